@@ -1,0 +1,1 @@
+"""From a folder of unlabeled videos to an image backbone."""

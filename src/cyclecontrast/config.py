@@ -1,0 +1,287 @@
+"""Every option of every command, as typed records; it knows nothing of pixels, networks or losses.
+
+A field that the user did not set is absent from `model_fields_set`: that is how a preset knows what it may
+decide. The defaults written here for the method are those of the paper's text (preset `paper`).
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
+
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+MAY_CHANGE = frozenset({"resume", "out", "workers", "device", "log_every", "checkpoint_every"})
+"""Settings of a run that may differ when it is resumed, because they change nothing in what it computes."""
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+
+
+class PrepareConfig(BaseModel):
+    """Videos → frames on disk."""
+
+    model_config = STRICT
+    videos: Path = Field(description="folder of video files, searched with all its subfolders")
+    out: Path = Field(description="folder of the frame store to make or to go on with")
+    frames_per_video: Count | None = Field(None, description="this many frames, spread evenly (R2V2: 4)")
+    fps: Positive | None = Field(None, description="this many frames per second; 2 where no policy is named")
+    every: Count | None = Field(None, description="every K-th frame")
+    keyframes: bool = Field(False, description="keyframes only, the cheapest to decode")
+    size: Count = Field(256, description="short side in pixels; smaller frames are never enlarged")
+    quality: int = Field(90, ge=1, le=100, description="JPEG quality")
+    max_pixels: Count = Field(64_000_000, description="videos with larger frames are skipped with a reason")
+    shard_mb: Count = Field(256, description="video bytes per shard, in MB: the unit of work and of resuming")
+    workers: Whole | None = Field(None, description="processes; default: the number of cores")
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> Self:
+        named = [
+            flag
+            for flag, value in (
+                ("--frames-per-video", self.frames_per_video),
+                ("--fps", self.fps),
+                ("--every", self.every),
+                ("--keyframes", self.keyframes or None),
+            )
+            if value is not None
+        ]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} exclude each other; name one")
+        return self
+
+
+class PretrainConfig(BaseModel):
+    """Frames → backbone: the method, its optimizer, and what `auto` may decide."""
+
+    model_config = STRICT
+    data: Path = Field(
+        description="a prepared store, a folder of videos, a tree of frames, or the R2V2 layout"
+    )
+    out: Path = Field(description="folder of the run to make")
+    preset: Literal["auto", "paper", "release"] = Field(
+        "auto", description="auto: sized from the data and the hardware; paper: its text; release: its script"
+    )
+    objective: Literal["intra-image", "intra-video", "cycle"] = Field("cycle", description="what is trained")
+
+    backbone: str = Field(
+        "resnet18", description="resnet10|18|34|50, with -small (3x3 stem) and -wN (width), or timm:<name>"
+    )
+    init: str | None = Field(None, description="start from this model's backbone instead of random weights")
+    projector: Literal["linear", "mlp"] = Field("linear", description="one layer (paper) or two (release)")
+    projector_dim: Count = Field(64, description="length of the unit vectors that the losses compare")
+
+    temperature: Positive = Field(0.07, description="of all three softmaxes")
+    cycle_weight: NonNegative = Field(0.1, description="λ of Eq. 6")
+    cycle_start: Fraction = Field(0.0, description="part of the training after which λ is switched on")
+    queue_size: Count = Field(65_536, description="keys of the intra loss")
+    cycle_queue_size: Count = Field(65_536, description="keys of the cycle loss: support and negatives")
+    support_size: Count = Field(16_384, description="keys drawn for the soft nearest neighbor (U)")
+    top_k: Count | None = Field(None, description="only the K most similar of the support (Table 7)")
+    mask_own_video: bool = Field(True, description="keys of the query's own video are no candidates")
+    split_by: Literal["frame", "video"] = Field("frame", description="what support and negatives may not share")
+    distinct_frames: bool = Field(True, description="the positive is another frame than the query")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="of the momentum encoder")
+    bn_groups: Count = Field(8, description="groups that the keys are shuffled into for BatchNorm, all processes together")
+
+    image_size: Annotated[int, Field(ge=8)] = Field(224, description="side of the square views in pixels")
+    augmentation: Literal["moco-v1", "moco-v2"] = Field("moco-v1", description="recipe of the random views")
+    min_crop: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="smallest part of a frame's area in a crop")
+    flip: bool = Field(True, description="mirror half of the views; off where left and right differ in meaning")
+
+    batch_size: Count = Field(256, description="videos per step, over all processes")
+    epochs: Count = Field(200, description="passes over the videos")
+    steps: Count | None = Field(None, description="updates in all; overrides --epochs")
+    learning_rate: Positive = Field(0.06, description="at its peak")
+    schedule: Literal["cosine", "step"] = Field("step", description="cosine, or ÷10 at 60 % and at 80 %")
+    warmup: Fraction = Field(0.0, description="part of the training in which the learning rate rises")
+    sgd_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of the optimizer")
+    weight_decay: NonNegative = Field(1e-4, description="of the optimizer")
+    gradient_clip: Positive | None = Field(None, description="largest norm of the gradient")
+
+    seed: Whole = Field(0, description="all randomness is a function of it")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
+    workers: Whole | None = Field(None, description="processes that load and augment; default: the number of cores")
+    checkpoint_every: Count = Field(1000, description="steps between checkpoints")
+    log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
+    resume: Path | None = Field(None, description="go on with this run; its settings must stay as they are")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_run(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Complete what is asked with the settings of the run that is resumed, and refuse what differs."""
+        if values.get("resume") is None:
+            return values
+        path = Path(values["resume"]) / "config.toml"
+        if not path.exists():
+            raise ValueError(f"resume: {path} does not exist; name the folder of a run")
+        saved = tomllib.loads(path.read_text()) | {"out": values["resume"]}
+        changed = [
+            f"{name}: {saved.get(name)} in the run, {value} asked"
+            for name, value in values.items()
+            if name not in MAY_CHANGE and str(saved.get(name)) != str(value)
+        ]
+        if changed:
+            raise ValueError("resume: settings must stay as they are; " + "; ".join(changed))
+        return saved | values
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.objective != "cycle" or not {"support_size", "cycle_queue_size"} <= self.model_fields_set:
+            return self
+        problems = []
+        if self.support_size >= self.cycle_queue_size:
+            problems.append(
+                f"support_size ({self.support_size}) leaves no negatives in cycle_queue_size "
+                f"({self.cycle_queue_size}); make the support smaller or the queue larger"
+            )
+        if self.top_k is not None and self.top_k > self.support_size:
+            problems.append(f"top_k ({self.top_k}) is more than support_size ({self.support_size})")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+PRESETS: dict[str, dict[str, object]] = {
+    "paper": {
+        "projector": "linear",
+        "projector_dim": 64,
+        "temperature": 0.07,
+        "cycle_weight": 0.1,
+        "cycle_start": 0.0,
+        "queue_size": 65_536,
+        "cycle_queue_size": 65_536,
+        "support_size": 16_384,
+        "top_k": None,
+        "mask_own_video": True,
+        "split_by": "frame",
+        "distinct_frames": True,
+        "momentum": 0.999,
+        "bn_groups": 8,
+        "image_size": 224,
+        "augmentation": "moco-v1",
+        "min_crop": 0.2,
+        "flip": True,
+        "batch_size": 256,
+        "epochs": 200,
+        "learning_rate": 0.06,
+        "schedule": "step",
+        "warmup": 0.0,
+        "sgd_momentum": 0.9,
+        "weight_decay": 1e-4,
+    },
+    "release": {
+        "projector": "mlp",
+        "projector_dim": 128,
+        "temperature": 0.07,
+        "cycle_weight": 0.1,
+        "cycle_start": 0.0,
+        "queue_size": 65_536,
+        "cycle_queue_size": 81_920,
+        "support_size": 16_384,
+        "top_k": None,
+        "mask_own_video": False,
+        "split_by": "frame",
+        "distinct_frames": False,
+        "momentum": 0.999,
+        "bn_groups": 8,
+        "image_size": 224,
+        "augmentation": "moco-v2",
+        "min_crop": 0.2,
+        "flip": True,
+        "batch_size": 512,
+        "epochs": 200,
+        "learning_rate": 0.06,
+        "schedule": "cosine",
+        "warmup": 0.0,
+        "sgd_momentum": 0.9,
+        "weight_decay": 1e-4,
+    },
+}
+"""Faithful settings by name: `paper` is what the text says, `release` what the authors' script runs."""
+
+
+class EvaluateConfig(BaseModel):
+    """What every protocol of `evaluate` takes."""
+
+    model_config = STRICT
+    model: str = Field(description="a run, a backbone file, a checkpoint, timm:<name>, or random:<backbone>")
+    data: Path = Field(description="train/<class> and val/<class>, or a frame tree with train.txt and test.txt")
+    out: Path | None = Field(None, description="folder of results; default: the run's, else ./results")
+    level: Literal["frame", "video"] = Field("frame", description="single frames, or the mean over a video")
+    image_size: Annotated[int, Field(ge=8)] | None = Field(None, description="default: the size it was trained at")
+    score_only: bool = Field(False, description="score the records of an earlier run again, without the model")
+    batch_size: Count = Field(256, description="images per forward pass")
+    workers: Whole | None = Field(None, description="processes that load images; default: the number of cores")
+    seed: Whole = Field(0, description="of random:<backbone> and of every random choice")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
+
+
+class KnnConfig(EvaluateConfig):
+    """Weighted k-nearest-neighbor classification on frozen features."""
+
+    k: tuple[Count, ...] = Field((10, 20, 100, 200), description="numbers of neighbors that vote")
+    temperature: Positive = Field(0.07, description="a neighbor's vote is exp(similarity / temperature)")
+
+
+class LinearConfig(EvaluateConfig):
+    """Linear classification on frozen features."""
+
+    probe: Literal["auto", "lbfgs", "sgd"] = Field(
+        "auto", description="lbfgs: convex fit without a learning rate; sgd: the paper's recipe; auto: by size"
+    )
+    epochs: Count = Field(100, description="of the sgd probe; ÷10 at 60 % and at 80 %")
+    learning_rate: Positive = Field(30.0, description="of the sgd probe, at batch 256; scaled with the batch")
+
+
+class EmbedConfig(BaseModel):
+    """One row per frame: frame index, video id, time, vector."""
+
+    model_config = STRICT
+    model: str = Field(description="a run, a backbone file, a checkpoint, timm:<name>, or random:<backbone>")
+    data: Path = Field(description="a prepared store, a tree of frames, the R2V2 layout, or a folder of images")
+    out: Path = Field(description="file to write, .parquet or .npz")
+    image_size: Annotated[int, Field(ge=8)] | None = Field(None, description="default: the size it was trained at")
+    batch_size: Count = Field(256, description="images per forward pass")
+    workers: Whole | None = Field(None, description="processes that load images; default: the number of cores")
+    seed: Whole = Field(0, description="of random:<backbone>")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
+
+    @model_validator(mode="after")
+    def _known_suffix(self) -> Self:
+        if self.out.suffix.lower() not in {".parquet", ".npz"}:
+            raise ValueError(f"out ({self.out}) must end in .parquet or .npz")
+        return self
+
+
+class ExportConfig(BaseModel):
+    """A backbone → a file that other tools load."""
+
+    model_config = STRICT
+    model: str = Field(description="a run, a backbone file, a checkpoint, timm:<name>, or random:<backbone>")
+    format: Literal["safetensors", "torchvision"] = Field("safetensors", description="what the file is for")
+    out: Path | None = Field(None, description="file to write; default: backbone.safetensors or backbone.pth")
+    seed: Whole = Field(0, description="of random:<backbone>")
+
+
+class ReportConfig(BaseModel):
+    """Runs → one static HTML file."""
+
+    model_config = STRICT
+    runs: tuple[Path, ...] = Field(min_length=1, description="run folders, shown side by side")
+    out: Path | None = Field(None, description="file to write; default: report.html in the first run")
+
+
+class DemoConfig(BaseModel):
+    """Built-in videos → frames → backbone → evaluation → report."""
+
+    model_config = STRICT
+    out: Path = Field(Path("demo"), description="folder of the demo's videos, frames, runs and report")
+    compare: bool = Field(False, description="train intra-image and intra-video beside the full method")
+    seeds: Count = Field(1, description="trainings of each objective")
+    workers: Whole | None = Field(None, description="processes; default: the number of cores")

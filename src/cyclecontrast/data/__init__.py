@@ -1,0 +1,1 @@
+"""Floor 1, pixels: from video files to batches of augmented views."""

@@ -1,0 +1,140 @@
+"""Random views of a frame: parameters are drawn once per view, then applied by an executor that draws nothing.
+
+The executor here is OpenCV's, for worker processes; it knows nothing of where frames or random numbers come from.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from cyclecontrast.data.frames import Pixels
+
+
+class Recipe(NamedTuple):
+    """Strengths and probabilities from which views are drawn."""
+
+    jitter: tuple[float, float, float, float]
+    jitter_probability: float
+    gray_probability: float
+    blur_probability: float
+    min_crop: float = 0.2
+    flip: bool = True
+
+
+RECIPES = {
+    "moco-v1": Recipe((0.4, 0.4, 0.4, 0.4), 1.0, 0.2, 0.0),
+    "moco-v2": Recipe((0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5),
+}
+BLUR_SIGMA = (0.1, 2.0)
+BLUR_AT_SIDE = 224
+ASPECT = (3 / 4, 4 / 3)
+
+
+class Crop(NamedTuple):
+    """A box in pixels of the frame."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+class Jitter(NamedTuple):
+    """Colour changes: factors around 1, hue in turns, and the order in which they are applied."""
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    order: tuple[int, ...]
+
+
+class View(NamedTuple):
+    """Everything random about one view; `blur` is σ in pixels at a side of 224, 0 for none."""
+
+    crop: Crop
+    flip: bool
+    jitter: Jitter | None
+    gray: bool
+    blur: float
+
+
+def draw_view(rng: np.random.Generator, height: int, width: int, recipe: Recipe) -> View:
+    """Draw the parameters of one view of a frame of this size."""
+    crop = _draw_crop(rng, height, width, recipe.min_crop)
+    flip = bool(rng.random() < 0.5) and recipe.flip
+    jitter = _draw_jitter(rng, recipe.jitter) if rng.random() < recipe.jitter_probability else None
+    gray = bool(rng.random() < recipe.gray_probability)
+    blur = float(rng.uniform(*BLUR_SIGMA)) if rng.random() < recipe.blur_probability else 0.0
+    return View(crop, flip, jitter, gray, blur)
+
+
+def apply_view(image: Pixels, view: View, size: int) -> Pixels:
+    """Execute a view with OpenCV: RGB (height, width, 3) → (size, size, 3); cropped before anything else.
+
+    Differs from the release: σ of the blur scales with the side, so that small views keep their content.
+    """
+    left, top, width, height = view.crop
+    pixels = image[top : top + height, left : left + width]
+    method = cv2.INTER_AREA if min(width, height) > size else cv2.INTER_LINEAR
+    pixels = cv2.resize(pixels, (size, size), interpolation=method)
+    if view.flip:
+        pixels = cv2.flip(pixels, 1)
+    if view.jitter is not None:
+        factors = view.jitter[:4]
+        for change in view.jitter.order:
+            pixels = _CHANGES[change](pixels, factors[change])
+    if view.gray:
+        pixels = cv2.cvtColor(_luma(pixels), cv2.COLOR_GRAY2RGB)
+    if view.blur:
+        pixels = cv2.GaussianBlur(pixels, (0, 0), max(view.blur * size / BLUR_AT_SIDE, 1e-3))
+    return pixels
+
+
+def _draw_crop(rng: np.random.Generator, height: int, width: int, min_crop: float) -> Crop:
+    for _ in range(10):
+        area = height * width * rng.uniform(min_crop, 1.0)
+        aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return Crop(int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h)
+    w = min(width, max(1, round(height * ASPECT[1])))
+    h = min(height, max(1, round(width / ASPECT[0])))
+    return Crop((width - w) // 2, (height - h) // 2, w, h)
+
+
+def _draw_jitter(rng: np.random.Generator, strength: tuple[float, float, float, float]) -> Jitter:
+    brightness, contrast, saturation = (float(rng.uniform(1 - s, 1 + s)) for s in strength[:3])
+    hue = float(rng.uniform(-strength[3], strength[3]))
+    return Jitter(brightness, contrast, saturation, hue, tuple(int(i) for i in rng.permutation(4)))
+
+
+def _luma(pixels: Pixels) -> Pixels:
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)  # type: ignore[no-any-return]
+
+
+def _brightness(pixels: Pixels, factor: float) -> Pixels:
+    return cv2.convertScaleAbs(pixels, alpha=factor)  # type: ignore[no-any-return]
+
+
+def _contrast(pixels: Pixels, factor: float) -> Pixels:
+    mean = round(float(_luma(pixels).mean()))
+    table = np.clip(np.rint(np.arange(256) * factor + (1 - factor) * mean), 0, 255).astype(np.uint8)
+    return cv2.LUT(pixels, table)  # type: ignore[no-any-return]
+
+
+def _saturation(pixels: Pixels, factor: float) -> Pixels:
+    gray = cv2.cvtColor(_luma(pixels), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(pixels, factor, gray, 1 - factor, 0)  # type: ignore[no-any-return]
+
+
+def _hue(pixels: Pixels, turns: float) -> Pixels:
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(round(turns * 256) % 256)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)  # type: ignore[no-any-return]
+
+
+_CHANGES: tuple[Callable[[Pixels, float], Pixels], ...] = (_brightness, _contrast, _saturation, _hue)

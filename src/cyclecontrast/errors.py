@@ -1,0 +1,43 @@
+"""The one exception that users are meant to read; everything else is a bug and keeps its traceback."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class UserError(Exception):
+    """Something the user can mend: each problem is one line that says what, where, and what to do."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def checked(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """Build a config from plain values; raises UserError that lists every mistake at once."""
+    try:
+        return config.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(*(_explain(item, config.model_fields) for item in error.errors())) from None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint that names the most similar known word, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _explain(item: Any, known: Iterable[str]) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{name} is no option{did_you_mean(name, known)}"
+    if item["type"] == "missing":
+        return f"{name} is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    if not name:
+        return str(message)
+    return f"{name}: {message[0].lower()}{message[1:]}, not {item['input']!r}"

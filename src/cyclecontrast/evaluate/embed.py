@@ -1,0 +1,147 @@
+"""The command `embed`: one row per frame, (video, index, time, vector), as Parquet or npz."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cyclecontrast.config import EmbedConfig
+from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.embeddings import Embeddings, Loading, embed_batches
+from cyclecontrast.evaluate.files import check_folder, replacing
+from cyclecontrast.evaluate.image_batches import StoreImages
+from cyclecontrast.model.backbone import Backbone
+from cyclecontrast.model.checkpoint import fingerprint, load_backbone
+
+ROWS_PER_GROUP = 8192
+
+T = TypeVar("T")
+
+
+class Embedded(NamedTuple):
+    """What `embed` wrote, and a line for each frame that it could not read."""
+
+    out: Path
+    num_frames: int
+    num_videos: int
+    dim: int
+    skipped: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Return one line to print, then one for each frame skipped."""
+        line = f"{self.num_frames:,} frames of {self.num_videos:,} videos, {self.dim} numbers each → {self.out}"
+        return "\n".join([f"{line}; {len(self.skipped)} skipped:" if self.skipped else line, *self.skipped])
+
+
+class _Rows(NamedTuple):
+    video: npt.NDArray[np.object_]
+    index: npt.NDArray[np.int32]
+    time: npt.NDArray[np.float64]
+    vector: npt.NDArray[np.float32]
+
+
+def embed(config: EmbedConfig) -> Embedded:
+    """Embed every frame and write the file in one piece; raises UserError with all that is wrong, writing nothing."""
+    backbone, store = _open(config)
+    about = {
+        "model_name": backbone.name,
+        "model_source": backbone.source,
+        "model_fingerprint": fingerprint(backbone),
+        "data_fingerprint": store.fingerprint,
+        "image_size": str(config.image_size or backbone.image_size),
+    }
+    tally = _Tally()
+    rows = tally.counted(embed_batches(backbone, StoreImages(store), Loading.of(config, backbone), "embedding"), store)
+    with replacing(config.out) as aside:
+        write = _write_parquet if config.out.suffix.lower() == ".parquet" else _write_npz
+        write(aside, rows, about, backbone.dim)
+        if tally.num_frames == 0:
+            raise UserError(f"{config.data}: none of its {len(tally.skipped)} frames can be read", *tally.skipped[:3])
+    return Embedded(config.out, tally.num_frames, len(tally.videos), backbone.dim, tuple(tally.skipped))
+
+
+class _Tally:
+    """Counts what passes, so that rows need not be kept to be counted."""
+
+    def __init__(self) -> None:
+        self.num_frames = 0
+        self.videos: set[int] = set()
+        self.skipped: list[str] = []
+
+    def counted(self, batches: Iterable[Embeddings], store: FrameStore) -> Iterator[_Rows]:
+        """Turn positions into rows that name their frame."""
+        for batch in batches:
+            videos = StoreImages(store).videos(batch.positions)
+            self.num_frames += len(videos)
+            self.videos.update(videos.tolist())
+            self.skipped += batch.problems
+            yield _rows(store, videos, batch)
+
+
+def _rows(store: FrameStore, videos: npt.NDArray[np.integer], batch: Embeddings) -> _Rows:
+    index = (batch.positions - store.starts[videos]).astype(np.int32)
+    names = np.array([store.video_id(int(video)) for video in videos], np.object_)
+    time = np.array([store.time(int(v), int(i)) for v, i in zip(videos, index, strict=True)], np.float64)
+    return _Rows(names, index, time, batch.vectors)
+
+
+def _open(config: EmbedConfig) -> tuple[Backbone, FrameStore]:
+    problems: list[str] = []
+    backbone = attempt(lambda: load_backbone(config.model, config.seed), problems)
+    store = attempt(lambda: FrameStore.open(config.data), problems)
+    attempt(lambda: check_folder(config.out.absolute().parent), problems)
+    if config.out.is_dir():
+        problems.append(f"{config.out}: is a folder; name a file to write")
+    if backbone is None or store is None or problems:
+        raise UserError(*problems)
+    return backbone, store
+
+
+def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
+    """Return what the action returns; where it fails, add its lines to `problems`, so that all are told at once."""
+    with contextlib.ExitStack() as stack:
+        stack.push(lambda _kind, error, _trace: isinstance(error, UserError) and not problems.extend(error.problems))
+        return action()
+    return None
+
+
+def _write_parquet(path: Path, rows: Iterable[_Rows], about: dict[str, str], dim: int) -> None:
+    columns = [
+        ("video", pa.string()),
+        ("index", pa.int32()),
+        ("time", pa.float64()),
+        ("vector", pa.list_(pa.float32(), dim)),
+    ]
+    with pq.ParquetWriter(path, pa.schema(columns, about)) as writer:
+        for group in _grouped(rows):
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(group.vector.ravel()), dim)
+            arrays = [pa.array(group.video, pa.string()), pa.array(group.index), pa.array(group.time), vectors]
+            writer.write_table(pa.table(arrays, schema=writer.schema))
+
+
+def _grouped(rows: Iterable[_Rows]) -> Iterator[_Rows]:
+    waiting: list[_Rows] = []
+    for batch in rows:
+        waiting.append(batch)
+        if sum(len(b.index) for b in waiting) >= ROWS_PER_GROUP:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(batches: Iterable[_Rows]) -> _Rows:
+    return _Rows(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+
+
+def _write_npz(path: Path, rows: Iterable[_Rows], about: dict[str, str], dim: int) -> None:
+    columns = _joined(list(rows))
+    arrays = {**columns._asdict(), "video": columns.video.astype(np.str_), **about}
+    with path.open("wb") as file:
+        np.savez(file, **arrays)

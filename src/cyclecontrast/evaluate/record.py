@@ -1,0 +1,60 @@
+"""Predictions on disk: written before they are scored, so that scoring can be repeated without the network."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cyclecontrast.config import EvaluateConfig
+from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.files import replacing
+from cyclecontrast.evaluate.result import About
+
+ABOUT = b"about"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row per test item, with all that its score needs."""
+
+    about: About
+    table: pa.Table
+
+    def save(self, folder: Path) -> Path:
+        """Write <folder>/records/<key>.parquet and return its path."""
+        path = record_path(folder, self.about.key)
+        with replacing(path) as aside:
+            pq.write_table(self.table.replace_schema_metadata({ABOUT: json.dumps(self.about.to_json())}), aside)
+        return path
+
+    @staticmethod
+    def load(folder: Path, key: str) -> "Record":
+        """Read the record with this key; raises UserError."""
+        path = record_path(folder, key)
+        if not path.exists():
+            raise UserError(
+                f"{path}: no such record; this model, data and settings were not evaluated into this folder, "
+                "run it once without --score-only"
+            )
+        try:
+            table = pq.read_table(path)
+            record = Record(About.from_json(json.loads(table.schema.metadata[ABOUT])), table)
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: the record cannot be read ({error}); run it again without --score-only") from error
+        if record.about.key != key:
+            raise UserError(f"{path}: is the record of {record.about.key}; run it again without --score-only")
+        return record
+
+
+def record_path(folder: Path, key: str) -> Path:
+    """Return where the record with this key lies below the folder of results."""
+    return folder / "records" / f"{key}.parquet"
+
+
+def results_folder(config: EvaluateConfig) -> Path:
+    """Return the folder of results: as asked, or that of the run that is evaluated, or ./results."""
+    if config.out is not None:
+        return config.out
+    return Path(config.model) / "results" if Path(config.model).is_dir() else Path("results")

@@ -1,0 +1,136 @@
+"""What an evaluation found, and everything needed to know what it is the result of; it knows no protocol.
+
+A result is a file of its own for each protocol, model, data and settings, so that none is taken for another's.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.files import replacing
+
+PACKAGES = ("cyclecontrast", "torch", "numpy", "scikit-learn", "opencv-python-headless", "pyarrow")
+NO_PART_OF_KEY = frozenset({"model", "data", "out", "score_only", "workers", "device"})
+
+Json = dict[str, Any]
+
+
+class ModelInfo(NamedTuple):
+    """Which backbone: `fingerprint` names its content, `source` says where it came from."""
+
+    name: str
+    source: str
+    fingerprint: str
+
+
+class DataInfo(NamedTuple):
+    """Which images: `fingerprint` names their content; numbers are those of the level, images or videos."""
+
+    path: str
+    fingerprint: str
+    num_train: int
+    num_test: int
+
+
+@dataclass(frozen=True)
+class About:
+    """The origin of predictions; `tag` names the variant of the protocol, and only equal tags may be compared."""
+
+    protocol: str
+    tag: str
+    config: Json
+    model: ModelInfo
+    data: DataInfo
+    notes: tuple[str, ...] = ()
+    details: Json = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: package_versions())
+
+    @property
+    def key(self) -> str:
+        """Name of the files of this result and its record."""
+        settings = {name: value for name, value in self.config.items() if name not in NO_PART_OF_KEY}
+        text = json.dumps([settings, self.data.fingerprint], sort_keys=True)
+        return f"{self.protocol}-{self.model.fingerprint}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def to_json(self) -> Json:
+        """Return what `from_json` takes."""
+        nested = {"model": self.model._asdict(), "data": self.data._asdict()}
+        return {**{item.name: getattr(self, item.name) for item in dataclasses.fields(self)}, **nested}
+
+    @staticmethod
+    def from_json(values: Json) -> "About":
+        """Rebuild what `to_json` gave."""
+        nested = {
+            "model": ModelInfo(**values["model"]),
+            "data": DataInfo(**values["data"]),
+            "notes": tuple(values["notes"]),
+        }
+        return About(**{**values, **nested})
+
+
+@dataclass(frozen=True)
+class Result:
+    """Metrics as fractions, and their breakdown per item (for classification: accuracy per class, confusion)."""
+
+    about: About
+    metrics: dict[str, float]
+    per_item: Json
+
+    @property
+    def protocol(self) -> str:
+        """Name of the protocol."""
+        return self.about.protocol
+
+    @property
+    def tag(self) -> str:
+        """Variant of the protocol."""
+        return self.about.tag
+
+    def save(self, folder: Path) -> Path:
+        """Write <folder>/<key>.json, one line per part, and return its path."""
+        path = folder / f"{self.about.key}.json"
+        parts: Json = {"metrics": self.metrics, **self.about.to_json(), "per_item": self.per_item}
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(part, allow_nan=False)}" for name, part in parts.items())
+        with replacing(path) as aside:
+            aside.write_text(f"{{\n{lines}\n}}\n")
+        return path
+
+    @staticmethod
+    def load(path: Path) -> "Result":
+        """Read what `save` wrote; raises UserError."""
+        try:
+            parts = json.loads(path.read_text())
+            metrics, per_item = parts.pop("metrics"), parts.pop("per_item")
+            return Result(About.from_json(parts), metrics, per_item)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: is no result of `cyclecontrast evaluate` ({error!r})") from error
+
+    def table(self) -> str:
+        """Return the result as text to print: percentages, then what was decided on the way."""
+        about = self.about
+        width = max(len(name) for name in self.metrics)
+        return "\n".join(
+            [
+                f"{about.tag} of {about.model.name} ({about.model.source}) on {about.data.path}, "
+                f"{about.data.num_train:,} train and {about.data.num_test:,} test",
+                *(f"  {name:{width}}  {100 * value:6.2f} %" for name, value in self.metrics.items()),
+                *(f"  {note}" for note in about.notes),
+            ]
+        )
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of everything that the numbers depend on."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed as a package"
+    return versions

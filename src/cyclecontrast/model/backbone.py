@@ -1,0 +1,207 @@
+"""Image → representation: ResNets whose weights carry torchvision's names, and any network of timm.
+
+A backbone knows how its input is normalised; it knows nothing of projectors, losses or files.
+"""
+
+import re
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cyclecontrast.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+NAME = re.compile(r"resnet(10|18|34|50)(-small)?(?:-w([1-9][0-9]*))?")
+BLOCKS = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3)}
+
+
+class Backbone(nn.Module):
+    """A network without its classifier, and what its user must know to feed it."""
+
+    def __init__(self, network: nn.Module, name: str, dim: int, image_size: int = 224) -> None:
+        super().__init__()
+        self.network = network
+        self.name = name
+        self.dim = dim
+        self.image_size = image_size
+        self.mean = IMAGENET_MEAN
+        self.std = IMAGENET_STD
+        self.source = "random weights"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (batch, 3, h, w) → representations (batch, dim)."""
+        return self.network(images)  # type: ignore[no-any-return]
+
+    def feature_map(self, images: Tensor, stage: int) -> Tensor:
+        """Normalised images → the output of stage 1 to 4 (batch, channels, h, w)."""
+        if stage not in (1, 2, 3, 4):
+            raise ValueError(f"stage {stage}: a backbone has stages 1 to 4")
+        if isinstance(self.network, ResNet):
+            return self.network.stage(images, stage)
+        maps = self.network.forward_intermediates(images, indices=4, intermediates_only=True)  # type: ignore[operator]
+        return maps[stage - 1]  # type: ignore[no-any-return]
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 (batch, 3, h, w) → what `forward` takes, on the same device."""
+        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, channels, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = _conv3x3(channels, channels, 1)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = _shortcut(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)) + shortcut)  # type: ignore[no-any-return]
+
+
+class Bottleneck(nn.Module):
+    """1x1, strided 3x3 and widening 1x1 convolution around a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _conv3x3(channels, channels, stride)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, channels * 4, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels * 4)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, channels * 4, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)) + shortcut)  # type: ignore[no-any-return]
+
+
+class ResNet(nn.Module):
+    """ResNet without classifier; `small` has a 3x3 stem of stride 1 and no max-pool, for images below 64 px."""
+
+    def __init__(
+        self, block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, ...], width: int, small: bool
+    ) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(3, width, 1) if small else nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
+        in_channels = width
+        for number, num_blocks in enumerate(blocks, start=1):
+            channels = width * 2 ** (number - 1)
+            stage = nn.Sequential()
+            for index in range(num_blocks):
+                stage.append(block(in_channels, channels, 2 if index == 0 and number > 1 else 1))
+                in_channels = channels * block.expansion
+            self.add_module(f"layer{number}", stage)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.apply(_initialise)
+
+    def stage(self, x: Tensor, last: int) -> Tensor:
+        """Return the output of stage `last`, 1 to 4."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for number in range(1, last + 1):
+            x = self.get_submodule(f"layer{number}")(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the last stage averaged over places (batch, dim)."""
+        return self.avgpool(self.stage(x, 4)).flatten(1)  # type: ignore[no-any-return]
+
+
+def make_backbone(name: str, seed: int = 0, image_size: int = 224) -> Backbone:
+    """Build a backbone with random weights, in training mode; raises UserError for a name that does not exist."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        if name.startswith("timm:"):
+            return _make_timm(name, pretrained=False)
+        match = NAME.fullmatch(name)
+        if match is None:
+            raise UserError(
+                f"backbone {name!r} is unknown; name resnet10, resnet18, resnet34 or resnet50, "
+                "with -small or -w<width> behind it (resnet18-small-w32), or timm:<name>"
+            )
+        depth, small, width = match[1], match[2] is not None, int(match[3] or 64)
+        block = Bottleneck if depth == "50" else BasicBlock
+        network = ResNet(block, BLOCKS[depth], width, small)
+        return Backbone(network, name, width * 8 * block.expansion, image_size)
+
+
+def load_timm(name: str) -> Backbone:
+    """Load `timm:<name>` with the weights that timm publishes for it; raises UserError."""
+    return _make_timm(name, pretrained=True)
+
+
+def _make_timm(name: str, pretrained: bool) -> Backbone:
+    timm = _import_timm()
+    try:
+        network = timm.create_model(name.removeprefix("timm:"), pretrained=pretrained, num_classes=0)
+    except Exception as error:  # timm raises many kinds for a wrong name or an absent download
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{name}: timm cannot make it ({reason}); `timm.list_models()` names all") from error
+    data: dict[str, Any] = timm.data.resolve_model_data_config(network)
+    backbone = Backbone(network, name, network.num_features, data["input_size"][-1])
+    backbone.mean, backbone.std = tuple(data["mean"]), tuple(data["std"])
+    backbone.source = f"{name}, weights of timm" if pretrained else "random weights"
+    return backbone
+
+
+def _import_timm() -> Any:
+    """Import timm, mending a torchvision whose compiled operators want CUDA where PyTorch has none."""
+    try:
+        return guarded_torchvision() and __import__("timm")
+    except ImportError as error:
+        raise UserError("timm:<name> needs the extra: pip install 'cyclecontrast[timm]'") from error
+
+
+_torchvision_operators: list[Any] = []
+
+
+def guarded_torchvision() -> Any:
+    """Import torchvision; where the plain import fails for its missing operators, declare them and try again."""
+    try:
+        return __import__("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    _torchvision_operators.append(library)
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return __import__("torchvision")
+
+
+def _conv3x3(in_channels: int, channels: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+
+
+def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == channels:
+        return None
+    conv = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+    return nn.Sequential(OrderedDict([("0", conv), ("1", nn.BatchNorm2d(channels))]))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

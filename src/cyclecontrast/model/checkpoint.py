@@ -1,0 +1,203 @@
+"""Files ↔ backbones: everything that `MODEL` may name on the command line.
+
+Files are read as safetensors or with `weights_only=True`, so none can execute code. A key that the backbone needs
+and the file lacks is an error: nothing is ever silently random.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from cyclecontrast.errors import UserError
+from cyclecontrast.model.backbone import BLOCKS, Backbone, ResNet, load_timm, make_backbone
+
+BACKBONE_FILE = "backbone.safetensors"
+BACKBONE_FORMAT = "cyclecontrast-backbone"
+HEADS = ("fc.", "q_cycle_fc.", "k_cycle_fc.", "head.", "classifier.")
+PREFERRED = ("encoder_q.", "base_encoder.", "online", "student")
+
+Weights = dict[str, Tensor]
+
+
+class Architecture(NamedTuple):
+    """What must be known beside the weights, written into the file and beside it."""
+
+    format: str
+    name: str
+    dim: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+
+
+def load_backbone(model: str | Path, seed: int = 0) -> Backbone:
+    """Load a backbone in evaluation mode; raises UserError with what is wrong and where.
+
+    `model` is a run folder, a backbone file, a checkpoint of this project, of the authors' release or of MoCo, a
+    torchvision or timm state dict, `timm:<name>` (published weights), `timm:<name>@<file>`, or `random:<backbone>`,
+    which `seed` draws.
+    """
+    name = str(model)
+    if name.startswith("random:"):
+        return make_backbone(name.removeprefix("random:"), seed).eval()
+    if name.startswith("timm:"):
+        timm_name, _, file = name.partition("@")
+        return (_fill(make_backbone(timm_name), _read(Path(file)), file) if file else load_timm(timm_name)).eval()
+    path = Path(name)
+    if path.is_dir():
+        return load_backbone(_backbone_of_run(path))
+    if not path.exists():
+        raise UserError(
+            f"model {name}: no such file or folder; name a run, a backbone or checkpoint file, timm:<name>, "
+            "or random:<backbone>"
+        )
+    return _load_file(path).eval()
+
+
+def save_backbone(backbone: Backbone, folder: Path) -> Path:
+    """Write backbone.safetensors, which describes itself, and the same description as .json beside it."""
+    about = Architecture(
+        BACKBONE_FORMAT, backbone.name, backbone.dim, backbone.image_size, backbone.mean, backbone.std, backbone.source
+    )
+    weights = {key: value.detach().cpu().contiguous() for key, value in backbone.network.state_dict().items()}
+    path = folder / BACKBONE_FILE
+    write_atomically(path, save(weights, {"about": json.dumps(about._asdict())}))
+    write_atomically(path.with_suffix(".json"), json.dumps(about._asdict(), indent=2).encode())
+    return path
+
+
+def fingerprint(backbone: Backbone) -> str:
+    """Name of a backbone's content: architecture, normalisation and weights, 16 hex digits."""
+    digest = hashlib.sha256(repr((backbone.name, backbone.mean, backbone.std)).encode())
+    for key, value in sorted(backbone.network.state_dict().items()):
+        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write aside, force to disk, rename: after a crash the file is the old one or the new one."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def _backbone_of_run(folder: Path) -> Path:
+    newest = sorted(folder.glob(f"checkpoints/step-*/{BACKBONE_FILE}"))
+    for path in (folder / BACKBONE_FILE, *reversed(newest)):
+        if path.exists():
+            return path
+    raise UserError(f"model {folder}: holds no {BACKBONE_FILE}; name a run folder that has made a checkpoint")
+
+
+def _load_file(path: Path) -> Backbone:
+    weights = _read(path)
+    about = _description(path)
+    if about is not None:
+        backbone = make_backbone(about.name, image_size=about.image_size)
+        backbone.mean, backbone.std = tuple(about.mean), tuple(about.std)  # type: ignore[assignment]
+        return _fill(backbone, weights, f"{path} ({about.source})")
+    prefix = _resnet_prefix(weights, path)
+    weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    return _fill(make_backbone(_resnet_name(weights, path)), weights, str(path))
+
+
+def _read(path: Path) -> Weights:
+    try:
+        content = load_file(path) if _is_safetensors(path) else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: holds more than weights, and loading it could run code; save its state_dict alone"
+        ) from error
+    except Exception as error:  # damaged files raise whatever their bytes lead to
+        raise UserError(f"{path}: cannot be read as weights ({_first_line(error)})") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path}: holds no state dict (a mapping of names to tensors)")
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _description(path: Path) -> Architecture | None:
+    if not _is_safetensors(path):
+        return None
+    with safetensors.safe_open(path, "pt") as file:
+        about = (file.metadata() or {}).get("about")
+    return None if about is None else Architecture(**json.loads(about))
+
+
+def _resnet_prefix(weights: Weights, path: Path) -> str:
+    marks = ("bn1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight")
+    stems = [key.removesuffix("conv1.weight") for key in weights if key.endswith("conv1.weight")]
+    found = [prefix for prefix in stems if all(prefix + mark in weights for mark in marks)]
+    chosen = [prefix for prefix in found if any(word in prefix for word in PREFERRED)] if len(found) > 1 else found
+    if len(chosen) == 1:
+        return chosen[0]
+    if found:
+        raise UserError(f"{path}: holds several backbones ({', '.join(found)}); save one of them alone")
+    some = ", ".join(list(weights)[:3])
+    raise UserError(
+        f"{path}: no ResNet found among its {len(weights)} keys (first: {some}); missing keys: conv1.weight, "
+        f"{', '.join(marks)}; for another network name its architecture: timm:<name>@{path}"
+    )
+
+
+def _resnet_name(weights: Weights, path: Path) -> str:
+    blocks = tuple(_num_blocks(weights, stage) for stage in (1, 2, 3, 4))
+    stem = weights["conv1.weight"]
+    bottleneck = "layer1.0.conv3.weight" in weights
+    for depth, known in BLOCKS.items():
+        if known == blocks and bottleneck == (depth == "50"):
+            small = "-small" if stem.shape[-1] == 3 else ""
+            width = "" if stem.shape[0] == 64 else f"-w{stem.shape[0]}"
+            return f"resnet{depth}{small}{width}"
+    raise UserError(f"{path}: a ResNet with {blocks} blocks, which is none of {', '.join(BLOCKS)}")
+
+
+def _num_blocks(weights: Weights, stage: int) -> int:
+    return len({key.split(".")[1] for key in weights if key.startswith(f"layer{stage}.")})
+
+
+def _fill(backbone: Backbone, weights: Weights, source: str) -> Backbone:
+    wanted = backbone.network.state_dict()
+    missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
+    problems = [f"{source}: {_some(missing)} missing for {backbone.name}"] if missing else []
+    if isinstance(backbone.network, ResNet):
+        extra = [key for key in weights if key not in wanted and not key.startswith(HEADS)]
+        problems += [f"{source}: {_some(extra)} unknown to {backbone.name}"] if extra else []
+    wrong = [
+        f"{key} {tuple(weights[key].shape)}, not {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    problems += [f"{source}: {_some(wrong)} of another shape than {backbone.name} has"] if wrong else []
+    if problems:
+        raise UserError(*problems)
+    backbone.network.load_state_dict({key: weights[key] for key in wanted if key in weights}, strict=False)
+    backbone.source = source
+    return backbone
+
+
+def _some(keys: list[str]) -> str:
+    listed = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    return f"{len(keys)} key{'s' if len(keys) > 1 else ''} ({listed})"

@@ -1,0 +1,68 @@
+"""Backbone + projectors = encoder; the momentum encoder is its slow follower.
+
+`Features` are unit vectors, one per projector: the two losses have different invariances and separate projectors.
+"""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from cyclecontrast.model.backbone import Backbone
+
+
+class Features(NamedTuple):
+    """Unit vectors (batch, dim) of the intra-video and of the cycle projector."""
+
+    intra: Tensor
+    cycle: Tensor
+
+
+class Encoder(nn.Module):
+    """Images → unit vectors."""
+
+    def __init__(self, backbone: Backbone, projector: str, dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.intra_projector = make_projector(projector, backbone.dim, dim)
+        self.cycle_projector = make_projector(projector, backbone.dim, dim)
+
+    def forward(self, images: Tensor) -> Features:
+        """Normalised images (batch, 3, h, w) → unit vectors in fp32."""
+        representation = self.backbone(images)
+        intra, cycle = self.intra_projector(representation), self.cycle_projector(representation)
+        return Features(normalize(intra.float(), dim=1), normalize(cycle.float(), dim=1))
+
+
+def make_projector(kind: str, in_dim: int, dim: int) -> nn.Module:
+    """Representation → vector before normalisation: `linear` (paper §4.1) or `mlp` (release)."""
+    if kind == "linear":
+        return nn.Linear(in_dim, dim)
+    return nn.Sequential(nn.Linear(in_dim, in_dim), nn.ReLU(inplace=True), nn.Linear(in_dim, dim))
+
+
+def make_momentum_encoder(encoder: Encoder) -> Encoder:
+    """Return a copy of the encoder that no gradient reaches."""
+    follower = copy.deepcopy(encoder)
+    return follower.requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(momentum_encoder: nn.Module, encoder: nn.Module, momentum: float) -> None:
+    """θ_k ← m·θ_k + (1 - m)·θ_q (§4.1), of the parameters; BatchNorm statistics are the follower's own."""
+    torch._foreach_lerp_(list(momentum_encoder.parameters()), list(encoder.parameters()), 1 - momentum)
+
+
+@torch.no_grad()
+def encode_in_groups(encoder: nn.Module, images: Tensor, num_groups: int, order: Tensor) -> Features:
+    """Encode keys in groups of a shuffled order, so that BatchNorm cannot tell which key belongs to which query.
+
+    `order` is a permutation of the batch; the features come back in the batch's own order. Groups hold two images
+    at least: BatchNorm over one image would say nothing of the others, and at 1x1 it has no variance.
+    """
+    num_groups = max(1, min(num_groups, len(images) // 2))
+    groups = [encoder(group) for group in images[order].chunk(num_groups)]
+    back = torch.argsort(order)
+    return Features(*(torch.cat(parts)[back] for parts in zip(*groups, strict=True)))

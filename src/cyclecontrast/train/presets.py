@@ -1,0 +1,70 @@
+"""What the user left open, decided: by the presets of the paper and the release, or from data and hardware.
+
+Every number in `auto` was chosen by a measurement that stands in docs/log.md.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from cyclecontrast.config import PRESETS, PretrainConfig
+from cyclecontrast.errors import checked
+
+SMALL_IMAGE = 64
+MIN_STEPS = 4000
+
+
+class DataSize(NamedTuple):
+    """What `auto` looks at: numbers of videos and frames, and the median short side of the frames."""
+
+    num_videos: int
+    num_frames: int
+    frame_side: int
+
+
+def resolve(config: PretrainConfig, data: DataSize, device: torch.device) -> PretrainConfig:
+    """Return the config with every open setting decided; what the user set stays. Raises UserError."""
+    chosen = {name: getattr(config, name) for name in config.model_fields_set}
+    preset = PRESETS.get(config.preset) or auto_settings(chosen, data, device)
+    return checked(PretrainConfig, config.model_dump() | preset | chosen)
+
+
+def auto_settings(chosen: dict[str, Any], data: DataSize, device: torch.device) -> dict[str, Any]:
+    """Return the settings that suit the data and the device, given what is already chosen."""
+    cpu = device.type == "cpu"
+    image_size = chosen.get("image_size", _image_size(data.frame_side, cpu))
+    batch_size = chosen.get("batch_size", 128 if cpu or data.num_videos < 10_000 else 256)
+    epochs = chosen.get("epochs", max(200, -(-MIN_STEPS * batch_size // data.num_videos)))
+    steps = chosen.get("steps") or epochs * data.num_videos // batch_size
+    queue_size = chosen.get("queue_size", _power_of_two(4 * data.num_videos, 2048, 65_536))
+    cycle_queue_size = chosen.get("cycle_queue_size", queue_size)
+    return {
+        "backbone": _backbone(image_size, cpu),
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "queue_size": queue_size,
+        "cycle_queue_size": cycle_queue_size,
+        "support_size": max(1, cycle_queue_size // 4),
+        "split_by": "video",
+        "cycle_start": 0.5,
+        "momentum": 0.99 if steps < 20_000 else 0.999,
+        "bn_groups": max(1, min(8, batch_size // 16)),
+        "augmentation": "moco-v2",
+        "schedule": "cosine",
+    }
+
+
+def _image_size(frame_side: int, cpu: bool) -> int:
+    limit = 112 if cpu else 224
+    return max(32, min(limit, frame_side // 8 * 8))
+
+
+def _backbone(image_size: int, cpu: bool) -> str:
+    if image_size > SMALL_IMAGE:
+        return "resnet18"
+    return "resnet18-small-w16" if cpu else "resnet18-small"
+
+
+def _power_of_two(number: int, least: int, most: int) -> int:
+    return min(most, max(least, 1 << (number - 1).bit_length()))

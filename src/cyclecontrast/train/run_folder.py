@@ -1,0 +1,120 @@
+"""RUN on disk: resolved config, metrics, checkpoints, the exported backbone. It knows nothing of how to train."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cyclecontrast.errors import UserError
+from cyclecontrast.model.backbone import Backbone
+from cyclecontrast.model.checkpoint import save_backbone, write_atomically
+
+STATE_FILE = "state.safetensors"
+KEEP = 2
+PACKAGES = ("cyclecontrast", "torch", "numpy", "opencv-python-headless", "av", "pyarrow", "scikit-learn")
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def write_config(run: Path, config: BaseModel) -> None:
+    """Write config.toml, which reruns the run: `cyclecontrast pretrain --config RUN/config.toml`."""
+    values = {k: v for k, v in config.model_dump(mode="json").items() if v is not None and k != "resume"}
+    write_atomically(run / "config.toml", tomli_w.dumps(values).encode())
+
+
+def write_about(run: Path, about: Mapping[str, Any]) -> None:
+    """Write run.json."""
+    write_atomically(run / "run.json", json.dumps(dict(about), indent=2).encode())
+
+
+def change_about(run: Path, **changes: Any) -> None:
+    """Change entries of run.json."""
+    write_about(run, json.loads((run / "run.json").read_text()) | changes)
+
+
+def append_metrics(run: Path, row: Mapping[str, Any]) -> None:
+    """Append one line to metrics.jsonl; numbers that are not finite become null."""
+    finite = {key: value if value == value and abs(value) != float("inf") else None for key, value in row.items()}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(finite) + "\n")
+
+
+def cut_metrics(run: Path, step: int) -> None:
+    """Drop the lines behind `step`, and a half-written one, so that a resumed run has each step once."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    write_atomically(path, "".join(kept).encode())
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def save_checkpoint(run: Path, step: int, state: dict[str, Tensor], backbone: Backbone) -> Path:
+    """Write checkpoints/step-XXXXXXXX aside and rename it; the newest two stay."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    aside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, aside / STATE_FILE)
+    with (aside / STATE_FILE).open("rb") as file:
+        os.fsync(file.fileno())
+    save_backbone(backbone, aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+    for old in checkpoints(run)[:-KEEP]:
+        shutil.rmtree(old)
+    return folder
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the finished checkpoints, oldest first."""
+    return sorted(path for path in run.glob("checkpoints/step-*") if path.name[5:].isdecimal())
+
+
+def load_checkpoint(run: Path) -> tuple[int, dict[str, Tensor]]:
+    """Return the step and the state of the newest checkpoint, step 0 without one; raises UserError."""
+    found = checkpoints(run)
+    if not found:
+        return 0, {}
+    try:
+        return int(found[-1].name[5:]), load_file(found[-1] / STATE_FILE)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{found[-1]} is damaged ({error}); delete it to resume from the one before") from error
+
+
+def flatten(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Join named state dicts into one, keys as `part/key`."""
+    return {f"{part}/{key}": value for part, state in parts.items() for key, value in state.items()}
+
+
+def unflatten(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Undo `flatten`; a part without any tensor comes back as soon as it is asked for."""
+    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, value in state.items():
+        part, _, key = name.partition("/")
+        parts[part][key] = value
+    return parts
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device's name as people know it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"

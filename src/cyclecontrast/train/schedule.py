@@ -1,0 +1,23 @@
+"""Learning rate and weight of the cycle loss as pure functions of how far the training is."""
+
+import math
+
+STEP_MILESTONES = (0.6, 0.8)
+
+
+def learning_rate(peak: float, done: float, schedule: str, warmup: float) -> float:
+    """Return the learning rate after the part `done` in [0, 1) of the training.
+
+    A linear rise over the part `warmup`, then half a cosine to zero, or a tenth at 60 % and a hundredth at 80 %
+    (epochs 120 and 160 of 200, as in MoCo).
+    """
+    if done < warmup:
+        return peak * done / warmup
+    if schedule == "step":
+        return peak * 0.1 ** sum(done >= milestone for milestone in STEP_MILESTONES)
+    return peak * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def cycle_weight(weight: float, done: float, start: float) -> float:
+    """Return λ after the part `done` of the training: nothing before `start`."""
+    return weight if done >= start else 0.0
