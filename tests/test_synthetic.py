@@ -115,7 +115,7 @@ def test_test_instances_are_held_out():
     assert not set(FONTS) & set(TEST_FONTS)
     everything = [instance for instances in drawn.values() for instance in instances]
     assert len({instance.fill for instance in everything}) == len(everything)
-    assert len({instance.scene for instance in everything}) == len(everything)
+    assert len({instance.scenes for instance in everything}) == len(everything)
 
 
 def test_categories_are_balanced_and_hidden():
@@ -141,31 +141,32 @@ def test_every_font_has_every_character(font):
         assert not np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).any()
 
 
-def test_the_object_persists_while_the_frames_change():
-    """Frames of one video share their colors far more than frames of two videos, yet differ in their pixels."""
-    spec = dataclasses.replace(SyntheticSpec(), num_frames=6)
-    videos = np.stack([render_frames(spec, 0, "pretrain", number) for number in range(40)])
-    first, last = (_hues(videos[:, index]) for index in (0, 5))
-    similar = first @ last.T
-    same = np.diag(similar)
-    assert same.mean() > 1.5 * similar[~np.eye(40, dtype=bool)].mean()
-    changes = np.abs(videos[:, 0].astype(float) - videos[:, 5]).mean(axis=(1, 2, 3))
+def test_cuts_change_the_scene_but_not_the_object():
+    """Within a scene the frames share their colors; across a cut the colors hardly tell the video any more."""
+    spec = dataclasses.replace(SyntheticSpec(), num_frames=8)
+    videos = np.stack([render_frames(spec, 0, "pretrain", number) for number in range(60)])
+    hues = [_hues(videos[:, index]) for index in (0, 1, 7)]
+    within, across = hues[0] @ hues[1].T, hues[0] @ hues[2].T
+    others = across[~np.eye(60, dtype=bool)].mean()
+    assert np.diag(within).mean() > 1.5 * others
+    assert np.diag(across).mean() < 0.75 * np.diag(within).mean()
+    changes = np.abs(videos[:, 0].astype(float) - videos[:, 7]).mean(axis=(1, 2, 3))
     assert changes.min() > 8
 
 
 def test_the_object_is_seen():
     """Object and scene differ in brightness in each video, and the object fills its part of the frame."""
-    shot = synthetic.Shot(0, 0, 0.9, 0, 0, 0, 0, 1, 1, 0, 0, 0)
+    shot = synthetic.Shot(0, 0, 0.9, 0, 0, 0, 0, 1, 1, 0, 0)
     for number in range(30):
         rng = np.random.default_rng(number)
         instance = draw_instance(SyntheticSpec(), 0, "pretrain", number)
         glyph = synthetic._glyph(rng, instance)
         opaque = np.zeros((192, 192, 3), np.float32)
-        frame = synthetic._frame(glyph[..., [3, 3, 3, 3]], opaque, shot, 48)[..., 0] > 128
+        frame = synthetic._frame(glyph[..., [3, 3, 3, 3]], opaque, shot, (1.0, 1.0, 1.0), 48)[..., 0] > 128
         extent = max(np.ptp(np.flatnonzero(frame.any(axis=axis))) + 1 for axis in (0, 1))
         assert 0.8 * 48 <= extent <= 0.95 * 48
         lumas = [np.dot(color, LUMA) for color in instance.fill[1:]]
-        grounds = [np.dot(color, LUMA) for paint in instance.scene for color in paint[1:]]
+        grounds = [np.dot(color, LUMA) for scene in instance.scenes for paint in scene[:2] for color in paint[1:]]
         assert min(lumas) > max(grounds) + 0.15 or max(lumas) < min(grounds) - 0.15
 
 

@@ -35,8 +35,8 @@ class PrepareConfig(BaseModel):
     size: Count = Field(256, description="short side in pixels; smaller frames are never enlarged")
     quality: int = Field(90, ge=1, le=100, description="JPEG quality")
     max_pixels: Count = Field(64_000_000, description="videos with larger frames are skipped with a reason")
-    shard_mb: Count = Field(256, description="video bytes per shard, in MB: the unit of work and of resuming")
-    workers: Whole | None = Field(None, description="processes; default: the number of cores")
+    shard_mb: Count = Field(256, description="most video bytes per shard, in MB: the unit of work and of resuming")
+    workers: Whole | None = Field(None, description="processes; 0: in this one; default: the number of cores")
 
     @model_validator(mode="after")
     def _one_policy(self) -> Self:
@@ -59,9 +59,7 @@ class PretrainConfig(BaseModel):
     """Frames → backbone: the method, its optimizer, and what `auto` may decide."""
 
     model_config = STRICT
-    data: Path = Field(
-        description="a prepared store, a folder of videos, a tree of frames, or the R2V2 layout"
-    )
+    data: Path = Field(description="a prepared store, a folder of videos, a tree of frames, or the R2V2 layout")
     out: Path = Field(description="folder of the run to make")
     preset: Literal["auto", "paper", "release"] = Field(
         "auto", description="auto: sized from the data and the hardware; paper: its text; release: its script"
@@ -72,7 +70,9 @@ class PretrainConfig(BaseModel):
         "resnet18", description="resnet10|18|34|50, with -small (3x3 stem) and -wN (width), or timm:<name>"
     )
     init: str | None = Field(None, description="start from this model's backbone instead of random weights")
-    projector: Literal["linear", "mlp"] = Field("linear", description="one layer (paper) or two (release)")
+    projector: Literal["linear", "mlp", "mlp-bn"] = Field(
+        "linear", description="one layer (paper), two (release), or two with BatchNorm"
+    )
     projector_dim: Count = Field(64, description="length of the unit vectors that the losses compare")
 
     temperature: Positive = Field(0.07, description="of all three softmaxes")
@@ -86,7 +86,9 @@ class PretrainConfig(BaseModel):
     split_by: Literal["frame", "video"] = Field("frame", description="what support and negatives may not share")
     distinct_frames: bool = Field(True, description="the positive is another frame than the query")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="of the momentum encoder")
-    bn_groups: Count = Field(8, description="groups that the keys are shuffled into for BatchNorm, all processes together")
+    bn_groups: Count = Field(
+        8, description="groups that the keys are shuffled into for BatchNorm, all processes together"
+    )
 
     image_size: Annotated[int, Field(ge=8)] = Field(224, description="side of the square views in pixels")
     augmentation: Literal["moco-v1", "moco-v2"] = Field("moco-v1", description="recipe of the random views")

@@ -132,7 +132,7 @@ def _open_folders(root: Path) -> LabeledImages:
         images = {name: list(_images_below(root, f"{split}/{name}")) for name in classes}
         problems += [f"{root / split / name}: holds no images" for name, found in images.items() if not found]
         splits.append(_split(root, [_Video(x, label, [x]) for label, c in enumerate(classes) for x in images[c]]))
-    _raise(problems)
+    raise_problems(problems)
     return LabeledImages(root, classes, *splits)
 
 
@@ -180,7 +180,7 @@ def _open_lists(root: Path) -> LabeledImages:
     labels = sorted(known)
     splits = [_split(root, list(_listed_videos(root, lines, labels, problems))) for lines in (train, test)]
     names = _class_names(root / "classes.txt", labels, problems)
-    _raise(problems)
+    raise_problems(problems)
     return LabeledImages(root, names, *splits)
 
 
@@ -193,7 +193,9 @@ def _read_list(path: Path, problems: list[str]) -> list[_Line]:
         if len(words) == 2 and words[1].isascii() and words[1].isdigit():
             lines.append(_Line(where, PurePosixPath(words[0]).as_posix(), int(words[1])))
         else:
-            problems.append(f"{where}: {' '.join(words)!r} is not `<video folder> <label>` with a whole number as label")
+            problems.append(
+                f"{where}: {' '.join(words)!r} is not `<video folder> <label>` with a whole number as label"
+            )
     if not lines and not problems:
         problems.append(f"{path}: lists no video")
     return lines
@@ -248,8 +250,8 @@ def _class_names(path: Path, labels: Sequence[int], problems: list[str]) -> tupl
     return tuple(names.get(label, str(label)) for label in labels)
 
 
-def _raise(problems: Sequence[str]) -> None:
-    if not problems:
-        return
-    more = len(problems) - MAX_LISTED
-    raise UserError(*problems[:MAX_LISTED], *([f"... and {more} more problems like these"] if more > 0 else []))
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise UserError where there are problems: the first few, and how many more there are."""
+    if problems:
+        more = len(problems) - MAX_LISTED
+        raise UserError(*problems[:MAX_LISTED], *([f"... and {more} more"] if more > 0 else []))

@@ -1,8 +1,9 @@
 """Videos → a frame store on disk, as a job that may be killed at any moment and goes on where it was.
 
 The plan (which video goes into which shard) is written first; a shard is done when its videos.parquet exists;
-the store's own two tables are rebuilt from those of the shards. So the bytes of a store depend on the videos and
-the settings only, not on the number of workers nor on interruptions.
+the store's own two tables are rebuilt from those of the shards. So an interruption costs at most the shards in
+hand, one per worker, and the bytes of a store depend on the videos and the settings only, not on the number of
+workers nor on interruptions.
 """
 
 import fcntl
@@ -21,6 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -102,7 +104,8 @@ class VideoRow(NamedTuple):
     size_bytes: int = 0
 
 
-class FrameRow(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class FrameRow:
     """One row of frames.parquet; the fields are its columns."""
 
     video: str
@@ -164,8 +167,9 @@ class VideoNote(NamedTuple):
 class PrepareSummary:
     """What a store holds after `prepare`.
 
-    `num_new`: videos taken in by this call. `partial`: videos read in part, with what is missing. `changed`: ids
-    of videos whose file is another size than when its frames were taken.
+    `num_new`: files seen for the first time, or again after a change, since the store was last complete.
+    `partial`: videos read in part, with what is missing. `changed`: ids of videos whose file is another size
+    than when its frames were taken.
     """
 
     store: Path
@@ -211,9 +215,8 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
     try:
         with _opened_store(config.out, settings) as made:
             rows = _planned(_load(config.out), found, settings)
-            num_pending = sum(row.status == "pending" for row in rows.values())
             _run(config, settings, rows)
-            summary = _finish(config.out, found, num_pending)
+            summary = _finish(config.out, found)
             if summary.num_videos == 0:
                 _refuse_empty(summary, made)
             return summary
@@ -230,7 +233,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
 
 
 def _check(config: PrepareConfig, settings: Settings) -> list[FoundVideo]:
-    problems = [*_place_problems(config.videos, config.out), *_store_problems(config.out, settings)]
+    problems = list(_place_problems(config.videos, config.out) or _store_problems(config.out, settings))
     found: list[FoundVideo] = []
     if not config.videos.is_dir():
         problems.append(f"videos: {config.videos} is not a folder; name the folder that holds the videos")
@@ -246,12 +249,13 @@ def _check(config: PrepareConfig, settings: Settings) -> list[FoundVideo]:
     return found
 
 
-def _place_problems(videos: Path, out: Path) -> Iterator[str]:
+def _place_problems(videos: Path, out: Path) -> list[str]:
     source, target = videos.resolve(), out.resolve()
     if source == target or source in target.parents:
-        yield f"out: {out} lies inside the folder of videos {videos}; choose a place outside of it"
-    elif target in source.parents:
-        yield f"out: {out} holds the folder of videos {videos}; choose a place of its own"
+        return [f"out: {out} lies inside the folder of videos {videos}; choose a place outside of it"]
+    if target in source.parents:
+        return [f"out: {out} holds the folder of videos {videos}; choose a place of its own"]
+    return []
 
 
 def _store_problems(out: Path, settings: Settings) -> Iterator[str]:
@@ -304,14 +308,12 @@ def _opened_store(out: Path, settings: Settings) -> Iterator[list[Path]]:
         # A process that has ended in the meantime may have made the store with other settings.
         if problems := list(_store_problems(out, settings)):
             raise UserError(*problems)
-        shards = out / "shards"
-        shards.mkdir(exist_ok=True)
-        for leftover in (*out.glob("*.part"), *shards.glob("*.part")):
-            leftover.unlink()
+        _clear(out)
         if not (out / "store.json").exists():
             header = {"format": FORMAT, "version": VERSION, "settings": asdict(settings)}
             with _replaced(out / "store.json") as file:
                 file.write((json.dumps(header, indent=2) + "\n").encode())
+        (out / "shards").mkdir(exist_ok=True)
         yield made
 
 
@@ -335,9 +337,14 @@ def _replaced(path: Path) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
+def _clear(out: Path) -> None:
+    """Removes what killed processes left half-written."""
+    for leftover in (*out.glob("*.part"), *(out / "shards").glob("*.part")):
+        leftover.unlink(missing_ok=True)
+
+
 def _table(rows: Sequence[VideoRow] | Sequence[FrameRow], schema: pa.Schema) -> pa.Table:
-    columns = zip(*rows, strict=True) if rows else [()] * len(schema.names)
-    return pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
+    return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
 
 
 def _write_videos(path: Path, rows: Sequence[VideoRow]) -> None:
@@ -346,7 +353,10 @@ def _write_videos(path: Path, rows: Sequence[VideoRow]) -> None:
 
 
 def _read_videos(path: Path) -> list[VideoRow]:
-    columns = pq.read_table(path, schema=VIDEO_SCHEMA).to_pydict()
+    try:
+        columns = pq.read_table(path, schema=VIDEO_SCHEMA).to_pydict()
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UserError(f"out: {path} is damaged; make a new store in another folder") from error
     return [VideoRow(*values) for values in zip(*columns.values(), strict=True)]
 
 
@@ -506,10 +516,9 @@ _reports: Connection | None = None
 
 
 def _start_worker(lifeline: Connection, reports: Connection) -> None:
-    """First act of a worker: Ctrl-C is the parent's affair, and the end of the parent is the worker's end."""
+    """First act of a worker: the end of the parent, or its wish to stop, is to be the worker's end."""
     global _reports
     _reports = reports
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     threading.Thread(target=_follow, args=(lifeline,), daemon=True).start()
 
@@ -530,7 +539,19 @@ def _write_shard_and_report(job: ShardJob) -> None:
 
 
 def _ready() -> None:
-    pass
+    """Work that only a process which has started can do."""
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block; processes started in it never get it."""
+    # Python's helper process lifts the mask while it starts, so it has to be there before.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Workers:
@@ -545,7 +566,7 @@ class _Workers:
 
     def __enter__(self) -> "_Workers":
         try:
-            self._pool.submit(_ready).result()
+            self._submit(_ready).result()
         except BrokenProcessPool:
             self._close()
             raise UserError(
@@ -572,7 +593,8 @@ class _Workers:
         try:
             while jobs or in_hand:
                 while jobs and len(in_hand) < self.num_workers:
-                    in_hand[self._pool.submit(work, jobs[0])] = jobs.popleft()
+                    future = self._submit(work, jobs[0])
+                    in_hand[future] = jobs.popleft()
                 done, _ = wait(in_hand, timeout=0.2, return_when=FIRST_COMPLETED)
                 self._pass_on_reports()
                 for future in done:
@@ -581,6 +603,10 @@ class _Workers:
         except BrokenProcessPool:
             return list(in_hand.values())
         return []
+
+    def _submit(self, work: Callable[..., None], *args: ShardJob) -> Future[None]:
+        with _interrupts_held():
+            return self._pool.submit(work, *args)
 
     def _pass_on_reports(self) -> None:
         while self._reports.poll():
@@ -660,14 +686,17 @@ def _progress_bar(pending: Sequence[VideoRow]) -> Iterator[Report]:
 # --- the end ---------------------------------------------------------------------------------------------------
 
 
-def _finish(out: Path, found: Sequence[FoundVideo], num_pending: int) -> PrepareSummary:
+def _finish(out: Path, found: Sequence[FoundVideo]) -> PrepareSummary:
     """Rebuilds the store's two tables from those of the shards; the one of videos, last, makes it complete."""
-    rows = _load(out)
+    table = out / "videos.parquet"
+    num_pending = sum(row.status == "pending" for row in _read_videos(table))
     if num_pending:
+        _clear(out)
+        # A video that was tried again stands in two shards; the later one counts.
         rows = {row.id: row for shard in _shards(out, "videos.parquet") for row in _read_videos(shard)}
         _join_frames(out)
-        _write_videos(out / "videos.parquet", _in_order(rows.values()))
-    return _summary(out, rows, found, num_pending)
+        _write_videos(table, _in_order(rows.values()))
+    return _summary(out, _read_videos(table), found, num_pending)
 
 
 def _shards(out: Path, suffix: str) -> list[Path]:
@@ -687,8 +716,8 @@ def _join_frames(out: Path) -> None:
             writer.write_table(pa.concat_tables(tables))
 
 
-def _summary(out: Path, rows: dict[str, VideoRow], found: Sequence[FoundVideo], num_new: int) -> PrepareSummary:
-    ordered = sorted(rows.values())
+def _summary(out: Path, rows: Sequence[VideoRow], found: Sequence[FoundVideo], num_new: int) -> PrepareSummary:
+    ordered = sorted(rows, key=lambda row: row.id)
     ok = [row for row in ordered if row.status == "ok"]
     sizes = {video.id: video.size_bytes for video in found}
     return PrepareSummary(

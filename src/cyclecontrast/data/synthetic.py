@@ -121,15 +121,26 @@ class Paint(NamedTuple):
     high: Color
 
 
+class Scene(NamedTuple):
+    """A background of two textures, and the colour of its light: a factor for each of R, G, B."""
+
+    first: Paint
+    second: Paint
+    light: Color
+
+
 class Instance(NamedTuple):
-    """What stays the same throughout a video; stroke is what each side of a line grows by, in glyph pixels."""
+    """The object, which stays the same throughout a video, and the scenes that it is cut through.
+
+    stroke is what each side of a line grows by, in glyph pixels.
+    """
 
     category: int
     font: str
     stroke: int
     fill: Paint
     outline: Color | None
-    scene: tuple[Paint, Paint]
+    scenes: tuple[Scene, ...]
 
 
 class Shot(NamedTuple):
@@ -144,18 +155,19 @@ class Shot(NamedTuple):
     pan_y: float
     zoom: float
     gain: float
-    warmth: float
     slope: float
     light_from: float
 
 
-LOWEST = Shot(-25, -0.2, 0.55, -1, -1, -1, -1, 0.7, 0.65, -0.12, 0.0, 0.0)
-HIGHEST = Shot(25, 0.2, 0.9, 1, 1, 1, 1, 1.3, 1.15, 0.12, 0.35, 2 * np.pi)
+LOWEST = Shot(-25, -0.2, 0.55, -1, -1, -1, -1, 0.7, 0.65, 0.0, 0.0)
+HIGHEST = Shot(25, 0.2, 0.9, 1, 1, 1, 1, 1.3, 1.15, 0.35, 2 * np.pi)
 
 GLYPH_SIZE = 96
 """Pixels per em at which a glyph is drawn before it is put into a frame."""
-SCENE_SIDES = 4
+SCENE_SIDES = 3
 """Side of the scene, in sides of a frame: the room in which the camera moves."""
+NUM_SCENES = 4
+"""Cuts are what keeps the background from naming the video: only the object goes through all of it."""
 OVERSAMPLING = 2
 QUANTIZER = 3
 """Of the mpeg4 codec, 1 (best) to 31; mpeg4 is in every build of PyAV, H.264 is not."""
@@ -206,8 +218,12 @@ def render_frames(spec: SyntheticSpec, seed: int, split: Split, number: int) -> 
     rng = _generator(seed, split, number)
     instance = _draw(spec, seed, split, number, rng)
     glyph = _glyph(rng, instance)
-    scene = _scene(rng, instance, spec.size)
-    return np.stack([_frame(glyph, scene, shot, spec.size) for shot in _shots(rng, spec.num_frames)])
+    grounds = [_ground(rng, scene, spec.size) for scene in instance.scenes]
+    frames = []
+    for number, shot in enumerate(_shots(rng, spec.num_frames)):
+        cut = number * NUM_SCENES // spec.num_frames
+        frames.append(_frame(glyph, grounds[cut], shot, instance.scenes[cut].light, spec.size))
+    return np.stack(frames)
 
 
 class _Item(NamedTuple):
@@ -321,13 +337,18 @@ def _draw(spec: SyntheticSpec, seed: int, split: Split, number: int, rng: np.ran
         stroke=int(rng.integers(0, 3) if bold else rng.integers(1, 6)),
         fill=_paint(rng, *ink),
         outline=_color(rng, float(rng.uniform(*ground))) if rng.random() < 0.3 else None,
-        scene=(_paint(rng, *ground), _paint(rng, *ground)),
+        scenes=tuple(Scene(_paint(rng, *ground), _paint(rng, *ground), _light_color(rng)) for _ in range(NUM_SCENES)),
     )
 
 
 def _paint(rng: np.random.Generator, darkest: float, brightest: float) -> Paint:
     low, high = sorted(rng.uniform(darkest, brightest, 2))
     return Paint(rng.choice(get_args(Texture)), _color(rng, low), _color(rng, high))
+
+
+def _light_color(rng: np.random.Generator) -> Color:
+    red, green, blue = np.exp(rng.uniform(-0.4, 0.2, 3)).tolist()
+    return red, green, blue
 
 
 def _color(rng: np.random.Generator, luma: float) -> Color:
@@ -394,10 +415,10 @@ TEXTURES: dict[Texture, Callable[[np.random.Generator, int], Field]] = {
 }
 
 
-def _scene(rng: np.random.Generator, instance: Instance, size: int) -> Field:
+def _ground(rng: np.random.Generator, scene: Scene, size: int) -> Field:
     """Two textures that give way to each other over a square of SCENE_SIDES frames."""
     side = SCENE_SIDES * size
-    first, second = (_apply(rng, paint, side) for paint in instance.scene)
+    first, second = _apply(rng, scene.first, side), _apply(rng, scene.second, side)
     share = np.clip(6 * (_noise(rng, side) - 0.5) + 0.5, 0, 1)[..., None]
     return np.asarray(first * share + second * (1 - share), np.float32)
 
@@ -440,13 +461,13 @@ def _shots(rng: np.random.Generator, num_frames: int) -> list[Shot]:
     return [Shot(*row) for row in (lowest + (highest - lowest) * swing).tolist()]
 
 
-def _frame(glyph: Field, scene: Field, shot: Shot, size: int) -> Frames:
+def _frame(glyph: Field, scene: Field, shot: Shot, light: Color, size: int) -> Frames:
     side = OVERSAMPLING * size
     item = cv2.warpAffine(glyph, _pose(glyph, shot, side), (side, side), flags=cv2.INTER_LINEAR)
     item = cv2.resize(item, (size, size), interpolation=cv2.INTER_AREA)
     ground = cv2.warpAffine(scene, _camera(scene, shot, size), (size, size), flags=cv2.INTER_LINEAR)
     pixels = item[..., :3] + ground * (1 - item[..., 3:])
-    return np.asarray(np.clip(255 * pixels * _light(shot, size), 0, 255).round(), np.uint8)
+    return np.asarray(np.clip(255 * pixels * _light(shot, light, size), 0, 255).round(), np.uint8)
 
 
 def _pose(glyph: Field, shot: Shot, side: int) -> NDArray[np.float64]:
@@ -467,9 +488,8 @@ def _camera(scene: Field, shot: Shot, size: int) -> NDArray[np.float64]:
     return np.column_stack([shot.zoom * np.eye(2), -shot.zoom * corner])
 
 
-def _light(shot: Shot, size: int) -> Field:
-    """What each pixel is multiplied by, (size, size, 3): strength, warmth, and a slope across the frame."""
+def _light(shot: Shot, color: Color, size: int) -> Field:
+    """What each pixel is multiplied by, (size, size, 3): strength, colour, and a slope across the frame."""
     y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
     slope = 1 + shot.slope * (x * np.cos(shot.light_from) + y * np.sin(shot.light_from))
-    tint = np.array([1 + shot.warmth, 1, 1 - shot.warmth])
-    return np.asarray(shot.gain * slope[..., None] * tint, np.float32)
+    return np.asarray(shot.gain * slope[..., None] * np.array(color), np.float32)

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 Image: TypeAlias = NDArray[np.uint8]
 
-VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .apng .asf .avi .divx .dv .f4v .flv .gif .ivf .m1v .m2ts .m2v .m4v .mjpeg .mjpg .mkv .mod .mov"
-    " .mp4 .mpe .mpeg .mpg .mts .mxf .nut .ogm .ogv .qt .rm .rmvb .tod .ts .vob .webm .wmv .wtv .y4m".split()
+VIDEO_SUFFIXES = (
+    *(".3g2", ".3gp", ".apng", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".ivf", ".m1v", ".m2ts"),
+    *(".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf"),
+    *(".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tod", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
 )
 # Only containers that hold their own pictures: a playlist named .mp4 must not open other files or addresses.
 DEMUXERS = (
@@ -30,6 +31,8 @@ DEMUXERS = (
 )
 DEEPEST_REORDERING = 32
 """Frames that a packet may come before or after its place in time; H.264 and HEVC allow 16."""
+MOST_ROUNDING = 0.005
+"""Seconds by which a container may round a time: GIF counts in hundredths."""
 TRUNCATED_SECONDS, TRUNCATED_PART = 1.0, 0.05
 """A video that ends earlier than its header says, by more than both of these, is called truncated."""
 
@@ -95,12 +98,10 @@ def find_videos(root: Path) -> list[FoundVideo]:
 
 
 def _walk(root: Path, folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[FoundVideo]:
-    here = folder.stat()
-    identity = (here.st_dev, here.st_ino)
-    if identity in above:
-        return
     try:
-        entries = list(os.scandir(folder))
+        here = folder.stat()
+        identity = (here.st_dev, here.st_ino)
+        entries = [] if identity in above else list(os.scandir(folder))
     except OSError as error:
         if folder == root:
             raise
@@ -178,8 +179,10 @@ def _reason(error: Exception) -> str:
             return "permission denied"
         case IsADirectoryError():
             return "a folder, not a file"
-        case av.InvalidDataError():
+        case av.InvalidDataError() | EOFError():
             return "invalid data"
+        case av.PatchWelcomeError():
+            return "not supported by FFmpeg"
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
@@ -242,34 +245,34 @@ class OpenVideo:
 
     def _by_clock(self, policy: PerSecond | EveryKth) -> Iterator[tuple[Any, float]]:
         clock, last_tick = _Clock(self._stream, self._container), -1
-        # Containers round to their time base: half a unit early still belongs to the tick.
-        slack = float(self._stream.time_base) / 2 + 1e-9
+        # Containers round to their time base: what is early by half a unit still belongs to the tick.
+        slack = min(float(self._stream.time_base) / 2, MOST_ROUNDING) + 1e-9
         for ordinal, frame in enumerate(self._decoded(self._packets())):
             time = clock.seconds(frame)
-            if isinstance(policy, EveryKth):
-                tick = ordinal // policy.k
-            else:
-                tick = math.floor((time + slack) * policy.fps)
-            if tick > last_tick:
-                last_tick = tick
+            ticks = ordinal / policy.k if isinstance(policy, EveryKth) else (time + slack) * policy.fps
+            if math.floor(ticks) > last_tick:
+                last_tick = math.floor(ticks)
                 yield frame, time
 
     def _keyframes(self) -> Iterator[tuple[Any, float]]:
         self._stream.codec_context.skip_frame = "NONKEY"
-        start = self._stream.start_time or 0
+        start = self._stream.start_time
         for frame in self._decoded(self._packets()):
             if frame.key_frame:
+                start = frame.pts if start is None else start
                 known = frame.pts is not None
                 yield frame, float((frame.pts - start) * self._stream.time_base) if known else math.nan
 
     def _spread_evenly(self, num_frames: int) -> Iterator[tuple[Any, float]]:
         packets = self._scan()
         if _pts_are_true(packets, self._container):
-            return self._at_pts(_targets(packets, num_frames))
+            start = self._stream.start_time
+            if start is None:
+                start = min((packet.pts for packet in packets if packet.pts is not None), default=0)
+            return self._at_pts(_targets(packets, num_frames), start)
         return self._at_ordinals(_evenly(len(packets), num_frames))
 
-    def _at_pts(self, targets: deque[_Target]) -> Iterator[tuple[Any, float]]:
-        start = self._stream.start_time or 0
+    def _at_pts(self, targets: deque[_Target], start: int) -> Iterator[tuple[Any, float]]:
         for frame in self._decoded(self._needed_packets(targets)):
             if targets and frame.pts is not None and frame.pts >= targets[0].pts:
                 # A damaged frame is replaced by the next that decodes, once.
@@ -344,7 +347,8 @@ class OpenVideo:
             raise VideoError(f"frames of more than {self._max_pixels:,} pixels ({width}x{height})")
 
     def _rgb(self, frame: Any, size: int) -> Image:
-        rgb: Image = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        # Left to itself the scaler takes a thread per core, in every worker.
+        rgb = np.asarray(self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray(), dtype=np.uint8)
         turn = _Turn.of(frame)
         if self.width == 0:
             height, width = rgb.shape[:2]

@@ -1,9 +1,8 @@
 """The command `embed`: one row per frame, (video, index, time, vector), as Parquet or npz."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +13,12 @@ from cyclecontrast.config import EmbedConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.embeddings import Embeddings, Loading, embed_batches
-from cyclecontrast.evaluate.files import check_folder, replacing
+from cyclecontrast.evaluate.files import attempt, check_folder, replacing
 from cyclecontrast.evaluate.image_batches import StoreImages
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import fingerprint, load_backbone
 
 ROWS_PER_GROUP = 8192
-
-T = TypeVar("T")
 
 
 class Embedded(NamedTuple):
@@ -40,10 +37,10 @@ class Embedded(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    video: npt.NDArray[np.object_]
-    index: npt.NDArray[np.int32]
-    time: npt.NDArray[np.float64]
-    vector: npt.NDArray[np.float32]
+    videos: npt.NDArray[np.object_]
+    indices: npt.NDArray[np.int32]
+    times: npt.NDArray[np.float64]
+    vectors: npt.NDArray[np.float32]
 
 
 def embed(config: EmbedConfig) -> Embedded:
@@ -103,14 +100,6 @@ def _open(config: EmbedConfig) -> tuple[Backbone, FrameStore]:
     return backbone, store
 
 
-def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
-    """Return what the action returns; where it fails, add its lines to `problems`, so that all are told at once."""
-    with contextlib.ExitStack() as stack:
-        stack.push(lambda _kind, error, _trace: isinstance(error, UserError) and not problems.extend(error.problems))
-        return action()
-    return None
-
-
 def _write_parquet(path: Path, rows: Iterable[_Rows], about: dict[str, str], dim: int) -> None:
     columns = [
         ("video", pa.string()),
@@ -120,8 +109,8 @@ def _write_parquet(path: Path, rows: Iterable[_Rows], about: dict[str, str], dim
     ]
     with pq.ParquetWriter(path, pa.schema(columns, about)) as writer:
         for group in _grouped(rows):
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(group.vector.ravel()), dim)
-            arrays = [pa.array(group.video, pa.string()), pa.array(group.index), pa.array(group.time), vectors]
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(group.vectors.ravel()), dim)
+            arrays = [pa.array(group.videos, pa.string()), pa.array(group.indices), pa.array(group.times), vectors]
             writer.write_table(pa.table(arrays, schema=writer.schema))
 
 
@@ -129,7 +118,7 @@ def _grouped(rows: Iterable[_Rows]) -> Iterator[_Rows]:
     waiting: list[_Rows] = []
     for batch in rows:
         waiting.append(batch)
-        if sum(len(b.index) for b in waiting) >= ROWS_PER_GROUP:
+        if sum(len(b.indices) for b in waiting) >= ROWS_PER_GROUP:
             yield _joined(waiting)
             waiting = []
     if waiting:
@@ -142,6 +131,12 @@ def _joined(batches: Iterable[_Rows]) -> _Rows:
 
 def _write_npz(path: Path, rows: Iterable[_Rows], about: dict[str, str], dim: int) -> None:
     columns = _joined(list(rows))
-    arrays = {**columns._asdict(), "video": columns.video.astype(np.str_), **about}
+    arrays: dict[str, Any] = {
+        **about,
+        "video": columns.videos.astype(np.str_),
+        "index": columns.indices,
+        "time": columns.times,
+        "vector": columns.vectors,
+    }
     with path.open("wb") as file:
         np.savez(file, **arrays)

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from cyclecontrast.config import EmbedConfig, EvaluateConfig
+from cyclecontrast.data.labeled import raise_problems
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.image_batches import CenterCrop, ImageBatch, Images, in_order, load_image_batches
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.hardware import pick_device, pick_workers
-
-MAX_LISTED = 10
 
 
 class Loading(NamedTuple):
@@ -56,7 +55,7 @@ def frozen(backbone: Backbone, device: torch.device) -> Iterator[Backbone]:
 def encode(backbone: Backbone, batch: ImageBatch, device: torch.device) -> Tensor:
     """Return the representations of a batch (batch, dim); raises UserError where they are not finite."""
     with torch.inference_mode():
-        features = backbone(backbone.normalise(batch.pixels.to(device, non_blocking=True))).float()
+        features: Tensor = backbone(backbone.normalise(batch.pixels.to(device, non_blocking=True))).float()
         if not bool(features.isfinite().all()):
             raise UserError(f"{backbone.source}: the backbone gives values that are not finite; its weights are broken")
     return features
@@ -76,12 +75,5 @@ def embed_batches(backbone: Backbone, images: Images, loading: Loading, title: s
 def embed_images(backbone: Backbone, images: Images, loading: Loading, title: str) -> npt.NDArray[np.float32]:
     """Return one vector per image (num_images, dim); raises UserError naming the images that cannot be read."""
     batches = list(embed_batches(backbone, images, loading, title))
-    raise_unreadable([problem for batch in batches for problem in batch.problems])
+    raise_problems([problem for batch in batches for problem in batch.problems])
     return np.concatenate([batch.vectors for batch in batches])
-
-
-def raise_unreadable(problems: list[str]) -> None:
-    """Raise UserError for images that cannot be read, the first few by name."""
-    if problems:
-        more = len(problems) - MAX_LISTED
-        raise UserError(*problems[:MAX_LISTED], *([f"... and {more} more images"] if more > 0 else []))

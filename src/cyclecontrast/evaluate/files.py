@@ -1,11 +1,14 @@
-"""Files that are either the old one or the whole new one, however the program ends."""
+"""Output that is either the old file or the whole new one, and checks before anything is made."""
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from cyclecontrast.errors import UserError
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -29,3 +32,12 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{existing}: is a file; name a folder to write to")
     if not os.access(existing, os.W_OK):
         raise UserError(f"{existing}: may not be written to; name another folder")
+
+
+def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
+    """Return what the action returns; where it fails, add its lines to `problems`, so that all are told at once."""
+    try:
+        return action()
+    except UserError as error:
+        problems.extend(error.problems)
+        return None

@@ -74,6 +74,7 @@ class CenterCrop:
     size: int
 
     def __call__(self, image: Pixels, position: int) -> Pixels:
+        """Return the crop (size, size, 3)."""
         image = resize_short_side(image, round(self.size * CROP_MARGIN))
         top, left = (round((side - self.size) / 2) for side in image.shape[:2])
         return image[top : top + self.size, left : left + self.size]

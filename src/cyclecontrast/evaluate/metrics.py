@@ -39,7 +39,7 @@ def top_k_accuracy(scores: Floats, labels: Integers, k: int) -> float:
 
 def confusion_matrix(predicted: Integers, labels: Integers, num_classes: int) -> npt.NDArray[np.int64]:
     """Count items by label (rows) and predicted class (columns)."""
-    cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    cells: npt.NDArray[np.int64] = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes)
 
 
@@ -47,7 +47,8 @@ def per_class_accuracy(predicted: Integers, labels: Integers, num_classes: int) 
     """Return the part of each class's items that is predicted right (num_classes,); nan for a class without items."""
     counts = np.bincount(labels, minlength=num_classes).astype(np.float64)
     right = np.bincount(labels[predicted == labels], minlength=num_classes)
-    return np.divide(right, counts, out=np.full(num_classes, np.nan), where=counts > 0)
+    accuracy: npt.NDArray[np.float64] = np.divide(right, counts, out=np.full(num_classes, np.nan), where=counts > 0)
+    return accuracy
 
 
 def unit_vectors(vectors: Floats) -> Floats:
@@ -97,8 +98,9 @@ def vote(neighbors: Neighbors, labels: Integers, k: int, temperature: float, num
     similarities = neighbors.similarities[:, :k].astype(np.float64)
     weights = np.exp((similarities - similarities[:, :1]) / temperature)
     cells = np.arange(len(weights))[:, None] * num_classes + labels[neighbors.indices[:, :k]]
-    scores = np.bincount(cells.ravel(), weights.ravel(), minlength=len(weights) * num_classes)
-    return scores.reshape(len(weights), num_classes)
+    scores = np.zeros((len(weights), num_classes))
+    scores.ravel()[:] = np.bincount(cells.ravel(), weights.ravel(), minlength=scores.size)
+    return scores
 
 
 def knn_scores(

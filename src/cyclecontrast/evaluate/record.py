@@ -42,7 +42,9 @@ class Record:
             table = pq.read_table(path)
             record = Record(About.from_json(json.loads(table.schema.metadata[ABOUT])), table)
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: the record cannot be read ({error}); run it again without --score-only") from error
+            raise UserError(
+                f"{path}: the record cannot be read ({error}); run it again without --score-only"
+            ) from error
         if record.about.key != key:
             raise UserError(f"{path}: is the record of {record.about.key}; run it again without --score-only")
         return record

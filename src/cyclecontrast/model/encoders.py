@@ -37,10 +37,22 @@ class Encoder(nn.Module):
 
 
 def make_projector(kind: str, in_dim: int, dim: int) -> nn.Module:
-    """Representation → vector before normalisation: `linear` (paper §4.1) or `mlp` (release)."""
+    """Representation → vector before normalisation: `linear` (paper §4.1), `mlp` (release), or `mlp-bn`.
+
+    Differs from the release: `mlp-bn` normalises each dimension over the batch, which takes out what all images
+    share; without it the vectors of an untrained network are nearly one, and small data hardly begin to learn.
+    """
     if kind == "linear":
         return nn.Linear(in_dim, dim)
-    return nn.Sequential(nn.Linear(in_dim, in_dim), nn.ReLU(inplace=True), nn.Linear(in_dim, dim))
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(in_dim, in_dim), nn.ReLU(inplace=True), nn.Linear(in_dim, dim))
+    return nn.Sequential(
+        nn.Linear(in_dim, in_dim, bias=False),
+        nn.BatchNorm1d(in_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(in_dim, dim, bias=False),
+        nn.BatchNorm1d(dim, affine=False),
+    )
 
 
 def make_momentum_encoder(encoder: Encoder) -> Encoder:

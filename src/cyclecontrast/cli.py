@@ -1,0 +1,167 @@
+"""The door: parse, call, print. Options are the fields of the configs; nothing heavy is imported before it is needed."""
+
+import argparse
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cyclecontrast import commands, config
+from cyclecontrast.errors import UserError, checked, did_you_mean
+from cyclecontrast.evaluate.registry import PROTOCOLS
+
+
+class Command(NamedTuple):
+    """A command's options, which of them have no flag, and the function that it calls."""
+
+    config: type[BaseModel]
+    positional: tuple[str, ...]
+    run: commands.Runner
+
+
+COMMANDS = {
+    "demo": Command(config.DemoConfig, (), commands.run_demo),
+    "prepare": Command(config.PrepareConfig, ("videos",), commands.run_prepare),
+    "pretrain": Command(config.PretrainConfig, ("data",), commands.run_pretrain),
+    "embed": Command(config.EmbedConfig, ("model", "data"), commands.run_embed),
+    "export": Command(config.ExportConfig, ("model",), commands.run_export),
+    "report": Command(config.ReportConfig, ("runs",), commands.run_report),
+}
+EVALUATIONS = {
+    name: Command(protocol.config, ("model", "data"), commands.run_evaluate(name))
+    for name, protocol in PROTOCOLS.items()
+}
+HELP = ("-h", "--help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    try:
+        text = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(text)
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> str:
+    if not arguments or arguments[0] in HELP:
+        return _overview()
+    if arguments[0] == "--version":
+        return f"cyclecontrast {commands.version()}"
+    name, rest = arguments[0], arguments[1:]
+    if name != "evaluate":
+        return _call(name, _find(COMMANDS, name, "command", (*COMMANDS, "evaluate")), rest)
+    if not rest or rest[0] in HELP:
+        return _protocols()
+    return _call(f"evaluate {rest[0]}", _find(EVALUATIONS, rest[0], "protocol", EVALUATIONS), rest[1:])
+
+
+def _find(commands_by_name: dict[str, Command], name: str, kind: str, known: Sequence[str] | dict[str, Any]) -> Command:
+    if name not in commands_by_name:
+        raise UserError(f"{kind} {name!r} is unknown{did_you_mean(name, known)}; there are: {', '.join(known)}")
+    return commands_by_name[name]
+
+
+def _call(name: str, command: Command, arguments: list[str]) -> str:
+    parser = _make_parser(name, command)
+    if any(word in HELP for word in arguments):
+        return parser.format_help()
+    problems: list[str] = []
+    parsed, unknown = parser.parse_known_args(arguments)
+    given = vars(parsed)
+    flags = [f"--{field.replace('_', '-')}" for field in command.config.model_fields]
+    problems += [f"{word} is no option{did_you_mean(word, flags)}" for word in unknown if word.startswith("-")]
+    if unknown and not problems:
+        problems += [f"{' '.join(unknown)!r} is one argument too many"]
+    file, show = given.pop("config", None), given.pop("print_config", False)
+    try:
+        made = checked(command.config, _read_toml(file) | given)
+    except UserError as error:
+        raise UserError(*problems, *error.problems) from None
+    if problems:
+        raise UserError(*problems)
+    return commands.to_toml(made) if show else command.run(made)
+
+
+def _read_toml(file: str | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(Path(file).read_text())
+    except OSError as error:
+        raise UserError(f"config: {file} cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"config: {file} is no TOML ({error})") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"cyclecontrast {name}",
+        description=command.config.__doc__,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("--help", "-h", action="store_true", help="show this and stop")
+    parser.add_argument("--config", metavar="FILE", help="TOML file of options; flags override it")
+    parser.add_argument("--print-config", action="store_true", help="show the options as TOML and stop")
+    for field_name, field in command.config.model_fields.items():
+        if field_name in command.positional:
+            number = "*" if _is_many(field) else "?"
+            parser.add_argument(field_name, metavar=field_name.upper(), nargs=number, help=field.description)
+            continue
+        _add_flag(parser, field_name, field)
+    return parser
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    flag, text = f"--{name.replace('_', '-')}", f"{field.description}{_default(field)}".replace("%", "%%")
+    if field.annotation is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+    elif _is_many(field):
+        parser.add_argument(flag, nargs="+", metavar="N", help=text)
+    else:
+        choices = [str(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
+        parser.add_argument(flag, metavar="|".join(choices) if choices else name.split("_")[-1].upper(), help=text)
+
+
+def _is_many(field: FieldInfo) -> bool:
+    return getattr(field.annotation, "__origin__", None) is tuple
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required() or field.default is None or isinstance(field.default, bool):
+        return ""
+    value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    return f" [{value}]"
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{command.config.__doc__}" for name, command in COMMANDS.items()]
+    lines.append(f"  {'evaluate':<{width}}Frozen backbone → numbers: {', '.join(EVALUATIONS)}.")
+    return "\n".join(
+        ["usage: cyclecontrast COMMAND ...", "", "From a folder of unlabeled videos to an image backbone.", ""]
+        + lines
+        + ["", "cyclecontrast COMMAND --help shows the options of a command."]
+    )
+
+
+def _protocols() -> str:
+    lines = [f"  {name:<10}{command.config.__doc__}" for name, command in EVALUATIONS.items()]
+    usage = "usage: cyclecontrast evaluate PROTOCOL MODEL DATA ..."
+    return "\n".join([usage, "", *lines, "", "cyclecontrast evaluate PROTOCOL --help shows the options."])

@@ -1,0 +1,86 @@
+"""The commands as functions with the same names and options; each imports what it needs when it is called."""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel
+
+from cyclecontrast import config
+from cyclecontrast.errors import UserError, checked, did_you_mean
+from cyclecontrast.evaluate.registry import PROTOCOLS
+
+if TYPE_CHECKING:
+    from cyclecontrast.data.prepare import PrepareSummary
+    from cyclecontrast.demo import Demo
+    from cyclecontrast.evaluate.embed import EmbedSummary
+    from cyclecontrast.evaluate.result import Result
+    from cyclecontrast.train.pretrain import Run
+
+
+class Command(NamedTuple):
+    """A command's options, which of them have no flag, and the function that takes them, as `module:function`."""
+
+    config: type[BaseModel]
+    positional: tuple[str, ...]
+    function: str
+
+    def run(self, values: dict[str, Any]) -> Any:
+        """Check the options and call the function; its result prints itself. Raises UserError."""
+        return self.call(checked(self.config, values))
+
+    def call(self, options: BaseModel) -> Any:
+        """Call the function with checked options."""
+        module, _, function = self.function.partition(":")
+        return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)(options)
+
+
+COMMANDS = {
+    "demo": Command(config.DemoConfig, (), "demo:demo"),
+    "prepare": Command(config.PrepareConfig, ("videos",), "data.prepare:prepare"),
+    "pretrain": Command(config.PretrainConfig, ("data",), "train.pretrain:pretrain"),
+    "embed": Command(config.EmbedConfig, ("model", "data"), "evaluate.embed:embed"),
+    "export": Command(config.ExportConfig, ("model",), "export:export_backbone"),
+    "report": Command(config.ReportConfig, ("runs",), "report.page:write_report"),
+}
+EVALUATIONS = {
+    name: Command(protocol.config, ("model", "data"), f"evaluate.{name}:evaluate_config")
+    for name, protocol in PROTOCOLS.items()
+}
+
+
+def demo(**settings: Any) -> "Demo":
+    """Make videos, prepare, pretrain, evaluate and report; the options are those of `cyclecontrast demo`."""
+    return COMMANDS["demo"].run(settings)  # type: ignore[no-any-return]
+
+
+def prepare(videos: str | Path, **settings: Any) -> "PrepareSummary":
+    """Turn videos into a store of frames; the options are those of `cyclecontrast prepare`."""
+    return COMMANDS["prepare"].run({"videos": videos, **settings})  # type: ignore[no-any-return]
+
+
+def pretrain(data: str | Path, **settings: Any) -> "Run":
+    """Train a backbone on videos without labels; the options are those of `cyclecontrast pretrain`."""
+    return COMMANDS["pretrain"].run({"data": data, **settings})  # type: ignore[no-any-return]
+
+
+def evaluate(protocol: str, model: str | Path, data: str | Path, **settings: Any) -> "Result":
+    """Evaluate a frozen backbone; the options are those of `cyclecontrast evaluate PROTOCOL`."""
+    if protocol not in EVALUATIONS:
+        raise UserError(f"protocol {protocol!r} is unknown{did_you_mean(protocol, EVALUATIONS)}")
+    return EVALUATIONS[protocol].run({"model": str(model), "data": data, **settings})  # type: ignore[no-any-return]
+
+
+def embed(model: str | Path, data: str | Path, **settings: Any) -> "EmbedSummary":
+    """Write a vector for every frame; the options are those of `cyclecontrast embed`."""
+    return COMMANDS["embed"].run({"model": str(model), "data": data, **settings})  # type: ignore[no-any-return]
+
+
+def export(model: str | Path, **settings: Any) -> Any:
+    """Write a backbone for other tools; the options are those of `cyclecontrast export`."""
+    return COMMANDS["export"].run({"model": str(model), **settings})
+
+
+def report(*runs: str | Path, **settings: Any) -> Any:
+    """Write one HTML page about runs; the options are those of `cyclecontrast report`."""
+    return COMMANDS["report"].run({"runs": runs, **settings})

@@ -1,0 +1,35 @@
+"""The proof: protocols that say what a frozen backbone knows. Importing this imports no PyTorch."""
+
+from pathlib import Path
+from typing import Any
+
+from cyclecontrast.config import EvaluateConfig
+from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.files import attempt
+from cyclecontrast.evaluate.registry import PROTOCOLS, find_protocol
+from cyclecontrast.evaluate.result import Result
+
+__all__ = ["PROTOCOLS", "Result", "evaluate", "evaluate_config"]
+
+
+def evaluate(protocol: str, model: str | Path, data: str | Path, **settings: Any) -> Result:
+    """Evaluate a model by a protocol; `settings` are the protocol's options by name.
+
+    Raises UserError, and pydantic's ValidationError for settings that the protocol does not have.
+    """
+    config = find_protocol(protocol).config(model=str(model), data=Path(data), **settings)
+    return evaluate_config(protocol, config)
+
+
+def evaluate_config(protocol: str, config: EvaluateConfig) -> Result:
+    """Evaluate as the config says; predictions, then the result, are written into the folder of results."""
+    module = find_protocol(protocol).load()
+    from cyclecontrast.model.checkpoint import load_backbone
+
+    problems: list[str] = []
+    backbone = attempt(lambda: load_backbone(config.model, config.seed), problems)
+    data = attempt(lambda: module.open_data(config), problems)
+    if problems:
+        raise UserError(*problems)
+    result: Result = module.evaluate(backbone, data, config)
+    return result

@@ -1,0 +1,23 @@
+"""Every test runs with one thread, and finds the real data where it is."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import cv2
+import pytest
+import torch
+
+torch.set_num_threads(1)
+cv2.setNumThreads(0)
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of real data beside the project; skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared/data beside the project")
+    return SHARED

@@ -1,0 +1,76 @@
+"""Small videos whose frames tell their own number: frame i is uniformly STEP * i bright."""
+
+import struct
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+STEP = 8
+ROTATED_BY_90_CLOCKWISE = (0, 1, -1, 0)
+ROTATED_BY_180 = (-1, 0, 0, -1)
+ROTATED_BY_90_COUNTERCLOCKWISE = (0, -1, 1, 0)
+MIRRORED = (-1, 0, 0, 1)
+
+
+def write_images(path, images, codec="libx264", pix_fmt="yuv420p", rate=10, **more):
+    """Encodes RGB images; `times_ms` gives each its own time, `format` and `options` go to FFmpeg."""
+    times_ms, options = more.get("times_ms"), more.get("options", {})
+    with av.open(str(path), "w", format=more.get("format")) as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        if times_ms is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for i, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
+            if times_ms is not None:
+                frame.pts, frame.time_base = times_ms[i], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def numbered(num_frames, size=(64, 48)):
+    """Images 0, 1, ... of (width, height), each of one brightness."""
+    return [np.full((size[1], size[0], 3), STEP * i, np.uint8) for i in range(num_frames)]
+
+
+def write_numbered(path, num_frames=30, size=(64, 48), **options):
+    """A video of numbered frames, H.264 at 10 frames per second unless told otherwise."""
+    return write_images(path, numbered(num_frames, size), **options)
+
+
+def write_noise(path, seed, num_frames=20):
+    """A lossless video of some 700 kB."""
+    noise = np.random.default_rng(seed).integers(0, 256, (num_frames, 96, 128, 3), dtype=np.uint8)
+    return write_images(path, list(noise), codec="ffv1", pix_fmt="bgr0")
+
+
+def write_sound(path: Path) -> Path:
+    """A file with an audio stream only."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
+        frame.rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def set_orientation(path: Path, matrix: Sequence[int]) -> Path:
+    """Writes the display matrix (a, b, c, d) into the track header of an mp4."""
+    data = bytearray(path.read_bytes())
+    header = data.find(b"tkhd") + 4
+    start = header + (52 if data[header] else 40)
+    a, b, c, d = (65536 * value for value in matrix)
+    data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+def number_of(image):
+    """The number that a frame of `write_numbered` shows."""
+    return round(float(image.mean()) / STEP)

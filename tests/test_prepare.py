@@ -1,0 +1,385 @@
+"""Guards the resumable job: what is in a store, that nothing can tear it, and what users are told."""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from cyclecontrast.config import PrepareConfig
+from cyclecontrast.data import prepare as module
+from cyclecontrast.data.prepare import member_name, prepare
+from cyclecontrast.errors import UserError
+from tests import make_videos as make
+
+SCRIPT = """
+import sys
+from cyclecontrast.config import PrepareConfig
+from cyclecontrast.data.prepare import prepare
+
+if __name__ == "__main__":
+    try:
+        videos, out, workers = sys.argv[1:]
+        print(prepare(PrepareConfig(videos=videos, out=out, every=5, workers=int(workers))).line)
+    except KeyboardInterrupt as stop:
+        sys.exit(str(stop))
+"""
+
+
+def run(videos, out, **options):
+    """Prepares in this process with every fifth frame, unless told otherwise."""
+    return prepare(PrepareConfig(videos=videos, out=out, **{"workers": 0, "every": 5, **options}))
+
+
+def files_of(store):
+    """Every file of a store with its bytes, the empty lock file apart."""
+    return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+def rows_of(table):
+    """The rows of a table on disk."""
+    return pq.read_table(table).to_pylist()
+
+
+def problems_of(**config):
+    """The lines that the user gets to see."""
+    with pytest.raises(UserError) as caught:
+        run(**config)
+    return list(caught.value.problems)
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """Three good videos, two of them with the same stem, and two files that are none."""
+    root = tmp_path / "videos"
+    for name in ("a/clip.mp4", "b/clip.mp4", "ünï/UP 1.MKV"):
+        (root / name).parent.mkdir(parents=True)
+        make.write_numbered(root / name, num_frames=12)
+    (root / "text.mp4").write_text("not a video")
+    make.write_sound(root / "sound.mp4")
+    return root
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory):
+    """Eight videos of 0.7 MB, one shard each, and a damaged one."""
+    root = tmp_path_factory.mktemp("many")
+    for i in range(8):
+        make.write_noise(root / f"{i}.mkv", seed=i)
+    (root / "3.mkv").write_bytes((root / "3.mkv").read_bytes()[:400_000])
+    (root / "text.mp4").write_text("not a video")
+    return root
+
+
+@pytest.fixture(scope="session")
+def whole(many, tmp_path_factory):
+    """The store of `many`, made without interruption in one process."""
+    out = tmp_path_factory.mktemp("whole") / "store"
+    run(many, out)
+    return out
+
+
+def test_store_has_a_row_for_every_video_and_every_frame(videos, tmp_path):
+    """Tables, settings and summary say what was in the folder, frame for frame."""
+    out = tmp_path / "made" / "store"
+    summary = run(videos, out)
+    assert summary.line == "3 videos, 9 frames, 2 skipped: 1 invalid data, 1 no video stream"
+    assert summary.num_new == 5
+    assert [
+        (row["id"], row["status"], row["reason"], row["num_frames"]) for row in rows_of(out / "videos.parquet")
+    ] == [
+        ("a/clip.mp4", "ok", "", 3),
+        ("b/clip.mp4", "ok", "", 3),
+        ("sound.mp4", "skipped", "no video stream", 0),
+        ("text.mp4", "skipped", "invalid data", 0),
+        ("ünï/UP 1.MKV", "ok", "", 3),
+    ]
+    first = rows_of(out / "videos.parquet")[0]
+    assert (first["path"], first["shard"], first["width"], first["height"]) == ("a/clip.mp4", 0, 64, 48)
+    assert first["duration"] == pytest.approx(1.2)
+    assert first["size_bytes"] == (videos / "a/clip.mp4").stat().st_size
+    frames = rows_of(out / "frames.parquet")
+    ids = ["a/clip.mp4", "b/clip.mp4", "ünï/UP 1.MKV"]
+    assert [(row["video"], row["index"], row["time"]) for row in frames] == [
+        (video_id, i, pytest.approx(i / 2)) for video_id in ids for i in range(3)
+    ]
+
+
+def test_each_frame_is_one_read_and_the_right_picture(videos, tmp_path):
+    """The bytes at (shard, offset, size) are a JPEG of the frame of that time."""
+    run(videos, tmp_path / "store", size=24)
+    for row in rows_of(tmp_path / "store" / "frames.parquet"):
+        with open(tmp_path / "store" / "shards" / f"{row['shard']:06d}.tar", "rb") as shard:
+            data = os.pread(shard.fileno(), row["size"], row["offset"])
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        assert image.shape == (row["height"], row["width"], 3) == (24, 32, 3)
+        assert make.number_of(image) == round(row["time"] * 10)
+
+
+def test_shards_are_read_by_tarfile_and_webdataset(videos, tmp_path):
+    """Other tools see one sample per frame, with unique keys, and the same bytes."""
+    run(videos, tmp_path / "store")
+    path = tmp_path / "store" / "shards" / "000000.tar"
+    rows = rows_of(tmp_path / "store" / "frames.parquet")
+    names = [member_name(row["video"], row["index"]) for row in rows]
+    data = path.read_bytes()
+    contents = [data[row["offset"] : row["offset"] + row["size"]] for row in rows]
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+        assert [(m.name, m.mtime, m.uid, m.gid) for m in members] == [(name, 0, 0, 0) for name in names]
+        assert [tar.extractfile(member).read() for member in members] == contents
+    source = [{"url": str(path), "stream": io.BytesIO(data)}]
+    expanded = webdataset.tariterators.tar_file_expander(source)
+    samples = list(webdataset.tariterators.group_by_keys(expanded))
+    assert [sample["__key__"] + ".jpg" for sample in samples] == names
+    assert [sample["jpg"] for sample in samples] == contents
+    assert names[0] == "a%2Fclip%2Emp4/000000.jpg"
+
+
+def test_long_names_fit_into_a_shard(tmp_path):
+    """A name beyond the 100 bytes of the old tar header keeps its offset right."""
+    root = tmp_path / "videos"
+    root.mkdir()
+    make.write_numbered(root / ("ф" * 120 + ".mp4"), num_frames=2)
+    run(root, tmp_path / "store", every=1)
+    data = (tmp_path / "store/shards/000000.tar").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        assert [member.offset_data for member in tar.getmembers()] == [
+            row["offset"] for row in rows_of(tmp_path / "store/frames.parquet")
+        ]
+
+
+def test_colors_survive_the_jpeg(tmp_path):
+    """Red stays red in the stored frame."""
+    (tmp_path / "videos").mkdir()
+    red = np.full((48, 64, 3), (200, 20, 20), np.uint8)
+    make.write_images(tmp_path / "videos/a.mkv", [red], codec="ffv1", pix_fmt="bgr0")
+    run(tmp_path / "videos", tmp_path / "store")
+    (row,) = rows_of(tmp_path / "store/frames.parquet")
+    data = (tmp_path / "store/shards/000000.tar").read_bytes()[row["offset"] :][: row["size"]]
+    image = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    assert np.abs(image.astype(int) - red).max() < 8
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(many, whole, tmp_path, capfd):
+    """One process, one worker and two make the same files, and say nothing where there is no terminal."""
+    assert len(list((whole / "shards").glob("*.tar"))) == 8
+    for workers in (1, 2):
+        run(many, tmp_path / str(workers), workers=workers)
+        assert files_of(tmp_path / str(workers)) == files_of(whole)
+    assert capfd.readouterr() == ("", "")
+
+
+def start(videos, out, workers):
+    """Prepares in a process, and process group, of its own."""
+    script = out.parent / "script.py"
+    script.write_text(SCRIPT)
+    arguments = [sys.executable, str(script), str(videos), str(out), str(workers)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(arguments, start_new_session=True, **pipes)
+
+
+def wait_for(process, out, pattern):
+    """Until a file of that name is there, or the process has ended."""
+    while process.poll() is None and not list(out.glob(pattern)):
+        time.sleep(0.0005)
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(many, whole, tmp_path):
+    """kill -9 while planning, writing, committing and joining; the last run ends as if nothing had been."""
+    out = tmp_path / "store"
+    moments = ["store.json", "videos.parquet", "shards/*.tar.*.part", "shards/000001.frames.parquet"]
+    moments += ["shards/000003.videos.parquet", "shards/000006.tar", "frames.parquet*"]
+    for workers, moment in enumerate(moments):
+        process = start(many, out, workers % 3)
+        wait_for(process, out, moment)
+        process.kill()
+        process.communicate()
+    last = start(many, out, 2)
+    stdout, stderr = last.communicate()
+    assert (last.returncode, stderr) == (0, "")
+    assert "8 videos, 30 frames" in stdout
+    assert files_of(out) == files_of(whole)
+
+
+def test_interrupt_ends_cleanly_and_says_how_to_go_on(many, whole, tmp_path):
+    """Ctrl-C, which reaches the workers too, leaves one line and a store that the same command completes."""
+    out = tmp_path / "store"
+    process = start(many, out, 2)
+    wait_for(process, out, "shards/*.part")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate() == ("", "stopped; the same command goes on where it was\n")
+    assert process.returncode == 1
+    run(many, out)
+    assert files_of(out) == files_of(whole)
+
+
+def test_a_second_run_does_nothing_or_adds_what_is_new(videos, tmp_path):
+    """Old shards keep their bytes; new videos and mended ones go into new shards; changed ones are named."""
+    out = tmp_path / "store"
+    run(videos, out)
+    before = files_of(out)
+    assert run(videos, out).line.startswith("nothing new: 3 videos, 9 frames, 2 skipped")
+    assert files_of(out) == before
+    make.write_numbered(videos / "a" / "new.mp4", num_frames=6)
+    shutil.copy(videos / "a" / "new.mp4", videos / "text.mp4")
+    make.write_numbered(videos / "b" / "clip.mp4", num_frames=20)
+    summary = run(videos, out)
+    assert summary.line == "5 videos, 13 frames, 1 skipped: 1 no video stream"
+    assert (summary.num_new, summary.changed) == (2, ("b/clip.mp4",))
+    assert any("b/clip.mp4: changed since" in line for line in summary.lines)
+    after = files_of(out)
+    assert all(after[name] == data for name, data in before.items() if name.startswith("shards/000000"))
+    assert [(row["id"], row["shard"]) for row in rows_of(out / "videos.parquet")] == [
+        ("a/clip.mp4", 0),
+        ("b/clip.mp4", 0),
+        ("sound.mp4", 0),
+        ("ünï/UP 1.MKV", 0),
+        ("a/new.mp4", 1),
+        ("text.mp4", 1),
+    ]
+    assert len(rows_of(out / "frames.parquet")) == 13
+
+
+def test_changed_settings_are_refused_one_by_one(videos, tmp_path):
+    """Every difference is shown, nothing is written, and the number of workers is no difference."""
+    out = tmp_path / "store"
+    run(videos, out)
+    before = files_of(out)
+    problems = problems_of(videos=videos, out=out, size=128, every=None, fps=3.0)
+    assert [problem.split(";")[0] for problem in problems] == [
+        "fps: none in the store, 3.0 asked",
+        "every: 5 in the store, none asked",
+        "size: 256 in the store, 128 asked",
+    ]
+    assert files_of(out) == before
+    run(videos, out, workers=1)
+
+
+def test_a_damaged_store_is_named(videos, tmp_path):
+    """A table that is no parquet ends in a line with its name."""
+    run(videos, tmp_path / "store")
+    (tmp_path / "store" / "videos.parquet").write_bytes(b"damaged")
+    (problem,) = problems_of(videos=videos, out=tmp_path / "store")
+    assert "videos.parquet is damaged" in problem
+
+
+def test_mistakes_are_found_before_anything_is_written(videos, tmp_path):
+    """Wrong folders for videos or output end in one line each, and leave no trace."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("precious")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "store.json").write_text("[]")
+    before = files_of(tmp_path)
+    out = tmp_path / "new" / "store"
+    cases = {
+        "is not a folder": {"videos": tmp_path / "absent", "out": out},
+        "no video file": {"videos": tmp_path / "empty", "out": out},
+        "lies inside": {"videos": videos, "out": videos / "store"},
+        "holds the folder of videos": {"videos": videos / "a", "out": videos},
+        "is no frame store": {"videos": videos, "out": tmp_path / "other"},
+        "is not that of a frame store": {"videos": videos, "out": tmp_path / "foreign"},
+        "is a file": {"videos": videos, "out": tmp_path / "other" / "thesis.txt"},
+    }
+    for text, config in cases.items():
+        (problem,) = problems_of(**config)
+        assert text in problem
+        assert "\n" not in problem
+    assert files_of(tmp_path) == before
+    assert not out.parent.exists()
+
+
+def test_a_folder_of_unreadable_videos_leaves_nothing(tmp_path):
+    """Where not one video can be read the reasons are listed and the output is taken back."""
+    root = tmp_path / "videos"
+    root.mkdir()
+    for i in range(7):
+        (root / f"{i}.mp4").write_text("not a video")
+    problems = problems_of(videos=root, out=tmp_path / "new" / "store")
+    assert "not one of 7 files" in problems[0]
+    assert problems[1:] == [*(f"{i}.mp4: invalid data" for i in range(5)), "and 2 more"]
+    assert [path.name for path in tmp_path.iterdir()] == ["videos"]
+    (tmp_path / "mine").mkdir()
+    problems_of(videos=root, out=tmp_path / "mine")
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_two_at_once_are_refused(videos, tmp_path):
+    """A second prepare on a store that is being written is turned away and changes nothing."""
+    out = tmp_path / "store"
+    settings = module.Settings.of(PrepareConfig(videos=videos, out=out, every=5))
+    with module._opened_store(out, settings):
+        before = files_of(out)
+        (problem,) = problems_of(videos=videos, out=out)
+        assert "another prepare is at work" in problem
+        assert files_of(out) == before
+    assert run(videos, out).num_videos == 3
+
+
+CRASHES = """
+import av, os, signal
+av_open = av.open
+def crashing_open(file, *args, **kwargs):
+    if "culprit" in str(file):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return av_open(file, *args, **kwargs)
+av.open = crashing_open
+"""
+
+
+def test_a_crashing_decoder_costs_one_video(videos, tmp_path, monkeypatch):
+    """A video that takes its process down becomes a row; all others are prepared."""
+    make.write_numbered(videos / "a" / "culprit.mp4", num_frames=6)
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(CRASHES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    summary = run(videos, tmp_path / "store", workers=2)
+    assert summary.num_videos == 3
+    assert {video.id: video.reason for video in summary.skipped} == {
+        "a/culprit.mp4": "the decoder crashed",
+        "sound.mp4": "no video stream",
+        "text.mp4": "invalid data",
+    }
+    assert not list((tmp_path / "store").rglob("*.part"))
+
+
+def test_a_script_without_main_guard_is_told_so(videos, tmp_path):
+    """Workers that cannot start end in a line that says what to do, not in a hang."""
+    (tmp_path / "script.py").write_text(
+        "from cyclecontrast.config import PrepareConfig\n"
+        "from cyclecontrast.data.prepare import prepare\n"
+        f"prepare(PrepareConfig(videos={str(videos)!r}, out={str(tmp_path / 'store')!r}, workers=1))\n"
+    )
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "UserError: workers: no process can be started" in done.stderr
+
+
+def test_policies_and_default(videos, tmp_path):
+    """Two frames per second unless a policy is named; each policy reaches the decoder."""
+    counts = {"fps": 12 / 5, "frames_per_video": 2, "every": 4, "keyframes": True}
+    numbers = {}
+    for name, value in counts.items():
+        numbers[name] = run(videos, tmp_path / name, **{"every": None, name: value}).num_frames
+    numbers["none"] = run(videos, tmp_path / "none", every=None).num_frames
+    assert numbers == {"fps": 9, "frames_per_video": 6, "every": 9, "keyframes": 3, "none": 9}
+
+
+def test_full_disk_is_told_as_such(videos, tmp_path, monkeypatch):
+    """A failing write is the user's to mend: one line, no traceback, and the job can go on."""
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    (problem,) = problems_of(videos=videos, out=tmp_path / "store")
+    assert "no space left on device" in problem
+    monkeypatch.setattr(os, "fsync", real)
+    assert run(videos, tmp_path / "store").num_videos == 3
