@@ -146,6 +146,15 @@ def test_a_dimension_that_does_not_vary_is_no_problem():
     assert top_k_accuracy(head.scores(vectors), labels, 1) > 0.5
 
 
+def test_one_class_is_nothing_to_tell_apart(data, tmp_path):
+    """A folder of one class is an error of one line, not one of the solver."""
+    for split in ("train", "val"):
+        (tmp_path / "one" / split).mkdir(parents=True)
+        (tmp_path / "one" / split / "dark").symlink_to(data / split / "dark")
+    with pytest.raises(UserError, match="holds one class, dark"):
+        run(tmp_path / "one", tmp_path)
+
+
 @pytest.mark.parametrize("settings", [{"probe": "lbfgs"}, {"probe": "sgd", "epochs": 15, "learning_rate": 100.0}])
 def test_both_probes_learn_what_is_separable(data, tmp_path, settings):
     """Dark and bright are told apart without an error, and the tag says by which probe."""

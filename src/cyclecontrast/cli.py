@@ -5,36 +5,17 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
+import tomli_w
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cyclecontrast import commands, config
+from cyclecontrast import __version__
+from cyclecontrast.commands import COMMANDS, EVALUATIONS, Command
 from cyclecontrast.errors import UserError, checked, did_you_mean
-from cyclecontrast.evaluate.registry import PROTOCOLS
 
 
-class Command(NamedTuple):
-    """A command's options, which of them have no flag, and the function that it calls."""
-
-    config: type[BaseModel]
-    positional: tuple[str, ...]
-    run: commands.Runner
-
-
-COMMANDS = {
-    "demo": Command(config.DemoConfig, (), commands.run_demo),
-    "prepare": Command(config.PrepareConfig, ("videos",), commands.run_prepare),
-    "pretrain": Command(config.PretrainConfig, ("data",), commands.run_pretrain),
-    "embed": Command(config.EmbedConfig, ("model", "data"), commands.run_embed),
-    "export": Command(config.ExportConfig, ("model",), commands.run_export),
-    "report": Command(config.ReportConfig, ("runs",), commands.run_report),
-}
-EVALUATIONS = {
-    name: Command(protocol.config, ("model", "data"), commands.run_evaluate(name))
-    for name, protocol in PROTOCOLS.items()
-}
 HELP = ("-h", "--help")
 
 
@@ -45,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
         return 130
     print(text)
     return 0
@@ -56,7 +37,7 @@ def _dispatch(arguments: list[str]) -> str:
     if not arguments or arguments[0] in HELP:
         return _overview()
     if arguments[0] == "--version":
-        return f"cyclecontrast {commands.version()}"
+        return f"cyclecontrast {__version__}"
     name, rest = arguments[0], arguments[1:]
     if name != "evaluate":
         return _call(name, _find(COMMANDS, name, "command", (*COMMANDS, "evaluate")), rest)
@@ -78,7 +59,7 @@ def _call(name: str, command: Command, arguments: list[str]) -> str:
     problems: list[str] = []
     parsed, unknown = parser.parse_known_args(arguments)
     given = vars(parsed)
-    flags = [f"--{field.replace('_', '-')}" for field in command.config.model_fields]
+    flags = [f"--{field.replace('_', '-')}" for field in command.config.model_fields if field not in command.positional]
     problems += [f"{word} is no option{did_you_mean(word, flags)}" for word in unknown if word.startswith("-")]
     if unknown and not problems:
         problems += [f"{' '.join(unknown)!r} is one argument too many"]
@@ -89,7 +70,13 @@ def _call(name: str, command: Command, arguments: list[str]) -> str:
         raise UserError(*problems, *error.problems) from None
     if problems:
         raise UserError(*problems)
-    return commands.to_toml(made) if show else command.run(made)
+    return _to_toml(made) if show else str(command.call(made))
+
+
+def _to_toml(made: BaseModel) -> str:
+    undecided = made.undecided() if hasattr(made, "undecided") else set()
+    values = {name: value for name, value in made.model_dump(mode="json").items() if value is not None}
+    return tomli_w.dumps({name: "auto" if name in undecided else value for name, value in values.items()}).rstrip()
 
 
 def _read_toml(file: str | None) -> dict[str, Any]:

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel
 
 from cyclecontrast import config
-from cyclecontrast.errors import UserError, checked, did_you_mean
+from cyclecontrast.errors import checked
 from cyclecontrast.evaluate.registry import PROTOCOLS
 
 if TYPE_CHECKING:
     from cyclecontrast.data.prepare import PrepareSummary
     from cyclecontrast.demo import Demo
     from cyclecontrast.evaluate.embed import EmbedSummary
-    from cyclecontrast.evaluate.result import Result
     from cyclecontrast.train.pretrain import Run
 
 
@@ -24,6 +23,7 @@ class Command(NamedTuple):
     config: type[BaseModel]
     positional: tuple[str, ...]
     function: str
+    protocol: tuple[str, ...] = ()
 
     def run(self, values: dict[str, Any]) -> Any:
         """Check the options and call the function; its result prints itself. Raises UserError."""
@@ -32,7 +32,7 @@ class Command(NamedTuple):
     def call(self, options: BaseModel) -> Any:
         """Call the function with checked options."""
         module, _, function = self.function.partition(":")
-        return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)(options)
+        return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)(*self.protocol, options)
 
 
 COMMANDS = {
@@ -44,7 +44,7 @@ COMMANDS = {
     "report": Command(config.ReportConfig, ("runs",), "report.page:write_report"),
 }
 EVALUATIONS = {
-    name: Command(protocol.config, ("model", "data"), f"evaluate.{name}:evaluate_config")
+    name: Command(protocol.config, ("model", "data"), "evaluate:evaluate_config", (name,))
     for name, protocol in PROTOCOLS.items()
 }
 
@@ -64,23 +64,6 @@ def pretrain(data: str | Path, **settings: Any) -> "Run":
     return COMMANDS["pretrain"].run({"data": data, **settings})  # type: ignore[no-any-return]
 
 
-def evaluate(protocol: str, model: str | Path, data: str | Path, **settings: Any) -> "Result":
-    """Evaluate a frozen backbone; the options are those of `cyclecontrast evaluate PROTOCOL`."""
-    if protocol not in EVALUATIONS:
-        raise UserError(f"protocol {protocol!r} is unknown{did_you_mean(protocol, EVALUATIONS)}")
-    return EVALUATIONS[protocol].run({"model": str(model), "data": data, **settings})  # type: ignore[no-any-return]
-
-
 def embed(model: str | Path, data: str | Path, **settings: Any) -> "EmbedSummary":
     """Write a vector for every frame; the options are those of `cyclecontrast embed`."""
     return COMMANDS["embed"].run({"model": str(model), "data": data, **settings})  # type: ignore[no-any-return]
-
-
-def export(model: str | Path, **settings: Any) -> Any:
-    """Write a backbone for other tools; the options are those of `cyclecontrast export`."""
-    return COMMANDS["export"].run({"model": str(model), **settings})
-
-
-def report(*runs: str | Path, **settings: Any) -> Any:
-    """Write one HTML page about runs; the options are those of `cyclecontrast report`."""
-    return COMMANDS["report"].run({"runs": runs, **settings})

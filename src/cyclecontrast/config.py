@@ -113,12 +113,16 @@ class PretrainConfig(BaseModel):
     log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
     resume: Path | None = Field(None, description="go on with this run; its settings must stay as they are")
 
+    def undecided(self) -> set[str]:
+        """Return the settings that are open until the data and the hardware are known."""
+        return set(DECIDED_BY_AUTO) - self.model_fields_set if self.preset == "auto" else set()
+
     @model_validator(mode="before")
     @classmethod
-    def _of_the_run(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Complete what is asked with the settings of the run that is resumed, and refuse what differs."""
+    def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Complete what is asked with the preset, or with the settings of a resumed run, and refuse what differs there."""
         if values.get("resume") is None:
-            return values
+            return PRESETS.get(str(values.get("preset")), {}) | values
         path = Path(values["resume"]) / "config.toml"
         if not path.exists():
             raise ValueError(f"resume: {path} does not exist; name the folder of a run")
@@ -206,6 +210,10 @@ PRESETS: dict[str, dict[str, object]] = {
     },
 }
 """Faithful settings by name: `paper` is what the text says, `release` what the authors' script runs."""
+
+
+DECIDED_BY_AUTO = frozenset(PRESETS["paper"]) | {"backbone"}
+"""What the preset `auto` may decide."""
 
 
 class EvaluateConfig(BaseModel):

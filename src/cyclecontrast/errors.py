@@ -1,12 +1,13 @@
 """The one exception that users are meant to read; everything else is a bug and keeps its traceback."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 Config = TypeVar("Config", bound=BaseModel)
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -18,11 +19,20 @@ class UserError(Exception):
 
 
 def checked(config: type[Config], values: Mapping[str, Any]) -> Config:
-    """Build a config from plain values; raises UserError that lists every mistake at once."""
+    """Build a config from plain values, where `auto` is as good as unset; raises UserError listing every mistake."""
     try:
-        return config.model_validate(dict(values))
+        return config.model_validate({name: value for name, value in values.items() if value != "auto"})
     except ValidationError as error:
         raise UserError(*(_explain(item, config.model_fields) for item in error.errors())) from None
+
+
+def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
+    """Return what the action returns; where it fails, add its lines to `problems`, so that all are told at once."""
+    try:
+        return action()
+    except UserError as error:
+        problems.extend(error.problems)
+        return None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from cyclecontrast.callable_module import make_callable
 from cyclecontrast.config import EvaluateConfig
-from cyclecontrast.errors import UserError
-from cyclecontrast.evaluate.files import attempt
+from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluate.registry import PROTOCOLS, find_protocol
 from cyclecontrast.evaluate.result import Result
 
@@ -13,11 +13,8 @@ __all__ = ["PROTOCOLS", "Result", "evaluate", "evaluate_config"]
 
 
 def evaluate(protocol: str, model: str | Path, data: str | Path, **settings: Any) -> Result:
-    """Evaluate a model by a protocol; `settings` are the protocol's options by name.
-
-    Raises UserError, and pydantic's ValidationError for settings that the protocol does not have.
-    """
-    config = find_protocol(protocol).config(model=str(model), data=Path(data), **settings)
+    """Evaluate a model by a protocol; `settings` are the protocol's options by name; raises UserError."""
+    config = checked(find_protocol(protocol).config, {"model": str(model), "data": data, **settings})
     return evaluate_config(protocol, config)
 
 
@@ -33,3 +30,6 @@ def evaluate_config(protocol: str, config: EvaluateConfig) -> Result:
         raise UserError(*problems)
     result: Result = module.evaluate(backbone, data, config)
     return result
+
+
+make_callable(__name__)

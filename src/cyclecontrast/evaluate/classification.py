@@ -15,7 +15,6 @@ import pyarrow as pa
 from cyclecontrast.config import EvaluateConfig
 from cyclecontrast.data.labeled import LabeledImages, Numbers, Split
 from cyclecontrast.evaluate.embeddings import Loading, embed_images
-from cyclecontrast.evaluate.files import check_folder
 from cyclecontrast.evaluate.metrics import (
     Floats,
     Integers,
@@ -28,6 +27,7 @@ from cyclecontrast.evaluate.metrics import (
 )
 from cyclecontrast.evaluate.record import Record, results_folder
 from cyclecontrast.evaluate.result import About, DataInfo, Json, ModelInfo, Result
+from cyclecontrast.files import check_folder
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import fingerprint
 

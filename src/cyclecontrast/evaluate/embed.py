@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 
 from cyclecontrast.config import EmbedConfig
 from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluate.embeddings import Embeddings, Loading, embed_batches
-from cyclecontrast.evaluate.files import attempt, check_folder, replacing
 from cyclecontrast.evaluate.image_batches import StoreImages
+from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import fingerprint, load_backbone
 
@@ -22,7 +22,7 @@ ROWS_PER_GROUP = 8192
 
 
 class Embedded(NamedTuple):
-    """What `embed` wrote, and a line for each frame that it could not read."""
+    """What `embed` wrote, and a line for each frame that it could not read; its text is what to print."""
 
     out: Path
     num_frames: int
@@ -30,8 +30,7 @@ class Embedded(NamedTuple):
     dim: int
     skipped: tuple[str, ...]
 
-    def summary(self) -> str:
-        """Return one line to print, then one for each frame skipped."""
+    def __str__(self) -> str:
         line = f"{self.num_frames:,} frames of {self.num_videos:,} videos, {self.dim} numbers each → {self.out}"
         return "\n".join([f"{line}; {len(self.skipped)} skipped:" if self.skipped else line, *self.skipped])
 

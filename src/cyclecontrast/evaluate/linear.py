@@ -4,6 +4,7 @@ import math
 
 from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate import convex_probe, sgd_probe
 from cyclecontrast.evaluate.classification import Prediction, embed_items, evaluate_classifier, rank
 from cyclecontrast.evaluate.result import Result
@@ -25,6 +26,8 @@ def evaluate(backbone: Backbone, data: LabeledImages, config: LinearConfig) -> R
 
 def predict(backbone: Backbone, data: LabeledImages, config: LinearConfig) -> Prediction:
     """Rank the classes of each test item by the probe that was asked for; `auto` decides by the number of images."""
+    if len(data.classes) < 2:
+        raise UserError(f"{data.root}: holds one class, {data.classes[0]}; a linear classifier needs two")
     auto = "lbfgs" if len(data.train) <= MAX_CONVEX else "sgd"
     probe = auto if config.probe == "auto" else config.probe
     notes = (f"probe: auto is {auto} for {len(data.train):,} training images",) if config.probe == "auto" else ()

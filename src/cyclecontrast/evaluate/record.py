@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from cyclecontrast.config import EvaluateConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluate.files import replacing
 from cyclecontrast.evaluate.result import About
+from cyclecontrast.files import replacing
 
 ABOUT = b"about"
 

@@ -1,12 +1,11 @@
 """The protocols of `evaluate` by name; it imports none of them, so that help and errors need no PyTorch."""
 
-import difflib
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
 from cyclecontrast.config import EvaluateConfig, KnnConfig, LinearConfig
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,5 @@ PROTOCOLS: dict[str, Protocol] = {
 def find_protocol(name: str) -> Protocol:
     """Return a protocol by name; raises UserError with the nearest name."""
     if name not in PROTOCOLS:
-        close = difflib.get_close_matches(name, PROTOCOLS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(PROTOCOLS)}"
-        raise UserError(f"protocol {name!r} is unknown; {hint}")
+        raise UserError(f"protocol {name!r} is none of {', '.join(PROTOCOLS)}{did_you_mean(name, PROTOCOLS)}")
     return PROTOCOLS[name]

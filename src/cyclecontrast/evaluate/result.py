@@ -5,17 +5,15 @@ A result is a file of its own for each protocol, model, data and settings, so th
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluate.files import replacing
+from cyclecontrast.files import replacing
+from cyclecontrast.versions import package_versions
 
-PACKAGES = ("cyclecontrast", "torch", "numpy", "scikit-learn", "opencv-python-headless", "pyarrow")
 NO_PART_OF_KEY = frozenset({"model", "data", "out", "score_only", "workers", "device"})
 
 Json = dict[str, Any]
@@ -49,7 +47,7 @@ class About:
     data: DataInfo
     notes: tuple[str, ...] = ()
     details: Json = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=lambda: package_versions())
+    versions: dict[str, str] = field(default_factory=package_versions)
 
     @property
     def key(self) -> str:
@@ -111,7 +109,7 @@ class Result:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: is no result of `cyclecontrast evaluate` ({error!r})") from error
 
-    def table(self) -> str:
+    def __str__(self) -> str:
         """Return the result as text to print: percentages, then what was decided on the way."""
         about = self.about
         width = max(len(name) for name in self.metrics)
@@ -123,14 +121,3 @@ class Result:
                 *(f"  {note}" for note in about.notes),
             ]
         )
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of everything that the numbers depend on."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed as a package"
-    return versions

@@ -1,13 +1,11 @@
-"""What the user left open, decided: by the presets of the paper and the release, or from data and hardware.
+"""What the user left open, decided from the data and the hardware (preset `auto`).
 
 Every number in `auto` was chosen by a measurement that stands in docs/log.md.
 """
 
 from typing import Any, NamedTuple
 
-import torch
-
-from cyclecontrast.config import PRESETS, PretrainConfig
+from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import checked
 
 SMALL_IMAGE = 64
@@ -22,16 +20,15 @@ class DataSize(NamedTuple):
     frame_side: int
 
 
-def resolve(config: PretrainConfig, data: DataSize, device: torch.device) -> PretrainConfig:
+def resolve(config: PretrainConfig, data: DataSize, cpu: bool) -> PretrainConfig:
     """Return the config with every open setting decided; what the user set stays. Raises UserError."""
     chosen = {name: getattr(config, name) for name in config.model_fields_set}
-    preset = PRESETS.get(config.preset) or auto_settings(chosen, data, device)
-    return checked(PretrainConfig, config.model_dump() | preset | chosen)
+    decided = auto_settings(chosen, data, cpu) if config.preset == "auto" else {}
+    return checked(PretrainConfig, config.model_dump() | decided | chosen)
 
 
-def auto_settings(chosen: dict[str, Any], data: DataSize, device: torch.device) -> dict[str, Any]:
-    """Return the settings that suit the data and the device, given what is already chosen."""
-    cpu = device.type == "cpu"
+def auto_settings(chosen: dict[str, Any], data: DataSize, cpu: bool) -> dict[str, Any]:
+    """Return the settings that suit the data and the hardware, given what is already chosen."""
     image_size = chosen.get("image_size", _image_size(data.frame_side, cpu))
     batch_size = chosen.get("batch_size", 128 if cpu or data.num_videos < 10_000 else 256)
     epochs = chosen.get("epochs", max(200, -(-MIN_STEPS * batch_size // data.num_videos)))

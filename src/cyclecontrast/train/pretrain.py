@@ -56,7 +56,7 @@ def pretrain(config: PretrainConfig) -> Run:
         _check_output(config.out)
     device = pick_device(config.device)
     store = open_frames(config)
-    config = resolve(config, _size_of(store), device)
+    config = resolve(config, _size_of(store), device.type == "cpu")
     pairs = _make_pairs(config, store)
     hardware = Hardware(device, pick_precision(config.precision, device), join_world(device))
     training = make_training(config, _make_backbone(config), num_steps(config, store), hardware)

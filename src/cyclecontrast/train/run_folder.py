@@ -1,6 +1,5 @@
 """RUN on disk: resolved config, metrics, checkpoints, the exported backbone. It knows nothing of how to train."""
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -19,17 +18,10 @@ from torch import Tensor
 
 from cyclecontrast.errors import UserError
 from cyclecontrast.model.backbone import Backbone
-from cyclecontrast.model.checkpoint import save_backbone, write_atomically
+from cyclecontrast.model.checkpoint import save_backbone
 
 STATE_FILE = "state.safetensors"
 KEEP = 2
-PACKAGES = ("cyclecontrast", "torch", "numpy", "opencv-python-headless", "av", "pyarrow", "scikit-learn")
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-
 
 def write_config(run: Path, config: BaseModel) -> None:
     """Write config.toml, which reruns the run: `cyclecontrast pretrain --config RUN/config.toml`."""

@@ -1,28 +1,35 @@
-"""Output that is either the old file or the whole new one, and checks before anything is made."""
+"""Output that is either the old file or the whole new one."""
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from cyclecontrast.errors import UserError
-
-T = TypeVar("T")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; it takes the place of `path` when the block ends well."""
+    """Give a path beside `path` to write to; on the disk, it takes the place of `path` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # The name is the process's own: one that outlives its parent for a moment meets no other's file.
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
+        sync(aside)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Force a file's content, or a folder's list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def check_folder(folder: Path) -> None:
@@ -32,12 +39,3 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{existing}: is a file; name a folder to write to")
     if not os.access(existing, os.W_OK):
         raise UserError(f"{existing}: may not be written to; name another folder")
-
-
-def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
-    """Return what the action returns; where it fails, add its lines to `problems`, so that all are told at once."""
-    try:
-        return action()
-    except UserError as error:
-        problems.extend(error.problems)
-        return None

@@ -1,0 +1,142 @@
+"""Presets are what they are named after, and options refuse what cannot be."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cyclecontrast.config import DECIDED_BY_AUTO, PRESETS, PrepareConfig, PretrainConfig
+from cyclecontrast.errors import UserError, checked
+from cyclecontrast.train.presets import DataSize, resolve
+
+BASE = {"data": Path("d"), "out": Path("o")}
+PAPER = {
+    "projector": "linear",
+    "projector_dim": 64,
+    "temperature": 0.07,
+    "cycle_weight": 0.1,
+    "queue_size": 65_536,
+    "cycle_queue_size": 65_536,
+    "support_size": 16_384,
+    "mask_own_video": True,
+    "split_by": "frame",
+    "distinct_frames": True,
+    "momentum": 0.999,
+    "batch_size": 256,
+    "epochs": 200,
+    "learning_rate": 0.06,
+    "schedule": "step",
+    "augmentation": "moco-v1",
+    "bn_groups": 8,
+    "sgd_momentum": 0.9,
+    "weight_decay": 1e-4,
+    "min_crop": 0.2,
+    "flip": True,
+    "image_size": 224,
+    "backbone": "resnet18",
+    "gradient_clip": None,
+    "top_k": None,
+    "cycle_start": 0.0,
+    "warmup": 0.0,
+}
+RELEASE = PAPER | {
+    "projector": "mlp",
+    "projector_dim": 128,
+    "cycle_queue_size": 81_920,
+    "mask_own_video": False,
+    "distinct_frames": False,
+    "batch_size": 512,
+    "schedule": "cosine",
+    "augmentation": "moco-v2",
+}
+
+
+@pytest.mark.parametrize(("preset", "expected"), [("paper", PAPER), ("release", RELEASE)])
+def test_presets_equal_their_source(preset, expected):
+    """Every option of the presets paper and release has the value that protocols.md §e records."""
+    config = resolve(checked(PretrainConfig, BASE | {"preset": preset}), DataSize(1000, 4000, 256), cpu=True)
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert set(PRESETS[preset]) <= set(expected)
+
+
+def test_release_leaves_the_papers_negatives():
+    """The release's cycle queue without its support is the paper's queue: 81,920 - 16,384 = 65,536."""
+    release = PRESETS["release"]
+    assert release["cycle_queue_size"] - release["support_size"] == PRESETS["paper"]["queue_size"]
+
+
+def test_what_the_user_sets_stays():
+    """A set option survives every preset; the open ones are decided around it."""
+    for preset in ("auto", "paper", "release"):
+        asked = {"preset": preset, "queue_size": 999, "momentum": 0.5, "backbone": "resnet34"}
+        config = resolve(checked(PretrainConfig, BASE | asked), DataSize(50, 400, 64), cpu=True)
+        assert {name: getattr(config, name) for name in asked} == asked
+
+
+@pytest.mark.parametrize("num_videos", [1, 7, 500, 10_000, 2_700_000])
+@pytest.mark.parametrize("cpu", [True, False])
+def test_auto_suits_any_size(num_videos, cpu):
+    """Whatever the number of videos and the hardware, `auto` gives a config that is valid and decides nothing else."""
+    data = DataSize(num_videos, 4 * num_videos, 240)
+    config = resolve(PretrainConfig(**BASE), data, cpu)
+    assert config.support_size < config.cycle_queue_size
+    assert config.epochs * num_videos >= 1000
+    paper = PretrainConfig(**BASE, preset="paper")
+    changed = {name for name in PretrainConfig.model_fields if getattr(config, name) != getattr(paper, name)}
+    assert changed <= DECIDED_BY_AUTO | {"preset"}
+
+
+def test_auto_is_the_same_as_unset():
+    """Writing `auto` for an option leaves it to the preset, from flags and from files."""
+    assert checked(PretrainConfig, BASE | {"queue_size": "auto"}).undecided() == DECIDED_BY_AUTO
+
+
+def test_all_mistakes_are_listed_at_once():
+    """Unknown names, wrong types and values out of range come in one error, with the nearest known name."""
+    with pytest.raises(UserError) as error:
+        checked(PretrainConfig, {"data": "d", "sped": 1, "batch_size": 0, "learning_rate": "fast"})
+    assert {problem.split()[0] for problem in error.value.problems} == {"sped", "out", "batch_size:", "learning_rate:"}
+    assert "did you mean seed?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"cycle_queue_size": 100, "support_size": 100}, "leaves no negatives"),
+        ({"cycle_queue_size": 100, "support_size": 10, "top_k": 11}, "top_k (11)"),
+        ({"momentum": 1.0}, "less than 1"),
+        ({"learning_rate": float("nan")}, "finite number"),
+        ({"device": "gpu"}, "device"),
+    ],
+)
+def test_what_cannot_be_is_refused(values, words):
+    """Combinations and ranges that no training can have are refused with the reason."""
+    with pytest.raises(UserError) as error:
+        checked(PretrainConfig, BASE | values)
+    assert words in str(error.value)
+
+
+def test_prepare_takes_one_policy():
+    """Two sampling policies at once are refused by their flags' names."""
+    with pytest.raises(UserError, match="--fps and --keyframes exclude each other"):
+        checked(PrepareConfig, {"videos": "v", "out": "o", "fps": 2, "keyframes": True})
+
+
+def test_resume_refuses_changes_and_shows_them(tmp_path):
+    """A resumed run takes the settings of its config.toml; one that differs is named with both values."""
+    (tmp_path / "config.toml").write_text('data = "d"\nout = "elsewhere"\nbatch_size = 8\nseed = 3\n')
+    config = checked(PretrainConfig, {"resume": str(tmp_path), "workers": 5})
+    assert (config.out, config.batch_size, config.seed, config.workers) == (tmp_path, 8, 3, 5)
+    with pytest.raises(UserError, match="batch_size: 8 in the run, 9 asked"):
+        checked(PretrainConfig, {"resume": str(tmp_path), "batch_size": 9})
+    with pytest.raises(UserError, match="does not exist"):
+        checked(PretrainConfig, {"resume": str(tmp_path / "none")})
+
+
+def test_constraints_pin_what_the_project_was_measured_with():
+    """pyproject allows PyTorch from 2.6 on, constraints.txt takes the version that was tried."""
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert "torch>=2.6" in project["dependencies"]
+    assert (root / "constraints.txt").read_text().split() == ["torch==2.13.0"]
+    assert {"timm", "onnx", "faiss", "tensorboard", "wandb", "dev"} <= set(project["optional-dependencies"])
