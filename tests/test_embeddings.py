@@ -160,9 +160,9 @@ def test_frames_that_do_not_decode_are_skipped_and_named(frames, tmp_path, suffi
     (frames / "a" / "0.png").write_bytes(b"broken")
     written = embed(config(frames, tmp_path / f"e{suffix}"))
     assert written.num_frames == 4
-    assert "4 frames of 2 videos" in written.summary()
-    assert "1 skipped" in written.summary()
-    assert "frame 0 of a" in written.summary()
+    assert "4 frames of 2 videos" in str(written)
+    assert "1 skipped" in str(written)
+    assert "frame 0 of a" in str(written)
     rows = np.load(written.out)["index"] if suffix == ".npz" else pq.read_table(written.out)["index"].to_numpy()
     assert rows.tolist() == [1, 2, 0, 1]
 

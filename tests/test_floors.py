@@ -33,7 +33,9 @@ def imports_of(path):
     """Return the modules of ours that a file imports when it is imported, as paths below the package."""
     found = []
     tree = ast.parse(path.read_text())
-    inside = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
+    inside = {
+        node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
+    }
     typing_only = {node for test in ast.walk(tree) if _is_type_checking(test) for node in ast.walk(test)}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node not in typing_only:

@@ -105,7 +105,7 @@ def test_more_neighbors_than_items_are_clipped_and_said_so(data, tmp_path):
     result = run(data, tmp_path, k=(10, 100, 200))
     assert list(result.metrics) == ["top1_k10", "top1_k21"]
     assert "k=100 is more than the 21 training items: 21 used" in result.about.notes
-    assert "k=200 is more than the 21 training items: 21 used" in result.table()
+    assert "k=200 is more than the 21 training items: 21 used" in str(result)
 
 
 def test_top_5_is_given_where_there_are_more_classes(tmp_path):

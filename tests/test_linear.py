@@ -185,8 +185,8 @@ def test_auto_names_the_probe_it_takes(data, tmp_path, monkeypatch):
     """Small sets get the convex fit, large ones the paper's recipe; unused options are named."""
     result = run(data, tmp_path, epochs=1)
     assert result.tag == "linear probe=lbfgs level=frame"
-    assert "probe: auto is lbfgs for 16 training images" in result.table()
-    assert "epochs did nothing: probe lbfgs has no such option" in result.table()
+    assert "probe: auto is lbfgs for 16 training images" in str(result)
+    assert "epochs did nothing: probe lbfgs has no such option" in str(result)
     monkeypatch.setattr(linear, "MAX_CONVEX", 15)
     assert run(data, tmp_path, epochs=1).tag == "linear probe=sgd level=frame"
 
@@ -250,7 +250,7 @@ def test_a_learning_rate_that_is_too_high_shows(data, tmp_path):
     """The loss stays finite but is worse than guessing: the result says so."""
     result = run(data, tmp_path, probe="sgd", epochs=1, learning_rate=1e6)
     assert result.about.details["last_loss"] > np.log(2)
-    assert "worse than guessing" in result.table()
+    assert "worse than guessing" in str(result)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")

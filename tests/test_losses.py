@@ -14,7 +14,9 @@ from cyclecontrast.loss.losses import positive_comes_first
 
 def unit(rows, dim, seed, dtype=torch.float32):
     """Draw unit vectors."""
-    return normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype)
+    return normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(
+        dtype
+    )
 
 
 def draw_case(batch, keys, dim, seed, masked):
@@ -24,7 +26,13 @@ def draw_case(batch, keys, dim, seed, masked):
     ignore_support[:, 0] = False
     ignore_negatives = torch.rand(batch, keys + 3, generator=generator) < 0.3
     masks = (ignore_support, ignore_negatives) if masked else (None, None)
-    return (unit(batch, dim, seed), unit(batch, dim, seed + 1), unit(keys, dim, seed + 2), unit(keys + 3, dim, seed + 3), *masks)
+    return (
+        unit(batch, dim, seed),
+        unit(batch, dim, seed + 1),
+        unit(keys, dim, seed + 2),
+        unit(keys + 3, dim, seed + 3),
+        *masks,
+    )
 
 
 def dot(a, b):
@@ -120,14 +128,14 @@ def test_cycle_consistency_is_equation_5(batch, masked, top_k):
     def reference(q):
         return loop_cycle(q, *(r.double() for r in rest), 0.07, ignore_support, ignore_negatives, top_k)
 
-    assert_same(
-        lambda q: cycle_consistency(q, *rest, 0.07, ignore_support, ignore_negatives, top_k), reference, query
-    )
+    assert_same(lambda q: cycle_consistency(q, *rest, 0.07, ignore_support, ignore_negatives, top_k), reference, query)
 
 
 def test_gradient_reaches_the_query_only():
     """Positives, support and negatives get no gradient, whatever they require."""
-    query, positive, support, negatives, *_ = (x if x is None else x.requires_grad_() for x in draw_case(3, 6, 5, 3, False))
+    query, positive, support, negatives, *_ = (
+        x if x is None else x.requires_grad_() for x in draw_case(3, 6, 5, 3, False)
+    )
     loss = info_nce(query, positive, negatives, 0.07) + cycle_consistency(query, positive, support, negatives, 0.07)
     loss.backward()
     assert query.grad.abs().sum() > 0

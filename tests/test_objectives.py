@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cyclecontrast.loss import KeyQueue, cycle_consistency, info_nce
-from cyclecontrast.loss.objectives import OBJECTIVES, LossSettings, Step, measure, split_queue
+from cyclecontrast.loss.objectives import OBJECTIVES, Candidates, LossSettings, Step, measure, split_candidates
 from cyclecontrast.model.encoders import Features
 from tests.test_losses import unit
 
@@ -14,12 +14,18 @@ DEFAULT = LossSettings(temperature=0.07, support_size=8, top_k=None, mask_own_vi
 
 
 def make_step(seed=0, weight=0.1, num_videos=6, queue_size=24, batch=4, **changes):
-    """Draw a step whose queue holds keys of a few videos."""
-    queue = KeyQueue(queue_size, 8)
+    """Draw a step whose candidates are keys of a few videos."""
     generator = torch.Generator().manual_seed(seed)
-    queue.push(unit(queue_size, 8, seed), torch.randint(num_videos, (queue_size,), generator=generator))
+    video = torch.randint(num_videos, (queue_size,), generator=generator)
+    queue = Candidates(unit(queue_size, 8, seed), video, 0)
     query, key = (Features(unit(batch, 8, seed + i), unit(batch, 8, seed + 10 + i)) for i in (1, 2))
     return Step(query, key, torch.arange(batch), queue, queue, weight, seed, DEFAULT._replace(**changes))
+
+
+def with_batch(step):
+    """Put the step's own keys behind those of the queue."""
+    keys, video = torch.cat((step.intra.keys, step.key.intra)), torch.cat((step.intra.video, step.video))
+    return step._replace(intra=Candidates(keys, video, len(step.video)))
 
 
 @settings(deadline=None, max_examples=50)
@@ -66,10 +72,10 @@ def test_pushed_keys_carry_no_gradient():
 def test_support_and_negatives_are_disjoint_and_cover_the_queue(split_by, seed):
     """Every key of the queue is in the support or in the negatives, none in both."""
     step = make_step(seed, split_by=split_by)
-    split = split_queue(step)
+    split = split_candidates(step)
     assert len(split.support) == 8
     both = torch.cat((split.support, split.negatives))
-    assert sorted(map(tuple, both.tolist())) == sorted(map(tuple, step.cycle_queue.keys.tolist()))
+    assert sorted(map(tuple, both.tolist())) == sorted(map(tuple, step.cycle.keys.tolist()))
 
 
 @pytest.mark.parametrize("split_by", ["frame", "video"])
@@ -77,12 +83,12 @@ def test_own_video_is_no_candidate(split_by):
     """No query sees a key of its own video in the support or the negatives, unless the mask is switched off."""
     for seed in range(5):
         step = make_step(seed, split_by=split_by)
-        split = split_queue(step)
+        split = split_candidates(step)
         for part, ignore in ((split.support, split.ignore_support), (split.negatives, split.ignore_negatives)):
-            videos = [step.cycle_queue.video[(step.cycle_queue.keys == key).all(1)].item() for key in part]
+            videos = [step.cycle.video[(step.cycle.keys == key).all(1)].item() for key in part]
             for row, video in enumerate(step.video.tolist()):
                 assert all(ignore[row, column] for column, v in enumerate(videos) if v == video)
-    open_split = split_queue(make_step(0, mask_own_video=False))
+    open_split = split_candidates(make_step(0, mask_own_video=False))
     assert not open_split.ignore_support.any()
     assert not open_split.ignore_negatives.any()
 
@@ -91,7 +97,7 @@ def test_split_by_video_keeps_a_video_on_one_side():
     """With split_by video, no video has a frame in the support and a frame among the negatives that count."""
     for seed in range(20):
         step = make_step(seed, split_by="video", mask_own_video=False, num_videos=7)
-        split, queue = split_queue(step), step.cycle_queue
+        split, queue = split_candidates(step), step.cycle
         video_of = {tuple(key.tolist()): video.item() for key, video in zip(queue.keys, queue.video, strict=True)}
         support = {video_of[tuple(key.tolist())] for key in split.support}
         counted = split.negatives[~split.ignore_negatives[0]]
@@ -103,20 +109,20 @@ def test_every_step_draws_another_support_evenly():
     step = make_step()
     counts = torch.zeros(24)
     for seed in range(600):
-        drawn = split_queue(step._replace(seed=seed)).support
-        counts += torch.isin(step.cycle_queue.keys[:, 0], drawn[:, 0])
+        drawn = split_candidates(step._replace(seed=seed)).support
+        counts += torch.isin(step.cycle.keys[:, 0], drawn[:, 0])
     assert counts.sum() == 600 * 8
     assert (counts - 200).abs().max() < 60
-    again = split_queue(step._replace(seed=3)).support
-    assert torch.equal(again, split_queue(step._replace(seed=3)).support)
+    again = split_candidates(step._replace(seed=3)).support
+    assert torch.equal(again, split_candidates(step._replace(seed=3)).support)
 
 
 def test_cycle_is_equation_6():
     """The full objective is the intra-video loss plus λ times the cycle loss over the same split."""
     step = make_step(weight=0.3)
-    losses, split = OBJECTIVES["cycle"].losses(step), split_queue(step)
-    own = step.intra_queue.video == step.video[:, None]
-    intra = info_nce(step.query.intra, step.key.intra, step.intra_queue.keys, 0.07, own)
+    losses, split = OBJECTIVES["cycle"].losses(step), split_candidates(step)
+    own = step.intra.video == step.video[:, None]
+    intra = info_nce(step.query.intra, step.key.intra, step.intra.keys, 0.07, own)
     loss = cycle_consistency(step.query.cycle, step.key.cycle, *split[:2], 0.07, *split[2:])
     assert losses.intra.item() == pytest.approx(intra.item())
     assert losses.cycle.item() == pytest.approx(loss.item())
@@ -137,8 +143,20 @@ def test_without_weight_the_cycle_is_measured_but_not_learned():
 def test_intra_image_masks_nothing():
     """The intra-image objective contrasts with every other key, of the own video too, as MoCo does."""
     step = make_step()
-    expected = info_nce(step.query.intra, step.key.intra, step.intra_queue.keys, 0.07)
+    expected = info_nce(step.query.intra, step.key.intra, step.intra.keys, 0.07)
     assert OBJECTIVES["intra-image"].losses(step).total.item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("objective", ["intra-image", "intra-video"])
+def test_a_positive_is_never_its_own_negative(objective):
+    """With the batch's keys among the candidates, each query ignores its own positive, masks or not."""
+    step = with_batch(make_step(mask_own_video=False))
+    losses = []
+    for row in range(4):
+        others = [i for i in range(len(step.intra.keys)) if i != len(step.intra.keys) - 4 + row]
+        args = step.query.intra[row : row + 1], step.key.intra[row : row + 1], step.intra.keys[others]
+        losses.append(info_nce(*args, 0.07).item())
+    assert OBJECTIVES[objective].losses(step).total.item() == pytest.approx(sum(losses) / 4)
 
 
 def test_rates_count_what_wins():
@@ -148,7 +166,7 @@ def test_rates_count_what_wins():
     assert measure(good, OBJECTIVES["cycle"]).intra_accuracy == 1
     bad = step._replace(query=Features(-step.key.intra, -step.key.cycle))
     assert measure(bad, OBJECTIVES["intra-image"]).intra_accuracy == 0
-    neighbor = step.cycle_queue.keys[split_queue(step).support[0] @ step.cycle_queue.keys.T > 0.999]
+    neighbor = step.cycle.keys[split_candidates(step).support[0] @ step.cycle.keys.T > 0.999]
     closing = step._replace(
         query=Features(step.query.intra, neighbor.expand(4, -1)), key=Features(step.key.intra, neighbor.expand(4, -1))
     )

@@ -16,8 +16,10 @@ import pytest
 import webdataset
 
 from cyclecontrast.config import PrepareConfig
-from cyclecontrast.data import prepare as module
-from cyclecontrast.data.prepare import member_name, prepare
+from cyclecontrast.data.prepare import prepare
+from cyclecontrast.data.prepare_plan import settings_of
+from cyclecontrast.data.shard_writer import member_name
+from cyclecontrast.data.store_folder import locked_store
 from cyclecontrast.errors import UserError
 from tests import make_videos as make
 
@@ -236,7 +238,11 @@ def test_a_second_run_does_nothing_or_adds_what_is_new(videos, tmp_path):
     summary = run(videos, out)
     assert summary.line == "5 videos, 13 frames, 1 skipped: 1 no video stream"
     assert (summary.num_new, summary.changed) == (2, ("b/clip.mp4",))
-    assert any("b/clip.mp4: changed since" in line for line in summary.lines)
+    assert str(summary).splitlines() == [
+        summary.line,
+        "  skipped  sound.mp4: no video stream",
+        "  kept     b/clip.mp4: changed since it was prepared: make a new store to take it in",
+    ]
     after = files_of(out)
     assert all(after[name] == data for name, data in before.items() if name.startswith("shards/000000"))
     assert [(row["id"], row["shard"]) for row in rows_of(out / "videos.parquet")] == [
@@ -317,8 +323,7 @@ def test_a_folder_of_unreadable_videos_leaves_nothing(tmp_path):
 def test_two_at_once_are_refused(videos, tmp_path):
     """A second prepare on a store that is being written is turned away and changes nothing."""
     out = tmp_path / "store"
-    settings = module.Settings.of(PrepareConfig(videos=videos, out=out, every=5))
-    with module._opened_store(out, settings):
+    with locked_store(out, settings_of(PrepareConfig(videos=videos, out=out, every=5))):
         before = files_of(out)
         (problem,) = problems_of(videos=videos, out=out)
         assert "another prepare is at work" in problem

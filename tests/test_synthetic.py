@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from cyclecontrast.data import synthetic
+from cyclecontrast.data import scenes, synthetic
 from cyclecontrast.data.synthetic import (
     CATEGORIES,
     FONTS,
@@ -17,7 +17,6 @@ from cyclecontrast.data.synthetic import (
     SyntheticSpec,
     draw_instance,
     make_videos,
-    num_items,
     render_frames,
 )
 from cyclecontrast.errors import UserError
@@ -97,7 +96,7 @@ def test_label_files_name_every_folder_once(made):
     assert labels.keys() == {str(path.parent.relative_to(root)) for path in root.rglob("*.jpg")}
     assert all(made.categories[label] == Path(video).parts[0] for video, label in labels.items())
     images = [cv2.imread(str(path)) for path in root.rglob("*.jpg")]
-    assert len(images) == made.num_labeled_frames == 60
+    assert len(images) == made.num_labeled_images == 60
     assert {image.shape for image in images} == {(32, 32, 3)}
     classes = (made.labeled / "classes.txt").read_text().splitlines()
     assert classes == [f"{label} {name}" for label, name in enumerate(made.categories)]
@@ -121,9 +120,10 @@ def test_test_instances_are_held_out():
 def test_categories_are_balanced_and_hidden():
     """Each round of unlabeled videos holds every category once, in an order that the numbers do not tell."""
     spec = SyntheticSpec()
-    rounds = np.array([draw_instance(spec, 0, "pretrain", number).category for number in range(100)])
+    rounds = np.array([draw_instance(spec, 0, "pretrain", number).character for number in range(100)])
     rounds = rounds.reshape(5, 20)
-    assert all(sorted(order) == list(range(20)) for order in rounds.tolist())
+    characters = sorted(category.character for category in CATEGORIES[:20])
+    assert all(sorted(order) == characters for order in rounds.tolist())
     assert len({tuple(order) for order in rounds.tolist()}) == 5
 
 
@@ -132,8 +132,7 @@ def test_every_font_has_every_character(font):
     """Each category is drawn as a shape of its own: none is blank, clipped or the box of a missing character."""
     instance = draw_instance(SyntheticSpec(), 0, "train", 0)
     masks = [
-        synthetic._mask(instance._replace(category=category, font=font), stroke=3)
-        for category in range(len(CATEGORIES))
+        scenes._mask(instance._replace(character=category.character, font=font), stroke=3) for category in CATEGORIES
     ]
     assert len({mask.tobytes() for mask in masks}) == len(CATEGORIES)
     for mask in masks:
@@ -156,13 +155,13 @@ def test_cuts_change_the_scene_but_not_the_object():
 
 def test_the_object_is_seen():
     """Object and scene differ in brightness in each video, and the object fills its part of the frame."""
-    shot = synthetic.Shot(0, 0, 0.9, 0, 0, 0, 0, 1, 1, 0, 0)
+    shot = scenes.Shot(0, 0, 0.9, 0, 0, 0, 0, 1, 1, 0, 0)
     for number in range(30):
         rng = np.random.default_rng(number)
         instance = draw_instance(SyntheticSpec(), 0, "pretrain", number)
-        glyph = synthetic._glyph(rng, instance)
+        glyph = scenes._glyph(rng, instance)
         opaque = np.zeros((192, 192, 3), np.float32)
-        frame = synthetic._frame(glyph[..., [3, 3, 3, 3]], opaque, shot, (1.0, 1.0, 1.0), 48)[..., 0] > 128
+        frame = scenes._frame(glyph[..., [3, 3, 3, 3]], opaque, shot, (1.0, 1.0, 1.0), 48)[..., 0] > 128
         extent = max(np.ptp(np.flatnonzero(frame.any(axis=axis))) + 1 for axis in (0, 1))
         assert 0.8 * 48 <= extent <= 0.95 * 48
         lumas = [np.dot(color, LUMA) for color in instance.fill[1:]]
@@ -198,28 +197,33 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     assert _files_below(tmp_path) == {"mine.txt": b"mine"}
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path):
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     """The folder appears whole or not at all."""
+    written = []
 
-    def stop(num_made):
-        raise KeyboardInterrupt
+    def stop(path, frames, fps):
+        written.append(path)
+        path.touch()
+        if len(written) == 3:
+            raise KeyboardInterrupt
 
+    monkeypatch.setattr(synthetic, "_encode", stop)
     with pytest.raises(KeyboardInterrupt):
-        make_videos(tmp_path / "made", SMALL, seed=0, workers=0, advance=stop)
+        make_videos(tmp_path / "made", SMALL, seed=0, workers=0)
+    assert len(written) == 3
     assert not list(tmp_path.iterdir())
 
 
-def test_progress_counts_every_item(tmp_path):
-    """`advance` is told of as many items as `num_items` promises; an empty folder is taken as it is."""
-    told = []
+def test_an_empty_folder_is_filled(tmp_path):
+    """A folder that the user has made for it is taken as it is."""
     (tmp_path / "made").mkdir()
-    make_videos(tmp_path / "made", SMALL, seed=0, workers=0, advance=told.append)
-    assert sum(told) == num_items(SMALL) == 9 + 8 + 12
+    made = make_videos(tmp_path / "made", SMALL, seed=0, workers=0)
+    assert len(list(made.videos.iterdir())) == SMALL.num_videos
 
 
 def _labeled(spec, split):
     frames = np.concatenate([render_frames(spec, 0, split, number) for number in range(240)])
-    labels = [draw_instance(spec, 0, split, number).category for number in range(240)]
+    labels = [draw_instance(spec, 0, split, number).character for number in range(240)]
     return frames, np.repeat(labels, spec.num_frames)
 
 

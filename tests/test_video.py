@@ -12,17 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyclecontrast.data.video import (
-    EveryKth,
-    Keyframes,
-    PerSecond,
-    SpreadEvenly,
-    VideoError,
-    _evenly,
-    decode_frames,
-    find_videos,
-    open_video,
-)
+from cyclecontrast.data.decode import decode_frames, open_video
+from cyclecontrast.data.policies import EveryKth, Keyframes, PerSecond, SpreadEvenly, evenly
+from cyclecontrast.data.video import VideoError, find_videos
 from tests import make_videos as make
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data" / "video_misc"
@@ -96,7 +88,7 @@ def test_one_frame_is_the_middle_and_more_than_all_is_all(tmp_path):
 @given(num_all=st.integers(1, 500), num_picked=st.integers(1, 500))
 def test_spread_is_even(num_all, num_picked):
     """Picks are distinct, in range, and no two gaps between them differ by more than one frame."""
-    picked = _evenly(num_all, num_picked)
+    picked = evenly(num_all, num_picked)
     gaps = np.diff(picked)
     assert len(picked) == min(num_all, num_picked)
     assert 0 <= picked[0] <= picked[-1] < num_all

@@ -13,7 +13,7 @@ from cyclecontrast.evaluate.registry import PROTOCOLS
 if TYPE_CHECKING:
     from cyclecontrast.data.prepare import PrepareSummary
     from cyclecontrast.demo import Demo
-    from cyclecontrast.evaluate.embed import EmbedSummary
+    from cyclecontrast.evaluate.embed import Embedded
     from cyclecontrast.train.pretrain import Run
 
 
@@ -59,11 +59,12 @@ def prepare(videos: str | Path, **settings: Any) -> "PrepareSummary":
     return COMMANDS["prepare"].run({"videos": videos, **settings})  # type: ignore[no-any-return]
 
 
-def pretrain(data: str | Path, **settings: Any) -> "Run":
+def pretrain(data: str | Path | None = None, **settings: Any) -> "Run":
     """Train a backbone on videos without labels; the options are those of `cyclecontrast pretrain`."""
-    return COMMANDS["pretrain"].run({"data": data, **settings})  # type: ignore[no-any-return]
+    named = {} if data is None else {"data": data}
+    return COMMANDS["pretrain"].run(named | settings)  # type: ignore[no-any-return]
 
 
-def embed(model: str | Path, data: str | Path, **settings: Any) -> "EmbedSummary":
+def embed(model: str | Path, data: str | Path, **settings: Any) -> "Embedded":
     """Write a vector for every frame; the options are those of `cyclecontrast embed`."""
     return COMMANDS["embed"].run({"model": str(model), "data": data, **settings})  # type: ignore[no-any-return]

@@ -82,10 +82,12 @@ class PretrainConfig(BaseModel):
     cycle_queue_size: Count = Field(65_536, description="keys of the cycle loss: support and negatives")
     support_size: Count = Field(16_384, description="keys drawn for the soft nearest neighbor (U)")
     top_k: Count | None = Field(None, description="only the K most similar of the support (Table 7)")
+    batch_keys: bool = Field(False, description="the other keys of the step are candidates beside the queues'")
     mask_own_video: bool = Field(True, description="keys of the query's own video are no candidates")
     split_by: Literal["frame", "video"] = Field("frame", description="what support and negatives may not share")
     distinct_frames: bool = Field(True, description="the positive is another frame than the query")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="of the momentum encoder")
+    momentum_ramp: Whole = Field(0, description="momentum is at most step / (step + ramp); 0 for none")
     bn_groups: Count = Field(
         8, description="groups that the keys are shuffled into for BatchNorm, all processes together"
     )
@@ -164,10 +166,12 @@ PRESETS: dict[str, dict[str, object]] = {
         "cycle_queue_size": 65_536,
         "support_size": 16_384,
         "top_k": None,
+        "batch_keys": False,
         "mask_own_video": True,
         "split_by": "frame",
         "distinct_frames": True,
         "momentum": 0.999,
+        "momentum_ramp": 0,
         "bn_groups": 8,
         "image_size": 224,
         "augmentation": "moco-v1",
@@ -191,10 +195,12 @@ PRESETS: dict[str, dict[str, object]] = {
         "cycle_queue_size": 81_920,
         "support_size": 16_384,
         "top_k": None,
+        "batch_keys": False,
         "mask_own_video": False,
         "split_by": "frame",
         "distinct_frames": False,
         "momentum": 0.999,
+        "momentum_ramp": 0,
         "bn_groups": 8,
         "image_size": 224,
         "augmentation": "moco-v2",
@@ -285,6 +291,9 @@ class ReportConfig(BaseModel):
     model_config = STRICT
     runs: tuple[Path, ...] = Field(min_length=1, description="run folders, shown side by side")
     out: Path | None = Field(None, description="file to write; default: report.html in the first run")
+    seed: Whole = Field(0, description="of the frames whose neighbors are shown, and of the random baseline")
+    workers: Whole | None = Field(None, description="processes that load images; default: the number of cores")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
 
 
 class DemoConfig(BaseModel):

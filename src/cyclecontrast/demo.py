@@ -99,7 +99,7 @@ def _train(config: DemoConfig, frames: Path, objective: str, seed: int) -> Pretr
     run = PretrainConfig(
         data=frames,
         out=config.out / "runs" / f"{objective}-{seed}",
-        objective=objective,  # type: ignore[arg-type]
+        objective=objective,
         backbone=BACKBONE,
         image_size=32,
         min_crop=0.4,

@@ -1,6 +1,7 @@
 """The one exception that users are meant to read; everything else is a bug and keeps its traceback."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -16,6 +17,9 @@ class UserError(Exception):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, ...]]:
+        return type(self), self.problems
 
 
 def checked(config: type[Config], values: Mapping[str, Any]) -> Config:
@@ -50,4 +54,7 @@ def _explain(item: Any, known: Iterable[str]) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if not name:
         return str(message)
-    return f"{name}: {message[0].lower()}{message[1:]}, not {item['input']!r}"
+    hint = ""
+    if item["type"] == "literal_error":
+        hint = did_you_mean(str(item["input"]), re.findall(r"'(.*?)'", item["ctx"]["expected"]))
+    return f"{name}: {message[:1].lower()}{message[1:]}, not {item['input']!r}{hint}"

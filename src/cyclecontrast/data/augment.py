@@ -132,9 +132,10 @@ def _saturation(pixels: Pixels, factor: float) -> Pixels:
 
 
 def _hue(pixels: Pixels, turns: float) -> Pixels:
-    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(turns * 256) % 256)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)  # type: ignore[no-any-return]
+    # In float: OpenCV's 8-bit HSV alone moves colours by up to 8 of 255.
+    hsv = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)
+    hsv = cv2.add(hsv, (turns % 1 * 360, 0.0, 0.0, 0.0))
+    return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))  # type: ignore[no-any-return]
 
 
 _CHANGES: tuple[Callable[[Pixels, float], Pixels], ...] = (_brightness, _contrast, _saturation, _hue)

@@ -20,13 +20,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cyclecontrast.data.store_files import STORE_FORMAT, STORE_VERSION, shard_path
 from cyclecontrast.errors import UserError
 
-STORE_FORMAT = "cyclecontrast-frames"
-STORE_VERSION = 1
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 R2V2_NAME = re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{6}\.jpg")
-FRAME_COLUMNS = ("video", "index", "time", "shard", "offset", "size", "width", "height")
+FRAME_COLUMNS = {
+    "video": pa.dictionary(pa.int32(), pa.string()),
+    "index": pa.int32(),
+    "time": pa.float64(),
+    "shard": pa.int32(),
+    "offset": pa.int64(),
+    "size": pa.int32(),
+}
+MOST_HANDLES = 256
+MOST_PROBLEMS = 10
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -53,28 +61,36 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class Shards:
-    """Each frame is a run of bytes in a tar file; one handle per shard and process stays open."""
+    """Each frame is a run of bytes in a tar file; the handles of the shards last opened stay open.
+
+    A read names its place, so processes that were forked may share handles; threads may not.
+    """
 
     root: Path
     shard: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
     size: npt.NDArray[np.int32]
-    handles: dict[tuple[int, int], int] = field(default_factory=dict, compare=False)
+    handles: dict[int, int] = field(default_factory=dict, compare=False)
 
     def read(self, frame: int) -> bytes:
         """Return the frame's bytes with one positioned read."""
         shard = int(self.shard[frame])
-        key = (os.getpid(), shard)
-        if key not in self.handles:
-            self.handles[key] = os.open(shard_path(self.root, shard), os.O_RDONLY)
+        if shard not in self.handles:
+            while len(self.handles) >= MOST_HANDLES:
+                os.close(self.handles.pop(next(iter(self.handles))))
+            self.handles[shard] = os.open(shard_path(self.root, shard), os.O_RDONLY)
         size = int(self.size[frame])
-        data = os.pread(self.handles[key], size, int(self.offset[frame]))
+        data = os.pread(self.handles[shard], size, int(self.offset[frame]))
         if len(data) != size:
             raise UserError(f"{shard_path(self.root, shard)} is shorter than frames.parquet says; prepare it again")
         return data
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "handles": {}}
+
+    def __del__(self) -> None:
+        for handle in self.handles.values():
+            os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -137,9 +153,9 @@ class FrameStore:
     def fingerprint(self) -> str:
         """Name of the content: videos, their numbers of frames, and where the frames lie."""
         digest = hashlib.sha256(self.starts.tobytes())
-        for column in (self.video_ids, getattr(self.source, "names", None)):
-            if column is not None:
-                digest.update("\n".join(column.to_pylist()).encode())
+        for column in (self.video_ids, getattr(self.source, "names", pa.array([], pa.string()))):
+            for start in range(0, len(column), 65_536):
+                digest.update("\n".join([*column[start : start + 65_536].to_pylist(), ""]).encode())
         if isinstance(self.source, Shards):
             for numbers in (self.source.shard, self.source.offset, self.source.size):
                 digest.update(numbers.tobytes())
@@ -153,11 +169,6 @@ class FrameStore:
         if not 0 <= index < self.frames_in(video):
             raise IndexError(f"{self.video_id(video)} has {self.frames_in(video)} frames, no index {index}")
         return int(self.starts[video]) + index
-
-
-def shard_path(root: Path, shard: int) -> Path:
-    """Return the path of a shard of a prepared store."""
-    return root / "shards" / f"{shard:06d}.tar"
 
 
 def decode_image(data: bytes) -> Pixels:
@@ -185,38 +196,62 @@ def resize_short_side(image: Pixels, size: int) -> Pixels:
 
 
 def _open_prepared(root: Path) -> FrameStore:
-    about = json.loads((root / "store.json").read_text())
-    if about.get("format") != STORE_FORMAT or about.get("version") != STORE_VERSION:
-        raise UserError(f"{root / 'store.json'}: not a frame store of version {STORE_VERSION}")
-    if not (root / "frames.parquet").exists():
+    _check_version(root / "store.json")
+    path = root / "frames.parquet"
+    if not path.exists():
         raise UserError(f"{root} is not finished; run the same `cyclecontrast prepare` again, it goes on")
-    table = pq.read_table(root / "frames.parquet", columns=list(FRAME_COLUMNS[:6]))
-    video = table["video"].combine_chunks().dictionary_encode() if len(table) else None
-    if video is None:
-        raise UserError(f"{root} holds no frames")
+    try:
+        video, index, times, shard, offset, size = _read_columns(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); prepare the videos again") from error
     codes = video.indices.to_numpy()
     first = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
-    shards = Shards(
-        root,
-        table["shard"].to_numpy().astype(np.int32),
-        table["offset"].to_numpy().astype(np.int64),
-        table["size"].to_numpy().astype(np.int32),
-    )
-    _check_shards(shards)
     starts = np.r_[first, len(codes)].astype(np.int64)
-    return FrameStore(root, "store", video.dictionary, starts, table["time"].to_numpy(), shards)
+    in_order = np.arange(len(codes)) - np.repeat(first, np.diff(starts))
+    if np.bincount(codes[first]).max() > 1 or not np.array_equal(index.to_numpy(), in_order):
+        raise UserError(f"{path}: its rows are not in order (video after video, index 0, 1, ...); prepare again")
+    shards = Shards(root, shard.to_numpy(), offset.to_numpy(), size.to_numpy())
+    _check_shards(shards)
+    return FrameStore(root, "store", video.dictionary.take(pa.array(codes[first])), starts, times.to_numpy(), shards)
+
+
+def _check_version(path: Path) -> None:
+    try:
+        about = json.loads(path.read_bytes())
+    except ValueError:
+        about = None
+    found = (about.get("format"), about.get("version")) if isinstance(about, dict) else None
+    if found != (STORE_FORMAT, STORE_VERSION):
+        raise UserError(f"{path}: is not of a frame store of version {STORE_VERSION}; prepare the videos again")
+
+
+def _read_columns(path: Path) -> list[pa.Array]:
+    missing = [name for name in FRAME_COLUMNS if name not in pq.read_schema(path).names]
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}; prepare the videos again")
+    table = pq.read_table(path, columns=list(FRAME_COLUMNS), read_dictionary=["video"])
+    if not len(table):
+        raise UserError(f"{path.parent} holds no frames; prepare a folder of videos that can be read")
+    if gaps := [name for name in FRAME_COLUMNS if table[name].null_count]:
+        raise UserError(f"{path}: has gaps in {', '.join(gaps)}; prepare the videos again")
+    return [table[name].cast(kind).unify_dictionaries().combine_chunks() for name, kind in FRAME_COLUMNS.items()]
 
 
 def _check_shards(shards: Shards) -> None:
-    ends = shards.offset + shards.size
+    numbers, which = np.unique(shards.shard, return_inverse=True)
+    lowest, end = np.zeros(len(numbers), np.int64), np.zeros(len(numbers), np.int64)
+    np.minimum.at(lowest, which, np.minimum(shards.offset, shards.size))
+    np.maximum.at(end, which, shards.offset + shards.size)
     problems = []
-    for shard in np.unique(shards.shard):
-        path = shard_path(shards.root, int(shard))
-        needed = int(ends[shards.shard == shard].max())
+    for number, low, needed in zip(numbers.tolist(), lowest.tolist(), end.tolist(), strict=True):
+        path = shard_path(shards.root, number)
         if not path.exists():
-            problems.append(f"{path} is missing")
-        elif path.stat().st_size < needed or shards.offset.min() < 0:
-            problems.append(f"{path}: frames.parquet points outside of it (byte {needed:,} of {path.stat().st_size:,})")
+            problems.append(f"{path}: is missing; prepare the videos again")
+        elif low < 0 or path.stat().st_size < needed:
+            place = f"byte {low or needed:,} of {path.stat().st_size:,}"
+            problems.append(f"{path}: frames.parquet points outside of it ({place}); prepare the videos again")
+    if len(problems) > MOST_PROBLEMS:
+        problems[MOST_PROBLEMS:] = [f"{shards.root}: so are {len(problems) - MOST_PROBLEMS:,} other shards"]
     if problems:
         raise UserError(*problems)
 
@@ -236,15 +271,18 @@ def _open_images(root: Path) -> FrameStore:
     if not videos:
         raise UserError(f"{root}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) and no store.json")
     starts = np.cumsum([0, *(len(video.frames) for video in videos)], dtype=np.int64)
-    names = pa.array([name for video in videos for name in video.frames], pa.large_string())
     layout = "flat folder of images" if flat else "tree of frames"
-    ids = pa.array([video.id for video in videos], pa.string())
+    try:
+        names = pa.array([name for video in videos for name in video.frames], pa.large_string())
+        ids = pa.array([video.id for video in videos], pa.string())
+    except UnicodeEncodeError as error:
+        raise UserError(f"{root}: the name {error.object!r} is not UTF-8; rename it") from error
     return FrameStore(root, layout, ids, starts, None, ImageFiles(root, names))
 
 
 def _folders_of_images(root: Path) -> Iterator[_Video]:
     seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_refuse):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
@@ -258,18 +296,23 @@ def _folders_of_images(root: Path) -> Iterator[_Video]:
             yield _Video(relative.as_posix(), [(relative / name).as_posix() for name in images])
 
 
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); mend it or take it away") from error
+
+
 def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key by which frame_2 comes before frame_10."""
+    """Sort key by which frame_2 comes before frame_10; no two names are equal."""
     parts = re.split(r"([0-9]+)", name)
-    return tuple((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts if part)
+    key = ((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts if part)
+    return (*key, (-1, 0, name))
 
 
 def _videos_of(folder: _Video) -> list[_Video]:
     parent, _, prefix = f"/{folder.id}".rpartition("/")
-    names = [name.rpartition("/")[2] for name in folder.frames]
-    if len(prefix) != 2 or not all(R2V2_NAME.fullmatch(n) and n.startswith(prefix) for n in names):
-        return [folder]
     videos: dict[str, list[str]] = {}
-    for name, path in sorted(zip(names, folder.frames, strict=True)):
-        videos.setdefault(f"{parent}/{name[:11]}".lstrip("/"), []).append(path)
+    for path in folder.frames:
+        name = path.rpartition("/")[2]
+        # A file system that ignores case keeps AB and ab in one folder.
+        in_r2v2 = R2V2_NAME.fullmatch(name) and name[:2].lower() == prefix.lower()
+        videos.setdefault(f"{parent}/{name[:11]}"[1:] if in_r2v2 else folder.id, []).append(path)
     return [_Video(video_id, frames) for video_id, frames in videos.items()]

@@ -6,6 +6,7 @@ So workers, resuming at any step and any number of processes see the same data.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 import cv2
@@ -23,12 +24,19 @@ QUERY, POSITIVE, FRAMES, ORDER = range(4)
 
 
 class Sample(NamedTuple):
-    """Two augmented frames of one video, and how many unreadable frames were replaced."""
+    """Two augmented frames of one video, and how many show another than was drawn, for one could not be read."""
 
     query: Pixels
     positive: Pixels
     video: int
     replaced: int
+
+
+class Frame(NamedTuple):
+    """A decoded frame and its number in the video."""
+
+    image: Pixels
+    number: int
 
 
 class Batch(NamedTuple):
@@ -70,9 +78,11 @@ class FramePairs(Dataset[Sample]):
         epoch, place = divmod(position, self.store.num_videos)
         video = int(video_order(self.seed, epoch, self.store.num_videos)[place])
         first, second = self._choose(epoch, place, self.store.frames_in(video))
-        query, query_replaced = self._view(video, first, epoch, place, QUERY)
-        positive, positive_replaced = self._view(video, second, epoch, place, POSITIVE)
-        return Sample(query, positive, video, query_replaced + positive_replaced)
+        query = self._readable(video, first)
+        positive = query if first == second else self._readable(video, second, avoid=query.number)
+        query_view = self._view(query.image, epoch, place, QUERY)
+        positive_view = self._view(positive.image, epoch, place, POSITIVE)
+        return Sample(query_view, positive_view, video, (query.number != first) + (positive.number != second))
 
     def _choose(self, epoch: int, place: int, num_frames: int) -> tuple[int, int]:
         rng = random_stream(self.seed, epoch, place, FRAMES)
@@ -83,19 +93,35 @@ class FramePairs(Dataset[Sample]):
             return first, int(rng.integers(num_frames))
         return first, (first + 1 + int(rng.integers(num_frames - 1))) % num_frames
 
-    def _view(self, video: int, index: int, epoch: int, place: int, role: int) -> tuple[Pixels, int]:
-        image, replaced = self._readable(video, index)
+    def _view(self, image: Pixels, epoch: int, place: int, role: int) -> Pixels:
         rng = random_stream(self.seed, epoch, place, role)
-        return apply_view(image, draw_view(rng, image.shape[0], image.shape[1], self.recipe), self.size), replaced
+        return apply_view(image, draw_view(rng, image.shape[0], image.shape[1], self.recipe), self.size)
 
-    def _readable(self, video: int, index: int) -> tuple[Pixels, int]:
-        num_frames = self.store.frames_in(video)
-        for replaced in range(num_frames):
+    def _readable(self, video: int, index: int, avoid: int | None = None) -> Frame:
+        """Return the frame or the next one that can be read; `avoid` only where the video has no other."""
+        others = chain(range(index, self.store.frames_in(video)), range(index))
+        last = () if avoid is None else (avoid,)
+        for candidate in chain((other for other in others if other != avoid), last):
             try:
-                return self.store.image(video, (index + replaced) % num_frames), replaced
+                return Frame(self.store.image(video, candidate), candidate)
             except UserError as error:
-                last = error
-        raise UserError(f"no frame of video {self.store.video_id(video)} can be read: {last}")
+                reason = error
+        raise UserError(
+            f"no frame of video {self.store.video_id(video)} can be read: {reason}; take it away or mend it"
+        )
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset[Batch | UserError]):
+    """Whole batches; an error is handed over as a value, for torch buries a raised one in the worker's traceback."""
+
+    pairs: FramePairs
+
+    def __getitem__(self, positions: range) -> Batch | UserError:
+        try:
+            return collate([self.pairs[position] for position in positions])
+        except UserError as error:
+            return error
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -108,20 +134,34 @@ def collate(samples: list[Sample]) -> Batch:
     return Batch(query, positive, video, sum(s.replaced for s in samples))
 
 
-def load_batches(pairs: FramePairs, steps: range, batch_size: int, rank: int, world: int, workers: int) -> Iterator[Batch]:
-    """Yield this process's part of the batch of each step; `batch_size` counts all processes together."""
-    share = batch_size // world
+def load_batches(
+    pairs: FramePairs, steps: range, batch_size: int, rank: int, world: int, workers: int
+) -> Iterator[Batch]:
+    """Return this process's part of the batch of each step; `batch_size` counts all processes together.
+
+    Raises UserError at once where the processes cannot share the batch, and later for a video without any frame.
+    """
+    share, rest = divmod(batch_size, world)
+    if rest:
+        raise UserError(f"batch_size: {batch_size} cannot be shared by {world} processes; name a multiple of {world}")
     starts = (step * batch_size + rank * share for step in steps)
     loader = DataLoader(
-        pairs,
-        batch_sampler=(list(range(start, start + share)) for start in starts),
-        collate_fn=collate,
+        _Batches(pairs),
+        batch_size=None,
+        sampler=(range(start, start + share) for start in starts),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_single_threaded,
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader)
+    return _good(iter(loader))
+
+
+def _good(batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
 def _single_threaded(_: int) -> None:

@@ -2,14 +2,14 @@
 
 An object is a glyph: its category is the character, its instance the font, the colors, the texture and the
 scene behind it. Within a video pose, size, light and camera change smoothly while the object stays the same.
-Everything is a pure function of (seed, split, number). It knows nothing of networks and of losses.
+Everything is a pure function of (seed, split, number). What it looks like is the business of scenes.py.
 """
 
 import functools
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +17,12 @@ from typing import Literal, NamedTuple, get_args
 
 import av
 import cv2
-import matplotlib
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
+from cyclecontrast.data.scenes import Frames, Instance, make_instance, render
 from cyclecontrast.errors import UserError
 
 Split = Literal["pretrain", "train", "test"]
-Texture = Literal["noise", "stripes", "checks", "gradient", "blobs"]
-Color = tuple[float, float, float]
-Field = NDArray[np.float32]
-Frames = NDArray[np.uint8]
 
 
 class Category(NamedTuple):
@@ -109,81 +103,19 @@ class SyntheticVideos:
     num_videos: int
     num_train: int
     num_test: int
-    num_labeled_frames: int
+    num_labeled_images: int
     """Frames in train and test together."""
 
 
-class Paint(NamedTuple):
-    """A texture between two colors (RGB, 0..1)."""
-
-    texture: Texture
-    low: Color
-    high: Color
-
-
-class Scene(NamedTuple):
-    """A background of two textures, and the colour of its light: a factor for each of R, G, B."""
-
-    first: Paint
-    second: Paint
-    light: Color
-
-
-class Instance(NamedTuple):
-    """The object, which stays the same throughout a video, and the scenes that it is cut through.
-
-    stroke is what each side of a line grows by, in glyph pixels.
-    """
-
-    category: int
-    font: str
-    stroke: int
-    fill: Paint
-    outline: Color | None
-    scenes: tuple[Scene, ...]
-
-
-class Shot(NamedTuple):
-    """What changes from frame to frame; x, y and pan run over their free room from -1 to 1."""
-
-    rotation: float
-    shear: float
-    size: float
-    x: float
-    y: float
-    pan_x: float
-    pan_y: float
-    zoom: float
-    gain: float
-    slope: float
-    light_from: float
-
-
-LOWEST = Shot(-25, -0.2, 0.55, -1, -1, -1, -1, 0.7, 0.65, 0.0, 0.0)
-HIGHEST = Shot(25, 0.2, 0.9, 1, 1, 1, 1, 1.3, 1.15, 0.35, 2 * np.pi)
-
-GLYPH_SIZE = 96
-"""Pixels per em at which a glyph is drawn before it is put into a frame."""
-SCENE_SIDES = 3
-"""Side of the scene, in sides of a frame: the room in which the camera moves."""
-NUM_SCENES = 4
-"""Cuts are what keeps the background from naming the video: only the object goes through all of it."""
-OVERSAMPLING = 2
 QUANTIZER = 3
 """Of the mpeg4 codec, 1 (best) to 31; mpeg4 is in every build of PyAV, H.264 is not."""
 
 
-def make_videos(
-    root: Path,
-    spec: SyntheticSpec,
-    seed: int,
-    workers: int | None = None,
-    advance: Callable[[int], object] = lambda num_made: None,
-) -> SyntheticVideos:
+def make_videos(root: Path, spec: SyntheticSpec, seed: int, workers: int | None = None) -> SyntheticVideos:
     """Write `root`/videos and `root`/labeled; the folder appears only when all of it is made.
 
-    workers: processes, 0 for none; by default the number of cores. advance: told of each video or instance
-    made (num_items of them). Raises UserError for an impossible spec or a folder that is in use.
+    workers: processes, 0 for none; by default the number of cores. Raises UserError for an impossible spec or a
+    folder that is in use.
     """
     problems = spec.problems()
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -195,35 +127,27 @@ def make_videos(
         made = Path(parent, "made")
         made.mkdir()
         _write_lists(made / "labeled", spec)
-        for _ in _map(functools.partial(_write, made, spec, seed), _items(spec), workers):
-            advance(1)
+        _write_all(functools.partial(_write, made, spec, seed), _items(spec), workers)
         if root.exists():
             root.rmdir()
         made.replace(root)
     return _summary(root, spec)
 
 
-def num_items(spec: SyntheticSpec) -> int:
-    """Videos and labeled instances together: what `make_videos` counts its progress in."""
-    return len(_items(spec))
-
-
 def draw_instance(spec: SyntheticSpec, seed: int, split: Split, number: int) -> Instance:
-    """The object and the scene of one video."""
+    """The object and the scenes of one video."""
     return _draw(spec, seed, split, number, _generator(seed, split, number))
 
 
 def render_frames(spec: SyntheticSpec, seed: int, split: Split, number: int) -> Frames:
     """One video before encoding: RGB, (num_frames, size, size, 3)."""
     rng = _generator(seed, split, number)
-    instance = _draw(spec, seed, split, number, rng)
-    glyph = _glyph(rng, instance)
-    grounds = [_ground(rng, scene, spec.size) for scene in instance.scenes]
-    frames = []
-    for number, shot in enumerate(_shots(rng, spec.num_frames)):
-        cut = number * NUM_SCENES // spec.num_frames
-        frames.append(_frame(glyph, grounds[cut], shot, instance.scenes[cut].light, spec.size))
-    return np.stack(frames)
+    return render(rng, _draw(spec, seed, split, number, rng), spec.num_frames, spec.size)
+
+
+def _draw(spec: SyntheticSpec, seed: int, split: Split, number: int, rng: np.random.Generator) -> Instance:
+    character = CATEGORIES[_category(spec, seed, split, number)].character
+    return make_instance(rng, character, TEST_FONTS if split == "test" else FONTS)
 
 
 class _Item(NamedTuple):
@@ -242,15 +166,16 @@ def _items(spec: SyntheticSpec) -> list[_Item]:
     ]
 
 
-def _map(write: Callable[[_Item], None], items: list[_Item], workers: int | None) -> Iterator[None]:
+def _write_all(write: Callable[[_Item], None], items: list[_Item], workers: int | None) -> None:
     num_workers = (os.cpu_count() or 1) if workers is None else workers
     if num_workers == 0:
-        yield from map(write, items)
+        for item in items:
+            write(item)
         return
     # spawn: forking a process that has run torch or OpenCV threads can hang
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
-        yield from pool.map(write, items, chunksize=16)
+        list(pool.map(write, items, chunksize=16))
 
 
 def _write(root: Path, spec: SyntheticSpec, seed: int, item: _Item) -> None:
@@ -308,7 +233,7 @@ def _summary(root: Path, spec: SyntheticSpec) -> SyntheticVideos:
         num_videos=spec.num_videos,
         num_train=num_train,
         num_test=num_test,
-        num_labeled_frames=(num_train + num_test) * spec.num_labeled_frames,
+        num_labeled_images=(num_train + num_test) * spec.num_labeled_frames,
     )
 
 
@@ -323,173 +248,3 @@ def _category(spec: SyntheticSpec, seed: int, split: Split, number: int) -> int:
         return place
     order = np.random.default_rng([seed, len(get_args(Split)), rounds]).permutation(spec.num_categories)
     return int(order[place])
-
-
-def _draw(spec: SyntheticSpec, seed: int, split: Split, number: int, rng: np.random.Generator) -> Instance:
-    """The object is bright on a dark scene or dark on a bright one: lumas never meet, hues are free."""
-    bright = rng.random() < 0.5
-    ink, ground = ((0.66, 0.95), (0.06, 0.46)) if bright else ((0.04, 0.28), (0.5, 0.94))
-    font = str(rng.choice(TEST_FONTS if split == "test" else FONTS))
-    bold = "Bol" in font or font == "cmb10"
-    return Instance(
-        category=_category(spec, seed, split, number),
-        font=font,
-        stroke=int(rng.integers(0, 3) if bold else rng.integers(1, 6)),
-        fill=_paint(rng, *ink),
-        outline=_color(rng, float(rng.uniform(*ground))) if rng.random() < 0.3 else None,
-        scenes=tuple(Scene(_paint(rng, *ground), _paint(rng, *ground), _light_color(rng)) for _ in range(NUM_SCENES)),
-    )
-
-
-def _paint(rng: np.random.Generator, darkest: float, brightest: float) -> Paint:
-    low, high = sorted(rng.uniform(darkest, brightest, 2))
-    return Paint(rng.choice(get_args(Texture)), _color(rng, low), _color(rng, high))
-
-
-def _light_color(rng: np.random.Generator) -> Color:
-    red, green, blue = np.exp(rng.uniform(-0.4, 0.2, 3)).tolist()
-    return red, green, blue
-
-
-def _color(rng: np.random.Generator, luma: float) -> Color:
-    """A random hue, darkened or whitened to this luma (0..1)."""
-    hue, saturation = rng.uniform(0, 6), rng.uniform(0.3, 1)
-    pure = 1 - saturation * np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) * -1 + 2, 0, 1)
-    own = float(pure @ (0.299, 0.587, 0.114))
-    mixed = pure * luma / own if luma < own else pure + (1 - pure) * (luma - own) / (1 - own)
-    red, green, blue = np.clip(mixed, 0, 1).tolist()
-    return red, green, blue
-
-
-def _apply(rng: np.random.Generator, paint: Paint, side: int) -> Field:
-    """The painted square, RGB 0..1, (side, side, 3)."""
-    field = TEXTURES[paint.texture](rng, side)[..., None]
-    return np.asarray(np.array(paint.low) * (1 - field) + np.array(paint.high) * field, np.float32)
-
-
-def _noise(rng: np.random.Generator, side: int) -> Field:
-    total = np.zeros((side, side), np.float32)
-    for octave in range(5):
-        grid = rng.standard_normal((3 * 2**octave,) * 2).astype(np.float32)
-        total += 0.7**octave * cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC)
-    return _unit(total)
-
-
-def _blobs(rng: np.random.Generator, side: int) -> Field:
-    grid = rng.standard_normal((int(rng.integers(8, 20)),) * 2).astype(np.float32)
-    return _unit(np.tanh(3 * cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC)))
-
-
-def _stripes(rng: np.random.Generator, side: int) -> Field:
-    return _unit(np.tanh(2 * _wave(rng, side, rng.uniform(0, np.pi))))
-
-
-def _checks(rng: np.random.Generator, side: int) -> Field:
-    angle = rng.uniform(0, np.pi)
-    return _unit(np.tanh(4 * _wave(rng, side, angle) * _wave(rng, side, angle + np.pi / 2)))
-
-
-def _gradient(rng: np.random.Generator, side: int) -> Field:
-    angle = rng.uniform(0, 2 * np.pi)
-    y, x = np.mgrid[:side, :side] / side
-    return _unit(x * np.cos(angle) + y * np.sin(angle))
-
-
-def _wave(rng: np.random.Generator, side: int, angle: float) -> Field:
-    y, x = np.mgrid[:side, :side] / side
-    turns = rng.uniform(8, 22)
-    bend = rng.uniform(0, 0.1) * np.sin(2 * np.pi * (2 * y + rng.random()))
-    return np.asarray(np.sin(2 * np.pi * turns * (x * np.cos(angle) + y * np.sin(angle) + bend)), np.float32)
-
-
-def _unit(field: NDArray[np.floating]) -> Field:
-    return np.asarray((field - field.min()) / (np.ptp(field) + 1e-6), np.float32)
-
-
-TEXTURES: dict[Texture, Callable[[np.random.Generator, int], Field]] = {
-    "noise": _noise,
-    "stripes": _stripes,
-    "checks": _checks,
-    "gradient": _gradient,
-    "blobs": _blobs,
-}
-
-
-def _ground(rng: np.random.Generator, scene: Scene, size: int) -> Field:
-    """Two textures that give way to each other over a square of SCENE_SIDES frames."""
-    side = SCENE_SIDES * size
-    first, second = _apply(rng, scene.first, side), _apply(rng, scene.second, side)
-    share = np.clip(6 * (_noise(rng, side) - 0.5) + 0.5, 0, 1)[..., None]
-    return np.asarray(first * share + second * (1 - share), np.float32)
-
-
-@functools.cache
-def _font(name: str) -> ImageFont.FreeTypeFont:
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
-    return ImageFont.truetype(str(path), GLYPH_SIZE)
-
-
-def _mask(instance: Instance, stroke: int) -> NDArray[np.uint8]:
-    """The character's coverage, (3, 3) ems large, drawn at its center."""
-    side = 3 * GLYPH_SIZE
-    image = Image.new("L", (side, side))
-    character = CATEGORIES[instance.category].character
-    font = _font(instance.font)
-    ImageDraw.Draw(image).text((side / 2, side / 2), character, 255, font, anchor="mm", stroke_width=stroke)
-    return np.asarray(image)
-
-
-def _glyph(rng: np.random.Generator, instance: Instance) -> Field:
-    """The object cut out: RGBA 0..1 with the color premultiplied."""
-    body = _mask(instance, instance.stroke)
-    whole = body if instance.outline is None else _mask(instance, instance.stroke + GLYPH_SIZE // 20)
-    left, top, width, height = cv2.boundingRect(whole)
-    window = np.s_[top : top + height, left : left + width]
-    cover = (body[window] / np.float32(255))[..., None]
-    alpha = (whole[window] / np.float32(255))[..., None]
-    color = _apply(rng, instance.fill, max(width, height))[:height, :width]
-    rest = (alpha - cover) * np.array(instance.outline or (0, 0, 0), np.float32)
-    return np.concatenate([color * cover + rest, alpha], axis=2)
-
-
-def _shots(rng: np.random.Generator, num_frames: int) -> list[Shot]:
-    """Each quantity swings along a sine of its own through most of its range."""
-    lowest, highest = np.array(LOWEST), np.array(HIGHEST)
-    turns, phase = rng.uniform(0.4, 0.9, lowest.size), rng.uniform(0, 1, lowest.size)
-    time = np.linspace(0, 1, num_frames)[:, None]
-    swing = 0.5 + 0.5 * np.sin(2 * np.pi * (turns * time + phase))
-    return [Shot(*row) for row in (lowest + (highest - lowest) * swing).tolist()]
-
-
-def _frame(glyph: Field, scene: Field, shot: Shot, light: Color, size: int) -> Frames:
-    side = OVERSAMPLING * size
-    item = cv2.warpAffine(glyph, _pose(glyph, shot, side), (side, side), flags=cv2.INTER_LINEAR)
-    item = cv2.resize(item, (size, size), interpolation=cv2.INTER_AREA)
-    ground = cv2.warpAffine(scene, _camera(scene, shot, size), (size, size), flags=cv2.INTER_LINEAR)
-    pixels = item[..., :3] + ground * (1 - item[..., 3:])
-    return np.asarray(np.clip(255 * pixels * _light(shot, light, size), 0, 255).round(), np.uint8)
-
-
-def _pose(glyph: Field, shot: Shot, side: int) -> NDArray[np.float64]:
-    """Glyph → frame, (2, 3): the longer side of the upright glyph becomes `size` of the frame's."""
-    height, width = glyph.shape[:2]
-    angle = np.deg2rad(shot.rotation)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = turn @ np.array([[1, shot.shear], [0, 1]]) * (shot.size * side / max(height, width))
-    room = (1 - shot.size) / 2
-    center = side * (0.5 + room * np.array([shot.x, shot.y]))
-    return np.column_stack([linear, center - linear @ (width / 2, height / 2)])
-
-
-def _camera(scene: Field, shot: Shot, size: int) -> NDArray[np.float64]:
-    """Scene → frame, (2, 3): the window never leaves the scene."""
-    side, window = len(scene), size / shot.zoom
-    corner = (side - window) / 2 * (1 + np.array([shot.pan_x, shot.pan_y]))
-    return np.column_stack([shot.zoom * np.eye(2), -shot.zoom * corner])
-
-
-def _light(shot: Shot, color: Color, size: int) -> Field:
-    """What each pixel is multiplied by, (size, size, 3): strength, colour, and a slope across the frame."""
-    y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
-    slope = 1 + shot.slope * (x * np.cos(shot.light_from) + y * np.sin(shot.light_from))
-    return np.asarray(shot.gain * slope[..., None] * np.array(color), np.float32)

@@ -29,7 +29,8 @@ class Loading(NamedTuple):
     def of(config: EvaluateConfig | EmbedConfig, backbone: Backbone) -> "Loading":
         """Resolve what the options leave open; raises UserError for an absent device."""
         size = config.image_size or backbone.image_size
-        return Loading(size, config.batch_size, pick_workers(config.workers), pick_device(config.device))
+        device = pick_device(config.device)
+        return Loading(size, config.batch_size, pick_workers(config.workers, device), device)
 
 
 class Embeddings(NamedTuple):

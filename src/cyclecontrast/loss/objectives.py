@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cyclecontrast.loss.key_queue import KeyQueue
 from cyclecontrast.loss.losses import cycle_consistency, info_nce, positive_comes_first, soft_nearest_neighbor
 from cyclecontrast.model.encoders import Features
 
@@ -24,14 +23,25 @@ class LossSettings(NamedTuple):
     split_by: str
 
 
+class Candidates(NamedTuple):
+    """Keys that a query is compared with: a queue's, oldest first, and behind them, where wanted, the batch's own.
+
+    Shapes: keys (num_keys, dim), video (num_keys,); the last `num_fresh` keys are of this step.
+    """
+
+    keys: Tensor
+    video: Tensor
+    num_fresh: int
+
+
 class Step(NamedTuple):
     """Everything that an objective may look at in one step; `seed` draws the support."""
 
     query: Features
     key: Features
     video: Tensor
-    intra_queue: KeyQueue
-    cycle_queue: KeyQueue
+    intra: Candidates
+    cycle: Candidates
     cycle_weight: float
     seed: int
     settings: LossSettings
@@ -53,7 +63,7 @@ class Rates(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A queue parted into support and negatives, with what each query must ignore of them (batch, num_keys)."""
+    """The candidates parted into support and negatives, with what each query must ignore of them (batch, num_keys)."""
 
     support: Tensor
     negatives: Tensor
@@ -71,15 +81,15 @@ class Objective(NamedTuple):
 
 def intra_image(step: Step) -> Losses:
     """Eq. 1: two views of one frame; every other key is a negative, as in MoCo."""
-    intra = info_nce(step.query.intra, step.key.intra, step.intra_queue.keys, step.settings.temperature)
+    ignore = _own_in(step.intra, step, fresh_only=True)
+    intra = info_nce(step.query.intra, step.key.intra, step.intra.keys, step.settings.temperature, ignore)
     return Losses(intra, intra, intra.new_tensor(float("nan")))
 
 
 def intra_video(step: Step) -> Losses:
     """Eq. 2: two frames of one video."""
-    intra = info_nce(
-        step.query.intra, step.key.intra, step.intra_queue.keys, step.settings.temperature, _own_in(step.intra_queue, step)
-    )
+    ignore = _own_in(step.intra, step)
+    intra = info_nce(step.query.intra, step.key.intra, step.intra.keys, step.settings.temperature, ignore)
     return Losses(intra, intra, intra.new_tensor(float("nan")))
 
 
@@ -87,7 +97,7 @@ def cycle(step: Step) -> Losses:
     """Eq. 6: intra-video loss + λ · cycle loss; with λ = 0 the cycle loss is measured without a gradient."""
     intra = intra_video(step).intra
     with torch.set_grad_enabled(torch.is_grad_enabled() and step.cycle_weight > 0):
-        split = split_queue(step)
+        split = split_candidates(step)
         loss = cycle_consistency(
             step.query.cycle,
             step.key.cycle,
@@ -110,12 +120,12 @@ OBJECTIVES = {
 
 @torch.no_grad()
 def measure(step: Step, objective: Objective) -> Rates:
-    """Measure how often the positive wins, for the intra queue and at the end of the cycle."""
-    ignore = None if objective.same_frame else _own_in(step.intra_queue, step)
-    first = positive_comes_first(step.query.intra, step.key.intra, step.intra_queue.keys, ignore)
+    """Measure how often the positive wins, against the intra keys and at the end of the cycle."""
+    ignore = _own_in(step.intra, step, fresh_only=objective.same_frame)
+    first = positive_comes_first(step.query.intra, step.key.intra, step.intra.keys, ignore)
     if not objective.has_cycle:
         return Rates(float(first.float().mean()), float("nan"))
-    split, settings = split_queue(step), step.settings
+    split, settings = split_candidates(step), step.settings
     neighbor = soft_nearest_neighbor(
         step.query.cycle, split.support, settings.temperature, split.ignore_support, settings.top_k
     )
@@ -123,28 +133,31 @@ def measure(step: Step, objective: Objective) -> Rates:
     return Rates(float(first.float().mean()), float(closed.float().mean()))
 
 
-def split_queue(step: Step) -> Split:
-    """Draw the support from the cycle queue; the rest are negatives (Algorithm 1).
+def split_candidates(step: Step) -> Split:
+    """Draw the support from the cycle's candidates; the rest are negatives (Algorithm 1).
 
     With `split_by` video, the frames of a video are all on one side: keys are ordered by a random number of their
     video, and negatives of the one video on the border are ignored.
     """
-    queue, settings = step.cycle_queue, step.settings
+    (keys, video, _), settings = step.cycle, step.settings
     by_video = settings.split_by == "video"
-    places = torch.arange(len(queue.keys), device=queue.keys.device)
-    order = _scramble(queue.video.where(queue.video >= 0, -1 - places) if by_video else places, step.seed).argsort()
+    places = torch.arange(len(keys), device=keys.device)
+    order = _scramble(video.where(video >= 0, -1 - places) if by_video else places, step.seed).argsort()
     support, negatives = order[: settings.support_size], order[settings.support_size :]
-    own = _own_in(queue, step)
+    own = _own_in(step.cycle, step)
     ignore_negatives = own[:, negatives]
     if by_video:
-        border = queue.video[support[-1]]
-        ignore_negatives = ignore_negatives | ((queue.video[negatives] == border) & (border >= 0))
-    return Split(queue.keys[support], queue.keys[negatives], own[:, support], ignore_negatives)
+        border = video[support[-1]]
+        ignore_negatives = ignore_negatives | ((video[negatives] == border) & (border >= 0))
+    return Split(keys[support], keys[negatives], own[:, support], ignore_negatives)
 
 
-def _own_in(queue: KeyQueue, step: Step) -> Tensor:
-    own = queue.video == step.video[:, None]
-    return own if step.settings.mask_own_video else torch.zeros_like(own)
+def _own_in(candidates: Candidates, step: Step, fresh_only: bool = False) -> Tensor:
+    """Tell which candidates each query must ignore (batch, num_keys): its positive, and its video's where masked."""
+    own = candidates.video == step.video[:, None]
+    if fresh_only or not step.settings.mask_own_video:
+        own[:, : len(candidates.video) - candidates.num_fresh] = False
+    return own
 
 
 def _scramble(numbers: Tensor, seed: int) -> Tensor:

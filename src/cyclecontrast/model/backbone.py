@@ -132,7 +132,8 @@ class ResNet(nn.Module):
 def make_backbone(name: str, seed: int = 0, image_size: int = 224) -> Backbone:
     """Build a backbone with random weights, in training mode; raises UserError for a name that does not exist."""
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+        # torch.manual_seed would seed the GPUs too, which this block does not put back.
+        torch.default_generator.manual_seed(seed)
         if name.startswith("timm:"):
             return _make_timm(name, pretrained=False)
         match = NAME.fullmatch(name)
@@ -160,7 +161,8 @@ def _make_timm(name: str, pretrained: bool) -> Backbone:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name}: timm cannot make it ({reason}); `timm.list_models()` names all") from error
     data: dict[str, Any] = timm.data.resolve_model_data_config(network)
-    backbone = Backbone(network, name, network.num_features, data["input_size"][-1])
+    dim = getattr(network, "head_hidden_size", network.num_features)
+    backbone = Backbone(network, name, dim, data["input_size"][-1])
     backbone.mean, backbone.std = tuple(data["mean"]), tuple(data["std"])
     backbone.source = f"{name}, weights of timm" if pretrained else "random weights"
     return backbone

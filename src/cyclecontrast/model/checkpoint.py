@@ -6,22 +6,27 @@ and the file lacks is an error: nothing is ever silently random.
 
 import hashlib
 import json
-import os
 import pickle
+import re
+import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from cyclecontrast.config import Count, Positive
 from cyclecontrast.errors import UserError
+from cyclecontrast.files import replacing
 from cyclecontrast.model.backbone import BLOCKS, Backbone, ResNet, load_timm, make_backbone
 
 BACKBONE_FILE = "backbone.safetensors"
 BACKBONE_FORMAT = "cyclecontrast-backbone"
 HEADS = ("fc.", "q_cycle_fc.", "k_cycle_fc.", "head.", "classifier.")
+FIRST_BLOCK = "layer1.0.conv1.weight"
 PREFERRED = ("encoder_q.", "base_encoder.", "online", "student")
 
 Weights = dict[str, Tensor]
@@ -32,10 +37,10 @@ class Architecture(NamedTuple):
 
     format: str
     name: str
-    dim: int
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    dim: Count
+    image_size: Count
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
     source: str
 
 
@@ -70,8 +75,10 @@ def save_backbone(backbone: Backbone, folder: Path) -> Path:
     )
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.network.state_dict().items()}
     path = folder / BACKBONE_FILE
-    write_atomically(path, save(weights, {"about": json.dumps(about._asdict())}))
-    write_atomically(path.with_suffix(".json"), json.dumps(about._asdict(), indent=2).encode())
+    with replacing(path) as aside:
+        aside.write_bytes(save(weights, {"about": json.dumps(about._asdict())}))
+    with replacing(path.with_suffix(".json")) as aside:
+        aside.write_text(json.dumps(about._asdict(), indent=2))
     return path
 
 
@@ -81,16 +88,6 @@ def fingerprint(backbone: Backbone) -> str:
     for key, value in sorted(backbone.network.state_dict().items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write aside, force to disk, rename: after a crash the file is the old one or the new one."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
 
 
 def _backbone_of_run(folder: Path) -> Path:
@@ -105,8 +102,11 @@ def _load_file(path: Path) -> Backbone:
     weights = _read(path)
     about = _description(path)
     if about is not None:
-        backbone = make_backbone(about.name, image_size=about.image_size)
-        backbone.mean, backbone.std = tuple(about.mean), tuple(about.std)  # type: ignore[assignment]
+        try:
+            backbone = make_backbone(about.name)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        backbone.image_size, backbone.mean, backbone.std = about.image_size, about.mean, about.std
         return _fill(backbone, weights, f"{path} ({about.source})")
     prefix = _resnet_prefix(weights, path)
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
@@ -115,13 +115,16 @@ def _load_file(path: Path) -> Backbone:
 
 def _read(path: Path) -> Weights:
     try:
-        content = load_file(path) if _is_safetensors(path) else torch.load(path, "cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds more than weights, and loading it could run code; save its state_dict alone"
-        ) from error
+        content = load_file(path) if _is_safetensors(path) else _unpickle(path)
     except Exception as error:  # damaged files raise whatever their bytes lead to
-        raise UserError(f"{path}: cannot be read as weights ({_first_line(error)})") from error
+        code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if code:
+            raise UserError(
+                f"{path}: holds more than weights ({code[1]}), and loading it could run code; save its state_dict alone"
+            ) from error
+        raise UserError(
+            f"{path}: cannot be read as weights, it is damaged or something else ({_first_sentence(error)})"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -130,8 +133,15 @@ def _read(path: Path) -> Weights:
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _unpickle(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols, where the file is no checkpoint anyway
+        return torch.load(path, "cpu", weights_only=True)
+
+
+def _first_sentence(error: Exception) -> str:
+    text = str(error).partition("\n")[0].partition(". ")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -142,14 +152,22 @@ def _description(path: Path) -> Architecture | None:
     if not _is_safetensors(path):
         return None
     with safetensors.safe_open(path, "pt") as file:
-        about = (file.metadata() or {}).get("about")
-    return None if about is None else Architecture(**json.loads(about))
+        text = (file.metadata() or {}).get("about")
+    if text is None:
+        return None
+    try:
+        about = TypeAdapter(Architecture).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "about"
+        raise UserError(f"{path}: its description is damaged ({place}: {first['msg']}); export it again") from error
+    if about.format != BACKBONE_FORMAT:
+        raise UserError(f"{path}: is of format {about.format!r}, not {BACKBONE_FORMAT!r}; export it again")
+    return about
 
 
 def _resnet_prefix(weights: Weights, path: Path) -> str:
-    marks = ("bn1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight")
-    stems = [key.removesuffix("conv1.weight") for key in weights if key.endswith("conv1.weight")]
-    found = [prefix for prefix in stems if all(prefix + mark in weights for mark in marks)]
+    found = [key.removesuffix(FIRST_BLOCK) for key in weights if key.endswith(FIRST_BLOCK)]
     chosen = [prefix for prefix in found if any(word in prefix for word in PREFERRED)] if len(found) > 1 else found
     if len(chosen) == 1:
         return chosen[0]
@@ -157,20 +175,19 @@ def _resnet_prefix(weights: Weights, path: Path) -> str:
         raise UserError(f"{path}: holds several backbones ({', '.join(found)}); save one of them alone")
     some = ", ".join(list(weights)[:3])
     raise UserError(
-        f"{path}: no ResNet found among its {len(weights)} keys (first: {some}); missing keys: conv1.weight, "
-        f"{', '.join(marks)}; for another network name its architecture: timm:<name>@{path}"
+        f"{path}: no ResNet found among its {len(weights)} keys (first: {some}), {FIRST_BLOCK} is missing; "
+        f"for another network name its architecture: timm:<name>@{path}"
     )
 
 
 def _resnet_name(weights: Weights, path: Path) -> str:
     blocks = tuple(_num_blocks(weights, stage) for stage in (1, 2, 3, 4))
-    stem = weights["conv1.weight"]
+    stem = weights.get("conv1.weight", weights[FIRST_BLOCK]).shape
+    small = "conv1.weight" in weights and stem[2:] == (3, 3)
     bottleneck = "layer1.0.conv3.weight" in weights
     for depth, known in BLOCKS.items():
         if known == blocks and bottleneck == (depth == "50"):
-            small = "-small" if stem.shape[-1] == 3 else ""
-            width = "" if stem.shape[0] == 64 else f"-w{stem.shape[0]}"
-            return f"resnet{depth}{small}{width}"
+            return f"resnet{depth}{'-small' if small else ''}" + ("" if stem[:1] == (64,) else f"-w{[*stem, 0][0]}")
     raise UserError(f"{path}: a ResNet with {blocks} blocks, which is none of {', '.join(BLOCKS)}")
 
 

@@ -75,6 +75,6 @@ def encode_in_groups(encoder: nn.Module, images: Tensor, num_groups: int, order:
     at least: BatchNorm over one image would say nothing of the others, and at 1x1 it has no variance.
     """
     num_groups = max(1, min(num_groups, len(images) // 2))
-    groups = [encoder(group) for group in images[order].chunk(num_groups)]
+    groups = [encoder(group) for group in images[order].tensor_split(num_groups)]
     back = torch.argsort(order)
     return Features(*(torch.cat(parts)[back] for parts in zip(*groups, strict=True)))

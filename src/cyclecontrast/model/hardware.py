@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,10 +13,12 @@ from cyclecontrast.errors import UserError
 def pick_device(name: str) -> torch.device:
     """Return the device called `name`, or the best one for `auto`; raises UserError where it is absent."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = name.partition(":")[0]
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name}: PyTorch sees no GPU here; use --device cpu")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name}: PyTorch sees {torch.cuda.device_count()} GPU here, counted from cuda:0")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("device mps: PyTorch sees no Apple GPU here; use --device cpu")
     return torch.device(name)
@@ -35,11 +38,35 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def pick_workers(workers: int | None) -> int:
-    """Return the number of worker processes: what was asked, or one per core this process may use."""
+def pick_workers(workers: int | None, device: torch.device) -> int:
+    """Return the number of worker processes: what was asked, or on a CPU the cores that networks leave free."""
     if workers is not None:
         return workers
+    return _num_free_cores() if device.type == "cpu" else num_cores()
+
+
+@contextlib.contextmanager
+def limited_threads(device: torch.device) -> Iterator[None]:
+    """Leave cores to the worker processes while a network runs on the CPU: sharing a core costs both most of it.
+
+    The number depends on the machine alone, not on the workers, because sums depend on it in their last bits.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(min(before, num_cores() - _num_free_cores() or 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _num_free_cores() -> int:
+    return max(1, num_cores() // 4)
 
 
 def _cpu_has_bf16() -> bool:

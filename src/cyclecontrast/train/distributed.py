@@ -1,6 +1,8 @@
 """One process or many: what crosses between processes, and nothing else, is here."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -24,6 +26,16 @@ def join_world(device: torch.device) -> World:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return World(dist.get_rank(), dist.get_world_size())
+
+
+@contextlib.contextmanager
+def first_process_first(world: World) -> Iterator[None]:
+    """Let the first process do what is within before the others do it."""
+    if world.rank:
+        dist.barrier()
+    yield
+    if world.size > 1 and world.rank == 0:
+        dist.barrier()
 
 
 def leave_world() -> None:

@@ -1,7 +1,6 @@
 """RUN on disk: resolved config, metrics, checkpoints, the exported backbone. It knows nothing of how to train."""
 
 import json
-import os
 import platform
 import shutil
 from collections import defaultdict
@@ -17,21 +16,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cyclecontrast.errors import UserError
+from cyclecontrast.files import replacing, sync
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import save_backbone
 
 STATE_FILE = "state.safetensors"
 KEEP = 2
 
+
 def write_config(run: Path, config: BaseModel) -> None:
     """Write config.toml, which reruns the run: `cyclecontrast pretrain --config RUN/config.toml`."""
     values = {k: v for k, v in config.model_dump(mode="json").items() if v is not None and k != "resume"}
-    write_atomically(run / "config.toml", tomli_w.dumps(values).encode())
+    with replacing(run / "config.toml") as aside:
+        aside.write_text(tomli_w.dumps(values))
 
 
 def write_about(run: Path, about: Mapping[str, Any]) -> None:
     """Write run.json."""
-    write_atomically(run / "run.json", json.dumps(dict(about), indent=2).encode())
+    with replacing(run / "run.json") as aside:
+        aside.write_text(json.dumps(dict(about), indent=2))
 
 
 def change_about(run: Path, **changes: Any) -> None:
@@ -40,10 +43,9 @@ def change_about(run: Path, **changes: Any) -> None:
 
 
 def append_metrics(run: Path, row: Mapping[str, Any]) -> None:
-    """Append one line to metrics.jsonl; numbers that are not finite become null."""
-    finite = {key: value if value == value and abs(value) != float("inf") else None for key, value in row.items()}
+    """Append one line to metrics.jsonl."""
     with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(finite) + "\n")
+        file.write(json.dumps(dict(row), allow_nan=False) + "\n")
 
 
 def cut_metrics(run: Path, step: int) -> None:
@@ -51,7 +53,8 @@ def cut_metrics(run: Path, step: int) -> None:
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    write_atomically(path, "".join(kept).encode())
+    with replacing(path) as aside:
+        aside.write_text("".join(kept))
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -67,11 +70,11 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Tensor], backbone: Ba
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, aside / STATE_FILE)
-    with (aside / STATE_FILE).open("rb") as file:
-        os.fsync(file.fileno())
+    sync(aside / STATE_FILE)
     save_backbone(backbone, aside)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
+    sync(folder.parent)
     for old in checkpoints(run)[:-KEEP]:
         shutil.rmtree(old)
     return folder

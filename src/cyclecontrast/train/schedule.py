@@ -1,4 +1,4 @@
-"""Learning rate and weight of the cycle loss as pure functions of how far the training is."""
+"""Learning rate, weight of the cycle loss and momentum as pure functions of how far the training is."""
 
 import math
 
@@ -21,3 +21,12 @@ def learning_rate(peak: float, done: float, schedule: str, warmup: float) -> flo
 def cycle_weight(weight: float, done: float, start: float) -> float:
     """Return λ after the part `done` of the training: nothing before `start`."""
     return weight if done >= start else 0.0
+
+
+def encoder_momentum(momentum: float, step: int, ramp: int) -> float:
+    """Return the momentum encoder's momentum at a step: it lags by about step / ramp steps until it is `momentum`.
+
+    Differs from the release where `ramp` is not 0: an encoder that still changes fast is followed closely, else small
+    data do not begin to learn (docs/log.md).
+    """
+    return momentum if ramp == 0 else min(momentum, step / (step + ramp))

@@ -9,12 +9,12 @@ from torch import Tensor
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.pairs import Batch
 from cyclecontrast.loss.key_queue import KeyQueue
-from cyclecontrast.loss.objectives import OBJECTIVES, Losses, LossSettings, Objective, Step
+from cyclecontrast.loss.objectives import OBJECTIVES, Candidates, Losses, LossSettings, Objective, Step
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.encoders import Encoder, Features, follow, make_momentum_encoder
 from cyclecontrast.model.hardware import autocast
 from cyclecontrast.train.distributed import World, average_gradients, encode_keys, gather
-from cyclecontrast.train.schedule import cycle_weight, learning_rate
+from cyclecontrast.train.schedule import cycle_weight, encoder_momentum, learning_rate
 
 MODULES = ("encoder", "momentum_encoder", "intra_queue", "cycle_queue")
 
@@ -40,6 +40,14 @@ class Training:
     config: PretrainConfig
     hardware: Hardware
     num_steps: int
+
+
+class FreshKeys(NamedTuple):
+    """The keys of this step, of all processes, and the videos they come from."""
+
+    intra: Tensor
+    cycle: Tensor
+    video: Tensor
 
 
 class StepResult(NamedTuple):
@@ -83,13 +91,15 @@ def make_training(config: PretrainConfig, backbone: Backbone, num_steps: int, ha
 
 def train_step(training: Training, batch: Batch, step: int) -> StepResult:
     """Update the encoder, then the momentum encoder, then the queues (Algorithm 1)."""
-    inputs = _encode(training, batch, step)
+    query, key = _encode(training, batch, step)
+    inputs, fresh = _gather_inputs(training, query, key, batch.video, step)
     losses = training.objective.losses(inputs)
     training.optimizer.zero_grad()
     losses.total.backward()  # type: ignore[no-untyped-call]
     gradient_norm = _update(training, step)
-    follow(training.momentum_encoder, training.encoder, training.config.momentum)
-    _enqueue(training, inputs)
+    momentum = encoder_momentum(training.config.momentum, step, training.config.momentum_ramp)
+    follow(training.momentum_encoder, training.encoder, momentum)
+    _enqueue(training, fresh)
     return StepResult(losses, inputs, gradient_norm)
 
 
@@ -110,21 +120,46 @@ def restore(training: Training, state: dict[str, dict[str, Tensor]]) -> None:
         training.optimizer.state[parameter]["momentum_buffer"].copy_(state["sgd"][str(number)])
 
 
-def _encode(training: Training, batch: Batch, step: int) -> Step:
+def _encode(training: Training, batch: Batch, step: int) -> tuple[Features, Features]:
     config, (device, precision, world) = training.config, training.hardware
     normalise = training.encoder.backbone.normalise
     query_images, key_images = (normalise(pixels.to(device, non_blocking=True)) for pixels in batch[:2])
-    seed = config.seed * 1_000_003 + step
     with autocast(device, precision):
         query = training.encoder(query_images)
-        key = encode_keys(training.momentum_encoder, key_images, config.bn_groups, seed, world)
+        key = encode_keys(training.momentum_encoder, key_images, config.bn_groups, _seed(config, step), world)
+    return query, key
+
+
+def _gather_inputs(
+    training: Training, query: Features, key: Features, video: Tensor, step: int
+) -> tuple[Step, FreshKeys]:
+    config, (device, _, world) = training.config, training.hardware
+    video = video.to(device)
+    fresh = FreshKeys(gather(key.intra, world), gather(key.cycle, world), gather(video, world))
     settings = LossSettings(
         config.temperature, config.support_size, config.top_k, config.mask_own_video, config.split_by
     )
-    weight = cycle_weight(config.cycle_weight, step / training.num_steps, config.cycle_start)
-    video = batch.video.to(device)
-    draw = seed * world.size + world.rank
-    return Step(query, key, video, training.intra_queue, training.cycle_queue, weight, draw, settings)
+    inputs = Step(
+        query,
+        key,
+        video,
+        _candidates(training.intra_queue, fresh.intra, fresh.video, config.batch_keys),
+        _candidates(training.cycle_queue, fresh.cycle, fresh.video, config.batch_keys),
+        cycle_weight(config.cycle_weight, step / training.num_steps, config.cycle_start),
+        _seed(config, step) * world.size + world.rank,
+        settings,
+    )
+    return inputs, fresh
+
+
+def _candidates(queue: KeyQueue, keys: Tensor, video: Tensor, batch_keys: bool) -> Candidates:
+    if not batch_keys:
+        return Candidates(queue.keys, queue.video, 0)
+    return Candidates(torch.cat((queue.keys, keys)), torch.cat((queue.video, video)), len(keys))
+
+
+def _seed(config: PretrainConfig, step: int) -> int:
+    return config.seed * 1_000_003 + step
 
 
 def _update(training: Training, step: int) -> Tensor:
@@ -141,10 +176,7 @@ def _update(training: Training, step: int) -> Tensor:
     return norm
 
 
-def _enqueue(training: Training, inputs: Step) -> None:
-    world = training.hardware.world
-    video = gather(inputs.video, world)
-    key = Features(*(gather(part, world) for part in inputs.key))
-    training.intra_queue.push(key.intra, video)
+def _enqueue(training: Training, fresh: FreshKeys) -> None:
+    training.intra_queue.push(fresh.intra, fresh.video)
     if training.objective.has_cycle:
-        training.cycle_queue.push(key.cycle, video)
+        training.cycle_queue.push(fresh.cycle, fresh.video)

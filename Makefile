@@ -1,0 +1,56 @@
+# The same verbs for a person and for CI. `make demo` and `make test` set up everything they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check build clean
+
+help:
+	@echo "make demo   set up .venv and go the whole path on built-in videos, minutes on a laptop's CPU"
+	@echo "make test   set up .venv for developers and run every test"
+	@echo "make check  ruff, mypy --strict, the floors of the architecture"
+	@echo "make build  the wheel, and every test against the installed wheel"
+	@echo "make clean  remove .venv and everything built"
+
+demo: $(VENV)/user
+	$(BIN)/cyclecontrast demo
+
+test: $(VENV)/developer
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: $(VENV)/developer
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_floors.py
+
+build: $(VENV)/developer
+	rm -rf dist build/wheel-venv
+	$(BIN)/python -m build --wheel --no-isolation
+	$(PYTHON) -m venv build/wheel-venv
+	build/wheel-venv/bin/pip install --quiet -c constraints.txt "$$(echo dist/*.whl)[dev]"
+	cd build && CYCLECONTRAST_WHEEL=1 OMP_NUM_THREADS=1 wheel-venv/bin/python -P -m pytest -c ../pyproject.toml \
+		--rootdir .. ../tests
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/user: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/developer: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@ $(VENV)/user
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "error: $(PYTHON) is missing; install Python 3.11 or newer (Debian: apt install python3 python3-venv)"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $$($(PYTHON) --version) is too old, 3.11 is needed; name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "error: $(PYTHON) has no venv module; install it (Debian: apt install python3-venv)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)

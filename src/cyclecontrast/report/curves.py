@@ -1,0 +1,213 @@
+"""Metrics of runs → charts: coordinates, axes and the numbers behind them, drawn by the template as SVG."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from cyclecontrast.report.runs import RunReport
+
+WIDTH, HEIGHT = 360, 210
+LEFT, RIGHT, TOP, BOTTOM = 42, 10, 12, 26
+MAX_POINTS = 100
+
+
+class Point(NamedTuple):
+    """A value of a metric, and the step of it."""
+
+    step: float
+    value: float
+
+
+class Series(NamedTuple):
+    """One run's values; `color` is the number of its method among the runs shown."""
+
+    name: str
+    color: int
+    points: tuple[Point, ...]
+
+
+class Quantity(NamedTuple):
+    """A column of metrics.jsonl, and how it is shown; `chance` is what guessing gives, by run."""
+
+    key: str
+    title: str
+    meaning: str
+    percent: bool = False
+    chance: Callable[[RunReport], float] | None = None
+    is_schedule: bool = False
+
+
+class Tick(NamedTuple):
+    """A mark on an axis: where, and what stands there."""
+
+    at: float
+    label: str
+
+
+class Line(NamedTuple):
+    """A series as an SVG path."""
+
+    color: int
+    path: str
+
+
+class Chart(NamedTuple):
+    """Everything that the template needs to draw one chart and to say it in words and numbers."""
+
+    title: str
+    meaning: str
+    alt: str
+    is_schedule: bool
+    lines: tuple[Line, ...]
+    chances: tuple[Tick, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+class _Axis(NamedTuple):
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+
+def _intra_candidates(run: RunReport) -> int:
+    return run.config.queue_size + 1
+
+
+def _cycle_candidates(run: RunReport) -> int:
+    return max(1, run.config.cycle_queue_size - run.config.support_size) + 1
+
+
+QUANTITIES = (
+    Quantity("loss", "Loss", "What is minimized: intra loss + λ · cycle loss."),
+    Quantity(
+        "intra_loss",
+        "Intra loss",
+        "How hard it is to find the other view of the same video among the keys of the queue.",
+        chance=lambda run: math.log(_intra_candidates(run)),
+    ),
+    Quantity(
+        "cycle_loss",
+        "Cycle loss",
+        "How hard it is to come back to the own video by way of a soft nearest neighbor in others.",
+        chance=lambda run: math.log(_cycle_candidates(run)),
+    ),
+    Quantity(
+        "intra_accuracy",
+        "Positives found",
+        "Queries whose positive is more similar than every key of the queue.",
+        percent=True,
+        chance=lambda run: 1 / _intra_candidates(run),
+    ),
+    Quantity(
+        "cycle_closed",
+        "Cycles closed",
+        "Queries that come back to their own video.",
+        percent=True,
+        chance=lambda run: 1 / _cycle_candidates(run),
+    ),
+    Quantity("gradient_norm", "Gradient norm", "Length of the gradient before any clipping."),
+    Quantity("learning_rate", "Learning rate", "Step size of the optimizer.", is_schedule=True),
+    Quantity("cycle_weight", "Weight of the cycle loss (λ)", "0 while the cycle is only watched.", is_schedule=True),
+)
+
+
+def draw_charts(runs: Sequence[RunReport], colors: Sequence[int]) -> list[Chart]:
+    """Draw every quantity that some run has measured."""
+    drawn = (_draw(quantity, runs, colors) for quantity in QUANTITIES)
+    return [chart for chart in drawn if chart is not None]
+
+
+def _draw(quantity: Quantity, runs: Sequence[RunReport], colors: Sequence[int]) -> Chart | None:
+    all_series = [
+        Series(run.name, color, points)
+        for run, color in zip(runs, colors, strict=True)
+        if (points := tuple(_thinned(_points(run.metrics, quantity.key))))
+    ]
+    if not all_series:
+        return None
+    shown = {series.name for series in all_series}
+    chances = sorted({quantity.chance(run) for run in runs if run.name in shown}) if quantity.chance else []
+    x, y = _axes(all_series, chances, quantity)
+    lines = tuple(Line(series.color, _path(series.points, x, y)) for series in all_series)
+    return Chart(
+        quantity.title,
+        quantity.meaning,
+        _in_words(quantity, all_series, chances),
+        quantity.is_schedule,
+        lines,
+        tuple(Tick(y.at(value), f"chance {_text(value, quantity)}") for value in chances),
+        tuple(Tick(x.at(value), f"{value:,.0f}") for value in _ticks(x.low, x.high, 4)),
+        tuple(Tick(y.at(value), _axis_text(value, quantity)) for value in _ticks(y.low, y.high, 4)),
+        ("step", *(series.name for series in all_series)),
+        tuple(_rows(quantity, all_series)),
+    )
+
+
+def _points(metrics: Iterable[dict[str, Any]], key: str) -> list[Point]:
+    return [Point(row["step"], row[key]) for row in metrics if row.get(key) is not None]
+
+
+def _thinned(points: list[Point]) -> Iterator[Point]:
+    """Average neighboring points where there are more than can be told apart; the step is the last one's."""
+    size = math.ceil(len(points) / MAX_POINTS)
+    for start in range(0, len(points), max(1, size)):
+        group = points[start : start + size]
+        yield Point(group[-1].step, sum(point.value for point in group) / len(group))
+
+
+def _axes(all_series: list[Series], chances: list[float], quantity: Quantity) -> tuple[_Axis, _Axis]:
+    steps = [point.step for series in all_series for point in series.points]
+    values = [point.value for series in all_series for point in series.points] + chances
+    low, high = min(values), max(values)
+    if low >= 0 and (quantity.chance is None or quantity.percent):
+        low = 0.0
+    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    low = low - margin if low != 0 else low
+    return _Axis(0, max(steps), LEFT, WIDTH - RIGHT), _Axis(low, high + margin, HEIGHT - BOTTOM, TOP)
+
+
+def _path(points: tuple[Point, ...], x: _Axis, y: _Axis) -> str:
+    places = [f"{x.at(point.step)} {y.at(point.value)}" for point in points]
+    return f"M{'L'.join(places if len(places) > 1 else places * 2)}"
+
+
+def _ticks(low: float, high: float, about: int) -> list[float]:
+    """Return round numbers between low and high, some `about` of them."""
+    rough = (high - low) / about
+    power = 10 ** math.floor(math.log10(rough))
+    width = next(width for factor in (1, 2, 2.5, 5, 10) if (width := factor * power) >= rough * 0.999)
+    return [number * width for number in range(math.ceil(low / width - 1e-9), math.floor(high / width + 1e-9) + 1)]
+
+
+def _text(value: float, quantity: Quantity) -> str:
+    if quantity.percent:
+        return f"{100 * value:.1f} %" if value >= 0.0005 or value == 0 else "< 0.1 %"
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def _axis_text(value: float, quantity: Quantity) -> str:
+    return f"{100 * value:g} %" if quantity.percent else f"{round(value, 10):g}"
+
+
+def _in_words(quantity: Quantity, all_series: list[Series], chances: list[float]) -> str:
+    told = [
+        f"{series.name}: {_text(series.points[0].value, quantity)} at step {series.points[0].step:,.0f}, "
+        f"{_text(series.points[-1].value, quantity)} at step {series.points[-1].step:,.0f}"
+        for series in all_series
+    ]
+    chance = [f"chance: {', '.join(_text(value, quantity) for value in chances)}"] if chances else []
+    return f"{quantity.title}. {'; '.join([*told, *chance])}."
+
+
+def _rows(quantity: Quantity, all_series: list[Series]) -> Iterator[tuple[str, ...]]:
+    by_step = [{point.step: point.value for point in series.points} for series in all_series]
+    for step in sorted({step for values in by_step for step in values}):
+        cells = (_text(values[step], quantity) if step in values else "–" for values in by_step)
+        yield (f"{step:,.0f}", *cells)

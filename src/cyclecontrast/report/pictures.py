@@ -1,0 +1,79 @@
+"""Pixels → pictures inside the page, and the views of frames as the network saw them."""
+
+import base64
+from typing import NamedTuple
+
+import cv2
+
+from cyclecontrast.data.frames import FrameStore, Pixels
+from cyclecontrast.data.pairs import FramePairs
+from cyclecontrast.errors import UserError
+from cyclecontrast.loss.objectives import OBJECTIVES
+from cyclecontrast.report.runs import RunReport
+from cyclecontrast.train.open_data import make_pairs
+
+NUM_PAIRS = 10
+LARGEST_VIEW = 112
+QUALITY = 85
+
+
+class Picture(NamedTuple):
+    """An image as a data address, and what it is in words."""
+
+    source: str
+    alt: str
+
+
+class Pair(NamedTuple):
+    """Two views of one video, the query and its positive."""
+
+    query: Picture
+    positive: Picture
+
+
+class PairSheet(NamedTuple):
+    """The first views of a run; `problem` says why there are none."""
+
+    run: str
+    meaning: str
+    pairs: tuple[Pair, ...]
+    problem: str
+
+
+def data_address(image: Pixels) -> str:
+    """Return an RGB image as a JPEG in a data address."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    if not done:
+        raise ValueError(f"an image of shape {image.shape} cannot be written as JPEG")
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
+
+
+def view_pairs(run: RunReport) -> PairSheet:
+    """Make the pairs of views that began the run's first epoch."""
+    config, store = run.config, run.frames.store
+    same_frame = OBJECTIVES[config.objective].same_frame
+    seen = "One frame twice" if same_frame else "Two frames of one video"
+    meaning = f"{seen}, augmented by {config.augmentation}, {config.image_size} × {config.image_size} pixels."
+    if store is None:
+        return PairSheet(run.name, meaning, (), run.frames.problem)
+    try:
+        pairs = make_pairs(config, store)
+        made = tuple(_pair(pairs, store, position) for position in range(min(NUM_PAIRS, store.num_videos)))
+    except UserError as error:
+        return PairSheet(run.name, meaning, (), f"The views of this run cannot be shown: {error}")
+    return PairSheet(run.name, meaning, made, "")
+
+
+def _pair(pairs: FramePairs, store: FrameStore, position: int) -> Pair:
+    sample = pairs[position]
+    video = store.video_id(sample.video)
+    return Pair(
+        Picture(data_address(_shrunk(sample.query)), f"query: a view of {video}"),
+        Picture(data_address(_shrunk(sample.positive)), f"positive: a view of {video}"),
+    )
+
+
+def _shrunk(view: Pixels) -> Pixels:
+    if len(view) <= LARGEST_VIEW:
+        return view
+    return cv2.resize(view, (LARGEST_VIEW, LARGEST_VIEW), interpolation=cv2.INTER_AREA)  # type: ignore[no-any-return]

@@ -1,0 +1,147 @@
+"""A run folder → everything the page says of it; what is missing is named, and nothing is computed here."""
+
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.errors import UserError, attempt, checked
+from cyclecontrast.evaluate.result import Result
+from cyclecontrast.model.backbone import Backbone
+from cyclecontrast.model.checkpoint import fingerprint, load_backbone
+from cyclecontrast.train.run_folder import read_metrics
+
+NO_PART_OF_METHOD = frozenset({"seed", "out", "resume", "workers", "device", "log_every", "checkpoint_every"})
+
+
+class SkippedVideo(NamedTuple):
+    """A video that gave no frames, and why."""
+
+    id: str
+    reason: str
+
+
+class Frames(NamedTuple):
+    """The data of a run as it is now: `store` is None where it is gone, and `problem` says what is not as it was."""
+
+    store: FrameStore | None
+    problem: str
+    skipped: tuple[SkippedVideo, ...]
+
+
+class Trained(NamedTuple):
+    """The newest backbone of a run and the name of its content; `problem` says why there is none."""
+
+    backbone: Backbone | None
+    fingerprint: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """One run, as the page shows it; `name` tells it from the others on the page."""
+
+    name: str
+    folder: Path
+    config: PretrainConfig
+    config_text: str
+    about: dict[str, Any]
+    metrics: tuple[dict[str, Any], ...]
+    results: tuple[Result, ...]
+    frames: Frames
+    trained: Trained
+
+    @property
+    def method(self) -> str:
+        """Name of the settings without the seed: runs of one method are repetitions of each other."""
+        return json.dumps(self.config.model_dump(mode="json", exclude=set(NO_PART_OF_METHOD)), sort_keys=True)
+
+    @property
+    def steps_done(self) -> int:
+        """Number of the last logged step."""
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunReport]:
+    """Read run folders; raises UserError with every problem of every folder."""
+    problems: list[str] = []
+    names = _names(folders)
+    read = (partial(read_run, folder, name) for folder, name in zip(folders, names, strict=True))
+    found = [attempt(action, problems) for action in read]
+    if problems:
+        raise UserError(*problems)
+    return [run for run in found if run is not None]
+
+
+def read_run(folder: Path, name: str) -> RunReport:
+    """Read one run folder; raises UserError where it is none, or where a file of it is damaged."""
+    missing = [file for file in ("config.toml", "run.json") if not (folder / file).is_file()]
+    if missing:
+        raise UserError(f"{folder}: holds no {' and no '.join(missing)}; name the folder of a run of `pretrain`")
+    try:
+        text = (folder / "config.toml").read_text()
+        config = checked(PretrainConfig, tomllib.loads(text))
+        about = json.loads((folder / "run.json").read_text())
+        metrics = tuple(read_metrics(folder))
+    except (ValueError, UserError) as error:
+        raise UserError(f"{folder}: a file of the run is damaged ({error})") from error
+    frames = _read_frames(folder, config, about.get("data_fingerprint"))
+    return RunReport(name, folder, config, text, about, metrics, _read_results(folder), frames, _load_trained(folder))
+
+
+def one_per_method(runs: Iterable[RunReport]) -> list[RunReport]:
+    """Return the first run of each method."""
+    return list({run.method: run for run in reversed(list(runs))}.values())[::-1]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the last part of each path, or as many as it takes to tell them apart."""
+    parts = [folder.absolute().parts for folder in folders]
+    for num in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-num:]) for part in parts]
+        if max(Counter(names).values()) == 1:
+            return names
+    raise UserError("runs: the same folder is named twice")
+
+
+def _read_results(folder: Path) -> tuple[Result, ...]:
+    return tuple(Result.load(path) for path in sorted((folder / "results").glob("*.json")))
+
+
+def _read_frames(folder: Path, config: PretrainConfig, expected: str | None) -> Frames:
+    root = folder / "frames" if (folder / "frames" / "store.json").exists() else config.data
+    try:
+        store = FrameStore.open(root)
+    except (UserError, OSError, ValueError) as error:
+        return Frames(None, f"The frames of this run cannot be shown: {error}", ())
+    changed = expected is not None and store.fingerprint != expected
+    problem = f"{root} has changed since the run; what is shown is what lies there now." if changed else ""
+    return Frames(store, problem, _skipped(root))
+
+
+def _skipped(root: Path) -> tuple[SkippedVideo, ...]:
+    path = root / "videos.parquet"
+    if not path.is_file():
+        return ()
+    try:
+        rows = pq.read_table(path, columns=["id", "status", "reason"], filters=[("status", "=", "skipped")]).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run the same `cyclecontrast prepare` again") from error
+    return tuple(SkippedVideo(row["id"], row["reason"]) for row in rows)
+
+
+def _load_trained(folder: Path) -> Trained:
+    try:
+        backbone = load_backbone(folder)
+    except UserError as error:
+        return Trained(None, "", str(error))
+    return Trained(backbone, fingerprint(backbone), "")

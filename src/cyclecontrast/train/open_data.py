@@ -1,0 +1,47 @@
+"""What a training learns from: DATA of any kind → frames → pairs of views."""
+
+import numpy as np
+
+from cyclecontrast.config import PrepareConfig, PretrainConfig
+from cyclecontrast.data.augment import RECIPES
+from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.pairs import FramePairs
+from cyclecontrast.data.prepare import prepare
+from cyclecontrast.data.video import find_videos
+from cyclecontrast.errors import UserError
+from cyclecontrast.loss.objectives import OBJECTIVES
+from cyclecontrast.train.presets import DataSize
+from cyclecontrast.train.progress import console
+
+SAMPLED_VIDEOS = 32
+
+
+def open_frames(config: PretrainConfig) -> FrameStore:
+    """Open the frames of `config.data`; a folder of videos is first prepared into the run's `frames`."""
+    if (config.data / "store.json").exists() or not config.data.is_dir() or not find_videos(config.data):
+        return FrameStore.open(config.data)
+    frames = config.out / "frames"
+    summary = prepare(PrepareConfig(videos=config.data, out=frames, workers=config.workers))
+    console.print(f"{summary}\nthe frames are in {frames}: name that folder as DATA to train on them again")
+    return FrameStore.open(frames)
+
+
+def size_of(store: FrameStore) -> DataSize:
+    """Return what `auto` needs to know of the data; frames are looked at in some of the videos only."""
+    some = np.linspace(0, store.num_videos - 1, min(SAMPLED_VIDEOS, store.num_videos)).astype(int)
+    sides = [min(store.image(int(video), 0).shape[:2]) for video in some]
+    return DataSize(store.num_videos, store.num_frames, int(np.median(sides)))
+
+
+def make_pairs(config: PretrainConfig, store: FrameStore) -> FramePairs:
+    """Return the pairs that the objective needs; raises UserError where the data cannot give them."""
+    objective = OBJECTIVES[config.objective]
+    if not objective.same_frame and store.layout == "flat folder of images":
+        raise UserError(
+            f"{config.data}: a flat folder of images, each its own video: only --objective intra-image can learn "
+            "from it; put the frames of each video into a folder of their own"
+        )
+    if store.num_videos < 2:
+        raise UserError(f"{config.data}: holds {store.num_videos} video; contrasting needs two at least")
+    recipe = RECIPES[config.augmentation]._replace(min_crop=config.min_crop, flip=config.flip)
+    return FramePairs(store, recipe, config.image_size, config.seed, objective.same_frame, config.distinct_frames)

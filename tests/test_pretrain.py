@@ -1,0 +1,195 @@
+"""The training: what it writes, that it learns, that it can be repeated and resumed, and how it refuses."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import cyclecontrast as cc
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.errors import UserError
+from cyclecontrast.model.checkpoint import load_backbone
+from cyclecontrast.train.pretrain import pretrain
+
+TINY = {
+    "backbone": "resnet10-small-w8",
+    "image_size": 16,
+    "batch_size": 8,
+    "queue_size": 32,
+    "cycle_queue_size": 32,
+    "support_size": 8,
+    "bn_groups": 2,
+    "workers": 0,
+    "log_every": 1,
+    "seed": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Twelve videos of four frames: a colored disc that moves over noise."""
+    root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
+    for video in range(12):
+        folder, color = root / f"group_{video % 3}" / f"video_{video}", rng.integers(60, 256, 3).tolist()
+        folder.mkdir(parents=True)
+        for frame in range(4):
+            image = rng.integers(0, 60, (24, 32, 3), np.uint8)
+            cv2.circle(image, (8 + 5 * frame, 12), 8, color, -1)
+            cv2.imwrite(str(folder / f"{frame}.png"), image)
+    return root
+
+
+def run(tree, out, **changes):
+    """Pretrain for a few steps."""
+    return pretrain(PretrainConfig(data=tree, out=out, **(TINY | {"steps": 4} | changes)))
+
+
+def lines_of(folder):
+    """Read metrics.jsonl without what depends on the clock."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("images_per_second", "data_wait")} for row in rows]
+
+
+def test_a_run_writes_what_the_design_says(tree, tmp_path):
+    """A run leaves config, facts, metrics per step, checkpoints and a backbone that loads."""
+    done = run(tree, tmp_path / "run", checkpoint_every=2)
+    names = {path.name for path in done.folder.iterdir()}
+    assert names >= {"config.toml", "run.json", "metrics.jsonl", "checkpoints", "backbone.safetensors", "backbone.json"}
+    assert [path.name for path in sorted((done.folder / "checkpoints").iterdir())] == ["step-00000002", "step-00000004"]
+    assert [row["step"] for row in lines_of(done.folder)] == [1, 2, 3, 4]
+    about = json.loads((done.folder / "run.json").read_text())
+    assert (about["num_videos"], about["num_frames"], about["num_steps"]) == (12, 48, 4)
+    assert about["status"] == "finished"
+    backbone = load_backbone(done.folder)
+    assert (backbone.name, backbone.image_size) == ("resnet10-small-w8", 16)
+    again = load_backbone(done.folder / "checkpoints" / "step-00000004")
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key])
+
+
+@pytest.mark.parametrize("objective", ["intra-image", "intra-video", "cycle"])
+def test_every_objective_learns(tree, tmp_path, objective):
+    """The loss falls clearly below that of guessing among the keys."""
+    done = run(
+        tree, tmp_path / "run", objective=objective, steps=80, learning_rate=0.1, momentum=0.5, log_every=80,
+        augmentation="moco-v1", min_crop=0.5, cycle_start=0.0, projector="mlp-bn", queue_size=64,
+        cycle_queue_size=64, support_size=24, temperature=0.2, batch_size=12,
+    )  # fmt: skip
+    assert done.metrics["intra_loss"] < 0.75 * np.log(65)
+    assert (done.metrics["cycle_loss"] is None) == (objective != "cycle") or np.isnan(done.metrics["cycle_loss"])
+
+
+def test_a_run_is_a_function_of_its_seed(tree, tmp_path):
+    """The config that a run wrote reruns it to the bit, with other workers too; another seed gives other weights."""
+    first = run(tree, tmp_path / "first")
+    config = tmp_path / "first" / "config.toml"
+    from cyclecontrast.cli import main
+
+    assert main(["pretrain", "--config", str(config), "--out", str(tmp_path / "second"), "--workers", "2"]) == 0
+    assert lines_of(tmp_path / "second") == lines_of(first.folder)
+    weights = [load_file(tmp_path / name / "backbone.safetensors") for name in ("first", "second")]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    other = run(tree, tmp_path / "third", seed=4)
+    assert lines_of(other.folder) != lines_of(first.folder)
+
+
+def test_a_resumed_run_is_the_same_run(tree, tmp_path):
+    """Stopped after any checkpoint and resumed, a run ends with the same bits and each step in its metrics once."""
+    whole = run(tree, tmp_path / "whole", steps=6, checkpoint_every=3, cycle_start=0.4)
+    part = tmp_path / "part"
+    shutil.copytree(whole.folder, part)
+    shutil.rmtree(part / "checkpoints" / "step-00000006")
+    (part / "backbone.safetensors").unlink()
+    with (part / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    cc.pretrain(resume=part)
+    assert lines_of(part) == lines_of(whole.folder)
+    states = [load_file(folder / "checkpoints/step-00000006/state.safetensors") for folder in (whole.folder, part)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_a_resumed_run_refuses_other_data(tree, tmp_path):
+    """Frames that were added since the run began are noticed, and the run is left as it is."""
+    data = tmp_path / "data"
+    shutil.copytree(tree, data)
+    done = run(data, tmp_path / "run", checkpoint_every=2)
+    shutil.copytree(data / "group_0", data / "group_9")
+    with pytest.raises(UserError, match="not the data"):
+        cc.pretrain(resume=done.folder)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tree, tmp_path):
+    """A diverging run ends with the step in its message, and the last good checkpoint stays."""
+    with pytest.raises(
+        UserError, match=r"not finite at step \d+; the last good checkpoint is .*step-0000000\d"
+    ) as error:
+        run(tree, tmp_path / "run", learning_rate=1e30, steps=8, checkpoint_every=1)
+    assert "Traceback" not in str(error.value)
+    kept = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    state = load_file(kept[-1] / "state.safetensors")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"].startswith("stopped")
+    assert torch.isfinite(state["intra_queue/keys"]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": "nowhere"}, "nowhere: no such folder"),
+        ({"backbone": "resnet17"}, "resnet17"),
+        ({"init": "nothing.pth"}, "nothing.pth"),
+        ({"device": "cuda:7"}, "cuda"),
+        ({"support_size": 32}, "leaves no negatives"),
+    ],
+)
+def test_a_mistake_writes_nothing(tree, tmp_path, changes, words):
+    """What cannot run is refused before the output folder is made."""
+    if "cuda" in str(changes) and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match=words):
+        cc.pretrain(**({"data": tree, "out": tmp_path / "run", "steps": 1} | TINY | changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_come_together(tmp_path):
+    """Wrong data, a wrong backbone and an output that exists are told in one error."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").touch()
+    with pytest.raises(UserError) as error:
+        cc.pretrain(tmp_path / "none", out=out, backbone="resnet17")
+    assert len(error.value.problems) == 3
+
+
+def test_single_frames_take_part(tree, tmp_path, capsys):
+    """Videos of one frame are trained with two views of it, and counted in what is printed."""
+    data = tmp_path / "data"
+    shutil.copytree(tree, data)
+    for path in (data / "group_1" / "video_1").glob("[123].png"):
+        path.unlink()
+    run(data, tmp_path / "run", steps=2)
+    assert "1 of them with one frame" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["num_single_frame_videos"] == 1
+
+
+def test_a_flat_folder_is_for_one_objective(tree, tmp_path):
+    """Unrelated images are refused where two frames of one video are needed, and taken for intra-image."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(tree.rglob("*.png")):
+        shutil.copy(path, flat / f"{number}.png")
+    with pytest.raises(UserError, match="only --objective intra-image"):
+        run(flat, tmp_path / "run")
+    assert run(flat, tmp_path / "run", objective="intra-image", steps=1).metrics["step"] == 1
+
+
+def test_training_starts_from_given_weights(tree, tmp_path):
+    """--init takes the backbone of an earlier run, architecture included."""
+    first = run(tree, tmp_path / "first")
+    second = run(tree, tmp_path / "second", init=str(first.folder), learning_rate=1e-12, weight_decay=0.0)
+    for (name, one), two in zip(first.backbone.named_parameters(), second.backbone.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-6), name
