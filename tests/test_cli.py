@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import tomllib
 
 import cyclecontrast as cc
 from cyclecontrast.cli import main

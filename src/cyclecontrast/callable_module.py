@@ -1,4 +1,4 @@
-"""Lets `cyclecontrast.evaluate(...)` be a call although `cyclecontrast.evaluate` is the package of the protocols too."""
+"""Lets `cyclecontrast.evaluate(...)` be a call although `cyclecontrast.evaluate` is a package of protocols too."""
 
 import sys
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""The door: parse, call, print. Options are the fields of the configs; nothing heavy is imported before it is needed."""
+"""The door: parse, call, print. Options are the fields of the configs; nothing heavy is imported before its use."""
 
 import argparse
 import sys
@@ -14,7 +14,6 @@ from pydantic.fields import FieldInfo
 from cyclecontrast import __version__
 from cyclecontrast.commands import COMMANDS, EVALUATIONS, Command
 from cyclecontrast.errors import UserError, checked, did_you_mean
-
 
 HELP = ("-h", "--help")
 
@@ -142,9 +141,15 @@ def _overview() -> str:
     lines = [f"  {name:<{width}}{command.config.__doc__}" for name, command in COMMANDS.items()]
     lines.append(f"  {'evaluate':<{width}}Frozen backbone → numbers: {', '.join(EVALUATIONS)}.")
     return "\n".join(
-        ["usage: cyclecontrast COMMAND ...", "", "From a folder of unlabeled videos to an image backbone.", ""]
-        + lines
-        + ["", "cyclecontrast COMMAND --help shows the options of a command."]
+        (
+            "usage: cyclecontrast COMMAND ...",
+            "",
+            "From a folder of unlabeled videos to an image backbone.",
+            "",
+            *lines,
+            "",
+            "cyclecontrast COMMAND --help shows the options of a command.",
+        )
     )
 
 

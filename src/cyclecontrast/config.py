@@ -122,7 +122,7 @@ class PretrainConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Complete what is asked with the preset, or with the settings of a resumed run, and refuse what differs there."""
+        """Complete what is asked with the preset, or with the settings of the run to resume, which may not change."""
         if values.get("resume") is None:
             return PRESETS.get(str(values.get("preset")), {}) | values
         path = Path(values["resume"]) / "config.toml"

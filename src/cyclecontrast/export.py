@@ -4,12 +4,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from cyclecontrast.callable_module import make_callable
 from cyclecontrast.config import ExportConfig
-from cyclecontrast.errors import UserError, attempt
+from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import BACKBONE_FILE, load_backbone, save_backbone
@@ -35,6 +36,11 @@ class _Format(NamedTuple):
     holds: Callable[[Backbone], bool]
     write: Callable[[Backbone, Path], None]
     snippet: Callable[[Backbone, Path], str]
+
+
+def export(model: str | Path, **settings: Any) -> Export:
+    """Write a backbone for other tools; the options are those of `cyclecontrast export`."""
+    return export_backbone(checked(ExportConfig, {"model": str(model), **settings}))
 
 
 def export_backbone(config: ExportConfig) -> Export:
@@ -119,3 +125,5 @@ FORMATS = {
         _load_torchvision,
     ),
 }
+
+make_callable(__name__)

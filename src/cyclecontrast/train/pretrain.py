@@ -28,7 +28,7 @@ from cyclecontrast.versions import package_versions
 
 
 class Run(NamedTuple):
-    """A finished pretraining: its folder, its backbone, and the last line of its metrics; its text says how to go on."""
+    """A finished pretraining: its folder, its backbone, its last metrics; its text says how to go on."""
 
     folder: Path
     backbone: Backbone
