@@ -388,3 +388,18 @@ def test_full_disk_is_told_as_such(videos, tmp_path, monkeypatch):
     assert "no space left on device" in problem
     monkeypatch.setattr(os, "fsync", real)
     assert run(videos, tmp_path / "store").num_videos == 3
+
+
+def test_a_name_that_cannot_be_stored_is_tried_once(tmp_path):
+    """A video whose name is not UTF-8 is skipped with its reason, and a second run leaves the store as it is."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    make.write_numbered(videos / "good.mp4", num_frames=4)
+    try:
+        shutil.copy(videos / "good.mp4", os.fsencode(videos) + b"/bad\xff.mp4")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    assert "1 skipped: 1 the name is not valid UTF-8" in run(videos, out).line
+    before = files_of(out)
+    assert run(videos, out).line.startswith("nothing new")
+    assert files_of(out) == before

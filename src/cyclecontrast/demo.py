@@ -1,5 +1,6 @@
 """The whole path on videos that it makes itself: videos → frames → backbone → evaluation → report, in minutes."""
 
+import math
 import shutil
 import statistics
 import time
@@ -19,16 +20,19 @@ from cyclecontrast.train.pretrain import pretrain
 
 MARK = "this-is-a-demo"
 BACKBONE = "resnet10-small-w16"
-METRICS = ("knn top-1", "linear top-1")
+IMAGE_SIZE = 32
+STEPS = 1000
+METRICS = ("knn", "linear")
+HEADING = "frames of unseen instances"
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Row(NamedTuple):
-    """One trained or untrained backbone: what it is, and its accuracies in the order of METRICS."""
+    """One trained or untrained backbone: what it is, and its accuracy by each of METRICS."""
 
     name: str
-    accuracies: tuple[float, ...]
+    accuracies: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -41,33 +45,38 @@ class Demo:
 
     def __str__(self) -> str:
         names = list(dict.fromkeys(row.name for row in self.rows))
-        width = max(map(len, names)) + 2
-        lines = ["", f"{'frames of unseen instances':<{width}}" + "".join(f"{metric:>16}" for metric in METRICS)]
-        lines += [f"{name:<{width}}" + "".join(f"{cell:>16}" for cell in self._cells(name)) for name in names]
-        return "\n".join([*lines, "", *self._verdict(), f"done in {self.seconds:.0f} s; look at {self.report}"])
+        lines = [f"{HEADING:<32}" + "".join(f"{metric:>18}" for metric in METRICS)]
+        for name in names:
+            cells = (_mean_and_spread(self._values(name, metric)) for metric in METRICS)
+            lines.append(f"{name:<32}" + "".join(f"{cell:>18}" for cell in cells))
+        lines += ["", *(self._verdict(other) for other in names if other.startswith("intra"))]
+        return "\n".join(["", *lines, f"done in {self.seconds:.0f} s; look at {self.report}"])
 
-    def _of(self, name: str, metric: int) -> list[float]:
-        return [row.accuracies[metric] for row in self.rows if row.name == name]
+    def _values(self, name: str, metric: str) -> list[float]:
+        return [100 * row.accuracies[metric] for row in self.rows if row.name == name]
 
-    def _cells(self, name: str) -> list[str]:
-        cells = []
-        for metric in range(len(METRICS)):
-            values = self._of(name, metric)
-            spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{100 * statistics.mean(values):.1f} %{spread}")
-        return cells
+    def _verdict(self, other: str) -> str:
+        """Say honestly how the full method compares: a gain counts when it is twice its own standard error."""
+        parts = []
+        for metric in METRICS:
+            ours, theirs = self._values("cycle", metric), self._values(other, metric)
+            gain = statistics.mean(ours) - statistics.mean(theirs)
+            parts.append(f"{metric} {gain:+.1f} points ({_judge(gain, ours, theirs)})")
+        return f"the full method against {other}: {', '.join(parts)}"
 
-    def _verdict(self) -> list[str]:
-        others = [name for name in dict.fromkeys(row.name for row in self.rows) if name.startswith("intra")]
-        lines = []
-        for other in others:
-            gains = [
-                f"{metric} {100 * (statistics.mean(self._of('cycle', i)) - statistics.mean(self._of(other, i))):+.1f}"
-                for i, metric in enumerate(METRICS)
-            ]
-            seeds = len(self._of(other, 0))
-            lines.append(f"the full method against {other}: {', '.join(gains)} points, {seeds} seed{'s'[: seeds > 1]}")
-        return [*lines, ""] if lines else []
+
+def _mean_and_spread(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f} %{spread}"
+
+
+def _judge(gain: float, ours: list[float], theirs: list[float]) -> str:
+    if len(ours) < 2:
+        return "one seed proves nothing"
+    error = math.sqrt((statistics.variance(ours) + statistics.variance(theirs)) / len(ours))
+    if abs(gain) < 2 * error:
+        return f"within the noise of {len(ours)} seeds"
+    return "better" if gain > 0 else "worse"
 
 
 def demo(config: DemoConfig) -> Demo:
@@ -101,9 +110,9 @@ def _train(config: DemoConfig, frames: Path, objective: str, seed: int) -> Pretr
         out=config.out / "runs" / f"{objective}-{seed}",
         objective=objective,
         backbone=BACKBONE,
-        image_size=32,
+        image_size=IMAGE_SIZE,
         min_crop=0.4,
-        steps=1500,
+        steps=STEPS,
         seed=seed,
         workers=config.workers,
     )
@@ -113,12 +122,7 @@ def _train(config: DemoConfig, frames: Path, objective: str, seed: int) -> Pretr
 
 def _evaluate(model: str, name: str, run: Path, made: SyntheticVideos, seed: int) -> Row:
     out = run / "results"
-    knn = KnnConfig(model=model, data=made.labeled, out=out, image_size=32, seed=seed, k=(20,))
-    linear = LinearConfig(model=model, data=made.labeled, out=out, image_size=32, seed=seed, probe="lbfgs")
-    return Row(
-        name,
-        (
-            evaluate_config("knn", knn).metrics["top1_k20"],
-            evaluate_config("linear", linear).metrics["top1"],
-        ),
-    )
+    knn = KnnConfig(model=model, data=made.labeled, out=out, image_size=IMAGE_SIZE, seed=seed, k=(20,))
+    linear = LinearConfig(model=model, data=made.labeled, out=out, image_size=IMAGE_SIZE, seed=seed, probe="lbfgs")
+    knn_accuracy = evaluate_config("knn", knn).metrics["top1_k20"]
+    return Row(name, {"knn": knn_accuracy, "linear": evaluate_config("linear", linear).metrics["top1"]})

@@ -71,10 +71,10 @@ def _write_video(job: ShardJob, row: VideoRow, file: BinaryIO, report: Report) -
     """Appends the frames of one video; its row says what came of it."""
     config, frames = job.config, list[FrameRow]()
     path = config.videos / row.path
-    row = row._replace(size_bytes=_size_bytes(path))
     try:
         if row.reason:
             raise VideoError(row.reason)
+        row = row._replace(size_bytes=_size_bytes(path))
         with open_video(path, config.max_pixels) as video:
             for frame in video.frames(policy_of(config), config.size):
                 frames.append(_write_frame(job, row.id, len(frames), frame, file))

@@ -30,29 +30,38 @@ def resolve(config: PretrainConfig, data: DataSize, cpu: bool) -> PretrainConfig
 def auto_settings(chosen: dict[str, Any], data: DataSize, cpu: bool) -> dict[str, Any]:
     """Return the settings that suit the data and the hardware, given what is already chosen."""
     image_size = chosen.get("image_size", _image_size(data.frame_side, cpu))
+    backbone = chosen.get("backbone", _backbone(image_size, cpu))
     batch_size = chosen.get("batch_size", 128 if cpu or data.num_videos < 10_000 else 256)
     epochs = chosen.get("epochs", max(200, -(-MIN_STEPS * batch_size // data.num_videos)))
     steps = chosen.get("steps") or epochs * data.num_videos // batch_size
-    queue_size = chosen.get("queue_size", _power_of_two(4 * data.num_videos, 2048, 65_536))
+    queue_size = chosen.get("queue_size", _power_of_two(data.num_videos, 1024, 65_536))
     cycle_queue_size = chosen.get("cycle_queue_size", queue_size)
     return {
-        "backbone": _backbone(image_size, cpu),
+        "backbone": backbone,
         "image_size": image_size,
         "batch_size": batch_size,
         "epochs": epochs,
         "queue_size": queue_size,
         "cycle_queue_size": cycle_queue_size,
         "support_size": max(1, cycle_queue_size // 4),
-        "projector": "mlp-bn",
-        "batch_keys": True,
         "split_by": "video",
-        "cycle_start": 0.5,
+        "batch_keys": True,
+        "projector": "mlp-bn",
+        "temperature": 0.1,
         "momentum": 0.99 if steps < 20_000 else 0.999,
-        "momentum_ramp": 100,
-        "bn_groups": max(1, min(8, batch_size // 16)),
+        "momentum_ramp": 30,
+        "bn_groups": max(1, batch_size // 64),
         "augmentation": "moco-v2",
+        "learning_rate": _learning_rate(backbone, batch_size, "init" in chosen),
+        "warmup": 0.05,
         "schedule": "cosine",
     }
+
+
+def _learning_rate(backbone: str, batch_size: int, pretrained: bool) -> float:
+    """Return a rate that grows with the batch: high for narrow networks, the release's for others, low behind weights."""
+    at_256 = 0.015 if pretrained else 0.48 if "-w" in backbone else 0.03
+    return at_256 * batch_size / 256
 
 
 def _image_size(frame_side: int, cpu: bool) -> int:
