@@ -86,7 +86,7 @@ def demo(config: DemoConfig) -> Demo:
     console.print("making videos of twenty kinds of things ...")
     made = make_videos(config.out / "made", SyntheticSpec(), seed=0, workers=config.workers)
     frames = config.out / "frames"
-    summary = prepare(PrepareConfig(videos=made.videos, out=frames, fps=100, workers=config.workers))
+    summary = prepare(PrepareConfig(videos=made.videos, out=frames, every=1, workers=config.workers))
     console.print(str(summary))
     objectives = ("intra-image", "intra-video", "cycle") if config.compare else ("cycle",)
     runs = [_train(config, frames, objective, seed) for objective in objectives for seed in range(config.seeds)]

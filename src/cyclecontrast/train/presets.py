@@ -59,7 +59,7 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, cpu: bool) -> dict[str
 
 
 def _learning_rate(backbone: str, batch_size: int, pretrained: bool) -> float:
-    """Return a rate that grows with the batch: high for narrow networks, the release's for others, low behind weights."""
+    """Return a rate that grows with the batch: high for narrow networks, lower for others and behind given weights."""
     at_256 = 0.015 if pretrained else 0.48 if "-w" in backbone else 0.03
     return at_256 * batch_size / 256
 
