@@ -7,7 +7,7 @@ import pytest
 
 from cyclecontrast.config import DECIDED_BY_AUTO, PRESETS, PrepareConfig, PretrainConfig
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.train.presets import DataSize, resolve
+from cyclecontrast.train.presets import DataSize, Machine, auto_settings, resolve
 
 BASE = {"data": Path("d"), "out": Path("o")}
 PAPER = {
@@ -42,6 +42,7 @@ PAPER = {
     "warmup": 0.0,
 }
 RELEASE = PAPER | {
+    "backbone": "resnet50",
     "projector": "mlp",
     "projector_dim": 128,
     "cycle_queue_size": 81_920,
@@ -56,7 +57,7 @@ RELEASE = PAPER | {
 @pytest.mark.parametrize(("preset", "expected"), [("paper", PAPER), ("release", RELEASE)])
 def test_presets_equal_their_source(preset, expected):
     """Every option of the presets paper and release has the value that protocols.md §e records."""
-    config = resolve(checked(PretrainConfig, BASE | {"preset": preset}), DataSize(1000, 4000, 256), cpu=True)
+    config = resolve(checked(PretrainConfig, BASE | {"preset": preset}), DataSize(1000, 256), Machine(cpu=True))
     assert {name: getattr(config, name) for name in expected} == expected
     assert set(PRESETS[preset]) <= set(expected)
 
@@ -71,7 +72,7 @@ def test_what_the_user_sets_stays():
     """A set option survives every preset; the open ones are decided around it."""
     for preset in ("auto", "paper", "release"):
         asked = {"preset": preset, "queue_size": 999, "momentum": 0.5, "backbone": "resnet34"}
-        config = resolve(checked(PretrainConfig, BASE | asked), DataSize(50, 400, 64), cpu=True)
+        config = resolve(checked(PretrainConfig, BASE | asked), DataSize(50, 64), Machine(cpu=True))
         assert {name: getattr(config, name) for name in asked} == asked
 
 
@@ -79,13 +80,14 @@ def test_what_the_user_sets_stays():
 @pytest.mark.parametrize("cpu", [True, False])
 def test_auto_suits_any_size(num_videos, cpu):
     """Whatever the number of videos and the hardware, `auto` gives a config that is valid and decides nothing else."""
-    data = DataSize(num_videos, 4 * num_videos, 240)
-    config = resolve(PretrainConfig(**BASE), data, cpu)
+    config = resolve(PretrainConfig(**BASE), DataSize(num_videos, 240), Machine(cpu, processes=3))
+    assert config.batch_size % 3 == 0
     assert config.support_size < config.cycle_queue_size
-    assert config.epochs * num_videos >= 1000
+    assert 4000 <= config.epochs * num_videos / config.batch_size <= (max(21_000, num_videos / 100) if cpu else 5e6)
     paper = PretrainConfig(**BASE, preset="paper")
     changed = {name for name in PretrainConfig.model_fields if getattr(config, name) != getattr(paper, name)}
     assert changed <= DECIDED_BY_AUTO | {"preset"}
+    assert set(auto_settings({}, DataSize(num_videos, 240), Machine(cpu))) == DECIDED_BY_AUTO
 
 
 def test_auto_is_the_same_as_unset():
@@ -129,6 +131,7 @@ def test_resume_refuses_changes_and_shows_them(tmp_path):
     (tmp_path / "config.toml").write_text('data = "d"\nout = "elsewhere"\nbatch_size = 8\nseed = 3\n')
     config = checked(PretrainConfig, {"resume": str(tmp_path), "workers": 5})
     assert (config.out, config.batch_size, config.seed, config.workers) == (tmp_path, 8, 3, 5)
+    assert checked(PretrainConfig, {"resume": str(tmp_path), "batch_size": "8", "data": "moved"}).data == Path("moved")
     with pytest.raises(UserError, match="batch_size: 8 in the run, 9 asked"):
         checked(PretrainConfig, {"resume": str(tmp_path), "batch_size": 9})
     with pytest.raises(UserError, match="does not exist"):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+import cyclecontrast as cc
 import cyclecontrast.demo as demo_module
-from cyclecontrast.config import DemoConfig
 from cyclecontrast.data.synthetic import SyntheticSpec
-from cyclecontrast.demo import Demo, Row, demo
+from cyclecontrast.demo import Demo, Row
 from cyclecontrast.errors import UserError
 
 
@@ -26,14 +26,14 @@ def small(monkeypatch):
 def test_the_demo_goes_the_whole_path(small, tmp_path, capsys):
     """Videos, frames, runs, results and the page are there; the table has a row per method and a baseline."""
     out = tmp_path / "demo"
-    done = demo(DemoConfig(out=out, compare=True, workers=0))
+    done = cc.demo(out=out, compare=True, workers=0)
     assert [row.name for row in done.rows] == ["random initialisation", "intra-image", "intra-video", "cycle"]
     assert all(0 <= accuracy <= 1 for row in done.rows for accuracy in row.accuracies.values())
     assert len(list((out / "made" / "videos").glob("*.mp4"))) == 24
     assert done.report.stat().st_size > 10_000
     assert "24 videos, 96 frames" in capsys.readouterr().err
     assert "one seed proves nothing" in str(done)
-    again = demo(DemoConfig(out=out, workers=0))
+    again = cc.demo(out=out, workers=0)
     assert [row.name for row in again.rows] == ["random initialisation", "cycle"]
     assert again.rows[-1].accuracies == done.rows[-1].accuracies
 
@@ -42,7 +42,7 @@ def test_the_demo_spares_what_is_not_its_own(tmp_path):
     """A folder that is no earlier demo is refused and stays as it is."""
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="not an earlier demo"):
-        demo(DemoConfig(out=tmp_path))
+        cc.demo(out=tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 

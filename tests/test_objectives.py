@@ -17,15 +17,15 @@ def make_step(seed=0, weight=0.1, num_videos=6, queue_size=24, batch=4, **change
     """Draw a step whose candidates are keys of a few videos."""
     generator = torch.Generator().manual_seed(seed)
     video = torch.randint(num_videos, (queue_size,), generator=generator)
-    queue = Candidates(unit(queue_size, 8, seed), video, 0)
+    queue = Candidates(unit(queue_size, 8, seed), video)
     query, key = (Features(unit(batch, 8, seed + i), unit(batch, 8, seed + 10 + i)) for i in (1, 2))
     return Step(query, key, torch.arange(batch), queue, queue, weight, seed, DEFAULT._replace(**changes))
 
 
 def with_batch(step):
     """Put the step's own keys behind those of the queue."""
-    keys, video = torch.cat((step.intra.keys, step.key.intra)), torch.cat((step.intra.video, step.video))
-    return step._replace(intra=Candidates(keys, video, len(step.video)))
+    keys, video = torch.cat((step.intra.keys, step.positive.intra)), torch.cat((step.intra.video, step.video))
+    return step._replace(intra=Candidates(keys, video, len(step.intra.keys) + torch.arange(len(step.video))))
 
 
 @settings(deadline=None, max_examples=50)
@@ -122,8 +122,8 @@ def test_cycle_is_equation_6():
     step = make_step(weight=0.3)
     losses, split = OBJECTIVES["cycle"].losses(step), split_candidates(step)
     own = step.intra.video == step.video[:, None]
-    intra = info_nce(step.query.intra, step.key.intra, step.intra.keys, 0.07, own)
-    loss = cycle_consistency(step.query.cycle, step.key.cycle, *split[:2], 0.07, *split[2:])
+    intra = info_nce(step.query.intra, step.positive.intra, step.intra.keys, 0.07, own)
+    loss = cycle_consistency(step.query.cycle, step.positive.cycle, *split[:2], 0.07, *split[2:])
     assert losses.intra.item() == pytest.approx(intra.item())
     assert losses.cycle.item() == pytest.approx(loss.item())
     assert losses.total.item() == pytest.approx(intra.item() + 0.3 * loss.item())
@@ -143,7 +143,7 @@ def test_without_weight_the_cycle_is_measured_but_not_learned():
 def test_intra_image_masks_nothing():
     """The intra-image objective contrasts with every other key, of the own video too, as MoCo does."""
     step = make_step()
-    expected = info_nce(step.query.intra, step.key.intra, step.intra.keys, 0.07)
+    expected = info_nce(step.query.intra, step.positive.intra, step.intra.keys, 0.07)
     assert OBJECTIVES["intra-image"].losses(step).total.item() == pytest.approx(expected.item())
 
 
@@ -154,7 +154,7 @@ def test_a_positive_is_never_its_own_negative(objective):
     losses = []
     for row in range(4):
         others = [i for i in range(len(step.intra.keys)) if i != len(step.intra.keys) - 4 + row]
-        args = step.query.intra[row : row + 1], step.key.intra[row : row + 1], step.intra.keys[others]
+        args = step.query.intra[row : row + 1], step.positive.intra[row : row + 1], step.intra.keys[others]
         losses.append(info_nce(*args, 0.07).item())
     assert OBJECTIVES[objective].losses(step).total.item() == pytest.approx(sum(losses) / 4)
 
@@ -162,12 +162,13 @@ def test_a_positive_is_never_its_own_negative(objective):
 def test_rates_count_what_wins():
     """A query that equals its positive wins; one that points away from it loses, in both rates."""
     step = make_step(mask_own_video=False)
-    good = step._replace(query=step.key)
+    good = step._replace(query=step.positive)
     assert measure(good, OBJECTIVES["cycle"]).intra_accuracy == 1
-    bad = step._replace(query=Features(-step.key.intra, -step.key.cycle))
+    bad = step._replace(query=Features(-step.positive.intra, -step.positive.cycle))
     assert measure(bad, OBJECTIVES["intra-image"]).intra_accuracy == 0
     neighbor = step.cycle.keys[split_candidates(step).support[0] @ step.cycle.keys.T > 0.999]
     closing = step._replace(
-        query=Features(step.query.intra, neighbor.expand(4, -1)), key=Features(step.key.intra, neighbor.expand(4, -1))
+        query=Features(step.query.intra, neighbor.expand(4, -1)),
+        positive=Features(step.positive.intra, neighbor.expand(4, -1)),
     )
     assert measure(closing, OBJECTIVES["cycle"]).cycle_closed == 1

@@ -8,8 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cyclecontrast import evaluate, export, report
-    from cyclecontrast.commands import demo, embed, prepare, pretrain
+    from cyclecontrast import demo, evaluate, export, report
+    from cyclecontrast.commands import embed, prepare, pretrain
     from cyclecontrast.errors import UserError
     from cyclecontrast.model.checkpoint import load_backbone
 
@@ -30,7 +30,7 @@ _HOMES = {"UserError": "cyclecontrast.errors", "load_backbone": "cyclecontrast.m
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("evaluate", "export", "report"):
+    if name in ("demo", "evaluate", "export", "report"):
         return importlib.import_module(f"cyclecontrast.{name}")
     if name in __all__:
         return getattr(importlib.import_module(_HOMES.get(name, "cyclecontrast.commands")), name)

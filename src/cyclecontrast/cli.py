@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from cyclecontrast import __version__
 from cyclecontrast.commands import COMMANDS, EVALUATIONS, Command
+from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
 from cyclecontrast.errors import UserError, checked, did_you_mean
 
 HELP = ("-h", "--help")
@@ -110,12 +111,14 @@ def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
             number = "*" if _is_many(field) else "?"
             parser.add_argument(field_name, metavar=field_name.upper(), nargs=number, help=field.description)
             continue
-        _add_flag(parser, field_name, field)
+        decided = command.config is PretrainConfig and field_name in DECIDED_BY_AUTO
+        _add_flag(parser, field_name, field, "auto; paper: " if decided else "")
     return parser
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
-    flag, text = f"--{name.replace('_', '-')}", f"{field.description}{_default(field)}".replace("%", "%%")
+def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo, before_default: str) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    text = f"{field.description}{_default(field, before_default)}".replace("%", "%%")
     if field.annotation is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     elif _is_many(field):
@@ -129,11 +132,11 @@ def _is_many(field: FieldInfo) -> bool:
     return getattr(field.annotation, "__origin__", None) is tuple
 
 
-def _default(field: FieldInfo) -> str:
+def _default(field: FieldInfo, before: str) -> str:
     if field.is_required() or field.default is None or isinstance(field.default, bool):
         return ""
     value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-    return f" [{value}]"
+    return f" [{before}{value}]"
 
 
 def _overview() -> str:

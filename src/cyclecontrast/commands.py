@@ -12,7 +12,6 @@ from cyclecontrast.evaluate.registry import PROTOCOLS
 
 if TYPE_CHECKING:
     from cyclecontrast.data.prepare import PrepareSummary
-    from cyclecontrast.demo import Demo
     from cyclecontrast.evaluate.embed import Embedded
     from cyclecontrast.train.pretrain import Run
 
@@ -36,7 +35,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command(config.DemoConfig, (), "demo:demo"),
+    "demo": Command(config.DemoConfig, (), "demo:run_demo"),
     "prepare": Command(config.PrepareConfig, ("videos",), "data.prepare:prepare"),
     "pretrain": Command(config.PretrainConfig, ("data",), "train.pretrain:pretrain"),
     "embed": Command(config.EmbedConfig, ("model", "data"), "evaluate.embed:embed"),
@@ -47,11 +46,6 @@ EVALUATIONS = {
     name: Command(protocol.config, ("model", "data"), "evaluate:evaluate_config", (name,))
     for name, protocol in PROTOCOLS.items()
 }
-
-
-def demo(**settings: Any) -> "Demo":
-    """Make videos, prepare, pretrain, evaluate and report; the options are those of `cyclecontrast demo`."""
-    return COMMANDS["demo"].run(settings)  # type: ignore[no-any-return]
 
 
 def prepare(videos: str | Path, **settings: Any) -> "PrepareSummary":

@@ -8,17 +8,18 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-MAY_CHANGE = frozenset({"resume", "out", "workers", "device", "log_every", "checkpoint_every"})
-"""Settings of a run that may differ when it is resumed, because they change nothing in what it computes."""
+MAY_CHANGE = frozenset({"resume", "data", "workers", "device", "log_every", "checkpoint_every"})
+"""Settings of a run that may differ when it is resumed: the data must have the same fingerprint, wherever it lies."""
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 
 
@@ -107,7 +108,7 @@ class PretrainConfig(BaseModel):
     weight_decay: NonNegative = Field(1e-4, description="of the optimizer")
     gradient_clip: Positive | None = Field(None, description="largest norm of the gradient")
 
-    seed: Whole = Field(0, description="all randomness is a function of it")
+    seed: Seed = Field(0, description="all randomness is a function of it")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
     workers: Whole | None = Field(None, description="processes that load and augment; default: the number of cores")
@@ -124,19 +125,28 @@ class PretrainConfig(BaseModel):
     def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Complete what is asked with the preset, or with the settings of the run to resume, which may not change."""
         if values.get("resume") is None:
-            return PRESETS.get(str(values.get("preset")), {}) | values
-        path = Path(values["resume"]) / "config.toml"
-        if not path.exists():
-            raise ValueError(f"resume: {path} does not exist; name the folder of a run")
-        saved = tomllib.loads(path.read_text()) | {"out": values["resume"]}
+            preset = PRESETS.get(str(values.get("preset")), {}) | values
+            return {k: v for k, v in preset.items() if k in values or k != "backbone" or values.get("init") is None}
+        run = Path(str(values["resume"]))
+        if not (run / "config.toml").exists():
+            raise ValueError(f"resume: {run / 'config.toml'} does not exist; name the folder of a run")
+        saved = tomllib.loads((run / "config.toml").read_text()) | {"out": run}
         changed = [
             f"{name}: {saved.get(name)} in the run, {value} asked"
             for name, value in values.items()
-            if name not in MAY_CHANGE and str(saved.get(name)) != str(value)
+            if name in cls.model_fields and name not in MAY_CHANGE and not cls._same(name, saved.get(name), value)
         ]
         if changed:
             raise ValueError("resume: settings must stay as they are; " + "; ".join(changed))
-        return saved | values
+        return saved | values | {"out": run}
+
+    @classmethod
+    def _same(cls, name: str, saved: object, asked: object) -> bool:
+        field: TypeAdapter[Any] = TypeAdapter(cls.__annotations__[name])
+        try:
+            return bool(field.validate_python(saved) == field.validate_python(asked))
+        except ValidationError:
+            return False
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -157,6 +167,7 @@ class PretrainConfig(BaseModel):
 
 PRESETS: dict[str, dict[str, object]] = {
     "paper": {
+        "backbone": "resnet18",
         "projector": "linear",
         "projector_dim": 64,
         "temperature": 0.07,
@@ -186,6 +197,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "weight_decay": 1e-4,
     },
     "release": {
+        "backbone": "resnet50",
         "projector": "mlp",
         "projector_dim": 128,
         "temperature": 0.07,
@@ -218,8 +230,14 @@ PRESETS: dict[str, dict[str, object]] = {
 """Faithful settings by name: `paper` is what the text says, `release` what the authors' script runs."""
 
 
-DECIDED_BY_AUTO = frozenset(PRESETS["paper"]) | {"backbone"}
-"""What the preset `auto` may decide."""
+DECIDED_BY_AUTO = frozenset(
+    {
+        *("backbone", "image_size", "batch_size", "epochs", "queue_size", "cycle_queue_size", "support_size"),
+        *("split_by", "batch_keys", "projector", "temperature", "momentum", "momentum_ramp", "bn_groups"),
+        *("augmentation", "learning_rate", "warmup", "schedule"),
+    }
+)
+"""What the preset `auto` decides where the user does not."""
 
 
 class EvaluateConfig(BaseModel):
@@ -234,7 +252,7 @@ class EvaluateConfig(BaseModel):
     score_only: bool = Field(False, description="score the records of an earlier run again, without the model")
     batch_size: Count = Field(256, description="images per forward pass")
     workers: Whole | None = Field(None, description="processes that load images; default: the number of cores")
-    seed: Whole = Field(0, description="of random:<backbone> and of every random choice")
+    seed: Seed = Field(0, description="of random:<backbone> and of every random choice")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
 
 
@@ -265,7 +283,7 @@ class EmbedConfig(BaseModel):
     image_size: Annotated[int, Field(ge=8)] | None = Field(None, description="default: the size it was trained at")
     batch_size: Count = Field(256, description="images per forward pass")
     workers: Whole | None = Field(None, description="processes that load images; default: the number of cores")
-    seed: Whole = Field(0, description="of random:<backbone>")
+    seed: Seed = Field(0, description="of random:<backbone>")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
 
     @model_validator(mode="after")
@@ -282,7 +300,7 @@ class ExportConfig(BaseModel):
     model: str = Field(description="a run, a backbone file, a checkpoint, timm:<name>, or random:<backbone>")
     format: Literal["safetensors", "torchvision"] = Field("safetensors", description="what the file is for")
     out: Path | None = Field(None, description="file to write; default: backbone.safetensors or backbone.pth")
-    seed: Whole = Field(0, description="of random:<backbone>")
+    seed: Seed = Field(0, description="of random:<backbone>")
 
 
 class ReportConfig(BaseModel):
@@ -291,7 +309,7 @@ class ReportConfig(BaseModel):
     model_config = STRICT
     runs: tuple[Path, ...] = Field(min_length=1, description="run folders, shown side by side")
     out: Path | None = Field(None, description="file to write; default: report.html in the first run")
-    seed: Whole = Field(0, description="of the frames whose neighbors are shown, and of the random baseline")
+    seed: Seed = Field(0, description="of the frames whose neighbors are shown, and of the random baseline")
     workers: Whole | None = Field(None, description="processes that load images; default: the number of cores")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
 

@@ -5,18 +5,19 @@ import shutil
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from rich.console import Console
-
+from cyclecontrast.callable_module import make_callable
 from cyclecontrast.config import DemoConfig, KnnConfig, LinearConfig, PrepareConfig, PretrainConfig, ReportConfig
 from cyclecontrast.data.prepare import prepare
-from cyclecontrast.data.synthetic import SyntheticSpec, SyntheticVideos, make_videos
-from cyclecontrast.errors import UserError
+from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
+from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate import evaluate_config
 from cyclecontrast.report.page import write_report
 from cyclecontrast.train.pretrain import pretrain
+from cyclecontrast.train.progress import console
 
 MARK = "this-is-a-demo"
 BACKBONE = "resnet10-small-w16"
@@ -24,8 +25,6 @@ IMAGE_SIZE = 32
 STEPS = 1000
 METRICS = ("knn", "linear")
 HEADING = "frames of unseen instances"
-
-console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Row(NamedTuple):
@@ -79,7 +78,12 @@ def _judge(gain: float, ours: list[float], theirs: list[float]) -> str:
     return "better" if gain > 0 else "worse"
 
 
-def demo(config: DemoConfig) -> Demo:
+def demo(**settings: Any) -> Demo:
+    """Go the whole path; the options are those of `cyclecontrast demo`; raises UserError."""
+    return run_demo(checked(DemoConfig, settings))
+
+
+def run_demo(config: DemoConfig) -> Demo:
     """Make videos, prepare, pretrain, evaluate and report into `config.out`; raises UserError."""
     began = time.monotonic()
     _make_room(config.out)
@@ -90,9 +94,11 @@ def demo(config: DemoConfig) -> Demo:
     console.print(str(summary))
     objectives = ("intra-image", "intra-video", "cycle") if config.compare else ("cycle",)
     runs = [_train(config, frames, objective, seed) for objective in objectives for seed in range(config.seeds)]
-    rows = [_evaluate(f"random:{BACKBONE}", "random initialisation", runs[-1].out, made, 0)]
-    rows += [_evaluate(str(run.out), run.objective, run.out, made, run.seed) for run in runs]
-    report = write_report(ReportConfig(runs=tuple(run.out for run in runs), out=config.out / "report.html"))
+    evaluate = partial(_evaluate, made.labeled, config.workers)
+    rows = [evaluate("random initialisation", f"random:{BACKBONE}", runs[-1].out / "results")]
+    rows += [evaluate(run.objective, str(run.out), run.out / "results") for run in runs]
+    page = ReportConfig(runs=tuple(run.out for run in runs), out=config.out / "report.html", workers=config.workers)
+    report = write_report(page)
     return Demo(tuple(rows), report.path, time.monotonic() - began)
 
 
@@ -120,9 +126,11 @@ def _train(config: DemoConfig, frames: Path, objective: str, seed: int) -> Pretr
     return run
 
 
-def _evaluate(model: str, name: str, run: Path, made: SyntheticVideos, seed: int) -> Row:
-    out = run / "results"
-    knn = KnnConfig(model=model, data=made.labeled, out=out, image_size=IMAGE_SIZE, seed=seed, k=(20,))
-    linear = LinearConfig(model=model, data=made.labeled, out=out, image_size=IMAGE_SIZE, seed=seed, probe="lbfgs")
-    knn_accuracy = evaluate_config("knn", knn).metrics["top1_k20"]
-    return Row(name, {"knn": knn_accuracy, "linear": evaluate_config("linear", linear).metrics["top1"]})
+def _evaluate(labeled: Path, workers: int | None, name: str, model: str, out: Path) -> Row:
+    asked = {"model": model, "data": labeled, "out": out, "image_size": IMAGE_SIZE, "workers": workers}
+    knn = evaluate_config("knn", checked(KnnConfig, asked | {"k": (20,)}))
+    linear = evaluate_config("linear", checked(LinearConfig, asked | {"probe": "lbfgs"}))
+    return Row(name, {"knn": knn.metrics["top1_k20"], "linear": linear.metrics["top1"]})
+
+
+make_callable(__name__)

@@ -24,6 +24,7 @@ class Recipe(NamedTuple):
     flip: bool = True
 
 
+# Differs from the release of MoCo v1: gray comes after the jitter, as in v2, not before.
 RECIPES = {
     "moco-v1": Recipe((0.4, 0.4, 0.4, 0.4), 1.0, 0.2, 0.0),
     "moco-v2": Recipe((0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5),

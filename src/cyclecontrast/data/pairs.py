@@ -23,7 +23,7 @@ from cyclecontrast.errors import UserError
 QUERY, POSITIVE, FRAMES, ORDER = range(4)
 
 
-class Sample(NamedTuple):
+class ViewPair(NamedTuple):
     """Two augmented frames of one video, and how many show another than was drawn, for one could not be read."""
 
     query: Pixels
@@ -48,9 +48,9 @@ class Batch(NamedTuple):
     replaced: int
 
 
-def random_stream(seed: int, epoch: int, sample: int, purpose: int) -> np.random.Generator:
+def random_stream(seed: int, epoch: int, place: int, purpose: int) -> np.random.Generator:
     """Return the generator that belongs to these numbers and to nothing else."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, purpose, sample, epoch]))
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, purpose, place, epoch]))
 
 
 @lru_cache(maxsize=2)
@@ -60,7 +60,7 @@ def video_order(seed: int, epoch: int, num_videos: int) -> npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class FramePairs(Dataset[Sample]):
+class FramePairs(Dataset[ViewPair]):
     """The sample at each position of the training; an epoch is one pass over the videos.
 
     With `same_frame` both views show one frame (Eq. 1), else two frames of the video (Eq. 2): distinct ones where
@@ -74,7 +74,7 @@ class FramePairs(Dataset[Sample]):
     same_frame: bool = False
     distinct: bool = True
 
-    def __getitem__(self, position: int) -> Sample:
+    def __getitem__(self, position: int) -> ViewPair:
         epoch, place = divmod(position, self.store.num_videos)
         video = int(video_order(self.seed, epoch, self.store.num_videos)[place])
         first, second = self._choose(epoch, place, self.store.frames_in(video))
@@ -82,7 +82,7 @@ class FramePairs(Dataset[Sample]):
         positive = query if first == second else self._readable(video, second, avoid=query.number)
         query_view = self._view(query.image, epoch, place, QUERY)
         positive_view = self._view(positive.image, epoch, place, POSITIVE)
-        return Sample(query_view, positive_view, video, (query.number != first) + (positive.number != second))
+        return ViewPair(query_view, positive_view, video, (query.number != first) + (positive.number != second))
 
     def _choose(self, epoch: int, place: int, num_frames: int) -> tuple[int, int]:
         rng = random_stream(self.seed, epoch, place, FRAMES)
@@ -124,14 +124,14 @@ class _Batches(Dataset[Batch | UserError]):
             return error
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """Stack samples; the images' memory is channels-last as OpenCV wrote it."""
+def collate(pairs: list[ViewPair]) -> Batch:
+    """Stack pairs; the images' memory is channels-last as OpenCV wrote it."""
     query, positive = (
         torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
-        for views in ([s.query for s in samples], [s.positive for s in samples])
+        for views in ([pair.query for pair in pairs], [pair.positive for pair in pairs])
     )
-    video = torch.tensor([s.video for s in samples])
-    return Batch(query, positive, video, sum(s.replaced for s in samples))
+    video = torch.tensor([pair.video for pair in pairs])
+    return Batch(query, positive, video, sum(pair.replaced for pair in pairs))
 
 
 def load_batches(
@@ -150,7 +150,7 @@ def load_batches(
         batch_size=None,
         sampler=(range(start, start + share) for start in starts),
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=2 if workers else None,
         worker_init_fn=_single_threaded,
         pin_memory=torch.cuda.is_available(),
     )

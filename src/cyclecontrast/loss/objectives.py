@@ -26,19 +26,20 @@ class LossSettings(NamedTuple):
 class Candidates(NamedTuple):
     """Keys that a query is compared with: a queue's, oldest first, and behind them, where wanted, the batch's own.
 
-    Shapes: keys (num_keys, dim), video (num_keys,); the last `num_fresh` keys are of this step.
+    Shapes: keys (num_keys, dim), video (num_keys,); `place` (batch,) is where among them each query's positive is, if
+    it is.
     """
 
     keys: Tensor
     video: Tensor
-    num_fresh: int
+    place: Tensor | None = None
 
 
 class Step(NamedTuple):
     """Everything that an objective may look at in one step; `seed` draws the support."""
 
     query: Features
-    key: Features
+    positive: Features
     video: Tensor
     intra: Candidates
     cycle: Candidates
@@ -81,15 +82,15 @@ class Objective(NamedTuple):
 
 def intra_image(step: Step) -> Losses:
     """Eq. 1: two views of one frame; every other key is a negative, as in MoCo."""
-    ignore = _own_in(step.intra, step, fresh_only=True)
-    intra = info_nce(step.query.intra, step.key.intra, step.intra.keys, step.settings.temperature, ignore)
+    ignore = _own_in(step.intra, step, positive_only=True)
+    intra = info_nce(step.query.intra, step.positive.intra, step.intra.keys, step.settings.temperature, ignore)
     return Losses(intra, intra, intra.new_tensor(float("nan")))
 
 
 def intra_video(step: Step) -> Losses:
     """Eq. 2: two frames of one video."""
     ignore = _own_in(step.intra, step)
-    intra = info_nce(step.query.intra, step.key.intra, step.intra.keys, step.settings.temperature, ignore)
+    intra = info_nce(step.query.intra, step.positive.intra, step.intra.keys, step.settings.temperature, ignore)
     return Losses(intra, intra, intra.new_tensor(float("nan")))
 
 
@@ -100,7 +101,7 @@ def cycle(step: Step) -> Losses:
         split = split_candidates(step)
         loss = cycle_consistency(
             step.query.cycle,
-            step.key.cycle,
+            step.positive.cycle,
             split.support,
             split.negatives,
             step.settings.temperature,
@@ -121,43 +122,46 @@ OBJECTIVES = {
 @torch.no_grad()
 def measure(step: Step, objective: Objective) -> Rates:
     """Measure how often the positive wins, against the intra keys and at the end of the cycle."""
-    ignore = _own_in(step.intra, step, fresh_only=objective.same_frame)
-    first = positive_comes_first(step.query.intra, step.key.intra, step.intra.keys, ignore)
+    ignore = _own_in(step.intra, step, positive_only=objective.same_frame)
+    first = positive_comes_first(step.query.intra, step.positive.intra, step.intra.keys, ignore)
     if not objective.has_cycle:
         return Rates(float(first.float().mean()), float("nan"))
     split, settings = split_candidates(step), step.settings
     neighbor = soft_nearest_neighbor(
         step.query.cycle, split.support, settings.temperature, split.ignore_support, settings.top_k
     )
-    closed = positive_comes_first(neighbor, step.key.cycle, split.negatives, split.ignore_negatives)
+    closed = positive_comes_first(neighbor, step.positive.cycle, split.negatives, split.ignore_negatives)
     return Rates(float(first.float().mean()), float(closed.float().mean()))
 
 
 def split_candidates(step: Step) -> Split:
     """Draw the support from the cycle's candidates; the rest are negatives (Algorithm 1).
 
-    With `split_by` video, the frames of a video are all on one side: keys are ordered by a random number of their
-    video, and negatives of the one video on the border are ignored.
+    Differs from the release with `split_by` video: the frames of a video are all on one side. Keys are ordered by a
+    random number of their video, and negatives of the one video on the border are ignored.
     """
     (keys, video, _), settings = step.cycle, step.settings
     by_video = settings.split_by == "video"
     places = torch.arange(len(keys), device=keys.device)
-    order = _scramble(video.where(video >= 0, -1 - places) if by_video else places, step.seed).argsort()
+    order = _scramble(video.where(video >= 0, -1 - places) if by_video else places, step.seed).argsort(stable=True)
     support, negatives = order[: settings.support_size], order[settings.support_size :]
     own = _own_in(step.cycle, step)
     ignore_negatives = own[:, negatives]
     if by_video:
-        border = video[support[-1]]
+        border = video[support[-1:]]
         ignore_negatives = ignore_negatives | ((video[negatives] == border) & (border >= 0))
     return Split(keys[support], keys[negatives], own[:, support], ignore_negatives)
 
 
-def _own_in(candidates: Candidates, step: Step, fresh_only: bool = False) -> Tensor:
-    """Tell which candidates each query must ignore (batch, num_keys): its positive, and its video's where masked."""
+def _own_in(candidates: Candidates, step: Step, positive_only: bool = False) -> Tensor:
+    """Tell which candidates each query must ignore (batch, num_keys): its positive, and where masked its video's.
+
+    Differs from the release, which masks nothing: the paper keeps a query's own video out (§3.2).
+    """
     own = candidates.video == step.video[:, None]
-    if fresh_only or not step.settings.mask_own_video:
-        own[:, : len(candidates.video) - candidates.num_fresh] = False
-    return own
+    if positive_only or not step.settings.mask_own_video:
+        own = torch.zeros_like(own)
+    return own if candidates.place is None else own.scatter(1, candidates.place[:, None], True)
 
 
 def _scramble(numbers: Tensor, seed: int) -> Tensor:

@@ -5,6 +5,7 @@ A backbone knows how its input is normalised; it knows nothing of projectors, lo
 
 import re
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -46,8 +47,14 @@ class Backbone(nn.Module):
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels uint8 (batch, 3, h, w) → what `forward` takes, on the same device."""
-        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+        mean, std = _constants(self.mean, self.std, pixels.device)
         return (pixels.float() / 255 - mean) / std
+
+
+@lru_cache
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Keep the normalisation on the device: copying it there in every step would make the host wait."""
+    return torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)
 
 
 class BasicBlock(nn.Module):

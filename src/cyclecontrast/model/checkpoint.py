@@ -91,7 +91,7 @@ def fingerprint(backbone: Backbone) -> str:
 
 
 def _backbone_of_run(folder: Path) -> Path:
-    newest = sorted(folder.glob(f"checkpoints/step-*/{BACKBONE_FILE}"))
+    newest = sorted(folder.glob(f"checkpoints/step-*[0-9]/{BACKBONE_FILE}"))
     for path in (folder / BACKBONE_FILE, *reversed(newest)):
         if path.exists():
             return path

@@ -12,8 +12,10 @@ from cyclecontrast.errors import UserError
 
 def pick_device(name: str) -> torch.device:
     """Return the device called `name`, or the best one for `auto`; raises UserError where it is absent."""
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    elif name == "auto":
+        name = "cpu"
     kind, _, number = name.partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name}: PyTorch sees no GPU here; use --device cpu")
@@ -29,7 +31,7 @@ def pick_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
 
 
@@ -42,7 +44,9 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
     """Return the number of worker processes: what was asked, or on a CPU the cores that networks leave free."""
     if workers is not None:
         return workers
-    return _num_free_cores() if device.type == "cpu" else num_cores()
+    if device.type == "cpu":
+        return _num_free_cores()
+    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 @contextlib.contextmanager

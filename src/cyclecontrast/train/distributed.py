@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cyclecontrast.model.encoders import Encoder, Features, encode_in_groups
+
+LONGEST_WAIT = timedelta(hours=12)
+"""The others wait while the first process prepares videos."""
 
 
 class World(NamedTuple):
@@ -23,8 +27,10 @@ def join_world(device: torch.device) -> World:
     """Join the processes that torchrun started, or be alone."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World(0, 1)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     return World(dist.get_rank(), dist.get_world_size())
 
 
@@ -49,8 +55,9 @@ def gather(tensor: Tensor, world: World) -> Tensor:
     """Return the tensors of all processes, in the order of their ranks, along the first axis."""
     if world.size == 1:
         return tensor
+    tensor = tensor.contiguous()  # the parts must lie in memory as what is sent does
     parts = [torch.empty_like(tensor) for _ in range(world.size)]
-    dist.all_gather(parts, tensor.contiguous())
+    dist.all_gather(parts, tensor)
     return torch.cat(parts)
 
 

@@ -1,5 +1,7 @@
 """What a training learns from: DATA of any kind → frames → pairs of views."""
 
+from functools import partial
+
 import numpy as np
 
 from cyclecontrast.config import PrepareConfig, PretrainConfig
@@ -8,7 +10,7 @@ from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.video import find_videos
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.loss.objectives import OBJECTIVES
 from cyclecontrast.train.presets import DataSize
 from cyclecontrast.train.progress import console
@@ -16,21 +18,29 @@ from cyclecontrast.train.progress import console
 SAMPLED_VIDEOS = 32
 
 
-def open_frames(config: PretrainConfig) -> FrameStore:
-    """Open the frames of `config.data`; a folder of videos is first prepared into the run's `frames`."""
-    if (config.data / "store.json").exists() or not config.data.is_dir() or not find_videos(config.data):
-        return FrameStore.open(config.data)
+def holds_videos(config: PretrainConfig) -> bool:
+    """Tell whether the data is a folder of videos, which must be prepared first."""
+    data = config.data
+    return data.is_dir() and not (data / "store.json").exists() and bool(find_videos(data))
+
+
+def prepare_videos(config: PretrainConfig) -> None:
+    """Prepare a folder of videos into the run's `frames`; a resumed run keeps the frames that it began with."""
     frames = config.out / "frames"
-    summary = prepare(PrepareConfig(videos=config.data, out=frames, workers=config.workers))
-    console.print(f"{summary}\nthe frames are in {frames}: name that folder as DATA to train on them again")
-    return FrameStore.open(frames)
+    if config.resume is None or not (frames / "frames.parquet").exists():
+        summary = prepare(checked(PrepareConfig, {"videos": config.data, "out": frames, "workers": config.workers}))
+        console.print(f"{summary}\nthe frames are in {frames}: name that folder as DATA to train on them again")
 
 
 def size_of(store: FrameStore) -> DataSize:
     """Return what `auto` needs to know of the data; frames are looked at in some of the videos only."""
     some = np.linspace(0, store.num_videos - 1, min(SAMPLED_VIDEOS, store.num_videos)).astype(int)
-    sides = [min(store.image(int(video), 0).shape[:2]) for video in some]
-    return DataSize(store.num_videos, store.num_frames, int(np.median(sides)))
+    problems: list[str] = []
+    images = [attempt(partial(store.image, int(video), 0), problems) for video in some]
+    sides = [min(image.shape[:2]) for image in images if image is not None]
+    if not sides:
+        raise UserError(*problems[:3])
+    return DataSize(store.num_videos, int(np.median(sides)))
 
 
 def make_pairs(config: PretrainConfig, store: FrameStore) -> FramePairs:

@@ -1,39 +1,48 @@
 """What the user left open, decided from the data and the hardware (preset `auto`).
 
-Every number in `auto` was chosen by a measurement that stands in docs/log.md.
+The measurements behind the choices stand in docs/log.md; what they do not cover follows MoCo's practice.
 """
 
+import math
 from typing import Any, NamedTuple
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import checked
+from cyclecontrast.model.backbone import NAME
 
 SMALL_IMAGE = 64
 MIN_STEPS = 4000
+MAX_STEPS_ON_CPU = 20_000
+NARROW = 32
 
 
 class DataSize(NamedTuple):
-    """What `auto` looks at: numbers of videos and frames, and the median short side of the frames."""
+    """What `auto` looks at: the number of videos, and the median short side of the frames in pixels."""
 
     num_videos: int
-    num_frames: int
     frame_side: int
 
 
-def resolve(config: PretrainConfig, data: DataSize, cpu: bool) -> PretrainConfig:
+class Machine(NamedTuple):
+    """What else it looks at: whether networks run on a CPU, and in how many processes."""
+
+    cpu: bool
+    processes: int = 1
+
+
+def resolve(config: PretrainConfig, data: DataSize, machine: Machine) -> PretrainConfig:
     """Return the config with every open setting decided; what the user set stays. Raises UserError."""
     chosen = {name: getattr(config, name) for name in config.model_fields_set}
-    decided = auto_settings(chosen, data, cpu) if config.preset == "auto" else {}
+    decided = auto_settings(chosen, data, machine) if config.preset == "auto" else {}
     return checked(PretrainConfig, config.model_dump() | decided | chosen)
 
 
-def auto_settings(chosen: dict[str, Any], data: DataSize, cpu: bool) -> dict[str, Any]:
+def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> dict[str, Any]:
     """Return the settings that suit the data and the hardware, given what is already chosen."""
-    image_size = chosen.get("image_size", _image_size(data.frame_side, cpu))
-    backbone = chosen.get("backbone", _backbone(image_size, cpu))
-    batch_size = chosen.get("batch_size", 128 if cpu or data.num_videos < 10_000 else 256)
-    epochs = chosen.get("epochs", max(200, -(-MIN_STEPS * batch_size // data.num_videos)))
-    steps = chosen.get("steps") or epochs * data.num_videos // batch_size
+    image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu))
+    backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
+    batch_size = chosen.get("batch_size", _batch_size(data.num_videos, machine))
+    epochs = chosen.get("epochs", _epochs(data.num_videos, batch_size, machine.cpu, chosen.get("steps")))
     queue_size = chosen.get("queue_size", _power_of_two(data.num_videos, 1024, 65_536))
     cycle_queue_size = chosen.get("cycle_queue_size", queue_size)
     return {
@@ -48,20 +57,14 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, cpu: bool) -> dict[str
         "batch_keys": True,
         "projector": "mlp-bn",
         "temperature": 0.1,
-        "momentum": 0.99 if steps < 20_000 else 0.999,
+        "momentum": 0.99 if epochs * data.num_videos < 20_000 * batch_size else 0.999,
         "momentum_ramp": 30,
         "bn_groups": max(1, batch_size // 64),
         "augmentation": "moco-v2",
-        "learning_rate": _learning_rate(backbone, batch_size, "init" in chosen),
+        "learning_rate": _learning_rate(backbone, batch_size, chosen.get("init") is not None),
         "warmup": 0.05,
         "schedule": "cosine",
     }
-
-
-def _learning_rate(backbone: str, batch_size: int, pretrained: bool) -> float:
-    """Return a rate that grows with the batch: high for narrow networks, lower for others and behind given weights."""
-    at_256 = 0.015 if pretrained else 0.48 if "-w" in backbone else 0.03
-    return at_256 * batch_size / 256
 
 
 def _image_size(frame_side: int, cpu: bool) -> int:
@@ -73,6 +76,29 @@ def _backbone(image_size: int, cpu: bool) -> str:
     if image_size > SMALL_IMAGE:
         return "resnet18"
     return "resnet18-small-w16" if cpu else "resnet18-small"
+
+
+def _batch_size(num_videos: int, machine: Machine) -> int:
+    """Return a batch that holds hardly any video twice and that the processes can share."""
+    largest = 128 if machine.cpu or num_videos < 10_000 else 256
+    size = min(largest, max(8, 1 << (num_videos.bit_length() - 1)))
+    return max(2, size // machine.processes) * machine.processes
+
+
+def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> int:
+    """Return the epochs that the steps make: 200 as in the paper, more for few videos, fewer for many on a CPU."""
+    if steps is None:
+        steps = max(MIN_STEPS, 200 * num_videos // batch_size)
+        steps = min(steps, MAX_STEPS_ON_CPU) if cpu else steps
+    return math.ceil(steps * batch_size / num_videos)
+
+
+def _learning_rate(backbone: str, batch_size: int, pretrained: bool) -> float:
+    """Return a rate that grows with the batch: high for narrow networks, lower for others and behind given weights."""
+    match = NAME.fullmatch(backbone)
+    narrow = match is not None and int(match[3] or 64) <= NARROW
+    at_256 = 0.015 if pretrained else 0.48 if narrow else 0.03
+    return at_256 * batch_size / 256
 
 
 def _power_of_two(number: int, least: int, most: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs, load_batches
+from cyclecontrast.data.video import find_videos
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import check_folder
 from cyclecontrast.loss.objectives import measure
@@ -19,12 +20,14 @@ from cyclecontrast.model.backbone import Backbone, make_backbone
 from cyclecontrast.model.checkpoint import load_backbone, save_backbone
 from cyclecontrast.model.hardware import limited_threads, pick_device, pick_precision, pick_workers
 from cyclecontrast.train import run_folder
-from cyclecontrast.train.distributed import first_process_first, join_world, leave_world
-from cyclecontrast.train.open_data import make_pairs, open_frames, size_of
-from cyclecontrast.train.presets import resolve
+from cyclecontrast.train.distributed import World, first_process_first, join_world, leave_world
+from cyclecontrast.train.open_data import holds_videos, make_pairs, prepare_videos, size_of
+from cyclecontrast.train.presets import DataSize, Machine, resolve
 from cyclecontrast.train.progress import Clock, Row, console, progress_bar
 from cyclecontrast.train.training import Hardware, StepResult, Training, make_training, restore, state_of, train_step
 from cyclecontrast.versions import package_versions
+
+LARGEST_WEIGHT = 1e6
 
 
 class Run(NamedTuple):
@@ -45,20 +48,36 @@ def pretrain(config: PretrainConfig) -> Run:
     """Train a backbone on videos without labels and write the run to `config.out`; raises UserError."""
     device = pick_device(config.device)
     world = join_world(device)
-    with first_process_first(world):
-        if world.rank == 0:
-            _check(config)
-        store = open_frames(config)
-    config = resolve(config, size_of(store), device.type == "cpu")
-    if config.batch_size % world.size:
-        raise UserError(f"batch_size: {config.batch_size} cannot be shared by {world.size} processes")
+    store = _open_frames(config, device, world)
+    config = resolve(config, size_of(store), Machine(device.type == "cpu", world.size))
+    config = config.model_copy(update={"precision": pick_precision(config.precision, device)})
+    if config.batch_size % world.size or config.batch_size // world.size < 2:
+        raise UserError(
+            f"batch_size: {config.batch_size} does not give each of {world.size} processes 2 videos or more"
+        )
     pairs = make_pairs(config, store)
-    hardware = Hardware(device, pick_precision(config.precision, device), world)
+    backbone = _make_backbone(config)
+    config = config.model_copy(update={"backbone": backbone.name})
     with limited_threads(device):
-        training = make_training(config, _make_backbone(config), num_steps(config, store), hardware)
+        hardware = Hardware(device, config.precision, world)
+        training = make_training(config, backbone, num_steps(config, store), hardware)
         start = _open_run(training, store)
-        row = _train(training, pairs, start)
+        try:
+            row = _train(training, pairs, start)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_stop(training, "interrupted")) from None
     return _close_run(training, row)
+
+
+def _open_frames(config: PretrainConfig, device: torch.device, world: World) -> FrameStore:
+    """Check what can be known beforehand, prepare videos, open the frames; the first process writes, then all read."""
+    with first_process_first(world):
+        videos = holds_videos(config)
+        if world.rank == 0:
+            _check(config, device, world)
+            if videos:
+                prepare_videos(config)
+    return FrameStore.open(config.out / "frames" if videos else config.data)
 
 
 def num_steps(config: PretrainConfig, store: FrameStore) -> int:
@@ -73,38 +92,44 @@ def _train(training: Training, pairs: FramePairs, start: int) -> Row:
     workers = pick_workers(config.workers, device)
     clock = Clock()
     batches = clock.timed(load_batches(pairs, steps, config.batch_size, world.rank, world.size, workers))
-    row: Row = (run_folder.read_metrics(config.out) or [{}])[-1]
+    row: Row = {}
     first_bad = torch.full((), -1, device=device)
     with progress_bar(training.num_steps, start, shown=world.rank == 0) as advance:
         for step, batch in zip(steps, batches, strict=True):
             result = train_step(training, batch, step)
-            first_bad = torch.where((first_bad < 0) & ~result.losses.total.detach().isfinite(), step, first_bad)
+            first_bad = torch.where((first_bad < 0) & ~_is_sound(result), step, first_bad)
             last = step + 1 == training.num_steps
             if last or (step + 1) % config.log_every == 0:
-                _stop_if(first_bad, config.out)
+                _stop_if(first_bad, training)
                 row = _metrics(training, pairs.store, result, step, clock)
                 if world.rank == 0:
                     run_folder.append_metrics(config.out, row)
             if last or (step + 1) % config.checkpoint_every == 0:
-                _stop_if(first_bad, config.out)
+                _stop_if(first_bad, training)
                 if world.rank == 0:
                     _save(training, step + 1)
             advance(row)
     return row
 
 
-def _check(config: PretrainConfig) -> None:
+def _check(config: PretrainConfig, device: torch.device, world: World) -> None:
     """Raise UserError with all that can be known to be wrong before the data is read and anything is written."""
     problems: list[str] = []
     attempt(lambda: _check_output(config), problems)
     if not config.data.exists():
         problems.append(f"data: {config.data}: no such folder; name a folder of videos or frames")
-    if config.init is not None:
-        attempt(lambda: load_backbone(config.init or ""), problems)
-    elif "backbone" in config.model_fields_set:
-        attempt(lambda: make_backbone(config.backbone), problems)
+    if config.init is not None or "backbone" in config.model_fields_set:
+        attempt(lambda: _check_backbone(config), problems)
+    about = DataSize(len(find_videos(config.data)) if holds_videos(config) else 1000, 256)
+    attempt(lambda: resolve(config, about, Machine(device.type == "cpu", world.size)), problems)
     if problems:
         raise UserError(*problems)
+
+
+def _check_backbone(config: PretrainConfig) -> None:
+    name = _make_backbone(config).name
+    if "backbone" in config.model_fields_set and config.backbone != name:
+        raise UserError(f"init: {config.init} holds a {name}, but backbone is {config.backbone}; leave one of them out")
 
 
 def _check_output(config: PretrainConfig) -> None:
@@ -115,9 +140,14 @@ def _check_output(config: PretrainConfig) -> None:
 
 
 def _make_backbone(config: PretrainConfig) -> Backbone:
-    backbone = make_backbone(config.backbone, config.seed) if config.init is None else load_backbone(config.init)
+    """Build the backbone, or load the one to start from; a resumed run has its weights in its checkpoint."""
+    if config.init is None or config.resume is not None:
+        backbone, origin = make_backbone(config.backbone, config.seed), ""
+    else:
+        backbone = load_backbone(config.init, config.seed)
+        origin = f", begun with {backbone.source}"
     backbone.image_size = config.image_size
-    backbone.source = f"cyclecontrast {config.objective}, preset {config.preset}, seed {config.seed}"
+    backbone.source = f"cyclecontrast {config.objective}, preset {config.preset}, seed {config.seed}{origin}"
     return backbone
 
 
@@ -145,14 +175,16 @@ def _open_run(training: Training, store: FrameStore) -> int:
         "status": "running",
     }
     config.out.mkdir(parents=True, exist_ok=True)
+    run_folder.write_about(config.out, about)
     run_folder.cut_metrics(config.out, start)
     run_folder.write_config(config.out, config)
-    run_folder.write_about(config.out, about)
     _announce(training, store, about, start)
     return start
 
 
 def _check_same_data(run: Path, store: FrameStore) -> None:
+    if not (run / "run.json").exists():
+        raise UserError(f"resume: {run} has no run.json: it was stopped before it began; start it anew")
     begun_with = json.loads((run / "run.json").read_text())["data_fingerprint"]
     if begun_with != store.fingerprint:
         raise UserError(
@@ -196,14 +228,35 @@ def _metrics(training: Training, store: FrameStore, result: StepResult, step: in
     return finite | clock.lap()
 
 
-def _stop_if(first_bad: Tensor, run: Path) -> None:
+def _is_sound(result: StepResult) -> Tensor:
+    """Tell whether loss and gradient are finite; the gradient is the mean of all processes, so all see the same."""
+    return result.losses.total.detach().isfinite() & result.gradient_norm.isfinite()
+
+
+def _stop_if(first_bad: Tensor, training: Training) -> None:
+    """Raise UserError where a step was not sound, or where the weights have left all reason behind a finite loss."""
     step = int(first_bad)
-    if step < 0:
+    if step >= 0:
+        message = f"the loss or its gradient is not finite at step {step + 1}"
+    elif _largest_weight(training) > LARGEST_WEIGHT:
+        message = f"the weights explode, the largest is {_largest_weight(training):.0e}"
+    else:
         return
+    raise UserError(f"{_stop(training, message)}; lower --learning-rate or set --gradient-clip")
+
+
+def _largest_weight(training: Training) -> float:
+    return max(float(weight.detach().abs().max()) for weight in training.encoder.parameters())
+
+
+def _stop(training: Training, message: str) -> str:
+    """Note in run.json why the run stops, and say what is left of it."""
+    run = training.config.out
+    if training.hardware.world.rank == 0:
+        run_folder.change_about(run, status=f"stopped: {message}")
     kept = run_folder.checkpoints(run)
-    rest = f"the last good checkpoint is {kept[-1]}" if kept else "there was no checkpoint yet"
-    run_folder.change_about(run, status=f"stopped: the loss is not finite at step {step + 1}")
-    raise UserError(f"the loss is not finite at step {step + 1}; {rest}; lower --learning-rate or set --gradient-clip")
+    rest = f"the last good checkpoint is {kept[-1]}; --resume {run} goes on from it" if kept else "no checkpoint yet"
+    return f"{message}; {rest}"
 
 
 def _close_run(training: Training, row: Row) -> Run:

@@ -9,7 +9,7 @@ def learning_rate(peak: float, done: float, schedule: str, warmup: float) -> flo
     """Return the learning rate after the part `done` in [0, 1) of the training.
 
     A linear rise over the part `warmup`, then half a cosine to zero, or a tenth at 60 % and a hundredth at 80 %
-    (epochs 120 and 160 of 200, as in MoCo).
+    (epochs 120 and 160 of 200, as in MoCo). Differs from the release: the cosine moves with every step.
     """
     if done < warmup:
         return peak * done / warmup

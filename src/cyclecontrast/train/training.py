@@ -62,7 +62,7 @@ def make_training(config: PretrainConfig, backbone: Backbone, num_steps: int, ha
     """Build encoders, optimizer and queues around a backbone, all on the device and in training mode."""
     device = hardware.device
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         encoder = Encoder(backbone, config.projector, config.projector_dim).train()
     encoder = encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
@@ -91,8 +91,8 @@ def make_training(config: PretrainConfig, backbone: Backbone, num_steps: int, ha
 
 def train_step(training: Training, batch: Batch, step: int) -> StepResult:
     """Update the encoder, then the momentum encoder, then the queues (Algorithm 1)."""
-    query, key = _encode(training, batch, step)
-    inputs, fresh = _gather_inputs(training, query, key, batch.video, step)
+    query, positive = _encode(training, batch, step)
+    inputs, fresh = _gather_inputs(training, query, positive, batch.video, step)
     losses = training.objective.losses(inputs)
     training.optimizer.zero_grad()
     losses.total.backward()  # type: ignore[no-untyped-call]
@@ -121,30 +121,37 @@ def restore(training: Training, state: dict[str, dict[str, Tensor]]) -> None:
 
 
 def _encode(training: Training, batch: Batch, step: int) -> tuple[Features, Features]:
+    """Encode both views (Algorithm 1).
+
+    Differs from the release, which encodes three: a second view of the query's frame is enqueued there, here it is the
+    positive; and its keys share BatchNorm in twos, here in the groups of `bn_groups`.
+    """
     config, (device, precision, world) = training.config, training.hardware
     normalise = training.encoder.backbone.normalise
     query_images, key_images = (normalise(pixels.to(device, non_blocking=True)) for pixels in batch[:2])
     with autocast(device, precision):
         query = training.encoder(query_images)
-        key = encode_keys(training.momentum_encoder, key_images, config.bn_groups, _seed(config, step), world)
-    return query, key
+        positive = encode_keys(training.momentum_encoder, key_images, config.bn_groups, _seed(config, step), world)
+    return query, positive
 
 
 def _gather_inputs(
-    training: Training, query: Features, key: Features, video: Tensor, step: int
+    training: Training, query: Features, positive: Features, video: Tensor, step: int
 ) -> tuple[Step, FreshKeys]:
     config, (device, _, world) = training.config, training.hardware
-    video = video.to(device)
-    fresh = FreshKeys(gather(key.intra, world), gather(key.cycle, world), gather(video, world))
+    video = video.to(device, non_blocking=True)
+    fresh = FreshKeys(gather(positive.intra, world), gather(positive.cycle, world), gather(video, world))
     settings = LossSettings(
         config.temperature, config.support_size, config.top_k, config.mask_own_video, config.split_by
     )
+    first = world.rank * len(video)
+    places = torch.arange(first, first + len(video), device=device) if config.batch_keys else None
     inputs = Step(
         query,
-        key,
+        positive,
         video,
-        _candidates(training.intra_queue, fresh.intra, fresh.video, config.batch_keys),
-        _candidates(training.cycle_queue, fresh.cycle, fresh.video, config.batch_keys),
+        _candidates(training.intra_queue, fresh.intra, fresh.video, places),
+        _candidates(training.cycle_queue, fresh.cycle, fresh.video, places),
         cycle_weight(config.cycle_weight, step / training.num_steps, config.cycle_start),
         _seed(config, step) * world.size + world.rank,
         settings,
@@ -152,10 +159,15 @@ def _gather_inputs(
     return inputs, fresh
 
 
-def _candidates(queue: KeyQueue, keys: Tensor, video: Tensor, batch_keys: bool) -> Candidates:
-    if not batch_keys:
-        return Candidates(queue.keys, queue.video, 0)
-    return Candidates(torch.cat((queue.keys, keys)), torch.cat((queue.video, video)), len(keys))
+def _candidates(queue: KeyQueue, keys: Tensor, video: Tensor, places: Tensor | None) -> Candidates:
+    """Return the queue's keys, and with `places` of the positives in the batch, the batch's keys behind them.
+
+    Differs from the release with the batch's keys: old keys alone are told from new ones by their age (docs/log.md).
+    """
+    if places is None:
+        return Candidates(queue.keys, queue.video)
+    joined = torch.cat((queue.keys, keys)), torch.cat((queue.video, video))
+    return Candidates(*joined, place=len(queue.keys) + places)
 
 
 def _seed(config: PretrainConfig, step: int) -> int:
