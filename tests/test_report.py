@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cyclecontrast.config import PrepareConfig, PretrainConfig, ReportConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.prepare import prepare
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate.result import About, DataInfo, ModelInfo, Result
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.model.checkpoint import fingerprint, save_backbone
@@ -397,8 +397,11 @@ def test_output_and_its_text(tmp_path, made):
     path = tmp_path / "new" / "page.html"
     assert str(write_report(ReportConfig(runs=(made[0],), out=path, workers=0, device="cpu"))) == str(path)
     assert [file.name for file in path.parent.iterdir()] == ["page.html"]
+    (tmp_path / "folder.html").mkdir()
     with pytest.raises(UserError, match="is a folder"):
-        report(made[0], out=tmp_path)
+        report(made[0], out=tmp_path / "folder.html")
+    with pytest.raises(UserError, match=r"must end in \.html"):
+        checked(ReportConfig, {"runs": (made[0],), "out": tmp_path / "notes.txt"})
 
 
 def test_chance_lines(made):

@@ -29,6 +29,10 @@ __all__ = [
 _HOMES = {"UserError": "cyclecontrast.errors", "load_backbone": "cyclecontrast.model.checkpoint"}
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name in ("demo", "evaluate", "export", "report"):
         return importlib.import_module(f"cyclecontrast.{name}")

@@ -1,6 +1,7 @@
 """The door: parse, call, print. Options are the fields of the configs; nothing heavy is imported before its use."""
 
 import argparse
+import errno
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
 from cyclecontrast.errors import UserError, checked, did_you_mean
 
 HELP = ("-h", "--help")
+OUTSIDE_OUR_POWER = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
         print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in OUTSIDE_OUR_POWER:
+            raise
+        print(f"error: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)

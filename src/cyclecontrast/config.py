@@ -313,6 +313,12 @@ class ReportConfig(BaseModel):
     workers: Whole | None = Field(None, description="processes that load images; default: the number of cores")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
 
+    @model_validator(mode="after")
+    def _is_a_page(self) -> Self:
+        if self.out is not None and self.out.suffix.lower() not in {".html", ".htm"}:
+            raise ValueError(f"out ({self.out}) must end in .html")
+        return self
+
 
 class DemoConfig(BaseModel):
     """Built-in videos → frames → backbone → evaluation → report."""

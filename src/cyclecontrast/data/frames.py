@@ -269,7 +269,10 @@ def _open_images(root: Path) -> FrameStore:
     else:
         videos = [video for folder in folders if folder.id != "." for video in _videos_of(folder)]
     if not videos:
-        raise UserError(f"{root}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) and no store.json")
+        raise UserError(
+            f"{root}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) and no store.json; "
+            "videos must be prepared first: cyclecontrast prepare"
+        )
     starts = np.cumsum([0, *(len(video.frames) for video in videos)], dtype=np.int64)
     layout = "flat folder of images" if flat else "tree of frames"
     try:

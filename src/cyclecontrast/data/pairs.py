@@ -65,6 +65,7 @@ class FramePairs(Dataset[ViewPair]):
 
     With `same_frame` both views show one frame (Eq. 1), else two frames of the video (Eq. 2): distinct ones where
     `distinct` (Algorithm 1), or drawn independently, as in the release. A video of one frame gives two views of it.
+    What cannot be read is replaced: a frame by another of its video, a video without any by the next one.
     """
 
     store: FrameStore
@@ -76,7 +77,17 @@ class FramePairs(Dataset[ViewPair]):
 
     def __getitem__(self, position: int) -> ViewPair:
         epoch, place = divmod(position, self.store.num_videos)
-        video = int(video_order(self.seed, epoch, self.store.num_videos)[place])
+        order = video_order(self.seed, epoch, self.store.num_videos)
+        for stand_in in range(self.store.num_videos):
+            try:
+                pair = self._pair(int(order[(place + stand_in) % len(order)]), epoch, place)
+            except UserError as error:
+                reason = error
+            else:
+                return pair._replace(replaced=2) if stand_in else pair
+        raise UserError(f"no frame of any video can be read; {reason}")
+
+    def _pair(self, video: int, epoch: int, place: int) -> ViewPair:
         first, second = self._choose(epoch, place, self.store.frames_in(video))
         query = self._readable(video, first)
         positive = query if first == second else self._readable(video, second, avoid=query.number)

@@ -57,10 +57,17 @@ def _walk(root: Path, folder: Path, above: tuple[tuple[int, int], ...]) -> Itera
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(root, Path(entry.path), (*above, identity))
         elif os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
             yield _found(root, Path(entry.path))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _video_id(root: Path, path: Path) -> str:

@@ -28,6 +28,8 @@ def evaluate_config(protocol: str, config: EvaluateConfig) -> Result:
     data = attempt(lambda: module.open_data(config), problems)
     if problems:
         raise UserError(*problems)
+    assert backbone is not None
+    config = config.model_copy(update={"image_size": config.image_size or backbone.image_size})
     result: Result = module.evaluate(backbone, data, config)
     return result
 

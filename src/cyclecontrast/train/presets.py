@@ -43,22 +43,21 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> d
     backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
     batch_size = chosen.get("batch_size", _batch_size(data.num_videos, machine))
     epochs = chosen.get("epochs", _epochs(data.num_videos, batch_size, machine.cpu, chosen.get("steps")))
-    queue_size = chosen.get("queue_size", _power_of_two(data.num_videos, 1024, 65_536))
-    cycle_queue_size = chosen.get("cycle_queue_size", queue_size)
+    cycle_queue_size = chosen.get("cycle_queue_size", _power_of_two(data.num_videos, 1024, 65_536))
     return {
         "backbone": backbone,
         "image_size": image_size,
         "batch_size": batch_size,
         "epochs": epochs,
-        "queue_size": queue_size,
+        "queue_size": _power_of_two(data.num_videos // 4, 256, 65_536),
         "cycle_queue_size": cycle_queue_size,
         "support_size": max(1, cycle_queue_size // 4),
         "split_by": "video",
         "batch_keys": True,
         "projector": "mlp-bn",
-        "temperature": 0.1,
+        "temperature": 0.2,
         "momentum": 0.99 if epochs * data.num_videos < 20_000 * batch_size else 0.999,
-        "momentum_ramp": 30,
+        "momentum_ramp": 10,
         "bn_groups": max(1, batch_size // 64),
         "augmentation": "moco-v2",
         "learning_rate": _learning_rate(backbone, batch_size, chosen.get("init") is not None),

@@ -92,7 +92,7 @@ def _train(training: Training, pairs: FramePairs, start: int) -> Row:
     workers = pick_workers(config.workers, device)
     clock = Clock()
     batches = clock.timed(load_batches(pairs, steps, config.batch_size, world.rank, world.size, workers))
-    row: Row = {}
+    row: Row = (run_folder.read_metrics(config.out) or [{}])[-1] if world.rank == 0 else {}
     first_bad = torch.full((), -1, device=device)
     with progress_bar(training.num_steps, start, shown=world.rank == 0) as advance:
         for step, batch in zip(steps, batches, strict=True):
@@ -116,11 +116,15 @@ def _check(config: PretrainConfig, device: torch.device, world: World) -> None:
     """Raise UserError with all that can be known to be wrong before the data is read and anything is written."""
     problems: list[str] = []
     attempt(lambda: _check_output(config), problems)
-    if not config.data.exists():
-        problems.append(f"data: {config.data}: no such folder; name a folder of videos or frames")
+    if not config.data.is_dir():
+        what = "is not a folder" if config.data.exists() else "no such folder"
+        problems.append(f"data: {config.data}: {what}; name a folder of videos or frames")
+    videos = attempt(lambda: find_videos(config.data) if holds_videos(config) else None, problems)
+    if videos is not None and len(videos) < 2:
+        problems.append(f"data: {config.data}: holds one video; contrasting needs two at least")
     if config.init is not None or "backbone" in config.model_fields_set:
         attempt(lambda: _check_backbone(config), problems)
-    about = DataSize(len(find_videos(config.data)) if holds_videos(config) else 1000, 256)
+    about = DataSize(1000 if videos is None else len(videos), 256)
     attempt(lambda: resolve(config, about, Machine(device.type == "cpu", world.size)), problems)
     if problems:
         raise UserError(*problems)
@@ -264,7 +268,7 @@ def _close_run(training: Training, row: Row) -> Run:
     if training.hardware.world.rank == 0:
         save_backbone(backbone, config.out)
         run_folder.change_about(config.out, status="finished")
-        if row["replaced_frames"]:
+        if row.get("replaced_frames"):
             console.print(f"{row['replaced_frames']:,} frames could not be read and were replaced by their neighbors")
     leave_world()
     return Run(config.out, backbone, row)

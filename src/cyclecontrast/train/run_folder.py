@@ -69,7 +69,11 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Tensor], backbone: Ba
     aside = folder.with_name(folder.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, aside / STATE_FILE)
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, aside / STATE_FILE)
+    except SafetensorError as error:
+        shutil.rmtree(aside)
+        raise UserError(f"{folder} cannot be written ({error}); the checkpoint before it is whole") from error
     sync(aside / STATE_FILE)
     save_backbone(backbone, aside)
     shutil.rmtree(folder, ignore_errors=True)
