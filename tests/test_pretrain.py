@@ -126,6 +126,14 @@ def test_a_resumed_run_is_the_same_run(tree, tmp_path):
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
+def test_resuming_a_finished_run_does_nothing_more(tree, tmp_path):
+    """A run that was complete is complete again, with the same metrics and backbone."""
+    done = run(tree, tmp_path / "run")
+    before = lines_of(done.folder), (done.folder / "backbone.safetensors").read_bytes()
+    assert cc.pretrain(resume=done.folder).metrics["step"] == 4
+    assert (lines_of(done.folder), (done.folder / "backbone.safetensors").read_bytes()) == before
+
+
 def test_a_resumed_run_refuses_other_data(tree, tmp_path):
     """Frames that were added since the run began are noticed, and the run is left as it is."""
     data = tmp_path / "data"

@@ -288,6 +288,7 @@ def test_names_and_files_that_cannot_be_opened_are_found_with_a_reason(tmp_path)
         pytest.skip("this file system takes UTF-8 names only")
     (tmp_path / "broken.mp4").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "self.txt").symlink_to(tmp_path / "self.txt")
     assert [(video.id, video.reason) for video in find_videos(tmp_path)] == [
         ("bad\\xff.mp4", "the name is not valid UTF-8"),
         ("broken.mp4", "no such file"),

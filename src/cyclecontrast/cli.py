@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -24,10 +25,13 @@ OUTSIDE_OUR_POWER = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errn
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
     try:
-        text = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        print(_dispatch(list(sys.argv[1:] if arguments is None else arguments)), flush=True)
     except UserError as error:
         print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again when it ends
+        return 1
     except OSError as error:
         if error.errno not in OUTSIDE_OUR_POWER:
             raise
@@ -36,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         return 130
-    print(text)
     return 0
 
 

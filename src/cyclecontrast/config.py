@@ -233,7 +233,16 @@ PRESETS: dict[str, dict[str, object]] = {
 DECIDED_BY_AUTO = frozenset(
     {
         *("backbone", "image_size", "batch_size", "epochs", "queue_size", "cycle_queue_size", "support_size"),
-        *("split_by", "batch_keys", "projector", "temperature", "momentum", "momentum_ramp", "bn_groups"),
+        *(
+            "cycle_start",
+            "split_by",
+            "batch_keys",
+            "projector",
+            "temperature",
+            "momentum",
+            "momentum_ramp",
+            "bn_groups",
+        ),
         *("augmentation", "learning_rate", "warmup", "schedule"),
     }
 )

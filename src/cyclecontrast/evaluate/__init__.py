@@ -1,5 +1,6 @@
 """The proof: protocols that say what a frozen backbone knows. Importing this imports no PyTorch."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def evaluate(protocol: str, model: str | Path, data: str | Path, **settings: Any
 def evaluate_config(protocol: str, config: EvaluateConfig) -> Result:
     """Evaluate as the config says; predictions, then the result, are written into the folder of results."""
     module = find_protocol(protocol).load()
+    from cyclecontrast.evaluate.record import results_folder
     from cyclecontrast.model.checkpoint import load_backbone
 
     problems: list[str] = []
@@ -31,6 +33,7 @@ def evaluate_config(protocol: str, config: EvaluateConfig) -> Result:
     assert backbone is not None
     config = config.model_copy(update={"image_size": config.image_size or backbone.image_size})
     result: Result = module.evaluate(backbone, data, config)
+    print(f"result: {results_folder(config) / result.about.key}.json", file=sys.stderr)
     return result
 
 
