@@ -1,7 +1,7 @@
 """The demo's own data: short videos of one persistent object each, and labeled frames of other instances.
 
-An object is a glyph: its category is the character, its instance the font, the colors, the texture and the
-scene behind it. Within a video pose, size, light and camera change smoothly while the object stays the same.
+An object is a glyph: its category is the character, its instance the font, the colors and the texture. Within a
+video pose, size and light change smoothly and the scene behind is cut, while the object stays the same.
 Everything is a pure function of (seed, split, number). What it looks like is the business of scenes.py.
 """
 
