@@ -90,7 +90,7 @@ def test_attempt_collects_problems():
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps"])
 def test_an_absent_device_is_told(name):
     """A device that PyTorch does not see is a user's error that names the way out."""
-    with pytest.raises(UserError, match=f"device {name}: .*--device cpu"):
+    with pytest.raises(UserError, match=f"device {name}.*--device cpu"):
         pick_device(name)
 
 
