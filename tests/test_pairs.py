@@ -1,6 +1,5 @@
 """Two views of one video for each position: the same in any process, and never a crash for one bad frame."""
 
-
 import cv2
 import numpy as np
 import pytest
