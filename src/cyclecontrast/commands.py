@@ -43,7 +43,7 @@ COMMANDS = {
     "report": Command(config.ReportConfig, ("runs",), "report.page:write_report"),
 }
 EVALUATIONS = {
-    name: Command(protocol.config, ("model", "data"), "evaluate:evaluate_config", (name,))
+    name: Command(protocol.config, ("model", "data"), "evaluate:evaluate_and_tell", (name,))
     for name, protocol in PROTOCOLS.items()
 }
 

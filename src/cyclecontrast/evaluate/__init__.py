@@ -22,7 +22,6 @@ def evaluate(protocol: str, model: str | Path, data: str | Path, **settings: Any
 def evaluate_config(protocol: str, config: EvaluateConfig) -> Result:
     """Evaluate as the config says; predictions, then the result, are written into the folder of results."""
     module = find_protocol(protocol).load()
-    from cyclecontrast.evaluate.record import results_folder
     from cyclecontrast.model.checkpoint import load_backbone
 
     problems: list[str] = []
@@ -33,6 +32,14 @@ def evaluate_config(protocol: str, config: EvaluateConfig) -> Result:
     assert backbone is not None
     config = config.model_copy(update={"image_size": config.image_size or backbone.image_size})
     result: Result = module.evaluate(backbone, data, config)
+    return result
+
+
+def evaluate_and_tell(protocol: str, config: EvaluateConfig) -> Result:
+    """Evaluate as the config says, and say on stderr where the result lies."""
+    result = evaluate_config(protocol, config)
+    from cyclecontrast.evaluate.record import results_folder
+
     print(f"result: {results_folder(config) / result.about.key}.json", file=sys.stderr)
     return result
 
