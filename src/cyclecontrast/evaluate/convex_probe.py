@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from cyclecontrast.evaluate.metrics import Floats, Integers
 
@@ -110,7 +111,8 @@ def _validate(vectors: Floats, labels: Integers, videos: Integers, seed: int) ->
 
 
 def _fit(model: LogisticRegression, vectors: Floats, labels: Integers) -> _Fit:
-    with warnings.catch_warnings(record=True) as caught:
+    # The matrices are small: several threads wait for each other, ten times as long on a busy machine.
+    with warnings.catch_warnings(record=True) as caught, threadpool_limits(limits=1):
         warnings.simplefilter("always")
         model.fit(vectors, labels)
     late = [warning for warning in caught if issubclass(warning.category, ConvergenceWarning)]
