@@ -32,7 +32,7 @@ build: $(VENV)/developer
 	$(BIN)/python -m build --wheel --no-isolation
 	$(PYTHON) -m venv build/wheel-venv
 	build/wheel-venv/bin/pip install --quiet -c constraints.txt "$$(echo dist/*.whl)[dev]"
-	cd build && CYCLECONTRAST_WHEEL=1 OMP_NUM_THREADS=1 wheel-venv/bin/python -P -m pytest -c ../pyproject.toml \
+	cd build && OMP_NUM_THREADS=1 wheel-venv/bin/python -P -m pytest -c ../pyproject.toml \
 		--rootdir .. ../tests
 
 clean:

@@ -59,7 +59,7 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> d
         "temperature": 0.2,
         "momentum": 0.99 if epochs * data.num_videos < 20_000 * batch_size else 0.999,
         "momentum_ramp": 10,
-        "bn_groups": max(1, batch_size // 64),
+        "bn_groups": max(2, batch_size // 64),
         "augmentation": "moco-v2",
         "learning_rate": _learning_rate(backbone, batch_size, chosen.get("init") is not None),
         "warmup": 0.05,
