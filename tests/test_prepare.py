@@ -403,3 +403,15 @@ def test_a_name_that_cannot_be_stored_is_tried_once(tmp_path):
     before = files_of(out)
     assert run(videos, out).line.startswith("nothing new")
     assert files_of(out) == before
+
+
+def test_a_store_of_other_videos_is_refused(tmp_path):
+    """A folder that shares no video with the store is another folder, and the store is left as it is."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        make.write_numbered(tmp_path / name / f"{name}.mp4", num_frames=4)
+    run(tmp_path / "a", tmp_path / "out")
+    before = files_of(tmp_path / "out")
+    with pytest.raises(UserError, match="holds other videos: none of its 1 is in"):
+        run(tmp_path / "b", tmp_path / "out")
+    assert files_of(tmp_path / "out") == before

@@ -109,7 +109,18 @@ def _check(config: PrepareConfig, settings: dict[str, object]) -> list[FoundVide
     found = attempt(lambda: _find(config.videos), problems)
     if found is None or problems:
         raise UserError(*problems)
+    _check_same_folder(config, found)
     return found
+
+
+def _check_same_folder(config: PrepareConfig, found: Sequence[FoundVideo]) -> None:
+    table = config.out / "videos.parquet"
+    stored = {row.id for row in read_videos(table)} if table.exists() else set()
+    if stored and stored.isdisjoint(video.id for video in found):
+        raise UserError(
+            f"out: {config.out} holds other videos: none of its {len(stored):,} is in {config.videos}; "
+            "name another folder with --out"
+        )
 
 
 def _find(videos: Path) -> list[FoundVideo]:
