@@ -379,7 +379,7 @@ def test_damaged_run(tmp_path, made, name):
     """A file of the run that does not parse is a clear error that names the run."""
     run = tmp_path / "run"
     shutil.copytree(made[0], run)
-    (run / name).write_text("{damaged")
+    (run / name).write_text("{damaged\n")
     before = (run / "report.html").read_bytes()
     with pytest.raises(UserError, match=f"{run}.*damaged"):
         report(run)

@@ -23,6 +23,7 @@ def evaluate_config(protocol: str, config: EvaluateConfig) -> Result:
     """Evaluate as the config says; predictions, then the result, are written into the folder of results."""
     module = find_protocol(protocol).load()
     from cyclecontrast.model.checkpoint import load_backbone
+    from cyclecontrast.model.hardware import limited_threads, pick_device
 
     problems: list[str] = []
     backbone = attempt(lambda: load_backbone(config.model, config.seed), problems)
@@ -31,7 +32,8 @@ def evaluate_config(protocol: str, config: EvaluateConfig) -> Result:
         raise UserError(*problems)
     assert backbone is not None
     config = config.model_copy(update={"image_size": config.image_size or backbone.image_size})
-    result: Result = module.evaluate(backbone, data, config)
+    with limited_threads(pick_device(config.device)):
+        result: Result = module.evaluate(backbone, data, config)
     return result
 
 

@@ -17,6 +17,7 @@ from cyclecontrast.evaluate.image_batches import StoreImages
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import fingerprint, load_backbone
+from cyclecontrast.model.hardware import limited_threads, pick_device
 
 ROWS_PER_GROUP = 8192
 
@@ -54,7 +55,7 @@ def embed(config: EmbedConfig) -> Embedded:
     }
     tally = _Tally()
     rows = tally.counted(embed_batches(backbone, StoreImages(store), Loading.of(config, backbone), "embedding"), store)
-    with replacing(config.out) as aside:
+    with limited_threads(pick_device(config.device)), replacing(config.out) as aside:
         write = _write_parquet if config.out.suffix.lower() == ".parquet" else _write_npz
         write(aside, rows, about, backbone.dim)
         if tally.num_frames == 0:

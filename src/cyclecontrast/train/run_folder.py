@@ -58,9 +58,10 @@ def cut_metrics(run: Path, step: int) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl."""
+    """Return the lines of metrics.jsonl; a last one that is still being written does not count."""
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def save_checkpoint(run: Path, step: int, state: dict[str, Tensor], backbone: Backbone) -> Path:
