@@ -150,6 +150,19 @@ def test_mistakes_end_in_one_line(arguments, words, tmp_path, monkeypatch, capsy
     assert not list(tmp_path.iterdir())
 
 
+def test_mistakes_of_all_kinds_come_together(tmp_path, monkeypatch, capsys):
+    """A wrong flag, a wrong value, absent data, an absent model and a full output folder are told in one go."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    arguments = "pretrain nowhere --out full --init nothing.pth --backbone resnet17 --sped 3".split()
+    code, _, messages = call(capsys, *arguments)
+    assert code == 2
+    assert len(messages.splitlines()) == 5
+    for words in ("--sped", "backbone:", "data: nowhere", "init nothing.pth", "out: full is not empty"):
+        assert words in messages
+
+
 def test_flags_override_the_file(tmp_path, monkeypatch, capsys):
     """--config gives options, flags win over it, its unknown keys are named, and --print-config shows the outcome."""
     monkeypatch.chdir(tmp_path)
@@ -184,7 +197,7 @@ def test_an_interrupt_ends_quietly(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cyclecontrast.commands.Command.call", interrupted)
-    code, _, messages = call(capsys, "pretrain", "d", "--out", "o")
+    code, _, messages = call(capsys, "demo")
     assert (code, messages) == (130, "interrupted\n")
 
 

@@ -78,6 +78,11 @@ def test_pure_files_import_nothing_of_ours(name):
         ["nonsense"],
         ["evaluate", "nonsense"],
         ["pretrain", "data", "--out", "run", "--print-config"],
+        ["pretrain", "nowhere", "--out", "run", "--backbone", "resnet17"],
+        ["prepare", "nowhere", "--out", "run"],
+        ["evaluate", "knn", "nothing", "nowhere"],
+        ["embed", "nothing", "nowhere", "--out", "x.npz"],
+        ["export", "nothing"],
     ],
     ids=" ".join,
 )

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from cyclecontrast import __version__
 from cyclecontrast.commands import COMMANDS, EVALUATIONS, Command
 from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
-from cyclecontrast.errors import UserError, checked, did_you_mean
+from cyclecontrast.errors import UserError, attempt, checked, did_you_mean
 
 HELP = ("-h", "--help")
 OUTSIDE_OUR_POWER = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -74,11 +74,9 @@ def _call(name: str, command: Command, arguments: list[str]) -> str:
     if unknown and not problems:
         problems += [f"{' '.join(unknown)!r} is one argument too many"]
     file, show = given.pop("config", None), given.pop("print_config", False)
-    try:
-        made = checked(command.config, _read_toml(file) | given)
-    except UserError as error:
-        raise UserError(*problems, *error.problems) from None
-    if problems:
+    values = _read_toml(file) | given
+    made = attempt(lambda: checked(command.config, values) if show else command.check(values), problems)
+    if problems or made is None:
         raise UserError(*problems)
     return _to_toml(made) if show else str(command.call(made))
 

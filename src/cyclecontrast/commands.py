@@ -1,14 +1,16 @@
 """The commands as functions with the same names and options; each imports what it needs when it is called."""
 
 import importlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 
 from cyclecontrast import config
-from cyclecontrast.errors import checked
+from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluate.registry import PROTOCOLS
+from cyclecontrast.files import check_new_run
 
 if TYPE_CHECKING:
     from cyclecontrast.data.prepare import PrepareSummary
@@ -26,12 +28,40 @@ class Command(NamedTuple):
 
     def run(self, values: dict[str, Any]) -> Any:
         """Check the options and call the function; its result prints itself. Raises UserError."""
-        return self.call(checked(self.config, values))
+        return self.call(self.check(values))
+
+    def check(self, values: dict[str, Any]) -> BaseModel:
+        """Return the options; raises UserError with all that is wrong or missing, before anything heavy is imported."""
+        problems: list[str] = []
+        options = attempt(lambda: checked(self.config, values), problems)
+        for name in ("videos", "data"):
+            attempt(partial(_check_input, name, values.get(name)), problems)
+        for name in ("model", "init"):
+            attempt(partial(_check_model, name, values.get(name)), problems)
+        if self.config is config.PretrainConfig and values.get("resume") is None and values.get("out") is not None:
+            attempt(lambda: check_new_run(Path(values["out"])), problems)
+        if problems or options is None:
+            raise UserError(*problems)
+        return options
 
     def call(self, options: BaseModel) -> Any:
         """Call the function with checked options."""
         module, _, function = self.function.partition(":")
         return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)(*self.protocol, options)
+
+
+def _check_input(name: str, value: Any) -> None:
+    if value is not None and not Path(value).is_dir():
+        what = "is not a folder" if Path(value).exists() else "no such folder"
+        raise UserError(f"{name}: {value}: {what}; name a folder of videos or frames")
+
+
+def _check_model(name: str, value: Any) -> None:
+    if value is not None and not str(value).startswith(("random:", "timm:")) and not Path(value).exists():
+        raise UserError(
+            f"{name} {value}: no such file or folder; name a run, a backbone or checkpoint file, timm:<name>, "
+            "or random:<backbone>"
+        )
 
 
 COMMANDS = {

@@ -4,11 +4,12 @@ A field that the user did not set is absent from `model_fields_set`: that is how
 decide. The defaults written here for the method are those of the paper's text (preset `paper`).
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
 
@@ -20,6 +21,17 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 MAY_CHANGE = frozenset({"resume", "data", "workers", "device", "log_every", "checkpoint_every"})
 """Settings of a run that may differ when it is resumed: the data must have the same fingerprint, wherever it lies."""
+
+
+def _known_backbone(name: str) -> str:
+    if not re.fullmatch(r"resnet(10|18|34|50)(-small)?(-w[1-9][0-9]*)?|timm:.+", name):
+        raise ValueError(
+            "name resnet10, resnet18, resnet34 or resnet50, with -small or -w<width> behind it, or timm:<name>"
+        )
+    return name
+
+
+BackboneName = Annotated[str, AfterValidator(_known_backbone)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 
 
@@ -67,7 +79,7 @@ class PretrainConfig(BaseModel):
     )
     objective: Literal["intra-image", "intra-video", "cycle"] = Field("cycle", description="what is trained")
 
-    backbone: str = Field(
+    backbone: BackboneName = Field(
         "resnet18", description="resnet10|18|34|50, with -small (3x3 stem) and -wN (width), or timm:<name>"
     )
     init: str | None = Field(None, description="start from this model's backbone instead of random weights")

@@ -32,6 +32,13 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def check_new_run(folder: Path) -> None:
+    """Raise UserError where a run's folder already holds something besides the frames prepared for it."""
+    if folder.is_dir() and any(path.name != "frames" for path in folder.iterdir()):
+        raise UserError(f"out: {folder} is not empty; name another folder, or go on with --resume {folder}")
+    check_folder(folder)
+
+
 def check_folder(folder: Path) -> None:
     """Raise UserError where this folder neither is one that can be written to nor can be made."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())

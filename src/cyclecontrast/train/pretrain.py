@@ -14,7 +14,7 @@ from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs, load_batches
 from cyclecontrast.data.video import find_videos
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.files import check_folder
+from cyclecontrast.files import check_new_run
 from cyclecontrast.loss.objectives import measure
 from cyclecontrast.model.backbone import Backbone, make_backbone
 from cyclecontrast.model.checkpoint import load_backbone, save_backbone
@@ -115,7 +115,8 @@ def _train(training: Training, pairs: FramePairs, start: int) -> Row:
 def _check(config: PretrainConfig, device: torch.device, world: World) -> None:
     """Raise UserError with all that can be known to be wrong before the data is read and anything is written."""
     problems: list[str] = []
-    attempt(lambda: _check_output(config), problems)
+    if config.resume is None:
+        attempt(lambda: check_new_run(config.out), problems)
     if not config.data.is_dir():
         what = "is not a folder" if config.data.exists() else "no such folder"
         problems.append(f"data: {config.data}: {what}; name a folder of videos or frames")
@@ -134,13 +135,6 @@ def _check_backbone(config: PretrainConfig) -> None:
     name = _make_backbone(config).name
     if "backbone" in config.model_fields_set and config.backbone != name:
         raise UserError(f"init: {config.init} holds a {name}, but backbone is {config.backbone}; leave one of them out")
-
-
-def _check_output(config: PretrainConfig) -> None:
-    out = config.out
-    if config.resume is None and out.is_dir() and any(path.name != "frames" for path in out.iterdir()):
-        raise UserError(f"out: {out} is not empty; name another folder, or go on with --resume {out}")
-    check_folder(out)
 
 
 def _make_backbone(config: PretrainConfig) -> Backbone:
