@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.model.encoders import Encoder
 from cyclecontrast.train.distributed import World, average_gradients, encode_keys, gather
+from tests import make_videos as make
 
 NUM_GROUPS, SEED = 4, 5
 
@@ -63,18 +64,13 @@ def test_shuffling_mixes_the_processes():
 
 
 def test_torchrun_trains_one_run(tmp_path):
-    """Under torchrun two processes train one run: one folder, every step once, the batch shared between them."""
-    import cv2
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    for video in range(8):
-        folder = tmp_path / "tree" / f"video_{video}"
-        folder.mkdir(parents=True)
-        for frame in range(2):
-            cv2.imwrite(str(folder / f"{frame}.png"), rng.integers(0, 256, (20, 20, 3), np.uint8))
+    """Under torchrun three processes train one run on a folder of videos, prepared once, every step once."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(6):
+        make.write_numbered(videos / f"{number}.mp4", num_frames=6)
     options = (
-        "--backbone resnet10-small-w8 --image-size 16 --batch-size 8 --queue-size 16 --cycle-queue-size 16 "
+        "--backbone resnet10-small-w8 --image-size 16 --batch-size 9 --queue-size 16 --cycle-queue-size 16 "
         "--support-size 4 --bn-groups 2 --workers 0 --steps 3 --log-every 1 --device cpu --cycle-start 0"
     ).split()
     launch = [
@@ -82,16 +78,16 @@ def test_torchrun_trains_one_run(tmp_path):
         "-m",
         "torch.distributed.run",
         "--standalone",
-        "--nproc-per-node=2",
+        "--nproc-per-node=3",
         "-m",
         "cyclecontrast",
     ]
     done = subprocess.run(
-        [*launch, "pretrain", str(tmp_path / "tree"), "--out", str(tmp_path / "run"), *options],
+        [*launch, "pretrain", str(videos), "--out", str(tmp_path / "run"), *options],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in Path(tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 3
