@@ -150,7 +150,7 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Return this process's part of the batch of each step; `batch_size` counts all processes together.
 
-    Raises UserError at once where the processes cannot share the batch, and later for a video without any frame.
+    Raises UserError at once where the processes cannot share the batch, and later where no frame at all can be read.
     """
     share, rest = divmod(batch_size, world)
     if rest:

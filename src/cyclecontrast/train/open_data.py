@@ -18,10 +18,10 @@ from cyclecontrast.train.progress import console
 SAMPLED_VIDEOS = 32
 
 
-def holds_videos(config: PretrainConfig) -> bool:
-    """Tell whether the data is a folder of videos, which must be prepared first."""
+def count_videos(config: PretrainConfig) -> int:
+    """Return how many video files must be prepared first: none where the data are frames, or absent."""
     data = config.data
-    return data.is_dir() and not (data / "store.json").exists() and bool(find_videos(data))
+    return len(find_videos(data)) if data.is_dir() and not (data / "store.json").exists() else 0
 
 
 def prepare_videos(config: PretrainConfig) -> None:

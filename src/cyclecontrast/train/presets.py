@@ -7,7 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.errors import checked
+from cyclecontrast.errors import UserError, checked
 from cyclecontrast.model.backbone import NAME
 
 SMALL_IMAGE = 64
@@ -34,7 +34,14 @@ def resolve(config: PretrainConfig, data: DataSize, machine: Machine) -> Pretrai
     """Return the config with every open setting decided; what the user set stays. Raises UserError."""
     chosen = {name: getattr(config, name) for name in config.model_fields_set}
     decided = auto_settings(chosen, data, machine) if config.preset == "auto" else {}
-    return checked(PretrainConfig, config.model_dump() | decided | chosen)
+    resolved = checked(PretrainConfig, config.model_dump() | decided | chosen)
+    share, rest = divmod(resolved.batch_size, machine.processes)
+    if rest or share < 2:
+        raise UserError(
+            f"batch_size: {resolved.batch_size} does not give each of {machine.processes} processes "
+            "equally many videos, 2 videos or more"
+        )
+    return resolved
 
 
 def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> dict[str, Any]:

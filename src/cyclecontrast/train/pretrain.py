@@ -12,7 +12,6 @@ from torch import Tensor
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs, load_batches
-from cyclecontrast.data.video import find_videos
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import check_new_run
 from cyclecontrast.loss.objectives import measure
@@ -21,7 +20,7 @@ from cyclecontrast.model.checkpoint import load_backbone, save_backbone
 from cyclecontrast.model.hardware import limited_threads, pick_device, pick_precision, pick_workers
 from cyclecontrast.train import run_folder
 from cyclecontrast.train.distributed import World, first_process_first, join_world, leave_world
-from cyclecontrast.train.open_data import holds_videos, make_pairs, prepare_videos, size_of
+from cyclecontrast.train.open_data import count_videos, make_pairs, prepare_videos, size_of
 from cyclecontrast.train.presets import DataSize, Machine, resolve
 from cyclecontrast.train.progress import Clock, Row, console, progress_bar
 from cyclecontrast.train.training import Hardware, StepResult, Training, make_training, restore, state_of, train_step
@@ -48,13 +47,10 @@ def pretrain(config: PretrainConfig) -> Run:
     """Train a backbone on videos without labels and write the run to `config.out`; raises UserError."""
     device = pick_device(config.device)
     world = join_world(device)
-    store = _open_frames(config, device, world)
-    config = resolve(config, size_of(store), Machine(device.type == "cpu", world.size))
+    machine = Machine(device.type == "cpu", world.size)
+    store = _open_frames(config, machine, world)
+    config = resolve(config, size_of(store), machine)
     config = config.model_copy(update={"precision": pick_precision(config.precision, device)})
-    if config.batch_size % world.size or config.batch_size // world.size < 2:
-        raise UserError(
-            f"batch_size: {config.batch_size} does not give each of {world.size} processes 2 videos or more"
-        )
     pairs = make_pairs(config, store)
     backbone = _make_backbone(config)
     config = config.model_copy(update={"backbone": backbone.name})
@@ -69,15 +65,15 @@ def pretrain(config: PretrainConfig) -> Run:
     return _close_run(training, row)
 
 
-def _open_frames(config: PretrainConfig, device: torch.device, world: World) -> FrameStore:
+def _open_frames(config: PretrainConfig, machine: Machine, world: World) -> FrameStore:
     """Check what can be known beforehand, prepare videos, open the frames; the first process writes, then all read."""
     with first_process_first(world):
-        videos = holds_videos(config)
+        num_videos = count_videos(config)
         if world.rank == 0:
-            _check(config, device, world)
-            if videos:
+            _check(config, machine, num_videos)
+            if num_videos:
                 prepare_videos(config)
-    return FrameStore.open(config.out / "frames" if videos else config.data)
+    return FrameStore.open(config.out / "frames" if num_videos else config.data)
 
 
 def num_steps(config: PretrainConfig, store: FrameStore) -> int:
@@ -101,8 +97,8 @@ def _train(training: Training, pairs: FramePairs, start: int) -> Row:
             last = step + 1 == training.num_steps
             if last or (step + 1) % config.log_every == 0:
                 _stop_if(first_bad, training)
-                row = _metrics(training, pairs.store, result, step, clock)
                 if world.rank == 0:
+                    row = _metrics(training, pairs.store, result, step, clock)
                     run_folder.append_metrics(config.out, row)
             if last or (step + 1) % config.checkpoint_every == 0:
                 _stop_if(first_bad, training)
@@ -112,21 +108,16 @@ def _train(training: Training, pairs: FramePairs, start: int) -> Row:
     return row
 
 
-def _check(config: PretrainConfig, device: torch.device, world: World) -> None:
+def _check(config: PretrainConfig, machine: Machine, num_videos: int) -> None:
     """Raise UserError with all that can be known to be wrong before the data is read and anything is written."""
     problems: list[str] = []
     if config.resume is None:
         attempt(lambda: check_new_run(config.out), problems)
-    if not config.data.is_dir():
-        what = "is not a folder" if config.data.exists() else "no such folder"
-        problems.append(f"data: {config.data}: {what}; name a folder of videos or frames")
-    videos = attempt(lambda: find_videos(config.data) if holds_videos(config) else None, problems)
-    if videos is not None and len(videos) < 2:
+    if num_videos == 1:
         problems.append(f"data: {config.data}: holds one video; contrasting needs two at least")
     if config.init is not None or "backbone" in config.model_fields_set:
         attempt(lambda: _check_backbone(config), problems)
-    about = DataSize(1000 if videos is None else len(videos), 256)
-    attempt(lambda: resolve(config, about, Machine(device.type == "cpu", world.size)), problems)
+    attempt(lambda: resolve(config, DataSize(num_videos or 1000, 256), machine), problems)
     if problems:
         raise UserError(*problems)
 
@@ -233,18 +224,18 @@ def _is_sound(result: StepResult) -> Tensor:
 
 def _stop_if(first_bad: Tensor, training: Training) -> None:
     """Raise UserError where a step was not sound, or where the weights have left all reason behind a finite loss."""
-    step = int(first_bad)
+    step, largest = int(first_bad), float(_largest_weight(training))
     if step >= 0:
         message = f"the loss or its gradient is not finite at step {step + 1}"
-    elif _largest_weight(training) > LARGEST_WEIGHT:
-        message = f"the weights explode, the largest is {_largest_weight(training):.0e}"
+    elif not largest <= LARGEST_WEIGHT:
+        message = f"the weights explode, the largest is {largest:.0e}"
     else:
         return
     raise UserError(f"{_stop(training, message)}; lower --learning-rate or set --gradient-clip")
 
 
-def _largest_weight(training: Training) -> float:
-    return max(float(weight.detach().abs().max()) for weight in training.encoder.parameters())
+def _largest_weight(training: Training) -> Tensor:
+    return torch.stack([weight.detach().abs().max() for weight in training.encoder.parameters()]).max()
 
 
 def _stop(training: Training, message: str) -> str:
