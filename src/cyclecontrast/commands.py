@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from cyclecontrast import config
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluate.registry import PROTOCOLS
-from cyclecontrast.files import check_new_run
+from cyclecontrast.files import check_new_run, is_model
 
 if TYPE_CHECKING:
     from cyclecontrast.data.prepare import PrepareSummary
@@ -35,8 +35,8 @@ class Command(NamedTuple):
         problems: list[str] = []
         options = attempt(lambda: checked(self.config, values), problems)
         for name in ("videos", "data"):
-            attempt(partial(_check_input, name, values.get(name)), problems)
-        for name in ("model", "init"):
+            attempt(partial(_check_input, name, values.get(name), self.config is config.TrackingConfig), problems)
+        for name in () if values.get("score_only") else ("model", "init"):
             attempt(partial(_check_model, name, values.get(name)), problems)
         if self.config is config.PretrainConfig and values.get("resume") is None and values.get("out") is not None:
             attempt(lambda: check_new_run(Path(values["out"])), problems)
@@ -50,14 +50,14 @@ class Command(NamedTuple):
         return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)(*self.protocol, options)
 
 
-def _check_input(name: str, value: Any) -> None:
-    if value is not None and not Path(value).is_dir():
+def _check_input(name: str, value: Any, may_be_file: bool) -> None:
+    if value is not None and not (Path(value).is_dir() or (may_be_file and Path(value).is_file())):
         what = "is not a folder" if Path(value).exists() else "no such folder"
         raise UserError(f"{name}: {value}: {what}; name a folder of videos or frames")
 
 
 def _check_model(name: str, value: Any) -> None:
-    if value is not None and not str(value).startswith(("random:", "timm:")) and not Path(value).exists():
+    if value is not None and not is_model(str(value)):
         raise UserError(
             f"{name} {value}: no such file or folder; name a run, a backbone or checkpoint file, timm:<name>, "
             "or random:<backbone>"

@@ -46,3 +46,8 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{existing}: is a file; name a folder to write to")
     if not os.access(existing, os.W_OK):
         raise UserError(f"{existing}: may not be written to; name another folder")
+
+
+def is_model(name: str) -> bool:
+    """Whether a MODEL is there: a file or folder, or a name that needs none."""
+    return name.startswith(("random:", "timm:")) or Path(name).exists()

@@ -9,6 +9,7 @@ from cyclecontrast.config import EvaluateConfig
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluate.registry import PROTOCOLS, find_protocol
 from cyclecontrast.evaluate.result import Result
+from cyclecontrast.files import is_model
 
 __all__ = ["PROTOCOLS", "Result", "evaluate", "evaluate_config"]
 
@@ -22,19 +23,23 @@ def evaluate(protocol: str, model: str | Path, data: str | Path, **settings: Any
 def evaluate_config(protocol: str, config: EvaluateConfig) -> Result:
     """Evaluate as the config says; predictions, then the result, are written into the folder of results."""
     module = find_protocol(protocol).load()
+    from cyclecontrast.evaluate.two_steps import evaluate as evaluate_backbone
+    from cyclecontrast.evaluate.two_steps import score_again
     from cyclecontrast.model.checkpoint import load_backbone
     from cyclecontrast.model.hardware import limited_threads, pick_device
 
+    if config.score_only and not is_model(config.model):
+        return score_again(module.open_data(config), config)
     problems: list[str] = []
     backbone = attempt(lambda: load_backbone(config.model, config.seed), problems)
     data = attempt(lambda: module.open_data(config), problems)
     if problems:
         raise UserError(*problems)
     assert backbone is not None
-    config = config.model_copy(update={"image_size": config.image_size or backbone.image_size})
+    if getattr(config, "image_size", backbone.image_size) is None:
+        config = config.model_copy(update={"image_size": backbone.image_size})
     with limited_threads(pick_device(config.device)):
-        result: Result = module.evaluate(backbone, data, config)
-    return result
+        return evaluate_backbone(backbone, data, config)
 
 
 def evaluate_and_tell(protocol: str, config: EvaluateConfig) -> Result:

@@ -1,20 +1,41 @@
 """Pixels → vectors of a frozen backbone, in single precision, so that the same input gives the same numbers."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cyclecontrast.config import EmbedConfig, EvaluateConfig
-from cyclecontrast.data.labeled import raise_problems
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.image_batches import CenterCrop, ImageBatch, Images, in_order, load_image_batches
+from cyclecontrast.evaluate.unfinished import Arrays, Unfinished
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.hardware import pick_device, pick_workers
+
+IMAGES_PER_PART = 2**14
+
+
+class HowToLoad(Protocol):
+    """The options of a command that embeds images."""
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the crop in pixels; None: what the backbone was trained at."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images per forward pass."""
+
+    @property
+    def workers(self) -> int | None:
+        """Processes that load images."""
+
+    @property
+    def device(self) -> str:
+        """Name of the device."""
 
 
 class Loading(NamedTuple):
@@ -26,7 +47,7 @@ class Loading(NamedTuple):
     device: torch.device
 
     @staticmethod
-    def of(config: EvaluateConfig | EmbedConfig, backbone: Backbone) -> "Loading":
+    def of(config: HowToLoad, backbone: Backbone) -> "Loading":
         """Resolve what the options leave open; raises UserError for an absent device."""
         size = config.image_size or backbone.image_size
         device = pick_device(config.device)
@@ -62,9 +83,11 @@ def encode(backbone: Backbone, batch: ImageBatch, device: torch.device) -> Tenso
     return features
 
 
-def embed_batches(backbone: Backbone, images: Images, loading: Loading, title: str) -> Iterator[Embeddings]:
-    """Embed the centre crops of all images, batch by batch in order."""
-    batches = in_order(len(images), loading.batch_size)
+def embed_batches(
+    backbone: Backbone, images: Images, loading: Loading, title: str, batches: Sequence[Sequence[int]] | None = None
+) -> Iterator[Embeddings]:
+    """Embed the centre crops of all images, or of these batches of positions, batch by batch in order."""
+    batches = in_order(len(images), loading.batch_size) if batches is None else batches
     loaded = load_image_batches(images, CenterCrop(loading.image_size), batches, loading.workers, title)
     with frozen(backbone, loading.device):
         for batch in loaded:
@@ -73,8 +96,32 @@ def embed_batches(backbone: Backbone, images: Images, loading: Loading, title: s
             yield Embeddings(vectors.numpy(), batch.positions.numpy(), batch.problems)
 
 
-def embed_images(backbone: Backbone, images: Images, loading: Loading, title: str) -> npt.NDArray[np.float32]:
-    """Return one vector per image (num_images, dim); raises UserError naming the images that cannot be read."""
-    batches = list(embed_batches(backbone, images, loading, title))
-    raise_problems([problem for batch in batches for problem in batch.problems])
-    return np.concatenate([batch.vectors for batch in batches])
+def embed_images(
+    backbone: Backbone, images: Images, loading: Loading, title: str, unfinished: Unfinished
+) -> Embeddings:
+    """Embed all images that can be read; what was embedded before a stop is not embedded again.
+
+    Raises UserError where none can be read.
+    """
+    batches = in_order(len(images), loading.batch_size)
+    per_part = max(1, IMAGES_PER_PART // loading.batch_size)
+    parts = []
+    for start in range(0, len(batches), per_part):
+        asked = batches[start : start + per_part]
+        where = f"{title}-{asked[0][0]}-{asked[-1][-1]}"
+        parts.append(unfinished.arrays(where, lambda a=asked: _embed_part(backbone, images, loading, title, a)))  # type: ignore[misc]
+    vectors, positions, problems = (np.concatenate([part[name] for part in parts]) for name in Embeddings._fields)
+    if len(positions) == 0:
+        raise UserError(f"{title}: none of the {len(images):,} images can be read", *problems[:3].tolist())
+    return Embeddings(vectors, positions, tuple(problems.tolist()))
+
+
+def _embed_part(
+    backbone: Backbone, images: Images, loading: Loading, title: str, batches: Sequence[Sequence[int]]
+) -> Arrays:
+    made = list(embed_batches(backbone, images, loading, title, batches))
+    return {
+        "vectors": np.concatenate([batch.vectors for batch in made]),
+        "positions": np.concatenate([batch.positions for batch in made]),
+        "problems": np.array([problem for batch in made for problem in batch.problems], dtype=str),
+    }

@@ -120,7 +120,7 @@ def _collate(items: list[_Item]) -> ImageBatch:
     if not readable:
         return ImageBatch(torch.empty(0, dtype=torch.int64), torch.empty(0, 3, 1, 1, dtype=torch.uint8), problems)
     positions, pixels = zip(*readable, strict=True)
-    return ImageBatch(torch.tensor(positions), torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), problems)
+    return ImageBatch(torch.tensor(positions), torch.from_numpy(np.stack(pixels)).movedim(-1, -3), problems)
 
 
 def _single_threaded(_: int) -> None:

@@ -1,17 +1,32 @@
 """The protocol `linear`: a linear classifier on frozen features, by the paper's recipe or by a convex fit."""
 
 import math
+from typing import NamedTuple
 
 from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled import LabeledImages
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate import convex_probe, sgd_probe
-from cyclecontrast.evaluate.classification import Prediction, embed_items, evaluate_classifier, rank
-from cyclecontrast.evaluate.result import Result
+from cyclecontrast.evaluate.classification import Items, describe, embed_items, rank, ranked_table, score
+from cyclecontrast.evaluate.metrics import Floats
+from cyclecontrast.evaluate.result import Json
+from cyclecontrast.evaluate.two_steps import Predictions
+from cyclecontrast.evaluate.unfinished import Unfinished
 from cyclecontrast.model.backbone import Backbone
+
+__all__ = ["describe", "open_data", "predict", "score"]
 
 MAX_CONVEX = 50_000
 SGD_ONLY = ("epochs", "learning_rate")
+
+
+class _Fitted(NamedTuple):
+    """Scores of the test items (num_items, num_classes), and what is to be said of the fit."""
+
+    scores: Floats
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+    details: Json
 
 
 def open_data(config: LinearConfig) -> LabeledImages:
@@ -19,27 +34,28 @@ def open_data(config: LinearConfig) -> LabeledImages:
     return LabeledImages.open(config.data)
 
 
-def evaluate(backbone: Backbone, data: LabeledImages, config: LinearConfig) -> Result:
-    """Train a linear classifier on the training split and classify the test items; raises UserError."""
-    return evaluate_classifier("linear", predict, backbone, data, config)
-
-
-def predict(backbone: Backbone, data: LabeledImages, config: LinearConfig) -> Prediction:
+def predict(backbone: Backbone, data: LabeledImages, config: LinearConfig, unfinished: Unfinished) -> Predictions:
     """Rank the classes of each test item by the probe that was asked for; `auto` decides by the number of images."""
     if len(data.classes) < 2:
         raise UserError(f"{data.root}: holds one class, {data.classes[0]}; a linear classifier needs two")
     auto = "lbfgs" if len(data.train) <= MAX_CONVEX else "sgd"
     probe = auto if config.probe == "auto" else config.probe
     notes = (f"probe: auto is {auto} for {len(data.train):,} training images",) if config.probe == "auto" else ()
-    predicted = (_convex if probe == "lbfgs" else _sgd)(backbone, data, config)
-    return predicted._replace(tag=f"linear probe={probe} level={config.level}", notes=notes + predicted.notes)
+    test = embed_items(backbone, data.test, config, "test", unfinished)
+    fitted = (_convex if probe == "lbfgs" else _sgd)(backbone, data, config, test, unfinished)
+    return Predictions(
+        ranked_table({"": rank(fitted.scores)}, test, data, config),
+        f"linear probe={probe} level={config.level}",
+        notes + fitted.notes,
+        fitted.problems + test.problems,
+        {**fitted.details, "classes": list(data.classes)},
+    )
 
 
-def _sgd(backbone: Backbone, data: LabeledImages, config: LinearConfig) -> Prediction:
-    test = embed_items(backbone, data.test, config, "test")
-    head = sgd_probe.fit(backbone, data.train, len(data.classes), config)
+def _sgd(backbone: Backbone, data: LabeledImages, config: LinearConfig, test: Items, unfinished: Unfinished) -> _Fitted:
+    head = sgd_probe.fit(backbone, data.train, len(data.classes), config, unfinished)
     details = {"learning_rate": head.learning_rate, "last_loss": head.last_loss}
-    return Prediction("", {"": rank(head.scores(test.vectors))}, _doubts(head.last_loss, len(data.classes)), details)
+    return _Fitted(head.scores(test.vectors), _doubts(head.last_loss, len(data.classes)), head.problems, details)
 
 
 def _doubts(loss: float, num_classes: int) -> tuple[str, ...]:
@@ -48,10 +64,11 @@ def _doubts(loss: float, num_classes: int) -> tuple[str, ...]:
     return (line,) if loss > guessing else ()
 
 
-def _convex(backbone: Backbone, data: LabeledImages, config: LinearConfig) -> Prediction:
-    train = embed_items(backbone, data.train, config, "train")
-    test = embed_items(backbone, data.test, config, "test")
+def _convex(
+    backbone: Backbone, data: LabeledImages, config: LinearConfig, test: Items, unfinished: Unfinished
+) -> _Fitted:
+    train = embed_items(backbone, data.train, config, "train", unfinished)
     head = convex_probe.fit(train.vectors, train.labels, train.videos, config.seed)
     unused = [name for name in SGD_ONLY if name in config.model_fields_set]
     notes = [f"{' and '.join(unused)} did nothing: probe lbfgs has no such option"] if unused else []
-    return Prediction("", {"": rank(head.scores(test.vectors))}, (*notes, *head.notes), head.details())
+    return _Fitted(head.scores(test.vectors), (*notes, *head.notes), train.problems, head.details())

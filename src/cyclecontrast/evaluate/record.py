@@ -24,7 +24,7 @@ class Record:
 
     def save(self, folder: Path) -> Path:
         """Write <folder>/records/<key>.parquet and return its path."""
-        path = record_path(folder, self.about.key)
+        path = record_path(folder, self.about.record_key)
         with replacing(path) as aside:
             pq.write_table(self.table.replace_schema_metadata({ABOUT: json.dumps(self.about.to_json())}), aside)
         return path
@@ -38,16 +38,24 @@ class Record:
                 f"{path}: no such record; this model, data and settings were not evaluated into this folder, "
                 "run it once without --score-only"
             )
-        try:
-            table = pq.read_table(path)
-            record = Record(About.from_json(json.loads(table.schema.metadata[ABOUT])), table)
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: the record cannot be read ({error}); run it again without --score-only"
-            ) from error
-        if record.about.key != key:
-            raise UserError(f"{path}: is the record of {record.about.key}; run it again without --score-only")
+        record = read_record(path)
+        if record.about.record_key != key:
+            raise UserError(f"{path}: is the record of {record.about.record_key}; run it again without --score-only")
         return record
+
+
+def read_record(path: Path) -> Record:
+    """Read a record's file; raises UserError."""
+    try:
+        table = pq.read_table(path)
+        return Record(About.from_json(json.loads(table.schema.metadata[ABOUT])), table)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: the record cannot be read ({error}); run it again without --score-only") from error
+
+
+def find_records(folder: Path, protocol: str) -> list[Record]:
+    """Read all records of a protocol below the folder of results."""
+    return [read_record(path) for path in sorted((folder / "records").glob(f"{protocol}-*.parquet"))]
 
 
 def record_path(folder: Path, key: str) -> Path:

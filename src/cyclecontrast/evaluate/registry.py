@@ -4,15 +4,25 @@ import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
-from cyclecontrast.config import EvaluateConfig, KnnConfig, LinearConfig
+from cyclecontrast.config import (
+    ActionConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    KnnConfig,
+    LinearConfig,
+    PropagationConfig,
+    RetrievalConfig,
+    SegmentationConfig,
+    TrackingConfig,
+)
 from cyclecontrast.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol's options, and the module that has `open_data(config)` and `evaluate(backbone, data, config)`."""
+    """A protocol's options, and the module with its functions (two_steps.py says which)."""
 
-    summary: str
+    name: str
     config: type[EvaluateConfig]
     module: str
 
@@ -22,8 +32,17 @@ class Protocol:
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    "knn": Protocol("weighted k-nearest neighbors", KnnConfig, "cyclecontrast.evaluate.knn"),
-    "linear": Protocol("linear classifier", LinearConfig, "cyclecontrast.evaluate.linear"),
+    protocol.name: protocol
+    for protocol in (
+        Protocol("knn", KnnConfig, "cyclecontrast.evaluate.knn"),
+        Protocol("linear", LinearConfig, "cyclecontrast.evaluate.linear"),
+        Protocol("finetune", FinetuneConfig, "cyclecontrast.evaluate.finetune"),
+        Protocol("retrieval", RetrievalConfig, "cyclecontrast.evaluate.retrieval"),
+        Protocol("action", ActionConfig, "cyclecontrast.evaluate.action.protocol"),
+        Protocol("tracking", TrackingConfig, "cyclecontrast.evaluate.tracking.protocol"),
+        Protocol("segmentation", SegmentationConfig, "cyclecontrast.evaluate.segmentation.protocol"),
+        Protocol("propagation", PropagationConfig, "cyclecontrast.evaluate.propagation"),
+    )
 }
 
 
@@ -32,3 +51,8 @@ def find_protocol(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise UserError(f"protocol {name!r} is none of {', '.join(PROTOCOLS)}{did_you_mean(name, PROTOCOLS)}")
     return PROTOCOLS[name]
+
+
+def protocol_of(config: EvaluateConfig) -> Protocol:
+    """Return the protocol whose options these are."""
+    return next(protocol for protocol in PROTOCOLS.values() if protocol.config is type(config))

@@ -6,6 +6,7 @@ A result is a file of its own for each protocol, model, data and settings, so th
 import dataclasses
 import hashlib
 import json
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.versions import package_versions
 
-NO_PART_OF_KEY = frozenset({"model", "data", "out", "score_only", "workers", "device"})
+NO_PART_OF_KEY = frozenset({"model", "data", "out", "save", "score_only", "workers", "device"})
+MAX_LISTED = 10
 
 Json = dict[str, Any]
 
@@ -38,7 +40,11 @@ class DataInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class About:
-    """The origin of predictions; `tag` names the variant of the protocol, and only equal tags may be compared."""
+    """The origin of predictions; `tag` names the variant of the protocol, and only equal tags may be compared.
+
+    `problems` has a line for each item of the data that could not be used; `scoring` names the settings that
+    predictions do not depend on.
+    """
 
     protocol: str
     tag: str
@@ -46,13 +52,23 @@ class About:
     model: ModelInfo
     data: DataInfo
     notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
     details: Json = field(default_factory=dict)
+    scoring: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=package_versions)
 
     @property
     def key(self) -> str:
-        """Name of the files of this result and its record."""
-        settings = {name: value for name, value in self.config.items() if name not in NO_PART_OF_KEY}
+        """Name of the files of this result."""
+        return self._key(NO_PART_OF_KEY)
+
+    @property
+    def record_key(self) -> str:
+        """Name of the record, which the settings of the scoring step do not change."""
+        return self._key(NO_PART_OF_KEY | set(self.scoring))
+
+    def _key(self, left_out: Collection[str]) -> str:
+        settings = {name: value for name, value in self.config.items() if name not in left_out}
         text = json.dumps([settings, self.data.fingerprint], sort_keys=True)
         return f"{self.protocol}-{self.model.fingerprint}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -67,7 +83,7 @@ class About:
         nested = {
             "model": ModelInfo(**values["model"]),
             "data": DataInfo(**values["data"]),
-            "notes": tuple(values["notes"]),
+            **{name: tuple(values[name]) for name in ("notes", "problems", "scoring")},
         }
         return About(**{**values, **nested})
 
@@ -112,12 +128,21 @@ class Result:
     def __str__(self) -> str:
         """Return the result as text to print: percentages, then what was decided on the way."""
         about = self.about
-        width = max(len(name) for name in self.metrics)
+        width = max(map(len, self.metrics), default=0)
         return "\n".join(
             [
                 f"{about.tag} of {about.model.name} ({about.model.source}) on {about.data.path}, "
                 f"{about.data.num_train:,} train and {about.data.num_test:,} test",
                 *(f"  {name:{width}}  {100 * value:6.2f} %" for name, value in self.metrics.items()),
                 *(f"  {note}" for note in about.notes),
+                *self._left_out(),
             ]
         )
+
+    def _left_out(self) -> Iterator[str]:
+        problems = self.about.problems
+        if problems:
+            yield f"  left out, {len(problems)}:"
+            yield from (f"    {problem}" for problem in problems[:MAX_LISTED])
+            if len(problems) > MAX_LISTED:
+                yield f"    ... and {len(problems) - MAX_LISTED} more, in the result's file"

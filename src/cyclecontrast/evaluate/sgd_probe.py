@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.augment import Recipe, apply_view, draw_view
 from cyclecontrast.data.frames import Pixels
-from cyclecontrast.data.labeled import Split, raise_problems
+from cyclecontrast.data.labeled import Split
 from cyclecontrast.data.pairs import ORDER, QUERY, random_stream
-from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.embeddings import Loading, encode, frozen
+from cyclecontrast.evaluate.epochs import step_decay, train_epochs
 from cyclecontrast.evaluate.image_batches import load_image_batches
 from cyclecontrast.evaluate.metrics import Floats
+from cyclecontrast.evaluate.unfinished import Unfinished
 from cyclecontrast.model.backbone import Backbone
 
 RECIPE = Recipe((0.0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0, min_crop=0.08, flip=True)
 MOMENTUM = 0.9
-MILESTONES = (0.6, 0.8)
 REFERENCE_BATCH = 256
 INITIAL_DEVIATION = 0.01
 
@@ -37,6 +37,7 @@ class SgdHead(NamedTuple):
     bias: npt.NDArray[np.float32]
     learning_rate: float
     last_loss: float
+    problems: tuple[str, ...]
 
     def scores(self, vectors: Floats) -> Floats:
         """Return the logits (num_items, num_classes)."""
@@ -58,23 +59,31 @@ class RandomView:
         return apply_view(image, draw_view(rng, image.shape[0], image.shape[1], RECIPE), self.size)
 
 
-def fit(backbone: Backbone, train: Split, num_classes: int, config: LinearConfig) -> SgdHead:
+def fit(backbone: Backbone, train: Split, num_classes: int, config: LinearConfig, unfinished: Unfinished) -> SgdHead:
     """Train on single images, at level video too; raises UserError where the loss does not stay finite."""
     loading = Loading.of(config, backbone)
     head = initial_head(backbone.dim, num_classes, config.seed).to(loading.device)
     learning_rate = config.learning_rate * config.batch_size / REFERENCE_BATCH
     optimizer = torch.optim.SGD(head.parameters(), learning_rate, MOMENTUM, weight_decay=0)
     labels = torch.from_numpy(train.labels).to(loading.device)
-    loss = float("nan")
-    for epoch in range(config.epochs):
-        optimizer.param_groups[0]["lr"] = learning_rate * decay(epoch, config.epochs)
-        loss = _train_epoch(head, optimizer, _features(backbone, train, epoch, config, loading), labels)
-        if not np.isfinite(loss):
-            raise UserError(
-                f"linear: the loss is not finite in epoch {epoch + 1}; lower learning_rate ({learning_rate:g})"
-            )
+    problems: dict[str, None] = {}
+
+    def loss_of(batch: _Features) -> Tensor:
+        return nn.functional.cross_entropy(head(batch.vectors), labels[batch.positions])
+
+    losses = train_epochs(
+        "linear",
+        {"head": head},
+        optimizer,
+        lambda epoch: _features(backbone, train, epoch, config, loading, problems),
+        loss_of,
+        step_decay(config.epochs),
+        config.epochs,
+        config.seed,
+        unfinished,
+    )
     weight, bias = (parameter.detach().cpu().numpy() for parameter in (head.weight, head.bias))
-    return SgdHead(weight, bias, learning_rate, loss)
+    return SgdHead(weight, bias, learning_rate, losses[-1], tuple(problems))
 
 
 def initial_head(dim: int, num_classes: int, seed: int) -> nn.Linear:
@@ -87,19 +96,15 @@ def initial_head(dim: int, num_classes: int, seed: int) -> nn.Linear:
     return head
 
 
-def decay(epoch: int, epochs: int) -> float:
-    """Return the factor of the learning rate: a tenth from 60 % of the epochs on, a hundredth from 80 % on."""
-    return float(0.1 ** sum(epoch >= milestone * epochs for milestone in MILESTONES))
-
-
 class _Features(NamedTuple):
     vectors: Tensor
     positions: Tensor
 
 
 def _features(
-    backbone: Backbone, train: Split, epoch: int, config: LinearConfig, loading: Loading
+    backbone: Backbone, train: Split, epoch: int, config: LinearConfig, loading: Loading, problems: dict[str, None]
 ) -> Iterator[_Features]:
+    """Yield the batches of an epoch; lines on images that cannot be read go into `problems`, once each."""
     order = random_stream(config.seed, epoch, 0, ORDER).permutation(len(train)).tolist()
     size = config.batch_size
     batches = [order[start : start + size] for start in range(0, len(order), size)]
@@ -107,20 +112,8 @@ def _features(
     title = f"linear, epoch {epoch + 1} of {config.epochs}"
     with frozen(backbone, loading.device):
         for batch in load_image_batches(train, view, batches, loading.workers, title):
-            raise_problems(batch.problems)
+            problems.update(dict.fromkeys(batch.problems))
+            if not len(batch.positions):
+                continue
             # Tensors of inference mode cannot take part in a backward pass; their clones can.
             yield _Features(encode(backbone, batch, loading.device).clone(), batch.positions.to(loading.device))
-
-
-def _train_epoch(
-    head: nn.Linear, optimizer: torch.optim.Optimizer, batches: Iterator[_Features], labels: Tensor
-) -> float:
-    total, num_images = torch.zeros((), device=labels.device), 0
-    for batch in batches:
-        loss = nn.functional.cross_entropy(head(batch.vectors), labels[batch.positions])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total += loss.detach() * len(batch.positions)
-        num_images += len(batch.positions)
-    return float(total) / num_images

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cyclecontrast.config import Count, Positive
+from cyclecontrast.config.fields import Count, Positive
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.model.backbone import BLOCKS, Backbone, ResNet, load_timm, make_backbone

@@ -1,21 +1,10 @@
-"""Scores of predictions: pure functions on arrays; ties go to the lower index, so that results repeat."""
-
-from typing import NamedTuple
+"""Scores of classification; ties go to the lower index, so that results repeat."""
 
 import numpy as np
 import numpy.typing as npt
 
-SIMILARITIES_AT_ONCE = 2**23
-
-Floats = npt.NDArray[np.floating]
-Integers = npt.NDArray[np.integer]
-
-
-class Neighbors(NamedTuple):
-    """Most similar gallery items of each query, nearest first; both (num_queries, k)."""
-
-    similarities: Floats
-    indices: Integers
+from cyclecontrast.evaluate.metrics.arrays import Floats, Integers
+from cyclecontrast.evaluate.metrics.neighbors import Neighbors, nearest_neighbors
 
 
 def rank_classes(scores: Floats, num: int) -> Integers:
@@ -49,45 +38,6 @@ def per_class_accuracy(predicted: Integers, labels: Integers, num_classes: int) 
     right = np.bincount(labels[predicted == labels], minlength=num_classes)
     accuracy: npt.NDArray[np.float64] = np.divide(right, counts, out=np.full(num_classes, np.nan), where=counts > 0)
     return accuracy
-
-
-def unit_vectors(vectors: Floats) -> Floats:
-    """Scale each row to length 1; a row of zeros stays, and is similar to nothing."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: Floats = vectors / np.where(lengths > 0, lengths, 1)
-    return scaled
-
-
-def video_means(vectors: Floats, videos: Integers, num_videos: int) -> Floats:
-    """Average the vectors (num_images, dim) of each video, numbered by `videos` (num_images,) → (num_videos, dim)."""
-    counts = np.bincount(videos, minlength=num_videos)
-    if len(counts) != num_videos or not counts.all():
-        raise ValueError(f"{num_videos} videos, but vectors of {np.count_nonzero(counts)}")
-    starts = np.cumsum(counts) - counts
-    sums = np.add.reduceat(vectors[np.argsort(videos, kind="stable")], starts, axis=0, dtype=np.float64)
-    means: Floats = (sums / counts[:, None]).astype(vectors.dtype)
-    return means
-
-
-def nearest_neighbors(
-    gallery: Floats, queries: Floats, k: int, similarities_at_once: int = SIMILARITIES_AT_ONCE
-) -> Neighbors:
-    """Find the k rows of the gallery with the largest dot product with each query, in blocks of bounded memory."""
-    if not 1 <= k <= len(gallery):
-        raise ValueError(f"{k} neighbors of a gallery of {len(gallery)}")
-    rows = max(1, similarities_at_once // len(gallery))
-    blocks = [_nearest(queries[start : start + rows] @ gallery.T, k) for start in range(0, max(len(queries), 1), rows)]
-    return Neighbors(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
-
-
-def _nearest(similarities: Floats, k: int) -> Neighbors:
-    indices = np.sort(np.argpartition(-similarities, k - 1, axis=1)[:, :k], axis=1)
-    found = np.take_along_axis(similarities, indices, axis=1)
-    tied = (similarities >= found.min(axis=1, keepdims=True)).sum(axis=1) > k
-    indices[tied] = np.sort(np.argsort(-similarities[tied], axis=1, kind="stable")[:, :k], axis=1)
-    found = np.take_along_axis(similarities, indices, axis=1)
-    order = np.argsort(-found, axis=1, kind="stable")
-    return Neighbors(np.take_along_axis(found, order, axis=1), np.take_along_axis(indices, order, axis=1))
 
 
 def vote(neighbors: Neighbors, labels: Integers, k: int, temperature: float, num_classes: int) -> Floats:

@@ -1,71 +1,29 @@
-"""Every option of every command, as typed records; it knows nothing of pixels, networks or losses.
+"""What `pretrain` takes; a field that the user did not set is absent from `model_fields_set`, which presets look at.
 
-A field that the user did not set is absent from `model_fields_set`: that is how a preset knows what it may
-decide. The defaults written here for the method are those of the paper's text (preset `paper`).
+The defaults written here are those of the paper's text (preset `paper`).
 """
 
-import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
+from cyclecontrast.config.fields import (
+    STRICT,
+    BackboneName,
+    Count,
+    Device,
+    Fraction,
+    NonNegative,
+    Positive,
+    Seed,
+    Side,
+    Whole,
+)
 
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 MAY_CHANGE = frozenset({"resume", "data", "workers", "device", "log_every", "checkpoint_every"})
 """Settings of a run that may differ when it is resumed: the data must have the same fingerprint, wherever it lies."""
-
-
-def _known_backbone(name: str) -> str:
-    if not re.fullmatch(r"resnet(10|18|34|50)(-small)?(-w[1-9][0-9]*)?|timm:.+", name):
-        raise ValueError(
-            "name resnet10, resnet18, resnet34 or resnet50, with -small or -w<width> behind it, or timm:<name>"
-        )
-    return name
-
-
-BackboneName = Annotated[str, AfterValidator(_known_backbone)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
-
-
-class PrepareConfig(BaseModel):
-    """Videos → frames on disk."""
-
-    model_config = STRICT
-    videos: Path = Field(description="folder of video files, searched with all its subfolders")
-    out: Path = Field(description="folder of the frame store to make or to go on with")
-    frames_per_video: Count | None = Field(None, description="this many frames, spread evenly (R2V2: 4)")
-    fps: Positive | None = Field(None, description="this many frames per second; 2 where no policy is named")
-    every: Count | None = Field(None, description="every K-th frame")
-    keyframes: bool = Field(False, description="keyframes only, the cheapest to decode")
-    size: Count = Field(256, description="short side in pixels; smaller frames are never enlarged")
-    quality: int = Field(90, ge=1, le=100, description="JPEG quality")
-    max_pixels: Count = Field(64_000_000, description="videos with larger frames are skipped with a reason")
-    shard_mb: Count = Field(256, description="most video bytes per shard, in MB: the unit of work and of resuming")
-    workers: Whole | None = Field(None, description="processes; 0: in this one; default: the number of cores")
-
-    @model_validator(mode="after")
-    def _one_policy(self) -> Self:
-        named = [
-            flag
-            for flag, value in (
-                ("--frames-per-video", self.frames_per_video),
-                ("--fps", self.fps),
-                ("--every", self.every),
-                ("--keyframes", self.keyframes or None),
-            )
-            if value is not None
-        ]
-        if len(named) > 1:
-            raise ValueError(f"{' and '.join(named)} exclude each other; name one")
-        return self
 
 
 class PretrainConfig(BaseModel):
@@ -105,7 +63,7 @@ class PretrainConfig(BaseModel):
         8, description="groups that the keys are shuffled into for BatchNorm, all processes together"
     )
 
-    image_size: Annotated[int, Field(ge=8)] = Field(224, description="side of the square views in pixels")
+    image_size: Side = Field(224, description="side of the square views in pixels")
     augmentation: Literal["moco-v1", "moco-v2"] = Field("moco-v1", description="recipe of the random views")
     min_crop: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="smallest part of a frame's area in a crop")
     flip: bool = Field(True, description="mirror half of the views; off where left and right differ in meaning")
@@ -259,93 +217,3 @@ DECIDED_BY_AUTO = frozenset(
     }
 )
 """What the preset `auto` decides where the user does not."""
-
-
-class EvaluateConfig(BaseModel):
-    """What every protocol of `evaluate` takes."""
-
-    model_config = STRICT
-    model: str = Field(description="a run, a backbone file, a checkpoint, timm:<name>, or random:<backbone>")
-    data: Path = Field(description="train/<class> and val/<class>, or a frame tree with train.txt and test.txt")
-    out: Path | None = Field(None, description="folder of results; default: the run's, else ./results")
-    level: Literal["frame", "video"] = Field("frame", description="single frames, or the mean over a video")
-    image_size: Annotated[int, Field(ge=8)] | None = Field(None, description="default: the size it was trained at")
-    score_only: bool = Field(False, description="score the records of an earlier run again, without the model")
-    batch_size: Count = Field(256, description="images per forward pass")
-    workers: Whole | None = Field(None, description="processes that load images; default: the number of cores")
-    seed: Seed = Field(0, description="of random:<backbone> and of every random choice")
-    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
-
-
-class KnnConfig(EvaluateConfig):
-    """Weighted k-nearest-neighbor classification on frozen features."""
-
-    k: tuple[Count, ...] = Field((10, 20, 100, 200), description="numbers of neighbors that vote")
-    temperature: Positive = Field(0.07, description="a neighbor's vote is exp(similarity / temperature)")
-
-
-class LinearConfig(EvaluateConfig):
-    """Linear classification on frozen features."""
-
-    probe: Literal["auto", "lbfgs", "sgd"] = Field(
-        "auto", description="lbfgs: convex fit without a learning rate; sgd: the paper's recipe; auto: by size"
-    )
-    epochs: Count = Field(100, description="of the sgd probe; ÷10 at 60 % and at 80 %")
-    learning_rate: Positive = Field(30.0, description="of the sgd probe, at batch 256; scaled with the batch")
-
-
-class EmbedConfig(BaseModel):
-    """One row per frame: frame index, video id, time, vector."""
-
-    model_config = STRICT
-    model: str = Field(description="a run, a backbone file, a checkpoint, timm:<name>, or random:<backbone>")
-    data: Path = Field(description="a prepared store, a tree of frames, the R2V2 layout, or a folder of images")
-    out: Path = Field(description="file to write, .parquet or .npz")
-    image_size: Annotated[int, Field(ge=8)] | None = Field(None, description="default: the size it was trained at")
-    batch_size: Count = Field(256, description="images per forward pass")
-    workers: Whole | None = Field(None, description="processes that load images; default: the number of cores")
-    seed: Seed = Field(0, description="of random:<backbone>")
-    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
-
-    @model_validator(mode="after")
-    def _known_suffix(self) -> Self:
-        if self.out.suffix.lower() not in {".parquet", ".npz"}:
-            raise ValueError(f"out ({self.out}) must end in .parquet or .npz")
-        return self
-
-
-class ExportConfig(BaseModel):
-    """A backbone → a file that other tools load."""
-
-    model_config = STRICT
-    model: str = Field(description="a run, a backbone file, a checkpoint, timm:<name>, or random:<backbone>")
-    format: Literal["safetensors", "torchvision"] = Field("safetensors", description="what the file is for")
-    out: Path | None = Field(None, description="file to write; default: backbone.safetensors or backbone.pth")
-    seed: Seed = Field(0, description="of random:<backbone>")
-
-
-class ReportConfig(BaseModel):
-    """Runs → one static HTML file."""
-
-    model_config = STRICT
-    runs: tuple[Path, ...] = Field(min_length=1, description="run folders, shown side by side")
-    out: Path | None = Field(None, description="file to write; default: report.html in the first run")
-    seed: Seed = Field(0, description="of the frames whose neighbors are shown, and of the random baseline")
-    workers: Whole | None = Field(None, description="processes that load images; default: the number of cores")
-    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
-
-    @model_validator(mode="after")
-    def _is_a_page(self) -> Self:
-        if self.out is not None and self.out.suffix.lower() not in {".html", ".htm"}:
-            raise ValueError(f"out ({self.out}) must end in .html")
-        return self
-
-
-class DemoConfig(BaseModel):
-    """Built-in videos → frames → backbone → evaluation → report."""
-
-    model_config = STRICT
-    out: Path = Field(Path("demo"), description="folder of the demo's videos, frames, runs and report")
-    compare: bool = Field(False, description="train intra-image and intra-video beside the full method")
-    seeds: Count = Field(1, description="trainings of each objective")
-    workers: Whole | None = Field(None, description="processes; default: the number of cores")

@@ -1,0 +1,32 @@
+"""Every option of every command, as typed records; it knows nothing of pixels, networks or losses."""
+
+from cyclecontrast.config.classification import ClassifyConfig, FinetuneConfig, KnnConfig, LinearConfig
+from cyclecontrast.config.clips import ActionConfig, RetrievalConfig
+from cyclecontrast.config.evaluate import EvaluateConfig
+from cyclecontrast.config.masks import PropagationConfig, SegmentationConfig
+from cyclecontrast.config.outputs import DemoConfig, EmbedConfig, ExportConfig, ReportConfig
+from cyclecontrast.config.prepare import PrepareConfig
+from cyclecontrast.config.pretrain import DECIDED_BY_AUTO, MAY_CHANGE, PRESETS, PretrainConfig
+from cyclecontrast.config.tracking import TrackingConfig
+
+__all__ = [
+    "DECIDED_BY_AUTO",
+    "MAY_CHANGE",
+    "PRESETS",
+    "ActionConfig",
+    "ClassifyConfig",
+    "DemoConfig",
+    "EmbedConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "FinetuneConfig",
+    "KnnConfig",
+    "LinearConfig",
+    "PrepareConfig",
+    "PretrainConfig",
+    "PropagationConfig",
+    "ReportConfig",
+    "RetrievalConfig",
+    "SegmentationConfig",
+    "TrackingConfig",
+]

@@ -1,0 +1,116 @@
+"""Predictions first, written as a record; scoring second, from the record alone: every protocol goes this way.
+
+A protocol's module has four functions:
+`open_data(config) -> data`, `describe(data, config) -> DataInfo`,
+`predict(backbone, data, config, unfinished) -> Predictions` and `score(record, config) -> Score`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from cyclecontrast.config import EvaluateConfig
+from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.record import Record, find_records, results_folder
+from cyclecontrast.evaluate.registry import protocol_of
+from cyclecontrast.evaluate.result import NO_PART_OF_KEY, About, Json, ModelInfo, Result
+from cyclecontrast.evaluate.unfinished import Unfinished
+from cyclecontrast.files import check_folder, replacing
+from cyclecontrast.model.backbone import Backbone
+from cyclecontrast.model.checkpoint import fingerprint
+
+
+class Predictions(NamedTuple):
+    """A table with all that the score needs; `tag` names the variant, `problems` each item that was left out."""
+
+    table: pa.Table
+    tag: str
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    details: Json = {}  # noqa: RUF012
+
+
+class Score(NamedTuple):
+    """Metrics as fractions, their breakdown, what the tag says of the scoring, and files (suffix → content)."""
+
+    metrics: dict[str, float]
+    per_item: Json
+    tag: str = ""
+    notes: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = {}
+
+
+def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
+    """Evaluate a backbone by the protocol that the config belongs to; raises UserError.
+
+    A stopped evaluation goes on where it was. With `score_only` the record of before is scored again.
+    """
+    about = _about(ModelInfo(backbone.name, backbone.source, fingerprint(backbone)), data, config)
+    if config.score_only:
+        return _score(Record.load(results_folder(config), about.record_key), about, config)
+    folder = results_folder(config)
+    check_folder(folder)
+    unfinished = Unfinished(folder / "unfinished" / f"{about.record_key}-{about.versions['cyclecontrast']}")
+    module = protocol_of(config).load()
+    predictions: Predictions = module.predict(backbone, data, config, unfinished)
+    made = dataclasses.replace(
+        about, **{name: getattr(predictions, name) for name in ("tag", "notes", "problems", "details")}
+    )
+    record = Record(made, predictions.table)
+    record.save(folder)
+    result = _score(record, about, config)
+    unfinished.discard()
+    return result
+
+
+def score_again(data: Any, config: EvaluateConfig) -> Result:
+    """Score the record of a model that is no longer there, found by its name; raises UserError."""
+    asked = _about(ModelInfo("", config.model, ""), data, config)
+    folder = results_folder(config)
+    found = [record for record in find_records(folder, asked.protocol) if _is_meant(record.about, asked)]
+    if len(found) != 1:
+        what = f"{len(found)} records" if found else "no record"
+        raise UserError(f"{folder}: {what} of {asked.protocol} for the model {config.model}, which is not there itself")
+    settings = found[0].about.config | {name: asked.config[name] for name in asked.scoring}
+    return _score(found[0], dataclasses.replace(found[0].about, config=settings), config)
+
+
+def _is_meant(about: About, asked: About) -> bool:
+    """Whether a record is that of the model, data and settings asked for; what was left open may be anything."""
+    free = NO_PART_OF_KEY | set(asked.scoring) | {name for name, value in asked.config.items() if value is None}
+    return (
+        about.model.source == asked.model.source
+        and about.data.fingerprint == asked.data.fingerprint
+        and all(about.config.get(name) == value for name, value in asked.config.items() if name not in free)
+    )
+
+
+def _score(record: Record, about: About, config: EvaluateConfig) -> Result:
+    score: Score = protocol_of(config).load().score(record, config)
+    said = dataclasses.replace(
+        record.about,
+        config=about.config,
+        tag=f"{record.about.tag} {score.tag}".strip(),
+        notes=(*record.about.notes, *score.notes),
+    )
+    result = Result(said, score.metrics, score.per_item)
+    path = result.save(results_folder(config))
+    for suffix, content in score.files.items():
+        with replacing(path.with_name(f"{about.key}.{suffix}")) as aside:
+            aside.write_bytes(content)
+    return result
+
+
+def _about(model: ModelInfo, data: Any, config: EvaluateConfig) -> About:
+    protocol = protocol_of(config)
+    settings = config.model_dump(mode="json", exclude={"score_only"})
+    return About(
+        protocol.name,
+        "",
+        settings,
+        model,
+        protocol.load().describe(data, config),
+        scoring=tuple(sorted(config.scoring)),
+    )
