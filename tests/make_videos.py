@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 
 STEP = 8
@@ -74,3 +75,17 @@ def set_orientation(path: Path, matrix: Sequence[int]) -> Path:
 def number_of(image):
     """The number that a frame of `write_numbered` shows."""
     return round(float(image.mean()) / STEP)
+
+
+def write_stripes(root):
+    """Write twelve videos of four frames as folders: stripes of one width and direction each, which move."""
+    rng = np.random.default_rng(0)
+    for video in range(12):
+        folder = root / f"group_{video % 3}" / f"video_{video}"
+        folder.mkdir(parents=True)
+        for frame in range(4):
+            wave = np.sin(np.arange(32) * 2 * np.pi / (2.5 * 1.4 ** (video // 2)) + frame)
+            stripes = np.broadcast_to(wave if video % 2 else wave[:, None], (32, 32))
+            image = 128 + 90 * stripes[..., None] + rng.normal(0, 12, (32, 32, 3))
+            cv2.imwrite(str(folder / f"{frame}.png"), image.clip(0, 255).astype(np.uint8))
+    return root

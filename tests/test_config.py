@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cyclecontrast.config import DECIDED_BY_AUTO, PRESETS, PrepareConfig, PretrainConfig
+from cyclecontrast.config.sources import SOURCES
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.train.presets import DataSize, Machine, auto_settings, resolve
 
@@ -62,6 +63,58 @@ def test_presets_equal_their_source(preset, expected):
     assert set(PRESETS[preset]) <= set(expected)
 
 
+# protocols.md §f; the learning rates of linear rules at the batch: SimSiam .05·512/256, SeCo .1·512/256 (4 × 128)
+SOURCE_FIGURES = {
+    ("paper", "vince"): {
+        **{"projector": "mlp", "projector_dim": 64, "temperature": 0.07, "queue_size": 65_536, "batch_size": 64},
+        **{"learning_rate": 0.03, "schedule": "step", "backbone": "resnet18", "self_batch": False},
+    },
+    ("release", "vince"): {
+        **{"projector_dim": 128, "temperature": 0.2, "batch_size": 896 // 4, "learning_rate": 0.105},
+        **{"schedule": "cosine", "backbone": "resnet50", "self_batch": True, "self_temperature": 0.03},
+    },
+    ("paper", "simsiam"): {
+        **{"projector": "mlp3-bn", "projector_dim": 2048, "batch_size": 512, "learning_rate": 0.1, "epochs": 100},
+        **{"weight_decay": 1e-4, "schedule": "cosine", "positives": "frame"},
+    },
+    ("release", "seco"): {
+        **{"queue_size": 131_072, "momentum": 0.999, "epochs": 400, "temperature": 0.1, "learning_rate": 0.2},
+    },
+    ("paper", "byol"): {
+        **{"projector_dim": 256, "momentum": 0.99, "momentum_rise": True, "momentum_ramp": 0, "bn_groups": 1},
+    },
+    ("paper", "simclr"): {"projector_dim": 128, "temperature": 0.1},
+}
+
+
+@pytest.mark.parametrize(("preset", "objective"), SOURCE_FIGURES)
+def test_presets_of_other_objectives_equal_their_source(preset, objective):
+    """With a preset of sources an objective beside ours has its own source's figures, and what is asked stays."""
+    asked = {"preset": preset, "objective": objective}
+    config = resolve(checked(PretrainConfig, BASE | asked), DataSize(1000, 256), Machine(cpu=True))
+    expected = SOURCE_FIGURES[preset, objective]
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert checked(PretrainConfig, BASE | asked | {"batch_size": 10}).batch_size == 10
+    assert all(set(figures) <= set(PretrainConfig.model_fields) for figures in SOURCES[preset].values())
+
+
+@pytest.mark.parametrize("objective", ["vince", "seco", "simclr", "simsiam", "byol", "cycle-only"])
+@pytest.mark.parametrize("num_videos", [2, 300, 100_000])
+def test_auto_suits_any_objective(objective, num_videos):
+    """`auto` gives every objective a valid config, decides nothing else, and counts VINCE's frames in its batch."""
+    config, ours = (
+        resolve(PretrainConfig(**BASE, objective=name), DataSize(num_videos, 240), Machine(cpu=True))
+        for name in (objective, "cycle")
+    )
+    paper = PretrainConfig(**BASE, preset="paper")
+    changed = {name for name in PretrainConfig.model_fields if getattr(config, name) != getattr(paper, name)}
+    assert changed <= DECIDED_BY_AUTO | {"preset", "objective"}
+    assert config.learning_rate == pytest.approx(
+        ours.learning_rate * config.batch_size / ours.batch_size * (4 if objective == "vince" else 1)
+    )
+    assert config.batch_size == ours.batch_size // (4 if objective == "vince" and num_videos > 2 else 1)
+
+
 def test_release_leaves_the_papers_negatives():
     """The release's cycle queue without its support is the paper's queue: 81,920 - 16,384 = 65,536."""
     release = PRESETS["release"]
@@ -111,6 +164,14 @@ def test_all_mistakes_are_listed_at_once():
         ({"momentum": 1.0}, "less than 1"),
         ({"learning_rate": float("nan")}, "finite number"),
         ({"device": "gpu"}, "device"),
+        ({"objective": "cycle-only", "cycle_queue_size": 100, "support_size": 100}, "leaves no negatives"),
+        (
+            {"objective": "cycle", "own_key_in_support": True},
+            "own_key_in_support is for cycle-only only, not for cycle",
+        ),
+        ({"objective": "seco", "self_batch": True}, "self_batch is for vince only"),
+        ({"positives": "video"}, "positives is for simclr and simsiam and byol only"),
+        ({"momentum_rise": True, "momentum_ramp": 10}, "momentum_rise excludes momentum_ramp"),
     ],
 )
 def test_what_cannot_be_is_refused(values, words):

@@ -14,9 +14,11 @@ from torch import nn
 from cyclecontrast.config import EmbedConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate import embeddings
 from cyclecontrast.evaluate.embed import embed
 from cyclecontrast.evaluate.embeddings import Loading, embed_batches, embed_images
 from cyclecontrast.evaluate.image_batches import CenterCrop, StoreImages, in_order, load_image_batches
+from cyclecontrast.evaluate.unfinished import Unfinished
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.model.checkpoint import fingerprint
 
@@ -34,6 +36,12 @@ def frames(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), rng.integers(0, 256, (20, 28, 3), np.uint8))
     return tmp_path / "frames"
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    """A place for parts."""
+    return Unfinished(tmp_path / "unfinished")
 
 
 def config(frames, out, **changes):
@@ -71,44 +79,85 @@ def test_images_of_any_shape_give_the_same_crop_size(shape):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_vectors_equal_those_of_a_plain_loop(frames, workers):
+def test_vectors_equal_those_of_a_plain_loop(frames, unfinished, workers):
     """Batches, workers and the device change nothing in what the backbone says of an image, nor in the order."""
     store = FrameStore.open(frames)
-    vectors = embed_images(make_backbone(MODEL), StoreImages(store), Loading(16, 2, workers, CPU), "")
-    np.testing.assert_allclose(vectors, plain_vectors(frames), rtol=1e-4, atol=1e-6)
+    embedded = embed_images(make_backbone(MODEL), StoreImages(store), Loading(16, 2, workers, CPU), "", unfinished)
+    np.testing.assert_allclose(embedded.vectors, plain_vectors(frames), rtol=1e-4, atol=1e-6)
+    assert embedded.positions.tolist() == [0, 1, 2, 3, 4]
+    assert embedded.problems == ()
 
 
-def test_the_backbone_is_frozen(frames):
+def test_the_backbone_is_frozen(frames, unfinished):
     """No parameter and no BatchNorm buffer changes by one bit, and a backbone in training stays in training."""
     backbone = make_backbone(MODEL).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     images = StoreImages(FrameStore.open(frames))
-    first, second = (embed_images(backbone, images, Loading(16, 2, 0, CPU), "") for _ in range(2))
-    assert (first == second).all()
+    first, second = (embed_images(backbone, images, Loading(16, 2, 0, CPU), title, unfinished) for title in "ab")
+    assert (first.vectors == second.vectors).all()
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
     assert all(module.training for module in backbone.modules())
 
 
-def test_images_that_cannot_be_read_are_named(frames):
-    """All of them in one error, after ten the number of the rest; batches without any readable image are no problem."""
+def test_images_that_cannot_be_read_are_left_out_and_named(frames, unfinished):
+    """The rest has its vectors, each with its position; batches without any readable image are no problem."""
+    expected = plain_vectors(frames)
     for name in ("a/0.png", "a/1.png", "b c/1.png"):
         (frames / name).write_bytes(b"broken")
     images = StoreImages(FrameStore.open(frames))
     backbone = make_backbone(MODEL)
-    with pytest.raises(UserError) as caught:
-        embed_images(backbone, images, Loading(16, 1, 0, CPU), "")
-    assert len(caught.value.problems) == 3
+    embedded = embed_images(backbone, images, Loading(16, 1, 0, CPU), "", unfinished)
+    assert embedded.positions.tolist() == [2, 3]
+    np.testing.assert_allclose(embedded.vectors, expected[2:4], rtol=1e-4, atol=1e-6)
+    assert [line.partition(": ")[2].partition(":")[0] for line in embedded.problems] == [
+        "frame 0 of a",
+        "frame 1 of a",
+        "frame 1 of b c",
+    ]
     batches = list(embed_batches(backbone, images, Loading(16, 2, 0, CPU), ""))
     assert [batch.positions.tolist() for batch in batches] == [[], [2, 3], []]
     assert [len(batch.problems) for batch in batches] == [2, 0, 1]
 
 
-def test_a_backbone_that_gives_nan_is_refused(frames):
+def test_nothing_readable_is_an_error(frames, unfinished):
+    """There is nothing to report on; the line says of what, and the first reasons follow."""
+    for path in frames.rglob("*.png"):
+        path.write_bytes(b"")
+    images = StoreImages(FrameStore.open(frames))
+    with pytest.raises(UserError, match="things: none of the 5 images can be read") as caught:
+        embed_images(make_backbone(MODEL), images, Loading(16, 2, 0, CPU), "things", unfinished)
+    assert len(caught.value.problems) == 4
+
+
+def test_what_was_embedded_before_a_stop_is_not_embedded_again(frames, unfinished, monkeypatch):
+    """Vectors and reports come together as if nothing had happened; only the part that was stopped is run again."""
+    monkeypatch.setattr(embeddings, "IMAGES_PER_PART", 2)
+    (frames / "a" / "1.png").write_bytes(b"broken")
+    images, backbone = StoreImages(FrameStore.open(frames)), make_backbone(MODEL)
+    whole = embed_images(backbone, images, Loading(16, 1, 0, CPU), "whole", unfinished)
+    seen = []
+
+    def encode(backbone, batch, device, real=embeddings.encode):
+        seen.extend(batch.positions.tolist())
+        if seen == [0, 2, 3]:
+            raise KeyboardInterrupt
+        return real(backbone, batch, device)
+
+    monkeypatch.setattr(embeddings, "encode", encode)
+    with pytest.raises(KeyboardInterrupt):
+        embed_images(backbone, images, Loading(16, 1, 0, CPU), "stopped", unfinished)
+    again = embed_images(backbone, images, Loading(16, 1, 0, CPU), "stopped", unfinished)
+    assert seen == [0, 2, 3, 2, 3, 4]
+    assert (again.vectors == whole.vectors).all()
+    assert (again.positions.tolist(), again.problems) == ([0, 2, 3, 4], whole.problems)
+
+
+def test_a_backbone_that_gives_nan_is_refused(frames, unfinished):
     """Broken weights are not scored as if they knew nothing."""
     backbone = make_backbone(MODEL)
     nn.init.constant_(backbone.get_parameter("network.conv1.weight"), float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        embed_images(backbone, StoreImages(FrameStore.open(frames)), Loading(16, 2, 0, CPU), "")
+        embed_images(backbone, StoreImages(FrameStore.open(frames)), Loading(16, 2, 0, CPU), "", unfinished)
 
 
 def test_no_progress_bar_where_nobody_watches(frames, capsys):

@@ -11,7 +11,7 @@ import torch
 
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluate import Result, evaluate, knn
+from cyclecontrast.evaluate import Result, evaluate, knn, two_steps
 from cyclecontrast.evaluate.record import Record, results_folder
 from cyclecontrast.model.backbone import Backbone, make_backbone
 from cyclecontrast.model.checkpoint import save_backbone
@@ -134,7 +134,7 @@ def test_frozen_means_frozen(data, tmp_path):
     backbone = make_backbone("resnet10-small-w8").train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     config = KnnConfig(model="in memory", data=data, out=tmp_path / "out", k=(3,), **SETTINGS)
-    knn.evaluate(backbone, knn.open_data(config), config)
+    two_steps.evaluate(backbone, knn.open_data(config), config)
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
@@ -224,12 +224,20 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_made(data, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file"]
 
 
-def test_an_unreadable_test_image_is_an_error_that_names_it(data, tmp_path):
-    """A score over the rest would be a score of other data."""
-    (data / "red" / "3" / "0.png").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"red/3/0\.png: the image does not decode"):
+def test_one_class_is_nothing_to_tell_apart(data, tmp_path):
+    """Every neighbor would be right: a score of 100 % that says nothing is not given."""
+    for split in ("train", "test"):
+        lines = (data / f"{split}.txt").read_text().splitlines()
+        (data / f"{split}.txt").write_text("\n".join(line for line in lines if line.endswith(" 1")))
+    with pytest.raises(UserError, match="holds one class, 1"):
         run(data, tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_recipe_is_the_one_of_the_protocol(data):
+    """protocols.md §b: k of 10, 20, 100 and 200, votes of exp(s / 0.07)."""
+    defaults = KnnConfig(model=MODEL, data=data)
+    assert (defaults.k, defaults.temperature) == ((10, 20, 100, 200), 0.07)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")

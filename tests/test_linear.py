@@ -15,8 +15,11 @@ from scipy.special import log_softmax
 from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled import LabeledImages
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluate import convex_probe, evaluate, linear, sgd_probe
+from cyclecontrast.evaluate import convex_probe, evaluate, linear, random_views, sgd_probe, two_steps
+from cyclecontrast.evaluate.epochs import step_decay
 from cyclecontrast.evaluate.metrics import top_k_accuracy
+from cyclecontrast.evaluate.random_views import RandomView
+from cyclecontrast.evaluate.unfinished import Unfinished
 from cyclecontrast.model.backbone import make_backbone
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
@@ -174,7 +177,7 @@ def test_the_same_seed_gives_the_same_bits_and_frozen_means_frozen(data, tmp_pat
         values = {**SETTINGS, **settings, "workers": workers, "out": tmp_path / str(workers)}
         config = LinearConfig(model="in memory", data=data, **values)
         torch.manual_seed(workers)
-        result = linear.evaluate(backbone, images, config)
+        result = two_steps.evaluate(backbone, images, config)
         results.append((result.metrics, result.per_item, result.about.details))
     assert results[0] == results[1]
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
@@ -195,23 +198,24 @@ def test_the_recipe_is_the_papers(data):
     """protocols.md §b: lr 30 at batch 256, ÷10 at 60 and 80 of 100 epochs, fc of N(0, 0.01), crops from 8 %."""
     defaults = LinearConfig(model=MODEL, data=data)
     assert (defaults.learning_rate, defaults.batch_size, defaults.epochs) == (30.0, 256, 100)
-    rates = [sgd_probe.decay(epoch, 100) for epoch in (0, 59, 60, 79, 80, 99)]
+    rates = [step_decay(100)(epoch) for epoch in (0, 59, 60, 79, 80, 99)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     head = sgd_probe.initial_head(512, 1000, 0)
     assert float(head.weight.detach().std()) == pytest.approx(0.01, rel=0.01)
     assert float(head.bias.detach().abs().max()) == 0
-    assert sgd_probe.RECIPE[1:] == (0.0, 0.0, 0.0, 0.08, True)
+    assert sgd_probe.MOMENTUM == 0.9
+    assert random_views.RECIPE[1:] == (0.0, 0.0, 0.0, 0.08, True)
 
 
 def test_every_epoch_sees_other_views_of_every_image(data):
     """A view is a function of seed, epoch and image, and of nothing else."""
     image = cv2.imread(str(data / "train" / "dark" / "0.png"))
-    views = {key: sgd_probe.RandomView(*key[:2], 16)(image, key[2]).tobytes() for key in np.ndindex(2, 2, 2)}
+    views = {key: RandomView(*key[:2], 16)(image, key[2]).tobytes() for key in np.ndindex(2, 2, 2)}
     assert len(set(views.values())) == 8
-    assert sgd_probe.RandomView(1, 0, 16)(image, 1).tobytes() == views[1, 0, 1]
+    assert RandomView(1, 0, 16)(image, 1).tobytes() == views[1, 0, 1]
 
 
-def test_one_epoch_of_sgd_equals_the_formulas(data, monkeypatch):
+def test_epochs_of_sgd_equal_the_formulas(data, tmp_path, monkeypatch):
     """Gradient, momentum and learning rate, written out in NumPy for the same views in the same order."""
     seen = []
     encode = sgd_probe.encode
@@ -225,7 +229,7 @@ def test_one_epoch_of_sgd_equals_the_formulas(data, monkeypatch):
     images = LabeledImages.open(data)
     config = LinearConfig(model=MODEL, data=data, epochs=5, **SETTINGS)
     backbone = make_backbone("resnet10-small-w8").eval()
-    head = sgd_probe.fit(backbone, images.train, 2, config)
+    head = sgd_probe.fit(backbone, images.train, 2, config, Unfinished(tmp_path))
     assert sorted(np.concatenate([positions for _, positions in seen[:2]])) == list(range(16))
     weight = sgd_probe.initial_head(backbone.dim, 2, 0).weight.detach().numpy().astype(float)
     parameters, velocity = np.c_[weight, np.zeros(2)], 0
@@ -243,7 +247,7 @@ def test_a_loss_that_explodes_is_an_error(data, tmp_path):
     """No accuracy is reported for a classifier of nan; the line says what to change."""
     with pytest.raises(UserError, match="lower learning_rate"):
         run(data, tmp_path, probe="sgd", epochs=3, learning_rate=9e39)
-    assert not (tmp_path / "out").exists()
+    assert not [*(tmp_path / "out").rglob("*.json"), *(tmp_path / "out").rglob("*.parquet")]
 
 
 def test_a_learning_rate_that_is_too_high_shows(data, tmp_path):

@@ -64,6 +64,18 @@ def test_classes_equal_those_of_scikit_learn(num_queries):
     assert (rank_classes(scores, 1)[:, 0] == oracle.fit(train, labels).predict(queries)).all()
 
 
+@pytest.mark.parametrize("num_queries", [1, 99, 101])
+@pytest.mark.parametrize("k", [10, 20, 100, 200])
+def test_the_protocols_numbers_of_neighbors_equal_a_float64_loop(k, num_queries):
+    """Each k of protocols.md §b, also below the 100 queries at which its authors' code divides by zero."""
+    train, queries = drawn(0, 220, 3).astype(np.float32), drawn(1, num_queries, 3).astype(np.float32)
+    labels = np.random.default_rng(2).integers(0, 6, 220)
+    ours = knn_scores(train, labels, queries, k, 0.07, 6)
+    expected = loop_knn(train.astype(float), labels, queries.astype(float), k, 0.07, 6)
+    np.testing.assert_allclose(relative(ours), relative(expected), rtol=1e-4, atol=1e-6)
+    assert (rank_classes(ours, 1) == rank_classes(expected, 1)).all()
+
+
 @given(SEEDS, st.integers(1, 25), st.integers(0, 9), st.integers(1, 60))
 def test_neighbors_do_not_depend_on_the_size_of_blocks(seed, num_gallery, num_queries, at_once):
     """Whole numbers give many exact ties: the nearest come first, equal ones by index, whatever the block size."""

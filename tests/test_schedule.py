@@ -2,7 +2,7 @@
 
 import pytest
 
-from cyclecontrast.train.schedule import cycle_weight, encoder_momentum, learning_rate
+from cyclecontrast.train.schedule import cycle_weight, encoder_momentum, learning_rate, rising_momentum
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,9 @@ def test_the_momentum_encoder_follows_closely_at_first():
     """With a ramp the momentum is step / (step + ramp) up to its final value; without, it is constant."""
     assert [encoder_momentum(0.9, step, 100) for step in (0, 100, 300, 900, 5000)] == [0, 0.5, 0.75, 0.9, 0.9]
     assert encoder_momentum(0.999, 0, 0) == 0.999
+
+
+def test_the_momentum_of_byol_rises_to_one():
+    """It is its base at first, halfway between base and 1 at half time, and 1 at the end."""
+    assert [rising_momentum(0.9, done) for done in (0.0, 0.5, 1.0)] == pytest.approx([0.9, 0.95, 1.0])
+    assert rising_momentum(0.9, 1 / 3) == pytest.approx(1 - 0.1 * 0.75)

@@ -165,6 +165,7 @@ def _overview() -> str:
 
 
 def _protocols() -> str:
-    lines = [f"  {name:<10}{command.config.__doc__}" for name, command in EVALUATIONS.items()]
+    width = max(map(len, EVALUATIONS)) + 2
+    lines = [f"  {name:<{width}}{command.config.__doc__}" for name, command in EVALUATIONS.items()]
     usage = "usage: cyclecontrast evaluate PROTOCOL MODEL DATA ..."
     return "\n".join([usage, "", *lines, "", "cyclecontrast evaluate PROTOCOL --help shows the options."])

@@ -34,7 +34,7 @@ class Command(NamedTuple):
         """Return the options; raises UserError with all that is wrong or missing, before anything heavy is imported."""
         problems: list[str] = []
         options = attempt(lambda: checked(self.config, values), problems)
-        for name in ("videos", "data"):
+        for name in ("videos", "data", "data_root"):
             attempt(partial(_check_input, name, values.get(name), self.config is config.TrackingConfig), problems)
         for name in () if values.get("score_only") else ("model", "init"):
             attempt(partial(_check_model, name, values.get(name)), problems)
@@ -75,7 +75,7 @@ COMMANDS = {
 EVALUATIONS = {
     name: Command(protocol.config, ("model", "data"), "evaluate:evaluate_and_tell", (name,))
     for name, protocol in PROTOCOLS.items()
-}
+} | {"all": Command(config.AllConfig, ("model",), "evaluate.everything:evaluate_all")}
 
 
 def prepare(videos: str | Path, **settings: Any) -> "PrepareSummary":

@@ -3,6 +3,7 @@
 from cyclecontrast.config.classification import ClassifyConfig, FinetuneConfig, KnnConfig, LinearConfig
 from cyclecontrast.config.clips import ActionConfig, RetrievalConfig
 from cyclecontrast.config.evaluate import EvaluateConfig
+from cyclecontrast.config.everything import AllConfig
 from cyclecontrast.config.masks import PropagationConfig, SegmentationConfig
 from cyclecontrast.config.outputs import DemoConfig, EmbedConfig, ExportConfig, ReportConfig
 from cyclecontrast.config.prepare import PrepareConfig
@@ -14,6 +15,7 @@ __all__ = [
     "MAY_CHANGE",
     "PRESETS",
     "ActionConfig",
+    "AllConfig",
     "ClassifyConfig",
     "DemoConfig",
     "EmbedConfig",

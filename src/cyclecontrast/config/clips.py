@@ -1,12 +1,12 @@
 """What `evaluate action` and `retrieval` take: clips of labeled videos."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cyclecontrast.config.evaluate import EvaluateConfig
-from cyclecontrast.config.fields import Count, Positive, Side
+from cyclecontrast.config.fields import Count, Positive, Side, Whole
 
 CLASSES_OF_VIDEOS = "a UCF101 or HMDB51 root: folders of classes in videos/, lists in annotations/"
 
@@ -15,12 +15,39 @@ class ActionConfig(EvaluateConfig):
     """Action recognition: the mean of frame features classifies a clip, end to end or frozen."""
 
     data: Path = Field(description=CLASSES_OF_VIDEOS)
-    mode: Literal["finetune", "linear"] = Field("finetune", description="train all layers (Table 9), or the last one")
+    mode: Literal["finetune", "linear"] = Field(
+        "finetune", description="train all layers (Table 9), or the last one (Table 10)"
+    )
     split: Count = Field(1, description="number of the train and test lists")
-    num_frames: Count | None = Field(None, description="per clip; default: finetune 32, linear 8")
+    num_frames: Count = Field(32, description="per clip; mode linear: 8")
     fps: Positive = Field(16.0, description="frames per second of a clip")
     image_size: Side | None = Field(None, description="default: the size it was trained at")
-    batch_size: Count | None = Field(None, description="clips per step; default: finetune 32, linear 64")
+    flip: bool = Field(True, description="mirror half of the training clips; off where left and right differ")
+    batch_size: Count = Field(32, description="clips per step; mode linear: 64")
+    epochs: Count = Field(16, description="after the warm-up; x0.3 at 6, 10 and 14 of 16")
+    warmup_epochs: Whole = Field(5, description="epochs of the new last layer alone")
+    clips_per_video: Count = Field(5, description="of each training video in an epoch; mode linear: 10")
+    learning_rate: Positive = Field(1e-4, description="of Adam, at any batch size")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="before the last layer; mode linear: 0.5")
+    bn: Literal["eval", "train"] = Field(
+        "eval", description="mode linear: BatchNorm frozen too, or by batch statistics as in the release"
+    )
+    num_clips: Count = Field(10, description="of each test video, spread evenly; their softmax is averaged")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {**(OF_LINEAR if values.get("mode") == "linear" else {}), **values}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.mode == "finetune" and self.bn == "train":
+            raise ValueError("bn: is an option of --mode linear; finetune trains BatchNorm in any case")
+        return self
+
+
+OF_LINEAR = {"num_frames": 8, "batch_size": 64, "clips_per_video": 10, "dropout": 0.5}
+"""Defaults of the mode linear (protocols.md §c)."""
 
 
 class RetrievalConfig(EvaluateConfig):
@@ -31,11 +58,12 @@ class RetrievalConfig(EvaluateConfig):
     data: Path = Field(description=CLASSES_OF_VIDEOS)
     split: Count = Field(1, description="number of the train and test lists")
     level: Literal["frame", "clip", "video"] = Field(
-        "clip", description="single frames, clips of 16 frames, or the mean over a video's clips"
+        "clip", description="what is compared: single frames, clips, or the mean over a video's clips"
     )
     per_video: Count = Field(10, description="frames or clips of each video, spread evenly")
     clip_length: Count = Field(16, description="consecutive frames of a clip")
     k: tuple[Count, ...] = Field((1, 5, 10, 20, 50), description="numbers of neighbors to look at")
+    center: bool = Field(False, description="take each split's own mean off its vectors first")
     image_size: Side | None = Field(None, description="default: the size it was trained at")
     batch_size: Count = Field(256, description="frames per forward pass")
-    ann: Literal["exact", "faiss"] = Field("exact", description="how neighbors are found; faiss needs the extra")
+    ann: Literal["exact", "faiss"] = Field("exact", description="exact, or approximate by faiss, which needs the extra")

@@ -15,6 +15,7 @@ from cyclecontrast.data.policies import (
     Clock,
     EveryKth,
     Keyframes,
+    Numbered,
     Packet,
     PerSecond,
     Policy,
@@ -29,8 +30,12 @@ from cyclecontrast.data.video import VideoError, open_container, reason_of
 
 MOST_ROUNDING = 0.005
 """Seconds by which a container may round a time: GIF counts in hundredths."""
+DEFAULT_RATE = 25
+"""Frames per second of a video that does not say."""
 TRUNCATED_SECONDS, TRUNCATED_PART = 1.0, 0.05
 """A video that ends earlier than its header says, by more than both of these, is called truncated."""
+LOST_FRAMES, LOST_PART = 2, 0.05
+"""A whole video may lack frames that its header or its packets announce: no more than the larger of these."""
 
 
 class DecodedFrame(NamedTuple):
@@ -70,16 +75,19 @@ class OpenVideo:
     """A video file during its one decoding pass; made by `open_video`.
 
     `width` and `height` are those of the first frame as displayed, 0 before it; `notice` says what is missing
-    from a video that could be read in part only, "" before the pass and when nothing is.
+    from a video that could be read in part only, "" before the pass and when nothing is; `is_damaged` says that it is
+    not only the end. `num_packets` and `num_decoded` count the pictures that were read and those that came of them.
     """
 
     def __init__(self, path: Path, container: Any, stream: Any, max_pixels: int) -> None:
         self.width = 0
         self.height = 0
         self.notice = ""
+        self.is_damaged = False
+        self.num_packets = self.num_decoded = 0
         self.duration = _duration(container, stream)
         self._path, self._container, self._stream, self._max_pixels = path, container, stream, max_pixels
-        self._end = 0.0
+        self._end, self._num_read = 0.0, 0
         self._reformatter = VideoReformatter()
         self._check_pixels(stream.codec_context.width, stream.codec_context.height)
         # Frames of damaged videos depend on the number of threads, and a store may not: workers are the parallelism.
@@ -99,12 +107,37 @@ class OpenVideo:
         if self.width == 0:
             raise VideoError("no frame could be decoded")
 
+    def count_frames(self) -> int:
+        """Count the frames by a pass over the packets that decodes none; it takes the place of `frames`."""
+        return sum(_is_counted(packet) for packet in self._packets())
+
+    @property
+    def fps(self) -> float:
+        """Frames per second as the container says or FFmpeg guesses, 25 where neither is known."""
+        return float(self._stream.average_rate or self._stream.guessed_rate or DEFAULT_RATE)
+
+    @property
+    def frames_in_header(self) -> int:
+        """Number of frames that the header names, 0 where it names none."""
+        return int(self._stream.frames)
+
+    def is_cut(self) -> bool:
+        """Whether all packets, once read, are clearly fewer than the header says, and end clearly too early.
+
+        Fewer alone is no sign, for dropped frames have no packet; nor is the duration, which AVI's reader shortens.
+        """
+        told = self.frames_in_header
+        ends_early = not self._end or not are_few(told - round(self._end * self.fps), told)
+        return ends_early and not are_few(told - self._num_read, told)
+
     def _picked(self, policy: Policy) -> Iterator[_Picked]:
         match policy:
             case SpreadEvenly():
                 return self._spread_evenly(policy.num_frames)
             case Keyframes():
                 return self._keyframes()
+            case Numbered():
+                return self._numbered(policy.numbers)
             case PerSecond() | EveryKth():
                 return self._by_clock(policy)
 
@@ -151,6 +184,20 @@ class OpenVideo:
             if ordinal >= ordinals[-1]:
                 return
 
+    def _numbered(self, numbers: Sequence[int]) -> Iterator[_Picked]:
+        waiting, picked = deque(numbers), None
+        for ordinal, picked in enumerate(self._timed()):
+            if ordinal == waiting[0]:
+                yield picked
+                waiting.popleft()
+                if not waiting:
+                    return
+        # Packets at the end that hold no picture of their own repeat the last one, as players do.
+        is_complete = not self.is_damaged and are_few(self.num_packets - self.num_decoded, self.num_packets)
+        for number in waiting:
+            if picked is not None and is_complete and number < self.num_packets:
+                yield picked
+
     def _timed(self) -> Iterator[_Picked]:
         """All frames, each with its time."""
         clock = Clock(self._stream, self._container)
@@ -167,16 +214,20 @@ class OpenVideo:
                 if isinstance(error, av.ArgumentError) and self.width == 0:
                     raise VideoError(f"invalid data or frames of more than {self._max_pixels:,} pixels") from error
                 damaged, first = damaged + 1, first if damaged else self._end
-                self.notice = f"packets damaged: {damaged}, the first at {first:.1f} s"
+                self.notice, self.is_damaged = f"packets damaged: {damaged}, the first at {first:.1f} s", True
                 continue
-            yield from frames
+            for frame in frames:
+                self.num_decoded += 1
+                yield frame
 
     def _packets(self) -> Iterator[Any]:
         try:
             for packet in self._container.demux(self._stream):
+                self._num_read += bool(packet.size)
                 if packet.pts is not None:
                     past_end = packet.pts + (packet.duration or 0) - (self._stream.start_time or 0)
                     self._end = max(self._end, self._seconds(past_end))
+                self.num_packets += _is_counted(packet)
                 yield packet
         except (OSError, av.FFmpegError) as error:
             self._stopped(error)
@@ -210,6 +261,7 @@ class OpenVideo:
         return float(pts * self._stream.time_base)
 
     def _stopped(self, error: Exception) -> None:
+        self.is_damaged = True
         self.notice = f"stopped at {self._end:.1f} s: {reason_of(error)}"
 
     def _check_pixels(self, width: int, height: int) -> None:
@@ -224,6 +276,11 @@ class OpenVideo:
             height, width = rgb.shape[:2]
             self.width, self.height = (height, width) if turn.is_transposed else (width, height)
         return turn.upright(shrink(rgb, size))
+
+
+def are_few(frames: int, of: int) -> bool:
+    """Whether this many frames may be missing from a video that is whole."""
+    return frames <= max(LOST_FRAMES, LOST_PART * of)
 
 
 def _is_counted(packet: Any) -> bool:

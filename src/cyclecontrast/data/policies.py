@@ -42,7 +42,14 @@ class Keyframes:
     """Only frames that are decodable without others."""
 
 
-Policy: TypeAlias = SpreadEvenly | PerSecond | EveryKth | Keyframes
+@dataclass(frozen=True)
+class Numbered:
+    """Frames by their numbers in the order of display, ascending."""
+
+    numbers: tuple[int, ...]
+
+
+Policy: TypeAlias = SpreadEvenly | PerSecond | EveryKth | Keyframes | Numbered
 
 
 def policy_of(config: PrepareConfig) -> Policy:

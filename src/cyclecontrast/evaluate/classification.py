@@ -4,7 +4,7 @@ A protocol gives ranked classes for the test items; how it came by them is not k
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cyclecontrast.config import ClassifyConfig, EvaluateConfig
 from cyclecontrast.data.labeled import LabeledImages, Numbers, Split
+from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.embeddings import Loading, embed_images
 from cyclecontrast.evaluate.metrics import (
     Floats,
@@ -45,6 +46,14 @@ class Items(NamedTuple):
     videos: Numbers
     numbers: Numbers
     problems: tuple[str, ...]
+
+
+def open_data(config: ClassifyConfig) -> LabeledImages:
+    """Read the lists and folders of the data; raises UserError, also where there is nothing to tell apart."""
+    data = LabeledImages.open(config.data, config.classes)
+    if len(data.classes) < 2:
+        raise UserError(f"{data.root}: holds one class, {data.classes[0]}; there is nothing to tell apart")
+    return data
 
 
 def describe(data: LabeledImages, config: ClassifyConfig) -> DataInfo:
@@ -90,6 +99,23 @@ def embed_items(
     videos, members = np.unique(split.videos[positions], return_inverse=True)
     means = scale(video_means(vectors, members, len(videos)))
     return Items(means, split.video_labels[videos], videos, videos, embedded.problems)
+
+
+def not_learned(labels: Numbers, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return a note for each class that is not among the labels of the training images that could be read."""
+    absent = set(range(len(classes))) - set(labels.tolist())
+    return tuple(
+        f"class {classes[label]} is not learned: none of its training images can be read" for label in sorted(absent)
+    )
+
+
+def doubts(last_loss: float, num_classes: int) -> tuple[str, ...]:
+    """Return a note where the mean loss of the last epoch says that the training went wrong."""
+    guessing = math.log(num_classes)
+    line = (
+        f"the loss on train ended at {last_loss:.3g}, worse than guessing ({guessing:.3g}); try another learning_rate"
+    )
+    return (line,) if last_loss > guessing else ()
 
 
 def rank(scores: Floats) -> Integers:

@@ -67,11 +67,16 @@ def frozen(backbone: Backbone, device: torch.device) -> Iterator[Backbone]:
     """Hold a backbone in evaluation mode on the device, and its convolutions to exact repeatable arithmetic."""
     training = backbone.training
     backbone.eval().to(device)
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with exact_convolutions():
         try:
             yield backbone
         finally:
             backbone.train(training)
+
+
+def exact_convolutions() -> contextlib.AbstractContextManager[None]:
+    """Hold convolutions on a GPU to single precision and to algorithms that repeat to the bit."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def encode(backbone: Backbone, batch: ImageBatch, device: torch.device) -> Tensor:

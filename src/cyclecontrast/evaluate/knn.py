@@ -2,18 +2,21 @@
 
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.data.labeled import LabeledImages
-from cyclecontrast.evaluate.classification import describe, embed_items, rank, ranked_table, score
+from cyclecontrast.evaluate.classification import (
+    describe,
+    embed_items,
+    not_learned,
+    open_data,
+    rank,
+    ranked_table,
+    score,
+)
 from cyclecontrast.evaluate.metrics import nearest_neighbors, vote
 from cyclecontrast.evaluate.two_steps import Predictions
 from cyclecontrast.evaluate.unfinished import Unfinished
 from cyclecontrast.model.backbone import Backbone
 
 __all__ = ["describe", "open_data", "predict", "score"]
-
-
-def open_data(config: KnnConfig) -> LabeledImages:
-    """Read the lists and folders of the data; raises UserError."""
-    return LabeledImages.open(config.data)
 
 
 def predict(backbone: Backbone, data: LabeledImages, config: KnnConfig, unfinished: Unfinished) -> Predictions:
@@ -27,7 +30,10 @@ def predict(backbone: Backbone, data: LabeledImages, config: KnnConfig, unfinish
     return Predictions(
         ranked_table(ranked, queries, data, config),
         f"knn level={config.level}",
-        tuple(f"k={k} is more than the {size} training items: {size} used" for k in config.k if k > size),
+        (
+            *(f"k={k} is more than the {size} training items: {size} used" for k in config.k if k > size),
+            *not_learned(gallery.labels, data.classes),
+        ),
         gallery.problems + queries.problems,
         {"temperature": config.temperature, "classes": list(data.classes)},
     )

@@ -1,13 +1,24 @@
 """The protocol `linear`: a linear classifier on frozen features, by the paper's recipe or by a convex fit."""
 
-import math
 from typing import NamedTuple
+
+import numpy as np
 
 from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled import LabeledImages
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate import convex_probe, sgd_probe
-from cyclecontrast.evaluate.classification import Items, describe, embed_items, rank, ranked_table, score
+from cyclecontrast.evaluate.classification import (
+    Items,
+    describe,
+    doubts,
+    embed_items,
+    not_learned,
+    open_data,
+    rank,
+    ranked_table,
+    score,
+)
 from cyclecontrast.evaluate.metrics import Floats
 from cyclecontrast.evaluate.result import Json
 from cyclecontrast.evaluate.two_steps import Predictions
@@ -29,15 +40,8 @@ class _Fitted(NamedTuple):
     details: Json
 
 
-def open_data(config: LinearConfig) -> LabeledImages:
-    """Read the lists and folders of the data; raises UserError."""
-    return LabeledImages.open(config.data)
-
-
 def predict(backbone: Backbone, data: LabeledImages, config: LinearConfig, unfinished: Unfinished) -> Predictions:
     """Rank the classes of each test item by the probe that was asked for; `auto` decides by the number of images."""
-    if len(data.classes) < 2:
-        raise UserError(f"{data.root}: holds one class, {data.classes[0]}; a linear classifier needs two")
     auto = "lbfgs" if len(data.train) <= MAX_CONVEX else "sgd"
     probe = auto if config.probe == "auto" else config.probe
     notes = (f"probe: auto is {auto} for {len(data.train):,} training images",) if config.probe == "auto" else ()
@@ -54,21 +58,22 @@ def predict(backbone: Backbone, data: LabeledImages, config: LinearConfig, unfin
 
 def _sgd(backbone: Backbone, data: LabeledImages, config: LinearConfig, test: Items, unfinished: Unfinished) -> _Fitted:
     head = sgd_probe.fit(backbone, data.train, len(data.classes), config, unfinished)
+    notes = doubts(head.last_loss, len(data.classes)) + not_learned(head.labels, data.classes)
     details = {"learning_rate": head.learning_rate, "last_loss": head.last_loss}
-    return _Fitted(head.scores(test.vectors), _doubts(head.last_loss, len(data.classes)), head.problems, details)
-
-
-def _doubts(loss: float, num_classes: int) -> tuple[str, ...]:
-    guessing = math.log(num_classes)
-    line = f"the loss on train ended at {loss:.3g}, worse than guessing ({guessing:.3g}); try another learning_rate"
-    return (line,) if loss > guessing else ()
+    return _Fitted(head.scores(test.vectors), notes, head.problems, details)
 
 
 def _convex(
     backbone: Backbone, data: LabeledImages, config: LinearConfig, test: Items, unfinished: Unfinished
 ) -> _Fitted:
     train = embed_items(backbone, data.train, config, "train", unfinished)
-    head = convex_probe.fit(train.vectors, train.labels, train.videos, config.seed)
+    learned, labels = np.unique(train.labels, return_inverse=True)
+    absent = not_learned(train.labels, data.classes)
+    if len(learned) < 2:
+        raise UserError(f"{data.root}: only one class has training images that can be read", *absent[:3])
+    head = convex_probe.fit(train.vectors, labels, train.videos, config.seed)
+    scores = np.full((len(test.vectors), len(data.classes)), -np.inf)
+    scores[:, learned] = head.scores(test.vectors)
     unused = [name for name in SGD_ONLY if name in config.model_fields_set]
     notes = [f"{' and '.join(unused)} did nothing: probe lbfgs has no such option"] if unused else []
-    return _Fitted(head.scores(test.vectors), (*notes, *head.notes), train.problems, head.details())
+    return _Fitted(scores, (*notes, *head.notes, *absent), train.problems, head.details())

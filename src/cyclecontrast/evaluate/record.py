@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cyclecontrast.config import EvaluateConfig
+from cyclecontrast.config import AllConfig, EvaluateConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.result import About
 from cyclecontrast.files import replacing
@@ -63,7 +63,7 @@ def record_path(folder: Path, key: str) -> Path:
     return folder / "records" / f"{key}.parquet"
 
 
-def results_folder(config: EvaluateConfig) -> Path:
+def results_folder(config: EvaluateConfig | AllConfig) -> Path:
     """Return the folder of results: as asked, or that of the run that is evaluated, or ./results."""
     if config.out is not None:
         return config.out

@@ -37,11 +37,11 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol("knn", KnnConfig, "cyclecontrast.evaluate.knn"),
         Protocol("linear", LinearConfig, "cyclecontrast.evaluate.linear"),
         Protocol("finetune", FinetuneConfig, "cyclecontrast.evaluate.finetune"),
-        Protocol("retrieval", RetrievalConfig, "cyclecontrast.evaluate.retrieval"),
+        Protocol("retrieval", RetrievalConfig, "cyclecontrast.evaluate.retrieval.protocol"),
         Protocol("action", ActionConfig, "cyclecontrast.evaluate.action.protocol"),
         Protocol("tracking", TrackingConfig, "cyclecontrast.evaluate.tracking.protocol"),
         Protocol("segmentation", SegmentationConfig, "cyclecontrast.evaluate.segmentation.protocol"),
-        Protocol("propagation", PropagationConfig, "cyclecontrast.evaluate.propagation"),
+        Protocol("propagation", PropagationConfig, "cyclecontrast.evaluate.propagation.protocol"),
     )
 }
 

@@ -49,7 +49,7 @@ def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
     """
     about = _about(ModelInfo(backbone.name, backbone.source, fingerprint(backbone)), data, config)
     if config.score_only:
-        return _score(Record.load(results_folder(config), about.record_key), about, config)
+        return _score_again(Record.load(results_folder(config), about.record_key), about, config)
     folder = results_folder(config)
     check_folder(folder)
     unfinished = Unfinished(folder / "unfinished" / f"{about.record_key}-{about.versions['cyclecontrast']}")
@@ -65,26 +65,42 @@ def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
     return result
 
 
+def find_result(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result | None:
+    """Return the result that this version wrote for the same model, data and settings, None where there is none."""
+    about = _about(ModelInfo(backbone.name, backbone.source, fingerprint(backbone)), data, config)
+    path = results_folder(config) / f"{about.key}.json"
+    found = Result.load(path) if path.exists() else None
+    return found if found is not None and found.about.versions == about.versions else None
+
+
 def score_again(data: Any, config: EvaluateConfig) -> Result:
     """Score the record of a model that is no longer there, found by its name; raises UserError."""
-    asked = _about(ModelInfo("", config.model, ""), data, config)
+    asked = _about(ModelInfo("", "", ""), data, config)
     folder = results_folder(config)
     found = [record for record in find_records(folder, asked.protocol) if _is_meant(record.about, asked)]
     if len(found) != 1:
-        what = f"{len(found)} records" if found else "no record"
-        raise UserError(f"{folder}: {what} of {asked.protocol} for the model {config.model}, which is not there itself")
-    settings = found[0].about.config | {name: asked.config[name] for name in asked.scoring}
-    return _score(found[0], dataclasses.replace(found[0].about, config=settings), config)
+        what = f"{len(found)} records fit, name more of the settings" if found else "no record fits"
+        raise UserError(
+            f"{folder}: the model {config.model} is not there, and of its records of {asked.protocol} on this data "
+            f"with these settings {what}"
+        )
+    return _score_again(found[0], asked, config)
 
 
 def _is_meant(about: About, asked: About) -> bool:
     """Whether a record is that of the model, data and settings asked for; what was left open may be anything."""
     free = NO_PART_OF_KEY | set(asked.scoring) | {name for name, value in asked.config.items() if value is None}
     return (
-        about.model.source == asked.model.source
+        about.config["model"] == asked.config["model"]
         and about.data.fingerprint == asked.data.fingerprint
         and all(about.config.get(name) == value for name, value in asked.config.items() if name not in free)
     )
+
+
+def _score_again(record: Record, asked: About, config: EvaluateConfig) -> Result:
+    """Score with the settings of scoring that are asked for; all others stay those that made the record."""
+    settings = record.about.config | {name: asked.config[name] for name in asked.scoring}
+    return _score(record, dataclasses.replace(record.about, config=settings), config)
 
 
 def _score(record: Record, about: About, config: EvaluateConfig) -> Result:

@@ -1,5 +1,6 @@
 """What an evaluation that was stopped had done: parts on disk that the same evaluation finds when it is run again."""
 
+import hashlib
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,6 +12,8 @@ import numpy.typing as npt
 import torch
 
 from cyclecontrast.files import replacing
+
+MOST_CHARACTERS = 100
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -28,6 +31,8 @@ class Unfinished:
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
         made = make()
+        if objects := [key for key, value in made.items() if np.asarray(value).dtype.hasobject]:
+            raise TypeError(f"{name}: {', '.join(objects)} would be pickled")
         with replacing(path) as aside, aside.open("wb") as file:
             np.savez(file, **made)  # type: ignore[arg-type]
         return made
@@ -50,4 +55,7 @@ class Unfinished:
             parent.rmdir()
 
     def _path(self, name: str, suffix: str) -> Path:
-        return self.folder / (re.sub(r"[^\w.-]", "_", name) + suffix)
+        """Return the file of a part; names that differ have files that differ, whatever characters they are of."""
+        safe = re.sub(r"[^a-z0-9-]", "_", name)[:MOST_CHARACTERS]
+        end = "" if safe == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return self.folder / (safe + end + suffix)

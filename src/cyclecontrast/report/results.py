@@ -99,7 +99,7 @@ def _measured(runs: Sequence[RunReport], colors: Sequence[int]) -> list[_Measure
     """Return each result once, with its model; baselines come first, then the runs in their order."""
     found: dict[tuple[str, str], _Measured] = {}
     for run in runs:
-        for result in run.results:
+        for result in (result for result in run.results if result.metrics):
             key = (result.about.key, result.about.model.fingerprint)
             found.setdefault(key, _Measured(_model(result, runs, colors), result))
     order = {run.name: number for number, run in enumerate(runs)}

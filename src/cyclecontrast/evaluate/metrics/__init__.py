@@ -10,19 +10,55 @@ from cyclecontrast.evaluate.metrics.classification import (
     top_k_accuracy,
     vote,
 )
-from cyclecontrast.evaluate.metrics.neighbors import Neighbors, nearest_neighbors, unit_vectors, video_means
+from cyclecontrast.evaluate.metrics.masks import boundary_f, region_similarity
+from cyclecontrast.evaluate.metrics.neighbors import (
+    Neighbors,
+    first_equals,
+    nearest_in_block,
+    nearest_neighbors,
+    similarity_blocks,
+    unit_vectors,
+    video_means,
+)
+from cyclecontrast.evaluate.metrics.retrieval import average_precision, hit_at_k
+from cyclecontrast.evaluate.metrics.segmentation import iou_per_class, mean_iou, pixel_accuracy, pixel_confusion
+from cyclecontrast.evaluate.metrics.tracking import (
+    center_errors,
+    official_center_errors,
+    official_overlaps,
+    overlaps,
+    precision_curve,
+    success_curve,
+)
 
 __all__ = [
     "Floats",
     "Integers",
     "Masks",
     "Neighbors",
+    "average_precision",
+    "boundary_f",
+    "center_errors",
     "confusion_matrix",
+    "first_equals",
+    "hit_at_k",
+    "iou_per_class",
     "knn_scores",
+    "mean_iou",
+    "nearest_in_block",
     "nearest_neighbors",
+    "official_center_errors",
+    "official_overlaps",
+    "overlaps",
     "per_class_accuracy",
+    "pixel_accuracy",
+    "pixel_confusion",
+    "precision_curve",
     "rank_classes",
     "ranked_accuracy",
+    "region_similarity",
+    "similarity_blocks",
+    "success_curve",
     "top_k_accuracy",
     "unit_vectors",
     "video_means",

@@ -1,0 +1,99 @@
+"""Embedding images from disk against the bare forward pass, at the same batch and precision: images/s of ours / bare.
+
+    python benchmarks/embedding.py                              # 1,024 JPEG frames made for it, resnet18 at 112 px
+    python benchmarks/embedding.py DATA --backbone resnet50 --image-size 224 --device cuda
+
+Ours reads, decodes, crops, copies to the device, normalises, embeds and keeps the vectors on disk; bare is the frozen
+network alone on images that lie there. Turns alternate, so that both see the same machine. The aim is at least 0.9,
+where the device or other cores leave the workers their time: on a CPU, workers and network share the cores.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.evaluate.embeddings import Loading, embed_images, frozen
+from cyclecontrast.evaluate.image_batches import StoreImages
+from cyclecontrast.evaluate.unfinished import Unfinished
+from cyclecontrast.model.backbone import Backbone, make_backbone
+from cyclecontrast.model.hardware import limited_threads, pick_device, pick_workers
+
+FRAMES_PER_VIDEO = 64
+FRAME_SIZE = (320, 240)
+
+
+def make_frames(folder: Path, num_frames: int) -> None:
+    """Write videos of blurred noise as JPEG files, of some 15 kB each."""
+    rng = np.random.default_rng(0)
+    for number in range(num_frames):
+        path = folder / f"video{number // FRAMES_PER_VIDEO:04d}" / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = rng.integers(0, 256, (30, 40, 3), np.uint8)
+        cv2.imwrite(str(path), cv2.resize(coarse, FRAME_SIZE, interpolation=cv2.INTER_CUBIC))
+
+
+def forward_pass(backbone: Backbone, num_images: int, loading: Loading) -> None:
+    """Run the network alone over as many images of one normalised batch that lies on the device already."""
+    images = torch.randn(loading.batch_size, 3, loading.image_size, loading.image_size, device=loading.device)
+    # Channels last in memory, as decoded images lie: on a CPU that is the faster way.
+    images = images.to(memory_format=torch.channels_last)
+    with frozen(backbone, loading.device), torch.inference_mode():
+        for start in range(0, num_images, loading.batch_size):
+            vectors = backbone(images[: num_images - start])
+        vectors.cpu()
+
+
+def rate(num_images: int, function: Callable[..., object], *arguments: object) -> float:
+    """Return the images per second of a call."""
+    start = time.perf_counter()
+    function(*arguments)
+    return num_images / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", type=Path, help="a frame store; default: frames made in a temporary folder")
+    for name, default in (("backbone", "resnet18"), ("device", "auto")):
+        parser.add_argument(f"--{name}", default=default)
+    for name, default in (("image-size", 112), ("batch-size", 64), ("num-images", 1024), ("repeats", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--workers", type=int, help="default: as the commands choose")
+    asked = parser.parse_args()
+    device = pick_device(asked.device)
+    loading = Loading(asked.image_size, asked.batch_size, pick_workers(asked.workers, device), device)
+    with tempfile.TemporaryDirectory() as folder, limited_threads(device):
+        if asked.data is None:
+            make_frames(Path(folder) / "frames", asked.num_images)
+        images = StoreImages(FrameStore.open(asked.data or Path(folder) / "frames"))
+        measure(make_backbone(asked.backbone, 0, asked.image_size), images, loading, asked.repeats, Path(folder))
+
+
+def measure(backbone: Backbone, images: StoreImages, loading: Loading, repeats: int, folder: Path) -> None:
+    """Time both in turns, after one of each that does not count, and print the ratio."""
+    rates: dict[str, list[float]] = {"bare": [], "ours": []}
+    for turn in range(repeats + 1):
+        unfinished = Unfinished(folder / f"unfinished{turn}")
+        rates["bare"].append(rate(len(images), forward_pass, backbone, len(images), loading))
+        rates["ours"].append(rate(len(images), embed_images, backbone, images, loading, "embedding", unfinished))
+    print(
+        f"{len(images):,} images, {backbone.name} at {loading.image_size} px, batch {loading.batch_size}, "
+        f"{loading.device}, {torch.get_num_threads()} threads, {loading.workers} workers"
+    )
+    for name, values in rates.items():
+        counted = values[1:]
+        print(f"{name:>6} {statistics.median(counted):8.1f} images/s   ({min(counted):.1f} to {max(counted):.1f})")
+    ratios = [ours / bare for bare, ours in list(zip(rates["bare"], rates["ours"], strict=True))[1:]]
+    print(f" ratio {statistics.median(ratios):8.2f}")
+
+
+if __name__ == "__main__":
+    main()

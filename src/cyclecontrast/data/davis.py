@@ -1,0 +1,146 @@
+"""DAVIS: videos with a mask of objects for each frame; pixels are decoded only when asked for.
+
+A mask holds the number of the object at each pixel, 0 where there is none. DAVIS-2016 knows one object a video.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from cyclecontrast.data.frames import IMAGE_SUFFIXES, Pixels, natural_order
+from cyclecontrast.data.mask_files import Indices, read_image, read_mask
+from cyclecontrast.data.text_lines import MAX_LISTED, read_lines
+from cyclecontrast.errors import UserError
+
+LISTS = {
+    "2017": ("ImageSets/2017/val.txt",),
+    "2016": ("ImageSets/2016/val.txt", "ImageSets/480p/val.txt"),
+}
+FRAMES, MASKS = "JPEGImages/480p", "Annotations/480p"
+VOID = 255
+MIN_FRAMES = 3
+
+
+@dataclass(frozen=True)
+class MaskedVideo:
+    """Frames and their masks, side by side; where `is_binary`, all objects are one."""
+
+    name: str
+    frames: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    is_binary: bool
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def image(self, position: int) -> Pixels:
+        """Return the decoded frame, RGB (height, width, 3); raises UserError naming the file."""
+        return read_image(self.frames[position])
+
+    def objects(self) -> list[Pixels]:
+        """Return the number of the object at each pixel (height, width) of each frame; raises UserError.
+
+        Masks of black and white alone hold object 1. Elsewhere 255 is what DAVIS calls void: no object.
+        """
+        masks = [read_mask(path) for path in self.masks]
+        for path, mask in zip(self.masks, masks, strict=True):
+            if mask.shape != masks[0].shape:
+                raise UserError(f"{path}: is {_size(mask)}, the first mask {_size(masks[0])}; a video has one size")
+            if mask.max() > VOID:
+                raise UserError(f"{path}: holds the number {mask.max()}; objects have numbers from 1 to {VOID - 1}")
+        if not masks[0].any():
+            raise UserError(f"{self.masks[0]}: holds no object; the first mask says what to follow")
+        is_black_and_white = not any(((mask > 0) & (mask < VOID)).any() for mask in masks)
+        if self.is_binary or is_black_and_white:
+            return [(mask > 0).astype(np.uint8) for mask in masks]
+        return [np.where(mask == VOID, 0, mask).astype(np.uint8) for mask in masks]
+
+
+@dataclass(frozen=True)
+class Davis:
+    """The validation videos of a year; `problems` has a line for each listed video that cannot be used."""
+
+    root: Path
+    year: str
+    videos: tuple[MaskedVideo, ...]
+    problems: tuple[str, ...]
+
+    @staticmethod
+    def open(path: str | Path, year: str | None = None) -> "Davis":
+        """Read the list of a year, by default that of 2017 where there is one; raises UserError."""
+        root = Path(path)
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder; name a DAVIS root with {FRAMES}, {MASKS} and ImageSets")
+        year, names = _read_list(root, year)
+        videos, problems = [], []
+        for name in names:
+            try:
+                videos.append(_open_video(root, name, year == "2016"))
+            except UserError as error:
+                problems.append(str(error))
+        if not videos:
+            raise UserError(f"{root}: none of the {len(names)} videos can be used", *problems[:MAX_LISTED])
+        return Davis(root, year, tuple(videos), tuple(problems))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Name of the content: year, videos, each frame's name and size in bytes, each mask's bytes; 16 hex digits."""
+        digest = hashlib.sha256(self.year.encode())
+        try:
+            for video in self.videos:
+                digest.update(f"\n{video.name}".encode())
+                for frame, mask in zip(video.frames, video.masks, strict=True):
+                    digest.update(f"\n{frame.name} {os.stat(frame).st_size} {mask.name} ".encode())
+                    digest.update(hashlib.sha256(mask.read_bytes()).digest())
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}") from error
+        return digest.hexdigest()[:16]
+
+
+def _read_list(root: Path, year: str | None) -> tuple[str, list[str]]:
+    """Return the year, and the names of its videos: one a line, or the paths of a frame and its mask."""
+    lists = {key: root / name for key in reversed(LISTS) for name in LISTS[key] if (root / name).exists()}
+    if not lists:
+        raise UserError(f"{root}: holds none of {', '.join(name for names in LISTS.values() for name in names)}")
+    year = year or max(lists)
+    if year not in lists:
+        raise UserError(f"{root / LISTS[year][0]}: no such file; {lists.popitem()[1]} is there, leave --year out")
+    problems: list[str] = []
+    lines = read_lines(lists[year], problems)
+    if problems or not lines:
+        raise UserError(*(problems or [f"{lists[year]}: lists no video"]))
+    paths = [PurePosixPath(line.text.split()[0]) for line in lines]
+    return year, list(dict.fromkeys(path.parent.name if _is_image(path) else path.as_posix() for path in paths))
+
+
+def _open_video(root: Path, name: str, is_binary: bool) -> MaskedVideo:
+    frames, masks = _images_in(root / FRAMES / name), _images_in(root / MASKS / name)
+    if len(frames) < MIN_FRAMES:
+        raise UserError(f"{root / FRAMES / name}: holds {len(frames)} frames; the first and the last are not scored")
+    unpaired = sorted(set(frames) ^ set(masks), key=natural_order)
+    if unpaired:
+        raise UserError(
+            f"{root / MASKS / name}: {len(masks)} masks for {len(frames)} frames, {unpaired[0]!r} is the first without "
+            "its other; each frame needs a mask to be scored"
+        )
+    order = sorted(frames, key=natural_order)
+    return MaskedVideo(name, tuple(frames[stem] for stem in order), tuple(masks[stem] for stem in order), is_binary)
+
+
+def _images_in(folder: Path) -> dict[str, Path]:
+    """Return the images of a folder by their names without suffix."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder, though its video is listed")
+    return {path.stem: path for path in folder.iterdir() if _is_image(path) and not path.name.startswith(".")}
+
+
+def _is_image(path: PurePosixPath | Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _size(mask: Indices) -> str:
+    return f"{mask.shape[1]}x{mask.shape[0]}"

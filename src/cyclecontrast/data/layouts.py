@@ -1,0 +1,57 @@
+"""Which data sets lie below a folder, told by the names of files and folders alone."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+MAX_DEPTH = 4
+
+Kind = Literal["images", "videos", "otb", "got10k", "davis", "masks"]
+
+
+MASKS = (
+    ("JPEGImages", "SegmentationClass"),
+    ("images/training", "annotations/training"),
+    ("train/images", "train/masks"),
+)
+"""Folders of images and of their masks: of VOC, of ADE20K, and of plain folders."""
+
+
+class Layout(NamedTuple):
+    """A data set's kind, and its root."""
+
+    kind: Kind
+    root: Path
+
+
+def find_layouts(root: Path, depth: int = MAX_DEPTH) -> Iterator[Layout]:
+    """Yield the data sets in a folder and in its subfolders, in order of their paths; a data set holds no other."""
+    kinds = list(_kinds(root))
+    yield from (Layout(kind, root) for kind in kinds)
+    if not kinds and depth:
+        for name in sorted(os.listdir(root)):
+            if not name.startswith(".") and (root / name).is_dir():
+                yield from find_layouts(root / name, depth - 1)
+
+
+def _kinds(root: Path) -> Iterator[Kind]:
+    def has(*names: str) -> bool:
+        return any((root / name).exists() for name in names)
+
+    if any((root / split / "list.txt").exists() for split in ("train", "val", "test")):
+        yield "got10k"
+    elif has("JPEGImages/480p") and has("Annotations/480p"):
+        yield "davis"
+    elif any(has(images) and has(masks) for images, masks in MASKS):
+        yield "masks"
+    elif has("videos", "UCF-101") and has("annotations", "ucfTrainTestlist", "testTrainMulti_7030_splits"):
+        yield "videos"
+    elif (has("train.txt") and has("test.txt")) or (has("train") and has("val")):
+        yield "images"
+    elif any(_is_otb_sequence(path) for path in root.iterdir()):
+        yield "otb"
+
+
+def _is_otb_sequence(folder: Path) -> bool:
+    return (folder / "img").is_dir() and next(folder.glob("groundtruth_rect*.txt"), None) is not None

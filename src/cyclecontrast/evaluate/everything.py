@@ -1,0 +1,171 @@
+"""The command `evaluate all`: every protocol on every data set found, in one table beside published figures."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cyclecontrast.config import AllConfig, EvaluateConfig
+from cyclecontrast.data.layouts import Kind, Layout, find_layouts
+from cyclecontrast.errors import UserError, checked
+from cyclecontrast.evaluate.record import results_folder
+from cyclecontrast.evaluate.references import Compared, compare
+from cyclecontrast.evaluate.registry import PROTOCOLS
+from cyclecontrast.evaluate.result import Result
+from cyclecontrast.evaluate.two_steps import evaluate, find_result
+from cyclecontrast.files import check_folder, replacing
+from cyclecontrast.model.backbone import Backbone
+from cyclecontrast.model.checkpoint import load_backbone
+from cyclecontrast.model.hardware import limited_threads, pick_device
+
+Settings = dict[str, Any]
+
+
+class Plan(NamedTuple):
+    """One evaluation to be done."""
+
+    protocol: str
+    data: Path
+    settings: Settings
+
+
+PLANS: dict[Kind, tuple[tuple[str, Settings], ...]] = {
+    "images": (("knn", {}), ("linear", {}), ("finetune", {})),
+    "videos": (
+        ("retrieval", {"level": "frame"}),
+        ("retrieval", {"level": "clip"}),
+        ("action", {"mode": "linear"}),
+        ("action", {"mode": "finetune"}),
+    ),
+    "otb": (("tracking", {}),),
+    "got10k": (("tracking", {}),),
+    "davis": (("propagation", {}), ("segmentation", {})),
+    "masks": (("segmentation", {}),),
+}
+"""What is evaluated on each kind of data."""
+
+
+class Everything(NamedTuple):
+    """All results, the random baseline's beside the model's (None: not asked for), and what could not be evaluated."""
+
+    rows: tuple[tuple[Result, Result | None], ...]
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return the table in Markdown; published figures carry a number, and below it what makes them differ."""
+        lines: list[tuple[str, ...]] = []
+        footnotes: list[str] = []
+        for result, baseline in self.rows:
+            for metric in _shown(result):
+                mark = _footnote(compare(result, metric), footnotes)
+                ours, random = (_percent(one, metric) for one in (result, baseline))
+                lines.append((result.tag, Path(result.about.data.path).name, metric, ours, random, mark))
+        head = ("protocol", "data", "metric", "%", "random %", "published %")
+        left_out = [
+            f"{result.tag} on {Path(result.about.data.path).name}: {len(result.about.problems)} items left out"
+            for result, _ in self.rows
+            if result.about.problems
+        ]
+        numbered = [f"[{number}] {text}" for number, text in enumerate(footnotes, start=1)]
+        return "\n".join(
+            [*_markdown([head, *lines]), "", *numbered, *left_out, *map("not evaluated: {}".format, self.problems)]
+        )
+
+
+def evaluate_all(config: AllConfig) -> Everything:
+    """Evaluate by every protocol that fits a data set below the root; one that fails does not stop the others.
+
+    Raises UserError where nothing is found, or nothing can be evaluated.
+    """
+    backbone = load_backbone(config.model, config.seed)
+    plans = [plan for plan in _plans(config.data_root) if plan.protocol in (config.only or PROTOCOLS)]
+    if not plans:
+        what = f"for {', '.join(config.only)} " if config.only else ""
+        raise UserError(f"data_root: {config.data_root}: holds no data {what}in a layout that a protocol reads")
+    random = load_backbone(f"random:{backbone.name}", config.seed) if config.baseline else None
+    rows: list[tuple[Result, Result | None]] = []
+    problems: list[str] = []
+    for number, plan in enumerate(plans, start=1):
+        print(f"[{number}/{len(plans)}] {plan.protocol} {plan.settings or ''} on {plan.data}", file=sys.stderr)
+        try:
+            ours = _evaluate(backbone, config.model, plan, config)
+            rows.append((ours, _evaluate(random, f"random:{backbone.name}", plan, config) if random else None))
+        except UserError as error:
+            problems += [f"{plan.protocol} on {plan.data}: {problem}" for problem in error.problems]
+    if not rows:
+        raise UserError(*problems)
+    done = Everything(tuple(rows), tuple(problems))
+    with replacing(_folder(config) / "all.md") as aside:
+        aside.write_text(f"{done}\n")
+    return done
+
+
+def _plans(root: Path) -> Iterator[Plan]:
+    layouts = list(find_layouts(root))
+    training = next((layout.root for layout in layouts if layout.kind == "got10k"), None)
+    if any(layout.kind == "otb" for layout in layouts):
+        layouts = [layout for layout in layouts if layout.kind != "got10k"]
+    for layout in layouts:
+        for protocol, settings in PLANS[layout.kind]:
+            yield Plan(protocol, layout.root, {**settings, **_training(layout, training)})
+
+
+def _training(layout: Layout, got10k: Path | None) -> Settings:
+    """Return where a tracker's head is trained; without GOT-10k raw features are correlated."""
+    if layout.kind != "otb":
+        return {}
+    return {"train_data": got10k} if got10k is not None else {"train": False}
+
+
+def _evaluate(backbone: Backbone, model: str, plan: Plan, asked: AllConfig) -> Result:
+    protocol = PROTOCOLS[plan.protocol]
+    shared = {"workers": asked.workers, "image_size": asked.image_size, "epochs": asked.epochs}
+    known = {
+        name: value for name, value in shared.items() if value is not None and name in protocol.config.model_fields
+    }
+    base = {"model": model, "data": plan.data, "out": _folder(asked), "seed": asked.seed, "device": asked.device}
+    config: EvaluateConfig = checked(protocol.config, {**base, **known, **plan.settings})
+    if getattr(config, "image_size", backbone.image_size) is None:
+        config = config.model_copy(update={"image_size": backbone.image_size})
+    data = protocol.load().open_data(config)
+    found = None if asked.again else find_result(backbone, data, config)
+    if found is not None:
+        print("  found from before; --again evaluates it again", file=sys.stderr)
+        return found
+    with limited_threads(pick_device(config.device)):
+        return evaluate(backbone, data, config)
+
+
+def _folder(config: AllConfig) -> Path:
+    folder = results_folder(config)
+    check_folder(folder)
+    return folder
+
+
+def _shown(result: Result) -> list[str]:
+    """Return the metrics that the table shows: the first, and all that a published figure stands for."""
+    return [name for number, name in enumerate(result.metrics) if number == 0 or compare(result, name) is not None]
+
+
+def _percent(result: Result | None, metric: str) -> str:
+    return "" if result is None or metric not in result.metrics else f"{100 * result.metrics[metric]:.1f}"
+
+
+def _footnote(compared: Compared | None, footnotes: list[str]) -> str:
+    if compared is None:
+        return ""
+    row = compared.reference
+    differs = f"not comparable: {'; '.join(compared.differences)}" if compared.differences else "comparable"
+    note = f"; {row.note}" if row.note else ""
+    text = f"{row.method}, {row.backbone} pretrained on {row.pretrained_on}, {row.data} ({row.source}){note}: {differs}"
+    if text not in footnotes:
+        footnotes.append(text)
+    return f"{row.percent:.1f} [{footnotes.index(text) + 1}]"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for number, row in enumerate(rows):
+        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        if number == 0:
+            yield "|" + "|".join("-" * (width + 2) for width in widths) + "|"

@@ -1,0 +1,118 @@
+"""The protocol `finetune`: a copy of the backbone is trained with a new classifier, end to end, then it classifies.
+
+The backbone that was given stays as it is. No protocol of the paper; the last epoch counts, no split chooses one.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cyclecontrast.config import FinetuneConfig
+from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.classification import (
+    describe,
+    doubts,
+    embed_items,
+    not_learned,
+    open_data,
+    rank,
+    ranked_table,
+    score,
+)
+from cyclecontrast.evaluate.embeddings import Loading, exact_convolutions
+from cyclecontrast.evaluate.epochs import step_decay, train_epochs
+from cyclecontrast.evaluate.image_batches import ImageBatch
+from cyclecontrast.evaluate.random_views import RandomViews
+from cyclecontrast.evaluate.sgd_probe import MOMENTUM, REFERENCE_BATCH, initial_head
+from cyclecontrast.evaluate.two_steps import Predictions
+from cyclecontrast.evaluate.unfinished import Unfinished
+from cyclecontrast.model.backbone import Backbone
+
+__all__ = ["describe", "open_data", "predict", "score"]
+
+
+def predict(backbone: Backbone, data: LabeledImages, config: FinetuneConfig, unfinished: Unfinished) -> Predictions:
+    """Train on single images, then rank the classes of each test item; a video's are by the mean softmax of its frames.
+
+    Training is in single precision, and repeats to the bit on the same device.
+    """
+    loading = Loading.of(config, backbone)
+    classifier = make_classifier(backbone, len(data.classes), config.seed).to(loading.device)
+    views = RandomViews(
+        data.train,
+        config.seed,
+        loading.image_size,
+        config.batch_size,
+        config.epochs,
+        loading.workers,
+        "finetune",
+        unfinished,
+    )
+    last_loss = _train(classifier, data, views, config, unfinished)
+    if config.level == "video":
+        classifier.network = nn.Sequential(classifier.network, nn.Softmax(dim=1))
+    test = embed_items(classifier, data.test, config, "test", unfinished)
+    learned = np.delete(data.train.labels, views.lost())
+    return Predictions(
+        ranked_table({"": rank(test.vectors)}, test, data, config),
+        f"finetune level={config.level}" + (" mean=softmax" if config.level == "video" else ""),
+        doubts(last_loss, len(data.classes)) + not_learned(learned, data.classes),
+        views.problems() + test.problems,
+        {"last_loss": last_loss, "classes": list(data.classes)},
+    )
+
+
+def make_classifier(backbone: Backbone, num_classes: int, seed: int) -> Backbone:
+    """Return a copy of the backbone that gives logits (batch, num_classes) by a new last layer."""
+    classifier = copy.deepcopy(backbone).requires_grad_(True)
+    classifier.network = nn.Sequential(classifier.network, initial_head(backbone.dim, num_classes, seed))
+    classifier.dim, classifier.source = num_classes, f"{backbone.source}, fine-tuned"
+    return classifier
+
+
+def _train(
+    classifier: Backbone, data: LabeledImages, views: RandomViews, config: FinetuneConfig, unfinished: Unfinished
+) -> float:
+    network, head = classifier.network.children()
+    scale = config.batch_size / REFERENCE_BATCH
+    groups = [
+        {"params": list(network.parameters()), "lr": config.learning_rate * scale},
+        {"params": list(head.parameters()), "lr": config.head_learning_rate * scale},
+    ]
+    optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=config.weight_decay)
+    device = next(head.parameters()).device
+    labels = torch.from_numpy(data.train.labels).to(device)
+
+    def loss_of(batch: ImageBatch) -> Tensor:
+        logits = classifier(classifier.normalise(batch.pixels.to(device, non_blocking=True)))
+        return nn.functional.cross_entropy(logits, labels[batch.positions.to(device)])
+
+    classifier.train()
+    with exact_convolutions():
+        losses = train_epochs(
+            "finetune",
+            {"classifier": classifier},
+            optimizer,
+            lambda epoch: _of_several(views.batches(epoch)),
+            loss_of,
+            step_decay(config.epochs),
+            config.epochs,
+            config.seed,
+            unfinished,
+        )
+    return losses[-1]
+
+
+def _of_several(batches: Iterator[ImageBatch]) -> Iterator[ImageBatch]:
+    """Leave out batches of one image, which have no variance to normalise by; in another epoch it has company."""
+    num_steps = 0
+    for batch in batches:
+        if len(batch.positions) > 1:
+            num_steps += 1
+            yield batch
+    if not num_steps:
+        raise UserError("finetune: no batch has two training images that can be read; there is nothing to train on")

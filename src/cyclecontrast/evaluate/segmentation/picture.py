@@ -1,0 +1,44 @@
+"""Masks → one picture to look at: a few true ones, and below each what was predicted."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.mask_codes import IGNORE
+
+SIDE = 160
+GAP = 4
+GRAY = (128, 128, 128)
+WHITE = (255, 255, 255)
+
+
+def draw_pairs(pairs: Sequence[tuple[Pixels, Pixels]]) -> bytes:
+    """Draw pairs of a true and a predicted mask as PNG, side by side; background is black, ignored pixels are white."""
+    columns = [np.concatenate([_tile(mask) for mask in pair]) for pair in pairs]
+    return bytes(cv2.imencode(".png", np.concatenate(columns, axis=1))[1])
+
+
+def palette(num_colors: int = IGNORE + 1) -> Pixels:
+    """Return VOC's colours (num_colors, 3): three bits of a label at a time give red, green and blue, high bits first.
+
+    IGNORE is white.
+    """
+    labels = np.arange(num_colors)
+    colors = np.zeros((num_colors, 3), np.uint8)
+    for digit in range(8):
+        for channel in range(3):
+            colors[:, channel] |= ((labels >> (3 * digit + channel) & 1) << (7 - digit)).astype(np.uint8)
+    colors[IGNORE:] = WHITE
+    return colors
+
+
+def _tile(mask: Pixels) -> Pixels:
+    scale = SIDE / max(mask.shape)
+    size = [max(1, round(side * scale)) for side in mask.shape]
+    small = cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+    tile = np.full((SIDE + GAP, SIDE + GAP, 3), GRAY, np.uint8)
+    # OpenCV writes blue first.
+    tile[: size[0], : size[1]] = palette()[small][..., ::-1]
+    return tile

@@ -1,0 +1,158 @@
+"""The protocol `segmentation`: a head is trained on crops, and every test image is segmented whole, at its own size.
+
+The tag says `vito-like` where an FCN head is trained end to end, as in protocols.md §g; no published number is
+comparable, for learning rate and weight decay were swept there, and five runs averaged.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from cyclecontrast.config import SegmentationConfig
+from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.mask_layouts import Asked
+from cyclecontrast.data.masked_images import MaskedImages, MaskedSplit
+from cyclecontrast.data.text_lines import raise_problems
+from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.embeddings import frozen
+from cyclecontrast.evaluate.image_batches import in_order, load_image_batches
+from cyclecontrast.evaluate.result import DataInfo
+from cyclecontrast.evaluate.segmentation.scoring import score
+from cyclecontrast.evaluate.segmentation.training import Hardware, Segmenter, fit, make_segmenter
+from cyclecontrast.evaluate.two_steps import Predictions
+from cyclecontrast.evaluate.unfinished import Arrays, Unfinished
+from cyclecontrast.model.backbone import Backbone
+from cyclecontrast.model.hardware import pick_device, pick_workers
+
+__all__ = ["describe", "open_data", "predict", "score"]
+
+EPOCHS = {"ade20k": 60}
+OTHER_EPOCHS = 45
+IMAGES_PER_PART = 256
+COLUMNS = ("predicted", "truth")
+
+
+class Readable(NamedTuple):
+    """Positions of the images whose pixels and mask can be read, and a line for each other one."""
+
+    positions: list[int]
+    problems: tuple[str, ...]
+
+
+def open_data(config: SegmentationConfig) -> MaskedImages:
+    """Read the lists and folders of the data; raises UserError."""
+    return MaskedImages.open(config.data, Asked(config.num_classes, config.ignore_label, config.train_list))
+
+
+def describe(data: MaskedImages, config: SegmentationConfig) -> DataInfo:
+    """Return which images are segmented."""
+    return DataInfo(str(data.root), data.fingerprint, len(data.train), len(data.test))
+
+
+def predict(backbone: Backbone, data: MaskedImages, config: SegmentationConfig, unfinished: Unfinished) -> Predictions:
+    """Train a head, then segment each test image; all images and masks are read once before."""
+    device = pick_device(config.device)
+    hardware = Hardware(device, pick_workers(config.workers, device))
+    segmenter = make_segmenter(backbone, len(data.classes), config, device)
+    train, test = (
+        find_readable(split, f"reading {name}", hardware.workers, unfinished)
+        for name, split in (("train", data.train), ("test", data.test))
+    )
+    epochs = config.epochs or EPOCHS.get(data.layout, OTHER_EPOCHS)
+    loss = fit(segmenter, data.train, train.positions, epochs, config, hardware, unfinished)
+    return Predictions(
+        _segment_all(segmenter, data.test, test.positions, hardware, unfinished),
+        _tag(data, config),
+        (*data.notes, *_doubts(loss, len(data.classes))),
+        (*data.problems, *train.problems, *test.problems),
+        {"classes": list(data.classes), "layout": data.layout, "epochs": epochs, "last_loss": loss},
+    )
+
+
+def find_readable(split: MaskedSplit, title: str, workers: int, unfinished: Unfinished) -> Readable:
+    """Read every image and mask once; raises UserError where none can be read."""
+    found = unfinished.arrays(title, lambda: _read_all(split, title, workers))
+    positions, problems = found["positions"].tolist(), tuple(found["problems"].tolist())
+    if not positions:
+        raise_problems([f"{title}: none of the {len(split):,} images can be used", *problems])
+    return Readable(positions, problems)
+
+
+def _read_all(split: MaskedSplit, title: str, workers: int) -> Arrays:
+    batches = list(load_image_batches(split, _corner, in_order(len(split), 64), workers, title))
+    problems = [problem for batch in batches for problem in batch.problems]
+    return {
+        "positions": np.concatenate([batch.positions.numpy() for batch in batches]),
+        "problems": np.array(problems, str),
+    }
+
+
+def _corner(image: Pixels, position: int) -> Pixels:
+    return image[:1, :1]
+
+
+def _whole(image: Pixels, position: int) -> Pixels:
+    return image
+
+
+def _segment_all(
+    segmenter: Segmenter, test: MaskedSplit, positions: Sequence[int], hardware: Hardware, unfinished: Unfinished
+) -> pa.Table:
+    """Return the record: id, predicted mask and true mask of each image, masks as PNG."""
+    parts = []
+    for start in range(0, len(positions), IMAGES_PER_PART):
+        asked = positions[start : start + IMAGES_PER_PART]
+        name = f"masks-{asked[0]}-{asked[-1]}"
+        parts.append(unfinished.arrays(name, lambda a=asked: _segment(segmenter, test, a, hardware)))  # type: ignore[misc]
+    columns = {name: pa.chunked_array([_binary(part, name) for part in parts]) for name in COLUMNS}
+    return pa.table({"id": [test.pairs[position].image for position in positions], **columns})
+
+
+def _segment(segmenter: Segmenter, test: MaskedSplit, positions: Sequence[int], hardware: Hardware) -> Arrays:
+    """Segment images one by one, for each has a size of its own; files of PNG lie side by side in one array."""
+    files: dict[str, list[bytes]] = {name: [] for name in COLUMNS}
+    one_by_one = [[position] for position in positions]
+    segmenter.head.to(hardware.device).eval()
+    with frozen(segmenter.dense.backbone, hardware.device), torch.inference_mode():
+        for batch in load_image_batches(test, _whole, one_by_one, hardware.workers, "segmenting test"):
+            if batch.problems:
+                raise UserError(*batch.problems)
+            pixels = batch.pixels[:, :3].to(hardware.device)
+            predicted = segmenter.scores(pixels).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+            for name, mask in (("predicted", predicted), ("truth", batch.pixels[0, 3].numpy())):
+                files[name].append(_png(mask))
+    made: dict[str, npt.NDArray[np.generic]] = {}
+    for name, contents in files.items():
+        made[name] = np.frombuffer(b"".join(contents), np.uint8)
+        made[f"{name} ends"] = np.cumsum([0, *map(len, contents)])
+    return made
+
+
+def _png(mask: Pixels) -> bytes:
+    return bytes(cv2.imencode(".png", mask)[1])
+
+
+def _binary(part: Arrays, name: str) -> pa.Array:
+    content, ends = part[name].tobytes(), part[f"{name} ends"].tolist()
+    return pa.array([content[start:end] for start, end in pairwise(ends)], pa.large_binary())
+
+
+def _tag(data: MaskedImages, config: SegmentationConfig) -> str:
+    how = "frozen" if config.frozen else "end-to-end"
+    recipe = "vito-like " if config.head == "fcn" and not config.frozen else ""
+    layout = data.layout if config.train_list == "train" else f"{data.layout}/{config.train_list}"
+    return (
+        f"segmentation {recipe}head={config.head} {how} layout={layout} crop={config.crop_size} stride={config.stride}"
+    )
+
+
+def _doubts(loss: float, num_classes: int) -> tuple[str, ...]:
+    guessing = float(np.log(num_classes))
+    line = f"the loss on train ended at {loss:.3g}, worse than guessing ({guessing:.3g}); try another learning_rate"
+    return (line,) if loss > guessing else ()

@@ -1,0 +1,47 @@
+"""Data sets are found by the names of their files and folders."""
+
+import pytest
+
+from cyclecontrast.data.layouts import find_layouts
+
+LAYOUTS = {
+    "got10k": ["val/list.txt"],
+    "otb": ["Car1/img/0001.jpg", "Car1/groundtruth_rect.txt"],
+    "davis": ["JPEGImages/480p/dog/00000.jpg", "Annotations/480p/dog/00000.png"],
+    "masks": ["JPEGImages/1.jpg", "SegmentationClass/1.png"],
+    "videos": ["UCF-101/Run/a.avi", "ucfTrainTestlist/classInd.txt"],
+    "images": ["train/cat/1.jpg", "val/cat/2.jpg"],
+}
+
+
+def make(root, names):
+    """Make empty files."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_each_layout_is_recognised(kind, tmp_path):
+    """A folder is known by what it holds."""
+    make(tmp_path, LAYOUTS[kind])
+    assert list(find_layouts(tmp_path)) == [(kind, tmp_path)]
+
+
+def test_all_data_sets_below_a_folder_are_found_in_order(tmp_path):
+    """Subfolders are searched, hidden ones and what lies inside a data set are not."""
+    for number, names in enumerate(LAYOUTS.values()):
+        make(tmp_path / "sets" / str(number), names)
+    make(tmp_path / ".hidden", LAYOUTS["otb"])
+    make(tmp_path / "sets" / "0" / "val" / "inner", LAYOUTS["images"])
+    assert [layout.kind for layout in find_layouts(tmp_path)] == list(LAYOUTS)
+
+
+def test_real_data_is_recognised(shared):
+    """The data beside the project is found whole."""
+    found = {layout.root.name: layout.kind for layout in find_layouts(shared)}
+    assert found["otb"] == "otb"
+    assert found["got10k"] == "got10k"
+    assert found["davis"] == "davis"
+    assert found["gtsrb_clips"] == "videos"
+    assert found["cifar10"] == "images"
