@@ -62,7 +62,7 @@ def _find(root: Path, names: tuple[str, ...], problems: list[str]) -> Path | Non
 
 
 def _read_synsets(path: Path, problems: list[str]) -> Mapping[int, str]:
-    from scipy.io import loadmat  # type: ignore[import-untyped]
+    from scipy.io import loadmat
 
     try:
         synsets: Any = loadmat(path, simplify_cells=True)["synsets"]

@@ -54,7 +54,11 @@ def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
     check_folder(folder)
     unfinished = Unfinished(folder / "unfinished" / f"{about.record_key}-{about.versions['cyclecontrast']}")
     module = protocol_of(config).load()
-    predictions: Predictions = module.predict(backbone, data, config, unfinished)
+    try:
+        predictions: Predictions = module.predict(backbone, data, config, unfinished)
+    except UserError:
+        unfinished.discard()  # what must be changed changes the key, so that nothing would find the parts again
+        raise
     made = dataclasses.replace(
         about, **{name: getattr(predictions, name) for name in ("tag", "notes", "problems", "details")}
     )

@@ -47,7 +47,7 @@ def crop_squares(image: Pixels, y: float, x: float, sides: Sequence[float], size
     """
     spans = [(_Span.of(y, side, image.shape[0], size), _Span.of(x, side, image.shape[1], size)) for side in sides]
     crops = np.zeros((len(sides), size, size, 3), np.uint8)
-    inside = spans
+    inside = [span for span in spans if all(part.is_inside for part in span)]
     if any(part.out_size < size for span in inside for part in span):
         crops[[all(part.is_inside for part in span) for span in spans]] = np.rint(cv2.mean(image)[:3])
     for crop, (rows, columns) in zip(crops, spans, strict=True):
