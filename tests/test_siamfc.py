@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cyclecontrast.config import TrackingConfig
-from cyclecontrast.data.got10k import open_got10k
+from cyclecontrast.data.sequences.got10k import open_got10k
 from cyclecontrast.data.tracking_sequences import Sequence, Sequences
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.tracking import fit_head as fitting
@@ -229,6 +229,20 @@ def test_a_cell_is_as_many_pixels_as_the_geometry_says():
     np.testing.assert_allclose(moves[0], [-2.5 * cell, 3.5 * cell, 0, 0], atol=0.25 * cell)
 
 
+def test_a_step_is_measured_in_the_crop_of_its_scale():
+    """The same place in the response of a larger crop is 1.0375 times as far away."""
+    image, box, moves = np.zeros((300, 300, 3), np.uint8), np.array([101.0, 121, 41, 41]), []
+    for heights in ((1.0, 1.0, 1.0), (1.0, 1.0, 1.5)):
+        tracker = SiamFC(Fixed(9, 9), Head(nn.Identity(), nn.Identity(), 1.0), 120)
+        tracker.init(image, box)
+        responses = torch.from_numpy(np.stack([bump(height, 12.5, 8.5) for height in heights]))
+        tracker._head.respond = lambda kernels, maps, responses=responses: responses
+        moved = tracker.update(image)
+        moves.append(moved[1] + (moved[3] - 1) / 2 - (121 + 20))
+    assert moves[0] > 5
+    assert moves[1] / moves[0] == pytest.approx(1.0375)
+
+
 def test_the_size_follows_the_scale():
     """A larger scale that fits best grows the target, and the search region with it, by 0.41 + 0.59 · 1.0375."""
     tracker = SiamFC(Fixed(9, 9), Head(nn.Identity(), nn.Identity(), 1.0), 120)
@@ -359,11 +373,12 @@ def test_a_training_that_was_stopped_ends_the_same(tmp_path, train, preset, monk
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-def test_few_sequences_fill_a_batch(tmp_path, train):
-    """Pairs per sequence are raised to fill a batch, and the result says so; a number that was asked for is not."""
+def test_few_sequences_fill_an_epoch(tmp_path, train):
+    """Pairs per sequence are raised to 50 steps an epoch, and it is noted; a number that was asked for is not."""
     fitted = fit_head(features_of(), train, config_of(tmp_path, epochs=1, batch_size=3), Unfinished(tmp_path / "u"))
-    assert fitted.plan.pairs_per_sequence == 2
-    assert "pairs_per_sequence: 2 instead of 1" in fitted.notes[0]
+    assert fitted.plan.pairs_per_sequence == 75
+    assert fitted.num_steps == 50
+    assert "pairs_per_sequence: 75 instead of 1" in fitted.notes[0]
     asked = config_of(tmp_path, epochs=1, batch_size=3, pairs_per_sequence=1)
     with pytest.raises(UserError, match="pairs_per_sequence: 1 of 2 sequences fill no batch of 3; ask for 2"):
         fit_head(features_of(), train, asked, Unfinished(tmp_path / "v"))

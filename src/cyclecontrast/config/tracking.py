@@ -43,7 +43,9 @@ class TrackingConfig(EvaluateConfig):
     epochs: Count | None = Field(None, description="of the head; default: the preset's")
     batch_size: Count | None = Field(None, description="pairs per step; default: the preset's")
     learning_rate: Positive | None = Field(None, description="of the head; default: the preset's")
-    pairs_per_sequence: Count | None = Field(None, description="and epoch of the head; default: the preset's")
+    pairs_per_sequence: Count | None = Field(
+        None, description="and epoch of the head; default: the preset's, or more for 50 steps an epoch"
+    )
     exact_geometry: bool = Field(False, description="take a response for as wide as it is, where the release rounds")
     fix_scale_penalty: bool = Field(False, description="let the penalty on a change of scale lower negative peaks too")
     toolkit: Literal["got10k", "official"] = Field(

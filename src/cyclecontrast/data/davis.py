@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cyclecontrast.data.frames import IMAGE_SUFFIXES, Pixels, natural_order
-from cyclecontrast.data.mask_files import Indices, read_image, read_mask
-from cyclecontrast.data.text_lines import MAX_LISTED, read_lines
+from cyclecontrast.data.labels.text_lines import MAX_LISTED, read_lines
+from cyclecontrast.data.masks.files import Indices, read_image, read_mask
 from cyclecontrast.errors import UserError
 
 LISTS = {

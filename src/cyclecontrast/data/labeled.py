@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from cyclecontrast.data.class_folders import open_folders
-from cyclecontrast.data.class_list import ClassList
-from cyclecontrast.data.split import Numbers, Split
-from cyclecontrast.data.video_lists import open_lists
+from cyclecontrast.data.labels.class_folders import open_folders
+from cyclecontrast.data.labels.class_list import ClassList
+from cyclecontrast.data.labels.split import Numbers, Split
+from cyclecontrast.data.labels.video_lists import open_lists
 from cyclecontrast.errors import UserError
 
 __all__ = ["LabeledImages", "Numbers", "Split"]

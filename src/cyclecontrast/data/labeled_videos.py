@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cyclecontrast.data.action_lists import ListedVideo, read_action_lists
-from cyclecontrast.data.split import Numbers
-from cyclecontrast.data.text_lines import raise_problems
+from cyclecontrast.data.labels.action_lists import ListedVideo, read_action_lists
+from cyclecontrast.data.labels.split import Numbers
+from cyclecontrast.data.labels.text_lines import raise_problems
 from cyclecontrast.errors import UserError
 
 UCF101_SPLIT1 = (9_537, 3_783)

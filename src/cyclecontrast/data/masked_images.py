@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from cyclecontrast.data.frames import Pixels
-from cyclecontrast.data.mask_codes import Table, to_labels
-from cyclecontrast.data.mask_files import read_image, read_mask
-from cyclecontrast.data.mask_layouts import Asked, read_layout
-from cyclecontrast.data.mask_pairs import Pair
-from cyclecontrast.data.text_lines import raise_problems
+from cyclecontrast.data.labels.text_lines import raise_problems
+from cyclecontrast.data.masks.codes import Table, to_labels
+from cyclecontrast.data.masks.files import read_image, read_mask
+from cyclecontrast.data.masks.layouts import Asked, read_layout
+from cyclecontrast.data.masks.pairs import Pair
 from cyclecontrast.errors import UserError
 
 MAX_CLASSES = 255

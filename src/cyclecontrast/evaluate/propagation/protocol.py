@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from cyclecontrast.config import PropagationConfig
 from cyclecontrast.data.davis import LISTS, Davis, MaskedVideo
-from cyclecontrast.data.text_lines import MAX_LISTED
+from cyclecontrast.data.labels.text_lines import MAX_LISTED
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.embeddings import frozen
 from cyclecontrast.evaluate.propagation.presets import Preset, preset_for

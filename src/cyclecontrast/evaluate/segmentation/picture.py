@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from cyclecontrast.data.frames import Pixels
-from cyclecontrast.data.mask_codes import IGNORE
+from cyclecontrast.data.masks.codes import IGNORE
 
 SIDE = 160
 GAP = 4

@@ -16,9 +16,9 @@ import torch
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.frames import Pixels
-from cyclecontrast.data.mask_layouts import Asked
+from cyclecontrast.data.labels.text_lines import raise_problems
 from cyclecontrast.data.masked_images import MaskedImages, MaskedSplit
-from cyclecontrast.data.text_lines import raise_problems
+from cyclecontrast.data.masks.layouts import Asked
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.embeddings import frozen
 from cyclecontrast.evaluate.image_batches import in_order, load_image_batches

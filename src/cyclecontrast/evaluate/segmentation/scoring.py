@@ -7,7 +7,7 @@ import numpy as np
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.frames import Pixels
-from cyclecontrast.data.mask_codes import IGNORE
+from cyclecontrast.data.masks.codes import IGNORE
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.metrics import iou_per_class, pixel_accuracy, pixel_confusion
 from cyclecontrast.evaluate.record import Record

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from cyclecontrast.model.hardware import num_cores, pick_workers
 
 MOMENTUM = 0.9
 QUARTERS = (0.25, 0.5, 0.75)
+FEWEST_STEPS = 50
+"""Of an epoch, where the number of pairs is not asked for."""
 
 
 class Plan(NamedTuple):
@@ -56,16 +59,15 @@ class FittedHead(NamedTuple):
 
 def fit_head(features: DenseFeatures, train: Sequences, config: TrackingConfig, unfinished: Unfinished) -> FittedHead:
     """Train the head on the maps of the frozen backbone; raises UserError where there is too little to train on."""
-    plan, notes = _fill_a_batch(Plan.of(config), train, config.pairs_per_sequence is not None)
+    plan, notes = _fill_epochs(Plan.of(config), len(train), config.pairs_per_sequence is not None)
     workers = pick_workers(config.workers, features.device)
     pairs, more_notes, found = _open_pairs(train, plan, config.seed, unfinished)
-    problems = dict.fromkeys(found)
     head = make_head(features.backbone.dim, plan.preset, config.seed).to(features.device)
     losses = train_epochs(
         "head",
         {"head": head},
         make_optimizer(head, plan),
-        lambda epoch: _batches(features, dataclasses.replace(pairs, epoch=epoch), plan, workers, problems),
+        lambda epoch: _batches(features, dataclasses.replace(pairs, epoch=epoch), plan, workers, unfinished),
         lambda batch: _loss(head, batch, plan.preset),
         decay(plan),
         plan.epochs,
@@ -73,7 +75,14 @@ def fit_head(features: DenseFeatures, train: Sequences, config: TrackingConfig, 
         unfinished,
     )
     num_steps = len(pairs) // plan.batch_size * plan.epochs
+    parts = [unfinished.arrays(_lost(epoch), dict)["problems"].tolist() for epoch in range(plan.epochs)]
+    problems = dict.fromkeys(line for part in (found, *parts) for line in part)
     return FittedHead(head.eval(), plan, losses, num_steps, notes + more_notes, tuple(problems))
+
+
+def _lost(epoch: int) -> str:
+    """Name the part of an epoch that says which images could not be read in it."""
+    return f"unread by the head in epoch {epoch}"
 
 
 def make_optimizer(head: Head, plan: Plan) -> torch.optim.Optimizer:
@@ -91,19 +100,23 @@ def decay(plan: Plan) -> Callable[[int], float]:
     return lambda epoch: float(gamma**epoch)
 
 
-def _fill_a_batch(plan: Plan, train: Sequences, was_asked: bool) -> tuple[Plan, tuple[str, ...]]:
-    """Take more pairs per sequence where all sequences together do not fill a batch."""
-    needed = math.ceil(plan.batch_size / len(train))
-    if plan.pairs_per_sequence >= needed:
-        return plan, ()
-    if was_asked:
+def _fill_epochs(plan: Plan, num_sequences: int, was_asked: bool) -> tuple[Plan, tuple[str, ...]]:
+    """Take more pairs per sequence where an epoch of few sequences would be too short to learn from.
+
+    The published schedules are made for the 9,335 sequences of GOT-10k: 1,166 steps an epoch.
+    """
+    steps = num_sequences * plan.pairs_per_sequence // plan.batch_size
+    if was_asked and not steps:
         raise UserError(
-            f"pairs_per_sequence: {plan.pairs_per_sequence} of {len(train)} sequences fill no batch of "
-            f"{plan.batch_size}; ask for {needed}, or a smaller batch_size"
+            f"pairs_per_sequence: {plan.pairs_per_sequence} of {num_sequences} sequences fill no batch of "
+            f"{plan.batch_size}; ask for {math.ceil(plan.batch_size / num_sequences)}, or a smaller batch_size"
         )
+    if was_asked or steps >= FEWEST_STEPS:
+        return plan, ()
+    needed = math.ceil(FEWEST_STEPS * plan.batch_size / num_sequences)
     note = (
-        f"pairs_per_sequence: {needed} instead of {plan.pairs_per_sequence}, for {len(train)} training sequences "
-        f"must fill a batch of {plan.batch_size}"
+        f"pairs_per_sequence: {needed} instead of {plan.pairs_per_sequence}, for an epoch of {num_sequences} training "
+        f"sequences would have {steps} steps"
     )
     return plan._replace(pairs_per_sequence=needed), (note,)
 
@@ -140,15 +153,16 @@ class _Batch(NamedTuple):
 
 
 def _batches(
-    features: DenseFeatures, pairs: TrainingPairs, plan: Plan, workers: int, problems: dict[str, None]
+    features: DenseFeatures, pairs: TrainingPairs, plan: Plan, workers: int, unfinished: Unfinished
 ) -> Iterator[_Batch]:
-    """Yield the whole batches of an epoch; lines on images that cannot be read go into `problems`, once each."""
+    """Yield the whole batches of an epoch, and keep a line on each image that cannot be read."""
+    problems: list[str] = []
     order = random_stream(pairs.seed, pairs.epoch, 0, ORDER).permutation(len(pairs)).tolist()
     size = plan.batch_size
     batches = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
     title = f"head, epoch {pairs.epoch + 1} of {plan.epochs}"
     for batch in load_image_batches(pairs, as_packed, batches, workers, title):
-        problems.update(dict.fromkeys(batch.problems))
+        problems += batch.problems
         if not len(batch.positions):
             continue
         # Tensors of inference mode cannot take part in a backward pass; their clones can.
@@ -156,6 +170,7 @@ def _batches(
         stride = stride_of(plan.preset.train_size, searches.shape[-1])
         shifts = torch.from_numpy(pairs.shifts(batch.positions.tolist())).to(features.device)
         yield _Batch(exemplars, searches, stride, shifts / stride)
+    unfinished.arrays(_lost(pairs.epoch), lambda: {"problems": np.array(problems, str)})
 
 
 def _loss(head: Head, batch: _Batch, preset: Preset) -> Tensor:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cyclecontrast.config import TrackingConfig
-from cyclecontrast.data.got10k import open_got10k
-from cyclecontrast.data.otb import from_official_start, open_otb
+from cyclecontrast.data.sequences.got10k import open_got10k
+from cyclecontrast.data.sequences.otb import from_official_start, open_otb
 from cyclecontrast.data.tracking_sequences import Sequence, Sequences
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluate.tracking.records import FROM_SIXTH

@@ -1,0 +1,1 @@
+"""Which labeled images and videos there are: layouts of folders and lists."""

@@ -1,0 +1,1 @@
+"""Which images have masks, and what the numbers in a mask mean."""
