@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclecontrast.data.mask_codes import IGNORE
-from cyclecontrast.data.mask_layouts import VOC_CLASSES, Asked
 from cyclecontrast.data.masked_images import MaskedImages
+from cyclecontrast.data.masks.codes import IGNORE
+from cyclecontrast.data.masks.layouts import VOC_CLASSES, Asked
 from cyclecontrast.errors import UserError
 
 HEIGHT, WIDTH = 6, 9
