@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build clean
+.PHONY: help demo test check bench build clean
 
 help:
 	@echo "make demo   set up .venv and go the whole path on built-in videos, minutes on a laptop's CPU"
 	@echo "make test   set up .venv for developers and run every test"
 	@echo "make check  ruff, mypy --strict, the floors of the architecture"
+	@echo "make bench  the benchmarks: how close the evaluations come to their limits; minutes"
 	@echo "make build  the wheel, and every test against the installed wheel"
 	@echo "make clean  remove .venv and everything built"
 
@@ -22,10 +23,14 @@ test: $(VENV)/developer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: $(VENV)/developer
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_floors.py
+
+bench: $(VENV)/developer
+	@for file in benchmarks/*.py; do \
+		echo "== $$file" && OMP_NUM_THREADS=1 $(BIN)/python $$file || exit 1; done
 
 build: $(VENV)/developer
 	rm -rf dist build/wheel-venv

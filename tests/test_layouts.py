@@ -37,6 +37,12 @@ def test_all_data_sets_below_a_folder_are_found_in_order(tmp_path):
     assert [layout.kind for layout in find_layouts(tmp_path)] == list(LAYOUTS)
 
 
+def test_labeled_frames_with_masks_are_two_data_sets_in_one(tmp_path):
+    """Objects can be classified, and cut out."""
+    make(tmp_path, ["frames/cup/1/0.png", "masks/cup/1/0.png", "train.txt", "test.txt"])
+    assert [layout.kind for layout in find_layouts(tmp_path)] == ["images", "masks"]
+
+
 def test_real_data_is_recognised(shared):
     """The data beside the project is found whole."""
     found = {layout.root.name: layout.kind for layout in find_layouts(shared)}

@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 
 from cyclecontrast.config import SegmentationConfig
-from cyclecontrast.data.mask_codes import IGNORE
 from cyclecontrast.data.masked_images import MaskedImages
+from cyclecontrast.data.masks.codes import IGNORE
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate import evaluate, two_steps
 from cyclecontrast.evaluate.metrics import iou_per_class, mean_iou, pixel_accuracy, pixel_confusion

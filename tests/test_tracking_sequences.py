@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from cyclecontrast.data.got10k import open_got10k
-from cyclecontrast.data.otb import open_otb
+from cyclecontrast.data.sequences.got10k import open_got10k
+from cyclecontrast.data.sequences.otb import open_otb
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.tracking.open_data import open_sequences
 

@@ -49,6 +49,8 @@ def _kinds(root: Path) -> Iterator[Kind]:
         yield "videos"
     elif (has("train.txt") and has("test.txt")) or (has("train") and has("val")):
         yield "images"
+        if has("frames") and has("masks"):
+            yield "masks"
     elif any(_is_otb_sequence(path) for path in root.iterdir()):
         yield "otb"
 

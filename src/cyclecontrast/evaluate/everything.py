@@ -52,24 +52,24 @@ class Everything(NamedTuple):
     problems: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return the table in Markdown; published figures carry a number, and below it what makes them differ."""
-        lines: list[tuple[str, ...]] = []
-        footnotes: list[str] = []
+        """Return the table in Markdown; what is published stands in it where all agrees, else below, with why not."""
+        lines: list[tuple[str, ...]] = [("protocol", "data", "metric", "%", "random %", "published %")]
+        footnotes: dict[str, int] = {}
         for result, baseline in self.rows:
-            for metric in _shown(result):
-                mark = _footnote(compare(result, metric), footnotes)
+            compared = compare(result)
+            for metric in _shown(result, compared):
                 ours, random = (_percent(one, metric) for one in (result, baseline))
-                lines.append((result.tag, Path(result.about.data.path).name, metric, ours, random, mark))
-        head = ("protocol", "data", "metric", "%", "random %", "published %")
-        left_out = [
-            f"{result.tag} on {Path(result.about.data.path).name}: {len(result.about.problems)} items left out"
-            for result, _ in self.rows
-            if result.about.problems
-        ]
-        numbered = [f"[{number}] {text}" for number, text in enumerate(footnotes, start=1)]
-        return "\n".join(
-            [*_markdown([head, *lines]), "", *numbered, *left_out, *map("not evaluated: {}".format, self.problems)]
-        )
+                published = _published(compared, metric, footnotes)
+                lines.append((result.tag, Path(result.about.data.path).name, metric, ours, random, published))
+        numbered = [f"[{number}] {text}" for text, number in footnotes.items()]
+        return "\n".join([*_markdown(lines), "", *numbered, *self._left_out()])
+
+    def _left_out(self) -> Iterator[str]:
+        for result, _ in self.rows:
+            if result.about.problems:
+                name = Path(result.about.data.path).name
+                yield f"left out of {result.tag} on {name}: {len(result.about.problems)} items, named in its result"
+        yield from map("not evaluated: {}".format, self.problems)
 
 
 def evaluate_all(config: AllConfig) -> Everything:
@@ -142,25 +142,28 @@ def _folder(config: AllConfig) -> Path:
     return folder
 
 
-def _shown(result: Result) -> list[str]:
-    """Return the metrics that the table shows: the first, and all that a published figure stands for."""
-    return [name for number, name in enumerate(result.metrics) if number == 0 or compare(result, name) is not None]
+def _shown(result: Result, compared: Compared | None) -> list[str]:
+    """Return the metrics that the table shows: the first, and all of which a figure is published."""
+    published = compared.references if compared else {}
+    return [name for number, name in enumerate(result.metrics) if number == 0 or name in published]
 
 
 def _percent(result: Result | None, metric: str) -> str:
     return "" if result is None or metric not in result.metrics else f"{100 * result.metrics[metric]:.1f}"
 
 
-def _footnote(compared: Compared | None, footnotes: list[str]) -> str:
-    if compared is None:
+def _published(compared: Compared | None, metric: str, footnotes: dict[str, int]) -> str:
+    """Return a published figure with the number of its footnote, or the number alone where it is not comparable."""
+    if compared is None or metric not in compared.references:
         return ""
-    row = compared.reference
-    differs = f"not comparable: {'; '.join(compared.differences)}" if compared.differences else "comparable"
-    note = f"; {row.note}" if row.note else ""
-    text = f"{row.method}, {row.backbone} pretrained on {row.pretrained_on}, {row.data} ({row.source}){note}: {differs}"
-    if text not in footnotes:
-        footnotes.append(text)
-    return f"{row.percent:.1f} [{footnotes.index(text) + 1}]"
+    row = compared.one
+    text = f"{row.method}, {row.backbone} pretrained on {row.pretrained_on}, {row.data}, {row.source}"
+    text += f" ({row.note})" if row.note else ""
+    if compared.differences:
+        figures = ", ".join(f"{name} {one.percent:.1f}" for name, one in compared.references.items())
+        text = f"not comparable, for reference: {figures} by {text}; here: {'; '.join(compared.differences)}"
+    number = footnotes.setdefault(text, len(footnotes) + 1)
+    return f"[{number}]" if compared.differences else f"{compared.references[metric].percent:.1f} [{number}]"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:

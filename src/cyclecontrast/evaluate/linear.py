@@ -52,7 +52,7 @@ def predict(backbone: Backbone, data: LabeledImages, config: LinearConfig, unfin
         f"linear probe={probe} level={config.level}",
         notes + fitted.notes,
         fitted.problems + test.problems,
-        {**fitted.details, "classes": list(data.classes)},
+        {**fitted.details, "probe": probe, "classes": list(data.classes)},
     )
 
 

@@ -1,6 +1,7 @@
 """Published figures, each with its source, and what must agree before one may stand beside a measured one."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -9,9 +10,12 @@ from typing import Any, NamedTuple
 from cyclecontrast.evaluate.result import Result
 
 METHOD = "CycleContrast"
-SIZE_OF_TEST = {"OTB-100": 100, "ImageNet": 50_000, "UCF101 split 1": 3_783}
+SIZE_OF_TEST = {"tracking": 100, "linear": 50_000, "action finetune": 3_783, "retrieval": 37_830}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "tracking": {"preset": "release", "train": True, "toolkit": "got10k"},
+    "tracking": {
+        **{"tracker": "siamfc", "preset": "release", "train": True, "toolkit": "got10k"},
+        **{"epochs": 50, "batch_size": 8, "pairs_per_sequence": 1, "exact_geometry": False, "fix_scale_penalty": False},
+    },
     "linear": {"probe": "sgd", "level": "frame", "epochs": 100, "image_size": 224},
     "action finetune": {
         "split": 1,
@@ -21,10 +25,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "epochs": 16,
         "num_clips": 10,
     },
-    "retrieval frame": {"split": 1, "per_video": 10, "image_size": 224},
-    "retrieval clip": {"split": 1, "per_video": 10, "image_size": 224},
+    "retrieval frame": {"split": 1, "per_video": 10, "image_size": 224, "center": False},
+    "retrieval clip": {"split": 1, "per_video": 10, "image_size": 224, "center": False, "clip_length": 16},
 }
-"""Settings with which the protocol is the one of the published figure."""
+"""Settings, as resolved, with which the protocol is the one of the published figure."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,15 @@ class Reference:
 
 
 class Compared(NamedTuple):
-    """A published figure, and all in which a measured one differs from it; comparable where that is nothing."""
+    """Published figures by metric, and all in which the measured ones differ; comparable where that is nothing."""
 
-    reference: Reference
+    references: dict[str, Reference]
     differences: tuple[str, ...]
+
+    @property
+    def one(self) -> Reference:
+        """What the figures have in common: source, method, backbone, data."""
+        return next(iter(self.references.values()))
 
 
 @cache
@@ -56,15 +65,19 @@ def load_references() -> tuple[Reference, ...]:
     return tuple(Reference(**row) for row in json.loads(text))
 
 
-def compare(result: Result, metric: str) -> Compared | None:
-    """Return the paper's own figure for a metric of a result, that of the same backbone if there is one."""
+def compare(result: Result) -> Compared | None:
+    """Return the paper's own figures for the metrics of a result, of the same backbone if there are any."""
     label = _label(result)
-    ours = [row for row in load_references() if (row.protocol, row.metric, row.method) == (label, metric, METHOD)]
-    if not ours:
+    ours = [
+        row
+        for row in load_references()
+        if (row.protocol, row.method) == (label, METHOD) and row.metric in result.metrics
+    ]
+    same = [row for row in ours if _plain(row.backbone) == result.about.model.name] or ours
+    rows = [row for row in same if (row.source, row.backbone) == (same[0].source, same[0].backbone)]
+    if not rows:
         return None
-    backbone = result.about.model.name
-    reference = next((row for row in ours if _plain(row.backbone) == backbone), ours[0])
-    return Compared(reference, tuple(_differences(result, reference)))
+    return Compared({row.metric: row for row in rows}, tuple(_differences(result, label, rows[0])))
 
 
 def _label(result: Result) -> str:
@@ -76,20 +89,16 @@ def _plain(backbone: str) -> str:
     return backbone.lower().replace("-", "")
 
 
-def _differences(result: Result, reference: Reference) -> list[str]:
+def _differences(result: Result, label: str, reference: Reference) -> Iterator[str]:
     about = result.about
-    found = []
     if _plain(reference.backbone) != about.model.name:
-        found.append(f"backbone {about.model.name}, not {reference.backbone}")
-    if about.data.num_test != SIZE_OF_TEST[reference.data]:
-        size = SIZE_OF_TEST[reference.data]
-        found.append(f"other data than {reference.data}: {about.data.num_test:,} test items, not {size:,}")
-    settings = {**about.config, **{name: about.details[name] for name in ("probe",) if name in about.details}}
-    found += [
-        f"{name} {settings.get(name)}, not {value}"
-        for name, value in SETTINGS[reference.protocol].items()
-        if settings.get(name) != value
-    ]
+        yield f"backbone {about.model.name}, not {reference.backbone}"
+    size = SIZE_OF_TEST.get(label) or SIZE_OF_TEST[result.protocol]
+    if about.data.num_test != size:
+        yield f"data: {about.data.num_test:,} test items, not the {size:,} of {reference.data}"
+    settings = about.config | about.details
+    for name, value in SETTINGS[label].items():
+        if settings.get(name) != value:
+            yield f"{name} {settings.get(name)}, not {value}"
     if about.problems:
-        found.append(f"{len(about.problems)} items left out")
-    return found
+        yield f"{len(about.problems)} items left out"

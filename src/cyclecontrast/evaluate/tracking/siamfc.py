@@ -51,6 +51,7 @@ def prepare_tracker(
             "losses": [round(loss, 6) for loss in fitted.losses],
             "head_dim": head_shape(backbone.dim, fitted.plan.preset)[0],
             "head_scale": fitted.head.scale,
+            "epochs": fitted.plan.epochs,
             "learning_rate": fitted.plan.learning_rate,
             "batch_size": fitted.plan.batch_size,
             "pairs_per_sequence": fitted.plan.pairs_per_sequence,
