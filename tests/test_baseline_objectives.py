@@ -131,6 +131,21 @@ def _log_share(query, same, other):
     return torch.log(up / (up + down))
 
 
+@pytest.mark.parametrize("objective", ["vince", "seco"])
+def test_keys_of_the_step_are_no_negatives_of_their_video(objective):
+    """With nothing masked, a query ignores the keys that its video has in this step, and its older ones count."""
+    training = make(objective, mask_own_video=False, batch_keys=True)
+    train_step(training, draw_batch(1), 0)
+    inputs = see(training)
+    ignored = training.objective.ignored(inputs)
+    keys = len(inputs.encoded.keys)
+    own = inputs.intra.video == inputs.video[:, None]
+    assert (own[:, :QUEUE].sum(1) == keys).all()
+    assert not ignored[:, :QUEUE].any()
+    assert torch.equal(ignored[:, QUEUE:], own[:, QUEUE:])
+    assert (ignored.sum(1) == keys).all()
+
+
 def test_simclr_is_nt_xent_of_both_views():
     """Both views come from the encoder itself, and there is no momentum encoder and no queue."""
     training = make("simclr")
@@ -189,7 +204,7 @@ def test_cycle_only_is_equation_5(own_key):
 
 
 def test_simsiams_target_is_frozen():
-    """With the gradient of one way only, what the other view's encoder saw gets none: the target is taken as given."""
+    """No gradient reaches the features that serve as targets; through the predictions it reaches head and backbone."""
     training = make("simsiam")
     batch = draw_batch()
     views = _encode(training, batch, 0)

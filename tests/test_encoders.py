@@ -28,7 +28,7 @@ def images(number, seed=0):
     return torch.randn(number, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("projector", ["linear", "mlp", "mlp-bn"])
+@pytest.mark.parametrize("projector", ["linear", "mlp", "mlp-bn", "mlp3-bn"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_features_are_unit_vectors_in_fp32(projector, precision):
     """Both projections have length 1 in fp32, also where the network runs in bf16."""
@@ -57,6 +57,27 @@ def test_projectors_are_those_of_paper_and_release():
     mlp = make_projector("mlp", 32, 8)
     assert [tuple(p.shape) for p in mlp.parameters()] == [(32, 32), (32,), (8, 32), (8,)]
     assert [type(layer) for layer in mlp] == [nn.Linear, nn.ReLU, nn.Linear]
+
+
+def test_simsiams_projector_has_three_layers():
+    """`mlp3-bn` has BatchNorm behind each of three layers, the last without parameters of its own."""
+    projector = make_projector("mlp3-bn", 32, 8)
+    assert [tuple(p.shape) for p in projector.parameters()] == [
+        *((32, 32), (32,), (32,)),
+        *((32, 32), (32,), (32,)),
+        (8, 32),
+    ]
+    names = [type(layer).__name__ for layer in projector]
+    assert names == [*["Linear", "BatchNorm1d", "ReLU"] * 2, "Linear", "BatchNorm1d"]
+
+
+def test_the_projections_are_the_features_before_normalisation():
+    """What a predictor reads has the features' directions and lengths of its own."""
+    encoder = make_encoder().eval()
+    projections, features = encoder.project(images(3)), encoder(images(3))
+    for raw, vectors in zip(projections, features, strict=True):
+        assert torch.allclose(raw / raw.norm(dim=1, keepdim=True), vectors, atol=1e-6)
+        assert not torch.allclose(raw.norm(dim=1), torch.ones(3), atol=0.05)
 
 
 def test_the_batchnorm_projector_takes_out_what_all_share():

@@ -1,4 +1,4 @@
-"""Every objective beside ours learns: its loss falls, and frames of one video become neighbors."""
+"""Every objective beside the first three learns: its loss falls, and frames of one video become neighbors."""
 
 import json
 
@@ -37,12 +37,11 @@ SETTINGS = {
 }
 PREDICTS = {"bn_groups": 1, "learning_rate": 0.1}
 OBJECTIVES = {
-    "cycle-only": {},
-    "cycle-only with k++": {"own_key_in_support": True},
-    "vince": {"steps": 50},
+    "cycle-only with k++": {"own_key_in_support": True, "learning_rate": 0.06, "steps": 160},
+    "vince": {"steps": 70},
     "seco": {},
     "simclr": {"positives": "video"},
-    "simsiam": PREDICTS | {"projector": "mlp3-bn", "learning_rate": 0.05},
+    "simsiam": PREDICTS | {"projector": "mlp3-bn", "learning_rate": 0.05, "steps": 150},
     "byol": PREDICTS | {"projector": "mlp-bn"},
 }
 
@@ -64,14 +63,23 @@ def same_video_first(backbone, tree):
     return np.mean([paths[i].parent == paths[j].parent for i, j in enumerate(nearest)])
 
 
+def train(tree, out, objective, **changes):
+    """Train, and return the backbone and the loss of every step."""
+    done = pretrain(PretrainConfig(data=tree, out=out, objective=objective, **(SETTINGS | changes)))
+    losses = [json.loads(line)["loss"] for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
+    return done.backbone, losses
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_learns(tree, tmp_path, name):
-    """Once the queue holds keys only, the loss falls, and neighbors are of one video more often than untrained ones."""
-    settings = SETTINGS | OBJECTIVES[name]
-    done = pretrain(PretrainConfig(data=tree, out=tmp_path / "run", objective=name.split()[0], **settings))
-    losses = [json.loads(line)["loss"] for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
+    """The loss falls once the queue holds keys only, and more neighbors are of one video than by untrained weights."""
+    backbone, losses = train(tree, tmp_path / "run", name.split()[0], **OBJECTIVES[name])
+    assert np.mean(losses[-16:]) < np.mean(losses[8:24]) - 0.1
     untrained = same_video_first(make_backbone(SETTINGS["backbone"], 3, 16), tree)
-    trained = same_video_first(done.backbone, tree)
-    print(name, np.mean(losses[8:16]), np.mean(losses[-8:]), untrained, trained)
-    assert np.mean(losses[-8:]) < np.mean(losses[8:16]) - 0.1
-    assert trained >= untrained + 0.15
+    assert same_video_first(backbone, tree) >= untrained + 0.15
+
+
+def test_the_cycle_alone_lowers_its_loss(tree, tmp_path):
+    """Without k++ the loss falls, too; that its features are better is not asked, as they were hardly (Table 5)."""
+    _, losses = train(tree, tmp_path / "run", "cycle-only", learning_rate=0.06, steps=160)
+    assert np.mean(losses[-16:]) < np.mean(losses[8:24]) - 0.1

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cyclecontrast.data.augment import RECIPES
 from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.further_views import no_further, other_half, query_again, three_pairs
 from cyclecontrast.data.pairs import Batch, FramePairs, collate, load_batches, video_order
 from cyclecontrast.errors import UserError
 
@@ -126,6 +127,97 @@ def test_views_of_one_frame_differ(tmp_path):
     pairs = FramePairs(FrameStore.open(tmp_path / "v"), RECIPE, SIZE, seed=0)
     views = [view for position in range(5) for view in pairs[position][:2]]
     assert len({view.tobytes() for view in views}) == 10
+    more = FramePairs(pairs.store, RECIPE, SIZE, seed=0, further=three_pairs)
+    assert len({view.tobytes() for position in range(5) for view in more[position].more}) == 30
+
+
+# --- further views
+
+
+def numbers(view):
+    """The video and the frame that a still view shows."""
+    return int(view[0, 0, 0]), int(view[0, 0, 2])
+
+
+@pytest.mark.parametrize("further", [query_again, three_pairs, other_half])
+@pytest.mark.parametrize("recipe", [STILL, RECIPE])
+def test_further_views_leave_the_first_two_as_they_are(store, further, recipe):
+    """Query and positive are the same to the bit whatever is shown beside them."""
+    two = FramePairs(store, recipe, SIZE, seed=5)
+    more = FramePairs(store, recipe, SIZE, seed=5, further=further)
+    for position in range(21):
+        assert all(np.array_equal(a, b) for a, b in zip(two[position][:2], more[position][:2], strict=True))
+        assert two[position][2:5] == (two[position].video, 0, ())
+
+
+@pytest.mark.parametrize(("further", "number"), [(no_further, 0), (query_again, 1), (three_pairs, 6), (other_half, 2)])
+def test_frames_number_what_each_view_shows(store, further, number):
+    """The numbers beside the views are those of the frames in the pictures, in a sample and in a batch."""
+    pairs = FramePairs(store, STILL, SIZE, seed=1, further=further)
+    for position in range(28):
+        sample = pairs[position]
+        seen = [numbers(view) for view in (sample.query, sample.positive, *sample.more)]
+        assert seen == [(sample.video, frame) for frame in sample.frames]
+        assert len(sample.more) == number
+    batch = collate([pairs[position] for position in range(7)])
+    assert batch.frames.tolist() == [list(pairs[position].frames) for position in range(7)]
+    assert [tuple(view.shape) for view in batch.more] == [(7, 3, SIZE, SIZE)] * number
+
+
+def test_the_query_again_is_its_frame(store):
+    """k++ shows the query's frame, of another video frame the positive."""
+    pairs = FramePairs(store, STILL, SIZE, seed=1, further=query_again)
+    assert all(pairs[position].frames[2] == pairs[position].frames[0] for position in range(70))
+
+
+def test_three_pairs_are_of_any_frames(store):
+    """VINCE's six further views show every frame of the video equally often, short videos more than once."""
+    pairs = FramePairs(store, STILL, SIZE, seed=1, further=three_pairs)
+    samples = [pairs[position] for position in range(7 * 150)]
+    for video, num_frames in enumerate(NUM_FRAMES):
+        frames = [frame for sample in samples if sample.video == video for frame in sample.frames[2:]]
+        counts, p = np.bincount(frames, minlength=num_frames), 1 / num_frames
+        assert len(counts) == num_frames
+        assert np.abs(counts - 900 * p).max() <= 5 * (900 * p * (1 - p)) ** 0.5
+        again = sum(sample.frames[2] == sample.frames[0] for sample in samples if sample.video == video)
+        assert abs(again - 150 * p) <= 5 * (150 * p * (1 - p)) ** 0.5, "the draws know nothing of the query's"
+
+
+def test_the_other_half_is_before_or_after(store):
+    """SeCo's two further frames are sorted, both on the other side of the middle; one frame stands for itself."""
+    pairs = FramePairs(store, STILL, SIZE, seed=1, same_frame=True, further=other_half)
+    sides = set()
+    for position in range(210):
+        sample = pairs[position]
+        half, (query, again, second, third) = NUM_FRAMES[sample.video] // 2, sample.frames
+        assert query == again
+        assert second <= third
+        if half:
+            assert {second < half, third < half} == {query >= half}
+            sides.add(query < half)
+        else:
+            assert second == third == query
+    assert sides == {True, False}
+
+
+def test_further_views_are_the_same_in_any_process(store):
+    """Workers, starts and shares change nothing of further views and of frame numbers."""
+    pairs = FramePairs(store, RECIPE, SIZE, seed=1, further=three_pairs)
+    here, there = batches(pairs, range(4)), batches(pairs, range(4), workers=2)
+    for one, two in zip(here, there, strict=True):
+        assert torch.equal(one.frames, two.frames)
+        assert all(torch.equal(a, b) for a, b in zip(one.more, two.more, strict=True))
+    assert torch.equal(batches(pairs, range(2, 4))[1].more[5], here[3].more[5])
+
+
+def test_further_views_are_replaced_and_counted(spoiled):
+    """All eight views of a video show its one readable frame; of a video without any, the next one's, all counted."""
+    pairs = FramePairs(FrameStore.open(spoiled), STILL, SIZE, seed=0, further=three_pairs)
+    samples = [pairs[position] for position in positions_of(pairs, 0)]
+    assert {sample.frames for sample in samples} == {(2,) * 8}
+    assert 4 < np.mean([sample.replaced for sample in samples]) < 8
+    stand_ins = [pairs[position] for position in positions_of(pairs, 1)]
+    assert {sample.replaced for sample in stand_ins} == {8}
 
 
 # --- in any process

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -48,16 +47,7 @@ LEARNS = {
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """Twelve videos of four frames: stripes of one width and direction each, which move."""
-    root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
-    for video in range(12):
-        folder = root / f"group_{video % 3}" / f"video_{video}"
-        folder.mkdir(parents=True)
-        for frame in range(4):
-            wave = np.sin(np.arange(32) * 2 * np.pi / (2.5 * 1.4 ** (video // 2)) + frame)
-            stripes = np.broadcast_to(wave if video % 2 else wave[:, None], (32, 32))
-            image = 128 + 90 * stripes[..., None] + rng.normal(0, 12, (32, 32, 3))
-            cv2.imwrite(str(folder / f"{frame}.png"), image.clip(0, 255).astype(np.uint8))
-    return root
+    return make.write_stripes(tmp_path_factory.mktemp("tree"))
 
 
 def run(tree, out, **changes):
@@ -96,6 +86,30 @@ def test_every_objective_learns(tree, tmp_path, objective):
     assert (done.metrics["cycle_loss"] is None) == (objective != "cycle")
 
 
+def test_the_terms_of_a_loss_are_logged(tree, tmp_path):
+    """SeCo's three parts stand in each line of the metrics and sum up to the loss."""
+    (row,) = lines_of(run(tree, tmp_path / "run", objective="seco", steps=1).folder)
+    assert row["loss"] == pytest.approx(row["intra_loss"] + row["same_frame_loss"] + row["order_loss"], rel=1e-5)
+    assert row["cycle_loss"] is None
+
+
+def test_a_run_from_before_other_objectives_goes_on(tree, tmp_path):
+    """A config without the newer options, and a state without a head, are those of a run that can be resumed."""
+    whole = run(tree, tmp_path / "run", checkpoint_every=2)
+    shutil.rmtree(whole.folder / "checkpoints" / "step-00000004")
+    state = load_file(whole.folder / "checkpoints" / "step-00000002" / "state.safetensors")
+    assert {name.split("/")[0] for name in state} == {
+        "encoder",
+        "momentum_encoder",
+        "intra_queue",
+        "cycle_queue",
+        "sgd",
+    }
+    config, newer = whole.folder / "config.toml", ("positives", "own_key", "self_", "momentum_rise")
+    config.write_text("\n".join(line for line in config.read_text().splitlines() if not line.startswith(newer)))
+    assert cc.pretrain(resume=whole.folder).metrics["loss"] == whole.metrics["loss"]
+
+
 def test_a_run_is_a_function_of_its_seed(tree, tmp_path):
     """The config that a run wrote reruns it to the bit, with other workers too; another seed gives other weights."""
     first = run(tree, tmp_path / "first")
@@ -110,9 +124,13 @@ def test_a_run_is_a_function_of_its_seed(tree, tmp_path):
     assert lines_of(other.folder) != lines_of(first.folder)
 
 
-def test_a_resumed_run_is_the_same_run(tree, tmp_path):
-    """Stopped after any checkpoint and resumed, a run ends with the same bits and each step in its metrics once."""
-    whole = run(tree, tmp_path / "whole", steps=6, checkpoint_every=3, cycle_start=0.4)
+@pytest.mark.parametrize("objective", ["cycle", "byol", "vince"])
+def test_a_resumed_run_is_the_same_run(tree, tmp_path, objective):
+    """Stopped after any checkpoint and resumed, a run ends with the same bits and each step in its metrics once.
+
+    With a queue of two losses, with a predictor, and with eight views of a video.
+    """
+    whole = run(tree, tmp_path / "whole", objective=objective, steps=6, checkpoint_every=3, cycle_start=0.4)
     part = tmp_path / "part"
     shutil.copytree(whole.folder, part)
     shutil.rmtree(part / "checkpoints" / "step-00000006")
@@ -248,7 +266,10 @@ def test_a_flat_folder_is_for_one_objective(tree, tmp_path):
         shutil.copy(path, flat / f"{number}.png")
     with pytest.raises(UserError, match="only --objective intra-image"):
         run(flat, tmp_path / "run")
+    with pytest.raises(UserError, match="only --objective intra-image"):
+        run(flat, tmp_path / "run", objective="seco")
     assert run(flat, tmp_path / "run", objective="intra-image", steps=1).metrics["step"] == 1
+    assert run(flat, tmp_path / "other", objective="simsiam", steps=1).metrics["step"] == 1
 
 
 def test_training_starts_from_given_weights(tree, tmp_path):

@@ -411,6 +411,16 @@ def test_chance_lines(made):
     assert f"chance {math.log(1024 - 256 + 1):.2f}" in page.text
 
 
+@pytest.mark.parametrize(("objective", "words"), [("simsiam", "two views that predict each other"), ("seco", "order")])
+def test_every_objective_has_its_words(tmp_path, objective, words):
+    """The page says what a run learned from; without a queue there is no chance of guessing a key."""
+    rows = [metrics_row(step, cycle_loss=None, cycle_closed=None) for step in (10, 20)]
+    run = write_run(tmp_path / "run", write_frames(tmp_path / "data", ["a", "b"]), rows=rows, objective=objective)
+    text = report(run).text
+    assert words in text.split("12,345 videos, by ")[1].split(".")[0]
+    assert ("chance" in text) == (objective == "seco")
+
+
 @pytest.fixture(scope="module")
 def some_run(made):
     """The run as the page reads it."""

@@ -85,10 +85,11 @@ def test_the_cycle_can_be_learned():
     optimizer = torch.optim.SGD(training.encoder.parameters(), lr=0.05, momentum=0.9)
     losses = []
     for _ in range(60):
-        query, _ = _encode(training, batch, 0)
+        views = _encode(training, batch, 0)
         if not losses:
-            _, positive = _encode(training, batch, 0)
-        inputs, _ = _gather_inputs(training, query, positive, batch.video, 0)
+            keys = _encode(training, batch, 0).encoded.keys
+        fixed = views._replace(encoded=views.encoded._replace(keys=keys))
+        inputs, _ = _gather_inputs(training, fixed, batch, 0)
         loss = OBJECTIVES["cycle"].losses(inputs).cycle
         optimizer.zero_grad()
         loss.backward()

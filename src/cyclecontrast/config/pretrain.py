@@ -21,9 +21,18 @@ from cyclecontrast.config.fields import (
     Side,
     Whole,
 )
+from cyclecontrast.config.sources import SOURCES
 
 MAY_CHANGE = frozenset({"resume", "data", "workers", "device", "log_every", "checkpoint_every"})
 """Settings of a run that may differ when it is resumed: the data must have the same fingerprint, wherever it lies."""
+
+
+BELONGS_TO = {
+    "positives": ("simclr", "simsiam", "byol"),
+    "own_key_in_support": ("cycle-only",),
+    "self_batch": ("vince",),
+}
+"""Options that other objectives would leave unread in silence."""
 
 
 class PretrainConfig(BaseModel):
@@ -33,32 +42,53 @@ class PretrainConfig(BaseModel):
     data: Path = Field(description="a prepared store, a folder of videos, a tree of frames, or the R2V2 layout")
     out: Path = Field(description="folder of the run to make")
     preset: Literal["auto", "paper", "release"] = Field(
-        "auto", description="auto: sized from the data and the hardware; paper: its text; release: its script"
+        "auto",
+        description="auto: sized from the data and the hardware; paper: its text; release: its script; "
+        "the last two for vince, seco, simclr, simsiam, byol: what their own sources say",
     )
-    objective: Literal["intra-image", "intra-video", "cycle"] = Field("cycle", description="what is trained")
+    objective: Literal[
+        "intra-image", "intra-video", "cycle", "cycle-only", "vince", "seco", "simclr", "simsiam", "byol"
+    ] = Field(
+        "cycle", description="what is trained; all but the first four follow the papers that they are named after"
+    )
+    positives: Literal["frame", "video"] = Field(
+        "frame", description="simclr, simsiam, byol: two views of one frame, as there, or of two frames of a video"
+    )
 
     backbone: BackboneName = Field(
         "resnet18", description="resnet10|18|34|50, with -small (3x3 stem) and -wN (width), or timm:<name>"
     )
     init: str | None = Field(None, description="start from this model's backbone instead of random weights")
-    projector: Literal["linear", "mlp", "mlp-bn"] = Field(
-        "linear", description="one layer (paper), two (release), or two with BatchNorm"
+    projector: Literal["linear", "mlp", "mlp-bn", "mlp3-bn"] = Field(
+        "linear", description="one layer (paper), two (release), two with BatchNorm, or three (SimSiam)"
     )
     projector_dim: Count = Field(64, description="length of the unit vectors that the losses compare")
 
-    temperature: Positive = Field(0.07, description="of all three softmaxes")
-    cycle_weight: NonNegative = Field(0.1, description="λ of Eq. 6")
+    temperature: Positive = Field(0.07, description="of all softmaxes; simsiam and byol have none")
+    cycle_weight: NonNegative = Field(0.1, description="λ of Eq. 6; for cycle only")
     cycle_start: Fraction = Field(0.0, description="part of the training after which λ is switched on")
-    queue_size: Count = Field(65_536, description="keys of the intra loss")
-    cycle_queue_size: Count = Field(65_536, description="keys of the cycle loss: support and negatives")
+    queue_size: Count = Field(
+        65_536, description="keys of the intra loss; cycle-only, simclr, simsiam and byol have none"
+    )
+    cycle_queue_size: Count = Field(
+        65_536, description="keys of the cycle loss (cycle, cycle-only): support and negatives"
+    )
     support_size: Count = Field(16_384, description="keys drawn for the soft nearest neighbor (U)")
+    own_key_in_support: bool = Field(
+        False, description="cycle-only: another view of the query's frame (k++) is in its support (Table 5)"
+    )
+    self_batch: bool = Field(False, description="vince: contrast the queries with each other, too")
+    self_temperature: Positive = Field(0.03, description="of the softmax of --self-batch")
     top_k: Count | None = Field(None, description="only the K most similar of the support (Table 7)")
     batch_keys: bool = Field(False, description="the other keys of the step are candidates beside the queues'")
     mask_own_video: bool = Field(True, description="keys of the query's own video are no candidates")
     split_by: Literal["frame", "video"] = Field("frame", description="what support and negatives may not share")
     distinct_frames: bool = Field(True, description="the positive is another frame than the query")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="of the momentum encoder")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.999, description="of the momentum encoder; simclr and simsiam have none"
+    )
     momentum_ramp: Whole = Field(0, description="momentum is at most step / (step + ramp); 0 for none")
+    momentum_rise: bool = Field(False, description="the momentum rises to 1 along a cosine (BYOL); excludes a ramp")
     bn_groups: Count = Field(
         8, description="groups that the keys are shuffled into for BatchNorm, all processes together"
     )
@@ -95,16 +125,17 @@ class PretrainConfig(BaseModel):
     def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Complete what is asked with the preset, or with the settings of the run to resume, which may not change."""
         if values.get("resume") is None:
-            preset = PRESETS.get(str(values.get("preset")), {}) | values
+            preset = _of_preset(str(values.get("preset")), str(values.get("objective"))) | values
             return {k: v for k, v in preset.items() if k in values or k != "backbone" or values.get("init") is None}
         run = Path(str(values["resume"]))
         if not (run / "config.toml").exists():
             raise ValueError(f"resume: {run / 'config.toml'} does not exist; name the folder of a run")
         saved = tomllib.loads((run / "config.toml").read_text()) | {"out": run}
+        before = {name: field.default for name, field in cls.model_fields.items()} | saved  # it may lack newer options
         changed = [
-            f"{name}: {saved.get(name)} in the run, {value} asked"
+            f"{name}: {before[name]} in the run, {value} asked"
             for name, value in values.items()
-            if name in cls.model_fields and name not in MAY_CHANGE and not cls._same(name, saved.get(name), value)
+            if name in cls.model_fields and name not in MAY_CHANGE and not cls._same(name, before[name], value)
         ]
         if changed:
             raise ValueError("resume: settings must stay as they are; " + "; ".join(changed))
@@ -120,8 +151,21 @@ class PretrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.objective != "cycle" or not {"support_size", "cycle_queue_size"} <= self.model_fields_set:
-            return self
+        problems = [
+            f"{name} is for {' and '.join(objectives)} only, not for {self.objective}"
+            for name, objectives in BELONGS_TO.items()
+            if getattr(self, name) != type(self).model_fields[name].default and self.objective not in objectives
+        ]
+        if self.momentum_rise and self.momentum_ramp and {"momentum_rise", "momentum_ramp"} <= self.model_fields_set:
+            problems.append("momentum_rise excludes momentum_ramp; set --momentum-ramp 0")
+        problems += self._misfits_of_the_support() if self.objective in ("cycle", "cycle-only") else []
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _misfits_of_the_support(self) -> list[str]:
+        if not {"support_size", "cycle_queue_size"} <= self.model_fields_set:
+            return []
         problems = []
         if self.support_size >= self.cycle_queue_size:
             problems.append(
@@ -130,9 +174,7 @@ class PretrainConfig(BaseModel):
             )
         if self.top_k is not None and self.top_k > self.support_size:
             problems.append(f"top_k ({self.top_k}) is more than support_size ({self.support_size})")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
 
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -198,6 +240,11 @@ PRESETS: dict[str, dict[str, object]] = {
     },
 }
 """Faithful settings by name: `paper` is what the text says, `release` what the authors' script runs."""
+
+
+def _of_preset(preset: str, objective: str) -> dict[str, object]:
+    """Return what the preset says of our method, and over it what an objective's own source says."""
+    return PRESETS.get(preset, {}) | SOURCES.get(preset, {}).get(objective, {})
 
 
 DECIDED_BY_AUTO = frozenset(

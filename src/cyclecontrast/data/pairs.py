@@ -1,4 +1,4 @@
-"""Two views of one video for every position of the training: a pure function of (seed, position).
+"""Two views of one video or more for every position of the training: a pure function of (seed, position).
 
 So workers, resuming at any step and any number of processes see the same data.
 """
@@ -18,18 +18,27 @@ from torch.utils.data import DataLoader, Dataset
 
 from cyclecontrast.data.augment import Recipe, apply_view, draw_view
 from cyclecontrast.data.frames import FrameStore, Pixels
+from cyclecontrast.data.further_views import FurtherFrames, no_further
 from cyclecontrast.errors import UserError
 
-QUERY, POSITIVE, FRAMES, ORDER = range(4)
+QUERY, POSITIVE, FRAMES, ORDER, FURTHER_FRAMES, FURTHER = range(6)
+"""Purposes of random numbers; further views count on from the last."""
+
+NO_FRAMES = torch.empty(0, 0, dtype=torch.long)
 
 
 class ViewPair(NamedTuple):
-    """Two augmented frames of one video, and how many show another than was drawn, for one could not be read."""
+    """Two augmented frames of one video, and how many show another than was drawn, for one could not be read.
+
+    `more` are further views, where wanted; `frames` numbers the frame of each view, query and positive first.
+    """
 
     query: Pixels
     positive: Pixels
     video: int
     replaced: int
+    more: tuple[Pixels, ...] = ()
+    frames: tuple[int, ...] = ()
 
 
 class Frame(NamedTuple):
@@ -40,12 +49,17 @@ class Frame(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Views as uint8 (batch, 3, size, size) in channels-last memory, and their video numbers (batch,)."""
+    """Views as uint8 (batch, 3, size, size) in channels-last memory, and their video numbers (batch,).
+
+    `frames` (batch, num_views) numbers the frame of each view in its video.
+    """
 
     query: Tensor
     positive: Tensor
     video: Tensor
     replaced: int
+    more: tuple[Tensor, ...] = ()
+    frames: Tensor = NO_FRAMES
 
 
 def random_stream(seed: int, epoch: int, place: int, purpose: int) -> np.random.Generator:
@@ -65,7 +79,8 @@ class FramePairs(Dataset[ViewPair]):
 
     With `same_frame` both views show one frame (Eq. 1), else two frames of the video (Eq. 2): distinct ones where
     `distinct` (Algorithm 1), or drawn independently, as in the release. A video of one frame gives two views of it.
-    What cannot be read is replaced: a frame by another of its video, a video without any by the next one.
+    `further` names the frames of further views. What cannot be read is replaced: a frame by another of its video, a
+    video without any by the next one.
     """
 
     store: FrameStore
@@ -74,6 +89,7 @@ class FramePairs(Dataset[ViewPair]):
     seed: int
     same_frame: bool = False
     distinct: bool = True
+    further: FurtherFrames = no_further
 
     def __getitem__(self, position: int) -> ViewPair:
         epoch, place = divmod(position, self.store.num_videos)
@@ -84,16 +100,22 @@ class FramePairs(Dataset[ViewPair]):
             except UserError as error:
                 reason = error
             else:
-                return pair._replace(replaced=2) if stand_in else pair
+                return pair._replace(replaced=2 + len(pair.more)) if stand_in else pair
         raise UserError(f"no frame of any video can be read; {reason}")
 
     def _pair(self, video: int, epoch: int, place: int) -> ViewPair:
-        first, second = self._choose(epoch, place, self.store.frames_in(video))
+        num_frames = self.store.frames_in(video)
+        first, second = self._choose(epoch, place, num_frames)
         query = self._readable(video, first)
         positive = query if first == second else self._readable(video, second, avoid=query.number)
-        query_view = self._view(query.image, epoch, place, QUERY)
-        positive_view = self._view(positive.image, epoch, place, POSITIVE)
-        return ViewPair(query_view, positive_view, video, (query.number != first) + (positive.number != second))
+        known = {first: query, second: positive}
+        chosen = self.further(random_stream(self.seed, epoch, place, FURTHER_FRAMES), first, num_frames)
+        frames = (query, positive, *(known.get(number) or self._readable(video, number) for number in chosen))
+        roles = (QUERY, POSITIVE, *range(FURTHER, FURTHER + len(chosen)))
+        views = [self._view(frame.image, epoch, place, role) for frame, role in zip(frames, roles, strict=True)]
+        numbers = tuple(frame.number for frame in frames)
+        replaced = sum(number != wanted for number, wanted in zip(numbers, (first, second, *chosen), strict=True))
+        return ViewPair(views[0], views[1], video, replaced, tuple(views[2:]), numbers)
 
     def _choose(self, epoch: int, place: int, num_frames: int) -> tuple[int, int]:
         rng = random_stream(self.seed, epoch, place, FRAMES)
@@ -137,12 +159,11 @@ class _Batches(Dataset[Batch | UserError]):
 
 def collate(pairs: list[ViewPair]) -> Batch:
     """Stack pairs; the images' memory is channels-last as OpenCV wrote it."""
-    query, positive = (
-        torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
-        for views in ([pair.query for pair in pairs], [pair.positive for pair in pairs])
-    )
+    columns = zip(*((pair.query, pair.positive, *pair.more) for pair in pairs), strict=True)
+    query, positive, *more = (torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2) for views in columns)
     video = torch.tensor([pair.video for pair in pairs])
-    return Batch(query, positive, video, sum(pair.replaced for pair in pairs))
+    frames = torch.tensor([pair.frames for pair in pairs])
+    return Batch(query, positive, video, sum(pair.replaced for pair in pairs), tuple(more), frames)
 
 
 def load_batches(

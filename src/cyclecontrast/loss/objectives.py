@@ -1,66 +1,28 @@
 """What is minimised in a step: features and queues in, losses out; no state changes here.
 
-A new objective is a function from `Step` to `Losses` and a line in `OBJECTIVES`.
+A new objective is a function from `Step` to `Losses` and a line in `OBJECTIVES`, which says what it needs.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from cyclecontrast.data.further_views import query_again
+from cyclecontrast.loss.baseline_objectives import BASELINES, ignored_positive
 from cyclecontrast.loss.losses import cycle_consistency, info_nce, positive_comes_first, soft_nearest_neighbor
-from cyclecontrast.model.encoders import Features
+from cyclecontrast.loss.step import Candidates, Losses, LossSettings, Needs, Objective, Rates, Step, only_intra, own_in
 
-
-class LossSettings(NamedTuple):
-    """The options of the losses."""
-
-    temperature: float
-    support_size: int
-    top_k: int | None
-    mask_own_video: bool
-    split_by: str
-
-
-class Candidates(NamedTuple):
-    """Keys that a query is compared with: a queue's, oldest first, and behind them, where wanted, the batch's own.
-
-    Shapes: keys (num_keys, dim), video (num_keys,); `place` (batch,) is where among them each query's positive is, if
-    it is.
-    """
-
-    keys: Tensor
-    video: Tensor
-    place: Tensor | None = None
-
-
-class Step(NamedTuple):
-    """Everything that an objective may look at in one step; `seed` draws the support."""
-
-    query: Features
-    positive: Features
-    video: Tensor
-    intra: Candidates
-    cycle: Candidates
-    cycle_weight: float
-    seed: int
-    settings: LossSettings
-
-
-class Losses(NamedTuple):
-    """Scalars: what is minimised, and its terms before weighting; `cycle` is nan where it is not computed."""
-
-    total: Tensor
-    intra: Tensor
-    cycle: Tensor
-
-
-class Rates(NamedTuple):
-    """Parts of the batch: queries that find their positive, and cycles that close; nan where there is no cycle."""
-
-    intra_accuracy: float
-    cycle_closed: float
+__all__ = [
+    "OBJECTIVES",
+    "Candidates",
+    "LossSettings",
+    "Objective",
+    "Step",
+    "measure",
+    "pick_objective",
+    "split_candidates",
+]
 
 
 class Split(NamedTuple):
@@ -72,66 +34,97 @@ class Split(NamedTuple):
     ignore_negatives: Tensor
 
 
-class Objective(NamedTuple):
-    """How an objective is computed, and which views and queues it needs."""
-
-    losses: Callable[[Step], Losses]
-    same_frame: bool
-    has_cycle: bool
+def ignored_video(step: Step) -> Tensor:
+    """Ignore a query's positive among the intra candidates, and where masked all keys of its video."""
+    return own_in(step.intra, step)
 
 
 def intra_image(step: Step) -> Losses:
     """Eq. 1: two views of one frame; every other key is a negative, as in MoCo."""
-    ignore = _own_in(step.intra, step, positive_only=True)
-    intra = info_nce(step.query.intra, step.positive.intra, step.intra.keys, step.settings.temperature, ignore)
-    return Losses(intra, intra, intra.new_tensor(float("nan")))
+    return only_intra(_intra(step, ignored_positive(step)))
 
 
 def intra_video(step: Step) -> Losses:
     """Eq. 2: two frames of one video."""
-    ignore = _own_in(step.intra, step)
-    intra = info_nce(step.query.intra, step.positive.intra, step.intra.keys, step.settings.temperature, ignore)
-    return Losses(intra, intra, intra.new_tensor(float("nan")))
+    return only_intra(_intra(step, ignored_video(step)))
 
 
 def cycle(step: Step) -> Losses:
     """Eq. 6: intra-video loss + λ · cycle loss; with λ = 0 the cycle loss is measured without a gradient."""
     intra = intra_video(step).intra
     with torch.set_grad_enabled(torch.is_grad_enabled() and step.cycle_weight > 0):
-        split = split_candidates(step)
-        loss = cycle_consistency(
-            step.query.cycle,
-            step.positive.cycle,
-            split.support,
-            split.negatives,
-            step.settings.temperature,
-            split.ignore_support,
-            split.ignore_negatives,
-            step.settings.top_k,
-        )
+        loss = _cycle(step)
     return Losses(intra + step.cycle_weight * loss, intra, loss)
 
 
+def cycle_only(step: Step) -> Losses:
+    """Eq. 5 alone, whatever λ is (Table 5)."""
+    loss = _cycle(step)
+    return Losses(loss, loss.new_tensor(float("nan")), loss)
+
+
 OBJECTIVES = {
-    "intra-image": Objective(intra_image, same_frame=True, has_cycle=False),
-    "intra-video": Objective(intra_video, same_frame=False, has_cycle=False),
-    "cycle": Objective(cycle, same_frame=False, has_cycle=True),
+    "intra-image": Objective(intra_image, ignored_positive, Needs(same_frame=True), "two views of one frame"),
+    "intra-video": Objective(intra_video, ignored_video, Needs(), "frames of the same video"),
+    "cycle": Objective(
+        cycle,
+        ignored_video,
+        Needs(has_cycle=True),
+        "frames of the same video and cycles across videos",
+    ),
+    "cycle-only": Objective(cycle_only, ignored_video, Needs(has_intra=False, has_cycle=True), "cycles across videos"),
+    **BASELINES,
 }
+
+
+def pick_objective(name: str, positives: str = "frame", own_key_in_support: bool = False) -> Objective:
+    """Return an objective, its needs as the options have them.
+
+    With `positives` video, methods of two views of a frame get two frames; `own_key_in_support` adds a third view.
+    """
+    objective = OBJECTIVES[name]
+    if positives == "video":
+        return objective._replace(needs=objective.needs._replace(same_frame=False))
+    if own_key_in_support:
+        needs = objective.needs._replace(further=query_again, keys=(1, 2))
+        return objective._replace(needs=needs)
+    return objective
 
 
 @torch.no_grad()
 def measure(step: Step, objective: Objective) -> Rates:
     """Measure how often the positive wins, against the intra keys and at the end of the cycle."""
-    ignore = _own_in(step.intra, step, positive_only=objective.same_frame)
-    first = positive_comes_first(step.query.intra, step.positive.intra, step.intra.keys, ignore)
-    if not objective.has_cycle:
-        return Rates(float(first.float().mean()), float("nan"))
-    split, settings = split_candidates(step), step.settings
-    neighbor = soft_nearest_neighbor(
-        step.query.cycle, split.support, settings.temperature, split.ignore_support, settings.top_k
+    found = closed = float("nan")
+    if objective.needs.has_intra or not objective.needs.has_cycle:
+        ignore = objective.ignored(step)
+        first = positive_comes_first(step.query.intra, step.positive.intra, step.intra.keys, ignore)
+        found = float(first.float().mean())
+    if objective.needs.has_cycle:
+        split, settings = split_candidates(step), step.settings
+        neighbor = soft_nearest_neighbor(
+            step.query.cycle, split.support, settings.temperature, split.ignore_support, settings.top_k
+        )
+        ends = positive_comes_first(neighbor, step.positive.cycle, split.negatives, split.ignore_negatives)
+        closed = float(ends.float().mean())
+    return Rates(found, closed)
+
+
+def _intra(step: Step, ignore: Tensor) -> Tensor:
+    return info_nce(step.query.intra, step.positive.intra, step.intra.keys, step.settings.temperature, ignore)
+
+
+def _cycle(step: Step) -> Tensor:
+    split = split_candidates(step)
+    return cycle_consistency(
+        step.query.cycle,
+        step.positive.cycle,
+        split.support,
+        split.negatives,
+        step.settings.temperature,
+        split.ignore_support,
+        split.ignore_negatives,
+        step.settings.top_k,
     )
-    closed = positive_comes_first(neighbor, step.positive.cycle, split.negatives, split.ignore_negatives)
-    return Rates(float(first.float().mean()), float(closed.float().mean()))
 
 
 def split_candidates(step: Step) -> Split:
@@ -140,28 +133,28 @@ def split_candidates(step: Step) -> Split:
     Differs from the release with `split_by` video: the frames of a video are all on one side. Keys are ordered by a
     random number of their video, and negatives of the one video on the border are ignored.
     """
-    (keys, video, _), settings = step.cycle, step.settings
+    (keys, video, *_), settings = step.cycle, step.settings
     by_video = settings.split_by == "video"
     places = torch.arange(len(keys), device=keys.device)
     order = _scramble(video.where(video >= 0, -1 - places) if by_video else places, step.seed).argsort(stable=True)
     support, negatives = order[: settings.support_size], order[settings.support_size :]
-    own = _own_in(step.cycle, step)
+    own = own_in(step.cycle, step)
     ignore_negatives = own[:, negatives]
     if by_video:
         border = video[support[-1:]]
         ignore_negatives = ignore_negatives | ((video[negatives] == border) & (border >= 0))
-    return Split(keys[support], keys[negatives], own[:, support], ignore_negatives)
+    split = Split(keys[support], keys[negatives], own[:, support], ignore_negatives)
+    return split if len(step.encoded.keys) < 2 else _with_own_key(split, step.encoded.keys[1].cycle)
 
 
-def _own_in(candidates: Candidates, step: Step, positive_only: bool = False) -> Tensor:
-    """Tell which candidates each query must ignore (batch, num_keys): its positive, and where masked its video's.
+def _with_own_key(split: Split, own_keys: Tensor) -> Split:
+    """Put each query's other view k++ into its own support (Table 5).
 
-    Differs from the release, which masks nothing: the paper keeps a query's own video out (§3.2).
+    Differs from the release, which puts the query itself there.
     """
-    own = candidates.video == step.video[:, None]
-    if positive_only or not step.settings.mask_own_video:
-        own = torch.zeros_like(own)
-    return own if candidates.place is None else own.scatter(1, candidates.place[:, None], True)
+    of_others = ~torch.eye(len(own_keys), dtype=torch.bool, device=own_keys.device)
+    support = torch.cat((split.support, own_keys))
+    return split._replace(support=support, ignore_support=torch.cat((split.ignore_support, of_others), dim=1))
 
 
 def _scramble(numbers: Tensor, seed: int) -> Tensor:

@@ -31,28 +31,42 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Features:
         """Normalised images (batch, 3, h, w) → unit vectors in fp32."""
+        return self.project(images).features()
+
+    def project(self, images: Tensor) -> "Projections":
+        """Normalised images → the projectors' outputs as they are: what a predictor reads."""
         representation = self.backbone(images)
-        intra, cycle = self.intra_projector(representation), self.cycle_projector(representation)
-        return Features(normalize(intra.float(), dim=1), normalize(cycle.float(), dim=1))
+        return Projections(self.intra_projector(representation), self.cycle_projector(representation))
+
+
+class Projections(NamedTuple):
+    """Outputs (batch, dim) of the two projectors, before normalisation."""
+
+    intra: Tensor
+    cycle: Tensor
+
+    def features(self) -> Features:
+        """Return them as unit vectors in fp32."""
+        return Features(normalize(self.intra.float(), dim=1), normalize(self.cycle.float(), dim=1))
 
 
 def make_projector(kind: str, in_dim: int, dim: int) -> nn.Module:
-    """Representation → vector before normalisation: `linear` (paper §4.1), `mlp` (release), or `mlp-bn`.
+    """Representation → vector before normalisation: `linear` (paper §4.1), `mlp` (release), `mlp-bn`, or `mlp3-bn`.
 
     Differs from the release: `mlp-bn` normalises each dimension over the batch, which takes out what all images
     share; without it the vectors of an untrained network are nearly one, and small data hardly begin to learn.
+    `mlp3-bn` has one such layer more, as SimSiam.
     """
     if kind == "linear":
         return nn.Linear(in_dim, dim)
     if kind == "mlp":
         return nn.Sequential(nn.Linear(in_dim, in_dim), nn.ReLU(inplace=True), nn.Linear(in_dim, dim))
-    return nn.Sequential(
-        nn.Linear(in_dim, in_dim, bias=False),
-        nn.BatchNorm1d(in_dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(in_dim, dim, bias=False),
-        nn.BatchNorm1d(dim, affine=False),
-    )
+    hidden = [layer for _ in range(2 if kind == "mlp3-bn" else 1) for layer in _hidden_layer(in_dim)]
+    return nn.Sequential(*hidden, nn.Linear(in_dim, dim, bias=False), nn.BatchNorm1d(dim, affine=False))
+
+
+def _hidden_layer(dim: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(inplace=True)
 
 
 def make_momentum_encoder(encoder: Encoder) -> Encoder:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from cyclecontrast.loss.objectives import OBJECTIVES
 from cyclecontrast.report.runs import RunReport
 
 WIDTH, HEIGHT = 360, 210
@@ -27,7 +28,7 @@ class Series(NamedTuple):
 
 
 class Quantity(NamedTuple):
-    """A column of metrics.jsonl, and how it is shown; `chance` is what guessing gives, by run."""
+    """A column of metrics.jsonl, and how it is shown; `chance` is what guessing gives, by run with an intra queue."""
 
     key: str
     title: str
@@ -133,7 +134,8 @@ def _draw(quantity: Quantity, runs: Sequence[RunReport], colors: Sequence[int]) 
     if not all_series:
         return None
     shown = {series.name for series in all_series}
-    chances = sorted({quantity.chance(run) for run in runs if run.name in shown}) if quantity.chance else []
+    guessing = [run for run in runs if run.name in shown and OBJECTIVES[run.config.objective].needs.has_intra]
+    chances = sorted({quantity.chance(run) for run in guessing}) if quantity.chance else []
     x, y = _axes(all_series, chances, quantity)
     lines = tuple(Line(series.color, _path(series.points, x, y)) for series in all_series)
     return Chart(

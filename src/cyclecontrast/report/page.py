@@ -12,6 +12,7 @@ import jinja2
 from cyclecontrast.config import ReportConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import check_folder, replacing
+from cyclecontrast.loss.objectives import OBJECTIVES
 from cyclecontrast.report import curves, neighbors, pictures, results
 from cyclecontrast.report.neighbors import NeighborSheet
 from cyclecontrast.report.runs import RunReport, one_per_method, read_runs
@@ -105,14 +106,10 @@ def _summary(runs: Sequence[RunReport]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} image backbones trained on video without labels, compared."
     config, about = runs[0].config, runs[0].about
-    ways = {
-        "intra-image": "two views of one frame",
-        "intra-video": "frames of the same video",
-        "cycle": "frames of the same video and cycles across videos",
-    }
+    way = OBJECTIVES[config.objective].learns_from
     return (
         f"An image backbone ({config.backbone}, {config.image_size} px) that learned without labels from "
-        f"{about['num_frames']:,} frames of {about['num_videos']:,} videos, by {ways[config.objective]}."
+        f"{about['num_frames']:,} frames of {about['num_videos']:,} videos, by {way}."
     )
 
 

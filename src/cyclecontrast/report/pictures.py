@@ -8,7 +8,7 @@ import cv2
 from cyclecontrast.data.frames import FrameStore, Pixels
 from cyclecontrast.data.pairs import FramePairs
 from cyclecontrast.errors import UserError
-from cyclecontrast.loss.objectives import OBJECTIVES
+from cyclecontrast.loss.objectives import pick_objective
 from cyclecontrast.report.runs import RunReport
 from cyclecontrast.train.open_data import make_pairs
 
@@ -51,8 +51,8 @@ def data_address(image: Pixels) -> str:
 def view_pairs(run: RunReport) -> PairSheet:
     """Make the pairs of views that began the run's first epoch."""
     config, store = run.config, run.frames.store
-    same_frame = OBJECTIVES[config.objective].same_frame
-    seen = "One frame twice" if same_frame else "Two frames of one video"
+    needs = pick_objective(config.objective, config.positives, config.own_key_in_support).needs
+    seen = "One frame twice" if needs.same_frame else "Two frames of one video"
     meaning = f"{seen}, augmented by {config.augmentation}, {config.image_size} × {config.image_size} pixels."
     if store is None:
         return PairSheet(run.name, meaning, (), run.frames.problem)

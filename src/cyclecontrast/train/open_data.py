@@ -11,7 +11,7 @@ from cyclecontrast.data.pairs import FramePairs
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.video import find_videos
 from cyclecontrast.errors import UserError, attempt, checked
-from cyclecontrast.loss.objectives import OBJECTIVES
+from cyclecontrast.loss.objectives import pick_objective
 from cyclecontrast.train.presets import DataSize
 from cyclecontrast.train.progress import console
 
@@ -45,13 +45,14 @@ def size_of(store: FrameStore) -> DataSize:
 
 def make_pairs(config: PretrainConfig, store: FrameStore) -> FramePairs:
     """Return the pairs that the objective needs; raises UserError where the data cannot give them."""
-    objective = OBJECTIVES[config.objective]
-    if not objective.same_frame and store.layout == "flat folder of images":
+    needs = pick_objective(config.objective, config.positives, config.own_key_in_support).needs
+    if not needs.is_of_one_frame and store.layout == "flat folder of images":
         raise UserError(
-            f"{config.data}: a flat folder of images, each its own video: only --objective intra-image can learn "
-            "from it; put the frames of each video into a folder of their own"
+            f"{config.data}: a flat folder of images, each its own video: only --objective intra-image, simclr, "
+            "simsiam and byol can learn from it; put the frames of each video into a folder of their own"
         )
     if store.num_videos < 2:
         raise UserError(f"{config.data}: holds {store.num_videos} video; contrasting needs two at least")
     recipe = RECIPES[config.augmentation]._replace(min_crop=config.min_crop, flip=config.flip)
-    return FramePairs(store, recipe, config.image_size, config.seed, objective.same_frame, config.distinct_frames)
+    views = needs.same_frame, config.distinct_frames, needs.further
+    return FramePairs(store, recipe, config.image_size, config.seed, *views)

@@ -14,6 +14,14 @@ SMALL_IMAGE = 64
 MIN_STEPS = 4000
 MAX_STEPS_ON_CPU = 20_000
 NARROW = 32
+OF_OBJECTIVE: dict[str, dict[str, Any]] = {
+    "cycle-only": {"cycle_start": 0.0},
+    "simsiam": {"projector": "mlp3-bn"},
+    "byol": {"bn_groups": 1},
+}
+"""What `auto` decides otherwise for an objective beside ours."""
+FRAMES_OF_A_VIDEO = {"vince": 4}
+"""Queries that a video gives, where it is not one: the batch is smaller by as much."""
 
 
 class DataSize(NamedTuple):
@@ -48,7 +56,8 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> d
     """Return the settings that suit the data and the hardware, given what is already chosen."""
     image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu))
     backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
-    batch_size = chosen.get("batch_size", _batch_size(data.num_videos, machine))
+    frames = FRAMES_OF_A_VIDEO.get(str(chosen.get("objective")), 1)
+    batch_size = chosen.get("batch_size", _batch_size(data.num_videos, machine, frames))
     epochs = chosen.get("epochs", _epochs(data.num_videos, batch_size, machine.cpu, chosen.get("steps")))
     cycle_queue_size = chosen.get("cycle_queue_size", _power_of_two(data.num_videos, 1024, 65_536))
     return {
@@ -65,13 +74,13 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> d
         "projector": "mlp-bn",
         "temperature": 0.2,
         "momentum": 0.99 if epochs * data.num_videos < 20_000 * batch_size else 0.999,
-        "momentum_ramp": 10,
+        "momentum_ramp": 0 if chosen.get("momentum_rise") else 10,
         "bn_groups": max(2, batch_size // 64),
         "augmentation": "moco-v2",
-        "learning_rate": _learning_rate(backbone, batch_size, chosen.get("init") is not None),
+        "learning_rate": _learning_rate(backbone, batch_size * frames, chosen.get("init") is not None),
         "warmup": 0.05,
         "schedule": "cosine",
-    }
+    } | OF_OBJECTIVE.get(str(chosen.get("objective")), {})
 
 
 def _image_size(frame_side: int, cpu: bool) -> int:
@@ -85,9 +94,9 @@ def _backbone(image_size: int, cpu: bool) -> str:
     return "resnet18-small-w16" if cpu else "resnet18-small"
 
 
-def _batch_size(num_videos: int, machine: Machine) -> int:
-    """Return a batch that holds hardly any video twice and that the processes can share."""
-    largest = 128 if machine.cpu or num_videos < 10_000 else 256
+def _batch_size(num_videos: int, machine: Machine, frames: int) -> int:
+    """Return a batch that holds hardly any video twice and that the processes can share; `frames` are queries each."""
+    largest = (128 if machine.cpu or num_videos < 10_000 else 256) // frames
     size = min(largest, max(8, 1 << (num_videos.bit_length() - 1)))
     return max(2, size // machine.processes) * machine.processes
 

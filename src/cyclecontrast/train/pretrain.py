@@ -201,12 +201,13 @@ def _save(training: Training, done: int) -> None:
 
 def _metrics(training: Training, store: FrameStore, result: StepResult, step: int, clock: Clock) -> Row:
     losses, rates = result.losses, measure(result.inputs, training.objective)
-    row = {
+    row: Row = {
         "step": step + 1,
         "epoch": (step + 1) * training.config.batch_size / store.num_videos,
         "learning_rate": training.optimizer.param_groups[0]["lr"],
         "loss": losses.total.item(),
         "intra_loss": losses.intra.item(),
+        **{f"{name}_loss": value.item() for name, value in losses.more},
         "cycle_loss": losses.cycle.item(),
         "cycle_weight": result.inputs.cycle_weight,
         "intra_accuracy": rates.intra_accuracy,
@@ -235,7 +236,7 @@ def _stop_if(first_bad: Tensor, training: Training) -> None:
 
 
 def _largest_weight(training: Training) -> Tensor:
-    return torch.stack([weight.detach().abs().max() for weight in training.encoder.parameters()]).max()
+    return torch.stack([weight.detach().abs().max() for weight in training.learned.parameters()]).max()
 
 
 def _stop(training: Training, message: str) -> str:

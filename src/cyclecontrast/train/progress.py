@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Clock:
-    """Images and waiting time since the last line of metrics, and frames replaced since the start."""
+    """Views and waiting time since the last line of metrics, and frames replaced since the start."""
 
     images: int = 0
     waited: float = 0.0
@@ -33,7 +33,7 @@ class Clock:
             if batch is None:
                 return
             self.waited += time.perf_counter() - began
-            self.images += 2 * len(batch.video)
+            self.images += (2 + len(batch.more)) * len(batch.video)
             self.replaced += batch.replaced
             yield batch
 
@@ -67,7 +67,9 @@ def progress_bar(total: int, done: int, shown: bool) -> Iterator[Callable[[Row],
 def _tell(row: Row) -> str:
     if "step" not in row:
         return ""
-    told = f"loss {row['loss']:.2f} intra {row['intra_loss']:.2f} "
+    told = f"loss {row['loss']:.2f} "
+    if row["intra_loss"] is not None:
+        told += f"intra {row['intra_loss']:.2f} "
     if row["cycle_loss"] is not None:
         told += f"cycle {row['cycle_loss']:.2f} closed {row['cycle_closed']:.0%} "
     return told + f"{row['images_per_second']:.0f} images/s data_wait {row['data_wait']:.0%}"

@@ -30,3 +30,8 @@ def encoder_momentum(momentum: float, step: int, ramp: int) -> float:
     data do not begin to learn (docs/log.md).
     """
     return momentum if ramp == 0 else min(momentum, step / (step + ramp))
+
+
+def rising_momentum(momentum: float, done: float) -> float:
+    """Return the momentum after the part `done` of the training: along half a cosine to 1 (BYOL)."""
+    return 1 - (1 - momentum) * (math.cos(math.pi * done) + 1) / 2

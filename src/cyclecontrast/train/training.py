@@ -4,19 +4,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.pairs import Batch
 from cyclecontrast.loss.key_queue import KeyQueue
-from cyclecontrast.loss.objectives import OBJECTIVES, Candidates, Losses, LossSettings, Objective, Step
+from cyclecontrast.loss.objectives import pick_objective
+from cyclecontrast.loss.step import Candidates, Losses, LossSettings, Objective, Step
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.encoders import Encoder, Features, follow, make_momentum_encoder
 from cyclecontrast.model.hardware import autocast
+from cyclecontrast.model.heads import Encoded, Head
 from cyclecontrast.train.distributed import World, average_gradients, encode_keys, gather
-from cyclecontrast.train.schedule import cycle_weight, encoder_momentum, learning_rate
-
-MODULES = ("encoder", "momentum_encoder", "intra_queue", "cycle_queue")
+from cyclecontrast.train.schedule import cycle_weight, encoder_momentum, learning_rate, rising_momentum
 
 
 class Hardware(NamedTuple):
@@ -32,7 +32,8 @@ class Training:
     """The networks, the optimizer and the queues; frozen, for a step changes their content only."""
 
     encoder: Encoder
-    momentum_encoder: Encoder
+    momentum_encoder: Encoder | None
+    head: Head
     optimizer: torch.optim.SGD
     intra_queue: KeyQueue
     cycle_queue: KeyQueue
@@ -41,9 +42,21 @@ class Training:
     hardware: Hardware
     num_steps: int
 
+    @property
+    def learned(self) -> nn.ModuleList:
+        """What the optimizer changes."""
+        return nn.ModuleList((self.encoder, self.head))
+
+
+class EncodedStep(NamedTuple):
+    """A step's views after all networks: `answers` are the head's."""
+
+    encoded: Encoded
+    answers: tuple[Tensor, ...]
+
 
 class FreshKeys(NamedTuple):
-    """The keys of this step, of all processes, and the videos they come from."""
+    """The keys to enqueue after this step, of all processes, and the videos they come from."""
 
     intra: Tensor
     cycle: Tensor
@@ -59,28 +72,23 @@ class StepResult(NamedTuple):
 
 
 def make_training(config: PretrainConfig, backbone: Backbone, num_steps: int, hardware: Hardware) -> Training:
-    """Build encoders, optimizer and queues around a backbone, all on the device and in training mode."""
+    """Build encoders, head, optimizer and queues around a backbone, all on the device and in training mode."""
     device = hardware.device
+    objective = pick_objective(config.objective, config.positives, config.own_key_in_support)
+    needs = objective.needs
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(config.seed)
         encoder = Encoder(backbone, config.projector, config.projector_dim).train()
+        head = needs.make_head(config.projector_dim).train().to(device)
     encoder = encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(
-        encoder.parameters(),
-        lr=config.learning_rate,
-        momentum=config.sgd_momentum,
-        weight_decay=config.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )
-    for parameter in encoder.parameters():
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    objective = OBJECTIVES[config.objective]
-    cycle_queue_size = config.cycle_queue_size if objective.has_cycle else 1
+    intra_queue_size = config.queue_size if needs.has_intra else 0
+    cycle_queue_size = config.cycle_queue_size if needs.has_cycle else 1
     return Training(
         encoder,
-        make_momentum_encoder(encoder),
-        optimizer,
-        KeyQueue(config.queue_size, config.projector_dim, config.seed).to(device),
+        make_momentum_encoder(encoder) if needs.keys else None,
+        head,
+        _make_optimizer(encoder, head, config),
+        KeyQueue(intra_queue_size, config.projector_dim, config.seed).to(device),
         KeyQueue(cycle_queue_size, config.projector_dim, config.seed + 1).to(device),
         objective,
         config,
@@ -90,15 +98,14 @@ def make_training(config: PretrainConfig, backbone: Backbone, num_steps: int, ha
 
 
 def train_step(training: Training, batch: Batch, step: int) -> StepResult:
-    """Update the encoder, then the momentum encoder, then the queues (Algorithm 1)."""
-    query, positive = _encode(training, batch, step)
-    inputs, fresh = _gather_inputs(training, query, positive, batch.video, step)
+    """Update encoder and head, then the momentum encoder, then the queues (Algorithm 1)."""
+    views = _encode(training, batch, step)
+    inputs, fresh = _gather_inputs(training, views, batch, step)
     losses = training.objective.losses(inputs)
     training.optimizer.zero_grad()
     losses.total.backward()  # type: ignore[no-untyped-call]
     gradient_norm = _update(training, step)
-    momentum = encoder_momentum(training.config.momentum, step, training.config.momentum_ramp)
-    follow(training.momentum_encoder, training.encoder, momentum)
+    _follow(training, step)
     _enqueue(training, fresh)
     return StepResult(losses, inputs, gradient_norm)
 
@@ -107,56 +114,103 @@ def state_of(training: Training) -> dict[str, dict[str, Tensor]]:
     """Return every tensor that resuming needs, by part."""
     momenta = {
         str(number): training.optimizer.state[parameter]["momentum_buffer"]
-        for number, parameter in enumerate(training.encoder.parameters())
+        for number, parameter in enumerate(training.learned.parameters())
     }
-    return {name: getattr(training, name).state_dict() for name in MODULES} | {"sgd": momenta}
+    return {name: module.state_dict() for name, module in _modules(training).items()} | {"sgd": momenta}
 
 
 def restore(training: Training, state: dict[str, dict[str, Tensor]]) -> None:
     """Put back what `state_of` returned."""
-    for name in MODULES:
-        getattr(training, name).load_state_dict(state[name])
-    for number, parameter in enumerate(training.encoder.parameters()):
+    for name, module in _modules(training).items():
+        module.load_state_dict(state[name])
+    for number, parameter in enumerate(training.learned.parameters()):
         training.optimizer.state[parameter]["momentum_buffer"].copy_(state["sgd"][str(number)])
 
 
-def _encode(training: Training, batch: Batch, step: int) -> tuple[Features, Features]:
-    """Encode both views (Algorithm 1).
+def _modules(training: Training) -> dict[str, nn.Module]:
+    names = ("encoder", "momentum_encoder", "head", "intra_queue", "cycle_queue")
+    return {name: module for name in names if (module := getattr(training, name)) is not None}
+
+
+def _make_optimizer(encoder: Encoder, head: Head, config: PretrainConfig) -> torch.optim.SGD:
+    parts = [list(part.parameters()) for part in (encoder, head)]
+    optimizer = torch.optim.SGD(
+        [{"params": parameters} for parameters in parts if parameters],
+        lr=config.learning_rate,
+        momentum=config.sgd_momentum,
+        weight_decay=config.weight_decay,
+        fused=parts[0][0].device.type in ("cpu", "cuda"),
+    )
+    for parameter in (parameter for parameters in parts for parameter in parameters):
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _encode(training: Training, batch: Batch, step: int) -> EncodedStep:
+    """Encode the views that the objective needs, each in a pass of its own (Algorithm 1).
 
     Differs from the release, which encodes three: a second view of the query's frame is enqueued there, here it is the
     positive; and its keys share BatchNorm in twos, here in the groups of `bn_groups`.
     """
     config, (device, precision, world) = training.config, training.hardware
-    normalise = training.encoder.backbone.normalise
-    query_images, key_images = (normalise(pixels.to(device, non_blocking=True)) for pixels in batch[:2])
+    normalise, needs = training.encoder.backbone.normalise, training.objective.needs
+    views = (batch.query, batch.positive, *batch.more)
+    images = {
+        view: normalise(views[view].to(device, non_blocking=True)) for view in sorted({*needs.queries, *needs.keys})
+    }
+    keys: list[Features] = []
     with autocast(device, precision):
-        query = training.encoder(query_images)
-        positive = encode_keys(training.momentum_encoder, key_images, config.bn_groups, _seed(config, step), world)
-    return query, positive
+        projections = [training.encoder.project(images[view]) for view in needs.queries]
+        if training.momentum_encoder is not None:
+            groups = config.bn_groups, _seed(config, step), world
+            keys = [encode_keys(training.momentum_encoder, images[view], *groups) for view in needs.keys]
+        queries = tuple(projection.features() for projection in projections)
+        encoded = Encoded(tuple(projection.intra for projection in projections), queries, tuple(keys))
+        return EncodedStep(encoded, training.head(encoded))
 
 
-def _gather_inputs(
-    training: Training, query: Features, positive: Features, video: Tensor, step: int
-) -> tuple[Step, FreshKeys]:
-    config, (device, _, world) = training.config, training.hardware
-    video = video.to(device, non_blocking=True)
-    fresh = FreshKeys(gather(positive.intra, world), gather(positive.cycle, world), gather(video, world))
-    settings = LossSettings(
-        config.temperature, config.support_size, config.top_k, config.mask_own_video, config.split_by
+def _gather_inputs(training: Training, views: EncodedStep, batch: Batch, step: int) -> tuple[Step, FreshKeys]:
+    config, needs, (device, _, world) = training.config, training.objective.needs, training.hardware
+    video = batch.video.to(device, non_blocking=True)
+    positive = _positive(views.encoded)
+    keys = views.encoded.keys[: needs.num_enqueued] or (positive,)
+    fresh = FreshKeys(
+        torch.cat([gather(key.intra, world) for key in keys]),
+        torch.cat([gather(key.cycle, world) for key in keys]),
+        gather(video, world).repeat(len(keys)),
     )
     first = world.rank * len(video)
-    places = torch.arange(first, first + len(video), device=device) if config.batch_keys else None
+    places = torch.arange(first, first + len(video), device=device) if config.batch_keys or needs.in_batch else None
     inputs = Step(
-        query,
+        views.encoded.queries[0],
         positive,
         video,
         _candidates(training.intra_queue, fresh.intra, fresh.video, places),
         _candidates(training.cycle_queue, fresh.cycle, fresh.video, places),
         cycle_weight(config.cycle_weight, step / training.num_steps, config.cycle_start),
         _seed(config, step) * world.size + world.rank,
-        settings,
+        _loss_settings(config),
+        views.encoded,
+        views.answers,
+        batch.frames.to(device, non_blocking=True),
     )
     return inputs, fresh
+
+
+def _positive(encoded: Encoded) -> Features:
+    """Return the first query's positive: its key, or without a momentum encoder the other query, taken as given."""
+    return encoded.keys[0] if encoded.keys else Features(*(part.detach() for part in encoded.queries[1]))
+
+
+def _loss_settings(config: PretrainConfig) -> LossSettings:
+    return LossSettings(
+        config.temperature,
+        config.support_size,
+        config.top_k,
+        config.mask_own_video,
+        config.split_by,
+        config.self_temperature if config.self_batch else None,
+    )
 
 
 def _candidates(queue: KeyQueue, keys: Tensor, video: Tensor, places: Tensor | None) -> Candidates:
@@ -167,7 +221,7 @@ def _candidates(queue: KeyQueue, keys: Tensor, video: Tensor, places: Tensor | N
     if places is None:
         return Candidates(queue.keys, queue.video)
     joined = torch.cat((queue.keys, keys)), torch.cat((queue.video, video))
-    return Candidates(*joined, place=len(queue.keys) + places)
+    return Candidates(*joined, place=len(queue.keys) + places, num_fresh=len(keys))
 
 
 def _seed(config: PretrainConfig, step: int) -> int:
@@ -175,20 +229,34 @@ def _seed(config: PretrainConfig, step: int) -> int:
 
 
 def _update(training: Training, step: int) -> Tensor:
-    config = training.config
-    average_gradients(training.encoder, training.hardware.world)
-    gradients = [p.grad for p in training.encoder.parameters() if p.grad is not None]
+    config, learned = training.config, training.learned
+    average_gradients(learned, training.hardware.world)
+    gradients = [p.grad for p in learned.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if config.gradient_clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(training.encoder.parameters(), config.gradient_clip, norm)
-    done = step / training.num_steps
-    for group in training.optimizer.param_groups:
-        group["lr"] = learning_rate(config.learning_rate, done, config.schedule, config.warmup)
+        torch.nn.utils.clip_grads_with_norm_(learned.parameters(), config.gradient_clip, norm)
+    of_encoder, *of_head = training.optimizer.param_groups
+    of_encoder["lr"] = learning_rate(config.learning_rate, step / training.num_steps, config.schedule, config.warmup)
+    if not training.objective.needs.constant_head_rate:
+        for group in of_head:
+            group["lr"] = of_encoder["lr"]
     training.optimizer.step()
     return norm
 
 
+def _follow(training: Training, step: int) -> None:
+    config = training.config
+    if training.momentum_encoder is None:
+        return
+    momentum = encoder_momentum(config.momentum, step, config.momentum_ramp)
+    if config.momentum_rise:
+        momentum = rising_momentum(config.momentum, step / training.num_steps)
+    follow(training.momentum_encoder, training.encoder, momentum)
+
+
 def _enqueue(training: Training, fresh: FreshKeys) -> None:
-    training.intra_queue.push(fresh.intra, fresh.video)
-    if training.objective.has_cycle:
+    needs = training.objective.needs
+    if needs.has_intra:
+        training.intra_queue.push(fresh.intra, fresh.video)
+    if needs.has_cycle:
         training.cycle_queue.push(fresh.cycle, fresh.video)
