@@ -91,7 +91,7 @@ def test_the_tree_is_the_sources():
     source = ROOT / "src" / "cyclecontrast"
     if not source.is_dir():
         pytest.skip("the source is not beside the tests")
-    named = set(re.findall(r"^ *([a-z_/]+\.(?:py|html))  ", README, re.MULTILINE))
+    named = set(re.findall(r"^ *([a-z0-9_/]+\.(?:py|html))  ", README, re.MULTILINE))
     there = {
         str(path.relative_to(source))
         for path in source.rglob("*")
