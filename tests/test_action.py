@@ -16,10 +16,10 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate import evaluate
 from cyclecontrast.evaluate.action import clip_images, protocol, training
 from cyclecontrast.evaluate.action.classifier import ClipClassifier
-from cyclecontrast.evaluate.action.clip_images import CenterCrops, ClipView, RandomClips, SpreadClips
+from cyclecontrast.evaluate.action.clip_images import ClipView, RandomClips, SpreadClips
 from cyclecontrast.evaluate.embeddings import Loading
 from cyclecontrast.evaluate.epochs import step_decay
-from cyclecontrast.evaluate.image_batches import CenterCrop, load_image_batches
+from cyclecontrast.evaluate.image_batches import CenterCrop, CenterCrops, load_image_batches
 from cyclecontrast.evaluate.two_steps import Predictions
 from cyclecontrast.evaluate.unfinished import Unfinished
 from cyclecontrast.model.backbone import make_backbone
@@ -255,7 +255,7 @@ def test_without_a_warm_up_training_starts_at_once(data, tmp_path):
 def test_it_learns_and_the_record_holds_all(data, tmp_path, settings, tag):
     """Classes of other brightness are told apart, and plain loops over the record find the same accuracies."""
     result = run(data, tmp_path, flip=False, **settings)
-    assert result.tag == tag
+    assert result.tag.startswith(f"{tag} ")
     assert result.about.data.num_train == 9
     assert result.about.data.num_test == 6
     rows = table_of(tmp_path).to_pylist()
@@ -374,10 +374,11 @@ def check_damaged(data, root, out):
     for line, name in zip(result.about.problems, at_fault, strict=True):
         assert name in line
         assert "\n" not in line
-    assert result.about.notes == (
+    assert result.about.notes[0] == (
         f"left out: 2 listed videos or lines, 1 of {sizes[0] - 1} training and 1 of {sizes[1] - 1} test videos that "
-        "cannot be read",
+        "cannot be read"
     )
+    assert (result.about.data.num_train, result.about.data.num_test) == (sizes[0] - 2, sizes[1] - 2)
     assert sum(result.per_item["num_items"]) == sizes[1] - 2
     ids = set(table_of(out)["id"].to_pylist())
     assert len(ids) == sizes[1] - 2
@@ -431,6 +432,7 @@ def test_a_class_of_which_nothing_can_be_read_is_named(data, tmp_path):
         (root / "videos" / "Dark" / f"v_Dark_g{number}.avi").write_bytes(b"nothing")
     result = run(root, tmp_path / "out", mode="linear", epochs=1)
     assert result.about.notes[1] == "class Dark is not learned: none of its training videos can be read"
+    assert (result.about.data.num_train, result.about.data.num_test) == (6, 6)
     assert len(result.about.problems) == 3
 
 

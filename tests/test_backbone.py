@@ -179,3 +179,16 @@ def test_missing_timm_is_told(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(UserError, match=r"pip install 'cyclecontrast\[timm\]'"):
         make_backbone("timm:resnet18")
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_narrow_networks_can_be_trained_at_any_size(width):
+    """The backward pass of strided shortcuts of few channels in channels-last layout neither crashes nor is wrong."""
+    backbone = make_backbone(f"resnet10-small-w{width}").train().to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    backbone(images.to(memory_format=torch.channels_last)).square().sum().backward()
+    gradient = backbone.get_parameter("network.layer2.0.downsample.0.weight").grad
+    plain = make_backbone(f"resnet10-small-w{width}").train().double()
+    plain(images.double()).square().sum().backward()
+    expected = plain.get_parameter("network.layer2.0.downsample.0.weight").grad
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())

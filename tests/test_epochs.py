@@ -40,14 +40,14 @@ class Training:
                 raise KeyboardInterrupt
             yield batch
 
-    def loss_of(self, batch):
+    def parts_of(self, batch):
         """Ask for the sum of the inputs."""
-        return (self.head(self.network(batch)) - batch.sum(dim=1, keepdim=True)).square().mean()
+        yield (self.head(self.network(batch)) - batch.sum(dim=1, keepdim=True)).square().mean()
 
     def run(self, folder, seed=0, epochs=5):
         """Train, with parts in the folder."""
         modules = {"network": self.network, "head": self.head}
-        args = self.optimizer, self.batches_of, self.loss_of, step_decay(epochs), epochs, seed, Unfinished(folder)
+        args = self.optimizer, self.batches_of, self.parts_of, step_decay(epochs), epochs, seed, Unfinished(folder)
         return train_epochs("training", modules, *args)
 
     def state(self):

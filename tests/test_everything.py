@@ -86,7 +86,7 @@ def test_all_is_a_command(root, tmp_path, capsys):
     """The command prints the table; its mistakes are told with exit code 2."""
     arguments = [MODEL, "--data-root", str(root / "good"), "--out", str(tmp_path / "out"), "--image-size", "16"]
     assert main(["evaluate", "all", *arguments, "--only", "knn", "--workers", "0"]) == 0
-    assert "| knn level=frame | good | top1_k6 |" in capsys.readouterr().out
+    assert "| knn level=frame image_size=16 | good | top1_k6 |" in capsys.readouterr().out
     assert main(["evaluate", "all", MODEL, "--data-root", str(root / "nothing")]) == 2
     assert "nothing: no such folder" in capsys.readouterr().err
 
@@ -107,7 +107,15 @@ def test_published_figures_stand_beside_ours_only_where_all_agrees(num_test, cel
     about = About(
         "retrieval",
         "retrieval level=clip",
-        {"level": "clip", "split": 1, "per_video": 10, "image_size": 224, "center": False, "clip_length": 16},
+        {
+            "level": "clip",
+            "split": 1,
+            "per_video": 10,
+            "image_size": 224,
+            "center": False,
+            "ann": "exact",
+            "clip_length": 16,
+        },
         ModelInfo("resnet18", "run", "f" * 16),
         DataInfo("ucf", "d" * 16, 95_370, num_test),
     )

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from cyclecontrast.config import KnnConfig
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate import Result, evaluate, knn, two_steps
+from cyclecontrast.evaluate.breakdown import not_tested
 from cyclecontrast.evaluate.record import Record, results_folder
 from cyclecontrast.model.backbone import Backbone, make_backbone
 from cyclecontrast.model.checkpoint import save_backbone
@@ -86,7 +87,7 @@ def test_accuracy_equals_one_computed_by_hand(data, tmp_path, level):
     """From image files to the number, at both levels and at several k."""
     result = run(data, tmp_path, level=level, k=(1, 3, 7))
     assert result.metrics == {f"top1_k{k}": pytest.approx(by_hand(data, level, k)) for k in (1, 3, 7)}
-    assert result.tag == f"knn level={level}"
+    assert result.tag == f"knn level={level} image_size=16"
     assert (result.about.data.num_train, result.about.data.num_test) == ((21, 9) if level == "frame" else (9, 3))
 
 
@@ -106,6 +107,40 @@ def test_more_neighbors_than_items_are_clipped_and_said_so(data, tmp_path):
     assert list(result.metrics) == ["top1_k10", "top1_k21"]
     assert "k=100 is more than the 21 training items: 21 used" in result.about.notes
     assert "k=200 is more than the 21 training items: 21 used" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("level", "protocol", "settings", "expected"),
+    [
+        ("frame", "knn", {"k": (3,)}, (20, 6)),
+        ("video", "knn", {"k": (3,)}, (9, 2)),
+        ("frame", "linear", {}, (20, 6)),
+        ("video", "linear", {}, (9, 2)),
+        ("frame", "linear", {"probe": "sgd", "epochs": 1}, (20, 6)),
+        ("frame", "finetune", {"epochs": 1}, (20, 6)),
+        ("video", "finetune", {"epochs": 1}, (9, 2)),
+    ],
+)
+def test_a_result_counts_what_took_part(data, tmp_path, level, protocol, settings, expected):
+    """A frame of train and a whole test video are broken: neither is counted, and the class without a test is named."""
+    for path in (data / "red" / "0" / "0.png", *(data / "blue" / "3").iterdir()):
+        path.write_bytes(b"broken")
+    result = evaluate(protocol, MODEL, data, **{"out": tmp_path / "out", "level": level, **SETTINGS, **settings})
+    assert (result.about.data.num_train, result.about.data.num_test) == expected
+    assert "not tested, for none of their test images can be read: 0" in result.about.notes
+
+
+def test_many_classes_that_are_not_tested_fill_one_line():
+    """The first ten are named, the others counted."""
+    (line,) = not_tested(np.array([0]), [f"c{number}" for number in range(14)])
+    assert line.endswith("c1, c2, c3, c4, c5, c6, c7, c8, c9, c10 and 3 more")
+    assert not_tested(np.array([1, 0]), ["a", "b"]) == ()
+
+
+def test_no_k_is_refused():
+    """There would be nothing to vote."""
+    with pytest.raises(UserError, match="k: name one number or more"):
+        checked(KnnConfig, {"model": MODEL, "data": ".", "k": ()})
 
 
 def test_top_5_is_given_where_there_are_more_classes(tmp_path):

@@ -54,7 +54,7 @@ def test_each_place_and_line_end_gives_the_same_videos(tmp_path, folder, lists, 
     """Videos and lists are found where UCF101 and its copies have them, and Windows line ends change nothing."""
     data = LabeledVideos.open(make_ucf(tmp_path, folder, lists, end))
     assert data.classes == CLASSES
-    assert data.problems == ()
+    assert data.problems == data.notes == ()
     assert data.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert data.test.labels.tolist() == [0, 1, 2]
     assert [data.test.path(i).name for i in range(3)] == [
@@ -76,6 +76,24 @@ def test_labels_come_from_the_folder_alone(tmp_path):
     assert data.train.paths[2] == "videos/HandstandPushups/v_HandStandPushups_g02_c01.avi"
     assert data.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert data.test.labels.tolist() == [0, 1, 2, 2]
+    assert data.notes == (
+        "lines whose number is not that of their folder, which counts: 1; "
+        f"{root}/annotations/trainlist01.txt:3: 'HandstandPushups/v_HandStandPushups_g02_c01.avi 3', "
+        "but classInd.txt has 2 HandstandPushups",
+    )
+
+
+def test_each_video_in_both_lists_is_named(tmp_path):
+    """The first ten, and how many more there are, so that a list is mended at once."""
+    root = make_ucf(tmp_path)
+    extra = [f"YoYo/v_YoYo_g{number}_c01.avi" for number in range(10, 22)]
+    for name in ("trainlist01.txt", "testlist01.txt"):
+        with (root / "annotations" / name).open("a") as file:
+            file.write("".join(f"{video}\n" for video in extra))
+    problems = problems_of(root)
+    assert len(problems) == 11
+    assert problems[1].startswith(f"{root}/annotations/testlist01.txt:5: v_YoYo_g11_c01.avi is listed in")
+    assert problems[-1] == "... and 2 more"
 
 
 def test_labels_are_places_in_the_index_of_classes_not_in_the_alphabet(tmp_path):

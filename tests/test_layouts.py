@@ -43,6 +43,12 @@ def test_labeled_frames_with_masks_are_two_data_sets_in_one(tmp_path):
     assert [layout.kind for layout in find_layouts(tmp_path)] == ["images", "masks"]
 
 
+def test_the_folders_of_r2v2_are_no_classes(tmp_path):
+    """Folders named after the first two letters of video ids hold nothing that could be classified."""
+    make(tmp_path, ["train/--/--0YwlG-GIM_000149.jpg", "val/--/--0YwlG-GIM_000149.jpg"])
+    assert list(find_layouts(tmp_path)) == []
+
+
 def test_real_data_is_recognised(shared):
     """The data beside the project is found whole."""
     found = {layout.root.name: layout.kind for layout in find_layouts(shared)}

@@ -140,6 +140,18 @@ def test_a_fit_that_does_not_converge_says_so(monkeypatch):
     assert "the fit did not converge in 2 iterations" in head.notes
 
 
+@pytest.mark.parametrize(("small", "expected"), [(60 * 6, None), (60 * 6 + 1, 1)])
+def test_only_small_matrices_are_held_to_one_thread(monkeypatch, small, expected):
+    """A matrix of millions of numbers is worth several threads."""
+    limits = []
+    hold = convex_probe.threadpool_limits
+    monkeypatch.setattr(convex_probe, "threadpool_limits", lambda **x: limits.append(x["limits"]) or hold(**x))
+    monkeypatch.setattr(convex_probe, "SMALL", small)
+    vectors, labels = clusters(0, 3, 60)
+    convex_probe.fit(vectors, labels, labels, 0)
+    assert limits == [expected]
+
+
 def test_a_dimension_that_does_not_vary_is_no_problem():
     """A dead unit gives no division by zero, and its later values no surprise."""
     vectors, labels = clusters(0, 3, 60)
@@ -163,7 +175,7 @@ def test_both_probes_learn_what_is_separable(data, tmp_path, settings):
     """Dark and bright are told apart without an error, and the tag says by which probe."""
     result = run(data, tmp_path, **settings)
     assert result.metrics == {"top1": 1.0}
-    assert result.tag == f"linear probe={settings['probe']} level=frame"
+    assert result.tag.startswith(f"linear probe={settings['probe']} level=frame")
 
 
 @pytest.mark.parametrize("settings", [{"probe": "lbfgs"}, {"probe": "sgd", "epochs": 2}])
@@ -187,11 +199,11 @@ def test_the_same_seed_gives_the_same_bits_and_frozen_means_frozen(data, tmp_pat
 def test_auto_names_the_probe_it_takes(data, tmp_path, monkeypatch):
     """Small sets get the convex fit, large ones the paper's recipe; unused options are named."""
     result = run(data, tmp_path, epochs=1)
-    assert result.tag == "linear probe=lbfgs level=frame"
+    assert result.tag == "linear probe=lbfgs level=frame image_size=16"
     assert "probe: auto is lbfgs for 16 training images" in str(result)
     assert "epochs did nothing: probe lbfgs has no such option" in str(result)
     monkeypatch.setattr(linear, "MAX_CONVEX", 15)
-    assert run(data, tmp_path, epochs=1).tag == "linear probe=sgd level=frame"
+    assert run(data, tmp_path, epochs=1).tag == "linear probe=sgd level=frame image_size=16 batch_size=8 epochs=1"
 
 
 def test_the_recipe_is_the_papers(data):

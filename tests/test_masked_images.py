@@ -170,6 +170,18 @@ def test_plain_folders_take_the_number_of_classes_from_their_masks(plain):
         other.train.image(0)
 
 
+def test_a_stray_label_is_traced_to_its_mask(plain):
+    """One wrong pixel makes many classes: the note names a mask that holds it, and says how many do."""
+    path = sorted((plain / "train/masks").iterdir())[1]
+    mask_file(path, (1, 0, 77))
+    images = MaskedImages.open(plain)
+    where = path.relative_to(plain)
+    assert len(images.classes) == 78
+    assert images.notes == (
+        f"num_classes: 78, for the highest label of the training masks is 77 (in 1 of 3, first in {where})",
+    )
+
+
 def test_another_label_can_be_the_one_to_ignore(plain):
     """Whatever number stands for it in the file, it is IGNORE to the rest of the project."""
     for path in (plain / "train/masks").iterdir():

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from cyclecontrast.evaluate.metrics import (
     Neighbors,
+    first_copies,
     first_equals,
     nearest_in_block,
     nearest_neighbors,
+    neighbors,
     similarity_blocks,
     unit_vectors,
 )
@@ -81,7 +83,7 @@ def test_rounding_as_large_as_it_may_be_changes_no_neighbor(seed, num_gallery, d
     exact = np.array([(gallery.astype(float) * query).sum(axis=1) for query in block.queries])
     wrong = exact + block.error[:, None] * rng.choice([-0.99, 0.99], exact.shape)
     k = int(rng.integers(1, len(gallery) + 1))
-    found = nearest_in_block(gallery, block._replace(similarities=wrong), k)
+    found = nearest_in_block(gallery, block._replace(similarities=wrong), k, first_copies(first_equals(gallery), k))
     assert found.indices.tolist() == brute_force(gallery, block.queries, k)
     assert (np.abs(block.similarities - exact) <= block.error[:, None]).all()
 
@@ -99,6 +101,31 @@ def test_a_network_that_says_one_thing_of_all_gives_the_first_items():
     for vector in (unit_vectors(np.random.default_rng(0).random((1, 100), np.float32)), np.zeros((1, 100), np.float32)):
         gallery = np.repeat(vector, 3000, axis=0)
         assert nearest_neighbors(gallery, gallery[:2], 5).indices.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_equal_items_are_multiplied_k_times_at_most(monkeypatch):
+    """300 queries of 5,000 equal items are not 1,500,000 exact products but k a query; two kinds of items are 2 k."""
+    counted = []
+    products = neighbors._products
+    monkeypatch.setattr(neighbors, "_products", lambda *given: counted.append(len(given[2])) or products(*given))
+    queries = drawn(1, 300, 32)
+    for num_kinds in (1, 2):
+        kinds = np.random.default_rng(0).integers(0, num_kinds, 5000)
+        gallery = drawn(0, num_kinds, 32)[kinds]
+        counted.clear()
+        found = nearest_neighbors(gallery, queries, 20).indices
+        assert sum(counted) <= num_kinds * 20 * 300
+        exact = np.array([(drawn(0, num_kinds, 32).astype(float) * query).sum(axis=1) for query in queries])
+        assert (found == np.argsort(-exact[:, kinds], axis=1, kind="stable")[:, :20]).all()
+
+
+@given(SEEDS, st.integers(1, 4), st.integers(1, 60), st.integers(1, 5))
+def test_galleries_of_many_copies_equal_brute_force(seed, num_kinds, num_gallery, dim):
+    """However often an item is there, and however many of its copies are among the k nearest."""
+    rng = np.random.default_rng(seed)
+    gallery, queries = drawn(seed, num_kinds, dim)[rng.integers(0, num_kinds, num_gallery)], drawn(seed + 1, 3, dim)
+    k = int(rng.integers(1, num_gallery + 1))
+    assert nearest_neighbors(gallery, queries, k, 50).indices.tolist() == brute_force(gallery, queries, k)
 
 
 def test_memory_is_bounded_by_the_block():

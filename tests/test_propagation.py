@@ -11,12 +11,14 @@ from PIL import Image
 
 from cyclecontrast.config import PropagationConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluate import evaluate, two_steps
+from cyclecontrast.evaluate import evaluate, mask_files, two_steps
+from cyclecontrast.evaluate.mask_files import decode_mask, encode_mask
 from cyclecontrast.evaluate.propagation import labels as spread
 from cyclecontrast.evaluate.propagation import protocol
+from cyclecontrast.evaluate.propagation import score as scoring
 from cyclecontrast.evaluate.propagation.labels import Propagation, labels_of_mask, mask_of_labels, propagate
 from cyclecontrast.evaluate.propagation.presets import PRESETS, context_frames, preset_for
-from cyclecontrast.evaluate.propagation.score import encode_mask, score
+from cyclecontrast.evaluate.propagation.score import score
 from cyclecontrast.evaluate.propagation.videos import network_size
 from cyclecontrast.evaluate.record import Record
 from cyclecontrast.model.backbone import Backbone, make_backbone
@@ -300,6 +302,25 @@ def test_scores_are_means_over_frames_by_hand():
     assert result.metrics["j_and_f"] == pytest.approx((result.metrics["j_mean"] + result.metrics["f_mean"]) / 2)
 
 
+def test_masks_of_one_video_at_a_time_are_decoded(monkeypatch):
+    """All of DAVIS-2017 would be 1.6 GB: a video is scored before the masks of the next are there."""
+    decoded, seen = [], []
+    monkeypatch.setattr(scoring, "decode_mask", lambda file: decoded.append(file) or decode_mask(file))
+    score_objects = scoring.score_objects
+    monkeypatch.setattr(scoring, "score_objects", lambda *x: seen.append(len(decoded)) or score_objects(*x))
+    scored({name: ([square(8)] * 3, [square(8)] * 3) for name in "abc"})
+    assert seen == [6, 12, 18]
+
+
+def test_the_picture_says_what_its_colours_mean(data, tmp_path):
+    """Words on white stand above the first video."""
+    result = run(data, tmp_path)
+    picture = cv2.imread(str(tmp_path / "out" / f"{result.about.key}.masks.png"))
+    strip = picture[: mask_files.LEGEND_HEIGHT]
+    assert (strip[0] == 255).all()
+    assert 0.01 < (strip < 100).mean() < 0.2
+
+
 def test_what_repeating_the_first_mask_gives_is_said():
     """Where nothing moves it is 100 %; a square that moves on by 16 of 32 columns has a J of a third."""
     assert "j_mean of 100.00 %" in scored({"a": ([square(8)] * 3, [square(8)] * 3)}).notes[0]
@@ -454,10 +475,12 @@ def test_a_damaged_video_is_left_out_and_the_rest_is_scored(data, tmp_path, name
     assert result.per_item.keys() == {"two"}
     assert len(result.about.problems) == 1
     assert expected in result.about.problems[0]
-    (data / "ImageSets/2017/val.txt").write_text("one\n")
+    assert (result.about.data.num_train, result.about.data.num_test) == (0, 1)
+    (data / "ImageSets/2017/val.txt").write_text("absent\none\n")
     with pytest.raises(UserError, match="none of the 1 videos can be followed") as caught:
         run(data, tmp_path)
-    assert expected in caught.value.problems[1]
+    assert "absent: no such folder" in caught.value.problems[1]
+    assert expected in caught.value.problems[2]
 
 
 def test_weights_that_are_broken_are_an_error(data, tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from cyclecontrast.config import RetrievalConfig
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate import evaluate
 from cyclecontrast.evaluate.metrics import average_precision, hit_at_k, similarity_blocks
 from cyclecontrast.evaluate.record import find_records
@@ -115,7 +115,7 @@ def test_metrics_equal_those_computed_by_hand(data, tmp_path, level, center):
     result = run(data, tmp_path, level=level, center=center, k=(1, 2, 5))
     assert result.metrics == pytest.approx(by_hand(data, level, center, (1, 2, 5)), abs=1e-5)
     middle = " center" if center else ""
-    assert result.tag == f"retrieval level={level} per_video=3 clip_length=4{middle}"
+    assert result.tag == f"retrieval level={level} per_video=3 clip_length=4{middle} image_size=16"
     assert result.about.data[2:] == ((7, 5) if level == "video" else (21, 15))
 
 
@@ -305,11 +305,33 @@ def test_other_numbers_of_neighbors_need_no_model(data, tmp_path):
 
 def test_more_neighbors_than_were_recorded_are_refused(data, tmp_path, monkeypatch):
     """The record cannot tell; the error says what to do."""
-    monkeypatch.setattr(protocol, "MIN_RECORDED", 4)
+    monkeypatch.setattr(protocol, "RECORDED", 4)
     assert list(run(data, tmp_path, k=(1,)).metrics) == ["hit@1", "mAP"]
     assert list(run(data, tmp_path, k=(4,), score_only=True).metrics) == ["hit@4", "mAP"]
+    with pytest.raises(UserError, match="k: 5 is more than the 4 nearest that are looked for; name fewer"):
+        run(data, tmp_path, k=(1, 5), score_only=True)
+    with pytest.raises(UserError, match="k: 5 is more than the 4 nearest that are looked for; name fewer"):
+        run(data, tmp_path / "none", k=(1, 5))
+    assert not (tmp_path / "none").exists()
+    monkeypatch.setattr(protocol, "RECORDED", 5)
     with pytest.raises(UserError, match="the record holds the 4 nearest, not 5; run it again without --score-only"):
         run(data, tmp_path, k=(5,), score_only=True)
+
+
+def test_a_smaller_k_takes_nothing_from_the_record(data, tmp_path, monkeypatch):
+    """k is no part of the name of a record, which holds the same neighbors for each: a larger k can be scored after."""
+    monkeypatch.setattr(protocol, "RECORDED", 15)
+    large = run(data, tmp_path, k=(15,))
+    before = table_of(tmp_path)
+    run(data, tmp_path, k=(1,))
+    assert table_of(tmp_path).equals(before)
+    assert run(data, tmp_path, k=(15,), score_only=True).metrics == large.metrics
+
+
+def test_no_k_is_refused():
+    """There would be nothing to tell."""
+    with pytest.raises(UserError, match="k: name one number or more"):
+        checked(RetrievalConfig, {"model": MODEL, "data": ".", "k": ()})
 
 
 def test_the_breakdown_by_class_adds_up(data, tmp_path):
@@ -331,6 +353,7 @@ def test_a_class_without_gallery_counts_for_hits_and_not_for_map(data, tmp_path)
     assert result.metrics["hit@5"] <= 12 / 15
     assert result.per_item["hit@1"][2] == 0
     assert len(result.about.problems) == len(lost)
+    assert result.about.data[2:] == (21 - 3 * len(lost), 15)
     assert {0, 1, 2, 3, 4, 5} & set(table_of(tmp_path)["neighbors"].to_pylist()[0])
     assert not {6, 7, 8, 15, 16, 17} & set(table_of(tmp_path)["neighbors"].to_pylist()[0])
 
@@ -377,6 +400,7 @@ def test_a_damaged_copy_of_real_videos_covers_the_rest(shared, tmp_path):
     assert len(result.about.problems) == 2
     assert all(any(str(path) in line for line in result.about.problems) for path in (broken, missing))
     assert table_of(tmp_path)["id"].to_pylist() == table_of(tmp_path / "whole")["id"].to_pylist()[2:]
+    assert (result.about.data.num_train, result.about.data.num_test) == (30, whole.about.data.num_test - 2)
     assert (whole.about.details["num_gallery"], result.about.details["num_gallery"]) == (32, 30)
     assert str(broken) in str(result)
 

@@ -14,6 +14,7 @@ from cyclecontrast.data.masked_images import MaskedImages
 from cyclecontrast.data.masks.codes import IGNORE
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate import evaluate, two_steps
+from cyclecontrast.evaluate.mask_files import decode_mask
 from cyclecontrast.evaluate.metrics import iou_per_class, mean_iou, pixel_accuracy, pixel_confusion
 from cyclecontrast.evaluate.record import find_records
 from cyclecontrast.evaluate.segmentation import protocol, training
@@ -21,7 +22,6 @@ from cyclecontrast.evaluate.segmentation.crops import RandomCrop
 from cyclecontrast.evaluate.segmentation.dense import enlarge, make_dense
 from cyclecontrast.evaluate.segmentation.heads import make_head
 from cyclecontrast.evaluate.segmentation.picture import palette
-from cyclecontrast.evaluate.segmentation.scoring import read_png
 from cyclecontrast.evaluate.segmentation.training import pixel_loss, split_batches
 from cyclecontrast.model.backbone import make_backbone
 
@@ -256,7 +256,7 @@ def test_the_record_holds_both_masks_at_the_images_own_size(data, tmp_path):
     rows = the_table(tmp_path).to_pylist()
     masks = [cv2.imread(str(data / f"val/masks/{number}.png"), cv2.IMREAD_UNCHANGED) for number in range(3)]
     assert [row["id"] for row in rows] == [f"val/images/{number}.png" for number in range(3)]
-    truths, predictions = ([read_png(row[name]) for row in rows] for name in ("truth", "predicted"))
+    truths, predictions = ([decode_mask(row[name]) for row in rows] for name in ("truth", "predicted"))
     assert all((truth == mask).all() for truth, mask in zip(truths, masks, strict=True))
     assert [prediction.shape for prediction in predictions] == [mask.shape for mask in masks]
     flat = [np.concatenate([mask.ravel() for mask in group]) for group in (predictions, truths)]
@@ -264,7 +264,7 @@ def test_the_record_holds_both_masks_at_the_images_own_size(data, tmp_path):
     assert result.metrics["mean_iou"] == pytest.approx(np.mean(expected))
     assert sum(result.per_item["num_pixels"]) == sum((mask != IGNORE).sum() for mask in masks)
     assert result.about.details["epochs"] == 2
-    assert result.tag == "segmentation head=linear frozen layout=folders crop=32 stride=2"
+    assert result.tag == "segmentation head=linear frozen layout=folders crop=32 stride=2 epochs=2 batch_size=4"
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -318,7 +318,7 @@ def test_a_stopped_evaluation_ends_as_if_it_had_not_been(data, tmp_path, monkeyp
     monkeypatch.setattr(protocol, "IMAGES_PER_PART", 2)
     settings = {"head": "fcn", "frozen": frozen}
     run(data, tmp_path / "whole", **settings)
-    name = "_batches" if where == "training" else "_png"
+    name = "_batches" if where == "training" else "encode_mask"
     module = training if where == "training" else protocol
     whole, calls = getattr(module, name), []
 
@@ -347,7 +347,9 @@ def test_a_record_is_scored_again_without_the_network(data, tmp_path, monkeypatc
     monkeypatch.setattr(protocol, "fit", None)
     again = run(data, tmp_path, score_only=True)
     assert (again.metrics, again.per_item) == (result.metrics, result.per_item)
-    assert cv2.imread(str(next(tmp_path.glob("*.png")))).shape == (2 * 164, 3 * 164, 3)
+    picture = cv2.imread(str(next(tmp_path.glob("*.png"))))
+    assert picture.shape == (24 + 2 * 164, 3 * 164, 3)
+    assert set(np.unique(picture[:24])) >= {0, 255}
 
 
 def test_damaged_images_are_left_out_and_told(data, tmp_path):
@@ -367,6 +369,7 @@ def test_damaged_images_are_left_out_and_told(data, tmp_path):
     for name in ("masks/0.png", "images/1.png", "masks/2.png", "val/masks/0.png", "masks/1.png: holds the label 7"):
         assert name in text
     assert len(result.about.problems) == 5
+    assert (result.about.data.num_train, result.about.data.num_test) == (6, 1)
     (root / "val/masks/2.png").write_bytes(b"")
     with pytest.raises(UserError, match="reading test: none of the 3 images can be used"):
         run(root, tmp_path / "out2", num_classes=3)

@@ -200,12 +200,27 @@ def test_tiger1_is_tracked_both_ways_and_scored_as_the_toolkit_has_it(tmp_path):
 
 def test_a_box_that_is_not_positive_fails_success_and_hits_precision_in_official(tmp_path):
     """The authors' code gives such frames -1 for overlap and distance."""
-    boxes = [[200 + at, 9, 12, 10] for at in range(3)] + [[0, 0, 0, 0]]
+    boxes = [[42 + at, 9, 12, 10] for at in range(3)] + [[0, 0, 0, 0]]
     write_otb(tmp_path / "otb", "Gone", boxes)
     ours = run(tmp_path / "otb", tmp_path, tracker="identity").metrics
     theirs = run(tmp_path / "otb", tmp_path, tracker="identity", toolkit="official", score_only=True).metrics
     assert (ours["precision"], theirs["precision"]) == (0.75, 1)
     assert theirs["success_rate"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("box", "why"), [([-500, -500, 30, 30], "lies outside of"), ([10, 10, 1e9, 1e9], "is far larger than")]
+)
+def test_a_first_box_that_shows_nothing_of_the_image_damages_its_sequence(tmp_path, box, why):
+    """It is left out with a line, and the result is that of the others."""
+    write_otb(tmp_path / "otb", "Absurd", [box] * 3)
+    write_otb(tmp_path / "otb", "Sound", [[8, 9, 12, 10]] * 3)
+    result = run(tmp_path / "otb", tmp_path, tracker="identity")
+    assert result.metrics["precision"] == 1
+    assert result.about.data.num_test == 1
+    (problem,) = result.about.problems
+    assert "Absurd" in problem
+    assert why in problem
 
 
 def test_plots_and_boxes_are_written_beside_the_result(otb, tmp_path):
@@ -446,8 +461,8 @@ def test_the_boxes_are_drawn_into_a_video(video, tmp_path):
         ({"box": "1,2,x,4"}, "box: give four numbers"),
         ({"box": "1,2,nan,4"}, "box: give four numbers"),
         ({"box": "1,2,0,4"}, "box: the box needs a width and a height above 0"),
-        ({"box": "64,2,10,10"}, "lies outside of the frames of .*clip.mkv, which are 63 x 48 pixels"),
-        ({"box": "1,-20,10,10"}, "lies outside of the frames"),
+        ({"box": "64,2,10,10"}, "clip.mkv: the box .* lies outside of the image of 63 x 48 pixels"),
+        ({"box": "1,-20,10,10"}, "lies outside of the image"),
         ({"box": "1,2,3,4", "save": "out.txt"}, "save: out.txt: a video with boxes is one of .mp4"),
         ({"box": "1,2,3,4", "tracker": "perfect"}, "perfect needs true boxes"),
         ({"box": "1,2,3,4", "others": "."}, "others: "),

@@ -46,7 +46,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _explain(item: Any, known: Iterable[str]) -> str:
-    name = ".".join(str(part) for part in item["loc"])
+    name = ".".join(part for part in item["loc"] if isinstance(part, str))
     if item["type"] == "extra_forbidden":
         return f"{name} is no option{did_you_mean(name, known)}"
     if item["type"] == "missing":

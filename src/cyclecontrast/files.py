@@ -11,7 +11,10 @@ from cyclecontrast.errors import UserError
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write to; on the disk, it takes the place of `path` when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be made ({error.strerror}); name another folder to write to") from error
     # The name is the process's own: one that outlives its parent for a moment meets no other's file.
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -1,9 +1,9 @@
 """What `evaluate knn`, `linear` and `finetune` take."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from cyclecontrast.config.evaluate import EvaluateConfig
 from cyclecontrast.config.fields import Count, NonNegative, Positive, Side
@@ -11,6 +11,16 @@ from cyclecontrast.config.fields import Count, NonNegative, Positive, Side
 CLASSES_OF_IMAGES = (
     "train/<class> and val/<class>, ImageNet's flat val too, or a frame tree with train.txt and test.txt"
 )
+
+
+def _some(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if not numbers:
+        raise ValueError("name one number or more")
+    return numbers
+
+
+Ks = Annotated[tuple[Count, ...], AfterValidator(_some)]
+"""Numbers of neighbors; `min_length` would tell of a wrong number in a second line."""
 
 
 class ClassifyConfig(EvaluateConfig):
@@ -26,7 +36,7 @@ class ClassifyConfig(EvaluateConfig):
 class KnnConfig(ClassifyConfig):
     """Weighted k-nearest-neighbor classification on frozen features."""
 
-    k: tuple[Count, ...] = Field((10, 20, 100, 200), description="numbers of neighbors that vote")
+    k: Ks = Field((10, 20, 100, 200), description="numbers of neighbors that vote")
     temperature: Positive = Field(0.07, description="a neighbor's vote is exp(similarity / temperature)")
 
 

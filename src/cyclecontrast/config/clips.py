@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from cyclecontrast.config.classification import Ks
 from cyclecontrast.config.evaluate import EvaluateConfig
 from cyclecontrast.config.fields import Count, Positive, Side, Whole
 
@@ -62,7 +63,7 @@ class RetrievalConfig(EvaluateConfig):
     )
     per_video: Count = Field(10, description="frames or clips of each video, spread evenly")
     clip_length: Count = Field(16, description="consecutive frames of a clip")
-    k: tuple[Count, ...] = Field((1, 5, 10, 20, 50), description="numbers of neighbors to look at")
+    k: Ks = Field((1, 5, 10, 20, 50), description="numbers of neighbors to look at")
     center: bool = Field(False, description="take each split's own mean off its vectors first")
     image_size: Side | None = Field(None, description="default: the size it was trained at")
     batch_size: Count = Field(256, description="frames per forward pass")

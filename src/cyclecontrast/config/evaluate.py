@@ -1,7 +1,7 @@
 """What every protocol of `evaluate` takes."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, get_origin
 
 from pydantic import BaseModel, Field
 
@@ -22,3 +22,10 @@ class EvaluateConfig(BaseModel):
     workers: Whole | None = Field(None, description="processes that load images; default: the number of cores")
     seed: Seed = Field(0, description="of random:<backbone> and of every random choice")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
+
+    def unusual(self) -> dict[str, Any]:
+        """Return the settings that are not the defaults of the variant chosen: of a mode, a preset, a head."""
+        fields = type(self).model_fields
+        choices = {name: getattr(self, name) for name in fields if get_origin(fields[name].annotation) is Literal}
+        usual = type(self).model_validate({"model": self.model, "data": self.data, **choices})
+        return {name: getattr(self, name) for name in fields if getattr(self, name) != getattr(usual, name)}

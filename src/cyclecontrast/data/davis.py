@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cyclecontrast.data.frames import IMAGE_SUFFIXES, Pixels, natural_order
-from cyclecontrast.data.labels.text_lines import MAX_LISTED, read_lines
+from cyclecontrast.data.labels.text_lines import raise_problems, read_lines
 from cyclecontrast.data.masks.files import Indices, read_image, read_mask
 from cyclecontrast.errors import UserError
 
@@ -83,7 +83,7 @@ class Davis:
             except UserError as error:
                 problems.append(str(error))
         if not videos:
-            raise UserError(f"{root}: none of the {len(names)} videos can be used", *problems[:MAX_LISTED])
+            raise_problems([f"{root}: none of the {len(names)} videos can be used", *problems])
         return Davis(root, year, tuple(videos), tuple(problems))
 
     @cached_property

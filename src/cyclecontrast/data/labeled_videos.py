@@ -41,7 +41,7 @@ class LabeledVideos:
     """What a protocol on videos is trained and tested on; labels index `classes`.
 
     `problems` has a line for each line of a list that is damaged and each listed video that is not there; neither is
-    in a split.
+    in a split. `notes` says where the lists contradict themselves.
     """
 
     root: Path
@@ -49,6 +49,7 @@ class LabeledVideos:
     train: VideoSplit
     test: VideoSplit
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def open(root: Path, split: int = 1) -> "LabeledVideos":
@@ -56,14 +57,14 @@ class LabeledVideos:
         root = Path(root)
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; expected one with videos/<class> and lists in annotations/")
-        classes, listed, damaged = read_action_lists(root, split)
+        classes, listed, damaged, notes = read_action_lists(root, split)
         folder = next(name for name in FOLDERS if (root / name).is_dir())
         problems = list(damaged)
         once = list(_once(listed, problems))
         there = [video for video in once if _is_there(root / folder, video, problems)]
         _check(root / folder, classes, once, there, problems)
         splits = {kind: _split(root, folder, classes, [v for v in there if v.split == kind]) for kind in KINDS}
-        return LabeledVideos(root, classes, splits["train"], splits["test"], tuple(problems))
+        return LabeledVideos(root, classes, splits["train"], splits["test"], tuple(problems), notes)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -84,6 +85,7 @@ def _file_sizes(split: VideoSplit) -> list[int]:
 
 def _once(listed: Sequence[ListedVideo], problems: list[str]) -> Iterator[ListedVideo]:
     first: dict[tuple[str, str], ListedVideo] = {}
+    both: list[str] = []
     for video in listed:
         before = first.setdefault((video.folder, video.name), video)
         if before is video:
@@ -91,9 +93,10 @@ def _once(listed: Sequence[ListedVideo], problems: list[str]) -> Iterator[Listed
         elif before.split == video.split:
             problems.append(f"{video.where}: {video.name} is listed before, in {before.where}; counted once")
         else:
-            raise UserError(
+            both.append(
                 f"{video.where}: {video.name} is listed in {before.where} too; no video may be in train and in test"
             )
+    raise_problems(both)
 
 
 def _is_there(folder: Path, video: ListedVideo, problems: list[str]) -> bool:

@@ -1,6 +1,7 @@
 """Which data sets lie below a folder, told by the names of files and folders alone."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -47,12 +48,19 @@ def _kinds(root: Path) -> Iterator[Kind]:
         yield "masks"
     elif has("videos", "UCF-101") and has("annotations", "ucfTrainTestlist", "testTrainMulti_7030_splits"):
         yield "videos"
-    elif (has("train.txt") and has("test.txt")) or (has("train") and has("val")):
+    elif (has("train.txt") and has("test.txt")) or (has("train") and has("val") and not _is_r2v2(root / "train")):
         yield "images"
         if has("frames") and has("masks"):
             yield "masks"
     elif any(_is_otb_sequence(path) for path in root.iterdir()):
         yield "otb"
+
+
+def _is_r2v2(folder: Path) -> bool:
+    """Whether folders are named after the first two letters of the ids of their videos: these are no classes."""
+    first = next((path for path in sorted(folder.iterdir()) if path.is_dir()), None)
+    name = next((path.name for path in first.iterdir()), "") if first else ""
+    return first is not None and re.fullmatch(rf"{re.escape(first.name)}[\w-]{{9}}_\d{{6}}\.jpg", name) is not None
 
 
 def _is_otb_sequence(folder: Path) -> bool:

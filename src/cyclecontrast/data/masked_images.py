@@ -64,7 +64,7 @@ class MaskedImages:
 
     @staticmethod
     def open(path: str | Path, asked: Asked = Asked()) -> "MaskedImages":  # noqa: B008
-        """Read a folder of images with masks (mask_layouts.py says which); raises UserError."""
+        """Read a folder of images with masks (masks/layouts.py says which); raises UserError."""
         root = Path(path)
         layout = read_layout(root, asked)
         num_classes = len(layout.classes)

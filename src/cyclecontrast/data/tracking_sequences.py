@@ -140,6 +140,16 @@ def check_boxes(path: Path, num_images: int, boxes: Boxes) -> None:
         raise UserError(f"{path}: the box of the first frame is {width:g} x {height:g}; there is nothing to track")
 
 
+def check_in_image(where: str, box: Boxes, image: Pixels) -> None:
+    """Raise UserError where a box (4,) shows nothing of this image, or is more than twice as large as all of it."""
+    height, width = image.shape[:2]
+    x, y, w, h = box
+    touches = x - 1 < width and y - 1 < height and x - 1 + w > 0 and y - 1 + h > 0
+    if not touches or w > 2 * width or h > 2 * height:
+        what = "lies outside of" if not touches else "is far larger than"
+        raise UserError(f"{where}: the box {x:g},{y:g},{w:g},{h:g} {what} the image of {width} x {height} pixels")
+
+
 def _file_sizes(sequence: Sequence) -> npt.NDArray[np.int64]:
     try:
         return np.array([os.stat(path).st_size for path in sequence.images], np.int64)

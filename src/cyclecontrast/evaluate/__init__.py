@@ -34,11 +34,14 @@ def _evaluate_all(config: AllConfig) -> "Everything":
     return evaluate_all(config)
 
 
-def evaluate_config(protocol: str, config: EvaluateConfig) -> Result:
-    """Evaluate as the config says; predictions, then the result, are written into the folder of results."""
+def evaluate_config(protocol: str, config: EvaluateConfig, reuse: bool = False) -> Result:
+    """Evaluate as the config says; predictions, then the result, are written into the folder of results.
+
+    With `reuse` the result of before is returned where there is one of the same model, data and settings.
+    """
     module = find_protocol(protocol).load()
     from cyclecontrast.evaluate.two_steps import evaluate as evaluate_backbone
-    from cyclecontrast.evaluate.two_steps import score_again
+    from cyclecontrast.evaluate.two_steps import find_result, score_again
     from cyclecontrast.model.checkpoint import load_backbone
     from cyclecontrast.model.hardware import limited_threads, pick_device
 
@@ -52,6 +55,9 @@ def evaluate_config(protocol: str, config: EvaluateConfig) -> Result:
     assert backbone is not None
     if getattr(config, "image_size", backbone.image_size) is None:
         config = config.model_copy(update={"image_size": backbone.image_size})
+    found = find_result(backbone, data, config) if reuse else None
+    if found is not None:
+        return found
     with limited_threads(pick_device(config.device)):
         return evaluate_backbone(backbone, data, config)
 

@@ -3,8 +3,7 @@
 A protocol gives ranked classes for the test items; how it came by them is not known here.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,19 +13,18 @@ import pyarrow as pa
 from cyclecontrast.config import ClassifyConfig, EvaluateConfig
 from cyclecontrast.data.labeled import LabeledImages, Numbers, Split
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.breakdown import breakdown
 from cyclecontrast.evaluate.embeddings import Loading, embed_images
 from cyclecontrast.evaluate.metrics import (
     Floats,
     Integers,
-    confusion_matrix,
-    per_class_accuracy,
     rank_classes,
     ranked_accuracy,
     unit_vectors,
     video_means,
 )
 from cyclecontrast.evaluate.record import Record
-from cyclecontrast.evaluate.result import DataInfo, Json
+from cyclecontrast.evaluate.result import DataInfo
 from cyclecontrast.evaluate.two_steps import Score
 from cyclecontrast.evaluate.unfinished import Unfinished
 from cyclecontrast.model.backbone import Backbone
@@ -81,7 +79,8 @@ def score(record: Record, config: EvaluateConfig) -> Score:
         for variant in variants
         for k in ((1, NUM_RANKED) if len(record.about.details["classes"]) > NUM_RANKED else (1,))
     }
-    return Score(metrics, _breakdown(record, f"top1{variants[0]}", _ranked(record, variants[0])[:, 0]))
+    predicted = _ranked(record, variants[0])[:, 0]
+    return Score(metrics, breakdown(f"top1{variants[0]}", predicted, labels, record.about.details["classes"]))
 
 
 def embed_items(
@@ -101,23 +100,6 @@ def embed_items(
     return Items(means, split.video_labels[videos], videos, videos, embedded.problems)
 
 
-def not_learned(labels: Numbers, classes: Sequence[str]) -> tuple[str, ...]:
-    """Return a note for each class that is not among the labels of the training images that could be read."""
-    absent = set(range(len(classes))) - set(labels.tolist())
-    return tuple(
-        f"class {classes[label]} is not learned: none of its training images can be read" for label in sorted(absent)
-    )
-
-
-def doubts(last_loss: float, num_classes: int) -> tuple[str, ...]:
-    """Return a note where the mean loss of the last epoch says that the training went wrong."""
-    guessing = math.log(num_classes)
-    line = (
-        f"the loss on train ended at {last_loss:.3g}, worse than guessing ({guessing:.3g}); try another learning_rate"
-    )
-    return (line,) if last_loss > guessing else ()
-
-
 def rank(scores: Floats) -> Integers:
     """Return the classes that a record keeps of scores (num_items, num_classes), best first."""
     return rank_classes(scores, min(NUM_RANKED, scores.shape[1]))
@@ -127,17 +109,3 @@ def _ranked(record: Record, variant: str) -> Integers:
     column = record.table[RANKED + variant].combine_chunks()
     ranked: Integers = column.flatten().to_numpy().reshape(len(column), -1)
     return ranked
-
-
-def _breakdown(record: Record, metric: str, predicted: Integers) -> Json:
-    classes = record.about.details["classes"]
-    labels = record.table["label"].to_numpy()
-    accuracy = per_class_accuracy(predicted, labels, len(classes))
-    confusion = confusion_matrix(predicted, labels, len(classes))
-    return {
-        "of": metric,
-        "classes": classes,
-        "num_items": confusion.sum(axis=1).tolist(),
-        "accuracy": [None if math.isnan(value) else value for value in accuracy.tolist()],
-        "confusion": confusion.tolist(),
-    }

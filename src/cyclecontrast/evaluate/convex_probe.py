@@ -21,6 +21,7 @@ NUM_FOLDS = 5
 ONE_FOLD_ABOVE = 2000
 TOLERANCE = 1e-4
 MAX_ITERATIONS = 1000
+SMALL = 2**22
 
 Mask = npt.NDArray[np.bool_]
 
@@ -111,8 +112,9 @@ def _validate(vectors: Floats, labels: Integers, videos: Integers, seed: int) ->
 
 
 def _fit(model: LogisticRegression, vectors: Floats, labels: Integers) -> _Fit:
-    # The matrices are small: several threads wait for each other, ten times as long on a busy machine.
-    with warnings.catch_warnings(record=True) as caught, threadpool_limits(limits=1):
+    # On a small matrix several threads wait for each other, ten times as long on a busy machine.
+    limit = 1 if vectors.size < SMALL else None
+    with warnings.catch_warnings(record=True) as caught, threadpool_limits(limits=limit):
         warnings.simplefilter("always")
         model.fit(vectors, labels)
     late = [warning for warning in caught if issubclass(warning.category, ConvergenceWarning)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.finite import check_finite
 from cyclecontrast.evaluate.image_batches import CenterCrop, ImageBatch, Images, in_order, load_image_batches
 from cyclecontrast.evaluate.unfinished import Arrays, Unfinished
 from cyclecontrast.model.backbone import Backbone
@@ -64,14 +65,20 @@ class Embeddings(NamedTuple):
 
 @contextlib.contextmanager
 def frozen(backbone: Backbone, device: torch.device) -> Iterator[Backbone]:
-    """Hold a backbone in evaluation mode on the device, and its convolutions to exact repeatable arithmetic."""
-    training = backbone.training
+    """Hold a backbone in evaluation mode on the device, and its convolutions to exact repeatable arithmetic.
+
+    Afterwards it is on the device that it came from, and each of its modules in the mode that it had.
+    """
+    modes = [(module, module.training) for module in backbone.modules()]
+    home = next(backbone.parameters()).device
     backbone.eval().to(device)
     with exact_convolutions():
         try:
             yield backbone
         finally:
-            backbone.train(training)
+            backbone.to(home)
+            for module, mode in modes:
+                module.training = mode
 
 
 def exact_convolutions() -> contextlib.AbstractContextManager[None]:
@@ -83,8 +90,7 @@ def encode(backbone: Backbone, batch: ImageBatch, device: torch.device) -> Tenso
     """Return the representations of a batch (batch, dim); raises UserError where they are not finite."""
     with torch.inference_mode():
         features: Tensor = backbone(backbone.normalise(batch.pixels.to(device, non_blocking=True))).float()
-        if not bool(features.isfinite().all()):
-            raise UserError(f"{backbone.source}: the backbone gives values that are not finite; its weights are broken")
+        check_finite(features, backbone)
     return features
 
 

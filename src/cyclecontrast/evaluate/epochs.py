@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cyclecontrast.data.pairs import random_stream
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.embeddings import exact_convolutions
 from cyclecontrast.evaluate.unfinished import Unfinished
 
 DROPOUT = 97
@@ -22,7 +23,7 @@ def train_epochs(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     batches_of: Callable[[int], Iterable[T]],
-    loss_of: Callable[[T], Tensor],
+    parts_of: Callable[[T], Iterable[Tensor]],
     factor_of: Callable[[int], float],
     epochs: int,
     seed: int,
@@ -30,17 +31,19 @@ def train_epochs(
 ) -> list[float]:
     """Train on the batches of each epoch and return the mean loss of each; modules keep the mode that they have.
 
-    `factor_of(epoch)` scales the learning rates that the optimizer came with. After each epoch the state is kept under
-    `name`; what is random depends on (seed, epoch) alone. Raises UserError where a loss is not finite.
+    `parts_of(batch)` yields the parts that a batch's loss is the sum of; each is forgotten before the next is computed,
+    so that what does not fit into memory at once comes in several. `factor_of(epoch)` scales the learning rates that
+    the optimizer came with. After each epoch the state is kept under `name`; what is random depends on (seed, epoch)
+    alone. Raises UserError where a loss is not finite.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     losses = _restore(name, modules, optimizer, unfinished)
     for epoch in range(len(losses), epochs):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor_of(epoch)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), exact_convolutions():
             torch.manual_seed(int(random_stream(seed, epoch, 0, DROPOUT).integers(2**31)))
-            losses.append(_train_epoch(optimizer, batches_of(epoch), loss_of))
+            losses.append(_train_epoch(optimizer, batches_of(epoch), parts_of))
         if not np.isfinite(losses[-1]):
             raise UserError(f"{name}: the loss is not finite in epoch {epoch + 1}; lower learning_rate ({rates[0]:g})")
         states = {key: module.state_dict() for key, module in modules.items()}
@@ -61,14 +64,16 @@ def _restore(
     return losses
 
 
-def _train_epoch(optimizer: torch.optim.Optimizer, batches: Iterable[T], loss_of: Callable[[T], Tensor]) -> float:
+def _train_epoch(
+    optimizer: torch.optim.Optimizer, batches: Iterable[T], parts_of: Callable[[T], Iterable[Tensor]]
+) -> float:
     total, num_steps = torch.zeros(()), 0
     for batch in batches:
-        loss = loss_of(batch)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        for part in parts_of(batch):
+            part.backward()  # type: ignore[no-untyped-call]
+            total = total.to(part.device) + part.detach()
         optimizer.step()
-        total = total.to(loss.device) + loss.detach()
         num_steps += 1
     return float(total) / max(num_steps, 1)
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from cyclecontrast.config import AllConfig, EvaluateConfig
 from cyclecontrast.data.layouts import Kind, Layout, find_layouts
 from cyclecontrast.errors import UserError, checked
@@ -27,6 +29,10 @@ class Plan(NamedTuple):
     protocol: str
     data: Path
     settings: Settings
+
+    def __str__(self) -> str:
+        words = [self.protocol, *(f"{name}={value}" for name, value in self.settings.items())]
+        return f"{' '.join(words)} on {self.data}"
 
 
 PLANS: dict[Kind, tuple[tuple[str, Settings], ...]] = {
@@ -82,22 +88,38 @@ def evaluate_all(config: AllConfig) -> Everything:
     if not plans:
         what = f"for {', '.join(config.only)} " if config.only else ""
         raise UserError(f"data_root: {config.data_root}: holds no data {what}in a layout that a protocol reads")
-    random = load_backbone(f"random:{backbone.name}", config.seed) if config.baseline else None
-    rows: list[tuple[Result, Result | None]] = []
-    problems: list[str] = []
+    models = [(config.model, backbone), *([_baseline(backbone, config.seed)] if config.baseline else [])]
+    done = Everything((), ())
     for number, plan in enumerate(plans, start=1):
-        print(f"[{number}/{len(plans)}] {plan.protocol} {plan.settings or ''} on {plan.data}", file=sys.stderr)
-        try:
-            ours = _evaluate(backbone, config.model, plan, config)
-            rows.append((ours, _evaluate(random, f"random:{backbone.name}", plan, config) if random else None))
-        except UserError as error:
-            problems += [f"{plan.protocol} on {plan.data}: {problem}" for problem in error.problems]
-    if not rows:
-        raise UserError(*problems)
-    done = Everything(tuple(rows), tuple(problems))
-    with replacing(_folder(config) / "all.md") as aside:
-        aside.write_text(f"{done}\n")
+        print(f"[{number}/{len(plans)}] {plan}", file=sys.stderr)
+        problems: list[str] = []
+        results = [_attempt(model, network, plan, config, problems) for model, network in models]
+        row = () if results[0] is None else ((results[0], results[-1] if config.baseline else None),)
+        done = Everything(done.rows + row, done.problems + tuple(problems))
+        with replacing(_folder(config) / "all.md") as aside:
+            aside.write_text(f"{done}\n")
+    if not done.rows:
+        raise UserError(*done.problems)
     return done
+
+
+def _baseline(backbone: Backbone, seed: int) -> tuple[str, Backbone]:
+    """Return random weights of the same network, which sees images as the model does."""
+    name = f"random:{backbone.name}"
+    random = load_backbone(name, seed)
+    random.image_size, random.mean, random.std = backbone.image_size, backbone.mean, backbone.std
+    return name, random
+
+
+def _attempt(model: str, backbone: Backbone, plan: Plan, asked: AllConfig, problems: list[str]) -> Result | None:
+    """Evaluate, or add to `problems` why not; what does not fit into the memory does not stop the others either."""
+    try:
+        return _evaluate(backbone, model, plan, asked)
+    except UserError as error:
+        problems += [f"{plan}: {problem}" for problem in error.problems]
+    except torch.OutOfMemoryError as error:
+        problems.append(f"{plan}: the memory of the device is too small ({str(error).splitlines()[0]})")
+    return None
 
 
 def _plans(root: Path) -> Iterator[Plan]:

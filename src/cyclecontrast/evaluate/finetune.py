@@ -13,17 +13,16 @@ from torch import Tensor, nn
 from cyclecontrast.config import FinetuneConfig
 from cyclecontrast.data.labeled import LabeledImages
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.breakdown import doubts, not_learned, not_tested
 from cyclecontrast.evaluate.classification import (
     describe,
-    doubts,
     embed_items,
-    not_learned,
     open_data,
     rank,
     ranked_table,
     score,
 )
-from cyclecontrast.evaluate.embeddings import Loading, exact_convolutions
+from cyclecontrast.evaluate.embeddings import Loading
 from cyclecontrast.evaluate.epochs import step_decay, train_epochs
 from cyclecontrast.evaluate.image_batches import ImageBatch
 from cyclecontrast.evaluate.random_views import RandomViews
@@ -56,13 +55,19 @@ def predict(backbone: Backbone, data: LabeledImages, config: FinetuneConfig, unf
     if config.level == "video":
         classifier.network = nn.Sequential(classifier.network, nn.Softmax(dim=1))
     test = embed_items(classifier, data.test, config, "test", unfinished)
-    learned = np.delete(data.train.labels, views.lost())
+    learned = np.delete(np.arange(len(data.train)), views.lost())
+    num_learned = len(learned) if config.level == "frame" else len(np.unique(data.train.videos[learned]))
     return Predictions(
         ranked_table({"": rank(test.vectors)}, test, data, config),
         f"finetune level={config.level}" + (" mean=softmax" if config.level == "video" else ""),
-        doubts(last_loss, len(data.classes)) + not_learned(learned, data.classes),
+        (
+            *doubts(last_loss, len(data.classes)),
+            *not_learned(data.train.labels[learned], data.classes),
+            *not_tested(test.labels, data.classes),
+        ),
         views.problems() + test.problems,
         {"last_loss": last_loss, "classes": list(data.classes)},
+        (num_learned, len(test.labels)),
     )
 
 
@@ -87,23 +92,22 @@ def _train(
     device = next(head.parameters()).device
     labels = torch.from_numpy(data.train.labels).to(device)
 
-    def loss_of(batch: ImageBatch) -> Tensor:
+    def parts_of(batch: ImageBatch) -> Iterator[Tensor]:
         logits = classifier(classifier.normalise(batch.pixels.to(device, non_blocking=True)))
-        return nn.functional.cross_entropy(logits, labels[batch.positions.to(device)])
+        yield nn.functional.cross_entropy(logits, labels[batch.positions.to(device)])
 
     classifier.train()
-    with exact_convolutions():
-        losses = train_epochs(
-            "finetune",
-            {"classifier": classifier},
-            optimizer,
-            lambda epoch: _of_several(views.batches(epoch)),
-            loss_of,
-            step_decay(config.epochs),
-            config.epochs,
-            config.seed,
-            unfinished,
-        )
+    losses = train_epochs(
+        "finetune",
+        {"classifier": classifier},
+        optimizer,
+        lambda epoch: _of_several(views.batches(epoch)),
+        parts_of,
+        step_decay(config.epochs),
+        config.epochs,
+        config.seed,
+        unfinished,
+    )
     return losses[-1]
 
 

@@ -81,6 +81,18 @@ class CenterCrop:
 
 
 @dataclass(frozen=True)
+class CenterCrops:
+    """The centre crop of every frame."""
+
+    size: int
+
+    def __call__(self, frames: Pixels, position: int) -> Pixels:
+        """Return the crops (num_frames, size, size, 3)."""
+        crop = CenterCrop(self.size)
+        return np.stack([crop(frame, position) for frame in frames])
+
+
+@dataclass(frozen=True)
 class _Cropped(Dataset[_Item]):
     images: Images
     crop: Crop

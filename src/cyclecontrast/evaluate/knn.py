@@ -2,10 +2,10 @@
 
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.evaluate.breakdown import not_learned, not_tested
 from cyclecontrast.evaluate.classification import (
     describe,
     embed_items,
-    not_learned,
     open_data,
     rank,
     ranked_table,
@@ -33,7 +33,9 @@ def predict(backbone: Backbone, data: LabeledImages, config: KnnConfig, unfinish
         (
             *(f"k={k} is more than the {size} training items: {size} used" for k in config.k if k > size),
             *not_learned(gallery.labels, data.classes),
+            *not_tested(queries.labels, data.classes),
         ),
         gallery.problems + queries.problems,
         {"temperature": config.temperature, "classes": list(data.classes)},
+        (size, len(queries.labels)),
     )

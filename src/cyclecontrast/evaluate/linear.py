@@ -8,12 +8,11 @@ from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled import LabeledImages
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate import convex_probe, sgd_probe
+from cyclecontrast.evaluate.breakdown import doubts, not_learned, not_tested
 from cyclecontrast.evaluate.classification import (
     Items,
     describe,
-    doubts,
     embed_items,
-    not_learned,
     open_data,
     rank,
     ranked_table,
@@ -32,9 +31,10 @@ SGD_ONLY = ("epochs", "learning_rate")
 
 
 class _Fitted(NamedTuple):
-    """Scores of the test items (num_items, num_classes), and what is to be said of the fit."""
+    """Scores of the test items (num_items, num_classes), from how many training items, and what is to be said."""
 
     scores: Floats
+    num_train: int
     notes: tuple[str, ...]
     problems: tuple[str, ...]
     details: Json
@@ -50,9 +50,11 @@ def predict(backbone: Backbone, data: LabeledImages, config: LinearConfig, unfin
     return Predictions(
         ranked_table({"": rank(fitted.scores)}, test, data, config),
         f"linear probe={probe} level={config.level}",
-        notes + fitted.notes,
+        (*notes, *fitted.notes, *not_tested(test.labels, data.classes)),
         fitted.problems + test.problems,
         {**fitted.details, "probe": probe, "classes": list(data.classes)},
+        (fitted.num_train, len(test.labels)),
+        idle=frozenset({*SGD_ONLY, "batch_size"} if probe == "lbfgs" else ()),
     )
 
 
@@ -60,7 +62,8 @@ def _sgd(backbone: Backbone, data: LabeledImages, config: LinearConfig, test: It
     head = sgd_probe.fit(backbone, data.train, len(data.classes), config, unfinished)
     notes = doubts(head.last_loss, len(data.classes)) + not_learned(head.labels, data.classes)
     details = {"learning_rate": head.learning_rate, "last_loss": head.last_loss}
-    return _Fitted(head.scores(test.vectors), notes, head.problems, details)
+    num_train = len(head.labels) if config.level == "frame" else data.train.num_videos
+    return _Fitted(head.scores(test.vectors), num_train, notes, head.problems, details)
 
 
 def _convex(
@@ -76,4 +79,4 @@ def _convex(
     scores[:, learned] = head.scores(test.vectors)
     unused = [name for name in SGD_ONLY if name in config.model_fields_set]
     notes = [f"{' and '.join(unused)} did nothing: probe lbfgs has no such option"] if unused else []
-    return _Fitted(scores, (*notes, *head.notes, *absent), train.problems, head.details())
+    return _Fitted(scores, len(labels), (*notes, *head.notes, *absent), train.problems, head.details())

@@ -15,7 +15,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.versions import package_versions
 
-NO_PART_OF_KEY = frozenset({"model", "data", "classes", "out", "save", "score_only", "workers", "device"})
+NO_PART_OF_KEY = frozenset({"model", "data", "classes", "train_data", "out", "save", "score_only", "workers", "device"})
 """Settings that name a file, which a fingerprint stands for, or do not change the numbers."""
 MAX_LISTED = 10
 

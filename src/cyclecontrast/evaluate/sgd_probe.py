@@ -62,15 +62,15 @@ def fit(backbone: Backbone, train: Split, num_classes: int, config: LinearConfig
         unfinished,
     )
 
-    def loss_of(batch: _Features) -> Tensor:
-        return nn.functional.cross_entropy(head(batch.vectors), labels[batch.positions])
+    def parts_of(batch: _Features) -> Iterator[Tensor]:
+        yield nn.functional.cross_entropy(head(batch.vectors), labels[batch.positions])
 
     losses = train_epochs(
         "linear",
         {"head": head},
         optimizer,
         lambda epoch: _features(backbone, views, epoch, loading.device),
-        loss_of,
+        parts_of,
         step_decay(config.epochs),
         config.epochs,
         config.seed,
@@ -84,7 +84,7 @@ def fit(backbone: Backbone, train: Split, num_classes: int, config: LinearConfig
 def initial_head(dim: int, num_classes: int, seed: int) -> nn.Linear:
     """Return a classifier with weights of N(0, 0.01) and no bias."""
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         head = nn.Linear(dim, num_classes)
         nn.init.normal_(head.weight, std=INITIAL_DEVIATION)
         nn.init.zeros_(head.bias)

@@ -6,7 +6,7 @@ A protocol's module has four functions:
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -23,13 +23,19 @@ from cyclecontrast.model.checkpoint import fingerprint
 
 
 class Predictions(NamedTuple):
-    """A table with all that the score needs; `tag` names the variant, `problems` each item that was left out."""
+    """A table with all that the score needs; `tag` names the variant, `problems` each item that was left out.
+
+    `num_used` is how many items of train and test took part; None: all that there are. `idle` are settings that had no
+    effect, or that the tag names in words of its own.
+    """
 
     table: pa.Table
     tag: str
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     details: Json = {}  # noqa: RUF012
+    num_used: tuple[int, int] | None = None
+    idle: frozenset[str] = frozenset()
 
 
 class Score(NamedTuple):
@@ -54,19 +60,32 @@ def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
     check_folder(folder)
     unfinished = Unfinished(folder / "unfinished" / f"{about.record_key}-{about.versions['cyclecontrast']}")
     module = protocol_of(config).load()
-    try:
-        predictions: Predictions = module.predict(backbone, data, config, unfinished)
-    except UserError:
-        unfinished.discard()  # what must be changed changes the key, so that nothing would find the parts again
-        raise
+    predictions: Predictions = module.predict(backbone, data, config, unfinished)
+    num_train, num_test = predictions.num_used or (about.data.num_train, about.data.num_test)
     made = dataclasses.replace(
-        about, **{name: getattr(predictions, name) for name in ("tag", "notes", "problems", "details")}
+        about,
+        data=about.data._replace(num_train=num_train, num_test=num_test),
+        tag=" ".join([predictions.tag, *_unusual(backbone, config, predictions)]),
+        **{name: getattr(predictions, name) for name in ("notes", "problems", "details")},
     )
     record = Record(made, predictions.table)
     record.save(folder)
-    result = _score(record, about, config)
     unfinished.discard()
-    return result
+    return _score(record, about, config)
+
+
+def _unusual(backbone: Backbone, config: EvaluateConfig, made: Predictions) -> Iterator[str]:
+    """Yield the words of a tag for settings that change the numbers and that the protocol's own tag does not name.
+
+    A setting of several values, as k, gives several metrics, which say it themselves.
+    """
+    free = {*NO_PART_OF_KEY, *config.scoring, *made.idle, "seed"}
+    if "epochs" not in type(config).model_fields:
+        free.add("batch_size")
+    for name, value in config.unusual().items():
+        at_home = name == "image_size" and value == backbone.image_size
+        if name not in free and f"{name}=" not in made.tag and not at_home and not isinstance(value, tuple):
+            yield f"{name}={value}"
 
 
 def find_result(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result | None:

@@ -69,11 +69,12 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = _conv3x3(channels, channels, 1)
         self.bn2 = nn.BatchNorm2d(channels)
+        self.stride = stride
         self.downsample = _shortcut(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""
-        shortcut = x if self.downsample is None else self.downsample(x)
+        shortcut = x if self.downsample is None else self.downsample(x[:, :, :: self.stride, :: self.stride])
         x = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(x)) + shortcut)  # type: ignore[no-any-return]
 
@@ -92,11 +93,12 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(channels, channels * 4, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels * 4)
         self.relu = nn.ReLU(inplace=True)
+        self.stride = stride
         self.downsample = _shortcut(in_channels, channels * 4, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""
-        shortcut = x if self.downsample is None else self.downsample(x)
+        shortcut = x if self.downsample is None else self.downsample(x[:, :, :: self.stride, :: self.stride])
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         return self.relu(self.bn3(self.conv3(x)) + shortcut)  # type: ignore[no-any-return]
@@ -207,7 +209,8 @@ def _conv3x3(in_channels: int, channels: int, stride: int) -> nn.Conv2d:
 def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and in_channels == channels:
         return None
-    conv = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+    # Its stride is taken on its input: oneDNN crashes in the backward pass of strided 1x1 convolutions of 8 channels.
+    conv = nn.Conv2d(in_channels, channels, 1, bias=False)
     return nn.Sequential(OrderedDict([("0", conv), ("1", nn.BatchNorm2d(channels))]))
 
 

@@ -2,8 +2,6 @@
 
 import copy
 
-from torch import nn
-
 from cyclecontrast.errors import UserError
 from cyclecontrast.model.backbone import Backbone, BasicBlock, Bottleneck, ResNet
 
@@ -35,7 +33,4 @@ def restride(backbone: Backbone, strides: PerStage, dilations: PerStage = (1, 1,
 def _set(block: BasicBlock | Bottleneck, stride: int, dilation: int) -> None:
     conv = block.conv1 if isinstance(block, BasicBlock) else block.conv2
     conv.stride, conv.dilation, conv.padding = (stride, stride), (dilation, dilation), (dilation, dilation)
-    if block.downsample is not None:
-        shortcut = block.downsample[0]
-        assert isinstance(shortcut, nn.Conv2d)
-        shortcut.stride = (stride, stride)
+    block.stride = stride

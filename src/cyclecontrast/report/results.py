@@ -91,8 +91,14 @@ def _full_table(group: list[_Measured]) -> ResultTable:
     for model, result in group:
         for metric, value in result.metrics.items():
             _add(values, model, _column(result, metric), value)
-    notes = dict.fromkeys(f"{model.name}: {note}" for model, result in group for note in result.about.notes)
+    notes = dict.fromkeys(f"{model.name}: {note}" for model, result in group for note in _notes(result))
     return _table(caption, values, tuple(notes))
+
+
+def _notes(result: Result) -> tuple[str, ...]:
+    about = result.about
+    left_out = (f"{len(about.problems)} items left out, named in {about.key}.json",) if about.problems else ()
+    return about.notes + left_out
 
 
 def _measured(runs: Sequence[RunReport], colors: Sequence[int]) -> list[_Measured]:

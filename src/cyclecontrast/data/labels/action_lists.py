@@ -13,6 +13,7 @@ from cyclecontrast.errors import UserError
 
 UCF_FOLDERS = ("annotations", "ucfTrainTestlist", ".")
 UCF_FILES = ("classInd.txt", "trainlist[0-9][0-9].txt", "testlist[0-9][0-9].txt")
+NUMBERED = re.compile(r"(.*) (\d+)")
 HMDB_FOLDERS = ("testTrainMulti_7030_splits", "annotations", ".")
 HMDB_FILES = "*_test_split[0-9]*.txt"
 HMDB_NAME = re.compile(r"(.+)_test_split([0-9]+)\.txt")
@@ -30,11 +31,15 @@ class ListedVideo(NamedTuple):
 
 
 class ActionLists(NamedTuple):
-    """The classes in the order of their labels, the videos, and a line for each line that could not be used."""
+    """The classes in the order of their labels, the videos, and a line for each line that could not be used.
+
+    `notes` says where the lists contradict themselves.
+    """
 
     classes: tuple[str, ...]
     videos: tuple[ListedVideo, ...]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_action_lists(root: Path, split: int) -> ActionLists:
@@ -61,16 +66,29 @@ def _read_ucf(folder: Path, split: int) -> ActionLists:
         [f"{path}: no such file; there is {there}" for path in (index, *lists.values()) if not path.exists()]
     )
     classes = _ucf_classes(index)
-    videos, problems = [], []
+    videos, problems, contradictions = [], [], []
     for kind, path in lists.items():
         for where, text in _lines(path):
-            # The number behind the name is never used, nor the name: what a video shows, its folder says.
-            parent, _, name = re.sub(r" \d+$", "", text).rpartition("/")
-            if parent in classes and name:
-                videos.append(ListedVideo(where, kind, parent, name))
-            else:
+            # What a video shows, its folder says; neither its name nor the number behind that is ever used.
+            found = NUMBERED.fullmatch(text)
+            parent, _, name = (found[1] if found else text).rpartition("/")
+            if parent not in classes or not name:
                 problems.append(f"{where}: {text!r} is not <class>/<video> with a class of {index.name}; left out")
-    return ActionLists(classes, tuple(videos), tuple(problems))
+                continue
+            videos.append(ListedVideo(where, kind, parent, name))
+            number = classes.index(parent) + 1
+            if found and int(found[2]) != number:
+                contradictions.append(f"{where}: {text!r}, but {index.name} has {number} {parent}")
+    return ActionLists(classes, tuple(videos), tuple(problems), _counted(contradictions))
+
+
+def _counted(contradictions: Sequence[str]) -> tuple[str, ...]:
+    """Return a note with the number of these lines and the first of them, where there are any."""
+    if not contradictions:
+        return ()
+    return (
+        f"lines whose number is not that of their folder, which counts: {len(contradictions)}; {contradictions[0]}",
+    )
 
 
 def _ucf_classes(path: Path) -> tuple[str, ...]:

@@ -193,25 +193,31 @@ def _plain(
     notes: tuple[str, ...] = ()
     num_classes = asked.num_classes
     if num_classes is None:
-        found = _values(root, train)
+        holders = _holders(root, train)
+        found = set(holders)
         if found == {0, IGNORE} and asked.ignore_label == IGNORE:
             text = "the training masks hold 0 and 255 alone: read as background and figure; num_classes says otherwise"
             classes = ("background", "figure")
             return Layout(name, classes, (black_and_white(),), train, test, (text,), tuple(problems))
         num_classes = max(found - {asked.ignore_label}, default=0) + 1
-        notes = (f"num_classes: {num_classes}, for the highest label of the training masks is {num_classes - 1}",)
+        masks = holders.get(num_classes - 1)
+        where = f" (in {len(masks)} of {len(train)}, first in {masks[0]})" if masks else ""
+        text = f"num_classes: {num_classes}, for the highest label of the training masks is {num_classes - 1}{where}"
+        notes = (text,)
     table = labels_as_they_are(min(num_classes, IGNORE), asked.ignore_label)
     return Layout(name, tuple(map(str, range(num_classes))), (table,), train, test, notes, tuple(problems))
 
 
-def _values(root: Path, pairs: Iterable[Pair]) -> set[int]:
-    """Return all numbers in the masks; what cannot be read is told of when it is loaded."""
-    found: set[int] = set()
+def _holders(root: Path, pairs: Iterable[Pair]) -> dict[int, list[str]]:
+    """Return the masks that hold each number; what cannot be read is told of when it is loaded."""
+    found: dict[int, list[str]] = {}
     for pair in pairs:
         try:
-            found.update(np.unique(read_mask(root / pair.mask)).tolist())
+            numbers = np.unique(read_mask(root / pair.mask)).tolist()
         except UserError:
             continue
+        for number in numbers:
+            found.setdefault(number, []).append(pair.mask)
     return found
 
 

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.finite import check_finite
 from cyclecontrast.model.backbone import Backbone
 
 
@@ -33,6 +33,5 @@ class ClipClassifier(nn.Module):
         """Clips (batch, num_frames, 3, h, w) → softmax (batch, num_classes); raises UserError if it is not finite."""
         with torch.inference_mode():
             probabilities = self.logits(self.features(pixels)).softmax(1)
-        if not bool(probabilities.isfinite().all()):
-            raise UserError(f"{self.backbone.source}: gives values that are not finite; its weights are broken")
+        check_finite(probabilities, self.backbone)
         return probabilities

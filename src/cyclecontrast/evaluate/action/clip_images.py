@@ -10,7 +10,7 @@ from cyclecontrast.data.clips import measure, read_frames
 from cyclecontrast.data.frames import Pixels
 from cyclecontrast.data.labeled_videos import VideoSplit
 from cyclecontrast.data.pairs import FRAMES, QUERY, random_stream
-from cyclecontrast.evaluate.image_batches import CROP_MARGIN, CenterCrop
+from cyclecontrast.evaluate.image_batches import CROP_MARGIN
 
 JITTER = (0.4, 0.4, 0.4, 0.2)
 MIN_CROP = 0.08
@@ -71,18 +71,6 @@ class SpreadClips:
         path = self.videos.path(position)
         frames = spread_clips(measure(path), self.clip, self.num_clips)
         return read_frames(path, frames.ravel().tolist(), round(self.size * CROP_MARGIN))
-
-
-@dataclass(frozen=True)
-class CenterCrops:
-    """The centre crop of every frame."""
-
-    size: int
-
-    def __call__(self, frames: Pixels, position: int) -> Pixels:
-        """Return the crops (num_frames, size, size, 3)."""
-        crop = CenterCrop(self.size)
-        return np.stack([crop(frame, position) for frame in frames])
 
 
 def _place(position: int, clips_per_video: int) -> int:

@@ -1,8 +1,5 @@
 """The protocol `action`: which action a video shows, by the mean softmax of its clips (protocols.md §c)."""
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 
@@ -11,20 +8,14 @@ from cyclecontrast.data.clip_sampling import ClipShape
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.action.classifier import ClipClassifier
-from cyclecontrast.evaluate.action.clip_images import CenterCrops, SpreadClips
+from cyclecontrast.evaluate.action.clip_images import SpreadClips
 from cyclecontrast.evaluate.action.training import ClipEpochs, train
+from cyclecontrast.evaluate.breakdown import breakdown, doubts, not_learned, not_tested
 from cyclecontrast.evaluate.embeddings import Loading, exact_convolutions
-from cyclecontrast.evaluate.image_batches import in_order, load_image_batches
-from cyclecontrast.evaluate.metrics import (
-    Floats,
-    Integers,
-    confusion_matrix,
-    per_class_accuracy,
-    top_k_accuracy,
-    video_means,
-)
+from cyclecontrast.evaluate.image_batches import CenterCrops, in_order, load_image_batches
+from cyclecontrast.evaluate.metrics import top_k_accuracy, video_means
 from cyclecontrast.evaluate.record import Record
-from cyclecontrast.evaluate.result import DataInfo, Json
+from cyclecontrast.evaluate.result import DataInfo
 from cyclecontrast.evaluate.two_steps import Predictions, Score
 from cyclecontrast.evaluate.unfinished import Arrays, Unfinished
 from cyclecontrast.model.backbone import Backbone
@@ -56,14 +47,22 @@ def predict(backbone: Backbone, data: LabeledVideos, config: ActionConfig, unfin
     epochs = ClipEpochs(data.train, config, loading, unfinished)
     losses = train(model, epochs)
     unread = epochs.problems()
+    learned = np.delete(data.train.labels, list(unread))
     tested = _test(model, data.test, config, loading, unfinished)
-    problems = (*data.problems, *unread.values(), *tested["problems"].tolist())
+    videos = np.unique(tested["videos"])
     return Predictions(
         _table(tested, data),
         f"action mode={config.mode}" + (f" bn={config.bn}" if config.mode == "linear" else ""),
-        (*_left_out(data, len(unread), len(np.unique(tested["videos"]))), *_not_learned(data, list(unread))),
-        problems,
+        (
+            *data.notes,
+            *_left_out(data, len(unread), len(videos)),
+            *not_learned(learned, data.classes, "videos"),
+            *not_tested(data.test.labels[videos], data.classes, "videos"),
+            *doubts(losses["training"][-1], len(data.classes)),
+        ),
+        (*data.problems, *unread.values(), *tested["problems"].tolist()),
         {"classes": list(data.classes), "losses": losses},
+        (len(learned), len(videos)),
     )
 
 
@@ -83,7 +82,7 @@ def score(record: Record, config: ActionConfig) -> Score:
         "clip_top1": top_k_accuracy(clips, clip_labels, 1),
         **{f"video_top{k}": top_k_accuracy(videos, labels, k) for k in (1, NUM_RANKED) if k == 1 or k < len(classes)},
     }
-    return Score(metrics, _breakdown(videos, labels, classes))
+    return Score(metrics, breakdown("video_top1", videos.argmax(axis=1), labels, classes))
 
 
 def _test(
@@ -144,25 +143,3 @@ def _left_out(data: LabeledVideos, num_unread: int, num_tested: int) -> tuple[st
         f"left out: {len(data.problems)} listed videos or lines, {unread['train']} of {len(data.train):,} training and "
         f"{unread['test']} of {len(data.test):,} test videos that cannot be read",
     )
-
-
-def _not_learned(data: LabeledVideos, unread: Sequence[int]) -> tuple[str, ...]:
-    learned = set(np.delete(data.train.labels, unread).tolist())
-    return tuple(
-        f"class {name} is not learned: none of its training videos can be read"
-        for label, name in enumerate(data.classes)
-        if label not in learned
-    )
-
-
-def _breakdown(videos: Floats, labels: Integers, classes: Sequence[str]) -> Json:
-    predicted = videos.argmax(axis=1)
-    accuracy = per_class_accuracy(predicted, labels, len(classes))
-    confusion = confusion_matrix(predicted, labels, len(classes))
-    return {
-        "of": "video_top1",
-        "classes": list(classes),
-        "num_items": confusion.sum(axis=1).tolist(),
-        "accuracy": [None if math.isnan(value) else value for value in accuracy.tolist()],
-        "confusion": confusion.tolist(),
-    }

@@ -1,5 +1,6 @@
 """Training on random clips (protocols.md §c): first the new last layer, then all layers, or the last one further on."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,13 +15,15 @@ from cyclecontrast.data.pairs import ORDER, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.action.classifier import ClipClassifier
 from cyclecontrast.evaluate.action.clip_images import ClipView, RandomClips
-from cyclecontrast.evaluate.embeddings import Loading, exact_convolutions
+from cyclecontrast.evaluate.embeddings import Loading
 from cyclecontrast.evaluate.epochs import step_decay, train_epochs
 from cyclecontrast.evaluate.image_batches import ImageBatch, load_image_batches
 from cyclecontrast.evaluate.unfinished import Arrays, Unfinished
 
 MILESTONES = (6 / 16, 10 / 16, 14 / 16)
 FACTOR = 0.3
+CLIPS_AT_ONCE = 8
+"""What goes through the network together, and what BatchNorm sees, as on each of the release's four GPUs."""
 
 
 @dataclass(frozen=True)
@@ -106,23 +109,28 @@ def _train_stage(
     config, device = epochs.config, epochs.loading.device
     labels = torch.from_numpy(epochs.videos.labels).to(device)
 
-    def loss_of(batch: ImageBatch) -> Tensor:
-        with torch.set_grad_enabled(trains_backbone):
-            features = model.features(batch.pixels.to(device, non_blocking=True))
-        videos = batch.positions.to(device) // config.clips_per_video
-        return nn.functional.cross_entropy(model.logits(features), labels[videos])
+    def parts_of(batch: ImageBatch) -> Iterator[Tensor]:
+        size = len(batch.positions)
+        for pixels, positions in zip(
+            *(tensor.tensor_split(math.ceil(size / CLIPS_AT_ONCE)) for tensor in (batch.pixels, batch.positions)),
+            strict=True,
+        ):
+            with torch.set_grad_enabled(trains_backbone):
+                features = model.features(pixels.to(device, non_blocking=True))
+            videos = positions.to(device) // config.clips_per_video
+            loss = nn.functional.cross_entropy(model.logits(features), labels[videos], reduction="sum")
+            yield loss / size
 
     trained = model if trains_backbone else model.head
     decay = step_decay(len(numbers), MILESTONES, FACTOR)
-    with exact_convolutions():
-        return train_epochs(
-            f"action {name}",
-            {"model": model if model.backbone.training else model.head},
-            torch.optim.Adam(trained.parameters(), config.learning_rate, weight_decay=0),
-            lambda epoch: epochs.batches(numbers[epoch]),
-            loss_of,
-            decay if name == "training" else lambda _: 1.0,
-            len(numbers),
-            config.seed,
-            epochs.unfinished,
-        )
+    return train_epochs(
+        f"action {name}",
+        {"model": model if model.backbone.training else model.head},
+        torch.optim.Adam(trained.parameters(), config.learning_rate, weight_decay=0),
+        lambda epoch: epochs.batches(numbers[epoch]),
+        parts_of,
+        decay if name == "training" else lambda _: 1.0,
+        len(numbers),
+        config.seed,
+        epochs.unfinished,
+    )

@@ -13,6 +13,7 @@ from cyclecontrast.evaluate.metrics.classification import (
 from cyclecontrast.evaluate.metrics.masks import boundary_f, region_similarity
 from cyclecontrast.evaluate.metrics.neighbors import (
     Neighbors,
+    first_copies,
     first_equals,
     nearest_in_block,
     nearest_neighbors,
@@ -40,6 +41,7 @@ __all__ = [
     "boundary_f",
     "center_errors",
     "confusion_matrix",
+    "first_copies",
     "first_equals",
     "hit_at_k",
     "iou_per_class",

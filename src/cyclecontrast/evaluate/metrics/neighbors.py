@@ -1,5 +1,6 @@
 """Exact nearest neighbors in bounded memory; ties go to the lower index, so that results repeat."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from cyclecontrast.evaluate.metrics.arrays import Floats, Integers
 SIMILARITIES_AT_ONCE = 2**24
 NUMBERS_AT_ONCE = 2**18
 GROUPS, GROUPS_PER_NEIGHBOR = 1024, 16
+DIGEST_SIZE = 16
 
 
 class Neighbors(NamedTuple):
@@ -50,17 +52,31 @@ def video_means(vectors: Floats, videos: Integers, num_videos: int) -> Floats:
 
 def first_equals(vectors: Floats) -> Integers:
     """Return for each row (num_rows,) the number of the first that equals it bit by bit, be it itself."""
-    rows = np.ascontiguousarray(vectors)
-    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
+    # Digests are sorted in place of rows, which are many times as long.
+    digests = (hashlib.blake2b(row, digest_size=DIGEST_SIZE).digest() for row in np.ascontiguousarray(vectors))
+    keys = np.frombuffer(b"".join(digests), np.dtype((np.void, DIGEST_SIZE)))
     _, firsts, groups = np.unique(keys, return_index=True, return_inverse=True)
     return firsts[groups]
+
+
+def first_copies(firsts: Integers, k: int) -> Integers:
+    """Return the rows, in their order, that fewer than k equal ones precede: no other is among the k nearest.
+
+    `firsts` (num_rows,) are those of `first_equals`. A network that says one thing of all leaves k rows to compare.
+    """
+    order = np.argsort(firsts, kind="stable")
+    grouped = firsts[order]
+    places = np.arange(len(order)) - np.searchsorted(grouped, grouped)
+    return np.sort(order[places < k])
 
 
 def nearest_neighbors(
     gallery: Floats, queries: Floats, k: int, similarities_at_once: int = SIMILARITIES_AT_ONCE
 ) -> Neighbors:
     """Find the k rows of the gallery with the largest dot product with each query, in blocks of bounded memory."""
-    found = [nearest_in_block(gallery, block, k) for block in similarity_blocks(gallery, queries, similarities_at_once)]
+    rivals = first_copies(first_equals(gallery), k)
+    blocks = similarity_blocks(gallery, queries, similarities_at_once)
+    found = [nearest_in_block(gallery, block, k, rivals) for block in blocks]
     return Neighbors(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
@@ -78,21 +94,23 @@ def similarity_blocks(
         yield Block(rows, similarities, error)
 
 
-def nearest_in_block(gallery: Floats, block: Block, k: int) -> Neighbors:
-    """Find the k nearest of the block's queries.
+def nearest_in_block(gallery: Floats, block: Block, k: int, rivals: Integers) -> Neighbors:
+    """Find the k nearest of the block's queries, among the rows that `first_copies` leaves.
 
     Rounding differs between equal items, by their place in the block. So whatever may be among the k nearest is
     multiplied again in double precision: neither the order nor ties depend on blocks, threads or BLAS.
     """
     if not 1 <= k <= len(gallery):
         raise ValueError(f"{k} neighbors of a gallery of {len(gallery)}")
-    bounds = _lower_bounds(block.similarities, k) - 2 * block.error
-    rows, indices = np.divmod(np.flatnonzero(block.similarities >= bounds[:, None]), len(gallery))
+    similarities = block.similarities if len(rivals) == len(gallery) else block.similarities[:, rivals]
+    bounds = _lower_bounds(similarities, k) - 2 * block.error
+    rows, places = np.divmod(np.flatnonzero(similarities >= bounds[:, None]), len(rivals))
+    indices = rivals[places]
     exact = _products(gallery, block.queries, rows, indices)
     order = np.lexsort((indices, -exact, rows))
     firsts = np.searchsorted(rows, np.arange(len(bounds)))
     chosen = order[firsts[:, None] + np.arange(k)]
-    return Neighbors(exact[chosen].astype(block.similarities.dtype), indices[chosen])
+    return Neighbors(exact[chosen].astype(similarities.dtype), indices[chosen])
 
 
 def _lower_bounds(similarities: Floats, k: int) -> Floats:

@@ -7,12 +7,14 @@ import cv2
 import numpy as np
 
 from cyclecontrast.data.frames import Pixels
+from cyclecontrast.evaluate.mask_files import draw_legend, encode_mask
 
 WIDTH = 240
 NUM_FRAMES = 4
 GAP = 4
 RIGHT, MISSED, INVENTED, CONFUSED = (60, 170, 60), (220, 120, 40), (50, 50, 220), (40, 200, 240)
 """Colours (blue, green, red) of an object's pixels, of pixels not found or found where nothing is, and of another's."""
+LEGEND = "green: right, blue: missed, red: invented, yellow: another object"
 
 
 class VideoMasks(NamedTuple):
@@ -23,19 +25,20 @@ class VideoMasks(NamedTuple):
     truth: list[Pixels]
 
 
-def draw(videos: Sequence[VideoMasks]) -> bytes:
-    """Return a PNG file: green is right, blue missed, red invented, yellow taken for another object."""
-    rows = [_row(video) for video in videos]
+def draw_sheet(rows: Sequence[Pixels]) -> bytes:
+    """Return a PNG file of drawn videos, one below the other, under words that say what the colours mean."""
+    rows = [draw_legend(LEGEND), *rows]
     height, width = sum(row.shape[0] for row in rows), max(row.shape[1] for row in rows)
     sheet = np.full((height, width, 3), 255, np.uint8)
     top = 0
     for row in rows:
         sheet[top : top + row.shape[0], : row.shape[1]] = row
         top += row.shape[0]
-    return cv2.imencode(".png", sheet)[1].tobytes()
+    return encode_mask(sheet)
 
 
-def _row(video: VideoMasks) -> Pixels:
+def draw_video(video: VideoMasks) -> Pixels:
+    """Return a row of frames, spread evenly."""
     positions = np.linspace(0, len(video.truth) - 1, NUM_FRAMES + 1).round().astype(int)[1:]
     frames = [_frame(video.predicted[position], video.truth[position]) for position in positions]
     cv2.putText(frames[0], video.name, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)

@@ -7,12 +7,12 @@ import pyarrow as pa
 
 from cyclecontrast.config import PropagationConfig
 from cyclecontrast.data.davis import LISTS, Davis, MaskedVideo
-from cyclecontrast.data.labels.text_lines import MAX_LISTED
-from cyclecontrast.errors import UserError
+from cyclecontrast.data.labels.text_lines import raise_problems
 from cyclecontrast.evaluate.embeddings import frozen
+from cyclecontrast.evaluate.mask_files import unpacked
 from cyclecontrast.evaluate.propagation.presets import Preset, preset_for
 from cyclecontrast.evaluate.propagation.score import score
-from cyclecontrast.evaluate.propagation.videos import USUAL_HEIGHT, How, follow, unpacked
+from cyclecontrast.evaluate.propagation.videos import USUAL_HEIGHT, How, follow
 from cyclecontrast.evaluate.result import DataInfo
 from cyclecontrast.evaluate.two_steps import Predictions
 from cyclecontrast.evaluate.unfinished import Arrays, Unfinished
@@ -66,7 +66,8 @@ def predict(backbone: Backbone, data: Davis, config: PropagationConfig, unfinish
     problems = [str(problem) for part in parts for problem in part["problems"]]
     followed = [_Followed(*pair) for pair in zip(data.videos, parts, strict=True) if not len(pair[1]["problems"])]
     if not followed:
-        raise UserError(f"{data.root}: none of the {len(parts)} videos can be followed", *problems[:MAX_LISTED])
+        none = f"{data.root}: none of the {len(parts)} videos can be followed"
+        raise_problems([none, *data.problems, *problems])
     return Predictions(
         pa.concat_tables([_table(*video) for video in followed]),
         f"propagation preset={config.preset} radius={preset.radius} stage={config.stage} "
@@ -74,6 +75,8 @@ def predict(backbone: Backbone, data: Davis, config: PropagationConfig, unfinish
         tuple(_notes(data, config, preset, followed)),
         (*data.problems, *problems),
         {"preset": preset._asdict(), "pixels_per_cell": followed[0].stride},
+        (0, len(followed)),
+        frozenset({"year"}),
     )
 
 

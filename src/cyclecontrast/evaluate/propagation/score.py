@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from cyclecontrast.config import PropagationConfig
 from cyclecontrast.data.frames import Pixels
+from cyclecontrast.evaluate.mask_files import decode_mask
 from cyclecontrast.evaluate.metrics import boundary_f, region_similarity
-from cyclecontrast.evaluate.propagation.drawing import VideoMasks, draw
+from cyclecontrast.evaluate.propagation.drawing import VideoMasks, draw_sheet, draw_video
 from cyclecontrast.evaluate.record import Record
 from cyclecontrast.evaluate.two_steps import Score
 
@@ -31,9 +31,13 @@ def score(record: Record, config: PropagationConfig) -> Score:
 
     J is the intersection over union of regions, F that of boundaries within .008 of the diagonal (protocols.md §g).
     """
-    videos = list(_videos(record))
-    scores = {video.name: score_objects(video.predicted, video.truth) for video in videos}
-    repeated = [item for video in videos for item in _j_of_repeating(video.truth)]
+    scores: dict[str, dict[int, ObjectScore]] = {}
+    repeated: list[float] = []
+    rows: list[Pixels] = []
+    for video in _videos(record):
+        scores[video.name] = score_objects(video.predicted, video.truth)
+        repeated += _j_of_repeating(video.truth)
+        rows.append(draw_video(video))
     means = ObjectScore(*np.mean([item for video in scores.values() for item in video.values()], axis=0).tolist())
     per_item = {
         name: {str(number): item._asdict() for number, item in objects.items()} for name, objects in scores.items()
@@ -42,7 +46,7 @@ def score(record: Record, config: PropagationConfig) -> Score:
         {"j_and_f": (means.j_mean + means.f_mean) / 2, **means._asdict()},
         per_item,
         notes=(f"repeating the first mask gives a j_mean of {100 * np.mean(repeated):.2f} %",),
-        files={"masks.png": draw(videos)},
+        files={"masks.png": draw_sheet(rows)},
     )
 
 
@@ -69,16 +73,7 @@ def _numbers(truth: Sequence[Pixels]) -> range:
     return range(1, int(truth[0].max()) + 1)
 
 
-def encode_mask(mask: Pixels) -> bytes:
-    """Return the PNG file of a mask of object numbers (height, width)."""
-    return cv2.imencode(".png", mask)[1].tobytes()
-
-
 def _videos(record: Record) -> Iterator[VideoMasks]:
     for name, rows in groupby(record.table.to_pylist(), key=lambda row: row["video"]):
         files = [(row["predicted"], row["truth"]) for row in rows]
-        yield VideoMasks(name, *([_decode_mask(file) for file in column] for column in zip(*files, strict=True)))
-
-
-def _decode_mask(file: bytes) -> Pixels:
-    return cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_GRAYSCALE)  # type: ignore[return-value]
+        yield VideoMasks(name, *([decode_mask(file) for file in column] for column in zip(*files, strict=True)))

@@ -13,10 +13,11 @@ from torch import Tensor
 from cyclecontrast.data.davis import MaskedVideo
 from cyclecontrast.data.frames import Pixels
 from cyclecontrast.errors import UserError, attempt
+from cyclecontrast.evaluate.finite import check_finite
 from cyclecontrast.evaluate.image_batches import ImageBatch, load_image_batches
+from cyclecontrast.evaluate.mask_files import encode_mask, packed
 from cyclecontrast.evaluate.propagation.labels import Propagation, labels_of_mask, mask_of_labels
 from cyclecontrast.evaluate.propagation.presets import Preset
-from cyclecontrast.evaluate.propagation.score import encode_mask
 from cyclecontrast.evaluate.unfinished import Arrays
 from cyclecontrast.model.backbone import Backbone
 
@@ -84,16 +85,20 @@ def follow(backbone: Backbone, video: MaskedVideo, how: How) -> Arrays:
             else:
                 labels = propagation.advance(features)
                 predicted.append(mask_of_labels(labels, height, width, how.preset.stretch).cpu().numpy())
-    sizes = {"size": np.array(size), "cells": np.array(labels.shape[:2])}
-    return {**_left_out([]), **sizes, **_packed("predicted", predicted), **_packed("truth", truth)}
+    return {
+        **_left_out([]),
+        "size": np.array(size),
+        "cells": np.array(labels.shape[:2]),
+        **packed("predicted", [encode_mask(mask) for mask in predicted]),
+        **packed("truth", [encode_mask(mask) for mask in truth]),
+    }
 
 
 def _features(backbone: Backbone, batch: ImageBatch, how: How) -> Tensor:
     """Return the feature map of one frame as unit vectors (h, w, dim)."""
     pixels = batch.pixels.to(how.device)
     found = backbone.feature_map(backbone.normalise(pixels), how.stage)[0].float().permute(1, 2, 0)
-    if not bool(found.isfinite().all()):
-        raise UserError(f"{backbone.source}: the backbone gives values that are not finite; its weights are broken")
+    check_finite(found, backbone)
     if min(found.shape[:2]) < SMALLEST_MAP:
         height, width = pixels.shape[2:]
         raise UserError(
@@ -103,19 +108,5 @@ def _features(backbone: Backbone, batch: ImageBatch, how: How) -> Tensor:
     return F.normalize(found, dim=2)
 
 
-def unpacked(part: Arrays, name: str) -> list[bytes]:
-    """Return the files that a part of an evaluation packs under this name."""
-    ends = part[f"{name}_sizes"].cumsum()
-    return [file.tobytes() for file in np.split(part[name], ends)[:-1]]
-
-
 def _left_out(problems: Sequence[str]) -> Arrays:
     return {"problems": np.array(problems, dtype=str)}
-
-
-def _packed(name: str, masks: Sequence[Pixels]) -> Arrays:
-    files = [encode_mask(mask) for mask in masks]
-    return {
-        name: np.frombuffer(b"".join(files), np.uint8),
-        f"{name}_sizes": np.array([len(file) for file in files], np.int64),
-    }

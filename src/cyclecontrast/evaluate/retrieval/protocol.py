@@ -12,6 +12,7 @@ import pyarrow as pa
 from cyclecontrast.config import RetrievalConfig
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.breakdown import not_tested
 from cyclecontrast.evaluate.metrics import Integers, hit_at_k, per_class_accuracy, unit_vectors
 from cyclecontrast.evaluate.record import Record
 from cyclecontrast.evaluate.result import DataInfo, Json
@@ -21,15 +22,19 @@ from cyclecontrast.evaluate.two_steps import Predictions, Score
 from cyclecontrast.evaluate.unfinished import Arrays, Unfinished
 from cyclecontrast.model.backbone import Backbone
 
-MIN_RECORDED = 50
+RECORDED = 200
+"""Neighbors that a record holds, whatever k: another k is a matter of scoring."""
 IN_TAG = ("per_video", "clip_length", "split", "center", "ann")
 
 
 def open_data(config: RetrievalConfig) -> LabeledVideos:
-    """Read the lists; raises UserError, also where faiss is asked for and absent."""
+    """Read the lists; raises UserError, also where faiss is asked for and absent, or k is more than a record holds."""
     if config.ann == "faiss" and not config.score_only:
         check_faiss()
-    return LabeledVideos.open(config.data, config.split)
+    data = LabeledVideos.open(config.data, config.split)
+    if max(config.k) > RECORDED < len(data.train) * items_per_video(config):
+        raise UserError(f"k: {max(config.k)} is more than the {RECORDED} nearest that are looked for; name fewer")
+    return data
 
 
 def describe(data: LabeledVideos, config: RetrievalConfig) -> DataInfo:
@@ -39,13 +44,13 @@ def describe(data: LabeledVideos, config: RetrievalConfig) -> DataInfo:
 
 
 def predict(backbone: Backbone, data: LabeledVideos, config: RetrievalConfig, unfinished: Unfinished) -> Predictions:
-    """Find the nearest training items of each test item: as many as k asks for, at least 50, at most all."""
+    """Find the nearest training items of each test item: RECORDED, or all where there are fewer, whatever k is."""
     gallery, queries = (
         _scaled(embed_videos(backbone, split, config, name, unfinished), config.center)
         for name, split in (("train", data.train), ("test", data.test))
     )
-    num = min(len(gallery.labels), max((*config.k, MIN_RECORDED)))
-    notes = []
+    num = min(len(gallery.labels), RECORDED)
+    notes = [*data.notes, *not_tested(queries.labels, data.classes, "videos")]
     if config.ann == "faiss":
         ranking, line = rank_by_faiss(gallery.vectors, queries.vectors, num)
         notes.append(line)
@@ -59,6 +64,8 @@ def predict(backbone: Backbone, data: LabeledVideos, config: RetrievalConfig, un
         tuple(notes),
         (*data.problems, *gallery.problems, *queries.problems),
         {"classes": list(data.classes), "num_gallery": len(gallery.labels), "items_per_video": items_per_video(config)},
+        (len(gallery.labels), len(queries.labels)),
+        frozenset({"center", "clip_length"} if config.level == "frame" else {"center"}),  # as a bare word, or idle
     )
 
 
@@ -67,7 +74,7 @@ def score(record: Record, config: RetrievalConfig) -> Score:
     found = _Found.of(record)
     size, recorded = record.about.details["num_gallery"], found.neighbor_labels.shape[1]
     ks = sorted({min(k, size) for k in config.k})
-    if ks and ks[-1] > recorded:
+    if ks[-1] > recorded:
         raise UserError(f"k: the record holds the {recorded} nearest, not {ks[-1]}; run it again without --score-only")
     metrics = {f"hit@{k}": hit_at_k(found.neighbor_labels, found.labels, k) for k in ks}
     notes = [f"k={k} is more than the {size} gallery items: {size} used" for k in config.k if k > size]

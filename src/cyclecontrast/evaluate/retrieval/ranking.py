@@ -13,6 +13,7 @@ from cyclecontrast.evaluate.metrics import (
     Floats,
     Integers,
     average_precision,
+    first_copies,
     first_equals,
     nearest_in_block,
     nearest_neighbors,
@@ -44,13 +45,14 @@ def rank(gallery: VideoItems, queries: VideoItems, k: int, unfinished: Unfinishe
 
 def _rank_part(gallery: VideoItems, firsts: Integers, queries: VideoItems, start: int, k: int) -> Arrays:
     part = slice(start, start + QUERIES_PER_PART)
+    rivals = first_copies(firsts, k)
     distinct = bool((firsts == np.arange(len(firsts))).all())
     indices, precisions = [], []
     first = start
     for block in similarity_blocks(gallery.vectors, queries.vectors[part]):
         labels = queries.labels[first : first + len(block.queries)]
         first += len(block.queries)
-        indices.append(nearest_in_block(gallery.vectors, block, k).indices)
+        indices.append(nearest_in_block(gallery.vectors, block, k, rivals).indices)
         # Rounding must not part what is equal: short videos have equal clips, and their order would be chance.
         similarities = block.similarities if distinct else block.similarities[:, firsts]
         precisions.append(average_precision(similarities, gallery.labels, labels))

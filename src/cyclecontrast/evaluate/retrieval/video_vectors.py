@@ -16,7 +16,7 @@ from cyclecontrast.data.labeled import Numbers
 from cyclecontrast.data.labeled_videos import VideoSplit
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.embeddings import IMAGES_PER_PART, Loading, encode, frozen
-from cyclecontrast.evaluate.image_batches import CROP_MARGIN, CenterCrop, ImageBatch, load_image_batches
+from cyclecontrast.evaluate.image_batches import CROP_MARGIN, CenterCrops, ImageBatch, load_image_batches
 from cyclecontrast.evaluate.unfinished import Arrays, Unfinished
 from cyclecontrast.model.backbone import Backbone
 
@@ -47,17 +47,6 @@ class WantedFrames:
     def image(self, position: int) -> Pixels:
         """Return the video's frames, RGB (num_frames, height, width, 3); raises UserError naming the file."""
         return read_frames(self.split.path(position), self.frames[position].tolist(), self.short_side)
-
-
-@dataclass(frozen=True)
-class CropAll:
-    """The same crop of each frame."""
-
-    crop: CenterCrop
-
-    def __call__(self, frames: Pixels, position: int) -> Pixels:
-        """Return the crops (num_frames, size, size, 3)."""
-        return np.stack([self.crop(frame, position) for frame in frames])
 
 
 def items_per_video(config: RetrievalConfig) -> int:
@@ -120,7 +109,7 @@ def _embed_part(
     indices = {video: _indices(num, config) for video, num in _lengths(split, videos, problems)}
     wanted = WantedFrames(split, {v: np.unique(x) for v, x in indices.items()}, round(loading.image_size * CROP_MARGIN))
     batches = [[video] for video in indices]
-    crop = CropAll(CenterCrop(loading.image_size))
+    crop = CenterCrops(loading.image_size)
     read: list[int] = []
 
     def pixels() -> Iterator[Tensor]:

@@ -7,17 +7,22 @@ import numpy as np
 
 from cyclecontrast.data.frames import Pixels
 from cyclecontrast.data.masks.codes import IGNORE
+from cyclecontrast.evaluate.mask_files import draw_legend, encode_mask
 
 SIDE = 160
 GAP = 4
 GRAY = (128, 128, 128)
 WHITE = (255, 255, 255)
+LEGEND = "upper row: truth, lower row: predicted"
 
 
 def draw_pairs(pairs: Sequence[tuple[Pixels, Pixels]]) -> bytes:
     """Draw pairs of a true and a predicted mask as PNG, side by side; background is black, ignored pixels are white."""
-    columns = [np.concatenate([_tile(mask) for mask in pair]) for pair in pairs]
-    return bytes(cv2.imencode(".png", np.concatenate(columns, axis=1))[1])
+    tiles = np.concatenate([np.concatenate([_tile(mask) for mask in pair]) for pair in pairs], axis=1)
+    legend = draw_legend(LEGEND)
+    width = max(tiles.shape[1], legend.shape[1])
+    rows = [np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0)), constant_values=WHITE[0]) for x in (legend, tiles)]
+    return encode_mask(np.concatenate(rows))
 
 
 def palette(num_colors: int = IGNORE + 1) -> Pixels:

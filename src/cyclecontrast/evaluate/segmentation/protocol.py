@@ -5,12 +5,9 @@ comparable, for learning rate and weight decay were swept there, and five runs a
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -20,8 +17,10 @@ from cyclecontrast.data.labels.text_lines import raise_problems
 from cyclecontrast.data.masked_images import MaskedImages, MaskedSplit
 from cyclecontrast.data.masks.layouts import Asked
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.breakdown import doubts
 from cyclecontrast.evaluate.embeddings import frozen
 from cyclecontrast.evaluate.image_batches import in_order, load_image_batches
+from cyclecontrast.evaluate.mask_files import encode_mask, packed, unpacked
 from cyclecontrast.evaluate.result import DataInfo
 from cyclecontrast.evaluate.segmentation.scoring import score
 from cyclecontrast.evaluate.segmentation.training import Hardware, Segmenter, fit, make_segmenter
@@ -36,6 +35,8 @@ EPOCHS = {"ade20k": 60}
 OTHER_EPOCHS = 45
 IMAGES_PER_PART = 256
 COLUMNS = ("predicted", "truth")
+NAMED = frozenset({"crop_size", "frozen", "train_list"})
+"""Settings that the tag names in words of its own."""
 
 
 class Readable(NamedTuple):
@@ -69,9 +70,11 @@ def predict(backbone: Backbone, data: MaskedImages, config: SegmentationConfig, 
     return Predictions(
         _segment_all(segmenter, data.test, test.positions, hardware, unfinished),
         _tag(data, config),
-        (*data.notes, *_doubts(loss, len(data.classes))),
+        (*data.notes, *doubts(loss, len(data.classes))),
         (*data.problems, *train.problems, *test.problems),
         {"classes": list(data.classes), "layout": data.layout, "epochs": epochs, "last_loss": loss},
+        (len(train.positions), len(test.positions)),
+        NAMED,
     )
 
 
@@ -110,7 +113,10 @@ def _segment_all(
         asked = positions[start : start + IMAGES_PER_PART]
         name = f"masks-{asked[0]}-{asked[-1]}"
         parts.append(unfinished.arrays(name, lambda a=asked: _segment(segmenter, test, a, hardware)))  # type: ignore[misc]
-    columns = {name: pa.chunked_array([_binary(part, name) for part in parts]) for name in COLUMNS}
+    columns = {
+        name: pa.chunked_array([pa.array(unpacked(part, name), pa.large_binary()) for part in parts])
+        for name in COLUMNS
+    }
     return pa.table({"id": [test.pairs[position].image for position in positions], **columns})
 
 
@@ -126,21 +132,8 @@ def _segment(segmenter: Segmenter, test: MaskedSplit, positions: Sequence[int], 
             pixels = batch.pixels[:, :3].to(hardware.device)
             predicted = segmenter.scores(pixels).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
             for name, mask in (("predicted", predicted), ("truth", batch.pixels[0, 3].numpy())):
-                files[name].append(_png(mask))
-    made: dict[str, npt.NDArray[np.generic]] = {}
-    for name, contents in files.items():
-        made[name] = np.frombuffer(b"".join(contents), np.uint8)
-        made[f"{name} ends"] = np.cumsum([0, *map(len, contents)])
-    return made
-
-
-def _png(mask: Pixels) -> bytes:
-    return bytes(cv2.imencode(".png", mask)[1])
-
-
-def _binary(part: Arrays, name: str) -> pa.Array:
-    content, ends = part[name].tobytes(), part[f"{name} ends"].tolist()
-    return pa.array([content[start:end] for start, end in pairwise(ends)], pa.large_binary())
+                files[name].append(encode_mask(mask))
+    return {key: array for name in COLUMNS for key, array in packed(name, files[name]).items()}
 
 
 def _tag(data: MaskedImages, config: SegmentationConfig) -> str:
@@ -150,9 +143,3 @@ def _tag(data: MaskedImages, config: SegmentationConfig) -> str:
     return (
         f"segmentation {recipe}head={config.head} {how} layout={layout} crop={config.crop_size} stride={config.stride}"
     )
-
-
-def _doubts(loss: float, num_classes: int) -> tuple[str, ...]:
-    guessing = float(np.log(num_classes))
-    line = f"the loss on train ended at {loss:.3g}, worse than guessing ({guessing:.3g}); try another learning_rate"
-    return (line,) if loss > guessing else ()

@@ -2,13 +2,13 @@
 
 import math
 
-import cv2
 import numpy as np
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.frames import Pixels
 from cyclecontrast.data.masks.codes import IGNORE
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.mask_files import decode_mask
 from cyclecontrast.evaluate.metrics import iou_per_class, pixel_accuracy, pixel_confusion
 from cyclecontrast.evaluate.record import Record
 from cyclecontrast.evaluate.segmentation.picture import draw_pairs
@@ -46,18 +46,10 @@ def score(record: Record, config: SegmentationConfig) -> Score:
 
 
 def _masks(record: Record, row: int) -> tuple[Pixels, Pixels]:
-    truth, predicted = (read_png(record.table[name][row].as_py()) for name in ("truth", "predicted"))
+    truth, predicted = (decode_mask(record.table[name][row].as_py()) for name in ("truth", "predicted"))
     return truth, predicted
 
 
 def _shown(num_rows: int) -> list[int]:
     """Return the rows that are drawn, spread evenly."""
     return sorted(set(np.linspace(0, num_rows - 1, NUM_DRAWN).astype(int).tolist()))
-
-
-def read_png(content: bytes) -> Pixels:
-    """Return the mask (height, width) of a PNG; raises UserError where it is none."""
-    mask: Pixels | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if mask is None:
-        raise UserError("the record holds a mask that cannot be read; run the evaluation without --score-only")
-    return mask

@@ -17,6 +17,7 @@ from cyclecontrast.data.pairs import ORDER, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.embeddings import frozen
 from cyclecontrast.evaluate.epochs import train_epochs
+from cyclecontrast.evaluate.finite import check_finite
 from cyclecontrast.evaluate.image_batches import load_image_batches
 from cyclecontrast.evaluate.segmentation.crops import RandomCrop
 from cyclecontrast.evaluate.segmentation.dense import Dense, enlarge, make_dense
@@ -75,17 +76,17 @@ def fit(
         weight_decay=config.weight_decay,
     )
 
-    def loss_of(batch: _Batch) -> Tensor:
+    def parts_of(batch: _Batch) -> Iterator[Tensor]:
         maps = batch.maps if config.frozen else dense.maps(batch.maps)
         scores = enlarge(head(maps), dense.stride, *batch.labels.shape[-2:])
-        return pixel_loss(scores, batch.labels)
+        yield pixel_loss(scores, batch.labels)
 
     losses = train_epochs(
         "segmentation",
         modules,
         optimizer,
         lambda epoch: _batches(dense, train, positions, epoch, epochs, config, hardware),
-        loss_of,
+        parts_of,
         lambda epoch: float((1 - epoch / epochs) ** POWER),
         epochs,
         config.seed,
@@ -101,12 +102,6 @@ def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """
     total = functional.cross_entropy(scores, labels, ignore_index=IGNORE, reduction="sum")
     return total / (labels != IGNORE).sum().clamp(min=1)
-
-
-def check_finite(maps: Tensor, backbone: Backbone) -> None:
-    """Raise UserError where a feature map holds values that are not finite."""
-    if not bool(maps.isfinite().all()):
-        raise UserError(f"{backbone.source}: the backbone gives values that are not finite; its weights are broken")
 
 
 class _Batch(NamedTuple):

@@ -48,9 +48,11 @@ def open_data(config: TrackingConfig) -> TrackingData:
 
 def open_sequences(root: Path, subset: str = "val") -> Sequences:
     """Open an OTB root, or the subset of a GOT-10k root, whichever this is; raises UserError."""
-    splits = [split for split in ("train", "val", "test") if (root / split).is_dir()]
+    splits = [split for split in ("train", "val", "test") if (root / split / "list.txt").is_file()]
     if (root / "list.txt").is_file() and root.name in ("train", "val", "test"):
         raise UserError(f"{root}: is one split of GOT-10k; name {root.parent} and --subset {root.name}")
+    if not splits and any(next((root / name).glob("GOT-10k_*"), None) for name in ("train", "val", "test")):
+        splits = [subset]  # so that the missing list is named
     return open_got10k(root, subset) if splits else open_otb(root)  # type: ignore[arg-type]
 
 

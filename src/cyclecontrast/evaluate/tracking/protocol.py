@@ -12,14 +12,14 @@ from rich.progress import track
 from cyclecontrast.config import TrackingConfig
 from cyclecontrast.data.decode import DecodedFrame
 from cyclecontrast.data.frames import Pixels
-from cyclecontrast.data.tracking_sequences import Sequence, Sequences
+from cyclecontrast.data.tracking_sequences import Sequence, Sequences, check_in_image
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.result import DataInfo, Json
 from cyclecontrast.evaluate.tracking.follow import follow
 from cyclecontrast.evaluate.tracking.open_data import TrackingData, open_data
 from cyclecontrast.evaluate.tracking.records import FROM_SIXTH, to_table
 from cyclecontrast.evaluate.tracking.scores import score
-from cyclecontrast.evaluate.tracking.siamfc import prepare_tracker
+from cyclecontrast.evaluate.tracking.siamfc import OF_TRAINING, prepare_tracker
 from cyclecontrast.evaluate.tracking.tracker import IdentityTracker, PerfectTracker, PreparedTracker, Tracker
 from cyclecontrast.evaluate.tracking.video_file import VideoFile, draw, write_video
 from cyclecontrast.evaluate.two_steps import Predictions
@@ -59,7 +59,11 @@ def predict(backbone: Backbone, data: TrackingData, config: TrackingConfig, unfi
     layout = "video" if isinstance(data.test, VideoFile) else data.test.layout
     details = {**prepared.details, "layout": layout, "num_frames": len(table), **_speed(table)}
     notes = (*data.notes, *prepared.notes, *(_video_notes(config, details) if layout == "video" else ()))
-    return Predictions(table, prepared.tag, notes, tuple(problems), details)
+    listed = describe(data, config)
+    lost = 0 if isinstance(data.test, VideoFile) else len(data.test.sequences) - len(tables)
+    used = (listed.num_train, listed.num_test - lost)
+    idle = {"train", "exact_geometry", "fix_scale_penalty", "box", *(() if data.train else OF_TRAINING)}
+    return Predictions(table, prepared.tag, notes, tuple(problems), details, used, frozenset(idle))
 
 
 def _prepare(backbone: Backbone, data: TrackingData, config: TrackingConfig, unfinished: Unfinished) -> PreparedTracker:
@@ -88,7 +92,10 @@ def _track_sequences(
 def _images(sequence: Sequence) -> Iterator[Pixels]:
     for index in range(len(sequence)):
         try:
-            yield sequence.image(index)
+            image = sequence.image(index)
+            if index == 0:
+                check_in_image(f"{sequence.folder}, first frame", sequence.boxes[0], image)
+            yield image
         except UserError as error:
             raise _UnreadableFrameError(*error.problems) from error
 
@@ -116,7 +123,8 @@ def _watched(items: Iterable[T], title: str, total: int | None = None) -> Iterab
 
 
 def _video_notes(config: TrackingConfig, details: Json) -> Iterator[str]:
-    yield f"tracked {details['num_frames']:,} frames, {details.get('frames_per_second', 'unknown')} a second"
+    speed = f", {details['frames_per_second']} a second" if "frames_per_second" in details else ""
+    yield f"tracked {details['num_frames']:,} frames{speed}"
     if config.save is not None:
         yield f"the boxes are drawn in {config.save}"
 

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cyclecontrast.config import TrackingConfig
 from cyclecontrast.data.frames import Pixels
 from cyclecontrast.data.tracking_sequences import Sequences
-from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.embeddings import exact_convolutions
+from cyclecontrast.evaluate.finite import check_finite
 from cyclecontrast.evaluate.tracking.crops import Target, crop_squares
 from cyclecontrast.evaluate.tracking.dense_features import DenseFeatures, stride_of
 from cyclecontrast.evaluate.tracking.fit_head import FittedHead, fit_head
@@ -114,11 +113,9 @@ class SiamFC:
         sides = [self._side * scale for scale in SCALES]
         maps = self._maps(crop_squares(image, target.y, target.x, sides, SEARCH_SIZE))
         with exact_convolutions(), torch.inference_mode():
-            responses = self._head.respond(self._kernels, maps).cpu().numpy()
-        if not np.isfinite(responses).all():
-            source = self._features.backbone.source
-            raise UserError(f"{source}: the backbone gives values that are not finite; its weights are broken")
-        peak = find_peak(responses, self._fix_scale_penalty)
+            responses = self._head.respond(self._kernels, maps)
+        check_finite(responses, self._features.backbone)
+        peak = find_peak(responses.cpu().numpy(), self._fix_scale_penalty)
         step = self._pixels_per_step(maps.shape[-1], responses.shape[-1]) * sides[peak.scale] / SEARCH_SIZE
         growth = 1 - SCALE_RATE + SCALE_RATE * SCALES[peak.scale]
         self._side *= growth

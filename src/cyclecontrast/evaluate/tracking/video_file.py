@@ -16,6 +16,7 @@ from cyclecontrast.config import PrepareConfig
 from cyclecontrast.data.decode import DecodedFrame, open_video
 from cyclecontrast.data.frames import Pixels
 from cyclecontrast.data.policies import EveryKth
+from cyclecontrast.data.tracking_sequences import check_in_image
 from cyclecontrast.data.video import VideoError
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.metrics import Floats
@@ -43,11 +44,7 @@ class VideoFile:
     def open(path: Path, box: list[float]) -> "VideoFile":
         """Decode the first frame, and check that the box touches it; raises UserError."""
         video = VideoFile(path, np.array(box))
-        height, width = next(video.frames()).image.shape[:2]
-        x, y, w, h = box
-        if x >= width + 1 or y >= height + 1 or x + w <= 1 or y + h <= 1:
-            text = ",".join(f"{number:g}" for number in box)
-            raise UserError(f"box: {text} lies outside of the frames of {path}, which are {width} x {height} pixels")
+        check_in_image(f"box: in {path}", video.box, next(video.frames()).image)
         return video
 
     def frames(self, notices: list[str] | None = None) -> Iterator[DecodedFrame]:
