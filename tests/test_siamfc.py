@@ -198,6 +198,8 @@ def test_the_peak_is_found_where_it_is():
 class Fixed:
     """Features whose response is known: all search crops give one map with one cell, the exemplar is that cell."""
 
+    backbone = None
+
     device = CPU
 
     def __init__(self, y, x):
