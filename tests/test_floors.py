@@ -19,7 +19,7 @@ FLOORS = (
     ("loss",),
     ("train",),
     ("evaluate",),
-    ("export", "report"),
+    ("export", "report", "sweep"),
     ("demo",),
     ("commands",),
     ("__init__",),

@@ -68,8 +68,9 @@ def test_every_block_runs(folder):
 
 
 def test_measured_commands_are_valid(folder, shared):
-    """The commands of the measured results name options that exist and data that is there."""
-    commands = [line for _, code in BLOCKS if "../shared" in code for line in code.splitlines() if line.strip()]
+    """The commands of the measured results, here and in docs/, name options that exist and data that is there."""
+    blocks = BLOCKS + re.findall(r"```(sh)\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.DOTALL)
+    commands = [line for _, code in blocks if "../shared" in code for line in code.splitlines() if line.strip()]
     assert commands
     for line in commands:
         words = line.split("#")[0].split()

@@ -30,6 +30,20 @@ from tests.make_videos import write_numbered
 
 BACKBONE = "resnet10-small-w4"
 SIZE = 16
+SIGNALS = [quantity.key for quantity in curves.QUANTITIES if quantity.part == "health"]
+HEALTH = {
+    "verdict": "collapsed",
+    "reason": "all videos get <nearly> the same vector",
+    "num_held_out": 1234,
+    "health": {
+        "held_out": True,
+        "videos": 256,
+        "views": 512,
+        "chance": 0.0625,
+        "cycle_chance": 0.03125,
+        "at_start": dict.fromkeys(SIGNALS, 0.125),
+    },
+}
 VOID = {"img", "meta", "br", "line"}
 
 
@@ -96,6 +110,7 @@ def metrics_row(step, **more):
         "intra_accuracy": 0.25,
         "cycle_closed": 0.125,
         "gradient_norm": 1.5,
+        **dict.fromkeys(SIGNALS, 0.375),
     } | more
 
 
@@ -145,6 +160,7 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     data = write_frames(root / "data", [f"video{number}" for number in range(10)])
     run = write_run(root / "run0", data)
+    run_folder.change_about(run, **HEALTH)
     write_result(run, {"top1": 0.625, "top5": 0.875}, notes=("a note on the result",))
     write_result(run, {"top1": 0.375, "top5": 0.5}, model=BACKBONE)
     return run, report(run)
@@ -409,6 +425,28 @@ def test_chance_lines(made):
     _, page = made
     assert f"chance {math.log(1024 + 1):.2f}" in page.text
     assert f"chance {math.log(1024 - 256 + 1):.2f}" in page.text
+
+
+def test_the_verdict_and_what_it_rests_on(made):
+    """The page says how the run went and why, escaped, on what that was measured, and how it was before training."""
+    _, page = made
+    assert "collapsed : all videos get <nearly> the same vector. Measured without labels on 512 views" in page.text
+    assert "of 256 videos that were held out." in page.text
+    assert "12,345, 1,234 held out" in page.text
+    assert "chance 6.2 %" in page.text
+    assert "chance 3.1 %" in page.text
+    (label,) = [chart["aria-label"] for chart in page.all("svg") if chart["aria-label"].startswith("Same video found")]
+    assert label == "Same video found. run0: 12.5 % at step 0, 37.5 % at step 20; chance: 6.2 %."
+    assert page.html.count('class="verdict problem"') == 1
+
+
+def test_a_run_without_health_has_none_on_its_page(tmp_path):
+    """A run from before health was measured has no verdict, no charts of it, and a page as it was."""
+    rows = [metrics_row(step, **dict.fromkeys(SIGNALS)) for step in (10, 20)]
+    page = report(write_run(tmp_path / "run", write_frames(tmp_path / "data", ["a", "b"]), rows=rows))
+    assert len(page.all("svg")) == len(curves.QUANTITIES) - len(SIGNALS)
+    assert "Health" not in page.text
+    assert "held out" not in page.text
 
 
 @pytest.mark.parametrize(("objective", "words"), [("simsiam", "two views that predict each other"), ("seco", "order")])

@@ -35,7 +35,7 @@ class Command(NamedTuple):
         problems: list[str] = []
         options = attempt(lambda: checked(self.config, values), problems)
         for name in ("videos", "data", "data_root"):
-            attempt(partial(_check_input, name, values.get(name), self.config is config.TrackingConfig), problems)
+            attempt(partial(self._check_input, name, values.get(name)), problems)
         for name in () if values.get("score_only") else ("model", "init"):
             attempt(partial(_check_model, name, values.get(name)), problems)
         if self.config is config.PretrainConfig and values.get("resume") is None and values.get("out") is not None:
@@ -44,16 +44,17 @@ class Command(NamedTuple):
             raise UserError(*problems)
         return options
 
+    def _check_input(self, name: str, value: Any) -> None:
+        may_be_file = self.config is config.TrackingConfig
+        if value is None or Path(value).is_dir() or (may_be_file and Path(value).is_file()):
+            return
+        what = "is not a folder" if Path(value).exists() else f"no such {'file or ' if may_be_file else ''}folder"
+        raise UserError(f"{name}: {value}: {what}; name {self.config.model_fields[name].description}")
+
     def call(self, options: BaseModel) -> Any:
         """Call the function with checked options."""
         module, _, function = self.function.partition(":")
         return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)(*self.protocol, options)
-
-
-def _check_input(name: str, value: Any, may_be_file: bool) -> None:
-    if value is not None and not (Path(value).is_dir() or (may_be_file and Path(value).is_file())):
-        what = "is not a folder" if Path(value).exists() else "no such folder"
-        raise UserError(f"{name}: {value}: {what}; name a folder of videos or frames")
 
 
 def _check_model(name: str, value: Any) -> None:
@@ -71,6 +72,7 @@ COMMANDS = {
     "embed": Command(config.EmbedConfig, ("model", "data"), "evaluate.embed:embed"),
     "export": Command(config.ExportConfig, ("model",), "export:export_backbone"),
     "report": Command(config.ReportConfig, ("runs",), "report.page:write_report"),
+    "sweep": Command(config.SweepConfig, ("table", "data"), "sweep.command:run_sweep"),
 }
 EVALUATIONS = {
     name: Command(protocol.config, ("model", "data"), "evaluate:evaluate_and_tell", (name,))

@@ -8,6 +8,7 @@ from cyclecontrast.config.masks import PropagationConfig, SegmentationConfig
 from cyclecontrast.config.outputs import DemoConfig, EmbedConfig, ExportConfig, ReportConfig
 from cyclecontrast.config.prepare import PrepareConfig
 from cyclecontrast.config.pretrain import DECIDED_BY_AUTO, MAY_CHANGE, PRESETS, PretrainConfig
+from cyclecontrast.config.sweep import SweepConfig
 from cyclecontrast.config.tracking import TrackingConfig
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "ReportConfig",
     "RetrievalConfig",
     "SegmentationConfig",
+    "SweepConfig",
     "TrackingConfig",
 ]

@@ -23,9 +23,11 @@ from cyclecontrast.config.fields import (
 )
 from cyclecontrast.config.sources import SOURCES
 
-MAY_CHANGE = frozenset({"resume", "data", "workers", "device", "log_every", "checkpoint_every"})
+MAY_CHANGE = frozenset({"resume", "data", "workers", "device", "log_every", "checkpoint_every", "health_every"})
 """Settings of a run that may differ when it is resumed: the data must have the same fingerprint, wherever it lies."""
 
+BEFORE_HEALTH: dict[str, object] = {"holdout": 0.0, "health_every": 0}
+"""What a run had from whose config.toml these options are absent: it goes on as it began."""
 
 BELONGS_TO = {
     "positives": ("simclr", "simsiam", "byol"),
@@ -108,6 +110,16 @@ class PretrainConfig(BaseModel):
     weight_decay: NonNegative = Field(1e-4, description="of the optimizer")
     gradient_clip: Positive | None = Field(None, description="largest norm of the gradient")
 
+    holdout: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.0, description="part of the videos kept from the training, to measure its health on; auto: .1 of 50 or more"
+    )
+    health_every: Whole | None = Field(
+        None, description="steps between measurements of health, 0 for none; default: about 20 in the run"
+    )
+    select: Literal["last", "health"] = Field(
+        "last", description="which backbone remains: the last, or the one that retrieves best in the videos held out"
+    )
+
     seed: Seed = Field(0, description="all randomness is a function of it")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
@@ -130,7 +142,7 @@ class PretrainConfig(BaseModel):
         run = Path(str(values["resume"]))
         if not (run / "config.toml").exists():
             raise ValueError(f"resume: {run / 'config.toml'} does not exist; name the folder of a run")
-        saved = tomllib.loads((run / "config.toml").read_text()) | {"out": run}
+        saved = BEFORE_HEALTH | tomllib.loads((run / "config.toml").read_text()) | {"out": run}
         before = {name: field.default for name, field in cls.model_fields.items()} | saved  # it may lack newer options
         changed = [
             f"{name}: {before[name]} in the run, {value} asked"
@@ -158,6 +170,8 @@ class PretrainConfig(BaseModel):
         ]
         if self.momentum_rise and self.momentum_ramp and {"momentum_rise", "momentum_ramp"} <= self.model_fields_set:
             problems.append("momentum_rise excludes momentum_ramp; set --momentum-ramp 0")
+        if self.select == "health" and self.health_every == 0:
+            problems.append("select health needs measurements; leave out --health-every 0")
         problems += self._misfits_of_the_support() if self.objective in ("cycle", "cycle-only") else []
         if problems:
             raise ValueError("; ".join(problems))
@@ -260,7 +274,7 @@ DECIDED_BY_AUTO = frozenset(
             "momentum_ramp",
             "bn_groups",
         ),
-        *("augmentation", "learning_rate", "warmup", "schedule"),
+        *("augmentation", "learning_rate", "warmup", "schedule", "holdout"),
     }
 )
 """What the preset `auto` decides where the user does not."""

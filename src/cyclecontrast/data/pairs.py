@@ -80,7 +80,7 @@ class FramePairs(Dataset[ViewPair]):
     With `same_frame` both views show one frame (Eq. 1), else two frames of the video (Eq. 2): distinct ones where
     `distinct` (Algorithm 1), or drawn independently, as in the release. A video of one frame gives two views of it.
     `further` names the frames of further views. What cannot be read is replaced: a frame by another of its video, a
-    video without any by the next one.
+    video without any by the next one. `videos` names those that take part, without it all.
     """
 
     store: FrameStore
@@ -90,13 +90,20 @@ class FramePairs(Dataset[ViewPair]):
     same_frame: bool = False
     distinct: bool = True
     further: FurtherFrames = no_further
+    videos: npt.NDArray[np.int64] | None = None
+
+    @property
+    def num_videos(self) -> int:
+        """Number of videos that take part."""
+        return self.store.num_videos if self.videos is None else len(self.videos)
 
     def __getitem__(self, position: int) -> ViewPair:
-        epoch, place = divmod(position, self.store.num_videos)
-        order = video_order(self.seed, epoch, self.store.num_videos)
-        for stand_in in range(self.store.num_videos):
+        epoch, place = divmod(position, self.num_videos)
+        order = video_order(self.seed, epoch, self.num_videos)
+        for stand_in in range(self.num_videos):
+            number = int(order[(place + stand_in) % len(order)])
             try:
-                pair = self._pair(int(order[(place + stand_in) % len(order)]), epoch, place)
+                pair = self._pair(number if self.videos is None else int(self.videos[number]), epoch, place)
             except UserError as error:
                 reason = error
             else:

@@ -17,6 +17,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NAME = re.compile(r"resnet(10|18|34|50)(-small)?(?:-w([1-9][0-9]*))?")
 BLOCKS = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3)}
+CRASHING_CHANNELS = 8
+"""So few channels crash oneDNN in the backward pass of a strided 1x1 convolution; its input is sampled instead."""
 
 
 class Backbone(nn.Module):
@@ -69,12 +71,12 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = _conv3x3(channels, channels, 1)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.stride = stride
         self.downsample = _shortcut(in_channels, channels, stride)
+        self.sampling = stride if in_channels <= CRASHING_CHANNELS else 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""
-        shortcut = x if self.downsample is None else self.downsample(x[:, :, :: self.stride, :: self.stride])
+        shortcut = x if self.downsample is None else self.downsample(x[:, :, :: self.sampling, :: self.sampling])
         x = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(x)) + shortcut)  # type: ignore[no-any-return]
 
@@ -93,12 +95,12 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(channels, channels * 4, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels * 4)
         self.relu = nn.ReLU(inplace=True)
-        self.stride = stride
         self.downsample = _shortcut(in_channels, channels * 4, stride)
+        self.sampling = stride if in_channels <= CRASHING_CHANNELS else 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""
-        shortcut = x if self.downsample is None else self.downsample(x[:, :, :: self.stride, :: self.stride])
+        shortcut = x if self.downsample is None else self.downsample(x[:, :, :: self.sampling, :: self.sampling])
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         return self.relu(self.bn3(self.conv3(x)) + shortcut)  # type: ignore[no-any-return]
@@ -209,8 +211,8 @@ def _conv3x3(in_channels: int, channels: int, stride: int) -> nn.Conv2d:
 def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and in_channels == channels:
         return None
-    # Its stride is taken on its input: oneDNN crashes in the backward pass of strided 1x1 convolutions of 8 channels.
-    conv = nn.Conv2d(in_channels, channels, 1, bias=False)
+    stride = 1 if in_channels <= CRASHING_CHANNELS else stride
+    conv = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
     return nn.Sequential(OrderedDict([("0", conv), ("1", nn.BatchNorm2d(channels))]))
 
 

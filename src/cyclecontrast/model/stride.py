@@ -2,8 +2,10 @@
 
 import copy
 
+from torch import nn
+
 from cyclecontrast.errors import UserError
-from cyclecontrast.model.backbone import Backbone, BasicBlock, Bottleneck, ResNet
+from cyclecontrast.model.backbone import CRASHING_CHANNELS, Backbone, BasicBlock, Bottleneck, ResNet
 
 PerStage = tuple[int, int, int, int]
 
@@ -33,4 +35,10 @@ def restride(backbone: Backbone, strides: PerStage, dilations: PerStage = (1, 1,
 def _set(block: BasicBlock | Bottleneck, stride: int, dilation: int) -> None:
     conv = block.conv1 if isinstance(block, BasicBlock) else block.conv2
     conv.stride, conv.dilation, conv.padding = (stride, stride), (dilation, dilation), (dilation, dilation)
-    block.stride = stride
+    if block.downsample is not None:
+        shortcut = block.downsample[0]
+        assert isinstance(shortcut, nn.Conv2d)
+        if shortcut.in_channels <= CRASHING_CHANNELS:
+            block.sampling = stride
+        else:
+            shortcut.stride = (stride, stride)

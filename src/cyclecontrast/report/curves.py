@@ -1,8 +1,8 @@
 """Metrics of runs → charts: coordinates, axes and the numbers behind them, drawn by the template as SVG."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from cyclecontrast.loss.objectives import OBJECTIVES
 from cyclecontrast.report.runs import RunReport
@@ -28,14 +28,14 @@ class Series(NamedTuple):
 
 
 class Quantity(NamedTuple):
-    """A column of metrics.jsonl, and how it is shown; `chance` is what guessing gives, by run with an intra queue."""
+    """A column of metrics.jsonl, and how it is shown; `chance` is what guessing gives in a run, None where unknown."""
 
     key: str
     title: str
     meaning: str
     percent: bool = False
-    chance: Callable[[RunReport], float] | None = None
-    is_schedule: bool = False
+    chance: Callable[[RunReport], float | None] | None = None
+    part: Literal["training", "health", "schedule"] = "training"
 
 
 class Tick(NamedTuple):
@@ -58,7 +58,7 @@ class Chart(NamedTuple):
     title: str
     meaning: str
     alt: str
-    is_schedule: bool
+    part: str
     lines: tuple[Line, ...]
     chances: tuple[Tick, ...]
     x_ticks: tuple[Tick, ...]
@@ -77,12 +77,25 @@ class _Axis(NamedTuple):
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
 
-def _intra_candidates(run: RunReport) -> int:
-    return run.config.queue_size + 1
+def _intra_candidates(run: RunReport) -> int | None:
+    return run.config.queue_size + 1 if OBJECTIVES[run.config.objective].needs.has_intra else None
 
 
-def _cycle_candidates(run: RunReport) -> int:
+def _cycle_candidates(run: RunReport) -> int | None:
+    if not OBJECTIVES[run.config.objective].needs.has_intra:
+        return None
     return max(1, run.config.cycle_queue_size - run.config.support_size) + 1
+
+
+def _of(
+    number: Callable[[RunReport], int | None], chance: Callable[[int], float]
+) -> Callable[[RunReport], float | None]:
+    """Return what guessing among a run's candidates gives, by their number."""
+    return lambda run: chance(candidates) if (candidates := number(run)) else None
+
+
+def _found_by_chance(candidates: int) -> float:
+    return 1 / candidates
 
 
 QUANTITIES = (
@@ -91,31 +104,80 @@ QUANTITIES = (
         "intra_loss",
         "Intra loss",
         "How hard it is to find the other view of the same video among the keys of the queue.",
-        chance=lambda run: math.log(_intra_candidates(run)),
+        chance=_of(_intra_candidates, math.log),
     ),
     Quantity(
         "cycle_loss",
         "Cycle loss",
         "How hard it is to come back to the own video by way of a soft nearest neighbor in others.",
-        chance=lambda run: math.log(_cycle_candidates(run)),
+        chance=_of(_cycle_candidates, math.log),
     ),
     Quantity(
         "intra_accuracy",
         "Positives found",
         "Queries whose positive is more similar than every key of the queue.",
         percent=True,
-        chance=lambda run: 1 / _intra_candidates(run),
+        chance=_of(_intra_candidates, _found_by_chance),
     ),
     Quantity(
         "cycle_closed",
         "Cycles closed",
         "Queries that come back to their own video.",
         percent=True,
-        chance=lambda run: 1 / _cycle_candidates(run),
+        chance=_of(_cycle_candidates, _found_by_chance),
     ),
     Quantity("gradient_norm", "Gradient norm", "Length of the gradient before any clipping."),
-    Quantity("learning_rate", "Learning rate", "Step size of the optimizer.", is_schedule=True),
-    Quantity("cycle_weight", "Weight of the cycle loss (λ)", "0 while the cycle is only watched.", is_schedule=True),
+    Quantity(
+        "health_same_video",
+        "Same video found",
+        "Views whose nearest other view, by the backbone, is of the same video.",
+        percent=True,
+        chance=lambda run: run.health.get("chance"),
+        part="health",
+    ),
+    Quantity(
+        "health_cycle_closed",
+        "Cycles closed",
+        "Views that come back to their own video by way of half of the other videos.",
+        percent=True,
+        chance=lambda run: run.health.get("cycle_chance"),
+        part="health",
+    ),
+    Quantity(
+        "health_rank",
+        "Rank (RankMe)",
+        "Dimensions that the projector's vectors make use of: 1 is a collapse.",
+        part="health",
+    ),
+    Quantity(
+        "health_deviation",
+        "Deviation",
+        "Of a dimension of unit vectors, times √dim: 0 where all are the same, 1 where they are spread evenly.",
+        part="health",
+    ),
+    Quantity(
+        "health_alignment", "Alignment", "Squared distance of two views of a video; less is better.", part="health"
+    ),
+    Quantity(
+        "health_uniformity", "Uniformity", "How evenly vectors cover the sphere; the lower, the more.", part="health"
+    ),
+    Quantity(
+        "health_queue_accuracy",
+        "Positives found in the queue",
+        "Views whose positive is more similar than every key of the queue.",
+        percent=True,
+        chance=_of(_intra_candidates, _found_by_chance),
+        part="health",
+    ),
+    Quantity(
+        "health_queue_loss",
+        "Loss against the queue",
+        "It rises at first, while keys replace the queue's random vectors.",
+        chance=_of(_intra_candidates, math.log),
+        part="health",
+    ),
+    Quantity("learning_rate", "Learning rate", "Step size of the optimizer.", part="schedule"),
+    Quantity("cycle_weight", "Weight of the cycle loss (λ)", "0 while the cycle is only watched.", part="schedule"),
 )
 
 
@@ -129,20 +191,20 @@ def _draw(quantity: Quantity, runs: Sequence[RunReport], colors: Sequence[int]) 
     all_series = [
         Series(run.name, color, points)
         for run, color in zip(runs, colors, strict=True)
-        if (points := tuple(_thinned(_points(run.metrics, quantity.key))))
+        if (points := tuple(_thinned(_points(run, quantity.key))))
     ]
     if not all_series:
         return None
     shown = {series.name for series in all_series}
-    guessing = [run for run in runs if run.name in shown and OBJECTIVES[run.config.objective].needs.has_intra]
-    chances = sorted({quantity.chance(run) for run in guessing}) if quantity.chance else []
+    guessed = {quantity.chance(run) for run in runs if run.name in shown} if quantity.chance else set()
+    chances = sorted(value for value in guessed if value is not None)
     x, y = _axes(all_series, chances, quantity)
     lines = tuple(Line(series.color, _path(series.points, x, y)) for series in all_series)
     return Chart(
         quantity.title,
         quantity.meaning,
         _in_words(quantity, all_series, chances),
-        quantity.is_schedule,
+        quantity.part,
         lines,
         tuple(Tick(y.at(value), f"chance {_text(value, quantity)}") for value in chances),
         tuple(Tick(x.at(value), f"{value:,.0f}") for value in _ticks(x.low, x.high, 4)),
@@ -152,8 +214,11 @@ def _draw(quantity: Quantity, runs: Sequence[RunReport], colors: Sequence[int]) 
     )
 
 
-def _points(metrics: Iterable[dict[str, Any]], key: str) -> list[Point]:
-    return [Point(row["step"], row[key]) for row in metrics if row.get(key) is not None]
+def _points(run: RunReport, key: str) -> list[Point]:
+    """Return what was measured in the steps, and before it, where it is known, the value before the first."""
+    points = [Point(row["step"], row[key]) for row in run.metrics if row.get(key) is not None]
+    at_start = run.health.get("at_start", {}).get(key)
+    return points if at_start is None or not points else [Point(0, at_start), *points]
 
 
 def _thinned(points: list[Point]) -> Iterator[Point]:

@@ -78,6 +78,7 @@ def render(runs: Sequence[RunReport], sheets: Sequence[NeighborSheet], sections:
         chart_size=curves,
         pairs=[pictures.view_pairs(run) for run in one_per_method(runs)],
         max_skipped=MAX_SKIPPED,
+        health_of={run.name: _measured_on(run) for run in runs if run.verdict},
         commands={run.name: _commands(run) for run in runs},
     )
 
@@ -117,8 +118,9 @@ def _facts(run: RunReport) -> list[Fact]:
     about, config = run.about, run.config
     total = int(about["num_steps"])
     steps = f"{run.steps_done:,}" if run.steps_done == total else f"{run.steps_done:,} of {total:,}"
+    held_out = f", {about['num_held_out']:,} held out" if about.get("num_held_out") else ""
     return [
-        Fact("Videos", f"{about['num_videos']:,}"),
+        Fact("Videos", f"{about['num_videos']:,}{held_out}"),
         Fact("Frames", f"{about['num_frames']:,}"),
         Fact("Single-frame", f"{about['num_single_frame_videos']:,}"),
         Fact("Skipped", f"{len(run.frames.skipped):,}"),
@@ -127,6 +129,13 @@ def _facts(run: RunReport) -> list[Fact]:
         Fact("Steps", f"{steps}, {config.batch_size} videos each"),
         Fact("Trained on", f"{about['device']}, {about['precision']}"),
     ]
+
+
+def _measured_on(run: RunReport) -> str:
+    """Say what the verdict of a run rests on."""
+    health = run.health
+    kept = "that were held out" if health["held_out"] else "that it was trained on (none were held out)"
+    return f"Measured without labels on {health['views']:,} views of {health['videos']:,} videos {kept}."
 
 
 def _commands(run: RunReport) -> list[Fact]:

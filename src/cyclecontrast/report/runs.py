@@ -19,8 +19,11 @@ from cyclecontrast.evaluate.result import Result
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import fingerprint, load_backbone
 from cyclecontrast.train.run_folder import read_metrics
+from cyclecontrast.train.verdict import Verdict
 
-NO_PART_OF_METHOD = frozenset({"seed", "out", "resume", "workers", "device", "log_every", "checkpoint_every"})
+NO_PART_OF_METHOD = frozenset(
+    {"seed", "out", "resume", "workers", "device", "log_every", "checkpoint_every", "health_every"}
+)
 
 
 class SkippedVideo(NamedTuple):
@@ -64,6 +67,16 @@ class RunReport:
     def method(self) -> str:
         """Name of the settings without the seed: runs of one method are repetitions of each other."""
         return json.dumps(self.config.model_dump(mode="json", exclude=set(NO_PART_OF_METHOD)), sort_keys=True)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the label-free signals say of the run, as it was noted; None where no health was measured."""
+        return Verdict(self.about["verdict"], self.about["reason"]) if "verdict" in self.about else None
+
+    @property
+    def health(self) -> dict[str, Any]:
+        """What the signals were measured on, and their values before the first step; empty where none were."""
+        return self.about.get("health") or {}
 
     @property
     def steps_done(self) -> int:

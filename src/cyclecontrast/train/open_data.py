@@ -1,13 +1,17 @@
 """What a training learns from: DATA of any kind → frames → pairs of views."""
 
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from cyclecontrast.config import PrepareConfig, PretrainConfig
 from cyclecontrast.data.augment import RECIPES
 from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.pairs import FramePairs
+from cyclecontrast.data.further_views import no_further
+from cyclecontrast.data.pairs import FramePairs, random_stream
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.video import find_videos
 from cyclecontrast.errors import UserError, attempt, checked
@@ -16,6 +20,15 @@ from cyclecontrast.train.presets import DataSize
 from cyclecontrast.train.progress import console
 
 SAMPLED_VIDEOS = 32
+OF_HEALTH = 2**32
+"""Seed of what health is measured on, which no training can have: it is the same for all that are to be compared."""
+
+
+class VideoSplit(NamedTuple):
+    """Numbers of the videos, in order, that are trained on, and of those that are held out."""
+
+    trained: npt.NDArray[np.int64]
+    held_out: npt.NDArray[np.int64]
 
 
 def count_videos(config: PretrainConfig) -> int:
@@ -43,6 +56,13 @@ def size_of(store: FrameStore) -> DataSize:
     return DataSize(store.num_videos, int(np.median(sides)))
 
 
+def split_videos(num_videos: int, holdout: float) -> VideoSplit:
+    """Hold out a part of the videos, drawn by chance, the same whatever the run's seed: two at least, or none for 0."""
+    number = max(2, round(holdout * num_videos)) if holdout else 0
+    order = random_stream(OF_HEALTH, 0, 0, 0).permutation(num_videos)
+    return VideoSplit(np.sort(order[number:]), np.sort(order[:number]))
+
+
 def make_pairs(config: PretrainConfig, store: FrameStore) -> FramePairs:
     """Return the pairs that the objective needs; raises UserError where the data cannot give them."""
     needs = pick_objective(config.objective, config.positives, config.own_key_in_support).needs
@@ -53,6 +73,18 @@ def make_pairs(config: PretrainConfig, store: FrameStore) -> FramePairs:
         )
     if store.num_videos < 2:
         raise UserError(f"{config.data}: holds {store.num_videos} video; contrasting needs two at least")
+    trained, held_out = split_videos(store.num_videos, config.holdout)
+    if len(trained) < 2:
+        raise UserError(
+            f"holdout: {config.holdout} of {store.num_videos} videos leaves {len(trained)} to train on, and "
+            "contrasting needs two at least; set --holdout 0"
+        )
     recipe = RECIPES[config.augmentation]._replace(min_crop=config.min_crop, flip=config.flip)
     views = needs.same_frame, config.distinct_frames, needs.further
-    return FramePairs(store, recipe, config.image_size, config.seed, *views)
+    return FramePairs(store, recipe, config.image_size, config.seed, *views, trained if len(held_out) else None)
+
+
+def make_health_pairs(config: PretrainConfig, pairs: FramePairs) -> FramePairs:
+    """Return the pairs that health is measured on: of the videos held out, or without any of those trained on."""
+    held_out = split_videos(pairs.store.num_videos, config.holdout).held_out
+    return replace(pairs, seed=OF_HEALTH, further=no_further, videos=held_out if len(held_out) else None)

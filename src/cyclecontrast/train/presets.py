@@ -6,7 +6,7 @@ The measurements behind the choices stand in docs/log.md; what they do not cover
 import math
 from typing import Any, NamedTuple
 
-from cyclecontrast.config import PretrainConfig
+from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.model.backbone import NAME
 
@@ -14,6 +14,7 @@ SMALL_IMAGE = 64
 MIN_STEPS = 4000
 MAX_STEPS_ON_CPU = 20_000
 NARROW = 32
+HOLDOUT, ENOUGH_VIDEOS = 0.1, 50
 OF_OBJECTIVE: dict[str, dict[str, Any]] = {
     "cycle-only": {"cycle_start": 0.0},
     "simsiam": {"projector": "mlp3-bn"},
@@ -80,7 +81,17 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> d
         "learning_rate": _learning_rate(backbone, batch_size * frames, chosen.get("init") is not None),
         "warmup": 0.05,
         "schedule": "cosine",
+        "holdout": _holdout(data.num_videos, chosen),
     } | OF_OBJECTIVE.get(str(chosen.get("objective")), {})
+
+
+def _holdout(num_videos: int, chosen: dict[str, Any]) -> float:
+    """Return the part to hold out: none of few videos, and none where all else is decided, as by an older config.toml.
+
+    Such a file names every setting of its run, which held out nothing, and is to rerun it.
+    """
+    is_older = chosen.keys() >= DECIDED_BY_AUTO - {"holdout"}
+    return 0.0 if num_videos < ENOUGH_VIDEOS or is_older else HOLDOUT
 
 
 def _image_size(frame_side: int, cpu: bool) -> int:

@@ -20,13 +20,17 @@ from cyclecontrast.model.checkpoint import load_backbone, save_backbone
 from cyclecontrast.model.hardware import limited_threads, pick_device, pick_precision, pick_workers
 from cyclecontrast.train import run_folder
 from cyclecontrast.train.distributed import World, first_process_first, join_world, leave_world
+from cyclecontrast.train.health import steps_between
+from cyclecontrast.train.monitor import best_backbone, open_monitor, read_verdict
 from cyclecontrast.train.open_data import count_videos, make_pairs, prepare_videos, size_of
 from cyclecontrast.train.presets import DataSize, Machine, resolve
 from cyclecontrast.train.progress import Clock, Row, console, progress_bar
 from cyclecontrast.train.training import Hardware, StepResult, Training, make_training, restore, state_of, train_step
+from cyclecontrast.train.verdict import Verdict
 from cyclecontrast.versions import package_versions
 
 LARGEST_WEIGHT = 1e6
+OF_HEALTH = ("verdict", "reason", "health")
 
 
 class Run(NamedTuple):
@@ -35,10 +39,12 @@ class Run(NamedTuple):
     folder: Path
     backbone: Backbone
     metrics: Row
+    verdict: Verdict | None = None
 
     def __str__(self) -> str:
+        health = f"health: {self.verdict}\n" if self.verdict is not None else ""
         return (
-            f"backbone: {self.folder / 'backbone.safetensors'}\n"
+            f"{health}backbone: {self.folder / 'backbone.safetensors'}\n"
             f"next: cyclecontrast evaluate knn {self.folder} DATA, or embed, export, report"
         )
 
@@ -53,11 +59,13 @@ def pretrain(config: PretrainConfig) -> Run:
     config = config.model_copy(update={"precision": pick_precision(config.precision, device)})
     pairs = make_pairs(config, store)
     backbone = _make_backbone(config)
-    config = config.model_copy(update={"backbone": backbone.name})
+    total = num_steps(config, pairs)
+    settled = {"backbone": backbone.name, "health_every": steps_between(config.health_every, total)}
+    config = config.model_copy(update=settled)
     with limited_threads(device):
         hardware = Hardware(device, config.precision, world)
-        training = make_training(config, backbone, num_steps(config, store), hardware)
-        start = _open_run(training, store)
+        training = make_training(config, backbone, total, hardware)
+        start = _open_run(training, pairs)
         try:
             row = _train(training, pairs, start)
         except KeyboardInterrupt:
@@ -76,9 +84,9 @@ def _open_frames(config: PretrainConfig, machine: Machine, world: World) -> Fram
     return FrameStore.open(config.out / "frames" if num_videos else config.data)
 
 
-def num_steps(config: PretrainConfig, store: FrameStore) -> int:
+def num_steps(config: PretrainConfig, pairs: FramePairs) -> int:
     """Return the number of updates of the whole training."""
-    return config.steps or max(1, math.ceil(config.epochs * store.num_videos / config.batch_size))
+    return config.steps or max(1, math.ceil(config.epochs * pairs.num_videos / config.batch_size))
 
 
 def _train(training: Training, pairs: FramePairs, start: int) -> Row:
@@ -86,7 +94,7 @@ def _train(training: Training, pairs: FramePairs, start: int) -> Row:
     config, (device, _, world) = training.config, training.hardware
     steps = range(start, training.num_steps)
     workers = pick_workers(config.workers, device)
-    clock = Clock()
+    clock, monitor = Clock(), open_monitor(training, pairs, start)
     batches = clock.timed(load_batches(pairs, steps, config.batch_size, world.rank, world.size, workers))
     row: Row = (run_folder.read_metrics(config.out) or [{}])[-1] if world.rank == 0 else {}
     first_bad = torch.full((), -1, device=device)
@@ -95,16 +103,19 @@ def _train(training: Training, pairs: FramePairs, start: int) -> Row:
             result = train_step(training, batch, step)
             first_bad = torch.where((first_bad < 0) & ~_is_sound(result), step, first_bad)
             last = step + 1 == training.num_steps
-            if last or (step + 1) % config.log_every == 0:
+            if last or (step + 1) % config.log_every == 0 or monitor.is_due(step + 1):
                 _stop_if(first_bad, training)
                 if world.rank == 0:
-                    row = _metrics(training, pairs.store, result, step, clock)
+                    row = _metrics(training, pairs, result, step, clock)
+                    with clock.paused():
+                        row |= monitor.measure(step + 1)
                     run_folder.append_metrics(config.out, row)
+                    monitor.conclude(step + 1)
             if last or (step + 1) % config.checkpoint_every == 0:
                 _stop_if(first_bad, training)
                 if world.rank == 0:
                     _save(training, step + 1)
-            advance(row)
+            advance(monitor.last | row)
     return row
 
 
@@ -140,18 +151,20 @@ def _make_backbone(config: PretrainConfig) -> Backbone:
     return backbone
 
 
-def _open_run(training: Training, store: FrameStore) -> int:
+def _open_run(training: Training, pairs: FramePairs) -> int:
     """Make the run's folder, or put the training back to its last checkpoint; returns the steps already done."""
-    config, (device, precision, world) = training.config, training.hardware
+    config, store, (device, precision, world) = training.config, pairs.store, training.hardware
     start = 0
+    before: dict[str, Any] = {}
     if config.resume is not None:
         _check_same_data(config.out, store)
+        before = run_folder.read_about(config.out)
         start, state = run_folder.load_checkpoint(config.out)
         if state:
             restore(training, run_folder.unflatten(state))
     if world.rank:
         return start
-    about = {
+    about: dict[str, Any] = {
         "versions": package_versions(),
         "device": run_folder.device_name(device),
         "precision": precision,
@@ -160,12 +173,15 @@ def _open_run(training: Training, store: FrameStore) -> int:
         "num_videos": store.num_videos,
         "num_frames": store.num_frames,
         "num_single_frame_videos": int((np.diff(store.starts) == 1).sum()),
+        "num_held_out": store.num_videos - pairs.num_videos,
         "num_steps": training.num_steps,
         "status": "running",
+        **({name: before[name] for name in OF_HEALTH if name in before} if start else {}),
     }
     config.out.mkdir(parents=True, exist_ok=True)
     run_folder.write_about(config.out, about)
     run_folder.cut_metrics(config.out, start)
+    run_folder.cut_bests(config.out, start)
     run_folder.write_config(config.out, config)
     _announce(training, store, about, start)
     return start
@@ -186,6 +202,8 @@ def _announce(training: Training, store: FrameStore, about: dict[str, Any], star
     singles = about["num_single_frame_videos"]
     alone = f", {singles:,} of them with one frame, which is both query and positive" if singles else ""
     console.print(f"data: {store.num_videos:,} videos{alone}, {store.num_frames:,} frames ({store.layout})")
+    if about["num_held_out"]:
+        console.print(f"{about['num_held_out']:,} videos are held out, to measure health on (--holdout 0: none)")
     config = training.config
     shown = sorted(set(type(config).model_fields) - {"data", "out", "resume"})
     console.print("settings: " + " ".join(f"{name}={getattr(config, name)}" for name in shown))
@@ -199,11 +217,11 @@ def _save(training: Training, done: int) -> None:
     run_folder.save_checkpoint(training.config.out, done, state, training.encoder.backbone)
 
 
-def _metrics(training: Training, store: FrameStore, result: StepResult, step: int, clock: Clock) -> Row:
+def _metrics(training: Training, pairs: FramePairs, result: StepResult, step: int, clock: Clock) -> Row:
     losses, rates = result.losses, measure(result.inputs, training.objective)
     row: Row = {
         "step": step + 1,
-        "epoch": (step + 1) * training.config.batch_size / store.num_videos,
+        "epoch": (step + 1) * training.config.batch_size / pairs.num_videos,
         "learning_rate": training.optimizer.param_groups[0]["lr"],
         "loss": losses.total.item(),
         "intra_loss": losses.intra.item(),
@@ -250,11 +268,12 @@ def _stop(training: Training, message: str) -> str:
 
 
 def _close_run(training: Training, row: Row) -> Run:
-    config, backbone = training.config, training.encoder.backbone.eval()
+    config, backbone, verdict = training.config, training.encoder.backbone.eval(), None
     if training.hardware.world.rank == 0:
+        backbone, verdict = best_backbone(training), read_verdict(config.out, config)
         save_backbone(backbone, config.out)
         run_folder.change_about(config.out, status="finished")
         if row.get("replaced_frames"):
             console.print(f"{row['replaced_frames']:,} frames could not be read and were replaced by their neighbors")
     leave_world()
-    return Run(config.out, backbone, row)
+    return Run(config.out, backbone, row, verdict)

@@ -37,6 +37,13 @@ class Clock:
             self.replaced += batch.replaced
             yield batch
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out of the throughput what is done within."""
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
+
     def lap(self) -> Row:
         """Return throughput and the part of the time spent waiting for data, and begin anew."""
         now = time.perf_counter()
@@ -72,4 +79,6 @@ def _tell(row: Row) -> str:
         told += f"intra {row['intra_loss']:.2f} "
     if row["cycle_loss"] is not None:
         told += f"cycle {row['cycle_loss']:.2f} closed {row['cycle_closed']:.0%} "
+    if row.get("health_same_video") is not None:
+        told += f"same video {row['health_same_video']:.0%} rank {row['health_rank']:.0f} "
     return told + f"{row['images_per_second']:.0f} images/s data_wait {row['data_wait']:.0%}"

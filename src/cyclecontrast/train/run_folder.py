@@ -37,9 +37,15 @@ def write_about(run: Path, about: Mapping[str, Any]) -> None:
         aside.write_text(json.dumps(dict(about), indent=2))
 
 
+def read_about(run: Path) -> dict[str, Any]:
+    """Return what run.json says."""
+    about: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return about
+
+
 def change_about(run: Path, **changes: Any) -> None:
     """Change entries of run.json."""
-    write_about(run, json.loads((run / "run.json").read_text()) | changes)
+    write_about(run, read_about(run) | changes)
 
 
 def append_metrics(run: Path, row: Mapping[str, Any]) -> None:
@@ -82,12 +88,41 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Tensor], backbone: Ba
     sync(folder.parent)
     for old in checkpoints(run)[:-KEEP]:
         shutil.rmtree(old)
+    _forget_bests(run)
     return folder
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Return the finished checkpoints, oldest first."""
-    return sorted(path for path in run.glob("checkpoints/step-*") if path.name[5:].isdecimal())
+    return _steps(run, "checkpoints")
+
+
+def best_folder(run: Path, step: int) -> Path:
+    """Return where the backbone of a step lies that was the best so far."""
+    return run / "best" / f"step-{step:08d}"
+
+
+def save_best(run: Path, step: int, backbone: Backbone) -> None:
+    """Write the backbone that is the best so far to best/step-XXXXXXXX."""
+    best_folder(run, step).mkdir(parents=True, exist_ok=True)
+    save_backbone(backbone, best_folder(run, step))
+
+
+def _forget_bests(run: Path) -> None:
+    """Keep the backbones that were the best when a checkpoint that is still there was written, or became it since."""
+    oldest = checkpoints(run)[0].name
+    for surpassed in [best for best in _steps(run, "best") if best.name <= oldest][:-1]:
+        shutil.rmtree(surpassed)
+
+
+def cut_bests(run: Path, step: int) -> None:
+    """Drop the backbones of steps behind `step`, which a resumed run will come to again."""
+    for later in (best for best in _steps(run, "best") if int(best.name[5:]) > step):
+        shutil.rmtree(later)
+
+
+def _steps(run: Path, folder: str) -> list[Path]:
+    return sorted(path for path in run.glob(f"{folder}/step-*") if path.name[5:].isdecimal())
 
 
 def load_checkpoint(run: Path) -> tuple[int, dict[str, Tensor]]:

@@ -1,0 +1,167 @@
+"""How a network is doing on videos that it does not train on, measured without labels and without a trace.
+
+Nothing that training reads is changed: networks are put into evaluation mode and back, and random numbers come from
+streams that belong to the measured videos alone.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cyclecontrast.data.pairs import FramePairs, collate
+from cyclecontrast.loss.losses import info_nce, positive_comes_first, soft_nearest_neighbor
+from cyclecontrast.loss.step import Needs
+from cyclecontrast.model.encoders import Encoder, Features, Projections
+from cyclecontrast.train.health_metrics import alignment, deviation, rank_me, same_video_recall, uniformity
+from cyclecontrast.train.training import Training
+
+MOST_VIDEOS = 256
+ENOUGH_PAIRS, MOST_PAIRS_OF_A_VIDEO = 128, 4
+NUM_MEASUREMENTS = 20
+LEAST_STEPS = 25
+AT_ONCE = 128
+
+Signals = dict[str, float]
+
+
+class Watched(NamedTuple):
+    """Pairs of views of videos that health is measured on.
+
+    Shapes: query, positive uint8 (num_pairs, 3, size, size); video (num_pairs,).
+    """
+
+    query: Tensor
+    positive: Tensor
+    video: Tensor
+
+    @property
+    def chance(self) -> float:
+        """Part of the views whose nearest other view is of their video by chance."""
+        own = self.video[:, None] == self.video
+        return float(4 * own.sum() - 2 * len(own)) / (2 * len(own) * (2 * len(own) - 1))
+
+    @property
+    def cycle_chance(self) -> float:
+        """Part of the cycles that close by chance."""
+        ends = ~_supports(self.video) & (self.video[:, None] != self.video)
+        return float((1 / (1 + ends.sum(dim=1))).mean())
+
+
+class Vectors(NamedTuple):
+    """What the networks make of views: the backbone's representation, and the projectors' unit vectors."""
+
+    representation: Tensor
+    features: Features
+
+
+def watch(pairs: FramePairs) -> Watched:
+    """Make the views of up to 256 videos, of few videos up to 4 pairs each; what cannot be read is left out."""
+    num_videos = min(MOST_VIDEOS, pairs.num_videos)
+    times = min(MOST_PAIRS_OF_A_VIDEO, -(-ENOUGH_PAIRS // num_videos))
+    found = [pairs[epoch * pairs.num_videos + place] for epoch in range(times) for place in range(num_videos)]
+    readable = [pair for pair in found if pair.replaced < 2]  # both, where another video stands in
+    batch = collate(readable or found)
+    return Watched(batch.query, batch.positive, batch.video)
+
+
+def steps_between(health_every: int | None, num_steps: int) -> int:
+    """Return the steps between measurements: as asked (0 for none), or such that there are about twenty."""
+    return max(LEAST_STEPS, math.ceil(num_steps / NUM_MEASUREMENTS)) if health_every is None else health_every
+
+
+@torch.inference_mode()
+def measure_health(training: Training, watched: Watched) -> Signals:
+    """Return the signals under their names in metrics.jsonl; one that cannot be computed is absent.
+
+    Retrieval looks at the backbone's representation, which is what remains; rank, deviation, alignment and uniformity
+    at the projector's unit vectors, where a collapse begins; cycles go through the positives of half of the other
+    videos and end among those of the other half; the queue's accuracy and loss are those of queries with positives
+    of the momentum encoder.
+    """
+    needs, encoder, momentum_encoder = training.objective.needs, training.encoder, training.momentum_encoder
+    keys: Features | None = None
+    with _evaluating(encoder), _evaluating(momentum_encoder or nn.Identity()):
+        query, positive = (_encode(encoder, pixels, training) for pixels in watched[:2])
+        if needs.has_intra and momentum_encoder is not None:
+            keys = _encode(momentum_encoder, watched.positive, training).features
+    measured, cycling = _projectors(needs)
+    video, temperature = watched.video, training.config.temperature
+    signals = _spread(query, positive, measured, video)
+    signals["cycle_closed"] = _cycles(query.features[cycling], positive.features[cycling], video, temperature)
+    if keys is not None:
+        signals |= _queue(query.features.intra, keys.intra, training)
+    return {f"health_{name}": value for name, value in signals.items() if math.isfinite(value)}
+
+
+@contextlib.contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and each of its modules back into the mode that it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _encode(encoder: Encoder, pixels: Tensor, training: Training) -> Vectors:
+    """Encode in fp32: rounding to bf16 would give collapsed vectors a rank that they do not have."""
+    parts = []
+    for chunk in torch.split(pixels, AT_ONCE):
+        representation = encoder.backbone(encoder.backbone.normalise(chunk.to(training.hardware.device)))
+        parts.append((representation, encoder.intra_projector(representation), encoder.cycle_projector(representation)))
+    representation, intra, cycle = (torch.cat(part).float() for part in zip(*parts, strict=True))
+    return Vectors(representation, Projections(intra, cycle).features())
+
+
+class _Projectors(NamedTuple):
+    """Numbers of the trained projector that vectors are measured behind, and of the one for cycles."""
+
+    measured: int
+    cycling: int
+
+
+def _projectors(needs: Needs) -> _Projectors:
+    return _Projectors(1 if needs.has_cycle and not needs.has_intra else 0, 1 if needs.has_cycle else 0)
+
+
+def _spread(query: Vectors, positive: Vectors, projector: int, video: Tensor) -> Signals:
+    first, second = (vectors.features[projector].cpu().numpy() for vectors in (query, positive))
+    both = np.concatenate((first, second))
+    representation = torch.cat((query.representation, positive.representation)).cpu().numpy()
+    if not (np.isfinite(both).all() and np.isfinite(representation).all()):
+        return {}
+    return {
+        "same_video": same_video_recall(representation, video.tile(2).numpy()),
+        "rank": rank_me(both),
+        "deviation": deviation(both),
+        "alignment": alignment(first, second),
+        "uniformity": uniformity(both),
+    }
+
+
+def _supports(video: Tensor) -> Tensor:
+    """Tell which views cycles go through (num_pairs,): those of every other video; they end among the rest."""
+    place: Tensor = torch.unique(video, return_inverse=True)[1]
+    return place % 2 == 0
+
+
+def _cycles(query: Tensor, positive: Tensor, video: Tensor, temperature: float) -> float:
+    video = video.to(query.device)
+    own, supports = video[:, None] == video, _supports(video)
+    neighbor = soft_nearest_neighbor(query, positive[supports], temperature, own[:, supports])
+    return float(positive_comes_first(neighbor, positive, positive[~supports], own[:, ~supports]).float().mean())
+
+
+def _queue(query: Tensor, positive: Tensor, training: Training) -> Signals:
+    keys = training.intra_queue.keys
+    return {
+        "queue_accuracy": float(positive_comes_first(query, positive, keys).float().mean()),
+        "queue_loss": float(info_nce(query, positive, keys, training.config.temperature)),
+    }
