@@ -119,6 +119,7 @@ def _train(config: DemoConfig, frames: Path, objective: str, seed: int) -> Pretr
         image_size=IMAGE_SIZE,
         min_crop=0.4,
         steps=STEPS,
+        holdout=0,
         seed=seed,
         workers=config.workers,
     )
