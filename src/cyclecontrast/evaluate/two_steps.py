@@ -77,14 +77,16 @@ def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
 def _unusual(backbone: Backbone, config: EvaluateConfig, made: Predictions) -> Iterator[str]:
     """Yield the words of a tag for settings that change the numbers and that the protocol's own tag does not name.
 
-    A setting of several values, as k, gives several metrics, which say it themselves.
+    The size of images is always named, whoever chose it. A setting of several values, as k, gives several metrics,
+    which say it themselves.
     """
-    free = {*NO_PART_OF_KEY, *config.scoring, *made.idle, "seed"}
+    if "image_size" in type(config).model_fields:
+        yield f"image_size={getattr(config, 'image_size', None) or backbone.image_size}"
+    free = {*NO_PART_OF_KEY, *config.scoring, *made.idle, "seed", "image_size"}
     if "epochs" not in type(config).model_fields:
         free.add("batch_size")
     for name, value in config.unusual().items():
-        at_home = name == "image_size" and value == backbone.image_size
-        if name not in free and f"{name}=" not in made.tag and not at_home and not isinstance(value, tuple):
+        if name not in free and f"{name}=" not in made.tag and not isinstance(value, tuple):
             yield f"{name}={value}"
 
 

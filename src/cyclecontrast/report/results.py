@@ -116,13 +116,12 @@ def _measured(runs: Sequence[RunReport], colors: Sequence[int]) -> list[_Measure
 
 def _model(result: Result, runs: Sequence[RunReport], colors: Sequence[int]) -> _Model:
     info, config = result.about.model, result.about.config
-    size = f", at {config['image_size']} px" if config.get("image_size") else ""
     for run, color in zip(runs, colors, strict=True):
         if run.trained.fingerprint == info.fingerprint:
-            return _Model(run.name, f"{info.name}, seed {run.config.seed}{size}", color, run.method + size)
+            return _Model(run.name, f"{info.name}, seed {run.config.seed}", color, run.method)
     if info.source == RANDOM:
-        return _Model(RANDOM, f"{info.name}, seed {config.get('seed')}{size}", None, f"{RANDOM} {info.name}{size}")
-    return _Model(info.source, info.name + size, None, info.fingerprint + size)
+        return _Model(RANDOM, f"{info.name}, seed {config.get('seed')}", None, f"{RANDOM} {info.name}")
+    return _Model(info.source, info.name, None, info.fingerprint)
 
 
 def _column(result: Result, metric: str) -> Column:
