@@ -216,10 +216,16 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(many, whole, tmp_path
 def test_interrupt_ends_cleanly_and_says_how_to_go_on(many, whole, tmp_path):
     """Ctrl-C, which reaches the workers too, leaves one line and a store that the same command completes."""
     out = tmp_path / "store"
-    process = start(many, out, 2)
-    wait_for(process, out, "shards/*.part")
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate() == ("", "stopped; the same command goes on where it was\n")
+    for _ in range(5):  # a busy machine may let it finish before this process gets to stop it
+        shutil.rmtree(out, ignore_errors=True)
+        process = start(many, out, 2)
+        wait_for(process, out, "shards/*.part")
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+        told = process.communicate()
+        if process.returncode != 0:
+            break
+    assert told == ("", "stopped; the same command goes on where it was\n")
     assert process.returncode == 1
     run(many, out)
     assert files_of(out) == files_of(whole)
