@@ -13,6 +13,7 @@ from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.model.checkpoint import load_backbone
 from cyclecontrast.train.pretrain import pretrain
+from cyclecontrast.train.run_folder import read_about
 from tests import make_videos as make
 
 TINY = {
@@ -278,3 +279,10 @@ def test_training_starts_from_given_weights(tree, tmp_path):
     second = run(tree, tmp_path / "second", init=str(first.folder), learning_rate=1e-12, weight_decay=0.0)
     for (name, one), two in zip(first.backbone.named_parameters(), second.backbone.parameters(), strict=True):
         assert torch.allclose(one, two, atol=1e-6), name
+
+
+def test_a_damaged_run_json_is_told(tmp_path):
+    """Resuming a run whose run.json was cut says which file it is."""
+    (tmp_path / "run.json").write_text('{"versions"')
+    with pytest.raises(UserError, match=r"run\.json: is damaged"):
+        read_about(tmp_path)

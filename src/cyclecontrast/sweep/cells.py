@@ -11,6 +11,7 @@ from cyclecontrast.evaluate import evaluate_config
 from cyclecontrast.evaluate.registry import PROTOCOLS
 from cyclecontrast.files import replacing
 from cyclecontrast.train.pretrain import pretrain
+from cyclecontrast.train.run_folder import read_about
 
 Settings = dict[str, Any]
 
@@ -76,8 +77,7 @@ def check_begun(cell: Cell) -> None:
 
 def is_trained(cell: Cell) -> bool:
     """Whether the training has come to its end."""
-    about = cell.run / "run.json"
-    return about.exists() and json.loads(about.read_text())["status"] == "finished"
+    return (cell.run / "run.json").exists() and read_about(cell.run)["status"] == "finished"
 
 
 def run_cell(cell: Cell) -> dict[str, dict[str, float]]:

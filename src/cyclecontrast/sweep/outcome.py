@@ -151,7 +151,9 @@ class Sweep:
         names = "all others" if len(measured) == len(self.rows) - 1 else ", ".join(measured)
         noise = f", within the noise of {names}" if names else "" if near else ", clearly"
         text = f"first by {metric}: {best.row.name}{noise if self.num_seeds > 1 else ''}"
-        return text if best is chosen else f"{text}; not {chosen.row.name}, which the paper finds best"
+        if best is chosen or chosen.mean(metric) in (None, best.mean(metric)):
+            return text
+        return f"{text}; not {chosen.row.name}, which the paper finds best"
 
     @staticmethod
     def _notes(figures: Sequence[Published]) -> dict[str, int]:

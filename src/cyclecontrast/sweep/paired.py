@@ -19,8 +19,11 @@ class Gain(NamedTuple):
 
     @property
     def is_significant(self) -> bool:
-        """Whether a paired t test at 5 % says that the difference is not the seeds'."""
-        if self.deviation is None:
+        """Whether a paired t test at 5 % says that the difference is not the seeds'.
+
+        Equal differences say nothing: accuracies on few items come in steps.
+        """
+        if not self.deviation:
             return False
         limit = stdtrit(self.num_seeds - 1, 1 - LEVEL / 2)
         return bool(abs(self.mean) * math.sqrt(self.num_seeds) > limit * self.deviation)

@@ -85,6 +85,11 @@ def make_pairs(config: PretrainConfig, store: FrameStore) -> FramePairs:
 
 
 def make_health_pairs(config: PretrainConfig, pairs: FramePairs) -> FramePairs:
-    """Return the pairs that health is measured on: of the videos held out, or without any of those trained on."""
+    """Return the pairs that health is measured on: of the videos held out, or without any of those trained on.
+
+    Whatever the objective, these are two frames of a video, so that objectives may be compared.
+    """
     held_out = split_videos(pairs.store.num_videos, config.holdout).held_out
-    return replace(pairs, seed=OF_HEALTH, further=no_further, videos=held_out if len(held_out) else None)
+    return replace(
+        pairs, seed=OF_HEALTH, same_frame=False, further=no_further, videos=held_out if len(held_out) else None
+    )

@@ -1,6 +1,5 @@
 """The command: data and config in, a run on disk out. One step is in training.py."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,7 +189,7 @@ def _open_run(training: Training, pairs: FramePairs) -> int:
 def _check_same_data(run: Path, store: FrameStore) -> None:
     if not (run / "run.json").exists():
         raise UserError(f"resume: {run} has no run.json: it was stopped before it began; start it anew")
-    begun_with = json.loads((run / "run.json").read_text())["data_fingerprint"]
+    begun_with = run_folder.read_about(run)["data_fingerprint"]
     if begun_with != store.fingerprint:
         raise UserError(
             f"resume: {store.root} is not the data that {run} began with (fingerprint {store.fingerprint}, "

@@ -38,8 +38,11 @@ def write_about(run: Path, about: Mapping[str, Any]) -> None:
 
 
 def read_about(run: Path) -> dict[str, Any]:
-    """Return what run.json says."""
-    about: dict[str, Any] = json.loads((run / "run.json").read_text())
+    """Return what run.json says; raises UserError where it is damaged."""
+    try:
+        about: dict[str, Any] = json.loads((run / "run.json").read_text())
+    except ValueError as error:
+        raise UserError(f"{run / 'run.json'}: is damaged ({error}); restore it, or start a new run") from error
     return about
 
 

@@ -52,9 +52,9 @@ class Known(NamedTuple):
 
 
 def is_more(after: float, before: float, num_views: int) -> bool:
-    """Tell whether retrieval rose by two standard errors, and by two points."""
+    """Tell whether retrieval rose by two standard errors of a difference, and by two points."""
     rate = (before + after) / 2
-    return after - before > max(LEAST_CHANGE, 2 * math.sqrt(rate * (1 - rate) / num_views))
+    return after - before > max(LEAST_CHANGE, 2 * math.sqrt(2 * rate * (1 - rate) / num_views))
 
 
 def judge(rows: Sequence[Row], known: Known) -> Verdict | None:
@@ -137,7 +137,8 @@ def _collapsed(history: _History) -> str:
     if spread < SAME or rank < LEAST_RANK:
         return f"all videos get nearly the same vector, deviation {spread:.3f} of 1; {history.in_words()}"
     chance = history.known.chance
-    if history.is_more(history.before, history.found) and not history.is_more(history.found, chance):
+    began_above = history.is_more(history.before, chance)
+    if began_above and history.is_more(history.before, history.found) and not history.is_more(history.found, chance):
         return f"the vectors say nothing of the video; {history.in_words()}"
     return ""
 
@@ -172,6 +173,6 @@ def _under_trained(history: _History) -> str:
     if loss > NEAR_GUESSING * guessing:
         return f"the loss against the queue is {loss:.2f}, and {guessing:.2f} by guessing; {history.in_words()}"
     late = [row for row in history.measured if row["step"] <= LATE * history.last["step"]]
-    if late and history.is_more(history.found, late[-1]["health_same_video"]):
+    if history.is_more(history.found, late[-1]["health_same_video"] if late else history.before):
         return f"it still gained in the last quarter; {history.in_words()}"
     return ""
