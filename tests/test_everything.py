@@ -79,6 +79,8 @@ def test_nothing_to_evaluate_is_an_error(tmp_path, root):
         run(tmp_path / "empty", tmp_path)
     with pytest.raises(UserError, match="holds no data for tracking"):
         run(root, tmp_path, only=("tracking",))
+    with pytest.raises(UserError, match="holds no images"):
+        run(root / "bad", tmp_path)
     assert not (tmp_path / "out").exists()
 
 

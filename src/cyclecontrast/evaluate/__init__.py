@@ -43,7 +43,6 @@ def evaluate_config(protocol: str, config: EvaluateConfig, reuse: bool = False) 
     from cyclecontrast.evaluate.two_steps import evaluate as evaluate_backbone
     from cyclecontrast.evaluate.two_steps import find_result, score_again
     from cyclecontrast.model.checkpoint import load_backbone
-    from cyclecontrast.model.hardware import limited_threads, pick_device
 
     if config.score_only and not is_model(config.model):
         return score_again(module.open_data(config), config)
@@ -53,13 +52,8 @@ def evaluate_config(protocol: str, config: EvaluateConfig, reuse: bool = False) 
     if problems:
         raise UserError(*problems)
     assert backbone is not None
-    if getattr(config, "image_size", backbone.image_size) is None:
-        config = config.model_copy(update={"image_size": backbone.image_size})
     found = find_result(backbone, data, config) if reuse else None
-    if found is not None:
-        return found
-    with limited_threads(pick_device(config.device)):
-        return evaluate_backbone(backbone, data, config)
+    return evaluate_backbone(backbone, data, config) if found is None else found
 
 
 def evaluate_and_tell(protocol: str, config: EvaluateConfig) -> Result:

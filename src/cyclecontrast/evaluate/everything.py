@@ -18,7 +18,6 @@ from cyclecontrast.evaluate.two_steps import evaluate, find_result
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import load_backbone
-from cyclecontrast.model.hardware import limited_threads, pick_device
 
 Settings = dict[str, Any]
 
@@ -96,8 +95,9 @@ def evaluate_all(config: AllConfig) -> Everything:
         results = [_attempt(model, network, plan, config, problems) for model, network in models]
         row = () if results[0] is None else ((results[0], results[-1] if config.baseline else None),)
         done = Everything(done.rows + row, done.problems + tuple(problems))
-        with replacing(_folder(config) / "all.md") as aside:
-            aside.write_text(f"{done}\n")
+        if done.rows:
+            with replacing(_folder(config) / "all.md") as aside:
+                aside.write_text(f"{done}\n")
     if not done.rows:
         raise UserError(*done.problems)
     return done
@@ -147,15 +147,12 @@ def _evaluate(backbone: Backbone, model: str, plan: Plan, asked: AllConfig) -> R
     }
     base = {"model": model, "data": plan.data, "out": _folder(asked), "seed": asked.seed, "device": asked.device}
     config: EvaluateConfig = checked(protocol.config, {**base, **known, **plan.settings})
-    if getattr(config, "image_size", backbone.image_size) is None:
-        config = config.model_copy(update={"image_size": backbone.image_size})
     data = protocol.load().open_data(config)
     found = None if asked.again else find_result(backbone, data, config)
     if found is not None:
         print("  found from before; --again evaluates it again", file=sys.stderr)
         return found
-    with limited_threads(pick_device(config.device)):
-        return evaluate(backbone, data, config)
+    return evaluate(backbone, data, config)
 
 
 def _folder(config: AllConfig) -> Path:

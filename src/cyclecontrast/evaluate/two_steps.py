@@ -20,6 +20,7 @@ from cyclecontrast.evaluate.unfinished import Unfinished
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import fingerprint
+from cyclecontrast.model.hardware import limited_threads, pick_device
 
 
 class Predictions(NamedTuple):
@@ -53,6 +54,7 @@ def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
 
     A stopped evaluation goes on where it was. With `score_only` the record of before is scored again.
     """
+    config = _resolved(backbone, config)
     about = _about(ModelInfo(backbone.name, backbone.source, fingerprint(backbone)), data, config)
     if config.score_only:
         return _score_again(Record.load(results_folder(config), about.record_key), about, config)
@@ -60,12 +62,13 @@ def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
     check_folder(folder)
     unfinished = Unfinished(folder / "unfinished" / f"{about.record_key}-{about.versions['cyclecontrast']}")
     module = protocol_of(config).load()
-    predictions: Predictions = module.predict(backbone, data, config, unfinished)
+    with limited_threads(pick_device(config.device)):
+        predictions: Predictions = module.predict(backbone, data, config, unfinished)
     num_train, num_test = predictions.num_used or (about.data.num_train, about.data.num_test)
     made = dataclasses.replace(
         about,
         data=about.data._replace(num_train=num_train, num_test=num_test),
-        tag=" ".join([predictions.tag, *_unusual(backbone, config, predictions)]),
+        tag=" ".join([predictions.tag, *_unusual(config, predictions)]),
         **{name: getattr(predictions, name) for name in ("notes", "problems", "details")},
     )
     record = Record(made, predictions.table)
@@ -74,14 +77,20 @@ def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
     return _score(record, about, config)
 
 
-def _unusual(backbone: Backbone, config: EvaluateConfig, made: Predictions) -> Iterator[str]:
+def _resolved(backbone: Backbone, config: EvaluateConfig) -> EvaluateConfig:
+    """Return the config with the size of images that the backbone was trained at, where a protocol leaves it open."""
+    size = getattr(config, "image_size", backbone.image_size)
+    return config if size is not None else config.model_copy(update={"image_size": backbone.image_size})
+
+
+def _unusual(config: EvaluateConfig, made: Predictions) -> Iterator[str]:
     """Yield the words of a tag for settings that change the numbers and that the protocol's own tag does not name.
 
     The size of images is always named, whoever chose it. A setting of several values, as k, gives several metrics,
     which say it themselves.
     """
     if "image_size" in type(config).model_fields:
-        yield f"image_size={getattr(config, 'image_size', None) or backbone.image_size}"
+        yield f"image_size={getattr(config, 'image_size', None)}"
     free = {*NO_PART_OF_KEY, *config.scoring, *made.idle, "seed", "image_size"}
     if "epochs" not in type(config).model_fields:
         free.add("batch_size")
@@ -92,6 +101,7 @@ def _unusual(backbone: Backbone, config: EvaluateConfig, made: Predictions) -> I
 
 def find_result(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result | None:
     """Return the result that this version wrote for the same model, data and settings, None where there is none."""
+    config = _resolved(backbone, config)
     about = _about(ModelInfo(backbone.name, backbone.source, fingerprint(backbone)), data, config)
     path = results_folder(config) / f"{about.key}.json"
     found = Result.load(path) if path.exists() else None
