@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from cyclecontrast.data.labeled_videos import UCF101_SPLIT1, LabeledVideos
+from cyclecontrast.data.labeled_videos import LabeledVideos
 from cyclecontrast.errors import UserError
 
 CLASSES = ("ApplyEyeMakeup", "HandstandPushups", "YoYo")
@@ -238,9 +238,8 @@ def test_the_fingerprint_names_the_content(tmp_path):
 
 
 def test_the_real_data_is_whole(shared):
-    """The numbers of its manifest; UCF101's own are those of protocols.md, 13,320 in all."""
+    """The numbers are those of its manifest."""
     for name, numbers in (("weizmann4", (4, 16, 8)), ("gtsrb_clips", (20, 159, 79))):
         data = LabeledVideos.open(shared / "ucf101_layout" / name)
         assert (len(data.classes), len(data.train), len(data.test)) == numbers
         assert data.problems == ()
-    assert sum(UCF101_SPLIT1) == 13_320

@@ -112,6 +112,13 @@ def test_the_settings_of_the_paper_are_comparable_and_no_others(protocol, config
             assert compare(other).differences == (f"{setting} not {value}, not {value}",)
 
 
+def test_the_numbers_of_ucf101_are_those_of_its_first_split():
+    """13,320 videos in all, 9,537 and 3,783, of which retrieval takes ten items each."""
+    assert ITEMS["action"] == (9_537, 3_783)
+    assert sum(ITEMS["action"]) == 13_320
+    assert ITEMS["retrieval"] == (95_370, 37_830)
+
+
 def test_settings_are_options_of_their_protocols():
     """Each setting that is compared is an option of the protocol, so that none is compared in vain."""
     for name, settings in SETTINGS.items():

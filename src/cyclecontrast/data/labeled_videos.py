@@ -14,8 +14,6 @@ from cyclecontrast.data.labels.split import Numbers
 from cyclecontrast.data.labels.text_lines import raise_problems
 from cyclecontrast.errors import UserError
 
-UCF101_SPLIT1 = (9_537, 3_783)
-"""Videos in the train and test list of UCF101's first split (protocols.md §c)."""
 FOLDERS = ("videos", "UCF-101", "hmdb51_org", ".")
 KINDS = ("train", "test")
 
