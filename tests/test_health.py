@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -17,14 +18,21 @@ from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.model.checkpoint import load_backbone
 from cyclecontrast.train import run_folder
 from cyclecontrast.train.distributed import World
-from cyclecontrast.train.health import measure_health, steps_between, watch
-from cyclecontrast.train.health_metrics import alignment, deviation, rank_me, same_video_recall, uniformity
+from cyclecontrast.train.health import Watched, measure_health, steps_between, watch
+from cyclecontrast.train.health_metrics import (
+    Retrieval,
+    alignment,
+    deviation,
+    rank_me,
+    same_video_recall,
+    uniformity,
+)
 from cyclecontrast.train.open_data import make_health_pairs, make_pairs, split_videos
 from cyclecontrast.train.presets import DataSize, Machine, resolve
 from cyclecontrast.train.pretrain import pretrain
 from cyclecontrast.train.progress import _tell
 from cyclecontrast.train.training import Hardware, make_training, state_of, train_step
-from cyclecontrast.train.verdict import Known, best_step, chosen_step, judge
+from cyclecontrast.train.verdict import Known, best_step, chosen_step, is_more, judge
 from tests import make_videos as make
 
 TINY = {
@@ -38,10 +46,13 @@ TINY = {
     "workers": 0,
     "log_every": 4,
     "seed": 3,
-    "holdout": 0.25,
+    "holdout": 1 / 3,
     "health_every": 3,
 }
-FIELDS = ("same_video", "cycle_closed", "rank", "deviation", "alignment", "uniformity", "queue_accuracy", "queue_loss")
+FIELDS = (
+    *("same_video", "same_video_error", "cycle_closed"),
+    *("rank", "deviation", "alignment", "uniformity", "queue_accuracy", "queue_loss"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +86,27 @@ def test_metrics_agree_with_loops():
     nearest = [min((j for j in range(12) if j != i), key=lambda j, i=i: distance[i][j]) for i in range(12)]
     hits = sum(video[i] == video[j] for i, j in enumerate(nearest))
     assert 0 < hits < 12
-    assert same_video_recall(vectors, video) == hits / 12
+    assert same_video_recall(vectors, video).rate == hits / 12
     assert alignment(vectors[:6], vectors[6:]) == pytest.approx(sum(distance[i][i + 6] for i in range(6)) / 6, rel=1e-5)
     pairs = [math.exp(-2 * distance[i][j]) for i in range(12) for j in range(i)]
     assert uniformity(vectors) == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-5)
     columns = [[row[k] for row in exact] for k in range(5)]
     spreads = [math.sqrt(sum((x - sum(c) / 12) ** 2 for x in c) / 12) for c in columns]
     assert deviation(vectors) == pytest.approx(sum(spreads) / 5 * math.sqrt(5), rel=1e-5)
+
+
+def test_the_error_of_retrieval_is_by_video():
+    """Four copies of each of six videos' view say no more than one: by hand, and nothing is known from one video."""
+    axes = np.eye(4)
+    alone = np.array([[1, 1, 0, 0], [1, -1, 0, 0], [0, 0, 1, 1], [0, 0, 1, -1], axes[0], axes[2]])
+    vectors, video = np.tile(alone, (8, 1)), np.tile(np.arange(6), 8)
+    assert same_video_recall(vectors, video) == (1.0, 0.0)
+    vectors[video == 5] = vectors[video == 4]  # a third of the videos cannot be told from each other
+    rate, error = same_video_recall(vectors, video)
+    assert rate == pytest.approx(4 / 6)
+    assert error == pytest.approx(math.sqrt((4 * (2 / 6) ** 2 + 2 * (4 / 6) ** 2) / 5 / 6))
+    assert same_video_recall(np.repeat(vectors, 4, axis=0), np.repeat(video, 4)) == pytest.approx((rate, error))
+    assert math.isnan(same_video_recall(vectors, np.zeros(48, int)).error)
 
 
 def test_rank_by_hand():
@@ -95,7 +120,7 @@ def test_rank_by_hand():
 def test_metrics_of_a_collapse():
     """Vectors that are all the same have rank 1, deviation 0, uniformity 0, and retrieve nothing."""
     same = np.tile(draw_vectors(1), (8, 1))
-    assert same_video_recall(same, np.repeat(np.arange(4), 2)) == 0
+    assert same_video_recall(same, np.repeat(np.arange(4), 2)) == (0, 0)
     assert rank_me(same) == pytest.approx(1)
     assert (deviation(same), uniformity(same)) == pytest.approx((0, 0), abs=1e-6)
 
@@ -161,10 +186,10 @@ def test_held_out_videos_are_not_trained_on(tree):
     trained = {pairs[position].video for position in range(3 * pairs.num_videos)}
     assert trained | set(watched.video.tolist()) == set(range(12))
     assert not trained & set(watched.video.tolist())
-    assert len(watched.video) == 3 * 4  # four pairs of each of three videos
-    assert watched.chance == pytest.approx(7 / 23)
-    # Cycles end among the four pairs of one video; its own queries have no other end than home.
-    assert watched.cycle_chance == pytest.approx((2 / 5 + 1) / 3)
+    assert len(watched.video) == 4 * 4  # four pairs of each of four videos
+    assert watched.chance == pytest.approx(7 / 31)
+    # Cycles end among the four pairs of two videos; the queries of these have one of them beside their own.
+    assert watched.cycle_chance == pytest.approx((1 / 9 + 1 / 5) / 2)
 
 
 def test_what_is_measured_is_the_same_for_every_seed(tree):
@@ -189,12 +214,12 @@ def test_an_unreadable_video_is_not_measured(tree, tmp_path):
         path.write_bytes(b"")
     watched = watch(pairs)
     assert sorted(set(watched.video.tolist())) == sorted({*pairs.videos.tolist()} - {damaged})
-    assert len(watched.video) == 2 * 4
+    assert len(watched.video) == 3 * 4
 
 
 @pytest.fixture(scope="module")
 def watched(tree):
-    """Views of the three videos held out."""
+    """Views of the four videos held out."""
     config = PretrainConfig(data=tree, out="o", **TINY)
     return watch(make_health_pairs(config, make_pairs(config, FrameStore.open(tree))))
 
@@ -238,27 +263,60 @@ def test_signals_are_those_of_the_networks(tree, watched):
         images = encoder.backbone.normalise(views)
         representation, vectors = encoder.backbone(images).numpy(), encoder(images).intra.numpy()
         cycle = encoder(images).cycle.double().numpy()
-        keys = follower(images[12:]).intra.double().numpy()
+        keys = follower(images[16:]).intra.double().numpy()
     video = watched.video.tile(2).numpy()
-    assert signals["health_same_video"] == same_video_recall(representation, video)
+    found = same_video_recall(representation, video)
+    assert (signals["health_same_video"], signals["health_same_video_error"]) == found
     assert signals["health_rank"] == pytest.approx(rank_me(vectors), rel=1e-4)
-    assert signals["health_alignment"] == pytest.approx(alignment(vectors[:12], vectors[12:]), rel=1e-4)
+    assert signals["health_alignment"] == pytest.approx(alignment(vectors[:16], vectors[16:]), rel=1e-4)
     queue = training.intra_queue.keys.double().numpy()
     losses, firsts, homes = [], [], []
     numbers = sorted(set(video.tolist()))
-    for i, query in enumerate(vectors[:12].astype(np.float64)):
+    for i, query in enumerate(vectors[:16].astype(np.float64)):
         logits = np.array([query @ keys[i], *(query @ key for key in queue)]) / training.config.temperature
         losses.append(np.log(np.exp(logits).sum()) - logits[0])
         firsts.append(logits[0] > logits[1:].max())
-        others = [j for j in range(12) if video[j] != video[i]]
-        support = [cycle[12 + j] for j in others if numbers.index(video[j]) % 2 == 0]
-        negatives = [cycle[12 + j] for j in others if numbers.index(video[j]) % 2 == 1]
+        others = [j for j in range(16) if video[j] != video[i]]
+        support = [cycle[16 + j] for j in others if numbers.index(video[j]) % 2 == 0]
+        negatives = [cycle[16 + j] for j in others if numbers.index(video[j]) % 2 == 1]
         weights = np.exp([cycle[i] @ vector / training.config.temperature for vector in support])
         neighbor = sum(w * vector for w, vector in zip(weights, support, strict=True))
-        homes.append(all(neighbor @ cycle[12 + i] > neighbor @ negative for negative in negatives))
+        homes.append(all(neighbor @ cycle[16 + i] > neighbor @ negative for negative in negatives))
     assert signals["health_queue_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert signals["health_queue_accuracy"] == pytest.approx(np.mean(firsts))
     assert signals["health_cycle_closed"] == pytest.approx(np.mean(homes))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_own_keys_in_the_queue_are_masked_as_in_training(tree, watched, masked):
+    """Where a video is trained on too, its keys in the queue are no rivals, unless the training has them as such."""
+    training = make_tiny_training(tree, mask_own_video=masked, temperature=1.0)
+    encoder, follower = training.encoder.eval(), training.momentum_encoder.eval()
+    normalise = encoder.backbone.normalise
+    with torch.no_grad():
+        queries = encoder(normalise(watched.query)).intra.double().numpy()
+        keys = follower(normalise(watched.positive)).intra
+    training.intra_queue.push(keys, watched.video)
+    queue, of = training.intra_queue.keys.double().numpy(), training.intra_queue.video.tolist()
+    losses, firsts = [], []
+    for query, key, video in zip(queries, keys.double().numpy(), watched.video.tolist(), strict=True):
+        rivals = [query @ queue[j] for j in range(32) if not (masked and of[j] == video)]
+        losses.append(math.log(sum(math.exp(x) for x in (query @ key, *rivals))) - query @ key)
+        firsts.append(query @ key > max(rivals))
+    signals = measure_health(training, watched)
+    assert signals["health_queue_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert masked == (signals["health_queue_accuracy"] > 0)  # a positive does not come before itself
+    assert not masked or signals["health_queue_accuracy"] == np.mean(firsts)
+
+
+@pytest.mark.parametrize("num_videos", [2, 3, 4])
+def test_cycles_of_few_videos_are_not_measured(tree, watched, num_videos):
+    """Below four videos some cycles cannot close, or cannot fail to: there is neither a rate nor a chance of them."""
+    chosen = torch.isin(watched.video, watched.video.unique()[:num_videos])
+    few = Watched(*(part[chosen] for part in watched))
+    signals = measure_health(make_tiny_training(tree), few)
+    assert ("health_cycle_closed" in signals, few.cycle_chance is not None) == (num_videos == 4,) * 2
+    assert "health_same_video" in signals
 
 
 def test_a_network_that_overflows_is_not_measured(tree, watched):
@@ -300,9 +358,9 @@ def test_what_a_run_writes_of_its_health(tree, tmp_path):
     about = json.loads((done.folder / "run.json").read_text())
     assert (about["verdict"], about["reason"]) == done.verdict
     assert str(done).startswith(f"health: {about['verdict']}: {about['reason']}\n")
-    assert about["num_held_out"] == 3
+    assert about["num_held_out"] == 4
     health = about["health"]
-    assert (health["held_out"], health["videos"], health["views"]) == (True, 3, 24)
+    assert (health["held_out"], health["videos"], health["views"]) == (True, 4, 32)
     assert set(health["at_start"]) == {f"health_{name}" for name in FIELDS}
     assert health["seconds"] > 0
 
@@ -320,6 +378,48 @@ def test_a_resumed_run_is_the_same_run(tree, tmp_path):
     abouts = [json.loads((folder / "run.json").read_text()) for folder in (whole.folder, part)]
     assert abouts[0]["health"]["at_start"] == abouts[1]["health"]["at_start"]
     assert (part / "backbone.safetensors").read_bytes() == (whole.folder / "backbone.safetensors").read_bytes()
+
+
+def test_few_videos_are_judged_without_cycles(tree, tmp_path):
+    """A run with two videos held out has a verdict, and its page every chart of health but the one of cycles."""
+    done = run(tree, tmp_path / "run", holdout=0.01)
+    assert done.verdict is not None
+    assert not any("health_cycle_closed" in row for row in lines_of(done.folder))
+    assert json.loads((done.folder / "run.json").read_text())["health"]["cycle_chance"] is None
+    page = cc.report(done.folder).path.read_text()
+    assert "by way of half of the other videos" not in page
+    assert "Rank (RankMe)" in page
+
+
+def test_a_run_from_before_errors_were_written_goes_on(tree, tmp_path):
+    """Without the errors in its files a run is shown, resumed with them, and its choice is made by what is known."""
+    whole = run(tree, tmp_path / "whole", checkpoint_every=4, select="health")
+    older = tmp_path / "older"
+    shutil.copytree(whole.folder, older)
+    shutil.rmtree(older / "checkpoints" / "step-00000008")
+    rows = [json.loads(line) for line in (older / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.pop("health_same_video_error", None)
+    (older / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    health = run_folder.read_about(older)["health"]
+    del health["at_start"]["health_same_video_error"]
+    run_folder.change_about(older, health=health)
+    assert "Same video found" in cc.report(older).path.read_text()
+    assert cc.pretrain(resume=older).verdict.word == whole.verdict.word
+    assert ["health_same_video_error" in row for row in lines_of(older)] == [False, False, True, True]
+
+
+def test_a_verdict_names_its_step(tree, tmp_path):
+    """Resumed without measuring, a run ends with a verdict that says of which step it is, on its page too."""
+    run(tree, tmp_path / "run", checkpoint_every=3, steps=3)
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text().replace("steps = 3", "steps = 8"))
+    done = cc.pretrain(resume=tmp_path / "run", health_every=0)
+    assert done.metrics["step"] == 8
+    assert str(done).startswith(f"health: {about['verdict']}: {about['reason']}\n")
+    assert re.search(r"\d% at step 3 \(chance", str(done))
+    assert re.search(r"\d% at step 3 \(chance", cc.report(done.folder).path.read_text())
 
 
 def test_the_best_backbone_remains(tree, tmp_path, monkeypatch):
@@ -440,6 +540,26 @@ def test_a_lucky_measurement_is_not_chosen():
     assert chosen_step(curve([0.1, 0.3, 0.28]), KNOWN) == 300
     assert chosen_step(curve([0.1, 0.5, 0.28]), KNOWN) == 200
     assert chosen_step(curve([0.1, 0.5, 0.28]), KNOWN._replace(num_views=16)) == 300
+
+
+@pytest.mark.parametrize(("error", "word", "step"), [(0.01, "healthy", 200), (0.1, "under-trained", 300)])
+def test_errors_by_video_decide(error, word, step):
+    """What 512 independent views would prove, few videos do not: neither that it learned nor which step is best."""
+    rows = [row | {"health_same_video_error": error} for row in curve([0.24, 0.4, 0.25])]
+    known = KNOWN._replace(at_start=KNOWN.at_start | {"health_same_video_error": error})
+    assert judge([row | {"step": step} for row in rows[:1] for step in (100, 200)], known).word == word
+    assert chosen_step(rows, known) == step
+
+
+@pytest.mark.parametrize("num_videos", [5, 25])
+def test_equal_networks_are_seldom_called_better(num_videos):
+    """Of pairs of measurements that differ by the luck of videos alone, about 2.5 % are "more", not every eighth."""
+    rng, more = np.random.default_rng(0), []
+    for _ in range(1000):
+        hits = rng.binomial(8, rng.beta(0.7, 1.6, (2, num_videos))) / 8
+        after, before = (Retrieval(one.mean(), one.std(ddof=1) / math.sqrt(num_videos)) for one in hits)
+        more.append(is_more(after, before, 8 * num_videos))
+    assert 0 < np.mean(more) < 0.05
 
 
 TRAINING = {

@@ -357,6 +357,26 @@ def test_only_shared_seeds_are_compared():
     assert "1 of 2" in text
 
 
+def test_rows_are_ranked_over_the_seeds_that_all_have():
+    """A row whose hard seeds are not finished does not lead for that, nor is it called clear or bold."""
+    hard = {0: 60.0, 1: 62.0, 2: 20.0}
+    values = {"intra-image": {0: 50.0, 1: 53.0}, "intra-video": {0: 59.0, 1: 61.9}, "cycle": hard}
+    text = str(made(values))
+    assert "- first by kNN top-1: full, within the noise of intra-video, over 2 of 3 seeds\n" in text
+    assert "**" not in text
+    text = str(made(values | {"intra-video": {0: 61.0}}))
+    assert "- first by kNN top-1: intra-video, over 1 of 3 seeds; not full, which the paper finds best\n" in text
+
+
+def test_rows_without_a_common_seed_are_not_ranked():
+    """Where each row has other seeds, none is first, none is bold, and the table says why."""
+    values = {"intra-image": {0: 1.0, 1: 2.0}, "intra-video": {1: 40.0, 2: 41.0}, "cycle": {0: 9.0, 2: 99.0}}
+    text = str(made(values, num_seeds=3))
+    assert "- not ranked by kNN top-1: the rows have no seed in common\n" in text
+    assert "first by" not in text
+    assert "**" not in text
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_significance_is_the_paired_t_test(seed):
     """The verdict is scipy's at 5 %, over two to six seeds."""

@@ -1,7 +1,7 @@
 """What a sweep found: rows with their values by seed, beside the paper's figures, and what may be said of them."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,11 @@ class Measured(NamedTuple):
         """The seeds of which there is any value."""
         return sorted({seed for values in self.values.values() for seed in values})
 
+    def over(self, seeds: Set[int], metric: str) -> "Measured":
+        """Return what is left with one metric and these seeds alone."""
+        values = self.values.get(metric, {})
+        return self._replace(values={metric: {seed: values[seed] for seed in values if seed in seeds}})
+
     def mean(self, metric: str) -> float | None:
         """Mean over the seeds; None where nothing was measured."""
         values = list(self.values.get(metric, {}).values())
@@ -44,6 +49,17 @@ class Measured(NamedTuple):
             return ""
         spread = deviation(values)
         return f"{statistics.mean(values):.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+
+
+class Ranking(NamedTuple):
+    """The rows by a metric, over the seeds that all measured rows have.
+
+    `best` has the highest mean; `near` are the rows that are not clearly below it, or not there at all.
+    """
+
+    best: Measured
+    near: tuple[Measured, ...]
+    seeds: Set[int]
 
 
 class Line(NamedTuple):
@@ -86,10 +102,11 @@ class Sweep:
         figures = published_in(self.table.name)
         papers = list(dict.fromkeys(one.column for one in figures))
         notes = self._notes(figures)
-        best = {metric.title: self._best(metric.title) for metric in self.metrics}
+        rankings = {metric.title: self._rank(metric.title) for metric in self.metrics}
+        clear = {title: found.best.row for title, found in rankings.items() if found is not None and not found.near}
         for one in self.rows:
             texts = [one.text(metric.title) for metric in self.metrics]
-            bold = [best[metric.title] == (one, ()) for metric in self.metrics]
+            bold = [clear.get(metric.title) == one.row for metric in self.metrics]
             own = {item.column: item for item in figures if item.row == one.row.key}
             shown = [_figure(own.get(column), notes) for column in papers]
             seeds = f"{len(one.seeds)}" if len(one.seeds) == self.num_seeds else f"{len(one.seeds)} of {self.num_seeds}"
@@ -134,24 +151,28 @@ class Sweep:
     def _gain(self, ours: Measured, theirs: Measured, metric: str) -> Gain | None:
         return gain(ours.values.get(metric, {}), theirs.values.get(metric, {}))
 
-    def _best(self, metric: str) -> tuple[Measured, tuple[Measured, ...]] | None:
-        """Return the row with the highest mean and the rows that are not clearly below it, or not there at all."""
-        means = [(mean, one) for one in self.rows if (mean := one.mean(metric)) is not None]
+    def _rank(self, metric: str) -> Ranking | None:
+        """Rank the rows by their means over the same seeds; None where no seed is in all measured rows."""
+        seeds = frozenset.intersection(*(frozenset(own) for one in self.rows if (own := one.values.get(metric))))
+        rows = [one.over(seeds, metric) for one in self.rows]
+        means = [(mean, one) for one in rows if (mean := one.mean(metric)) is not None]
         if not means:
             return None
         best = max(means, key=lambda item: item[0])[1]
-        near = (one for one in self.rows if one is not best and not _is_clear(self._gain(best, one, metric)))
-        return best, tuple(near)
+        near = (one for one in rows if one is not best and not _is_clear(self._gain(best, one, metric)))
+        return Ranking(best, tuple(near), seeds)
 
     def _leader(self, metric: str, chosen: Measured) -> str:
-        found = self._best(metric)
-        assert found is not None
-        best, near = found
+        found = self._rank(metric)
+        if found is None:
+            return f"not ranked by {metric}: the rows have no seed in common"
+        best, near, seeds = found
         measured = [one.row.name for one in near if one.mean(metric) is not None]
         names = "all others" if len(measured) == len(self.rows) - 1 else ", ".join(measured)
         noise = f", within the noise of {names}" if names else "" if near else ", clearly"
-        text = f"first by {metric}: {best.row.name}{noise if self.num_seeds > 1 else ''}"
-        if best is chosen or chosen.mean(metric) in (None, best.mean(metric)):
+        some = f", over {len(seeds)} of {self.num_seeds} seeds" if len(seeds) < self.num_seeds else ""
+        text = f"first by {metric}: {best.row.name}{noise if len(seeds) > 1 else ''}{some}"
+        if chosen.over(seeds, metric).mean(metric) in (None, best.mean(metric)):
             return text
         return f"{text}; not {chosen.row.name}, which the paper finds best"
 

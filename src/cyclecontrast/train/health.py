@@ -25,6 +25,8 @@ ENOUGH_PAIRS, MOST_PAIRS_OF_A_VIDEO = 128, 4
 NUM_MEASUREMENTS = 20
 LEAST_STEPS = 25
 AT_ONCE = 128
+LEAST_VIDEOS_OF_CYCLES = 4
+"""Of fewer, some query has no other video to go through, and cannot close, or none to end in, and cannot fail to."""
 
 Signals = dict[str, float]
 
@@ -40,14 +42,21 @@ class Watched(NamedTuple):
     video: Tensor
 
     @property
+    def num_videos(self) -> int:
+        """Number of videos that the views are of."""
+        return len(torch.unique(self.video))
+
+    @property
     def chance(self) -> float:
         """Part of the views whose nearest other view is of their video by chance."""
         own = self.video[:, None] == self.video
         return float(4 * own.sum() - 2 * len(own)) / (2 * len(own) * (2 * len(own) - 1))
 
     @property
-    def cycle_chance(self) -> float:
-        """Part of the cycles that close by chance."""
+    def cycle_chance(self) -> float | None:
+        """Part of the cycles that close by chance; None where the videos are too few for cycles."""
+        if self.num_videos < LEAST_VIDEOS_OF_CYCLES:
+            return None
         ends = ~_supports(self.video) & (self.video[:, None] != self.video)
         return float((1 / (1 + ends.sum(dim=1))).mean())
 
@@ -80,8 +89,8 @@ def measure_health(training: Training, watched: Watched) -> Signals:
 
     Retrieval looks at the backbone's representation, which is what remains; rank, deviation, alignment and uniformity
     at the projector's unit vectors, where a collapse begins; cycles go through the positives of half of the other
-    videos and end among those of the other half; the queue's accuracy and loss are those of queries with positives
-    of the momentum encoder.
+    videos and end among those of the other half, where there are four videos or more; the queue's accuracy and loss
+    are those of queries with positives of the momentum encoder, their own videos' keys masked as the option says.
     """
     needs, encoder, momentum_encoder = training.objective.needs, training.encoder, training.momentum_encoder
     keys: Features | None = None
@@ -92,9 +101,10 @@ def measure_health(training: Training, watched: Watched) -> Signals:
     measured, cycling = _projectors(needs)
     video, temperature = watched.video, training.config.temperature
     signals = _spread(query, positive, measured, video)
-    signals["cycle_closed"] = _cycles(query.features[cycling], positive.features[cycling], video, temperature)
+    if watched.num_videos >= LEAST_VIDEOS_OF_CYCLES:
+        signals["cycle_closed"] = _cycles(query.features[cycling], positive.features[cycling], video, temperature)
     if keys is not None:
-        signals |= _queue(query.features.intra, keys.intra, training)
+        signals |= _queue(query.features.intra, keys.intra, video, training)
     return {f"health_{name}": value for name, value in signals.items() if math.isfinite(value)}
 
 
@@ -137,8 +147,10 @@ def _spread(query: Vectors, positive: Vectors, projector: int, video: Tensor) ->
     representation = torch.cat((query.representation, positive.representation)).cpu().numpy()
     if not (np.isfinite(both).all() and np.isfinite(representation).all()):
         return {}
+    found = same_video_recall(representation, video.tile(2).numpy())
     return {
-        "same_video": same_video_recall(representation, video.tile(2).numpy()),
+        "same_video": found.rate,
+        "same_video_error": found.error,
         "rank": rank_me(both),
         "deviation": deviation(both),
         "alignment": alignment(first, second),
@@ -159,9 +171,10 @@ def _cycles(query: Tensor, positive: Tensor, video: Tensor, temperature: float) 
     return float(positive_comes_first(neighbor, positive, positive[~supports], own[:, ~supports]).float().mean())
 
 
-def _queue(query: Tensor, positive: Tensor, training: Training) -> Signals:
-    keys = training.intra_queue.keys
+def _queue(query: Tensor, positive: Tensor, video: Tensor, training: Training) -> Signals:
+    queue, config = training.intra_queue, training.config
+    own = (queue.video == video.to(queue.video)[:, None]) & config.mask_own_video
     return {
-        "queue_accuracy": float(positive_comes_first(query, positive, keys).float().mean()),
-        "queue_loss": float(info_nce(query, positive, keys, training.config.temperature)),
+        "queue_accuracy": float(positive_comes_first(query, positive, queue.keys, own).float().mean()),
+        "queue_loss": float(info_nce(query, positive, queue.keys, config.temperature, own)),
     }

@@ -1,10 +1,19 @@
 """What unit vectors tell of a network without labels: pure functions on arrays (num_vectors, dim), in float64."""
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.integer]
+
+
+class Retrieval(NamedTuple):
+    """Part of the vectors that are retrieved (R@1), and its standard error."""
+
+    rate: float
+    error: float = 0.0
 
 
 def unit(vectors: Floats) -> npt.NDArray[np.float64]:
@@ -14,16 +23,21 @@ def unit(vectors: Floats) -> npt.NDArray[np.float64]:
     return exact / np.maximum(lengths, 1e-12)
 
 
-def same_video_recall(vectors: Floats, video: Integers) -> float:
-    """Return the part of the vectors whose nearest other vector, by cosine, is of the same video (R@1).
+def same_video_recall(vectors: Floats, video: Integers) -> Retrieval:
+    """Return the part of the vectors whose nearest other vector, by cosine, is of the same video.
 
-    One that is as near to another video counts as missed, so vectors that are all the same recall nothing.
+    One that is as near to another video counts as missed, so vectors that are all the same recall nothing. Views of one
+    video are not independent: the error is that of the mean over videos, nan of a single video.
     """
     similarity = unit(vectors) @ unit(vectors).T
     own = video[:, None] == video
     others = np.where(own, -np.inf, similarity).max(axis=1)
     np.fill_diagonal(own, False)
-    return float((np.where(own, similarity, -np.inf).max(axis=1) > others + 1e-9).mean())
+    found = np.where(own, similarity, -np.inf).max(axis=1) > others + 1e-9
+    place = np.unique(video, return_inverse=True)[1]
+    of_videos = np.bincount(place, found) / np.bincount(place)
+    error = of_videos.std(ddof=1) / np.sqrt(len(of_videos)) if len(of_videos) > 1 else np.nan
+    return Retrieval(float(found.mean()), float(error))
 
 
 def rank_me(vectors: Floats) -> float:

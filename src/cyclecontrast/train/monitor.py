@@ -72,7 +72,7 @@ def open_monitor(training: Training, pairs: FramePairs, start: int) -> Monitor:
         at_start = monitor.measure(0) if start == 0 else {}
         health = {
             "held_out": config.holdout > 0,
-            "videos": len(set(watched.video.tolist())),
+            "videos": watched.num_videos,
             "views": 2 * len(watched.video),
             "chance": watched.chance,
             "cycle_chance": watched.cycle_chance,

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cyclecontrast.train.health_metrics import Retrieval
+
 Row = Mapping[str, Any]
 
 SAME = 0.1
@@ -51,10 +53,15 @@ class Known(NamedTuple):
     guessing: float = math.nan
 
 
-def is_more(after: float, before: float, num_views: int) -> bool:
-    """Tell whether retrieval rose by two standard errors of a difference, and by two points."""
-    rate = (before + after) / 2
-    return after - before > max(LEAST_CHANGE, 2 * math.sqrt(2 * rate * (1 - rate) / num_views))
+def is_more(after: Retrieval, before: Retrieval, num_views: int) -> bool:
+    """Tell whether retrieval rose by two standard errors of a difference, and by two points.
+
+    The error is never below that of independent views, which is all that is known of older runs. It is not paired by
+    video: what two measurements share makes it too large, not too small, and often the best of many is compared.
+    """
+    rate = (before.rate + after.rate) / 2
+    error = max(math.hypot(before.error, after.error), math.sqrt(2 * rate * (1 - rate) / num_views))
+    return after.rate - before.rate > max(LEAST_CHANGE, 2 * error)
 
 
 def judge(rows: Sequence[Row], known: Known) -> Verdict | None:
@@ -87,12 +94,16 @@ def chosen_step(rows: Sequence[Row], known: Known) -> int:
     """Return the best step, or the last that was measured where the best is not clearly better: that may be luck."""
     *_, last = measured = _measured(rows)
     best = max(measured, key=_merit)
-    clearly = is_more(best["health_same_video"], last["health_same_video"], known.num_views)
+    clearly = is_more(_retrieval(best), _retrieval(last), known.num_views)
     return int((best if clearly else last)["step"])
 
 
 def _measured(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.get("health_same_video") is not None]
+
+
+def _retrieval(row: Row) -> Retrieval:
+    return Retrieval(row["health_same_video"], row.get("health_same_video_error", 0.0))
 
 
 def _merit(row: Row) -> tuple[float, float]:
@@ -113,21 +124,31 @@ class _History(NamedTuple):
         return max(self.measured, key=lambda row: float(row["health_same_video"]))
 
     @property
-    def found(self) -> float:
-        return float(self.last["health_same_video"])
+    def most(self) -> Retrieval:
+        return _retrieval(self.best)
 
     @property
-    def before(self) -> float:
-        return float(self.known.at_start.get("health_same_video", self.known.chance))
+    def found(self) -> Retrieval:
+        return _retrieval(self.last)
 
-    def is_more(self, after: float, before: float) -> bool:
+    @property
+    def chance(self) -> Retrieval:
+        return Retrieval(self.known.chance)
+
+    @property
+    def before(self) -> Retrieval:
+        at_start = self.known.at_start
+        return _retrieval(at_start) if "health_same_video" in at_start else self.chance
+
+    def is_more(self, after: Retrieval, before: Retrieval) -> bool:
         return is_more(after, before, self.known.num_views)
 
     def in_words(self) -> str:
-        told = f"same-video retrieval {self.before:.0%} before training, {self.found:.0%} now"
-        if self.is_more(self.best["health_same_video"], self.found):
-            told += f", {self.best['health_same_video']:.0%} at step {self.best['step']:,}"
-        return f"{told} (chance {self.known.chance:.1%}); rank {self.last.get('health_rank', math.nan):.1f}"
+        told = f"{self.before.rate:.0%} before training, {self.found.rate:.0%} at step {self.last['step']:,}"
+        if self.is_more(self.most, self.found):
+            told += f", {self.most.rate:.0%} at step {self.best['step']:,}"
+        rank = self.last.get("health_rank", math.nan)
+        return f"same-video retrieval {told} (chance {self.known.chance:.1%}); rank {rank:.1f}"
 
 
 def _collapsed(history: _History) -> str:
@@ -136,9 +157,8 @@ def _collapsed(history: _History) -> str:
         return ""
     if spread < SAME or rank < LEAST_RANK:
         return f"all videos get nearly the same vector, deviation {spread:.3f} of 1; {history.in_words()}"
-    chance = history.known.chance
-    began_above = history.is_more(history.before, chance)
-    if began_above and history.is_more(history.before, history.found) and not history.is_more(history.found, chance):
+    began_above, is_above = (history.is_more(one, history.chance) for one in (history.before, history.found))
+    if began_above and history.is_more(history.before, history.found) and not is_above:
         return f"the vectors say nothing of the video; {history.in_words()}"
     return ""
 
@@ -146,8 +166,7 @@ def _collapsed(history: _History) -> str:
 def _collapsing(history: _History) -> str:
     rank = history.last.get("health_rank", math.inf)
     highest = max(row.get("health_rank", 0.0) for row in (history.known.at_start, *history.measured))
-    retrieved = max(history.before, history.best["health_same_video"])
-    if rank >= LOST_RANK * highest or not history.is_more(retrieved, history.found):
+    if rank >= LOST_RANK * highest or not history.is_more(max(history.before, history.most), history.found):
         return ""
     return f"the rank fell from {highest:.1f}, and retrieval with it; {history.in_words()}"
 
@@ -156,7 +175,7 @@ def _over_fitting(history: _History) -> str:
     best = history.best
     now = _mean_accuracy(history.logged)
     then = _mean_accuracy([row for row in history.logged if row["step"] <= best["step"]])
-    if not history.is_more(best["health_same_video"], history.found) or not now > then + MORE_FOUND:
+    if not history.is_more(history.most, history.found) or not now > then + MORE_FOUND:
         return ""
     return f"in the training's batches more positives are found ({then:.0%}, then {now:.0%}); {history.in_words()}"
 
@@ -173,6 +192,6 @@ def _under_trained(history: _History) -> str:
     if loss > NEAR_GUESSING * guessing:
         return f"the loss against the queue is {loss:.2f}, and {guessing:.2f} by guessing; {history.in_words()}"
     late = [row for row in history.measured if row["step"] <= LATE * history.last["step"]]
-    if history.is_more(history.found, late[-1]["health_same_video"] if late else history.before):
+    if history.is_more(history.found, _retrieval(late[-1]) if late else history.before):
         return f"it still gained in the last quarter; {history.in_words()}"
     return ""
