@@ -427,6 +427,14 @@ def test_chance_lines(made):
     assert f"chance {math.log(1024 - 256 + 1):.2f}" in page.text
 
 
+def test_chance_lines_count_the_keys_of_the_step(tmp_path):
+    """Where the step's keys are candidates, guessing is among them too, and cycles need no intra loss for their line."""
+    options = {"objective": "cycle-only", "batch_keys": True}
+    page = report(write_run(tmp_path / "run", write_frames(tmp_path / "data", ["a", "b"]), **options))
+    assert f"chance {math.log(1024 + 3 - 256 + 1):.2f}" in page.text
+    assert f"chance {math.log(1024 + 3 + 1):.2f}" not in page.text
+
+
 def test_the_verdict_and_what_it_rests_on(made):
     """The page says how the run went and why, escaped, on what that was measured, and how it was before training."""
     _, page = made

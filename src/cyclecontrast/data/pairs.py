@@ -77,8 +77,8 @@ def video_order(seed: int, epoch: int, num_videos: int) -> npt.NDArray[np.int64]
 class FramePairs(Dataset[ViewPair]):
     """The sample at each position of the training; an epoch is one pass over the videos.
 
-    With `same_frame` both views show one frame (Eq. 1), else two frames of the video (Eq. 2): distinct ones where
-    `distinct` (Algorithm 1), or drawn independently, as in the release. A video of one frame gives two views of it.
+    With `same_frame` both views show one frame (Eq. 1), else two frames of the video (Eq. 2). Differs from the release
+    where `distinct`: there they are drawn independently, and may be one. A video of one frame gives two views of it.
     `further` names the frames of further views. What cannot be read is replaced: a frame by another of its video, a
     video without any by the next one. `videos` names those that take part, without it all.
     """

@@ -1,6 +1,7 @@
 """The methods beside ours: a step's features in, losses out (protocols.md §f), by the equations of baseline_losses.py.
 
-Differs from their releases, all: each view is a batch of its own for BatchNorm; SGD, where SimCLR and BYOL use LARS.
+Differs from their releases, all: each view is a batch of its own for BatchNorm; SGD, where SimCLR and BYOL use LARS;
+views and projector are those of the options. SimSiam's residual branches do not begin at zero.
 """
 
 import torch

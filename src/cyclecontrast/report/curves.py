@@ -78,13 +78,19 @@ class _Axis(NamedTuple):
 
 
 def _intra_candidates(run: RunReport) -> int | None:
-    return run.config.queue_size + 1 if OBJECTIVES[run.config.objective].needs.has_intra else None
+    return run.config.queue_size + _of_the_step(run) + 1 if OBJECTIVES[run.config.objective].needs.has_intra else None
 
 
 def _cycle_candidates(run: RunReport) -> int | None:
-    if not OBJECTIVES[run.config.objective].needs.has_intra:
+    if not OBJECTIVES[run.config.objective].needs.has_cycle:
         return None
-    return max(1, run.config.cycle_queue_size - run.config.support_size) + 1
+    return max(1, run.config.cycle_queue_size + _of_the_step(run) - run.config.support_size) + 1
+
+
+def _of_the_step(run: RunReport) -> int:
+    """Return how many candidates a query has in the step itself: all that is enqueued but its own video's."""
+    needs = OBJECTIVES[run.config.objective].needs
+    return needs.num_enqueued * (run.config.batch_size - 1) if run.config.batch_keys or needs.in_batch else 0
 
 
 def _of(

@@ -84,7 +84,10 @@ def _open_frames(config: PretrainConfig, machine: Machine, world: World) -> Fram
 
 
 def num_steps(config: PretrainConfig, pairs: FramePairs) -> int:
-    """Return the number of updates of the whole training."""
+    """Return the number of updates of the whole training.
+
+    Differs from the release: a batch may reach into the next epoch, so that no video is left out at an epoch's end.
+    """
     return config.steps or max(1, math.ceil(config.epochs * pairs.num_videos / config.batch_size))
 
 

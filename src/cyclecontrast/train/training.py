@@ -150,7 +150,8 @@ def _encode(training: Training, batch: Batch, step: int) -> EncodedStep:
     """Encode the views that the objective needs, each in a pass of its own (Algorithm 1).
 
     Differs from the release, which encodes three: a second view of the query's frame is enqueued there, here it is the
-    positive; and its keys share BatchNorm in twos, here in the groups of `bn_groups`.
+    positive; its keys share BatchNorm in twos, here in the groups of `bn_groups`; and its queries share BatchNorm on
+    each of eight GPUs, here in a process.
     """
     config, (device, precision, world) = training.config, training.hardware
     normalise, needs = training.encoder.backbone.normalise, training.objective.needs
