@@ -428,7 +428,7 @@ def test_chance_lines(made):
 
 
 def test_chance_lines_count_the_keys_of_the_step(tmp_path):
-    """Where the step's keys are candidates, guessing is among them too, and cycles need no intra loss for their line."""
+    """Guessing is also among the step's keys where they are candidates; cycles need no intra loss for their line."""
     options = {"objective": "cycle-only", "batch_keys": True}
     page = report(write_run(tmp_path / "run", write_frames(tmp_path / "data", ["a", "b"]), **options))
     assert f"chance {math.log(1024 + 3 - 256 + 1):.2f}" in page.text
