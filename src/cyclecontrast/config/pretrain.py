@@ -264,16 +264,8 @@ def _of_preset(preset: str, objective: str) -> dict[str, object]:
 DECIDED_BY_AUTO = frozenset(
     {
         *("backbone", "image_size", "batch_size", "epochs", "queue_size", "cycle_queue_size", "support_size"),
-        *(
-            "cycle_start",
-            "split_by",
-            "batch_keys",
-            "projector",
-            "temperature",
-            "momentum",
-            "momentum_ramp",
-            "bn_groups",
-        ),
+        *("cycle_weight", "cycle_start", "split_by", "batch_keys"),
+        *("projector", "temperature", "momentum", "momentum_ramp", "bn_groups"),
         *("augmentation", "learning_rate", "warmup", "schedule", "holdout"),
     }
 )

@@ -70,6 +70,7 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> d
         "cycle_queue_size": cycle_queue_size,
         "support_size": max(1, cycle_queue_size // 4),
         "split_by": "video",
+        "cycle_weight": 1.0,
         "cycle_start": 0.5,
         "batch_keys": True,
         "projector": "mlp-bn",
