@@ -23,8 +23,8 @@ test: $(VENV)/developer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: $(VENV)/developer
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks studies
+	$(BIN)/ruff format --check src tests benchmarks studies
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_floors.py
 

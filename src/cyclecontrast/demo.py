@@ -34,6 +34,13 @@ class Row(NamedTuple):
     accuracies: dict[str, float]
 
 
+class DemoData(NamedTuple):
+    """What the demo trains on, a prepared store, and what it evaluates on, labeled frames of unseen instances."""
+
+    frames: Path
+    labeled: Path
+
+
 @dataclass(frozen=True)
 class Demo:
     """What the demo found, and where its page is; its text is a table."""
@@ -87,19 +94,24 @@ def run_demo(config: DemoConfig) -> Demo:
     """Make videos, prepare, pretrain, evaluate and report into `config.out`; raises UserError."""
     began = time.monotonic()
     _make_room(config.out)
-    console.print("making videos of twenty kinds of things ...")
-    made = make_videos(config.out / "made", SyntheticSpec(), seed=0, workers=config.workers)
-    frames = config.out / "frames"
-    summary = prepare(PrepareConfig(videos=made.videos, out=frames, every=1, workers=config.workers))
-    console.print(str(summary))
+    frames, labeled = make_data(config.out, config.workers)
     objectives = ("intra-image", "intra-video", "cycle") if config.compare else ("cycle",)
     runs = [_train(config, frames, objective, seed) for objective in objectives for seed in range(config.seeds)]
-    evaluate = partial(_evaluate, made.labeled, config.workers)
+    evaluate = partial(_evaluate, labeled, config.workers)
     rows = [evaluate("random initialisation", f"random:{BACKBONE}", runs[-1].out / "results")]
     rows += [evaluate(run.objective, str(run.out), run.out / "results") for run in runs]
     page = ReportConfig(runs=tuple(run.out for run in runs), out=config.out / "report.html", workers=config.workers)
     report = write_report(page)
     return Demo(tuple(rows), report.path, time.monotonic() - began)
+
+
+def make_data(out: Path, workers: int | None = None) -> DemoData:
+    """Make the demo's videos and labeled frames in `out`, and prepare the videos."""
+    console.print("making videos of twenty kinds of things ...")
+    made = make_videos(out / "made", SyntheticSpec(), seed=0, workers=workers)
+    summary = prepare(PrepareConfig(videos=made.videos, out=out / "frames", every=1, workers=workers))
+    console.print(str(summary))
+    return DemoData(out / "frames", made.labeled)
 
 
 def _make_room(out: Path) -> None:
