@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench build clean
+.PHONY: help demo test check bench prove build clean
 
 help:
 	@echo "make demo   set up .venv and go the whole path on built-in videos, minutes on a laptop's CPU"
 	@echo "make test   set up .venv for developers and run every test"
 	@echo "make check  ruff, mypy --strict, the floors of the architecture"
 	@echo "make bench  the benchmarks: how close the evaluations come to their limits; minutes"
+	@echo "make prove  the studies: does every objective learn, what does the cycle term add, what does health choose; hours"
 	@echo "make build  the wheel, and every test against the installed wheel"
 	@echo "make clean  remove .venv and everything built"
 
@@ -31,6 +32,11 @@ check: $(VENV)/developer
 bench: $(VENV)/developer
 	@for file in benchmarks/*.py; do \
 		echo "== $$file" && OMP_NUM_THREADS=1 $(BIN)/python $$file || exit 1; done
+
+prove: $(VENV)/developer
+	OMP_NUM_THREADS=1 $(BIN)/python studies/objectives.py
+	OMP_NUM_THREADS=1 $(BIN)/python studies/cycle_term.py --seeds 0 1 2
+	OMP_NUM_THREADS=1 $(BIN)/python studies/health_choice.py
 
 build: $(VENV)/developer
 	rm -rf dist build/wheel-venv
