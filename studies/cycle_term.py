@@ -112,6 +112,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     asked = parser.parse_args()
+    if not 1 <= asked.start * asked.steps < asked.steps:
+        parser.error(f"--start {asked.start} of {asked.steps:,} steps leaves none before or none after; name .5, say")
     with tempfile.TemporaryDirectory() as folder, limited_threads(DEVICE):
         data = make_data(Path(folder)) if asked.data is None else (asked.data, asked.data)
         options: dict[str, Any] = {"backbone": BACKBONE, "image_size": IMAGE_SIZE, "steps": asked.steps, "holdout": 0}

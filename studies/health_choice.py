@@ -2,8 +2,8 @@
 
     python studies/health_choice.py                # four trainings on the demo's videos: 20 minutes on two cores
 
-Both are measured every hundred steps. Printed are every pair, the step that each would choose, and the rank correlation
-over the steps of a training and over the ends of all.
+Both are measured every hundred steps. Printed are every pair, the step that each would choose, without labels as
+`pretrain --select health` does, and the rank correlation over the steps of a training and over the ends of all.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import load_batches
 from cyclecontrast.demo import BACKBONE, IMAGE_SIZE, make_data
+from cyclecontrast.errors import UserError
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.model.checkpoint import save_backbone
 from cyclecontrast.model.hardware import limited_threads, pick_precision, pick_workers
@@ -28,6 +29,7 @@ from cyclecontrast.train.health import measure_health, watch
 from cyclecontrast.train.open_data import make_health_pairs, make_pairs, size_of
 from cyclecontrast.train.presets import Machine, resolve
 from cyclecontrast.train.training import Hardware, make_training, train_step
+from cyclecontrast.train.verdict import Known, Row, chosen_step
 
 DEVICE = torch.device("cpu")
 EVERY = 100
@@ -43,65 +45,83 @@ TRAININGS: dict[str, dict[str, Any]] = {
 }
 
 
-class Point(NamedTuple):
-    """A measurement after so many steps: without labels, with labels, and the rank of the vectors."""
+class Followed(NamedTuple):
+    """The measurements of a training as in metrics.jsonl, each with `knn` beside, and what they are judged by."""
 
-    step: int
-    same_video: float
-    knn: float
-    rank: float
+    rows: list[Row]
+    known: Known
 
 
-def follow(config: PretrainConfig, labeled: Path) -> list[Point]:
-    """Train, and measure on the way."""
+def follow(config: PretrainConfig, labeled: Path) -> Followed:
+    """Train, and measure on the way; raises UserError where the vectors overflow."""
     store = FrameStore.open(config.data)
     config = resolve(config, size_of(store), Machine(cpu=True))
     config = config.model_copy(update={"precision": pick_precision(config.precision, DEVICE)})
     assert config.steps is not None
     pairs, hardware = make_pairs(config, store), Hardware(DEVICE, config.precision, World(0, 1))
     training = make_training(config, make_backbone(config.backbone, config.seed), config.steps, hardware)
-    watched, points = watch(make_health_pairs(config, pairs)), []
+    watched, rows = watch(make_health_pairs(config, pairs)), list[Row]()
     steps, workers = iter(range(config.steps)), pick_workers(None, DEVICE)
     batches = load_batches(pairs, range(config.steps), config.batch_size, 0, 1, workers)
     for done in range(EVERY, config.steps + 1, EVERY):
         for step, batch in zip(islice(steps, EVERY), batches, strict=False):
             train_step(training, batch, step)
         signals = measure_health(training, watched)
+        if "health_same_video" not in signals:
+            raise UserError(f"the vectors are not finite after step {done:,}")
         with tempfile.TemporaryDirectory() as folder:
             save_backbone(training.encoder.backbone.eval(), Path(folder))
             result = cc.evaluate("knn", folder, labeled, k=(20,), image_size=IMAGE_SIZE, out=Path(folder) / "results")
         training.encoder.train()
         knn = result.metrics["top1_k20"]
-        points.append(Point(done, signals["health_same_video"], knn, signals["health_rank"]))
-        print(f"  step {done:,}: same video {points[-1].same_video:.1%}, kNN {knn:.1%}", flush=True)
-    return points
+        rows.append({"step": done, "knn": knn, **signals})
+        print(f"  step {done:,}: same video {signals['health_same_video']:.1%}, kNN {knn:.1%}", flush=True)
+    return Followed(rows, Known(2 * len(watched.video), watched.chance, at_start={}))
+
+
+def agreement(rows: list[Row]) -> float:
+    """Return the rank correlation of what is measured without and with labels."""
+    return float(spearmanr([row["health_same_video"] for row in rows], [row["knn"] for row in rows]).statistic)
+
+
+def num_steps(text: str) -> int:
+    """Read a number of steps that ends with a measurement."""
+    steps = int(text)
+    if steps < EVERY or steps % EVERY:
+        raise argparse.ArgumentTypeError(f"{steps} is no multiple of {EVERY}")
+    return steps
 
 
 def main() -> None:
     """Follow the trainings and compare the choices."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--trainings", nargs="+", default=list(TRAININGS), choices=TRAININGS)
+    parser.add_argument("--steps", type=num_steps, default=1000, help=f"a multiple of {EVERY}")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     ends = []
     with tempfile.TemporaryDirectory() as folder, limited_threads(DEVICE):
         data = make_data(Path(folder))
         shared = {"backbone": BACKBONE, "image_size": IMAGE_SIZE, "min_crop": 0.4, "steps": asked.steps}
-        for name, options in TRAININGS.items():
+        for name in asked.trainings:
             print(name, flush=True)
             config = PretrainConfig(
-                data=data.frames, out=Path(folder) / "run", holdout=0.1, seed=asked.seed, **(shared | options)
+                data=data.frames, out=Path(folder) / "run", holdout=0.1, seed=asked.seed, **(shared | TRAININGS[name])
             )
-            points = follow(config, data.labeled)
-            ends.append(points[-1])
-            by_health, by_labels = (max(points, key=key) for key in (lambda one: one.same_video, lambda one: one.knn))
-            agree = spearmanr([one.same_video for one in points], [one.knn for one in points]).statistic
+            try:
+                rows, known = follow(config, data.labeled)
+            except UserError as error:
+                print(f"  given up: {error}", flush=True)
+                continue
+            ends.append(rows[-1])
+            by_health = next(row for row in rows if row["step"] == chosen_step(rows, known))
+            by_labels = max(rows, key=lambda row: float(row["knn"]))
             print(
-                f"  chosen without labels: step {by_health.step:,}, kNN {by_health.knn:.1%}; with labels: step "
-                f"{by_labels.step:,}, kNN {by_labels.knn:.1%}; rank correlation {agree:.2f}"
+                f"  chosen without labels: step {by_health['step']:,}, kNN {by_health['knn']:.1%}; with labels: step "
+                f"{by_labels['step']:,}, kNN {by_labels['knn']:.1%}; rank correlation {agreement(rows):.2f}"
             )
-    agree = spearmanr([one.same_video for one in ends], [one.knn for one in ends]).statistic
-    print(f"over the ends of {len(ends)} trainings: rank correlation {agree:.2f}")
+    if len(ends) >= 3:
+        print(f"over the ends of {len(ends)} trainings: rank correlation {agreement(ends):.2f}")
 
 
 if __name__ == "__main__":

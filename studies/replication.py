@@ -4,9 +4,10 @@
     python studies/replication.py ../shared/data --out replication --backbone resnet10-small-w16 --image-size 32 \\
         --steps 1000 --seeds 1 --only knn linear                                   # half an hour on two cores
 
-Gathers every folder of numbered frames and every video file below DATA_ROOT as one set of videos, trains on it, and
-evaluates each run by `evaluate all`. Stopped, the same command goes on. Frames of test sets are trained on too, without
-labels: the figures compare these runs with each other and with nothing else.
+Gathers the folders of frames named in FRAMES and the video files below those in VIDEOS, all below DATA_ROOT, as one set
+of videos, trains on all of it, and evaluates each run by `evaluate all`. Left out are ucf101_layout/gtsrb_clips, which
+show the tracks of video_frames/gtsrb, and photographs (images). Stopped, the same command goes on. Frames of test sets
+are trained on too, without labels: the figures compare these runs with each other and with nothing else.
 """
 
 import argparse
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: what auto decides")
     asked = parser.parse_args()
     data = gather(asked.data_root, asked.out)
-    options = {"backbone": asked.backbone, "image_size": asked.image_size, "flip": False}
+    options: dict[str, Any] = {"backbone": asked.backbone, "image_size": asked.image_size, "flip": False, "holdout": 0}
     options |= {} if asked.steps is None else {"steps": asked.steps}
     found: dict[str, list[dict[str, float]]] = {
         f"random:{asked.backbone}": [evaluate(f"random:{asked.backbone}", asked)],

@@ -8,6 +8,7 @@ import pytest
 from cyclecontrast.config import DECIDED_BY_AUTO, PRESETS, PrepareConfig, PretrainConfig
 from cyclecontrast.config.sources import SOURCES
 from cyclecontrast.errors import UserError, checked
+from cyclecontrast.train.open_data import split_videos
 from cyclecontrast.train.presets import DataSize, Machine, auto_settings, resolve
 
 BASE = {"data": Path("d"), "out": Path("o")}
@@ -68,10 +69,12 @@ SOURCE_FIGURES = {
     ("paper", "vince"): {
         **{"projector": "mlp", "projector_dim": 64, "temperature": 0.07, "queue_size": 65_536, "batch_size": 64},
         **{"learning_rate": 0.03, "schedule": "step", "backbone": "resnet18", "self_batch": False},
+        "distinct_frames": False,
     },
     ("release", "vince"): {
         **{"projector_dim": 128, "temperature": 0.2, "batch_size": 896 // 4, "learning_rate": 0.105},
         **{"schedule": "cosine", "backbone": "resnet50", "self_batch": True, "self_temperature": 0.03},
+        "distinct_frames": False,
     },
     ("paper", "simsiam"): {
         **{"projector": "mlp3-bn", "projector_dim": 2048, "batch_size": 512, "learning_rate": 0.1, "epochs": 100},
@@ -136,11 +139,26 @@ def test_auto_suits_any_size(num_videos, cpu):
     config = resolve(PretrainConfig(**BASE), DataSize(num_videos, 240), Machine(cpu, processes=3))
     assert config.batch_size % 3 == 0
     assert config.support_size < config.cycle_queue_size
-    assert 4000 <= config.epochs * num_videos / config.batch_size <= (max(21_000, num_videos / 100) if cpu else 5e6)
+    trained = len(split_videos(num_videos, config.holdout).trained)
+    assert 4000 <= config.epochs * trained / config.batch_size <= (20_000 if cpu else 5e6)
     paper = PretrainConfig(**BASE, preset="paper")
     changed = {name for name in PretrainConfig.model_fields if getattr(config, name) != getattr(paper, name)}
     assert changed <= DECIDED_BY_AUTO | {"preset"}
     assert set(auto_settings({}, DataSize(num_videos, 240), Machine(cpu))) == DECIDED_BY_AUTO
+
+
+@pytest.mark.parametrize("asked", [{}, {"holdout": 0.5}, {"holdout": 0.0}])
+@pytest.mark.parametrize("num_videos", [2, 3, 50, 128, 1000, 1100])
+def test_auto_is_sized_on_the_videos_trained_on(num_videos, asked):
+    """Whatever is held out, `auto` decides as for so many videos as remain, of which no batch holds one twice."""
+    size, machine = DataSize(num_videos, 64), Machine(cpu=True)
+    config = resolve(PretrainConfig(**BASE, **asked), size, machine)
+    trained = len(split_videos(num_videos, config.holdout).trained)
+    if trained == 0:
+        return
+    alone = resolve(PretrainConfig(**BASE, holdout=0.0), size._replace(num_videos=trained), machine)
+    assert config.model_dump(exclude={"holdout"}) == alone.model_dump(exclude={"holdout"})
+    assert config.batch_size <= max(8, trained)
 
 
 def test_auto_is_the_same_as_unset():

@@ -4,6 +4,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_rel
 
 import cyclecontrast as cc
 import cyclecontrast.demo as demo_module
@@ -52,10 +53,14 @@ def test_the_demo_spares_what_is_not_its_own(tmp_path):
         ((0.50, 0.52), (0.30, 0.31), "better"),
         ((0.30, 0.31), (0.50, 0.52), "worse"),
         ((0.30, 0.40), (0.33, 0.36), "within the noise of 2 seeds"),
+        ((0.50, 0.60), (0.40, 0.45), "within the noise of 2 seeds"),
+        ((0.30, 0.41, 0.60), (0.28, 0.38, 0.58), "better"),
     ],
 )
 def test_a_gain_is_judged_by_its_noise(ours, theirs, verdict):
-    """The full method is called better or worse only where the difference is twice its standard error."""
+    """The full method is called better or worse only where a paired t test over seeds at 5 % says so."""
+    significant = ttest_rel(ours, theirs).pvalue < 0.05
+    assert significant == (verdict in ("better", "worse"))
     rows = [Row("cycle", {"knn": a, "linear": a}) for a in ours] + [
         Row("intra-video", {"knn": a, "linear": a}) for a in theirs
     ]

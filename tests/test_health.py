@@ -27,6 +27,7 @@ from cyclecontrast.train.health_metrics import (
     same_video_recall,
     uniformity,
 )
+from cyclecontrast.train.monitor import read_verdict
 from cyclecontrast.train.open_data import make_health_pairs, make_pairs, split_videos
 from cyclecontrast.train.presets import DataSize, Machine, resolve
 from cyclecontrast.train.pretrain import pretrain
@@ -190,6 +191,14 @@ def test_held_out_videos_are_not_trained_on(tree):
     assert watched.chance == pytest.approx(7 / 31)
     # Cycles end among the four pairs of two videos; the queries of these have one of them beside their own.
     assert watched.cycle_chance == pytest.approx((1 / 9 + 1 / 5) / 2)
+
+
+def test_what_is_measured_is_two_frames(tree):
+    """Health is measured on two frames of a video even where the training may draw one twice."""
+    config = PretrainConfig(data=tree, out="o", preset="release", **TINY)
+    pairs = make_health_pairs(config, make_pairs(config, FrameStore.open(tree)))
+    drawn = [pairs[position].frames for position in range(4 * pairs.num_videos)]
+    assert all(first != second for first, second in drawn)
 
 
 def test_what_is_measured_is_the_same_for_every_seed(tree):
@@ -466,7 +475,7 @@ def test_the_bar_shows_health():
     assert "same video 12% rank 3 " in _tell(row | {"health_same_video": 0.123, "health_rank": 3.42})
 
 
-KNOWN = Known(512, 1 / 511, {"health_same_video": 0.1, "health_rank": 12.0}, math.log(257))
+KNOWN = Known(512, 1 / 511, {"health_same_video": 0.1, "health_rank": 12.0}, num_keys=256, temperature=0.2)
 
 
 def curve(retrieval, rank=20.0, deviation=0.9, accuracy=0.3, queue_loss=3.0):
@@ -512,6 +521,59 @@ def test_verdicts_of_curves(name):
     assert verdict.word == word
     assert "10% before training" in verdict.reason
     assert "\n" not in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("before", "is_given", "retrieval", "word"),
+    [
+        (0.985, False, [0.99, 0.995, 1.0, 1.0], "healthy"),
+        (0.985, False, [0.9, 0.7, 0.6, 0.6], "under-trained"),
+        (0.9, False, [0.9, 0.9, 0.9, 0.9], "under-trained"),
+        (0.9, True, [0.9, 0.9, 0.9, 0.9], "healthy"),
+        (0.9, True, [0.9, 0.7, 0.6, 0.6], "under-trained"),
+    ],
+    ids=["at the ceiling", "fallen from it", "no gain", "given and good", "given and spoiled"],
+)
+def test_what_is_good_before_need_not_rise(before, is_given, retrieval, word):
+    """Retrieval that cannot rise clearly, or that given weights brought, is to stay what it was, and no more."""
+    known = KNOWN._replace(at_start=KNOWN.at_start | {"health_same_video": before}, is_given=is_given)
+    assert judge(curve(retrieval, queue_loss=1.0), known).word == word
+
+
+def test_few_videos_are_no_ceiling():
+    """A rate of which little is known is not taken for one that cannot rise: that it fell is not called healthy."""
+    at_start = KNOWN.at_start | {"health_same_video": 0.66, "health_same_video_error": 0.17}
+    rows = [row | {"health_same_video_error": 0.11} for row in curve([0.69, 0.5, 0.44], queue_loss=1.0)]
+    assert judge(rows, KNOWN._replace(num_views=32, at_start=at_start)).word == "under-trained"
+
+
+@pytest.mark.parametrize(
+    ("num_keys", "temperature", "loss", "word"),
+    [
+        (256, 0.2, 4.3, "healthy"),
+        (256, 0.2, 4.5, "under-trained"),
+        (65_536, 0.5, 9.2, "healthy"),
+        (65_536, 0.5, 10.8, "under-trained"),
+        (65_536, 0.07, 8.2, "healthy"),
+        (65_536, 0.07, 9.0, "under-trained"),
+    ],
+)
+def test_a_loss_is_near_guessing_by_what_can_be_reached(tmp_path, num_keys, temperature, loss, word):
+    """Orthogonal keys cost the more the higher the temperature is: 65,536 of them at .5 cost 9.09, without guessing."""
+    config = PretrainConfig(data="d", out="o", queue_size=num_keys, temperature=temperature)
+    run_folder.write_about(tmp_path, {"health": {"views": 512, "chance": 1 / 511, "at_start": KNOWN.at_start}})
+    for row in curve(RISING, queue_loss=loss):
+        run_folder.append_metrics(tmp_path, row)
+    assert read_verdict(tmp_path, config).word == word
+
+
+def test_a_run_that_began_with_given_weights_is_known(tmp_path):
+    """With --init a network that stays as good as it was is healthy, without one it has learned nothing."""
+    at_start = KNOWN.at_start | {"health_same_video": 0.9}
+    run_folder.write_about(tmp_path, {"health": {"views": 512, "chance": 1 / 511, "at_start": at_start}})
+    run_folder.append_metrics(tmp_path, curve([0.9], queue_loss=1.0)[0])
+    words = [read_verdict(tmp_path, PretrainConfig(data="d", out="o", init=init)).word for init in ("runs/a", None)]
+    assert words == ["healthy", "under-trained"]
 
 
 @pytest.mark.parametrize("until", range(1, 11))
@@ -607,6 +669,6 @@ def test_a_training_whose_loss_rises_is_no_alarm(tree, tmp_path):
     rows = lines_of(done.folder)
     assert rows[-1]["loss"] > rows[0]["loss"] + 0.5
     health = json.loads((done.folder / "run.json").read_text())["health"]
-    known = Known(health["views"], health["chance"], health["at_start"], math.log(601))
+    known = Known(health["views"], health["chance"], health["at_start"], num_keys=600, temperature=0.2)
     words = {judge(rows[:number], known).word for number in range(1, len(rows) + 1)}
     assert words <= {"healthy", "under-trained"}

@@ -213,7 +213,7 @@ def test_signals_and_words_of_health_are_those_of_the_code():
         f"below {verdict.LOST_RANK:.0%} of its highest",
         f"over {100 * verdict.MORE_FOUND:.0f} points",
         f"mean of {verdict.FEW_LINES} lines",
-        f"above {verdict.NEAR_GUESSING:.0%} of",
+        f"more than {verdict.NEAR_GUESSING:.0%} of the way",
         f"last {1 - verdict.LATE:.0%} of the run",
     ):
         assert threshold in SECTIONS["Health"], threshold

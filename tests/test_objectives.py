@@ -1,11 +1,14 @@
 """The queue, the split into support and negatives, and the sum of the losses."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cyclecontrast.loss import KeyQueue, cycle_consistency, info_nce
+from cyclecontrast.loss.losses import soft_nearest_neighbor
 from cyclecontrast.loss.objectives import OBJECTIVES, Candidates, LossSettings, Step, measure, split_candidates
 from cyclecontrast.model.encoders import Features
 from tests.test_losses import unit
@@ -172,3 +175,16 @@ def test_rates_count_what_wins():
         positive=Features(step.positive.intra, neighbor.expand(4, -1)),
     )
     assert measure(closing, OBJECTIVES["cycle"]).cycle_closed == 1
+
+
+def test_queries_without_a_support_have_no_cycle():
+    """Closed cycles are counted among the queries that have a candidate in the support; of none there is no rate."""
+    step = make_step(queue_size=9)
+    negative = split_candidates(step).negatives[0]
+    of_queue = torch.where((step.cycle.keys == negative).all(dim=1), 2, 1)  # the support is all of video 1
+    step = step._replace(cycle=step.cycle._replace(video=of_queue), video=torch.tensor([0, 1, 0, 1]))
+    neighbor = soft_nearest_neighbor(step.query.cycle, split_candidates(step).support, 0.07)
+    closing = step._replace(positive=Features(step.positive.intra, neighbor))
+    assert measure(closing, OBJECTIVES["cycle"]).cycle_closed == 1
+    without = closing._replace(video=torch.ones(4, dtype=torch.long))
+    assert math.isnan(measure(without, OBJECTIVES["cycle"]).cycle_closed)

@@ -225,6 +225,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tree, tmp_path):
         ({"init": "nothing.pth"}, "nothing.pth"),
         ({"device": "cuda:7"}, "cuda"),
         ({"support_size": 32}, "leaves no negatives"),
+        ({"support_size": 1024, "cycle_queue_size": "auto"}, "leaves no negatives"),
         ({"batch_size": 1}, "2 videos or more"),
         ({"seed": 2**32}, "seed"),
     ],
@@ -246,6 +247,29 @@ def test_mistakes_come_together(tmp_path):
     with pytest.raises(UserError) as error:
         cc.pretrain(tmp_path / "none", out=out, backbone="resnet17")
     assert len(error.value.problems) == 3
+
+
+def test_what_many_videos_allow_is_not_refused(tree, tmp_path):
+    """Options are judged by the videos that are there: 1,500 have an automatic queue of 2,048, and room for 1,200."""
+    frame, folders = next(tree.rglob("*.png")), [tmp_path / "data" / str(number) for number in range(1500)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "0.png").hardlink_to(frame)
+    changes = {"cycle_queue_size": "auto", "support_size": 1200, "steps": 1}
+    done = cc.pretrain(folders[0].parent, out=tmp_path / "run", **(TINY | changes))
+    assert "cycle_queue_size = 2048\n" in (done.folder / "config.toml").read_text()
+
+
+def test_mistakes_in_data_and_options_come_together(tree, tmp_path):
+    """A backbone other than that of --init, and frames that the objective cannot use, are told in one error."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(tree.rglob("*.png")):
+        shutil.copy(path, flat / f"{number}.png")
+    with pytest.raises(UserError) as error:
+        run(flat, tmp_path / "run", init="random:resnet18")
+    assert [problem.split(":")[0] for problem in error.value.problems] == ["init", str(flat)]
+    assert not (tmp_path / "run").exists()
 
 
 def test_single_frames_take_part(tree, tmp_path, capsys):

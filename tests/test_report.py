@@ -435,6 +435,22 @@ def test_chance_lines_count_the_keys_of_the_step(tmp_path):
     assert f"chance {math.log(1024 + 3 + 1):.2f}" not in page.text
 
 
+@pytest.mark.parametrize(
+    ("title", "chance"),
+    [
+        ("Positives found", 1 / (4 + 3 + 1)),
+        ("Intra loss", math.log(4 + 3 + 1)),
+        ("Positives found in the queue", 1 / (4 + 1)),
+        ("Loss against the queue", math.log(4 + 1)),
+    ],
+)
+def test_chance_of_health_is_among_the_queue_alone(tmp_path, title, chance):
+    """Training also guesses among the three other keys of its step, health only among the four of the queue."""
+    run = write_run(tmp_path / "run", write_frames(tmp_path / "data", ["a", "b"]), batch_keys=True, queue_size=4)
+    (label,) = [chart["aria-label"] for chart in report(run).all("svg") if chart["aria-label"].startswith(f"{title}. ")]
+    assert label.endswith(f"; chance: {chance:.2f}." if chance > 1 else f"; chance: {100 * chance:.1f} %.")
+
+
 def test_the_verdict_and_what_it_rests_on(made):
     """The page says how the run went and why, escaped, on what that was measured, and how it was before training."""
     _, page = made

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from cyclecontrast.sweep.paired import Gain, gain
 from cyclecontrast.sweep.plan import make_plan
 from cyclecontrast.sweep.plot import draw
 from cyclecontrast.sweep.tables import TABLES, Metric, rows_of, scaled
+from cyclecontrast.train.presets import Machine
 
 TINY = {
     **{"small": True, "seeds": 1, "steps": 3, "backbone": "resnet10-small-w8", "image_size": 16, "batch_size": 4},
@@ -174,7 +176,7 @@ def _die_for_the_full_method(num_threads, log):
     ("settings", "words"),
     [
         ({"steps": 4}, "begun with steps 3, not 4; name another folder"),
-        ({"steps": None}, "begun with steps 3, not its default"),
+        ({"steps": None}, r"begun with epochs unset, not \d+, .*steps 3, not unset"),
         ({"flip": True}, "begun with flip False, not True"),
     ],
 )
@@ -183,6 +185,65 @@ def test_other_settings_do_not_go_into_the_same_folder(swept, tracks, settings, 
     with pytest.raises(UserError, match=words) as error:
         cc.sweep("table4", tracks, out=swept.folder, **TINY | settings)
     assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("decides", "choice", "words"),
+    [
+        ("train.presets._learning_rate", 0.5, r"begun with learning_rate [\d.]+, not 0\.5; name another folder"),
+        ("train.presets._epochs", 10**6, r"begun with momentum 0\.99, not 0\.999; name another folder"),
+        ("sweep.plan.pick_precision", "tf32", r"begun with precision \w+, not tf32; name another folder"),
+    ],
+)
+def test_what_auto_decides_otherwise_does_not_go_into_the_same_folder(
+    swept, tracks, monkeypatch, decides, choice, words
+):
+    """Other hardware or another version, whose `auto` decides otherwise, is refused though the same was asked."""
+    monkeypatch.setattr(f"cyclecontrast.{decides}", lambda *_: choice)
+    with pytest.raises(UserError, match=words) as error:
+        cc.sweep("table4", tracks, out=swept.folder, **TINY | {"seeds": 2})
+    assert len(error.value.problems) == 1
+
+
+def test_a_gpus_auto_is_not_a_cpus(tracks, tmp_path, monkeypatch):
+    """What `auto` decides on a GPU, another network here, is refused in a folder that was begun on a CPU."""
+    open_backbone = {**TINY, "backbone": None}
+    plan = make_plan(SweepConfig(table="table4", data=tracks, out=tmp_path / "out", **open_backbone))
+    cells.run_cell(plan.cells[0]._replace(evaluations=()))
+    monkeypatch.setattr("cyclecontrast.sweep.plan.Machine", lambda cpu: Machine(cpu=False))
+    with pytest.raises(UserError, match="begun with backbone resnet18-small-w16, not resnet18-small, "):
+        cc.sweep("table4", tracks, out=tmp_path / "out", **open_backbone)
+
+
+def test_a_sweep_of_an_older_version_goes_on_where_auto_decides_the_same(swept, tracks, tmp_path, monkeypatch):
+    """A note that says only what was asked is completed by the run's config.toml; a run without one is begun anew."""
+    out = tmp_path / "out"
+    shutil.copytree(swept.folder, out)
+    for note in out.glob("runs/*.json"):
+        objective, seed = note.stem.replace("full", "cycle").split("-seed")
+        asked = {name: TINY[name] for name in ("backbone", "image_size", "batch_size", "steps", "flip")}
+        data = json.loads(note.read_text())["data"]
+        note.write_text(json.dumps({**asked, "objective": objective, "seed": int(seed), "data": data}))
+    trained, train = [], cells.pretrain
+    monkeypatch.setattr(cells, "pretrain", lambda config: trained.append(config.out.name) or train(config))
+    assert values_of(cc.sweep("table4", tracks, out=out, **TINY | {"seeds": 2})) == values_of(swept)
+    assert trained == []
+    (out / "runs" / "full-seed1" / "config.toml").unlink()
+    (out / "runs" / "full-seed1" / "run.json").unlink()
+    assert values_of(cc.sweep("table4", tracks, out=out, **TINY | {"seeds": 2})) == values_of(swept)
+    assert trained == ["full-seed1"]
+    monkeypatch.setattr("cyclecontrast.train.presets._learning_rate", lambda *_: 0.5)
+    with pytest.raises(UserError, match=r"begun with learning_rate [\d.]+, not 0\.5; name another"):
+        cc.sweep("table4", tracks, out=out, **TINY | {"seeds": 2})
+
+
+def test_other_frames_do_not_go_into_the_same_folder(swept, tracks, tmp_path):
+    """Frames that are not those that the runs were begun with are refused."""
+    other = tmp_path / "tracks"
+    shutil.copytree(tracks, other)
+    shutil.copy(other / "frames" / "0" / "0.png", other / "frames" / "0" / "3.png")
+    with pytest.raises(UserError, match=r"begun with data \w+, not \w+; name another folder"):
+        cc.sweep("table4", other, out=swept.folder, **TINY | {"seeds": 2})
 
 
 def test_a_folder_that_is_not_a_sweeps_is_spared(tracks, tmp_path):

@@ -1,6 +1,5 @@
 """The whole path on videos that it makes itself: videos → frames → backbone → evaluation → report, in minutes."""
 
-import math
 import shutil
 import statistics
 import time
@@ -16,6 +15,7 @@ from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate import evaluate_config
 from cyclecontrast.report.page import write_report
+from cyclecontrast.sweep.paired import Gain, gain
 from cyclecontrast.train.pretrain import pretrain
 from cyclecontrast.train.progress import console
 
@@ -53,22 +53,20 @@ class Demo:
         names = list(dict.fromkeys(row.name for row in self.rows))
         lines = [f"{HEADING:<32}" + "".join(f"{metric:>18}" for metric in METRICS)]
         for name in names:
-            cells = (_mean_and_spread(self._values(name, metric)) for metric in METRICS)
+            cells = (_mean_and_spread(list(self._values(name, metric).values())) for metric in METRICS)
             lines.append(f"{name:<32}" + "".join(f"{cell:>18}" for cell in cells))
         lines += ["", *(self._verdict(other) for other in names if other.startswith("intra"))]
         return "\n".join(["", *lines, f"done in {self.seconds:.0f} s; look at {self.report}"])
 
-    def _values(self, name: str, metric: str) -> list[float]:
-        return [100 * row.accuracies[metric] for row in self.rows if row.name == name]
+    def _values(self, name: str, metric: str) -> dict[int, float]:
+        """Return percents by seed; the rows of a name stand in the order of their seeds."""
+        return dict(enumerate(100 * row.accuracies[metric] for row in self.rows if row.name == name))
 
     def _verdict(self, other: str) -> str:
-        """Say honestly how the full method compares: a gain counts when it is twice its own standard error."""
-        parts = []
-        for metric in METRICS:
-            ours, theirs = self._values("cycle", metric), self._values(other, metric)
-            gain = statistics.mean(ours) - statistics.mean(theirs)
-            parts.append(f"{metric} {gain:+.1f} points ({_judge(gain, ours, theirs)})")
-        return f"the full method against {other}: {', '.join(parts)}"
+        """Say honestly how the full method compares: seed by seed, for trainings of one seed share their luck."""
+        gains = {metric: gain(self._values("cycle", metric), self._values(other, metric)) for metric in METRICS}
+        told = (f"{metric} {found.mean:+.1f} points ({_judge(found)})" for metric, found in gains.items() if found)
+        return f"the full method against {other}: {', '.join(told)}"
 
 
 def _mean_and_spread(values: list[float]) -> str:
@@ -76,13 +74,12 @@ def _mean_and_spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f} %{spread}"
 
 
-def _judge(gain: float, ours: list[float], theirs: list[float]) -> str:
-    if len(ours) < 2:
+def _judge(found: Gain) -> str:
+    if found.num_seeds < 2:
         return "one seed proves nothing"
-    error = math.sqrt((statistics.variance(ours) + statistics.variance(theirs)) / len(ours))
-    if abs(gain) < 2 * error:
-        return f"within the noise of {len(ours)} seeds"
-    return "better" if gain > 0 else "worse"
+    if not found.is_significant:
+        return f"within the noise of {found.num_seeds} seeds"
+    return "better" if found.mean > 0 else "worse"
 
 
 def demo(**settings: Any) -> Demo:

@@ -6,7 +6,13 @@ absent here is the preset's; SimCLR's and BYOL's learning rates and batches are,
 """
 
 _MOCO_V2_VIEWS: dict[str, object] = {"augmentation": "moco-v2", "min_crop": 0.2, "flip": True}
-_VINCE: dict[str, object] = {"projector": "mlp", "queue_size": 65_536, "momentum": 0.999, "weight_decay": 1e-4}
+_VINCE: dict[str, object] = {
+    "projector": "mlp",
+    "queue_size": 65_536,
+    "momentum": 0.999,
+    "weight_decay": 1e-4,
+    "distinct_frames": False,
+}
 _SECO: dict[str, object] = _MOCO_V2_VIEWS | {
     "backbone": "resnet50",
     "projector": "mlp",

@@ -93,7 +93,10 @@ def pick_objective(name: str, positives: str = "frame", own_key_in_support: bool
 
 @torch.no_grad()
 def measure(step: Step, objective: Objective) -> Rates:
-    """Measure how often the positive wins, against the intra keys and at the end of the cycle."""
+    """Measure how often the positive wins, against the intra keys and at the end of the cycle.
+
+    As in the loss, a query without any candidate in the support has no cycle.
+    """
     found = closed = float("nan")
     if objective.needs.has_intra or not objective.needs.has_cycle:
         ignore = objective.ignored(step)
@@ -105,7 +108,7 @@ def measure(step: Step, objective: Objective) -> Rates:
             step.query.cycle, split.support, settings.temperature, split.ignore_support, settings.top_k
         )
         ends = positive_comes_first(neighbor, step.positive.cycle, split.negatives, split.ignore_negatives)
-        closed = float(ends.float().mean())
+        closed = float(ends[~split.ignore_support.all(dim=1)].float().mean())
     return Rates(found, closed)
 
 

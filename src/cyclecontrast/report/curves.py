@@ -77,8 +77,12 @@ class _Axis(NamedTuple):
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
 
+def _queue_candidates(run: RunReport) -> int | None:
+    return run.config.queue_size + 1 if OBJECTIVES[run.config.objective].needs.has_intra else None
+
+
 def _intra_candidates(run: RunReport) -> int | None:
-    return run.config.queue_size + _of_the_step(run) + 1 if OBJECTIVES[run.config.objective].needs.has_intra else None
+    return of_queue + _of_the_step(run) if (of_queue := _queue_candidates(run)) else None
 
 
 def _cycle_candidates(run: RunReport) -> int | None:
@@ -172,14 +176,14 @@ QUANTITIES = (
         "Positives found in the queue",
         "Views whose positive is more similar than every key of the queue.",
         percent=True,
-        chance=_of(_intra_candidates, _found_by_chance),
+        chance=_of(_queue_candidates, _found_by_chance),
         part="health",
     ),
     Quantity(
         "health_queue_loss",
         "Loss against the queue",
         "It rises at first, while keys replace the queue's random vectors.",
-        chance=_of(_intra_candidates, math.log),
+        chance=_of(_queue_candidates, math.log),
         part="health",
     ),
     Quantity("learning_rate", "Learning rate", "Step size of the optimizer.", part="schedule"),

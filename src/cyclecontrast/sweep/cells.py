@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cyclecontrast.config import EvaluateConfig, PretrainConfig
+from cyclecontrast.config import MAY_CHANGE, EvaluateConfig, PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate import evaluate_config
 from cyclecontrast.evaluate.registry import PROTOCOLS
@@ -31,7 +31,8 @@ class Evaluation(NamedTuple):
 class Cell(NamedTuple):
     """A training and its evaluations. `settings` decide what is trained, `hardware` only how fast.
 
-    `data_fingerprint` names the content of the frames at `data`.
+    A plan's cells have all settings, none is left to `auto`. `data_fingerprint` names the content of the frames at
+    `data`.
     """
 
     row: str
@@ -50,7 +51,7 @@ class Cell(NamedTuple):
 
     @property
     def note(self) -> Path:
-        """File beside the run that says what it was begun for."""
+        """File beside the run that says that a sweep began it, and on which data."""
         return self.run.with_name(f"{self.run.name}.json")
 
     @property
@@ -59,13 +60,25 @@ class Cell(NamedTuple):
         return checked(PretrainConfig, {"data": self.data, "out": self.run, **self.settings, **self.hardware})
 
 
+def settings_of(config: PretrainConfig) -> Settings:
+    """Return the options that decide what is trained, as plain values; epochs are none of them where steps are set."""
+    overridden = set() if config.steps is None else {"epochs"}
+    return config.model_dump(mode="json", exclude={*MAY_CHANGE, "out", *overridden})
+
+
 def check_begun(cell: Cell) -> None:
-    """Raise UserError where the run's folder was begun with other settings or data, or is not a sweep's."""
+    """Raise UserError where the run's folder was begun with other settings or data, or is not a sweep's.
+
+    What it trains with is what its config.toml says, also where a sweep of another version began it.
+    """
     if not cell.note.exists():
         if cell.run.exists():
             raise UserError(f"out: {cell.run} was not made by a sweep; name another folder with --out")
         return
-    begun, asked = json.loads(cell.note.read_text()), _identity(cell)
+    if not _has_begun(cell):
+        return
+    data = json.loads(cell.note.read_text())["data"]
+    begun, asked = {**settings_of(_begun(cell)), "data": data}, {**cell.settings, "data": cell.data_fingerprint}
     changed = [
         f"{name} {_shown(begun.get(name))}, not {_shown(asked.get(name))}"
         for name in sorted({*begun, *asked})
@@ -95,18 +108,23 @@ def run_cell(cell: Cell) -> dict[str, dict[str, float]]:
 
 def _train(cell: Cell) -> None:
     with replacing(cell.note) as aside:
-        aside.write_text(json.dumps(_identity(cell), indent=2))
-    if (cell.run / "config.toml").exists():
-        config = checked(PretrainConfig, {"resume": cell.run, "data": cell.data, **cell.hardware})
+        aside.write_text(json.dumps({"data": cell.data_fingerprint}))
+    if _has_begun(cell):
+        config = _begun(cell)
     else:
         shutil.rmtree(cell.run, ignore_errors=True)  # it was stopped before its first step
         config = cell.pretraining
     pretrain(config)
 
 
-def _identity(cell: Cell) -> Settings:
-    return {**cell.settings, "data": cell.data_fingerprint}
+def _has_begun(cell: Cell) -> bool:
+    return (cell.run / "config.toml").exists()
+
+
+def _begun(cell: Cell) -> PretrainConfig:
+    """Return the options to go on with the run, its settings as it was begun."""
+    return checked(PretrainConfig, {"resume": cell.run, "data": cell.data, **cell.hardware})
 
 
 def _shown(value: Any) -> str:
-    return "its default" if value is None else f"{value}"
+    return "unset" if value is None else f"{value}"

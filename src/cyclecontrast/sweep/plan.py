@@ -4,6 +4,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from cyclecontrast.config import PretrainConfig, SweepConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.layouts import find_layouts
@@ -11,11 +13,11 @@ from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluate.registry import PROTOCOLS
 from cyclecontrast.files import check_folder
 from cyclecontrast.model.backbone import make_backbone
-from cyclecontrast.model.hardware import num_cores, pick_device
-from cyclecontrast.sweep.cells import Cell, Evaluation, check_begun
+from cyclecontrast.model.hardware import num_cores, pick_device, pick_precision
+from cyclecontrast.sweep.cells import Cell, Evaluation, check_begun, settings_of
 from cyclecontrast.sweep.tables import TABLES, Row, Table, rows_of
 from cyclecontrast.train.open_data import count_videos, prepare_videos, size_of
-from cyclecontrast.train.presets import Machine, auto_settings, resolve
+from cyclecontrast.train.presets import DataSize, Machine, auto_settings, resolve
 
 PASSED_ON = ("preset", "backbone", "image_size", "batch_size", "epochs", "steps")
 SCALED = ("table5", "table6", "table7")
@@ -40,21 +42,22 @@ def make_plan(config: SweepConfig) -> Plan:
     data = folder / "frames" if count_videos(trial) else config.data
     if data != config.data:
         prepare_videos(trial)
-    store, cpu = FrameStore.open(data), pick_device(config.device).type == "cpu"
+    store, device = FrameStore.open(data), pick_device(config.device)
+    cpu = device.type == "cpu"
     size, machine, settings = size_of(store), Machine(cpu), _settings(config)
     queue = auto_settings(settings, size, machine)["cycle_queue_size"] if config.small else None
     rows = rows_of(config.table, queue)
     jobs = config.jobs or (max(1, num_cores() // 2) if cpu else 1)
     like = Cell("", 0, folder / "runs", data, store.fingerprint, settings, _hardware(config, jobs, cpu))
     like = like._replace(evaluations=_evaluations(config, table))
-    cells = tuple(like.of(row.folder, seed, row.settings) for seed in range(config.seeds) for row in rows)
+    asked = (like.of(row.folder, seed, row.settings) for seed in range(config.seeds) for row in rows)
     problems: list[str] = []
-    resolved = [attempt(partial(resolve, cell.pretraining, size, machine), problems) for cell in cells]
+    resolved = [attempt(partial(_resolved, cell, size, machine, device), problems) for cell in asked]
+    cells = tuple(cell for cell in resolved if cell is not None)
     attempt(lambda: list(map(check_begun, cells)), problems)
     if problems:
         raise UserError(*dict.fromkeys(problems))
-    assert resolved[0] is not None
-    return Plan(table, rows, cells, jobs, folder, _about(config, store, resolved[0], queue))
+    return Plan(table, rows, cells, jobs, folder, _about(config, store, cells[0].pretraining, queue))
 
 
 def _check(config: SweepConfig, table: Table, folder: Path) -> None:
@@ -92,6 +95,13 @@ def _settings(config: SweepConfig) -> dict[str, Any]:
     asked = {name: getattr(config, name) for name in PASSED_ON if getattr(config, name) is not None}
     preset = {} if config.small or config.preset else {"preset": "paper"}
     return {**preset, **asked, "flip": config.flip}
+
+
+def _resolved(cell: Cell, data: DataSize, machine: Machine, device: torch.device) -> Cell:
+    """Return the cell with every open setting decided: cells of one row must not differ by what `auto` decides."""
+    config = resolve(cell.pretraining, data, machine)
+    precision = pick_precision(config.precision, device)
+    return cell._replace(settings=settings_of(config.model_copy(update={"precision": precision})))
 
 
 def _hardware(config: SweepConfig, jobs: int, cpu: bool) -> dict[str, Any]:

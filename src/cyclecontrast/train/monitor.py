@@ -1,6 +1,5 @@
 """When a run's health is measured, and what comes of it on disk: the verdict so far, and the best backbone."""
 
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,4 +108,5 @@ def _read_known(run: Path, config: PretrainConfig) -> Known | None:
     health = run_folder.read_about(run).get("health")
     if health is None:
         return None
-    return Known(health["views"], health["chance"], health["at_start"], math.log(config.queue_size + 1))
+    of_queue = config.queue_size, config.temperature
+    return Known(health["views"], health["chance"], health["at_start"], *of_queue, is_given=config.init is not None)

@@ -16,7 +16,7 @@ from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.video import find_videos
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.loss.objectives import pick_objective
-from cyclecontrast.train.presets import DataSize
+from cyclecontrast.train.presets import DataSize, num_held_out
 from cyclecontrast.train.progress import console
 
 SAMPLED_VIDEOS = 32
@@ -57,8 +57,8 @@ def size_of(store: FrameStore) -> DataSize:
 
 
 def split_videos(num_videos: int, holdout: float) -> VideoSplit:
-    """Hold out a part of the videos, drawn by chance, the same whatever the run's seed: two at least, or none for 0."""
-    number = max(2, round(holdout * num_videos)) if holdout else 0
+    """Hold out a part of the videos, drawn by chance, the same whatever the run's seed."""
+    number = num_held_out(num_videos, holdout)
     order = random_stream(OF_HEALTH, 0, 0, 0).permutation(num_videos)
     return VideoSplit(np.sort(order[number:]), np.sort(order[:number]))
 
@@ -87,9 +87,14 @@ def make_pairs(config: PretrainConfig, store: FrameStore) -> FramePairs:
 def make_health_pairs(config: PretrainConfig, pairs: FramePairs) -> FramePairs:
     """Return the pairs that health is measured on: of the videos held out, or without any of those trained on.
 
-    Whatever the objective, these are two frames of a video, so that objectives may be compared.
+    Whatever the objective and its options, these are two frames of a video, so that runs may be compared.
     """
     held_out = split_videos(pairs.store.num_videos, config.holdout).held_out
     return replace(
-        pairs, seed=OF_HEALTH, same_frame=False, further=no_further, videos=held_out if len(held_out) else None
+        pairs,
+        seed=OF_HEALTH,
+        same_frame=False,
+        distinct=True,
+        further=no_further,
+        videos=held_out if len(held_out) else None,
     )

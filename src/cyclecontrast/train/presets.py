@@ -53,20 +53,30 @@ def resolve(config: PretrainConfig, data: DataSize, machine: Machine) -> Pretrai
     return resolved
 
 
+def num_held_out(num_videos: int, holdout: float) -> int:
+    """Return how many of the videos are kept from the training: two at least, or none for 0."""
+    return max(2, round(holdout * num_videos)) if holdout else 0
+
+
 def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> dict[str, Any]:
-    """Return the settings that suit the data and the hardware, given what is already chosen."""
+    """Return the settings that suit the data and the hardware, given what is already chosen.
+
+    What depends on the number of videos depends on that of those trained on.
+    """
+    holdout = chosen.get("holdout", _holdout(data.num_videos, chosen))
+    num_videos = max(1, data.num_videos - num_held_out(data.num_videos, holdout))  # too few are refused with the pairs
     image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu))
     backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
     frames = FRAMES_OF_A_VIDEO.get(str(chosen.get("objective")), 1)
-    batch_size = chosen.get("batch_size", _batch_size(data.num_videos, machine, frames))
-    epochs = chosen.get("epochs", _epochs(data.num_videos, batch_size, machine.cpu, chosen.get("steps")))
-    cycle_queue_size = chosen.get("cycle_queue_size", _power_of_two(data.num_videos, 1024, 65_536))
+    batch_size = chosen.get("batch_size", _batch_size(num_videos, machine, frames))
+    epochs = chosen.get("epochs", _epochs(num_videos, batch_size, machine.cpu, chosen.get("steps")))
+    cycle_queue_size = chosen.get("cycle_queue_size", _power_of_two(num_videos, 1024, 65_536))
     return {
         "backbone": backbone,
         "image_size": image_size,
         "batch_size": batch_size,
         "epochs": epochs,
-        "queue_size": _power_of_two(data.num_videos // 4, 256, 65_536),
+        "queue_size": _power_of_two(num_videos // 4, 256, 65_536),
         "cycle_queue_size": cycle_queue_size,
         "support_size": max(1, cycle_queue_size // 4),
         "split_by": "video",
@@ -75,14 +85,14 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> d
         "batch_keys": True,
         "projector": "mlp-bn",
         "temperature": 0.2,
-        "momentum": 0.99 if epochs * data.num_videos < 20_000 * batch_size else 0.999,
+        "momentum": 0.99 if epochs * num_videos < 20_000 * batch_size else 0.999,
         "momentum_ramp": 0 if chosen.get("momentum_rise") else 10,
         "bn_groups": max(2, batch_size // 64),
         "augmentation": "moco-v2",
         "learning_rate": _learning_rate(backbone, batch_size * frames, chosen.get("init") is not None),
         "warmup": 0.05,
         "schedule": "cosine",
-        "holdout": _holdout(data.num_videos, chosen),
+        "holdout": holdout,
     } | OF_OBJECTIVE.get(str(chosen.get("objective")), {})
 
 
@@ -115,10 +125,10 @@ def _batch_size(num_videos: int, machine: Machine, frames: int) -> int:
 
 def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> int:
     """Return the epochs that the steps make: 200 as in the paper, more for few videos, fewer for many on a CPU."""
-    if steps is None:
-        steps = max(MIN_STEPS, 200 * num_videos // batch_size)
-        steps = min(steps, MAX_STEPS_ON_CPU) if cpu else steps
-    return math.ceil(steps * batch_size / num_videos)
+    if steps is not None:
+        return math.ceil(steps * batch_size / num_videos)
+    epochs = max(200, math.ceil(MIN_STEPS * batch_size / num_videos))
+    return min(epochs, max(1, MAX_STEPS_ON_CPU * batch_size // num_videos)) if cpu else epochs
 
 
 def _learning_rate(backbone: str, batch_size: int, pretrained: bool) -> float:

@@ -53,10 +53,8 @@ def pretrain(config: PretrainConfig) -> Run:
     device = pick_device(config.device)
     world = join_world(device)
     machine = Machine(device.type == "cpu", world.size)
-    store = _open_frames(config, machine, world)
-    config = resolve(config, size_of(store), machine)
+    config, pairs = _open(config, machine, world)
     config = config.model_copy(update={"precision": pick_precision(config.precision, device)})
-    pairs = make_pairs(config, store)
     backbone = _make_backbone(config)
     total = num_steps(config, pairs)
     settled = {"backbone": backbone.name, "health_every": steps_between(config.health_every, total)}
@@ -72,15 +70,29 @@ def pretrain(config: PretrainConfig) -> Run:
     return _close_run(training, row)
 
 
-def _open_frames(config: PretrainConfig, machine: Machine, world: World) -> FrameStore:
-    """Check what can be known beforehand, prepare videos, open the frames; the first process writes, then all read."""
+def _open(config: PretrainConfig, machine: Machine, world: World) -> tuple[PretrainConfig, FramePairs]:
+    """Return the config with nothing left open, and the pairs; videos are prepared by the first process.
+
+    Raises UserError with all problems, before anything is written; of videos only their number is known then.
+    """
+    problems: list[str] = []
     with first_process_first(world):
         num_videos = count_videos(config)
         if world.rank == 0:
-            _check(config, machine, num_videos)
+            problems = _problems(config)
             if num_videos:
-                prepare_videos(config)
-    return FrameStore.open(config.out / "frames" if num_videos else config.data)
+                _prepare(config, machine, num_videos, problems)
+        folder = config.out / "frames" if num_videos else config.data
+        opened = attempt(lambda: _open_pairs(config, folder, machine), problems)
+        if problems or opened is None:
+            raise UserError(*problems)
+    return opened
+
+
+def _open_pairs(config: PretrainConfig, folder: Path, machine: Machine) -> tuple[PretrainConfig, FramePairs]:
+    store = FrameStore.open(folder)
+    config = resolve(config, size_of(store), machine)
+    return config, make_pairs(config, store)
 
 
 def num_steps(config: PretrainConfig, pairs: FramePairs) -> int:
@@ -121,18 +133,24 @@ def _train(training: Training, pairs: FramePairs, start: int) -> Row:
     return row
 
 
-def _check(config: PretrainConfig, machine: Machine, num_videos: int) -> None:
-    """Raise UserError with all that can be known to be wrong before the data is read and anything is written."""
+def _problems(config: PretrainConfig) -> list[str]:
+    """Return what can be known to be wrong before the data is looked at."""
     problems: list[str] = []
     if config.resume is None:
         attempt(lambda: check_new_run(config.out), problems)
-    if num_videos == 1:
-        problems.append(f"data: {config.data}: holds one video; contrasting needs two at least")
     if config.init is not None or "backbone" in config.model_fields_set:
         attempt(lambda: _check_backbone(config), problems)
-    attempt(lambda: resolve(config, DataSize(num_videos or 1000, 256), machine), problems)
+    return problems
+
+
+def _prepare(config: PretrainConfig, machine: Machine, num_videos: int, problems: list[str]) -> None:
+    """Prepare the videos, unless there are problems; the size of their frames, taken for 256, gives none."""
+    if num_videos == 1:
+        problems.append(f"data: {config.data}: holds one video; contrasting needs two at least")
+    attempt(lambda: resolve(config, DataSize(num_videos, 256), machine), problems)
     if problems:
         raise UserError(*problems)
+    prepare_videos(config)
 
 
 def _check_backbone(config: PretrainConfig) -> None:

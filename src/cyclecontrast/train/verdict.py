@@ -14,8 +14,8 @@ LEAST_RANK = 1.5
 """Rank below which they lie on a line."""
 LOST_RANK = 0.5
 """Part of its highest rank below which a network is losing dimensions."""
-NEAR_GUESSING = 0.8
-"""Part of log K above which a loss is still near that of guessing."""
+NEAR_GUESSING = 0.75
+"""Part of the way from the loss of perfect positives to that of guessing behind which a loss is still near guessing."""
 LATE = 0.75
 """Part of the run after which a network that still gains is not done."""
 FEW_LINES = 5
@@ -44,13 +44,16 @@ class Known(NamedTuple):
     """What the signals are judged by.
 
     `num_views`: views that were measured; `chance`: retrieval by chance; `at_start`: the signals before the first step;
-    `guessing`: log K, the loss of guessing among the queue's keys, nan without a queue.
+    `num_keys`: keys in the queue, 0 without one; `temperature`: of their softmax; `is_given`: the run began with given
+    weights, which may have been good.
     """
 
     num_views: int
     chance: float
     at_start: Row
-    guessing: float = math.nan
+    num_keys: int = 0
+    temperature: float = 1.0
+    is_given: bool = False
 
 
 def is_more(after: Retrieval, before: Retrieval, num_views: int) -> bool:
@@ -186,11 +189,19 @@ def _mean_accuracy(rows: Sequence[Row]) -> float:
 
 
 def _under_trained(history: _History) -> str:
-    if not history.is_more(history.found, history.before):
+    known, before, found = history.known, history.before, history.found
+    if history.is_more(before, found):
+        return f"it retrieves worse than before training; {history.in_words()}"
+    # Without the errors: that few videos say little of a rate does not bring it near 1.
+    has_room = history.is_more(Retrieval(1.0), Retrieval(max(before.rate, found.rate)))
+    if has_room and not known.is_given and not history.is_more(found, before):
         return f"it retrieves hardly better than before training; {history.in_words()}"
-    loss, guessing = history.last.get("health_queue_loss", 0.0), history.known.guessing
-    if loss > NEAR_GUESSING * guessing:
-        return f"the loss against the queue is {loss:.2f}, and {guessing:.2f} by guessing; {history.in_words()}"
+    loss = history.last.get("health_queue_loss", 0.0)
+    # Perfect: each query equals its positive and is orthogonal to the keys. At a high temperature even that costs.
+    perfect, guessing = math.log1p(known.num_keys * math.exp(-1 / known.temperature)), math.log1p(known.num_keys)
+    if loss > perfect + NEAR_GUESSING * (guessing - perfect):
+        losses = f"{loss:.2f}, {guessing:.2f} by guessing and {perfect:.2f} with perfect positives"
+        return f"the loss against the queue is {losses}; {history.in_words()}"
     late = [row for row in history.measured if row["step"] <= LATE * history.last["step"]]
     if history.is_more(history.found, _retrieval(late[-1]) if late else history.before):
         return f"it still gained in the last quarter; {history.in_words()}"
