@@ -124,6 +124,17 @@ def test_release_leaves_the_papers_negatives():
     assert release["cycle_queue_size"] - release["support_size"] == PRESETS["paper"]["queue_size"]
 
 
+def test_what_was_asked_is_known():
+    """Options set by the user are told from those of a preset and from a config.toml, which sets all."""
+    own = {"momentum": 0.5, "objective": "simsiam"}
+    for preset in ("auto", "paper", "release"):
+        config = checked(PretrainConfig, BASE | own | {"preset": preset})
+        assert config.asked() - {"data", "out", "preset"} == own.keys()
+        again = checked(PretrainConfig, resolve(config, DataSize(50, 64), Machine(cpu=True)).model_dump())
+        assert "momentum_rise" not in again.asked()
+        assert preset != "auto" or not again.asked()
+
+
 def test_what_the_user_sets_stays():
     """A set option survives every preset; the open ones are decided around it."""
     for preset in ("auto", "paper", "release"):

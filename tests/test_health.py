@@ -426,7 +426,7 @@ def test_a_verdict_names_its_step(tree, tmp_path):
     config.write_text(config.read_text().replace("steps = 3", "steps = 8"))
     done = cc.pretrain(resume=tmp_path / "run", health_every=0)
     assert done.metrics["step"] == 8
-    assert str(done).startswith(f"health: {about['verdict']}: {about['reason']}\n")
+    assert str(done).startswith(f"health (at step 3 of 8): {about['verdict']}: {about['reason']}\n")
     assert re.search(r"\d% at step 3 \(chance", str(done))
     assert re.search(r"\d% at step 3 \(chance", cc.report(done.folder).path.read_text())
 
@@ -538,6 +538,21 @@ def test_what_is_good_before_need_not_rise(before, is_given, retrieval, word):
     """Retrieval that cannot rise clearly, or that given weights brought, is to stay what it was, and no more."""
     known = KNOWN._replace(at_start=KNOWN.at_start | {"health_same_video": before}, is_given=is_given)
     assert judge(curve(retrieval, queue_loss=1.0), known).word == word
+
+
+@pytest.mark.parametrize(
+    ("last", "signals", "words"),
+    [
+        (0.12, {}, "retrieval is not clearly better than before training (the difference is within the noise of 512"),
+        (0.1, {}, "retrieval is not better than before training; "),
+        (0.08, {}, "retrieval is not better than before training; "),
+        (0.1, {"rank": 1.0, "deviation": 0.986}, "all vectors lie on one line, rank 1.0; "),
+        (0.1, {"rank": 1.0, "deviation": 0.01}, "all videos get nearly the same vector, deviation 0.010 of 1; "),
+    ],
+)
+def test_a_reason_says_what_was_seen(last, signals, words):
+    """A gain within the noise is told as such, a loss is none, and a rank is not called a deviation."""
+    assert judge(curve([0.1, last], **signals), KNOWN).reason.startswith(words)
 
 
 def test_few_videos_are_no_ceiling():

@@ -1,6 +1,7 @@
 """The training: what it writes, that it learns, that it can be repeated and resumed, and how it refuses."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -85,6 +86,7 @@ def test_every_objective_learns(tree, tmp_path, objective):
     done = run(tree, tmp_path / "run", objective=objective, **LEARNS)
     assert done.metrics["intra_loss"] < 0.9 * np.log(64 + 12)
     assert (done.metrics["cycle_loss"] is None) == (objective != "cycle")
+    assert done.metrics["cycle_weight"] == (1.0 if objective == "cycle" else None)
 
 
 def test_the_terms_of_a_loss_are_logged(tree, tmp_path):
@@ -237,6 +239,45 @@ def test_a_mistake_writes_nothing(tree, tmp_path, changes, words):
     with pytest.raises(UserError, match=words):
         cc.pretrain(**({"data": tree, "out": tmp_path / "run", "steps": 1} | TINY | changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("of_videos", [False, True])
+def test_images_that_a_backbone_does_not_take_are_refused(tree, tmp_path, of_videos):
+    """A network of timm for one size refuses another in one line, before a video is prepared or a folder made."""
+    data = tree
+    if of_videos:
+        data = tmp_path / "videos"
+        data.mkdir()
+        for number in range(2):
+            make.write_numbered(data / f"{number}.mp4", num_frames=4)
+    with pytest.raises(UserError) as error:
+        run(data, tmp_path / "run", backbone="timm:vit_tiny_patch16_224", image_size=32)
+    (problem,) = error.value.problems
+    assert re.fullmatch(
+        r"image_size: timm:vit_tiny_patch16_224 does not take images of 32 px \(.*224.*\); set --image-size", problem
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"objective": "simsiam", "temperature": 0.1}, "plays no part in simsiam: bn_groups, queue_size, temperature"),
+        ({"objective": "cycle-only", "cycle_weight": 0.5}, "plays no part in cycle-only: cycle_weight, queue_size"),
+        ({"cycle_weight": 0.5, "momentum": 0.9}, ""),
+    ],
+)
+def test_options_that_play_no_part_are_told(tree, tmp_path, capsys, changes, told):
+    """What was asked for and is not read is told in one line; a config.toml names everything, and is silent."""
+    from cyclecontrast.cli import main
+
+    options = {name: value for name, value in TINY.items() if name not in ("cycle_queue_size", "support_size")}
+    options |= {"steps": 1, "preset": "auto"} | changes
+    run_ = pretrain(PretrainConfig(data=tree, out=tmp_path / "run", **options))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "plays no part" in line]
+    assert [sorted(re.split(": |, ", line)) for line in lines] == ([sorted(re.split(": |, ", told))] if told else [])
+    assert main(["pretrain", "--config", str(run_.folder / "config.toml"), "--out", str(tmp_path / "again")]) == 0
+    assert "plays no part" not in capsys.readouterr().err
 
 
 def test_mistakes_come_together(tmp_path):

@@ -1,6 +1,7 @@
 """The page says what the run's files say, needs nothing else, and trusts no name that comes from data."""
 
 import base64
+import inspect
 import json
 import math
 import re
@@ -18,6 +19,7 @@ from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate.result import About, DataInfo, ModelInfo, Result
+from cyclecontrast.loss import baseline_objectives, objectives
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.model.checkpoint import fingerprint, save_backbone
 from cyclecontrast.report import curves
@@ -31,6 +33,7 @@ from tests.make_videos import write_numbered
 BACKBONE = "resnet10-small-w4"
 SIZE = 16
 SIGNALS = [quantity.key for quantity in curves.QUANTITIES if quantity.part == "health"]
+TERMS = ("same_frame_loss", "order_loss", "self_batch_loss")
 HEALTH = {
     "verdict": "collapsed",
     "reason": "all videos get <nearly> the same vector",
@@ -105,6 +108,7 @@ def metrics_row(step, **more):
         "learning_rate": 0.06,
         "loss": 5.0,
         "intra_loss": 4.9,
+        **dict.fromkeys(TERMS, 0.5),
         "cycle_loss": 5.1,
         "cycle_weight": 0.1,
         "intra_accuracy": 0.25,
@@ -481,6 +485,22 @@ def test_every_objective_has_its_words(tmp_path, objective, words):
     text = report(run).text
     assert words in text.split("12,345 videos, by ")[1].split(".")[0]
     assert ("chance" in text) == (objective == "seco")
+    assert "(λ)" not in text
+
+
+@pytest.mark.parametrize("objective", ["cycle", "cycle-only", "intra-video"])
+def test_a_weight_is_shown_where_there_is_one(tmp_path, objective):
+    """λ has a chart only where it weighs a cycle loss against another, whatever older runs have noted."""
+    run = write_run(tmp_path / "run", write_frames(tmp_path / "data", ["a", "b"]), objective=objective)
+    assert ("Weight of the cycle loss (λ)" in report(run).text) == (objective == "cycle")
+
+
+def test_every_term_of_a_loss_has_a_chart():
+    """Each named term of an objective's loss is drawn where it was logged."""
+    source = inspect.getsource(baseline_objectives) + inspect.getsource(objectives)
+    terms = {f"{name}_loss" for name in re.findall(r'Term\("(\w+)"', source)}
+    assert terms == set(TERMS)
+    assert terms <= {quantity.key for quantity in curves.QUANTITIES}
 
 
 @pytest.fixture(scope="module")

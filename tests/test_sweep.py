@@ -145,6 +145,64 @@ def test_a_cell_that_fails_does_not_stop_the_others(tracks, tmp_path, monkeypatc
     assert [len(one.seeds) for one in cc.sweep("table4", tracks, out=tmp_path / "out", **TINY).rows] == [1, 1, 1]
 
 
+def test_a_sweep_with_failed_cells_ends_with_exit_code_2(tracks, tmp_path, monkeypatch, capsys):
+    """The command writes and prints the table, then one line says which cells are missing, for scripts to notice."""
+    train = cells.pretrain
+
+    def failing(config):
+        if config.objective == "cycle":
+            raise UserError("the loss is not finite", "the disk is slow")
+        return train(config)
+
+    monkeypatch.setattr(cells, "pretrain", failing)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items() if not isinstance(value, bool)]
+    command = ["sweep", "table4", str(tracks), f"--out={tmp_path / 'out'}", "--small", "--no-flip", *flags]
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    assert printed.out == (tmp_path / "out" / "table4.md").read_text()
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: 1 of 3 cells are not finished: full, seed 0; the same command goes on")
+    monkeypatch.setattr(cells, "pretrain", train)
+    assert main(command) == 0
+    assert capsys.readouterr().out == (tmp_path / "out" / "table4.md").read_text()
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+@pytest.mark.parametrize("file", ["full-seed0.json", "full-seed0/run.json"])
+def test_a_damaged_note_is_named(file, content, swept, tracks, tmp_path):
+    """A sweep's note or a run's run.json that cannot be read is one line that says what to delete, which then helps."""
+    runs = tmp_path / "out" / "runs"
+    for row in ("intra-image", "intra-video", "full"):
+        shutil.copytree(swept.folder / "runs" / f"{row}-seed0", runs / f"{row}-seed0")
+        shutil.copy(swept.folder / "runs" / f"{row}-seed0.json", runs)
+    (runs / file).write_text(content)
+    run = runs / "full-seed0"
+    line = f"{runs / file}: is damaged; delete {run} and {run}.json, and the same command trains it again"
+    if file == "full-seed0.json":
+        with pytest.raises(UserError) as error:
+            cc.sweep("table4", tracks, out=tmp_path / "out", **TINY)
+        assert error.value.problems == (line,)
+    else:
+        assert cc.sweep("table4", tracks, out=tmp_path / "out", **TINY).problems == (f"full, seed 0: {line}",)
+    if content == "{":
+        shutil.rmtree(run)
+        (runs / "full-seed0.json").unlink()
+        done = cc.sweep("table4", tracks, out=tmp_path / "out", **TINY)
+        assert values_of(done)["cycle"]["kNN top-1"][0] == values_of(swept)["cycle"]["kNN top-1"][0]
+
+
+def test_the_table_says_that_more_seeds_are_on_disk(tracks, tmp_path):
+    """With fewer seeds than were trained before, the first paragraph says which these are, and that there are more."""
+    (tmp_path / "runs" / "full-seed2").mkdir(parents=True)
+    (tmp_path / "runs" / "full-seed2.json").write_text("{}")
+
+    def about(seeds):
+        return make_plan(SweepConfig(table="table4", data=tracks, out=tmp_path, **TINY | {"seeds": seeds})).about
+
+    assert about(2).endswith(" Seeds: 0, 1; more are in the folder.")
+    assert "more are in the folder" not in about(3)
+
+
 def test_where_all_cells_fail_there_is_no_table(tracks, tmp_path, monkeypatch):
     """The reasons are an error, and no table is written."""
     monkeypatch.setattr(cells, "pretrain", lambda config: (_ for _ in ()).throw(RuntimeError("out of memory")))
@@ -357,6 +415,12 @@ def test_without_small_the_rest_is_the_papers(tracks, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_queue_longer_than_the_frames_is_told(tracks, tmp_path):
+    """It is said of the queue only what is true however short the training is."""
+    plan = make_plan(SweepConfig(table="table4", data=tracks, out=tmp_path / "out", **TINY | {"small": False}))
+    assert "The queue of 65,536 keys is longer than the 24 frames; --small scales it." in plan.about
+
+
 def made(values, table="table4", num_seeds=None):
     """Make a sweep of measured values {row key: {seed: percent}} by one metric."""
     rows = tuple(Measured(row, {"kNN top-1": values.get(row.key, {})}) for row in rows_of(table, 1024))
@@ -394,6 +458,24 @@ def test_noise_is_called_noise():
         sweep
     )
     assert "full against intra-video: kNN top-1 -1.0 ± 3.0 (not significant), over 3 seeds" in str(sweep)
+
+
+def test_rows_that_are_tied_are_all_named():
+    """Rows with the same mean at the digits shown share the first place, and none of them is bold."""
+    low, high = {0: 10.0, 1: 11.0, 2: 12.0}, {0: 50.0, 1: 54.0, 2: 52.0}
+    above = {seed: value + 0.01 + 0.001 * seed for seed, value in high.items()}
+    assert gain(above, high).is_significant
+    text = str(made({"intra-image": low, "intra-video": high, "cycle": above}))
+    assert "- tied first by kNN top-1: full, intra-video\n" in text
+    assert "**" not in text
+    text = str(made({"intra-image": high, "intra-video": high, "cycle": low}))
+    assert "- tied first by kNN top-1: intra-image, intra-video; not full, which the paper finds best\n" in text
+    assert "- tied first by kNN top-1: intra-image, intra-video, full\n" in str(
+        made({"intra-image": {0: 50.0}, "intra-video": {0: 50.0}, "cycle": {0: 50.0}})
+    )
+    near = {0: 54.0, 1: 50.0, 2: 51.0}
+    text = str(made({"intra-image": near, "intra-video": high, "cycle": high}))
+    assert "- tied first by kNN top-1: intra-video, full, within the noise of all others\n" in text
 
 
 def test_one_seed_proves_nothing():
@@ -455,6 +537,13 @@ def test_equal_rows_are_not_significant():
     assert not gain({0: 1.5, 1: 2.5}, {0: 1.0, 1: 2.0}).is_significant
     assert not Gain(5.0, None, 1).is_significant
     assert gain({0: 1.0}, {1: 1.0}) is None
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign():
+    """A mean of -0.04 is shown as 0.0, one of -0.06 as -0.1."""
+    assert str(Gain(-0.04, 11.8, 3)) == "0.0 ± 11.8 (not significant)"
+    assert str(Gain(0.04, None, 1)) == "0.0 (one seed proves nothing)"
+    assert str(Gain(-0.06, 11.8, 3)).startswith("-0.1 ")
 
 
 def test_settings_that_are_numbers_are_drawn():

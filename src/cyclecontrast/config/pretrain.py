@@ -132,6 +132,15 @@ class PretrainConfig(BaseModel):
         """Return the settings that are open until the data and the hardware are known."""
         return set(DECIDED_BY_AUTO) - self.model_fields_set if self.preset == "auto" else set()
 
+    def asked(self) -> set[str]:
+        """Return the settings that were asked for; none where all are named, as in the config.toml of a run."""
+        usual: dict[str, object] = {}
+        if self.preset != "auto":
+            usual = {name: field.default for name, field in type(self).model_fields.items()}
+            usual |= _of_preset(self.preset, self.objective)
+        asked = {name for name in self.model_fields_set if name not in usual or getattr(self, name) != usual[name]}
+        return set() if asked >= DECIDED_BY_AUTO - {"holdout"} else asked
+
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,10 @@ class Series(NamedTuple):
 
 
 class Quantity(NamedTuple):
-    """A column of metrics.jsonl, and how it is shown; `chance` is what guessing gives in a run, None where unknown."""
+    """A column of metrics.jsonl, and how it is shown; `chance` is what guessing gives in a run, None where unknown.
+
+    `is_of` tells in which runs it means something, whatever is written there.
+    """
 
     key: str
     title: str
@@ -36,6 +39,7 @@ class Quantity(NamedTuple):
     percent: bool = False
     chance: Callable[[RunReport], float | None] | None = None
     part: Literal["training", "health", "schedule"] = "training"
+    is_of: Callable[[RunReport], bool] = lambda _: True
 
 
 class Tick(NamedTuple):
@@ -104,17 +108,38 @@ def _of(
     return lambda run: chance(candidates) if (candidates := number(run)) else None
 
 
+def _has_weight(run: RunReport) -> bool:
+    needs = OBJECTIVES[run.config.objective].needs
+    return needs.has_intra and needs.has_cycle
+
+
 def _found_by_chance(candidates: int) -> float:
     return 1 / candidates
 
 
 QUANTITIES = (
-    Quantity("loss", "Loss", "What is minimized: intra loss + λ · cycle loss."),
+    Quantity("loss", "Loss", "What is minimised."),
     Quantity(
         "intra_loss",
         "Intra loss",
-        "How hard it is to find the other view of the same video among the keys of the queue.",
+        "How hard it is to find the other view of the same video among all candidates; "
+        "for simsiam and byol, minus the cosine of the prediction and that view.",
         chance=_of(_intra_candidates, math.log),
+    ),
+    Quantity(
+        "same_frame_loss",
+        "Same-frame loss",
+        "How hard it is to tell the other view of the query's frame from another frame of its video.",
+    ),
+    Quantity(
+        "order_loss",
+        "Order loss",
+        "How hard it is to tell whether the query's frame comes before or after the others of its video.",
+    ),
+    Quantity(
+        "self_batch_loss",
+        "Self-batch loss",
+        "How hard it is to find the other queries of the same video among all queries of the batch.",
     ),
     Quantity(
         "cycle_loss",
@@ -125,7 +150,7 @@ QUANTITIES = (
     Quantity(
         "intra_accuracy",
         "Positives found",
-        "Queries whose positive is more similar than every key of the queue.",
+        "Queries whose positive is more similar than all other candidates.",
         percent=True,
         chance=_of(_intra_candidates, _found_by_chance),
     ),
@@ -187,7 +212,13 @@ QUANTITIES = (
         part="health",
     ),
     Quantity("learning_rate", "Learning rate", "Step size of the optimizer.", part="schedule"),
-    Quantity("cycle_weight", "Weight of the cycle loss (λ)", "0 while the cycle is only watched.", part="schedule"),
+    Quantity(
+        "cycle_weight",
+        "Weight of the cycle loss (λ)",
+        "0 while the cycle is only watched.",
+        part="schedule",
+        is_of=_has_weight,
+    ),
 )
 
 
@@ -201,7 +232,7 @@ def _draw(quantity: Quantity, runs: Sequence[RunReport], colors: Sequence[int]) 
     all_series = [
         Series(run.name, color, points)
         for run, color in zip(runs, colors, strict=True)
-        if (points := tuple(_thinned(_points(run, quantity.key))))
+        if quantity.is_of(run) and (points := tuple(_thinned(_points(run, quantity.key))))
     ]
     if not all_series:
         return None

@@ -14,10 +14,13 @@ __all__ = ["sweep"]
 
 
 def sweep(table: str, data: str | Path, **settings: Any) -> "Sweep":
-    """Train and evaluate every row of an ablation table; options as of `cyclecontrast sweep`; raises UserError."""
-    from cyclecontrast.sweep.command import run_sweep
+    """Train and evaluate every row of an ablation table; options as of `cyclecontrast sweep`; raises UserError.
 
-    return run_sweep(checked(SweepConfig, {"table": table, "data": data, **settings}))
+    Cells that failed are in the result's `problems`; where all did, it raises.
+    """
+    from cyclecontrast.sweep.command import make_sweep
+
+    return make_sweep(checked(SweepConfig, {"table": table, "data": data, **settings}))
 
 
 make_callable(__name__)

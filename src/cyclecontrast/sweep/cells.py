@@ -11,7 +11,6 @@ from cyclecontrast.evaluate import evaluate_config
 from cyclecontrast.evaluate.registry import PROTOCOLS
 from cyclecontrast.files import replacing
 from cyclecontrast.train.pretrain import pretrain
-from cyclecontrast.train.run_folder import read_about
 
 Settings = dict[str, Any]
 
@@ -67,7 +66,7 @@ def settings_of(config: PretrainConfig) -> Settings:
 
 
 def check_begun(cell: Cell) -> None:
-    """Raise UserError where the run's folder was begun with other settings or data, or is not a sweep's.
+    """Raise UserError where the run's folder was begun with other settings or data, is damaged, or is not a sweep's.
 
     What it trains with is what its config.toml says, also where a sweep of another version began it.
     """
@@ -77,7 +76,7 @@ def check_begun(cell: Cell) -> None:
         return
     if not _has_begun(cell):
         return
-    data = json.loads(cell.note.read_text())["data"]
+    data = _read(cell, cell.note, "data")
     begun, asked = {**settings_of(_begun(cell)), "data": data}, {**cell.settings, "data": cell.data_fingerprint}
     changed = [
         f"{name} {_shown(begun.get(name))}, not {_shown(asked.get(name))}"
@@ -89,8 +88,9 @@ def check_begun(cell: Cell) -> None:
 
 
 def is_trained(cell: Cell) -> bool:
-    """Whether the training has come to its end."""
-    return (cell.run / "run.json").exists() and read_about(cell.run)["status"] == "finished"
+    """Whether the training has come to its end; raises UserError where run.json is damaged."""
+    about = cell.run / "run.json"
+    return about.exists() and _read(cell, about, "status") == "finished"
 
 
 def run_cell(cell: Cell) -> dict[str, dict[str, float]]:
@@ -119,6 +119,15 @@ def _train(cell: Cell) -> None:
 
 def _has_begun(cell: Cell) -> bool:
     return (cell.run / "config.toml").exists()
+
+
+def _read(cell: Cell, path: Path, key: str) -> Any:
+    try:
+        return json.loads(path.read_text())[key]
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{path}: is damaged; delete {cell.run} and {cell.note}, and the same command trains it again"
+        ) from error
 
 
 def _begun(cell: Cell) -> PretrainConfig:

@@ -15,6 +15,20 @@ from cyclecontrast.train.progress import console
 
 
 def run_sweep(config: SweepConfig) -> Sweep:
+    """As `make_sweep`; where a cell failed it prints the table itself and raises UserError, so that scripts notice."""
+    sweep = make_sweep(config)
+    failed = dict.fromkeys(problem.partition(": ")[0] for problem in sweep.problems)
+    if failed:
+        print(sweep, flush=True)
+        raise UserError(
+            f"{len(failed)} of {len(sweep.rows) * sweep.num_seeds} cells are not finished: {'; '.join(failed)}; the "
+            f"same command goes on; a cell that is damaged is trained anew once its folder in {sweep.folder / 'runs'} "
+            "is deleted"
+        )
+    return sweep
+
+
+def make_sweep(config: SweepConfig) -> Sweep:
     """Train and evaluate what is not done yet and write the table into `config.out`; raises UserError.
 
     A cell that fails is told of and the others go on; raises UserError where none ends well.

@@ -54,12 +54,18 @@ class Measured(NamedTuple):
 class Ranking(NamedTuple):
     """The rows by a metric, over the seeds that all measured rows have.
 
-    `best` has the highest mean; `near` are the rows that are not clearly below it, or not there at all.
+    `best` have the highest mean as it is shown, the highest first; `near` are the other rows that are not clearly below
+    the first, or not there at all.
     """
 
-    best: Measured
+    best: tuple[Measured, ...]
     near: tuple[Measured, ...]
     seeds: Set[int]
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether one row is clearly above every other."""
+        return len(self.best) == 1 and not self.near
 
 
 class Line(NamedTuple):
@@ -103,7 +109,7 @@ class Sweep:
         papers = list(dict.fromkeys(one.column for one in figures))
         notes = self._notes(figures)
         rankings = {metric.title: self._rank(metric.title) for metric in self.metrics}
-        clear = {title: found.best.row for title, found in rankings.items() if found is not None and not found.near}
+        clear = {title: found.best[0].row for title, found in rankings.items() if found is not None and found.is_clear}
         for one in self.rows:
             texts = [one.text(metric.title) for metric in self.metrics]
             bold = [clear.get(metric.title) == one.row for metric in self.metrics]
@@ -158,8 +164,10 @@ class Sweep:
         means = [(mean, one) for one in rows if (mean := one.mean(metric)) is not None]
         if not means:
             return None
-        best = max(means, key=lambda item: item[0])[1]
-        near = (one for one in rows if one is not best and not _is_clear(self._gain(best, one, metric)))
+        top, first = max(means, key=lambda item: item[0])
+        tied = [one for mean, one in means if one is not first and f"{mean:.1f}" == f"{top:.1f}"]
+        best = (first, *tied)
+        near = (one for one in rows if one not in best and not _is_clear(self._gain(first, one, metric)))
         return Ranking(best, tuple(near), seeds)
 
     def _leader(self, metric: str, chosen: Measured) -> str:
@@ -168,11 +176,13 @@ class Sweep:
             return f"not ranked by {metric}: the rows have no seed in common"
         best, near, seeds = found
         measured = [one.row.name for one in near if one.mean(metric) is not None]
-        names = "all others" if len(measured) == len(self.rows) - 1 else ", ".join(measured)
-        noise = f", within the noise of {names}" if names else "" if near else ", clearly"
+        names = "all others" if 0 < len(measured) == len(self.rows) - len(best) else ", ".join(measured)
+        noise = f", within the noise of {names}" if names else ", clearly" if found.is_clear else ""
         some = f", over {len(seeds)} of {self.num_seeds} seeds" if len(seeds) < self.num_seeds else ""
-        text = f"first by {metric}: {best.row.name}{noise if len(seeds) > 1 else ''}{some}"
-        if chosen.over(seeds, metric).mean(metric) in (None, best.mean(metric)):
+        leaders = ", ".join(one.row.name for one in best)
+        place = "first" if len(best) == 1 else "tied first"
+        text = f"{place} by {metric}: {leaders}{noise if len(seeds) > 1 else ''}{some}"
+        if chosen.over(seeds, metric).mean(metric) is None or any(one.row == chosen.row for one in best):
             return text
         return f"{text}; not {chosen.row.name}, which the paper finds best"
 

@@ -29,10 +29,11 @@ class Gain(NamedTuple):
         return bool(abs(self.mean) * math.sqrt(self.num_seeds) > limit * self.deviation)
 
     def __str__(self) -> str:
+        mean = f"{self.mean:+.1f}" if round(self.mean, 1) else "0.0"
         if self.deviation is None:
-            return f"{self.mean:+.1f} (one seed proves nothing)"
+            return f"{mean} (one seed proves nothing)"
         verdict = "significant" if self.is_significant else "not significant"
-        return f"{self.mean:+.1f} ± {self.deviation:.1f} ({verdict})"
+        return f"{mean} ± {self.deviation:.1f} ({verdict})"
 
 
 def gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Gain | None:

@@ -57,7 +57,7 @@ def make_plan(config: SweepConfig) -> Plan:
     attempt(lambda: list(map(check_begun, cells)), problems)
     if problems:
         raise UserError(*dict.fromkeys(problems))
-    return Plan(table, rows, cells, jobs, folder, _about(config, store, cells[0].pretraining, queue))
+    return Plan(table, rows, cells, jobs, folder, _about(config, store, cells[0].pretraining, queue, like.run))
 
 
 def _check(config: SweepConfig, table: Table, folder: Path) -> None:
@@ -125,7 +125,7 @@ def _evaluations(config: SweepConfig, table: Table) -> tuple[Evaluation, ...]:
     )
 
 
-def _about(config: SweepConfig, store: FrameStore, resolved: PretrainConfig, queue: int | None) -> str:
+def _about(config: SweepConfig, store: FrameStore, resolved: PretrainConfig, queue: int | None, runs: Path) -> str:
     length = f"{resolved.steps:,} steps" if resolved.steps else f"{resolved.epochs:,} epochs by steps"
     lines = [
         f"Pretrained on {config.data} ({store.num_videos:,} videos, {store.num_frames:,} frames), "
@@ -136,7 +136,10 @@ def _about(config: SweepConfig, store: FrameStore, resolved: PretrainConfig, que
         lines.append(f"Sizes are scaled from the paper's queue of 65,536 keys to {queue:,}.")
     elif not config.small and resolved.cycle_queue_size > store.num_frames:
         lines.append(
-            f"The queue of {resolved.cycle_queue_size:,} keys holds each of {store.num_frames:,} frames more than "
-            "once; --small scales it."
+            f"The queue of {resolved.cycle_queue_size:,} keys is longer than the {store.num_frames:,} frames; "
+            "--small scales it."
         )
+    found = (path.name.rpartition("-seed")[2] for path in runs.glob("*-seed*"))
+    if any(seed.isdecimal() and int(seed) >= config.seeds for seed in found):
+        lines.append(f"Seeds: {', '.join(map(str, range(config.seeds)))}; more are in the folder.")
     return " ".join(lines)

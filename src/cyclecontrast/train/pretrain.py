@@ -13,7 +13,7 @@ from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs, load_batches
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import check_new_run
-from cyclecontrast.loss.objectives import measure
+from cyclecontrast.loss.objectives import OBJECTIVES, measure
 from cyclecontrast.model.backbone import Backbone, make_backbone
 from cyclecontrast.model.checkpoint import load_backbone, save_backbone
 from cyclecontrast.model.hardware import limited_threads, pick_device, pick_precision, pick_workers
@@ -25,7 +25,7 @@ from cyclecontrast.train.open_data import count_videos, make_pairs, prepare_vide
 from cyclecontrast.train.presets import DataSize, Machine, resolve
 from cyclecontrast.train.progress import Clock, Row, console, progress_bar
 from cyclecontrast.train.training import Hardware, StepResult, Training, make_training, restore, state_of, train_step
-from cyclecontrast.train.verdict import Verdict
+from cyclecontrast.train.verdict import Verdict, last_measured
 from cyclecontrast.versions import package_versions
 
 LARGEST_WEIGHT = 1e6
@@ -33,15 +33,19 @@ OF_HEALTH = ("verdict", "reason", "health")
 
 
 class Run(NamedTuple):
-    """A finished pretraining: its folder, its backbone, its last metrics; its text says how to go on."""
+    """A finished pretraining: its folder, its backbone, its last metrics; its text says how to go on.
+
+    `judged_at` names the step of the verdict where the training went on behind it.
+    """
 
     folder: Path
     backbone: Backbone
     metrics: Row
     verdict: Verdict | None = None
+    judged_at: str = ""
 
     def __str__(self) -> str:
-        health = f"health: {self.verdict}\n" if self.verdict is not None else ""
+        health = f"health{self.judged_at}: {self.verdict}\n" if self.verdict is not None else ""
         return (
             f"{health}backbone: {self.folder / 'backbone.safetensors'}\n"
             f"next: cyclecontrast evaluate knn {self.folder} DATA, or embed, export, report"
@@ -53,9 +57,11 @@ def pretrain(config: PretrainConfig) -> Run:
     device = pick_device(config.device)
     world = join_world(device)
     machine = Machine(device.type == "cpu", world.size)
+    unread = _unread(config)
     config, pairs = _open(config, machine, world)
     config = config.model_copy(update={"precision": pick_precision(config.precision, device)})
     backbone = _make_backbone(config)
+    _check_images(backbone)
     total = num_steps(config, pairs)
     settled = {"backbone": backbone.name, "health_every": steps_between(config.health_every, total)}
     config = config.model_copy(update=settled)
@@ -63,6 +69,8 @@ def pretrain(config: PretrainConfig) -> Run:
         hardware = Hardware(device, config.precision, world)
         training = make_training(config, backbone, total, hardware)
         start = _open_run(training, pairs)
+        if unread and world.rank == 0:
+            console.print(f"plays no part in {config.objective}: {', '.join(unread)}")
         try:
             row = _train(training, pairs, start)
         except KeyboardInterrupt:
@@ -147,9 +155,10 @@ def _prepare(config: PretrainConfig, machine: Machine, num_videos: int, problems
     """Prepare the videos, unless there are problems; the size of their frames, taken for 256, gives none."""
     if num_videos == 1:
         problems.append(f"data: {config.data}: holds one video; contrasting needs two at least")
-    attempt(lambda: resolve(config, DataSize(num_videos, 256), machine), problems)
-    if problems:
+    resolved = attempt(lambda: resolve(config, DataSize(num_videos, 256), machine), problems)
+    if problems or resolved is None:
         raise UserError(*problems)
+    _check_images(_make_backbone(resolved))
     prepare_videos(config)
 
 
@@ -157,6 +166,35 @@ def _check_backbone(config: PretrainConfig) -> None:
     name = _make_backbone(config).name
     if "backbone" in config.model_fields_set and config.backbone != name:
         raise UserError(f"init: {config.init} holds a {name}, but backbone is {config.backbone}; leave one of them out")
+
+
+def _check_images(backbone: Backbone) -> None:
+    """Raise UserError where a network of timm does not take images of the size; ours take any."""
+    size = backbone.image_size
+    if not backbone.name.startswith("timm:"):
+        return
+    try:
+        with torch.inference_mode():
+            backbone.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = f"image_size: {backbone.name} does not take images of {size} px ({reason}); set --image-size"
+        raise UserError(problem) from error
+    finally:
+        backbone.train()
+
+
+def _unread(config: PretrainConfig) -> list[str]:
+    """Return the options that were asked for although the objective's training does not read them."""
+    needs = OBJECTIVES[config.objective].needs
+    is_read = {
+        **dict.fromkeys(("cycle_weight", "cycle_start"), needs.has_intra and needs.has_cycle),
+        **dict.fromkeys(("cycle_queue_size", "support_size", "top_k", "split_by"), needs.has_cycle),
+        **dict.fromkeys(("momentum", "momentum_ramp", "momentum_rise", "bn_groups"), bool(needs.keys)),
+        "queue_size": needs.has_intra,
+        "temperature": config.objective not in ("simsiam", "byol"),
+    }
+    return [name for name, read in is_read.items() if not read and name in config.asked()]
 
 
 def _make_backbone(config: PretrainConfig) -> Backbone:
@@ -238,7 +276,7 @@ def _save(training: Training, done: int) -> None:
 
 
 def _metrics(training: Training, pairs: FramePairs, result: StepResult, step: int, clock: Clock) -> Row:
-    losses, rates = result.losses, measure(result.inputs, training.objective)
+    losses, rates, needs = result.losses, measure(result.inputs, training.objective), training.objective.needs
     row: Row = {
         "step": step + 1,
         "epoch": (step + 1) * training.config.batch_size / pairs.num_videos,
@@ -247,7 +285,7 @@ def _metrics(training: Training, pairs: FramePairs, result: StepResult, step: in
         "intra_loss": losses.intra.item(),
         **{f"{name}_loss": value.item() for name, value in losses.more},
         "cycle_loss": losses.cycle.item(),
-        "cycle_weight": result.inputs.cycle_weight,
+        "cycle_weight": result.inputs.cycle_weight if needs.has_intra and needs.has_cycle else math.nan,
         "intra_accuracy": rates.intra_accuracy,
         "cycle_closed": rates.cycle_closed,
         "gradient_norm": result.gradient_norm.item(),
@@ -288,12 +326,14 @@ def _stop(training: Training, message: str) -> str:
 
 
 def _close_run(training: Training, row: Row) -> Run:
-    config, backbone, verdict = training.config, training.encoder.backbone.eval(), None
+    config, backbone, verdict, judged_at = training.config, training.encoder.backbone.eval(), None, ""
     if training.hardware.world.rank == 0:
         backbone, verdict = best_backbone(training), read_verdict(config.out, config)
+        judged = last_measured(run_folder.read_metrics(config.out))
+        judged_at = f" (at step {judged:,} of {training.num_steps:,})" if judged < training.num_steps else ""
         save_backbone(backbone, config.out)
         run_folder.change_about(config.out, status="finished")
         if row.get("replaced_frames"):
             console.print(f"{row['replaced_frames']:,} frames could not be read and were replaced by their neighbors")
     leave_world()
-    return Run(config.out, backbone, row, verdict)
+    return Run(config.out, backbone, row, verdict, judged_at)

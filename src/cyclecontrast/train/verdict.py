@@ -101,6 +101,11 @@ def chosen_step(rows: Sequence[Row], known: Known) -> int:
     return int((best if clearly else last)["step"])
 
 
+def last_measured(rows: Sequence[Row]) -> int:
+    """Return the last step that health was measured at, 0 where there is none."""
+    return max((int(row["step"]) for row in _measured(rows)), default=0)
+
+
 def _measured(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.get("health_same_video") is not None]
 
@@ -158,8 +163,10 @@ def _collapsed(history: _History) -> str:
     spread, rank = history.last.get("health_deviation", 1.0), history.last.get("health_rank", math.inf)
     if history.is_more(history.found, history.before):
         return ""
-    if spread < SAME or rank < LEAST_RANK:
+    if spread < SAME:
         return f"all videos get nearly the same vector, deviation {spread:.3f} of 1; {history.in_words()}"
+    if rank < LEAST_RANK:
+        return f"all vectors lie on one line, rank {rank:.1f}; {history.in_words()}"
     began_above, is_above = (history.is_more(one, history.chance) for one in (history.before, history.found))
     if began_above and history.is_more(history.before, history.found) and not is_above:
         return f"the vectors say nothing of the video; {history.in_words()}"
@@ -195,7 +202,9 @@ def _under_trained(history: _History) -> str:
     # Without the errors: that few videos say little of a rate does not bring it near 1.
     has_room = history.is_more(Retrieval(1.0), Retrieval(max(before.rate, found.rate)))
     if has_room and not known.is_given and not history.is_more(found, before):
-        return f"it retrieves hardly better than before training; {history.in_words()}"
+        noise = f" (the difference is within the noise of {known.num_views:,} views)"
+        better = f"clearly better than before training{noise}" if found > before else "better than before training"
+        return f"retrieval is not {better}; {history.in_words()}"
     loss = history.last.get("health_queue_loss", 0.0)
     # Perfect: each query equals its positive and is orthogonal to the keys. At a high temperature even that costs.
     perfect, guessing = math.log1p(known.num_keys * math.exp(-1 / known.temperature)), math.log1p(known.num_keys)
