@@ -1,6 +1,6 @@
 """Does health without labels choose what labels would? Same-video retrieval in held-out videos against kNN with labels.
 
-    python studies/health_choice.py                # four trainings on the demo's videos: 20 minutes on two cores
+    python studies/health_choice.py                # four trainings on the demo's videos
 
 Both are measured every hundred steps. Printed are every pair, the step that each would choose, without labels as
 `pretrain --select health` does, and the rank correlation over the steps of a training and over the ends of all.

@@ -1,6 +1,6 @@
 """Does every objective learn on the demo's videos? kNN on frames of unseen instances, against random weights.
 
-    python studies/objectives.py                  # all, 1,500 steps each: about an hour on two cores
+    python studies/objectives.py                  # all, 1,500 steps each: an hour or more
     python studies/objectives.py byol simsiam
 
 Clearly above is more than two standard errors of a difference on 300 instances: the four frames that show each of them

@@ -2,7 +2,7 @@
 
     python studies/replication.py ../shared/data --out replication                 # ResNet-18 at 112 px: a GPU
     python studies/replication.py ../shared/data --out replication --backbone resnet10-small-w16 --image-size 32 \\
-        --steps 1000 --seeds 1 --only knn linear                                   # half an hour on two cores
+        --steps 1000 --seeds 1 --only knn linear                                   # what a CPU can do
 
 Gathers the folders of frames named in FRAMES and the video files below those in VIDEOS, all below DATA_ROOT, as one set
 of videos, trains on all of it, and evaluates each run by `evaluate all`. Left out are ucf101_layout/gtsrb_clips, which

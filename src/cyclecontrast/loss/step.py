@@ -107,6 +107,11 @@ class Needs(NamedTuple):
     constant_head_rate: bool = False
 
     @property
+    def weighs_cycle(self) -> bool:
+        """Whether λ plays a part: a cycle loss stands beside an intra loss."""
+        return self.has_intra and self.has_cycle
+
+    @property
     def is_of_one_frame(self) -> bool:
         """Whether unrelated images can be learned from."""
         return self.same_frame and self.further is no_further

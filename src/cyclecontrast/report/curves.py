@@ -109,8 +109,7 @@ def _of(
 
 
 def _has_weight(run: RunReport) -> bool:
-    needs = OBJECTIVES[run.config.objective].needs
-    return needs.has_intra and needs.has_cycle
+    return OBJECTIVES[run.config.objective].needs.weighs_cycle
 
 
 def _found_by_chance(candidates: int) -> float:

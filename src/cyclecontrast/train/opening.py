@@ -52,7 +52,7 @@ def unread_options(config: PretrainConfig) -> list[str]:
     """Return the options that were asked for although the objective's training does not read them."""
     needs = OBJECTIVES[config.objective].needs
     is_read = {
-        **dict.fromkeys(("cycle_weight", "cycle_start"), needs.has_intra and needs.has_cycle),
+        **dict.fromkeys(("cycle_weight", "cycle_start"), needs.weighs_cycle),
         **dict.fromkeys(("cycle_queue_size", "support_size", "top_k", "split_by"), needs.has_cycle),
         **dict.fromkeys(("momentum", "momentum_ramp", "momentum_rise", "bn_groups"), bool(needs.keys)),
         "queue_size": needs.has_intra,

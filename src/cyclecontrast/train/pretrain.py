@@ -191,7 +191,7 @@ def _metrics(training: Training, pairs: FramePairs, result: StepResult, step: in
         "intra_loss": losses.intra.item(),
         **{f"{name}_loss": value.item() for name, value in losses.more},
         "cycle_loss": losses.cycle.item(),
-        "cycle_weight": result.inputs.cycle_weight if needs.has_intra and needs.has_cycle else math.nan,
+        "cycle_weight": result.inputs.cycle_weight if needs.weighs_cycle else math.nan,
         "intra_accuracy": rates.intra_accuracy,
         "cycle_closed": rates.cycle_closed,
         "gradient_norm": result.gradient_norm.item(),
