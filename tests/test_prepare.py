@@ -18,9 +18,7 @@ import webdataset
 
 from cyclecontrast.config import PrepareConfig
 from cyclecontrast.data.prepare import prepare
-from cyclecontrast.data.prepare_plan import settings_of
 from cyclecontrast.data.shard_writer import member_name
-from cyclecontrast.data.store_folder import locked_store
 from cyclecontrast.errors import UserError
 from tests import make_videos as make
 
@@ -325,11 +323,18 @@ def test_a_folder_of_unreadable_videos_leaves_nothing(tmp_path):
 def test_two_at_once_are_refused(videos, tmp_path):
     """A second prepare on a store that is being written is turned away and changes nothing."""
     out = tmp_path / "store"
-    with locked_store(out, settings_of(PrepareConfig(videos=videos, out=out, every=5))):
+    hold = (
+        "import sys, time; from pathlib import Path; from cyclecontrast.files import locked\n"
+        "with locked(Path(sys.argv[1]), 'out'): print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, str(out)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
         before = files_of(out)
         (problem,) = problems_of(videos=videos, out=out)
-        assert "another prepare is at work" in problem
+        assert f"in use by process {holder.pid}" in problem
         assert files_of(out) == before
+        holder.kill()
     assert run(videos, out).num_videos == 3
 
 

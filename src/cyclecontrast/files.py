@@ -1,11 +1,15 @@
 """Output that is either the old file or the whole new one."""
 
 import contextlib
+import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from cyclecontrast.errors import UserError
+
+LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
@@ -35,9 +39,31 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Keep other processes from writing to a folder; the lock goes with the process, however that ends.
+
+    Raises UserError that names the owner where another process has it; `name` is the option that named the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a+") as lock:
+        try:
+            # Unlike flock's, this lock is not shared with workers, who outlive a killed parent for some seconds.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            raise UserError(f"{name}: {folder} is in use by {owner}; wait for it, stop it, or name another") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+        lock.truncate(0)
+
+
 def check_new_run(folder: Path) -> None:
     """Raise UserError where a run's folder already holds something besides the frames prepared for it."""
-    if folder.is_dir() and any(path.name != "frames" for path in folder.iterdir()):
+    if folder.is_dir() and any(path.name not in ("frames", LOCK_FILE) for path in folder.iterdir()):
         raise UserError(f"out: {folder} is not empty; name another folder, or go on with --resume {folder}")
     check_folder(folder)
 

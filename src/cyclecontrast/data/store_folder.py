@@ -1,6 +1,5 @@
 """The folder of a store: whether it may be one, the lock on it during a prepare, and its removal."""
 
-import fcntl
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from cyclecontrast.data.store_files import read_settings, write_settings
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import check_folder
+from cyclecontrast.files import LOCK_FILE, check_folder, locked
 
 
 def check_place(videos: Path, out: Path) -> None:
@@ -25,7 +24,7 @@ def check_store(out: Path, settings: Mapping[str, object]) -> None:
     check_folder(out)
     if (out / "store.json").exists():
         _check_settings(out, settings)
-    elif out.exists() and any(entry.name != ".lock" and entry.suffix != ".part" for entry in out.iterdir()):
+    elif out.exists() and any(entry.name != LOCK_FILE and entry.suffix != ".part" for entry in out.iterdir()):
         raise UserError(f"out: {out} has something else in it and is no frame store; name a new folder")
 
 
@@ -48,12 +47,7 @@ def _shown(value: object) -> str:
 def locked_store(out: Path, settings: Mapping[str, object]) -> Iterator[list[Path]]:
     """Makes and locks the store; gives the folders made for it, innermost first."""
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"out: another prepare is at work in {out}; wait for it or stop it") from None
+    with locked(out, "out"):
         # A process that has ended in the meantime may have made the store with other settings.
         check_store(out, settings)
         clear(out)
@@ -71,7 +65,7 @@ def clear(out: Path) -> None:
 
 def take_back(out: Path, made: Sequence[Path]) -> None:
     """Removes a store and the folders made for it."""
-    for name in ("store.json", "videos.parquet", "frames.parquet", ".lock"):
+    for name in ("store.json", "videos.parquet", "frames.parquet", LOCK_FILE):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / "shards")
     for folder in made:
