@@ -14,7 +14,6 @@ from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.model.checkpoint import load_backbone
 from cyclecontrast.train.pretrain import pretrain
-from cyclecontrast.train.run_folder import read_about
 from tests import make_videos as make
 
 TINY = {
@@ -96,23 +95,6 @@ def test_the_terms_of_a_loss_are_logged(tree, tmp_path):
     assert row["cycle_loss"] is None
 
 
-def test_a_run_from_before_other_objectives_goes_on(tree, tmp_path):
-    """A config without the newer options, and a state without a head, are those of a run that can be resumed."""
-    whole = run(tree, tmp_path / "run", checkpoint_every=2)
-    shutil.rmtree(whole.folder / "checkpoints" / "step-00000004")
-    state = load_file(whole.folder / "checkpoints" / "step-00000002" / "state.safetensors")
-    assert {name.split("/")[0] for name in state} == {
-        "encoder",
-        "momentum_encoder",
-        "intra_queue",
-        "cycle_queue",
-        "sgd",
-    }
-    config, newer = whole.folder / "config.toml", ("positives", "own_key", "self_", "momentum_rise")
-    config.write_text("\n".join(line for line in config.read_text().splitlines() if not line.startswith(newer)))
-    assert cc.pretrain(resume=whole.folder).metrics["loss"] == whole.metrics["loss"]
-
-
 def test_a_run_is_a_function_of_its_seed(tree, tmp_path):
     """The config that a run wrote reruns it to the bit, with other workers too; another seed gives other weights."""
     first = run(tree, tmp_path / "first")
@@ -127,86 +109,12 @@ def test_a_run_is_a_function_of_its_seed(tree, tmp_path):
     assert lines_of(other.folder) != lines_of(first.folder)
 
 
-@pytest.mark.parametrize("objective", ["cycle", "byol", "vince"])
-def test_a_resumed_run_is_the_same_run(tree, tmp_path, objective):
-    """Stopped after any checkpoint and resumed, a run ends with the same bits and each step in its metrics once.
-
-    With a queue of two losses, with a predictor, and with eight views of a video.
-    """
-    whole = run(tree, tmp_path / "whole", objective=objective, steps=6, checkpoint_every=3, cycle_start=0.4)
-    part = tmp_path / "part"
-    shutil.copytree(whole.folder, part)
-    shutil.rmtree(part / "checkpoints" / "step-00000006")
-    (part / "backbone.safetensors").unlink()
-    with (part / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "lo')
-    cc.pretrain(resume=part)
-    assert lines_of(part) == lines_of(whole.folder)
-    states = [load_file(folder / "checkpoints/step-00000006/state.safetensors") for folder in (whole.folder, part)]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-
-
-def test_resuming_a_finished_run_does_nothing_more(tree, tmp_path):
-    """A run that was complete is complete again, with the same metrics and backbone."""
-    done = run(tree, tmp_path / "run")
-    before = lines_of(done.folder), (done.folder / "backbone.safetensors").read_bytes()
-    assert cc.pretrain(resume=done.folder).metrics["step"] == 4
-    assert (lines_of(done.folder), (done.folder / "backbone.safetensors").read_bytes()) == before
-
-
-def test_a_resumed_run_refuses_other_data(tree, tmp_path):
-    """Frames that were added since the run began are noticed, and the run is left as it is."""
-    data = tmp_path / "data"
-    shutil.copytree(tree, data)
-    done = run(data, tmp_path / "run", checkpoint_every=2)
-    shutil.copytree(data / "group_0", data / "group_9")
-    before = {path: path.read_bytes() for path in done.folder.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="not the data"):
-        cc.pretrain(resume=done.folder)
-    assert {path: path.read_bytes() for path in done.folder.rglob("*") if path.is_file()} == before
-
-
-def test_a_resumed_run_keeps_its_frames(tmp_path):
-    """A run on a folder of videos is resumed on the frames it began with, though a video was added since."""
-    videos = tmp_path / "videos"
-    for number in range(3):
-        videos.mkdir(exist_ok=True)
-        make.write_numbered(videos / f"{number}.mp4", num_frames=10)
-    done = run(videos, tmp_path / "run", steps=2, checkpoint_every=1)
-    shutil.rmtree(done.folder / "checkpoints" / "step-00000002")
-    make.write_numbered(videos / "9.mp4", num_frames=10)
-    assert cc.pretrain(resume=done.folder).metrics["step"] == 2
-    with pytest.raises(UserError, match="resume: settings must stay as they are; out"):
-        cc.pretrain(resume=done.folder, out=tmp_path / "other")
-
-
 def test_an_unreadable_first_frame_does_not_stop_a_run(tree, tmp_path):
     """A damaged frame is replaced by another of its video, wherever it is, and counted."""
     data = tmp_path / "data"
     shutil.copytree(tree, data)
     (data / "group_0" / "video_0" / "0.png").write_bytes(b"")
     assert run(data, tmp_path / "run", steps=6).metrics["replaced_frames"] > 0
-
-
-@pytest.mark.parametrize("interrupt_at", [3])
-def test_an_interrupt_says_how_to_go_on(tree, tmp_path, monkeypatch, interrupt_at):
-    """Ctrl-C in the middle leaves a run that can be resumed, and the message names the command."""
-    from cyclecontrast.train import pretrain as module
-
-    original = module.train_step
-
-    def interrupted(training, batch, step):
-        if step == interrupt_at:
-            raise KeyboardInterrupt
-        return original(training, batch, step)
-
-    monkeypatch.setattr(module, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="--resume"):
-        run(tree, tmp_path / "run", steps=6, checkpoint_every=2)
-    monkeypatch.setattr(module, "train_step", original)
-    assert cc.pretrain(resume=tmp_path / "run").metrics["step"] == 6
-    assert [row["step"] for row in lines_of(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tree, tmp_path):
@@ -344,10 +252,3 @@ def test_training_starts_from_given_weights(tree, tmp_path):
     second = run(tree, tmp_path / "second", init=str(first.folder), learning_rate=1e-12, weight_decay=0.0)
     for (name, one), two in zip(first.backbone.named_parameters(), second.backbone.parameters(), strict=True):
         assert torch.allclose(one, two, atol=1e-6), name
-
-
-def test_a_damaged_run_json_is_told(tmp_path):
-    """Resuming a run whose run.json was cut says which file it is."""
-    (tmp_path / "run.json").write_text('{"versions"')
-    with pytest.raises(UserError, match=r"run\.json: is damaged"):
-        read_about(tmp_path)

@@ -57,15 +57,21 @@ def locked(folder: Path, name: str) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
-        yield
-        lock.truncate(0)
+        try:
+            yield
+        finally:
+            lock.truncate(0)
 
 
 def check_new_run(folder: Path) -> None:
     """Raise UserError where a run's folder already holds something besides the frames prepared for it."""
-    if folder.is_dir() and any(path.name not in ("frames", LOCK_FILE) for path in folder.iterdir()):
+    if folder.is_dir() and any(not _is_left_over(path) for path in folder.iterdir()):
         raise UserError(f"out: {folder} is not empty; name another folder, or go on with --resume {folder}")
     check_folder(folder)
+
+
+def _is_left_over(path: Path) -> bool:
+    return path.name in ("frames", LOCK_FILE) or path.suffix == ".part"
 
 
 def check_folder(folder: Path) -> None:

@@ -1,26 +1,32 @@
 """One process or many: what crosses between processes, and nothing else, is here."""
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cyclecontrast.data.loader_workers import deaths_told
+from cyclecontrast.errors import UserError
 from cyclecontrast.model.encoders import Encoder, Features, encode_in_groups
 
+LONGEST_STEP = timedelta(minutes=10)
+"""A process that is silent for so long counts as lost."""
 LONGEST_WAIT = timedelta(hours=12)
 """The others wait while the first process prepares videos."""
 
 
 class World(NamedTuple):
-    """This process's number and how many there are."""
+    """This process's number and how many there are; `hosts` joins them for short messages that need no device."""
 
     rank: int
     size: int
+    hosts: dist.ProcessGroup | None = None
 
 
 def join_world(device: torch.device) -> World:
@@ -29,26 +35,57 @@ def join_world(device: torch.device) -> World:
         return World(0, 1)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
-    return World(dist.get_rank(), dist.get_world_size())
+    with _together():
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_STEP)
+        hosts = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    return World(dist.get_rank(), dist.get_world_size(), hosts)
 
 
 @contextlib.contextmanager
 def first_process_first(world: World) -> Iterator[None]:
-    """Let the first process do what is within before the others do it."""
+    """Let the first process do what is within before the others do it; where it fails, they end, too."""
     if world.rank:
-        dist.barrier()
+        with _together():
+            dist.barrier(world.hosts)
     yield
     if world.size > 1 and world.rank == 0:
-        dist.barrier()
+        with _together():
+            dist.barrier(world.hosts)
 
 
 def leave_world() -> None:
     """Leave the other processes, once all are done."""
     if dist.is_initialized():
-        dist.barrier()
+        with _together():
+            dist.barrier()
         dist.destroy_process_group()
+
+
+def check_same(settings: Mapping[str, Any], world: World) -> None:
+    """Raise UserError, in all processes, that names each setting in which one differs from the first process."""
+    if world.size == 1:
+        return
+    own = json.dumps(settings, sort_keys=True, default=str).encode()
+    first, *others = (json.loads(text) for text in gather_bytes(own, world))
+    differences = [
+        f"{name}: {first.get(name)} in process 0, {other.get(name)} in process {rank}; start all with the same"
+        for rank, other in enumerate(others, start=1)
+        for name in sorted(first.keys() | other.keys())
+        if first.get(name) != other.get(name)
+    ]
+    if differences:
+        raise UserError(*differences)
+
+
+def largest(number: int, world: World) -> int:
+    """Return the largest of the numbers that the processes have."""
+    if world.size == 1:
+        return number
+    held = torch.tensor(number)
+    with _together():
+        dist.all_reduce(held, dist.ReduceOp.MAX, group=world.hosts)
+    return int(held)
 
 
 def gather(tensor: Tensor, world: World) -> Tensor:
@@ -57,8 +94,22 @@ def gather(tensor: Tensor, world: World) -> Tensor:
         return tensor
     tensor = tensor.contiguous()  # the parts must lie in memory as what is sent does
     parts = [torch.empty_like(tensor) for _ in range(world.size)]
-    dist.all_gather(parts, tensor)
+    with _together():
+        dist.all_gather(parts, tensor)
     return torch.cat(parts)
+
+
+def gather_bytes(own: bytes, world: World) -> list[bytes]:
+    """Return what each process has to say, as bytes: objects would have to be pickled."""
+    longest = largest(len(own), world)
+    if world.size == 1 or not longest:
+        return [own] * world.size
+    padded = torch.zeros(longest, dtype=torch.uint8)
+    padded[: len(own)] = torch.tensor([*own], dtype=torch.uint8)
+    parts = [torch.empty_like(padded) for _ in range(world.size)]
+    with _together():
+        dist.all_gather(parts, padded, group=world.hosts)
+    return [bytes(part.tolist()).rstrip(b"\0") for part in parts]
 
 
 def average_gradients(network: nn.Module, world: World) -> None:
@@ -67,7 +118,8 @@ def average_gradients(network: nn.Module, world: World) -> None:
         return
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
+    with _together():
+        dist.all_reduce(flat)
     flat /= world.size
     for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
@@ -91,3 +143,17 @@ def encode_keys(encoder: Encoder, images: Tensor, num_groups: int, seed: int, wo
     features = encode_in_groups(encoder, share, groups, in_turn)
     back = torch.argsort(order)[mine]
     return Features(*(gather(part, world)[back] for part in features))
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Tell in a line that another process is gone, which shows only when one talks to it."""
+    try:
+        with deaths_told():
+            yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"another process of this training has ended or is silent ({reason}); what it said last tells why. Start "
+            "all again; --resume goes on from the last checkpoint"
+        ) from error

@@ -1,0 +1,132 @@
+"""A training and its run on disk: begun or taken up again, kept on the way, and what is left of it when it stops."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.pairs import FramePairs
+from cyclecontrast.errors import UserError
+from cyclecontrast.files import check_new_run
+from cyclecontrast.train import run_folder
+from cyclecontrast.train.checkpoints import (
+    checkpoints,
+    drop_behind,
+    find_whole,
+    flatten,
+    load_state,
+    save_checkpoint,
+)
+from cyclecontrast.train.distributed import check_same, largest
+from cyclecontrast.train.progress import console
+from cyclecontrast.train.training import Training, restore, state_of
+from cyclecontrast.versions import package_versions
+
+OF_HEALTH = ("verdict", "reason", "health")
+OF_A_PROCESS = {"data", "out", "resume", "workers", "device"}
+"""Settings in which the processes of a training may differ."""
+
+
+def open_run(training: Training, pairs: FramePairs) -> int:
+    """Make the run's folder, or put the training back to its last whole checkpoint; returns the steps already done.
+
+    Raises UserError where the run began with other data or with other settings, or where it cannot be read.
+    """
+    config, store, (device, precision, world) = training.config, pairs.store, training.hardware
+    check_same(config.model_dump(mode="json", exclude=OF_A_PROCESS) | {"data": store.fingerprint}, world)
+    before: dict[str, Any] = {}
+    if config.resume is None:
+        check_new_run(config.out)
+    elif (config.out / run_folder.ABOUT).exists() or checkpoints(config.out):
+        before = run_folder.read_about(config.out)
+        _check_same_data(before, config, store)
+    found = find_whole(config.out)
+    start = largest(found.step if world.rank == 0 else 0, world)
+    if found.step != start:
+        raise UserError(f"out: {config.out} is not the folder that process 0 writes to; name one that all can read")
+    if found.folder is not None:
+        restore(training, load_state(found.folder))
+    largest(0, world)  # all have read before anything is removed
+    if world.rank:
+        return start
+    about: dict[str, Any] = {
+        "versions": package_versions(),
+        "device": run_folder.device_name(device),
+        "precision": precision,
+        "processes": world.size,
+        "data_fingerprint": store.fingerprint,
+        "num_videos": store.num_videos,
+        "num_frames": store.num_frames,
+        "num_single_frame_videos": int((np.diff(store.starts) == 1).sum()),
+        "num_held_out": store.num_videos - pairs.num_videos,
+        "num_steps": training.num_steps,
+        "status": "running",
+        **({name: before[name] for name in OF_HEALTH if name in before} if start else {}),
+    }
+    for leftover in config.out.glob("*.part"):
+        leftover.unlink()
+    run_folder.write_config(config.out, config)
+    run_folder.write_about(config.out, about)
+    run_folder.restore_metrics(config.out, found.folder)
+    run_folder.cut_bests(config.out, start)
+    drop_behind(config.out, start)
+    _announce(training, store, about)
+    if config.resume is not None:
+        _announce_resumed(before, about, found.damages, start)
+    return start
+
+
+def keep(training: Training, done: int) -> None:
+    """Write a checkpoint after so many steps, and forget the backbones that no checkpoint needs; by one process."""
+    if training.hardware.world.rank:
+        return
+    run, state = training.config.out, flatten(state_of(training))
+    save_checkpoint(run, done, state, training.encoder.backbone)
+    run_folder.forget_bests(run, int(checkpoints(run)[0].name[5:]))
+
+
+def note_stop(training: Training, message: str) -> str:
+    """Note in run.json why the run stops, where the disk still takes it, and say what is left of it."""
+    run = training.config.out
+    if training.hardware.world.rank == 0:
+        with contextlib.suppress(OSError):
+            run_folder.change_about(run, status=f"stopped: {message}")
+    kept = checkpoints(run)
+    rest = f"the last good checkpoint is {kept[-1]}; --resume {run} goes on from it" if kept else "no checkpoint yet"
+    return f"{message}; {rest}"
+
+
+def _check_same_data(before: dict[str, Any], config: PretrainConfig, store: FrameStore) -> None:
+    begun_with = before.get("data_fingerprint")
+    if begun_with != store.fingerprint:
+        raise UserError(
+            f"resume: {store.root} is not the data that {config.out} began with (fingerprint {store.fingerprint}, "
+            f"not {begun_with}); restore it, or start a new run"
+        )
+
+
+def _announce(training: Training, store: FrameStore, about: dict[str, Any]) -> None:
+    singles = about["num_single_frame_videos"]
+    alone = f", {singles:,} of them with one frame, which is both query and positive" if singles else ""
+    console.print(f"data: {store.num_videos:,} videos{alone}, {store.num_frames:,} frames ({store.layout})")
+    if about["num_held_out"]:
+        console.print(f"{about['num_held_out']:,} videos are held out, to measure health on (--holdout 0: none)")
+    config = training.config
+    shown = sorted(set(type(config).model_fields) - {"data", "out", "resume"})
+    console.print("settings: " + " ".join(f"{name}={getattr(config, name)}" for name in shown))
+    console.print(f"{training.num_steps:,} steps on {about['device']} in {about['precision']}")
+
+
+def _announce_resumed(before: dict[str, Any], about: dict[str, Any], damages: tuple[str, ...], start: int) -> None:
+    for damage in damages:
+        console.print(f"{damage}: the one before is taken")
+    console.print(f"going on after step {start:,}")
+    changed = [
+        f"{name} was {before[name]}, is {about[name]}"
+        for name in ("device", "precision", "processes", "versions")
+        if name in before and before[name] != about[name]
+    ]
+    if changed:
+        console.print(f"not the same to the bit from here on: {'; '.join(changed)}")

@@ -1,0 +1,61 @@
+"""SIGINT and SIGTERM end a training between two steps, so that what it has learned can be kept."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+from cyclecontrast.train.progress import console
+
+NAMES: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+@dataclass
+class Stop:
+    """The number of the signal that came, 0 before any."""
+
+    signal: int = 0
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Note a signal instead of ending in the middle of a step; a second one ends at once.
+
+    Outside of the main thread, which alone gets signals, nothing is noted.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stop.signal = number
+        put_back()
+        console.print(f"{NAMES[number]}: a checkpoint is written after this step; once more stops now")
+
+    before = {number: signal.signal(number, note) for number in NAMES}
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    try:
+        yield stop
+    finally:
+        put_back()
+
+
+def await_batch_to_tell_of_workers() -> None:
+    """Undo what torch does when a worker dies: it raises in the middle of a step, and it tells at the next batch, too."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def end(number: int, message: str) -> None:
+    """End as programs do after a signal: KeyboardInterrupt after SIGINT, else exit code 128 + number."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt(message)
+    console.print(message)
+    raise SystemExit(128 + number)
