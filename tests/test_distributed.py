@@ -1,13 +1,20 @@
 """Two processes that talk through gloo compute what one process would."""
 
 import json
+import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.model.encoders import Encoder
@@ -91,3 +98,123 @@ def test_torchrun_trains_one_run(tmp_path):
     rows = [json.loads(line) for line in Path(tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 3
+
+
+OPTIONS = {
+    "backbone": "resnet10-small-w8",
+    "image-size": 16,
+    "batch-size": 8,
+    "queue-size": 16,
+    "cycle-queue-size": 16,
+    "support-size": 4,
+    "bn-groups": 2,
+    "workers": 0,
+    "log-every": 1,
+    "checkpoint-every": 4,
+    "device": "cpu",
+    "cycle-start": 0.5,
+    "holdout": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Twelve videos of four frames: stripes of one width and direction each, which move."""
+    return make.write_stripes(tmp_path_factory.mktemp("tree"))
+
+
+def start_two(arguments, second=None):
+    """Start two processes of one training without a launcher, which would end the other; `second` is for the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "cyclecontrast", "pretrain", *(second or arguments if rank else arguments)],
+            env=os.environ | place | {"RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+
+
+def asked(tree, out, **changes):
+    """Return the command's arguments."""
+    return [str(tree), f"--out={out}", *(f"--{name}={value}" for name, value in (OPTIONS | changes).items())]
+
+
+def ends_of(processes):
+    """Wait for both and return their exit codes and what they said."""
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def wait_for_step(run, step):
+    """Wait until the metrics hold so many steps."""
+    path, until = run / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < until and not (path.exists() and len(path.read_text().splitlines()) >= step):
+        time.sleep(0.02)
+
+
+def steps_of(run):
+    """Read the metrics without what depends on the clock."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("images_per_second", "data_wait")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tree, tmp_path_factory):
+    """A run of two processes that nobody disturbs."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    codes, said = ends_of(start_two(asked(tree, out, steps=12)))
+    assert codes == [0, 0], said
+    return out
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_two_killed_ends_the_other_which_says_so(tree, whole, tmp_path, victim):
+    """The one that is left ends with a line and exit code 2, and resumed with both the run is the same to the bit."""
+    out = tmp_path / "run"
+    processes = start_two(asked(tree, out, steps=12))
+    wait_for_step(out, 6)
+    processes[victim].kill()
+    codes, said = ends_of(processes)
+    assert codes[victim] == -signal.SIGKILL, said
+    assert codes[1 - victim] == 2, said
+    assert "another process of this training has ended" in said[1 - victim]
+    assert "Traceback" not in said[1 - victim]
+    codes, said = ends_of(start_two([f"--resume={out}"]))
+    assert codes == [0, 0], said
+    assert steps_of(out) == steps_of(whole)
+    states = [load_file(run / "checkpoints" / "step-00000012" / "state.safetensors") for run in (out, whole)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_signal_to_one_ends_both_at_the_same_step(tree, whole, tmp_path):
+    """SIGTERM that reaches one process only lets both end behind the same step, with a checkpoint of it."""
+    out = tmp_path / "run"
+    processes = start_two(asked(tree, out, steps=12))
+    wait_for_step(out, 2)
+    processes[1].terminate()
+    codes, said = ends_of(processes)
+    assert codes == [143, 143], said
+    codes, said = ends_of(start_two([f"--resume={out}"]))
+    assert codes == [0, 0], said
+    assert steps_of(out) == steps_of(whole)
+
+
+def test_processes_that_differ_are_refused_at_the_start(tree, tmp_path):
+    """Another setting and other data in one of two processes are named, both end, and nothing is written."""
+    shutil.copytree(tree, tmp_path / "other")
+    shutil.rmtree(next((tmp_path / "other").rglob("video_0")))
+    out = tmp_path / "run"
+    for second, told in (
+        (asked(tree, out, steps=12, temperature=0.5), "temperature: 0.2 in process 0, 0.5 in process 1"),
+        (asked(tmp_path / "other", out, steps=12), "data: "),
+    ):
+        codes, said = ends_of(start_two(asked(tree, out, steps=12), second))
+        assert codes == [2, 2], said
+        assert all(told in text for text in said)
+        assert not (out / "config.toml").exists()

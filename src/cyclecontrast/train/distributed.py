@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cyclecontrast.data.loader_workers import deaths_told
 from cyclecontrast.errors import UserError
 from cyclecontrast.model.encoders import Encoder, Features, encode_in_groups
 
@@ -149,8 +148,7 @@ def encode_keys(encoder: Encoder, images: Tensor, num_groups: int, seed: int, wo
 def _together() -> Iterator[None]:
     """Tell in a line that another process is gone, which shows only when one talks to it."""
     try:
-        with deaths_told():
-            yield
+        yield
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
