@@ -25,6 +25,7 @@ from cyclecontrast.train.distributed import World
 from cyclecontrast.train.presets import DataSize, Machine, resolve
 from cyclecontrast.train.run import keep
 from cyclecontrast.train.training import Hardware, make_training, train_step
+from cyclecontrast.train.unreadable import Unreadable
 
 NUM_VIDEOS, METRICS_LINES = 10_000, 400
 
@@ -50,7 +51,7 @@ def percent_of(config: PretrainConfig, device: torch.device, turns: int, steps: 
             float(train_step(training, batch, step).losses.total.detach())
             of_steps.append(time.perf_counter() - began)
         began = time.perf_counter()
-        keep(training, turn)
+        keep(training, Unreadable(), turn)
         of_keeping.append(time.perf_counter() - began)
     step, keeping = statistics.median(of_steps), statistics.median(of_keeping)
     percent = 100 * keeping / (config.checkpoint_every * step)

@@ -455,7 +455,7 @@ def test_bests_of_kept_checkpoints_stay(tmp_path):
     for step in (1, 2, 5, 7):
         run_folder.save_best(tmp_path, step, backbone)
     state = {"x": torch.zeros(1)}
-    for name in ("config.toml", "run.json", "metrics.jsonl"):
+    for name in ("config.toml", "run.json", "metrics.jsonl", "unreadable.json"):
         (tmp_path / name).touch()
     for step in (4, 6):
         save_checkpoint(tmp_path, step, state, backbone)

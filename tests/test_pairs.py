@@ -54,7 +54,8 @@ def shown(sample):
 
 def equal(first, second):
     """Whether two batches are the same to the bit."""
-    return all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True)) and first[3] == second[3]
+    tensors = all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+    return tensors and first.replaced == second.replaced and [*first.unreadable] == [*second.unreadable]
 
 
 def batches(pairs, steps, batch_size=3, rank=0, world=1, workers=0):
@@ -300,6 +301,20 @@ def test_an_unreadable_frame_is_replaced_and_counted(spoiled):
     assert {sample.replaced for sample in samples} == {1, 2}
 
 
+def test_what_was_tried_in_vain_is_named_once(spoiled):
+    """Each unreadable frame on the way to a readable one is named with its reason, in a sample and in a batch once."""
+    pairs = FramePairs(FrameStore.open(spoiled), STILL, SIZE, seed=0, further=three_pairs)
+    samples = [pairs[position] for position in range(80)]
+    for sample in samples:
+        assert len(set(sample.unreadable)) == len(sample.unreadable)
+        assert all("the image does not decode" in frame.reason for frame in sample.unreadable)
+    named = {frame[:2] for sample in samples for frame in sample.unreadable}
+    assert named == {(0, 0), (0, 1), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)}
+    batch = collate(samples)
+    assert len(batch.unreadable) == 7
+    assert {frame[:2] for frame in batch.unreadable} == named
+
+
 def test_replacing_keeps_frames_distinct(tmp_path):
     """Where two readable frames are left, a stand-in is not the frame that the other view shows."""
     write_video(tmp_path / "v0", 5, 0)
@@ -329,6 +344,6 @@ def test_data_without_a_readable_frame_are_told(spoiled, workers):
     with pytest.raises(UserError) as caught:
         list(load_batches(pairs, range(2), 2, 0, 1, workers))
     (line,) = caught.value.problems
-    assert line.startswith("no frame of any video can be read; ")
+    assert line.startswith(f"{spoiled}: no frame of 2 videos can be read, the last is frame ")
     assert "\n" not in line
     assert "Traceback" not in line

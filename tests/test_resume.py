@@ -152,9 +152,9 @@ def test_a_run_without_a_whole_checkpoint_is_refused(whole, tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "config.toml", "run.json"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "unreadable.json", "config.toml", "run.json"])
 def test_the_runs_own_files_may_be_cut_anywhere(whole, tmp_path, name):
-    """Metrics are put back by themselves; of the others it is told that they are damaged and what to copy over them."""
+    """What was counted is put back by itself; of the others it is told what to copy over them."""
     draw = random.Random(name)
     for number in range(5):
         folder = tmp_path / str(number)
@@ -162,7 +162,7 @@ def test_the_runs_own_files_may_be_cut_anywhere(whole, tmp_path, name):
         shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:08d}")
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: draw.randrange(len(content)) if number else 0])
-        if name != "metrics.jsonl":
+        if name in ("config.toml", "run.json"):
             with pytest.raises(UserError, match=rf"{name}.* damaged.* copy .* over it"):
                 cc.pretrain(resume=folder)
             shutil.copyfile(folder / "checkpoints" / "step-00000004" / name, folder / name)

@@ -3,6 +3,7 @@
 The defaults written here are those of the paper's text (preset `paper`).
 """
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,22 +13,28 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 from cyclecontrast.config.fields import (
     STRICT,
     BackboneName,
+    BelowOne,
     Count,
     Device,
     Fraction,
+    IsNumber,
+    Length,
+    Name,
     NonNegative,
+    Place,
     Positive,
+    Processes,
     Seed,
     Side,
     Whole,
 )
+from cyclecontrast.config.seal import is_sealed
 from cyclecontrast.config.sources import SOURCES
 
-MAY_CHANGE = frozenset({"resume", "data", "workers", "device", "log_every", "checkpoint_every", "health_every"})
+MAY_CHANGE = frozenset(
+    {"resume", "data", "workers", "device", "log_every", "checkpoint_every", "health_every", "most_unreadable"}
+)
 """Settings of a run that may differ when it is resumed: the data must have the same fingerprint, wherever it lies."""
-
-BEFORE_HEALTH: dict[str, object] = {"holdout": 0.0, "health_every": 0}
-"""What a run had from whose config.toml these options are absent: it goes on as it began."""
 
 BELONGS_TO = {
     "positives": ("simclr", "simsiam", "byol"),
@@ -41,8 +48,8 @@ class PretrainConfig(BaseModel):
     """Frames → backbone: the method, its optimizer, and what `auto` may decide."""
 
     model_config = STRICT
-    data: Path = Field(description="a prepared store, a folder of videos, a tree of frames, or the R2V2 layout")
-    out: Path = Field(description="folder of the run to make")
+    data: Place = Field(description="a prepared store, a folder of videos, a tree of frames, or the R2V2 layout")
+    out: Place = Field(description="folder of the run to make")
     preset: Literal["auto", "paper", "release"] = Field(
         "auto",
         description="auto: sized from the data and the hardware; paper: its text; release: its script; "
@@ -60,11 +67,11 @@ class PretrainConfig(BaseModel):
     backbone: BackboneName = Field(
         "resnet18", description="resnet10|18|34|50, with -small (3x3 stem) and -wN (width), or timm:<name>"
     )
-    init: str | None = Field(None, description="start from this model's backbone instead of random weights")
+    init: Name | None = Field(None, description="start from this model's backbone instead of random weights")
     projector: Literal["linear", "mlp", "mlp-bn", "mlp3-bn"] = Field(
         "linear", description="one layer (paper), two (release), two with BatchNorm, or three (SimSiam)"
     )
-    projector_dim: Count = Field(64, description="length of the unit vectors that the losses compare")
+    projector_dim: Length = Field(64, description="length of the unit vectors that the losses compare")
 
     temperature: Positive = Field(0.07, description="of all softmaxes; simsiam and byol have none")
     cycle_weight: NonNegative = Field(0.1, description="λ of Eq. 6; for cycle only")
@@ -86,9 +93,7 @@ class PretrainConfig(BaseModel):
     mask_own_video: bool = Field(True, description="keys of the query's own video are no candidates")
     split_by: Literal["frame", "video"] = Field("frame", description="what support and negatives may not share")
     distinct_frames: bool = Field(True, description="the positive is another frame than the query")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.999, description="of the momentum encoder; simclr and simsiam have none"
-    )
+    momentum: BelowOne = Field(0.999, description="of the momentum encoder; simclr and simsiam have none")
     momentum_ramp: Whole = Field(0, description="momentum is at most step / (step + ramp); 0 for none")
     momentum_rise: bool = Field(False, description="the momentum rises to 1 along a cosine (BYOL); excludes a ramp")
     bn_groups: Count = Field(
@@ -97,7 +102,9 @@ class PretrainConfig(BaseModel):
 
     image_size: Side = Field(224, description="side of the square views in pixels")
     augmentation: Literal["moco-v1", "moco-v2"] = Field("moco-v1", description="recipe of the random views")
-    min_crop: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="smallest part of a frame's area in a crop")
+    min_crop: Annotated[float, Field(gt=0, le=1), IsNumber] = Field(
+        0.2, description="smallest part of a frame's area in a crop"
+    )
     flip: bool = Field(True, description="mirror half of the views; off where left and right differ in meaning")
 
     batch_size: Count = Field(256, description="videos per step, over all processes")
@@ -106,11 +113,11 @@ class PretrainConfig(BaseModel):
     learning_rate: Positive = Field(0.06, description="at its peak")
     schedule: Literal["cosine", "step"] = Field("step", description="cosine, or ÷10 at 60 % and at 80 %")
     warmup: Fraction = Field(0.0, description="part of the training in which the learning rate rises")
-    sgd_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of the optimizer")
+    sgd_momentum: BelowOne = Field(0.9, description="of the optimizer")
     weight_decay: NonNegative = Field(1e-4, description="of the optimizer")
     gradient_clip: Positive | None = Field(None, description="largest norm of the gradient")
 
-    holdout: Annotated[float, Field(ge=0, le=0.5)] = Field(
+    holdout: Annotated[float, Field(ge=0, le=0.5), IsNumber] = Field(
         0.0, description="part of the videos kept from the training, to measure its health on; auto: .1 of 50 or more"
     )
     health_every: Whole | None = Field(
@@ -123,10 +130,13 @@ class PretrainConfig(BaseModel):
     seed: Seed = Field(0, description="all randomness is a function of it")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
-    workers: Whole | None = Field(None, description="processes that load and augment; default: the number of cores")
+    workers: Processes | None = Field(None, description="processes that load and augment; default: the number of cores")
     checkpoint_every: Count = Field(1000, description="steps between checkpoints")
     log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
-    resume: Path | None = Field(None, description="go on with this run; its settings must stay as they are")
+    most_unreadable: Fraction = Field(
+        0.1, description="part of the views whose frame may be replaced, because it cannot be read, before a run stops"
+    )
+    resume: Place | None = Field(None, description="go on with this run; its settings must stay as they are")
 
     def undecided(self) -> set[str]:
         """Return the settings that are open until the data and the hardware are known."""
@@ -149,10 +159,15 @@ class PretrainConfig(BaseModel):
             preset = _of_preset(str(values.get("preset")), str(values.get("objective"))) | values
             return {k: v for k, v in preset.items() if k in values or k != "backbone" or values.get("init") is None}
         run = Path(str(values["resume"]))
-        if not (run / "config.toml").exists():
+        if not os.path.isfile(run / "config.toml"):  # a path's own method fails where the name is too long
             raise ValueError(f"resume: {run / 'config.toml'} does not exist; name the folder of a run")
-        saved = BEFORE_HEALTH | tomllib.loads((run / "config.toml").read_text()) | {"out": run}
-        before = {name: field.default for name, field in cls.model_fields.items()} | saved  # it may lack newer options
+        text = (run / "config.toml").read_text(errors="replace")
+        if not is_sealed(text):
+            raise ValueError(
+                f"resume: {run / 'config.toml'} is damaged or was changed; copy the one of the last checkpoint over it"
+            )
+        saved = tomllib.loads(text) | {"out": run}
+        before = {name: field.default for name, field in cls.model_fields.items()} | saved  # None is not written
         changed = [
             f"{name}: {before[name]} in the run, {value} asked"
             for name, value in values.items()
@@ -173,7 +188,7 @@ class PretrainConfig(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         problems = [
-            f"{name} is for {' and '.join(objectives)} only, not for {self.objective}"
+            f"{name} is for {' and '.join(objectives)} only, not for objective {self.objective}"
             for name, objectives in BELONGS_TO.items()
             if getattr(self, name) != type(self).model_fields[name].default and self.objective not in objectives
         ]
@@ -183,19 +198,17 @@ class PretrainConfig(BaseModel):
             problems.append("select health needs measurements; leave out --health-every 0")
         problems += self._misfits_of_the_support() if self.objective in ("cycle", "cycle-only") else []
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError(*problems)
         return self
 
     def _misfits_of_the_support(self) -> list[str]:
-        if not {"support_size", "cycle_queue_size"} <= self.model_fields_set:
-            return []
-        problems = []
-        if self.support_size >= self.cycle_queue_size:
+        problems, known = [], self.model_fields_set
+        if {"support_size", "cycle_queue_size"} <= known and self.support_size >= self.cycle_queue_size:
             problems.append(
                 f"support_size ({self.support_size}) leaves no negatives in cycle_queue_size "
                 f"({self.cycle_queue_size}); make the support smaller or the queue larger"
             )
-        if self.top_k is not None and self.top_k > self.support_size:
+        if "support_size" in known and self.top_k is not None and self.top_k > self.support_size:
             problems.append(f"top_k ({self.top_k}) is more than support_size ({self.support_size})")
         return problems
 

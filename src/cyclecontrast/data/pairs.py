@@ -3,13 +3,13 @@
 So workers, resuming at any step and any number of processes see the same data.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,20 +17,34 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cyclecontrast.data.augment import Recipe, apply_view, draw_view
-from cyclecontrast.data.frames import FrameStore, Pixels
+from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.further_views import FurtherFrames, no_further
+from cyclecontrast.data.images import Pixels, decode_image
+from cyclecontrast.data.loader_workers import LONGEST_WAIT, QUIET_SECONDS, begin_worker, received
+from cyclecontrast.data.patient_read import read_patiently
 from cyclecontrast.errors import UserError
 
 QUERY, POSITIVE, FRAMES, ORDER, FURTHER_FRAMES, FURTHER = range(6)
 """Purposes of random numbers; further views count on from the last."""
 
 NO_FRAMES = torch.empty(0, 0, dtype=torch.long)
+MOST_STAND_INS = 100
+"""Videos in a row without any readable frame, after which the data as a whole count as unreadable."""
+
+
+class BadFrame(NamedTuple):
+    """A frame that cannot be read: the number of its video, its number there, and why."""
+
+    video: int
+    frame: int
+    reason: str
 
 
 class ViewPair(NamedTuple):
     """Two augmented frames of one video, and how many show another than was drawn, for one could not be read.
 
     `more` are further views, where wanted; `frames` numbers the frame of each view, query and positive first.
+    `unreadable` names each frame that was tried in vain, once.
     """
 
     query: Pixels
@@ -39,6 +53,7 @@ class ViewPair(NamedTuple):
     replaced: int
     more: tuple[Pixels, ...] = ()
     frames: tuple[int, ...] = ()
+    unreadable: tuple[BadFrame, ...] = ()
 
 
 class Frame(NamedTuple):
@@ -51,7 +66,8 @@ class Frame(NamedTuple):
 class Batch(NamedTuple):
     """Views as uint8 (batch, 3, size, size) in channels-last memory, and their video numbers (batch,).
 
-    `frames` (batch, num_views) numbers the frame of each view in its video.
+    `frames` (batch, num_views) numbers the frame of each view in its video. `replaced` counts the views that show
+    another frame than was drawn; `unreadable` names each frame that was tried in vain, once.
     """
 
     query: Tensor
@@ -60,6 +76,7 @@ class Batch(NamedTuple):
     replaced: int
     more: tuple[Tensor, ...] = ()
     frames: Tensor = NO_FRAMES
+    unreadable: tuple[BadFrame, ...] = ()
 
 
 def random_stream(seed: int, epoch: int, place: int, purpose: int) -> np.random.Generator:
@@ -73,14 +90,19 @@ def video_order(seed: int, epoch: int, num_videos: int) -> npt.NDArray[np.int64]
     return random_stream(seed, epoch, 0, ORDER).permutation(num_videos)
 
 
+class _NoFrameError(Exception):
+    """No frame of a video can be read."""
+
+
 @dataclass(frozen=True)
 class FramePairs(Dataset[ViewPair]):
     """The sample at each position of the training; an epoch is one pass over the videos.
 
     With `same_frame` both views show one frame (Eq. 1), else two frames of the video (Eq. 2). Differs from the release
     where `distinct`: there they are drawn independently, and may be one. A video of one frame gives two views of it.
-    `further` names the frames of further views. What cannot be read is replaced: a frame by another of its video, a
-    video without any by the next one. `videos` names those that take part, without it all.
+    `further` names the frames of further views. What does not decode is replaced: a frame by another of its video, a
+    video without any by the next one; a storage that fails is an error, after pauses that `sleep` makes. `videos` names
+    those that take part, without it all.
     """
 
     store: FrameStore
@@ -91,6 +113,7 @@ class FramePairs(Dataset[ViewPair]):
     distinct: bool = True
     further: FurtherFrames = no_further
     videos: npt.NDArray[np.int64] | None = None
+    sleep: Callable[[float], object] = time.sleep
 
     @property
     def num_videos(self) -> int:
@@ -100,24 +123,26 @@ class FramePairs(Dataset[ViewPair]):
     def __getitem__(self, position: int) -> ViewPair:
         epoch, place = divmod(position, self.num_videos)
         order = video_order(self.seed, epoch, self.num_videos)
-        for stand_in in range(self.num_videos):
-            number = int(order[(place + stand_in) % len(order)])
+        in_turn = order[(place + np.arange(min(MOST_STAND_INS, len(order)))) % len(order)]
+        bad: list[BadFrame] = []
+        for stand_in, video in enumerate(in_turn if self.videos is None else self.videos[in_turn]):
             try:
-                pair = self._pair(number if self.videos is None else int(self.videos[number]), epoch, place)
-            except UserError as error:
-                reason = error
-            else:
-                return pair._replace(replaced=2 + len(pair.more)) if stand_in else pair
-        raise UserError(f"no frame of any video can be read; {reason}")
+                pair = self._pair(int(video), epoch, place, bad)
+            except _NoFrameError:
+                continue
+            replaced = 2 + len(pair.more) if stand_in else pair.replaced
+            return pair._replace(replaced=replaced, unreadable=tuple(dict.fromkeys(bad)))
+        last = f"frame {bad[-1].frame} of {self.store.video_id(bad[-1].video)}: {bad[-1].reason}"
+        raise UserError(f"{self.store.root}: no frame of {len(in_turn):,} videos can be read, the last is {last}")
 
-    def _pair(self, video: int, epoch: int, place: int) -> ViewPair:
+    def _pair(self, video: int, epoch: int, place: int, bad: list[BadFrame]) -> ViewPair:
         num_frames = self.store.frames_in(video)
         first, second = self._choose(epoch, place, num_frames)
-        query = self._readable(video, first)
-        positive = query if first == second else self._readable(video, second, avoid=query.number)
+        query = self._readable(video, first, bad)
+        positive = query if first == second else self._readable(video, second, bad, avoid=query.number)
         known = {first: query, second: positive}
         chosen = self.further(random_stream(self.seed, epoch, place, FURTHER_FRAMES), first, num_frames)
-        frames = (query, positive, *(known.get(number) or self._readable(video, number) for number in chosen))
+        frames = (query, positive, *(known.get(number) or self._readable(video, number, bad) for number in chosen))
         roles = (QUERY, POSITIVE, *range(FURTHER, FURTHER + len(chosen)))
         views = [self._view(frame.image, epoch, place, role) for frame, role in zip(frames, roles, strict=True)]
         numbers = tuple(frame.number for frame in frames)
@@ -137,18 +162,16 @@ class FramePairs(Dataset[ViewPair]):
         rng = random_stream(self.seed, epoch, place, role)
         return apply_view(image, draw_view(rng, image.shape[0], image.shape[1], self.recipe), self.size)
 
-    def _readable(self, video: int, index: int, avoid: int | None = None) -> Frame:
-        """Return the frame or the next one that can be read; `avoid` only where the video has no other."""
+    def _readable(self, video: int, index: int, bad: list[BadFrame], avoid: int | None = None) -> Frame:
+        """Return the frame or the next that can be read, and note the others; `avoid` only where there is no other."""
         others = chain(range(index, self.store.frames_in(video)), range(index))
         last = () if avoid is None else (avoid,)
         for candidate in chain((other for other in others if other != avoid), last):
             try:
-                return Frame(self.store.image(video, candidate), candidate)
-            except UserError as error:
-                reason = error
-        raise UserError(
-            f"no frame of video {self.store.video_id(video)} can be read: {reason}; take it away or mend it"
-        )
+                return Frame(decode_image(read_patiently(self.store, video, candidate, self.sleep)), candidate)
+            except ValueError as error:
+                bad.append(BadFrame(video, candidate, str(error)))
+        raise _NoFrameError
 
 
 @dataclass(frozen=True)
@@ -170,7 +193,8 @@ def collate(pairs: list[ViewPair]) -> Batch:
     query, positive, *more = (torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2) for views in columns)
     video = torch.tensor([pair.video for pair in pairs])
     frames = torch.tensor([pair.frames for pair in pairs])
-    return Batch(query, positive, video, sum(pair.replaced for pair in pairs), tuple(more), frames)
+    unreadable = tuple(dict.fromkeys(frame for pair in pairs for frame in pair.unreadable))
+    return Batch(query, positive, video, sum(pair.replaced for pair in pairs), tuple(more), frames, unreadable)
 
 
 def load_batches(
@@ -178,7 +202,8 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Return this process's part of the batch of each step; `batch_size` counts all processes together.
 
-    Raises UserError at once where the processes cannot share the batch, and later where no frame at all can be read.
+    Raises UserError at once where the processes cannot share the batch, and later where no frame at all can be read,
+    the storage fails, or a worker dies or hangs. Without workers a read that hangs is waited for.
     """
     share, rest = divmod(batch_size, world)
     if rest:
@@ -190,18 +215,8 @@ def load_batches(
         sampler=(range(start, start + share) for start in starts),
         num_workers=workers,
         prefetch_factor=2 if workers else None,
-        worker_init_fn=_single_threaded,
+        timeout=QUIET_SECONDS if workers else 0,
+        worker_init_fn=begin_worker,
         pin_memory=torch.cuda.is_available(),
     )
-    return _good(iter(loader))
-
-
-def _good(batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
-    for batch in batches:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
-
-
-def _single_threaded(_: int) -> None:
-    cv2.setNumThreads(0)
+    return received(iter(loader), pairs.store.root, LONGEST_WAIT + share)

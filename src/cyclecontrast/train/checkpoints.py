@@ -20,6 +20,7 @@ from cyclecontrast.files import sync
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import save_backbone
 from cyclecontrast.train.run_folder import ABOUT, CONFIG, METRICS
+from cyclecontrast.train.unreadable import UNREADABLE
 
 STATE, CHECKSUMS = "state.safetensors", "checksums.json"
 KEEP = 2
@@ -46,7 +47,7 @@ def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], backbone:
         aside.mkdir(parents=True)
         save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, aside / STATE)
         save_backbone(backbone, aside)
-        for name in (METRICS, ABOUT, CONFIG):
+        for name in (METRICS, ABOUT, CONFIG, UNREADABLE):
             shutil.copyfile(run / name, aside / name)
         checksums = {path.name: _checksum(path) for path in sorted(aside.iterdir())}
         (aside / CHECKSUMS).write_text(json.dumps(checksums, indent=2))

@@ -34,7 +34,10 @@ class VideoSplit(NamedTuple):
 def count_videos(config: PretrainConfig) -> int:
     """Return how many video files must be prepared first: none where the data are frames, or absent."""
     data = config.data
-    return len(find_videos(data)) if data.is_dir() and not (data / "store.json").exists() else 0
+    try:
+        return len(find_videos(data)) if data.is_dir() and not (data / "store.json").exists() else 0
+    except OSError as error:
+        raise UserError(f"data: {data}: cannot be listed ({error.strerror}); mend it or name another") from error
 
 
 def prepare_videos(config: PretrainConfig) -> None:
@@ -63,22 +66,31 @@ def split_videos(num_videos: int, holdout: float) -> VideoSplit:
     return VideoSplit(np.sort(order[number:]), np.sort(order[:number]))
 
 
+def check_number(config: PretrainConfig, num_videos: int) -> None:
+    """Raise UserError where the videos are too few to be contrasted, or too few remain beside those held out."""
+    held_out = num_held_out(num_videos, config.holdout)
+    if num_videos < 2:
+        raise UserError(f"data: {config.data}: holds {num_videos} video; contrasting needs two at least")
+    if num_videos - held_out < 2:
+        raise UserError(
+            f"holdout: holding out {held_out} of {num_videos} videos, two at least, leaves {num_videos - held_out} to "
+            "train on, and contrasting needs two at least; set --holdout 0, or add videos"
+        )
+
+
 def make_pairs(config: PretrainConfig, store: FrameStore) -> FramePairs:
     """Return the pairs that the objective needs; raises UserError where the data cannot give them."""
     needs = pick_objective(config.objective, config.positives, config.own_key_in_support).needs
+    problems: list[str] = []
     if not needs.is_of_one_frame and store.layout == "flat folder of images":
-        raise UserError(
+        problems.append(
             f"{config.data}: a flat folder of images, each its own video: only --objective intra-image, simclr, "
             "simsiam and byol can learn from it; put the frames of each video into a folder of their own"
         )
-    if store.num_videos < 2:
-        raise UserError(f"{config.data}: holds {store.num_videos} video; contrasting needs two at least")
+    attempt(lambda: check_number(config, store.num_videos), problems)
+    if problems:
+        raise UserError(*problems)
     trained, held_out = split_videos(store.num_videos, config.holdout)
-    if len(trained) < 2:
-        raise UserError(
-            f"holdout: {config.holdout} of {store.num_videos} videos leaves {len(trained)} to train on, and "
-            "contrasting needs two at least; set --holdout 0"
-        )
     recipe = RECIPES[config.augmentation]._replace(min_crop=config.min_crop, flip=config.flip)
     views = needs.same_frame, config.distinct_frames, needs.further
     return FramePairs(store, recipe, config.image_size, config.seed, *views, trained if len(held_out) else None)

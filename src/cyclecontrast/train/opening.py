@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from cyclecontrast.config import PretrainConfig
@@ -10,12 +11,17 @@ from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import check_new_run
-from cyclecontrast.loss.objectives import OBJECTIVES
+from cyclecontrast.loss.baseline_objectives import ignored_positive
+from cyclecontrast.loss.objectives import pick_objective
 from cyclecontrast.model.backbone import Backbone, make_backbone
 from cyclecontrast.model.checkpoint import load_backbone
+from cyclecontrast.model.hardware import pick_device
+from cyclecontrast.train import run_folder
 from cyclecontrast.train.distributed import World, first_process_first
-from cyclecontrast.train.open_data import count_videos, make_pairs, prepare_videos, size_of
-from cyclecontrast.train.presets import DataSize, Machine, resolve
+from cyclecontrast.train.memory import check_memory
+from cyclecontrast.train.open_data import check_number, count_videos, make_pairs, prepare_videos, size_of
+from cyclecontrast.train.presets import LEAST_BATCH, DataSize, Machine, resolve
+from cyclecontrast.train.progress import console
 
 
 class Opened(NamedTuple):
@@ -33,72 +39,110 @@ def open_training(config: PretrainConfig, machine: Machine, world: World) -> Ope
     """
     problems: list[str] = []
     with first_process_first(world):
-        num_videos = count_videos(config)
-        if world.rank == 0:
-            problems = _problems(config)
-            if num_videos:
-                _prepare(config, machine, num_videos, problems)
+        num_videos = attempt(lambda: count_videos(config), problems)
+        if config.resume is None and world.rank == 0:
+            attempt(lambda: check_new_run(config.out), problems)
+        given = attempt(lambda: _given_backbone(config), problems)
+        if num_videos and world.rank == 0:
+            _prepare(config, machine, num_videos, given, problems)
         folder = config.out / "frames" if num_videos else config.data
-        opened = attempt(lambda: _open_pairs(config, folder, machine), problems)
+        opened = attempt(lambda: _open_pairs(config, folder, machine, given), problems)
         if problems or opened is None:
-            raise UserError(*problems)
+            raise UserError(*dict.fromkeys(problems))
     config, pairs = opened
-    backbone = _make_backbone(config)
-    _check_images(backbone)
-    return Opened(config, pairs, backbone)
+    if config.batch_size > pairs.num_videos and world.rank == 0:
+        times = config.batch_size // pairs.num_videos
+        console.print(f"a batch of {config.batch_size} shows each of {pairs.num_videos} videos {times} times or more")
+    return Opened(config, pairs, _make_backbone(config, given))
 
 
 def unread_options(config: PretrainConfig) -> list[str]:
     """Return the options that were asked for although the objective's training does not read them."""
-    needs = OBJECTIVES[config.objective].needs
+    objective = pick_objective(config.objective, config.positives, config.own_key_in_support)
+    needs = objective.needs
     is_read = {
         **dict.fromkeys(("cycle_weight", "cycle_start"), needs.weighs_cycle),
         **dict.fromkeys(("cycle_queue_size", "support_size", "top_k", "split_by"), needs.has_cycle),
         **dict.fromkeys(("momentum", "momentum_ramp", "momentum_rise", "bn_groups"), bool(needs.keys)),
         "queue_size": needs.has_intra,
+        "batch_keys": not needs.in_batch,
+        "mask_own_video": objective.ignored is not ignored_positive,
+        "distinct_frames": not needs.same_frame,
+        "self_temperature": config.self_batch,
+        "epochs": config.steps is None,
         "temperature": config.objective not in ("simsiam", "byol"),
     }
     return [name for name, read in is_read.items() if not read and name in config.asked()]
 
 
-def _open_pairs(config: PretrainConfig, folder: Path, machine: Machine) -> tuple[PretrainConfig, FramePairs]:
-    store = FrameStore.open(folder)
-    config = resolve(config, size_of(store), machine)
-    return config, make_pairs(config, store)
-
-
-def _problems(config: PretrainConfig) -> list[str]:
-    """Return what can be known to be wrong before the data is looked at."""
+def _open_pairs(
+    config: PretrainConfig, folder: Path, machine: Machine, given: Backbone | None
+) -> tuple[PretrainConfig, FramePairs]:
     problems: list[str] = []
-    if config.resume is None:
-        attempt(lambda: check_new_run(config.out), problems)
-    if config.init is not None or "backbone" in config.model_fields_set:
-        attempt(lambda: _check_backbone(config), problems)
-    return problems
-
-
-def _prepare(config: PretrainConfig, machine: Machine, num_videos: int, problems: list[str]) -> None:
-    """Prepare the videos, unless there are problems; the size of their frames, taken for 256, gives none."""
-    if num_videos == 1:
-        problems.append(f"data: {config.data}: holds one video; contrasting needs two at least")
-    resolved = attempt(lambda: resolve(config, DataSize(num_videos, 256), machine), problems)
-    if problems or resolved is None:
+    store = FrameStore.open(folder)
+    if config.resume is not None:
+        _check_same_data(config.resume, store)
+    settled = attempt(lambda: _settle(config, size_of(store), machine, given), problems)
+    pairs = attempt(lambda: make_pairs(settled or config, store), problems)
+    if settled is None or pairs is None:
         raise UserError(*problems)
-    _check_images(_make_backbone(resolved))
+    num_frames = int(np.diff(store.starts)[slice(None) if pairs.videos is None else pairs.videos].sum())
+    if settled.batch_size > max(LEAST_BATCH, num_frames) and config.resume is None:
+        raise UserError(
+            f"batch_size: {settled.batch_size} is more than the {num_frames:,} frames of the {pairs.num_videos:,} "
+            f"videos that are trained on; set --batch-size {max(LEAST_BATCH, num_frames)} or less"
+        )
+    return settled, pairs
+
+
+def _prepare(
+    config: PretrainConfig, machine: Machine, num_videos: int, given: Backbone | None, problems: list[str]
+) -> None:
+    """Prepare the videos, unless there are problems; the size of their frames, taken for 256, gives none."""
+    attempt(lambda: check_number(config, num_videos), problems)
+    attempt(lambda: _settle(config, DataSize(num_videos, 256), machine, given), problems)
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
     prepare_videos(config)
 
 
-def _check_backbone(config: PretrainConfig) -> None:
-    name = _make_backbone(config).name
-    if "backbone" in config.model_fields_set and config.backbone != name:
-        raise UserError(f"init: {config.init} holds a {name}, but backbone is {config.backbone}; leave one of them out")
+def _settle(config: PretrainConfig, data: DataSize, machine: Machine, given: Backbone | None) -> PretrainConfig:
+    """Decide what is open; raises UserError where the memory is too small, or the backbone does not take the images."""
+    settled = resolve(config, data, machine)
+    check_memory(settled, given, machine.processes, pick_device(config.device))
+    if given is not None and given.name.startswith("timm:"):
+        _check_images(given, settled.image_size)
+    return settled
 
 
-def _check_images(backbone: Backbone) -> None:
-    """Raise UserError where a network of timm does not take images of the size; ours take any."""
-    size = backbone.image_size
-    if not backbone.name.startswith("timm:"):
+def _check_same_data(run: Path, store: FrameStore) -> None:
+    if not (run / run_folder.ABOUT).exists():
         return
+    begun_with = run_folder.read_about(run).get("data_fingerprint")
+    if begun_with != store.fingerprint:
+        raise UserError(
+            f"resume: {store.root} is not the data that {run} began with (fingerprint {store.fingerprint}, "
+            f"not {begun_with}); restore it, or start a new run"
+        )
+
+
+def _given_backbone(config: PretrainConfig) -> Backbone | None:
+    """Load the backbone to start from, or make that of timm; ours is made later, once it is known to fit into memory.
+
+    The weights of a run that is resumed are in its checkpoint.
+    """
+    if config.init is None or config.resume is not None:
+        return make_backbone(config.backbone, config.seed) if config.backbone.startswith("timm:") else None
+    backbone = load_backbone(config.init, config.seed)
+    if "backbone" in config.model_fields_set and config.backbone != backbone.name:
+        raise UserError(
+            f"init: {config.init} holds a {backbone.name}, but backbone is {config.backbone}; leave one of them out"
+        )
+    return backbone
+
+
+def _check_images(backbone: Backbone, size: int) -> None:
+    """Raise UserError where a network of timm does not take images of the size; ours take any."""
     try:
         with torch.inference_mode():
             backbone.eval()(torch.zeros(1, 3, size, size))
@@ -110,13 +154,9 @@ def _check_images(backbone: Backbone) -> None:
         backbone.train()
 
 
-def _make_backbone(config: PretrainConfig) -> Backbone:
-    """Build the backbone, or load the one to start from; a resumed run has its weights in its checkpoint."""
-    if config.init is None or config.resume is not None:
-        backbone, origin = make_backbone(config.backbone, config.seed), ""
-    else:
-        backbone = load_backbone(config.init, config.seed)
-        origin = f", begun with {backbone.source}"
+def _make_backbone(config: PretrainConfig, given: Backbone | None) -> Backbone:
+    backbone = given or make_backbone(config.backbone, config.seed)
+    origin = f", begun with {backbone.source}" if config.init is not None and config.resume is None else ""
     backbone.image_size = config.image_size
     backbone.source = f"cyclecontrast {config.objective}, preset {config.preset}, seed {config.seed}{origin}"
     return backbone

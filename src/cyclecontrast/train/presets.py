@@ -4,16 +4,21 @@ The measurements behind the choices stand in docs/log.md; what they do not cover
 """
 
 import math
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
+from cyclecontrast.config.fields import MOST
 from cyclecontrast.errors import UserError, checked
+from cyclecontrast.loss.objectives import OBJECTIVES
 from cyclecontrast.model.backbone import NAME
 
 SMALL_IMAGE = 64
 MIN_STEPS = 4000
 MAX_STEPS_ON_CPU = 20_000
 NARROW = 32
+LEAST_BATCH = 8
+"""BatchNorm wants so many, however few the videos are."""
 HOLDOUT, ENOUGH_VIDEOS = 0.1, 50
 OF_OBJECTIVE: dict[str, dict[str, Any]] = {
     "cycle-only": {"cycle_start": 0.0},
@@ -44,12 +49,8 @@ def resolve(config: PretrainConfig, data: DataSize, machine: Machine) -> Pretrai
     chosen = {name: getattr(config, name) for name in config.model_fields_set}
     decided = auto_settings(chosen, data, machine) if config.preset == "auto" else {}
     resolved = checked(PretrainConfig, config.model_dump() | decided | chosen)
-    share, rest = divmod(resolved.batch_size, machine.processes)
-    if rest or share < 2:
-        raise UserError(
-            f"batch_size: {resolved.batch_size} does not give each of {machine.processes} processes "
-            "equally many videos, 2 videos or more"
-        )
+    if problems := _misfits(resolved, config.asked(), machine.processes):
+        raise UserError(*problems)
     return resolved
 
 
@@ -69,14 +70,18 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> d
     backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
     frames = FRAMES_OF_A_VIDEO.get(str(chosen.get("objective")), 1)
     batch_size = chosen.get("batch_size", _batch_size(num_videos, machine, frames))
-    epochs = chosen.get("epochs", _epochs(num_videos, batch_size, machine.cpu, chosen.get("steps")))
-    cycle_queue_size = chosen.get("cycle_queue_size", _power_of_two(num_videos, 1024, 65_536))
+    steps = chosen.get("steps")
+    epochs = _epochs(num_videos, batch_size, machine.cpu, steps)
+    if steps is None:
+        epochs = chosen.get("epochs", epochs)
+    keys = batch_size * OBJECTIVES[chosen.get("objective", "cycle")].needs.num_enqueued
+    cycle_queue_size = chosen.get("cycle_queue_size", _power_of_two(max(num_videos, keys), 1024, 65_536))
     return {
         "backbone": backbone,
         "image_size": image_size,
         "batch_size": batch_size,
         "epochs": epochs,
-        "queue_size": _power_of_two(num_videos // 4, 256, 65_536),
+        "queue_size": _power_of_two(max(num_videos // 4, keys), 256, 65_536),
         "cycle_queue_size": cycle_queue_size,
         "support_size": max(1, cycle_queue_size // 4),
         "split_by": "video",
@@ -87,13 +92,43 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> d
         "temperature": 0.2,
         "momentum": 0.99 if epochs * num_videos < 20_000 * batch_size else 0.999,
         "momentum_ramp": 0 if chosen.get("momentum_rise") else 10,
-        "bn_groups": max(2, batch_size // 64),
+        "bn_groups": max(1, min(2, batch_size // 2), batch_size // 64),
         "augmentation": "moco-v2",
         "learning_rate": _learning_rate(backbone, batch_size * frames, chosen.get("init") is not None),
         "warmup": 0.05,
         "schedule": "cosine",
         "holdout": holdout,
     } | OF_OBJECTIVE.get(str(chosen.get("objective")), {})
+
+
+def _misfits(config: PretrainConfig, asked: Collection[str], processes: int) -> list[str]:
+    """Return what does not fit together; `asked` are the options that were set, not decided.
+
+    Of a run that is resumed only what the processes can share is looked at: it goes on as it began.
+    """
+    needs, problems = OBJECTIVES[config.objective].needs, []
+    share, rest = divmod(config.batch_size, processes)
+    if rest or share < 2:
+        problems.append(
+            f"batch_size: {config.batch_size} does not give each of {processes} processes "
+            "equally many videos, 2 videos or more"
+        )
+    if config.resume is not None:
+        return problems
+    if needs.keys and "bn_groups" in asked and config.bn_groups > max(1, config.batch_size // 2):
+        problems.append(
+            f"bn_groups: {config.bn_groups} groups of a batch of {config.batch_size} hold less than the 2 images that "
+            f"BatchNorm needs; set --bn-groups {max(1, config.batch_size // 2)} or less"
+        )
+    keys = needs.num_enqueued * config.batch_size
+    sizes = {"queue_size": needs.has_intra, "cycle_queue_size": needs.has_cycle}
+    problems += [
+        f"{name}: {getattr(config, name)} is less than the {keys} keys of a step, some of which would never be "
+        f"compared; set --{name.replace('_', '-')} {keys} or more, or lower batch_size"
+        for name, is_read in sizes.items()
+        if is_read and getattr(config, name) < keys
+    ]
+    return problems
 
 
 def _holdout(num_videos: int, chosen: dict[str, Any]) -> float:
@@ -119,14 +154,14 @@ def _backbone(image_size: int, cpu: bool) -> str:
 def _batch_size(num_videos: int, machine: Machine, frames: int) -> int:
     """Return a batch that holds hardly any video twice and that the processes can share; `frames` are queries each."""
     largest = (128 if machine.cpu or num_videos < 10_000 else 256) // frames
-    size = min(largest, max(8, 1 << (num_videos.bit_length() - 1)))
+    size = min(largest, max(LEAST_BATCH, 1 << (num_videos.bit_length() - 1)))
     return max(2, size // machine.processes) * machine.processes
 
 
 def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> int:
     """Return the epochs that the steps make: 200 as in the paper, more for few videos, fewer for many on a CPU."""
     if steps is not None:
-        return math.ceil(steps * batch_size / num_videos)
+        return min(MOST, math.ceil(steps * batch_size / num_videos))
     epochs = max(200, math.ceil(MIN_STEPS * batch_size / num_videos))
     return min(epochs, max(1, MAX_STEPS_ON_CPU * batch_size // num_videos)) if cpu else epochs
 

@@ -23,10 +23,11 @@ from cyclecontrast.train.monitor import best_backbone, open_monitor, read_verdic
 from cyclecontrast.train.opening import open_training, unread_options
 from cyclecontrast.train.presets import Machine
 from cyclecontrast.train.progress import Clock, Row, console, progress_bar
-from cyclecontrast.train.run import keep, note_stop, open_run
+from cyclecontrast.train.run import Begun, keep, note_stop, open_run
 from cyclecontrast.train.soundness import Soundness
 from cyclecontrast.train.stopping import NAMES, Stop, await_batch_to_tell_of_workers, end, stop_signals
 from cyclecontrast.train.training import Hardware, StepResult, Training, make_training, train_step
+from cyclecontrast.train.unreadable import Unreadable
 from cyclecontrast.train.verdict import Verdict, last_measured
 
 
@@ -69,12 +70,12 @@ def pretrain(config: PretrainConfig) -> Run:
     with limited_threads(device), locked(config.out, "out") if world.rank == 0 else contextlib.nullcontext():
         hardware = Hardware(device, config.precision, world)
         training = make_training(config, backbone, total, hardware)
-        start = open_run(training, pairs)
+        begun = open_run(training, pairs)
         if unread and world.rank == 0:
             console.print(f"plays no part in {config.objective}: {', '.join(unread)}")
         with stop_signals() as stop:
-            row = _train(training, pairs, start, stop)
-        return _close_run(training, row)
+            row = _train(training, pairs, begun, stop)
+        return _close_run(training, row, begun.unreadable)
 
 
 def num_steps(config: PretrainConfig, pairs: FramePairs) -> int:
@@ -85,37 +86,43 @@ def num_steps(config: PretrainConfig, pairs: FramePairs) -> int:
     return config.steps or max(1, math.ceil(config.epochs * pairs.num_videos / config.batch_size))
 
 
-def _train(training: Training, pairs: FramePairs, start: int, stop: Stop) -> Row:
-    """Run the steps from `start` on; returns the last line of metrics.
+def _train(training: Training, pairs: FramePairs, begun: Begun, stop: Stop) -> Row:
+    """Run the steps that are left; returns the last line of metrics.
 
     Raises UserError where the loss diverges, data cannot be read, the disk is full or another process is gone.
     """
-    config, (device, _, world) = training.config, training.hardware
+    config, (device, _, world), (start, unreadable) = training.config, training.hardware, begun
     steps = range(start, training.num_steps)
     workers = pick_workers(config.workers, device)
     clock, sound = Clock(), Soundness(torch.full((), -1, device=device))
     row: Row = (run_folder.read_metrics(config.out) or [{}])[-1] if world.rank == 0 else {}
     try:
+        unreadable.check(config.most_unreadable, start == training.num_steps)
         monitor = open_monitor(training, pairs, start)
         batches = clock.timed(load_batches(pairs, steps, config.batch_size, world.rank, world.size, workers))
         await_batch_to_tell_of_workers()
         with progress_bar(training.num_steps, start, shown=world.rank == 0) as advance:
-            for step, batch in zip(steps, _kept_where_they_end(batches, training, start, sound), strict=True):
+            for step, batch in zip(steps, _kept_where_they_end(batches, training, begun, sound), strict=True):
                 result = train_step(training, batch, step)
                 sound.note(result, step)
+                unreadable.note(batch, pairs.store, step + 1, world)
                 last = step + 1 == training.num_steps
+                too_much = unreadable.is_too_much(config.most_unreadable, last)
                 stopped = largest(stop.signal, world)
                 if last or (step + 1) % config.log_every == 0 or monitor.is_due(step + 1):
                     sound.check(training)
                     if world.rank == 0:
                         row = _metrics(training, pairs, result, step, clock)
+                        row["replaced_frames"] = unreadable.replaced
+                        unreadable.warn_once()
                         with clock.paused():
                             row |= monitor.measure(step + 1)
                         run_folder.append_metrics(config.out, row)
                         monitor.conclude(step + 1)
-                if last or stopped or (step + 1) % config.checkpoint_every == 0:
+                if last or stopped or too_much or (step + 1) % config.checkpoint_every == 0:
                     sound.check(training)
-                    keep(training, step + 1)
+                    keep(training, unreadable, step + 1)
+                unreadable.check(config.most_unreadable, last)
                 if stopped and not last:
                     end(stopped, note_stop(training, NAMES[stopped]))
                 advance(monitor.last | row)
@@ -127,17 +134,19 @@ def _train(training: Training, pairs: FramePairs, start: int, stop: Stop) -> Row
     return row
 
 
-def _kept_where_they_end(batches: Iterator[Batch], training: Training, start: int, sound: Soundness) -> Iterator[Batch]:
+def _kept_where_they_end(
+    batches: Iterator[Batch], training: Training, begun: Begun, sound: Soundness
+) -> Iterator[Batch]:
     """Yield the batches; where one cannot be had, keep what was trained until then before the error goes on."""
-    done = start
+    done = begun.start
     try:
         for batch in batches:
             yield batch
             done += 1
     except UserError:
         sound.check(training)
-        if done > start:
-            keep(training, done)
+        if done > begun.start:
+            keep(training, begun.unreadable, done)
         raise
 
 
@@ -160,7 +169,7 @@ def _metrics(training: Training, pairs: FramePairs, result: StepResult, step: in
     return finite | clock.lap()
 
 
-def _close_run(training: Training, row: Row) -> Run:
+def _close_run(training: Training, row: Row, unreadable: Unreadable) -> Run:
     config, backbone, verdict, judged_at = training.config, training.encoder.backbone.eval(), None, ""
     if training.hardware.world.rank == 0:
         backbone, verdict = best_backbone(training), read_verdict(config.out, config)
@@ -168,7 +177,6 @@ def _close_run(training: Training, row: Row) -> Run:
         judged_at = f" (at step {judged:,} of {training.num_steps:,})" if judged < training.num_steps else ""
         save_backbone(backbone, config.out)
         run_folder.change_about(config.out, status="finished")
-        if row.get("replaced_frames"):
-            console.print(f"{row['replaced_frames']:,} frames could not be read and were replaced by their neighbors")
+        unreadable.report(config.out)
     leave_world()
     return Run(config.out, backbone, row, verdict, judged_at)

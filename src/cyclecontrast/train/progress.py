@@ -18,11 +18,10 @@ Row = dict[str, Any]
 
 @dataclass
 class Clock:
-    """Views and waiting time since the last line of metrics, and frames replaced since the start."""
+    """Views and waiting time since the last line of metrics."""
 
     images: int = 0
     waited: float = 0.0
-    replaced: int = 0
     since: float = field(default_factory=time.perf_counter)
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -34,7 +33,6 @@ class Clock:
                 return
             self.waited += time.perf_counter() - began
             self.images += (2 + len(batch.more)) * len(batch.video)
-            self.replaced += batch.replaced
             yield batch
 
     @contextlib.contextmanager
@@ -50,7 +48,6 @@ class Clock:
         row = {
             "images_per_second": self.images / (now - self.since),
             "data_wait": self.waited / (now - self.since),
-            "replaced_frames": self.replaced,
         }
         self.images, self.waited, self.since = 0, 0.0, now
         return row

@@ -1,7 +1,7 @@
 """A training and its run on disk: begun or taken up again, kept on the way, and what is left of it when it stops."""
 
 import contextlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from cyclecontrast.train.checkpoints import (
 from cyclecontrast.train.distributed import check_same, largest
 from cyclecontrast.train.progress import console
 from cyclecontrast.train.training import Training, restore, state_of
+from cyclecontrast.train.unreadable import Unreadable, read_unreadable
 from cyclecontrast.versions import package_versions
 
 OF_HEALTH = ("verdict", "reason", "health")
@@ -29,8 +30,15 @@ OF_A_PROCESS = {"data", "out", "resume", "workers", "device"}
 """Settings in which the processes of a training may differ."""
 
 
-def open_run(training: Training, pairs: FramePairs) -> int:
-    """Make the run's folder, or put the training back to its last whole checkpoint; returns the steps already done.
+class Begun(NamedTuple):
+    """The steps already done, and what was unreadable in them."""
+
+    start: int
+    unreadable: Unreadable
+
+
+def open_run(training: Training, pairs: FramePairs) -> Begun:
+    """Make the run's folder, or put the training back to its last whole checkpoint.
 
     Raises UserError where the run began with other data or with other settings, or where it cannot be read.
     """
@@ -46,11 +54,14 @@ def open_run(training: Training, pairs: FramePairs) -> int:
     start = largest(found.step if world.rank == 0 else 0, world)
     if found.step != start:
         raise UserError(f"out: {config.out} is not the folder that process 0 writes to; name one that all can read")
+    unreadable = Unreadable()
     if found.folder is not None:
         restore(training, load_state(found.folder))
+        unreadable = read_unreadable(found.folder)
     largest(0, world)  # all have read before anything is removed
+    begun = Begun(start, unreadable)
     if world.rank:
-        return start
+        return begun
     about: dict[str, Any] = {
         "versions": package_versions(),
         "device": run_folder.device_name(device),
@@ -70,19 +81,21 @@ def open_run(training: Training, pairs: FramePairs) -> int:
     run_folder.write_config(config.out, config)
     run_folder.write_about(config.out, about)
     run_folder.restore_metrics(config.out, found.folder)
+    unreadable.write(config.out)
     run_folder.cut_bests(config.out, start)
     drop_behind(config.out, start)
     _announce(training, store, about)
     if config.resume is not None:
         _announce_resumed(before, about, found.damages, start)
-    return start
+    return begun
 
 
-def keep(training: Training, done: int) -> None:
+def keep(training: Training, unreadable: Unreadable, done: int) -> None:
     """Write a checkpoint after so many steps, and forget the backbones that no checkpoint needs; by one process."""
     if training.hardware.world.rank:
         return
     run, state = training.config.out, flatten(state_of(training))
+    unreadable.write(run)
     save_checkpoint(run, done, state, training.encoder.backbone)
     run_folder.forget_bests(run, int(checkpoints(run)[0].name[5:]))
 

@@ -1,4 +1,4 @@
-"""RUN on disk: resolved config, what is known of the run, metrics, the best backbones. It does not know how to train."""
+"""RUN on disk: resolved config, what is known of it, metrics, the best backbones. It does not know how to train."""
 
 import json
 import platform

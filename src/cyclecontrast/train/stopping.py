@@ -48,7 +48,7 @@ def stop_signals() -> Iterator[Stop]:
 
 
 def await_batch_to_tell_of_workers() -> None:
-    """Undo what torch does when a worker dies: it raises in the middle of a step, and it tells at the next batch, too."""
+    """Undo what torch does when a worker dies: it raises in the middle of a step; at the next batch it tells, too."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 

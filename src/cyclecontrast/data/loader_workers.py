@@ -1,0 +1,73 @@
+"""The worker processes of a loader: what they listen to, how they end, and one line for how they died."""
+
+import atexit
+import contextlib
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+
+from cyclecontrast.errors import UserError
+
+T = TypeVar("T")
+QUIET_SECONDS = 5.0
+"""After so long without a batch it is looked whether the workers live."""
+LONGEST_WAIT = 300.0
+"""After so many seconds without a batch, and one more for each of its videos, reading counts as hung."""
+
+
+def begin_worker(_: int) -> None:
+    """Give a worker one thread, and let it work on when a signal comes to all: its parent ends it."""
+    cv2.setNumThreads(0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def received(batches: Iterator[T | UserError], root: Path, longest: float) -> Iterator[T]:
+    """Yield what a loader gives, and end its workers; `longest` in seconds, the loader's own timeout is QUIET_SECONDS.
+
+    Raises UserError where it is given one, where a worker died, and where nothing came for the longest time.
+    """
+    workers: Sequence[BaseProcess] = getattr(batches, "_workers", ())
+    end = partial(_kill, workers)
+    atexit.register(end)  # or else Python would wait for workers that are deaf
+    try:
+        while (batch := _next(batches, workers, root, longest)) is not None:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:
+        getattr(batches, "_shutdown_workers", lambda: None)()
+        end()
+        atexit.unregister(end)
+
+
+def _next(batches: Iterator[T], workers: Sequence[BaseProcess], root: Path, longest: float) -> T | None:
+    for _ in range(math.ceil(longest / QUIET_SECONDS)):
+        try:
+            return next(batches, None)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0].rstrip(". ")
+            if reason.startswith("DataLoader worker (pid"):
+                raise UserError(
+                    f"a process that loads data has died ({reason}), most likely because the memory or /dev/shm is "
+                    "full; use fewer --workers"
+                ) from error
+            if not reason.startswith("DataLoader timed out"):
+                raise
+    _kill(workers)
+    raise UserError(f"{root}: gave no data for {longest:.0f} s: its storage hangs, or is too slow; mend it")
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    """Kill the workers that are still there: one that waits for a dead file system would keep us from ending."""
+    for worker in workers:
+        with contextlib.suppress(RuntimeError):  # torch raises it for this death, too
+            if worker.is_alive():
+                worker.kill()
+                worker.join(QUIET_SECONDS)

@@ -1,0 +1,62 @@
+"""A frame's bytes from a storage that may fail for a while; a file that is gone is told from a store that is lost."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from cyclecontrast.data.frame_bytes import Shards
+from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store_files import shard_path
+from cyclecontrast.errors import UserError
+
+PAUSES = (0.1, 0.4, 1.6, 6.4, 25.6)
+"""Seconds between the attempts to read."""
+
+
+def read_patiently(store: FrameStore, video: int, index: int, sleep: Callable[[float], object]) -> bytes:
+    """Return the encoded image; what fails is tried again after growing pauses, from files opened anew.
+
+    Raises ValueError where the frame's own file is gone and the store is there; UserError where the storage still
+    fails after the last pause. A read that hangs is not interrupted.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return store.read(video, index)
+        except (OSError, UserError) as error:
+            if isinstance(error, FileNotFoundError) and store.layout != "store" and _is_filled(store.root):
+                raise ValueError("the file is gone") from error
+            if pause is None:
+                raise UserError(_explain(error, store, video, index)) from error
+        _close_handles(store)
+        sleep(pause)
+    raise AssertionError
+
+
+def _explain(error: OSError | UserError, store: FrameStore, video: int, index: int) -> str:
+    tried = f"{len(PAUSES) + 1} times in {sum(PAUSES):.0f} s"
+    if isinstance(error, UserError):
+        return f"{error} (tried {tried})"
+    place = error.filename or _file_of(store, int(store.starts[video]) + index)
+    return f"{place}: cannot be read ({error.strerror or error}; tried {tried}); mend the storage"
+
+
+def _file_of(store: FrameStore, frame: int) -> Path:
+    return shard_path(store.root, int(store.source.shard[frame])) if isinstance(store.source, Shards) else store.root
+
+
+def _is_filled(root: Path) -> bool:
+    """Whether the folder holds anything: that of a disk that was unmounted is gone or empty."""
+    try:
+        with os.scandir(root) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
+
+
+def _close_handles(store: FrameStore) -> None:
+    """Let the next read open its shard anew: a handle from before a server's restart stays stale."""
+    if isinstance(store.source, Shards):
+        while store.source.handles:
+            with contextlib.suppress(OSError):
+                os.close(store.source.handles.popitem()[1])
