@@ -3,18 +3,23 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AUDIT := build/audit-venv/bin/pip-audit --strict --no-deps --disable-pip -r
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench prove build clean
+.PHONY: help demo test check fuzz faults bench prove build minimal audit clean
 
 help:
 	@echo "make demo   set up .venv and go the whole path on built-in videos, minutes on a laptop's CPU"
 	@echo "make test   set up .venv for developers and run every test"
 	@echo "make check  ruff, mypy --strict, the floors of the architecture"
+	@echo "make fuzz   damaged files of every kind, read as the commands read them; 10 minutes, or MINUTES=60 SEED=7"
+	@echo "make faults kill -9 anywhere in prepare, pretrain, evaluate and sweep: does each end to the bit as if undisturbed"
 	@echo "make bench  the benchmarks: how close the evaluations come to their limits; minutes"
 	@echo "make prove  the studies: does every objective learn, what does the cycle term add, what does health choose; hours"
 	@echo "make build  the wheel, and every test against the installed wheel"
+	@echo "make minimal  every test with the lowest versions that pyproject.toml allows"
+	@echo "make audit  known weaknesses of what is installed, and of the lowest versions; asks pypi.org"
 	@echo "make clean  remove .venv and everything built"
 
 demo: $(VENV)/user
@@ -24,10 +29,20 @@ test: $(VENV)/developer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: $(VENV)/developer
-	$(BIN)/ruff check src tests benchmarks studies
-	$(BIN)/ruff format --check src tests benchmarks studies
+	$(BIN)/ruff check src tests benchmarks studies fuzz faults
+	$(BIN)/ruff format --check src tests benchmarks studies fuzz faults
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_floors.py
+
+MINUTES ?= 10
+SEED ?= 0
+fuzz: $(VENV)/developer
+	OMP_NUM_THREADS=1 $(BIN)/python fuzz/run.py --minutes $(MINUTES) --seed $(SEED)
+
+faults: $(VENV)/developer
+	$(BIN)/python faults/kill_anywhere.py --kills 50 --seed $(SEED)
+	$(BIN)/python faults/kill_anywhere.py --kills 20 --seed $(SEED) --cuts pretrain evaluate sweep
+	$(BIN)/python faults/kill_before_writes.py --seed $(SEED)
 
 bench: $(VENV)/developer
 	@for file in benchmarks/*.py; do \
@@ -45,6 +60,21 @@ build: $(VENV)/developer
 	build/wheel-venv/bin/pip install --quiet -c constraints.txt "$$(echo dist/*.whl)[dev]"
 	cd build && OMP_NUM_THREADS=1 wheel-venv/bin/python -P -m pytest -c ../pyproject.toml \
 		--rootdir .. ../tests
+
+minimal: | $(BIN)/python
+	rm -rf build/minimal-venv
+	$(PYTHON) -m venv build/minimal-venv
+	build/minimal-venv/bin/pip install --quiet -c constraints-minimal.txt -e ".[dev,faiss]"
+	OMP_NUM_THREADS=1 build/minimal-venv/bin/python -m pytest
+
+# Strict, for what the index does not know would pass as clean; so the local part of a version (+cpu) is cut off.
+# Excused for torch 2.10: weaknesses of torch.jit.script and of loading .pt2 files, neither of which is used here.
+audit: $(VENV)/developer
+	$(PYTHON) -m venv build/audit-venv
+	build/audit-venv/bin/pip install --quiet pip-audit
+	$(BIN)/pip freeze --exclude-editable | sed 's/+.*//' > build/installed.txt
+	$(AUDIT) build/installed.txt
+	$(AUDIT) constraints-minimal.txt --ignore-vuln CVE-2025-3000 --ignore-vuln CVE-2026-4538
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -131,6 +131,14 @@ def test_python_has_the_same_commands(run, labeled):
         (["pretrain", "d", "--out", "o", "--steps", "many"], "steps: input should be a valid integer"),
         (["pretrain", "d", "--out", "o", "--config", "none.toml"], "none.toml cannot be read"),
         (["pretrain", "nowhere", "--out", "o"], "nowhere: no such folder"),
+        (["pretrain", "", "--out", "o"], "data: input should be a name, not ''"),
+        (["pretrain", "d", "--out", ""], "out: input should be a name, not ''"),
+        (["evaluate", "knn", "", "d"], "model: input should be a name, not ''"),
+        (
+            ["pretrain", "d", "--out", "o", "--workers", "1000000"],
+            "workers: input should be less than or equal to 1024",
+        ),
+        (["sweep", "table4", "d", "--seeds", "1000000000"], "seeds: input should be less than or equal to 10000"),
         (["prepare", "nowhere", "--out", "o"], "nowhere"),
         (["evaluate", "knn", "nothing", "nowhere"], "model nothing: no such file or folder"),
         (["export", "random:resnet99"], "resnet99"),
@@ -161,6 +169,18 @@ def test_mistakes_of_all_kinds_come_together(tmp_path, monkeypatch, capsys):
     assert len(messages.splitlines()) == 5
     for words in ("--sped", "backbone:", "data: nowhere", "init nothing.pth", "out: full is not empty"):
         assert words in messages
+
+
+def test_a_file_of_wrong_types_is_told(tmp_path, monkeypatch, capsys):
+    """Values that TOML allows and options do not, also where names are expected, are told one by one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(
+        'data = 5\nout = [1]\ninit = {a = 1}\nflip = 1979-05-27\nsteps = true\n"a\\nb" = 1\n'
+    )
+    code, out, messages = call(capsys, "pretrain", "--config", "mine.toml")
+    assert (code, out) == (2, "")
+    told = [line.split()[1] for line in messages.splitlines()]
+    assert sorted(told) == ["a\\nb", "data:", "flip:", "init:", "out:", "steps:"]
 
 
 def test_flags_override_the_file(tmp_path, monkeypatch, capsys):

@@ -72,6 +72,30 @@ def test_what_was_evaluated_before_is_not_evaluated_again_unless_asked(root, tmp
     assert run(root, tmp_path, again=True).rows[0][0].metrics != {"top1_k6": 0.125}
 
 
+@pytest.mark.parametrize("damaged", ["knn-*.json", "records/knn-*.parquet"])
+def test_a_damaged_result_or_record_is_told_and_made_anew(root, tmp_path, damaged, capsys):
+    """What was cut at any byte is never reused: the line names the file, and the same is found again."""
+    first = run(root / "good", tmp_path, only=("knn",)).rows
+    (path,) = (tmp_path / "out").glob(damaged)
+    whole = path.read_bytes()
+    for size in (0, 1, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:size])
+        capsys.readouterr()
+        assert run(root / "good", tmp_path, only=("knn",)).rows == first
+        assert f"{path}: " in capsys.readouterr().err
+        assert path.read_bytes() == whole
+
+
+def test_a_result_takes_along_what_its_killed_evaluation_left(root, tmp_path, monkeypatch):
+    """Parts of an evaluation that was killed when its result was written are gone when that is found."""
+    with monkeypatch.context() as patch:
+        patch.setattr("cyclecontrast.evaluate.unfinished.Unfinished.discard", lambda self: None)
+        first = run(root / "good", tmp_path, only=("knn",)).rows
+    assert list((tmp_path / "out" / "unfinished").glob("knn-*/*.npz"))
+    assert run(root / "good", tmp_path, only=("knn",)).rows == first
+    assert not (tmp_path / "out" / "unfinished").exists()
+
+
 def test_nothing_to_evaluate_is_an_error(tmp_path, root):
     """A folder without data sets, and one without data for the protocols asked for, are told of in a line."""
     (tmp_path / "empty").mkdir()
@@ -91,6 +115,18 @@ def test_all_is_a_command(root, tmp_path, capsys):
     assert "| knn level=frame image_size=16 | good | top1_k6 |" in capsys.readouterr().out
     assert main(["evaluate", "all", MODEL, "--data-root", str(root / "nothing")]) == 2
     assert "nothing: no such folder" in capsys.readouterr().err
+
+
+def test_what_failed_ends_the_command_with_exit_code_2(root, tmp_path, capsys):
+    """The table of the rest is printed and on disk, and a line says so that scripts notice."""
+    arguments = [MODEL, "--data-root", str(root), "--out", str(tmp_path / "out"), "--image-size", "16"]
+    assert main(["evaluate", "all", *arguments, "--only", "knn", "--workers", "0"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == (tmp_path / "out" / "all.md").read_text()
+    assert "| good | top1_k6 |" in printed.out
+    assert "not evaluated: knn on" in printed.out
+    (line,) = (line for line in printed.err.splitlines() if line.startswith("error: "))
+    assert "not everything could be evaluated" in line
 
 
 @pytest.mark.parametrize(

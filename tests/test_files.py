@@ -1,5 +1,6 @@
 """Output is whole or absent, and a folder has one writer."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -8,12 +9,12 @@ import sys
 import pytest
 
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import locked
+from cyclecontrast.files import locked, replacing
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from cyclecontrast.files import locked
+from cyclecontrast.files import locked, replacing
 with locked(Path(sys.argv[1]), "out"):
     worker = os.fork()
     if worker:
@@ -47,3 +48,12 @@ def test_a_killed_owner_leaves_no_lock(holder, tmp_path):
     holder.wait()
     with locked(tmp_path, "out"):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    """What the system says of a write without naming the file names it, and the old file stays."""
+    (tmp_path / "kept").write_text("old")
+    with pytest.raises(OSError, match="No space left") as error, replacing(tmp_path / "kept"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert error.value.filename == tmp_path / "kept"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

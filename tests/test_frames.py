@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cyclecontrast.data import frames as module
-from cyclecontrast.data.frames import FrameStore, decode_image, natural_order, resize_short_side
+from cyclecontrast.data import frame_bytes as module
+from cyclecontrast.data.folder_walk import natural_order
+from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.images import decode_image, resize_short_side
 from cyclecontrast.errors import UserError
 
 
@@ -303,9 +305,14 @@ def change(name, value, row=2):
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (change("offset", -1), "points outside of it"),
-        (change("size", -5), "points outside of it"),
-        (change("size", 10_000), "points outside of it"),
+        (change("offset", -1), "frames.parquet: has numbers below 0 in offset"),
+        (change("size", -5), "frames.parquet: has numbers below 0 in size"),
+        (change("size", 10_000), "000000.tar: frames.parquet points outside of it (byte 12,560 of 4,622)"),
+        (change("offset", 2**63 - 1), "points outside of it (byte 9,223,372,036,854,775,819 of 4,622)"),
+        (change("offset", 512 * 3 + 4), "000000.tar: frames.parquet gives some of its bytes to two frames"),
+        (change("shard", -3), "frames.parquet: has numbers below 0 in shard"),
+        (change("shard", 2**31 - 1), "2147483647.tar: is missing"),
+        (change("time", -np.inf), "frames.parquet: has infinite numbers in time"),
         (change("shard", 7), "000007.tar: is missing"),
         (change("video", "b/2.mp4", 5), "not in order"),
         (change("index", 5), "not in order"),
@@ -324,12 +331,36 @@ def test_wrong_tables_are_told(root, spoil, told):
     assert told in problem_of(root)
 
 
-def test_wrong_types_are_told(root):
-    """A column of the wrong type is one line."""
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("offset", pa.string()), ("offset", pa.float64()), ("size", pa.int64()), ("time", pa.int32()), ("video", None)],
+)
+def test_wrong_types_are_told(root, name, kind):
+    """A column of another type is one line, though its values could be cast."""
+    write_frames(root, columns())
+    table = pq.read_table(root / "frames.parquet")
+    column = pa.array([0] * 6) if kind is None else table[name].cast(kind, safe=False)
+    pq.write_table(table.set_column(table.column_names.index(name), name, column), root / "frames.parquet")
+    assert f"frames.parquet: has {column.type} for {KINDS.get(name, pa.int32())} in {name};" in problem_of(root)
+
+
+def test_times_may_be_unknown_and_run_backwards(root):
+    """Keyframes have no time in some videos, and begin anew where a recording was joined to another."""
     values = columns()
-    table = pa.table({**values, "offset": ["far"] * 6})
-    pq.write_table(table, root / "frames.parquet")
-    assert "frames.parquet: cannot be read" in problem_of(root)
+    values["time"] = [np.nan, 3.0, 1.0, 2.0, -0.5, np.nan]
+    write_frames(root, values)
+    store = FrameStore.open(root)
+    assert np.isnan(store.time(0, 0))
+    assert store.time(1, 2) == -0.5
+
+
+def test_the_order_of_shards_is_free(root):
+    """Videos may stand in another order than their bytes, as in a table that somebody has sorted."""
+    values = columns()
+    write_frames(root, {name: [*column[5:], *column[:5]] for name, column in values.items()})
+    store = FrameStore.open(root)
+    assert [store.video_id(v) for v in range(3)] == ["ü.mkv", "b/2.mp4", "a.avi"]
+    assert read_all(store) == [content(row) for row in (5, 0, 1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize(
@@ -381,11 +412,10 @@ def test_the_fingerprint_names_the_content(root, tmp_path):
     seen = {FrameStore.open(root).fingerprint}
     moved = shutil.copytree(root, tmp_path / "moved")
     assert FrameStore.open(moved).fingerprint in seen
-    for name, value, row in (("video", "c", 5), ("offset", 600, 5), ("size", 9, 0), ("shard", 1, 0)):
+    for name, value, row in (("video", "c", 5), ("offset", 600, 5), ("size", 9, 0), ("shard", 1, 4)):
         values = columns()
         values[name][row] = value
-        if name == "offset":
-            (root / "shards" / "000001.tar").write_bytes(bytes(1000))
+        (root / "shards" / "000001.tar").write_bytes(bytes(5000))
         write_frames(root, values)
         seen.add(FrameStore.open(root).fingerprint)
     write_frames(root, {name: column[:5] for name, column in columns().items()})

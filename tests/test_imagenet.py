@@ -1,13 +1,17 @@
 """ImageNet and ImageNet-100 as they are unpacked: lists of classes, the flat validation folder, odd images."""
 
+import contextlib
+import zlib
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.labels.mat_file import MOST_BYTES, read_records
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate import evaluate, knn
 
@@ -125,7 +129,7 @@ def test_files_that_are_absent_or_damaged_are_named(tmp_path):
     mat.write_bytes(b"not a mat file" * 20)
     assert f"{mat}: cannot be read as synsets with ILSVRC2012_ID and WNID" in problems_of(tmp_path)[0]
     savemat(mat, {"other": np.zeros(3)})
-    assert "(KeyError: 'synsets')" in problems_of(tmp_path)[0]
+    assert "(it holds no records named synsets)" in problems_of(tmp_path)[0]
     mat.unlink()
     (tmp_path / "val" / TRUTH).unlink()
     assert [line.partition("; ")[0] for line in problems_of(tmp_path)] == [
@@ -250,3 +254,35 @@ def test_odd_images_are_decoded_to_rgb(tmp_path, mode):
     decoded = LabeledImages.open(tmp_path / "data").train.image(0)
     assert (decoded.shape, decoded.dtype) == ((24, 24, 3), np.uint8)
     assert np.abs(decoded.astype(int) - expected).max() <= 3
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_records_of_matlab_are_those_that_scipy_reads(tmp_path, is_compressed):
+    """Numbers of any width and texts, with fields of other kinds between them, of one record and of many."""
+    fields = [(name, object) for name in ("id", "WNID", "words", "children", "height")]
+    rows = [(np.uint16(n), wnid(n), "a é " * n, np.arange(n), np.float64(n) / 2) for n in range(1, 40)]
+    path = tmp_path / "meta.mat"
+    for num in (1, len(rows)):
+        savemat(
+            path, {"other": np.ones(3), "synsets": np.array(rows[:num], fields)[None]}, do_compression=is_compressed
+        )
+        expected = np.atleast_1d(loadmat(path, simplify_cells=True)["synsets"])
+        for found, row in zip(read_records(path, "synsets"), expected, strict=True):
+            assert (found["id"], found["WNID"], found["height"]) == (row["id"], row["WNID"], row["height"])
+            assert found["words"].strip() == row["words"].strip()
+
+
+def test_a_file_of_matlab_that_is_damaged_anywhere_is_refused_or_read(tmp_path):
+    """Cut at any byte or with any byte changed it is no crash, and one that unfolds to too much is refused."""
+    path = tmp_path / "meta.mat"
+    write_synsets(path, 2)
+    data = path.read_bytes()
+    for place in range(128, len(data)):
+        for damaged in (data[:place], data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :]):
+            path.write_bytes(damaged)
+            with contextlib.suppress(ValueError):
+                assert isinstance(read_records(path, "synsets"), list)
+    bomb = zlib.compress(bytes(MOST_BYTES + 1))
+    path.write_bytes(data[:128] + (15).to_bytes(4, "little") + len(bomb).to_bytes(4, "little") + bomb)
+    with pytest.raises(ValueError, match="more than 67,108,864 bytes"):
+        read_records(path, "synsets")

@@ -213,6 +213,20 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(many, whole, tmp_path
     assert files_of(out) == files_of(whole)
 
 
+@pytest.mark.parametrize("name", ["000001.tar", "000001.frames.parquet", "000001.videos.parquet"])
+def test_a_cut_shard_of_an_unfinished_store_is_made_anew(many, whole, tmp_path, name):
+    """A finished shard that a power cut left short is written again, and the store is the same to the bit."""
+    out = tmp_path / "store"
+    process = start(many, out, 1)
+    wait_for(process, out, "shards/000003.videos.parquet")
+    process.kill()
+    process.communicate()
+    path = out / "shards" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    run(many, out)
+    assert files_of(out) == files_of(whole)
+
+
 def test_interrupt_ends_cleanly_and_says_how_to_go_on(many, whole, tmp_path):
     """Ctrl-C, which reaches the workers too, leaves one line and a store that the same command completes."""
     out = tmp_path / "store"

@@ -4,6 +4,9 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
+from concurrent.futures import Future
 
 import cv2
 import numpy as np
@@ -167,28 +170,69 @@ def test_a_sweep_with_failed_cells_ends_with_exit_code_2(tracks, tmp_path, monke
     assert capsys.readouterr().out == (tmp_path / "out" / "table4.md").read_text()
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[]"])
-@pytest.mark.parametrize("file", ["full-seed0.json", "full-seed0/run.json"])
-def test_a_damaged_note_is_named(file, content, swept, tracks, tmp_path):
-    """A sweep's note or a run's run.json that cannot be read is one line that says what to delete, which then helps."""
+@pytest.fixture
+def copied(swept, tmp_path):
+    """Return a copy of the sweep's first seed."""
     runs = tmp_path / "out" / "runs"
     for row in ("intra-image", "intra-video", "full"):
         shutil.copytree(swept.folder / "runs" / f"{row}-seed0", runs / f"{row}-seed0")
         shutil.copy(swept.folder / "runs" / f"{row}-seed0.json", runs)
-    (runs / file).write_text(content)
-    run = runs / "full-seed0"
-    line = f"{runs / file}: is damaged; delete {run} and {run}.json, and the same command trains it again"
-    if file == "full-seed0.json":
-        with pytest.raises(UserError) as error:
-            cc.sweep("table4", tracks, out=tmp_path / "out", **TINY)
-        assert error.value.problems == (line,)
-    else:
-        assert cc.sweep("table4", tracks, out=tmp_path / "out", **TINY).problems == (f"full, seed 0: {line}",)
-    if content == "{":
-        shutil.rmtree(run)
-        (runs / "full-seed0.json").unlink()
-        done = cc.sweep("table4", tracks, out=tmp_path / "out", **TINY)
-        assert values_of(done)["cycle"]["kNN top-1"][0] == values_of(swept)["cycle"]["kNN top-1"][0]
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("file", ["run.json", "config.toml"])
+def test_a_damaged_file_of_a_run_is_told_with_what_mends_it(file, copied, swept, tracks):
+    """A run's own file that was cut is one line that names it; put back as it says, the sweep is what it was."""
+    path = copied / "runs" / "full-seed0" / file
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=rf"{path}.* is damaged.* over it") as error:
+        cc.sweep("table4", tracks, out=copied, **TINY)
+    assert len(error.value.problems) == 1
+    shutil.copy(path.parent / "checkpoints" / "step-00000003" / file, path)
+    done = cc.sweep("table4", tracks, out=copied, **TINY)
+    assert values_of(done)["cycle"]["kNN top-1"][0] == values_of(swept)["cycle"]["kNN top-1"][0]
+
+
+def test_a_damaged_backbone_costs_its_cell_alone(copied, tracks):
+    """The cell of a network that cannot be read is told of, the others stand in the table."""
+    path = copied / "runs" / "full-seed0" / "backbone.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    done = cc.sweep("table4", tracks, out=copied, **TINY)
+    assert [len(one.seeds) for one in done.rows] == [1, 1, 0]
+    (problem,) = done.problems
+    assert problem.startswith(f"full, seed 0: {path}: cannot be read as weights")
+
+
+def test_damaged_notes_and_results_are_made_anew(copied, swept, tracks, monkeypatch, capsys):
+    """A sweep's note and a result that were cut cost no training, and the table is what it was."""
+    monkeypatch.setattr(cells, "pretrain", lambda config: pytest.fail("trained again"))
+    note = copied / "runs" / "full-seed0.json"
+    content = note.read_bytes()
+    note.write_bytes(b"")
+    (result,) = (copied / "runs" / "full-seed0" / "results").glob("knn-*.json")
+    result.write_bytes(result.read_bytes()[:100])
+    left = copied / "table4.md.1234.part"
+    left.write_text("half")
+    done = cc.sweep("table4", tracks, out=copied, **TINY)
+    ours, theirs = values_of(done), values_of(swept)
+    assert {row: ours[row]["kNN top-1"][0] for row in ours} == {row: theirs[row]["kNN top-1"][0] for row in theirs}
+    assert f"{result}: is no result" in capsys.readouterr().err
+    assert note.read_bytes() == content
+    assert not left.exists()
+
+
+def test_two_sweeps_do_not_write_into_one_folder(copied, tracks):
+    """The second is refused in a line that names the first, and writes nothing."""
+    hold = "import sys\nfrom pathlib import Path\nfrom cyclecontrast.files import locked\n"
+    hold += "with locked(Path(sys.argv[1]), 'out'):\n    print(flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(copied)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"\n"
+        with pytest.raises(UserError, match=rf"out: {copied} is in use by process {first.pid} on"):
+            cc.sweep("table4", tracks, out=copied, **TINY)
+        first.communicate()
+    assert not list(copied.glob("table4*"))
+    assert cc.sweep("table4", tracks, out=copied, **TINY).problems == ()
 
 
 def test_the_table_says_that_more_seeds_are_on_disk(tracks, tmp_path):
@@ -222,6 +266,28 @@ def test_processes_give_the_same_values_and_die_alone(swept, tracks, tmp_path, m
     assert [len(one.seeds) for one in done.rows] == [1, 1, 0]
     assert done.problems == (f"full, seed 0: {workers.DIED}",)
     assert "3 steps on cpu" in (tmp_path / "out" / "runs" / "intra-video-seed0.log").read_text()
+
+
+def test_a_process_that_is_terminated_ends_no_other(tracks, tmp_path, monkeypatch):
+    """A training that ends by SIGTERM, with a checkpoint and SystemExit, costs its cell alone."""
+
+    class Pool:
+        def __init__(self, *_, **__): ...
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+
+        def submit(self, *_):
+            future = Future()
+            future.set_exception(SystemExit(143))
+            return future
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
+    plan = make_plan(SweepConfig(table="table4", data=tracks, out=tmp_path / "out", **TINY))
+    finished = workers.run_cells(plan.cells, 2, lambda one: None)
+    assert [one.problems for one in finished] == [(workers.DIED,)] * 3
 
 
 def _die_for_the_full_method(num_threads, log):
@@ -304,14 +370,32 @@ def test_other_frames_do_not_go_into_the_same_folder(swept, tracks, tmp_path):
         cc.sweep("table4", other, out=swept.folder, **TINY | {"seeds": 2})
 
 
-def test_a_folder_that_is_not_a_sweeps_is_spared(tracks, tmp_path):
-    """A run that something else made is neither used nor removed."""
-    mine = tmp_path / "out" / "runs" / "full-seed0" / "thesis.tex"
+@pytest.mark.parametrize("file", ["thesis.tex", "runs/full-seed0/thesis.tex", "runs/signs/run.json"])
+def test_a_folder_that_is_not_a_sweeps_is_spared(file, tracks, tmp_path):
+    """Where something else lies and no sweep, nothing is used, written or removed."""
+    mine = tmp_path / "out" / file
     mine.parent.mkdir(parents=True)
     mine.write_text("years of work")
-    with pytest.raises(UserError, match="full-seed0 was not made by a sweep"):
+    with pytest.raises(UserError, match="out holds something else and no sweep; name a new folder"):
         cc.sweep("table4", tracks, out=tmp_path / "out", **TINY)
-    assert mine.read_text() == "years of work"
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
+
+
+def test_a_run_that_is_not_a_sweeps_is_spared(copied, tracks):
+    """A run beside those of a sweep that something else made is neither used nor removed."""
+    (copied / "runs" / "full-seed0.json").unlink()
+    with pytest.raises(UserError, match="full-seed0 was not made by a sweep"):
+        cc.sweep("table4", tracks, out=copied, **TINY)
+
+
+def test_a_sweep_that_was_killed_at_once_goes_on(tracks, tmp_path):
+    """Frames, a lock, a log and half-written notes are what a killed sweep leaves, and no one else's."""
+    runs = tmp_path / "out" / "runs"
+    runs.mkdir(parents=True)
+    (tmp_path / "out" / "frames").mkdir()
+    for path in (tmp_path / "out" / ".lock", runs / "full-seed0.log", runs / "full-seed0.json.12.part"):
+        path.touch()
+    assert make_plan(SweepConfig(table="table4", data=tracks, out=tmp_path / "out", **TINY)).cells
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
 """The commands as functions with the same names and options; each imports what it needs when it is called."""
 
 import importlib
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from cyclecontrast import config
+from cyclecontrast.config.fields import Place
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluate.registry import PROTOCOLS
 from cyclecontrast.files import check_new_run, is_model
@@ -34,27 +36,37 @@ class Command(NamedTuple):
         """Return the options; raises UserError with all that is wrong or missing, before anything heavy is imported."""
         problems: list[str] = []
         options = attempt(lambda: checked(self.config, values), problems)
+        names = {name: value for name, value in values.items() if _is_name(value)}
         for name in ("videos", "data", "data_root"):
-            attempt(partial(self._check_input, name, values.get(name)), problems)
+            attempt(partial(self._check_input, name, names.get(name)), problems)
         for name in () if values.get("score_only") else ("model", "init"):
-            attempt(partial(_check_model, name, values.get(name)), problems)
-        if self.config is config.PretrainConfig and values.get("resume") is None and values.get("out") is not None:
-            attempt(lambda: check_new_run(Path(values["out"])), problems)
+            attempt(partial(_check_model, name, names.get(name)), problems)
+        if self.config is config.PretrainConfig and values.get("resume") is None and "out" in names:
+            attempt(lambda: check_new_run(Path(names["out"])), problems)
         if problems or options is None:
             raise UserError(*problems)
         return options
 
     def _check_input(self, name: str, value: Any) -> None:
         may_be_file = self.config is config.TrackingConfig
-        if value is None or Path(value).is_dir() or (may_be_file and Path(value).is_file()):
+        if value is None or os.path.isdir(value) or (may_be_file and os.path.isfile(value)):
             return
-        what = "is not a folder" if Path(value).exists() else f"no such {'file or ' if may_be_file else ''}folder"
+        what = "is not a folder" if os.path.exists(value) else f"no such {'file or ' if may_be_file else ''}folder"
         raise UserError(f"{name}: {value}: {what}; name {self.config.model_fields[name].description}")
 
     def call(self, options: BaseModel) -> Any:
         """Call the function with checked options."""
         module, _, function = self.function.partition(":")
         return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)(*self.protocol, options)
+
+
+def _is_name(value: Any) -> bool:
+    """Tell whether a file may be called so; what may not be is told by the config."""
+    try:
+        TypeAdapter(Place).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _check_model(name: str, value: Any) -> None:
@@ -77,7 +89,7 @@ COMMANDS = {
 EVALUATIONS = {
     name: Command(protocol.config, ("model", "data"), "evaluate:evaluate_and_tell", (name,))
     for name, protocol in PROTOCOLS.items()
-} | {"all": Command(config.AllConfig, ("model",), "evaluate.everything:evaluate_all")}
+} | {"all": Command(config.AllConfig, ("model",), "evaluate.everything:run_all")}
 
 
 def prepare(videos: str | Path, **settings: Any) -> "PrepareSummary":

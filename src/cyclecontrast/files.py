@@ -25,6 +25,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield aside
         sync(aside)
         aside.replace(path)
+    except OSError as error:
+        error.filename = error.filename or path  # a full disk does not name the file
+        raise
     finally:
         aside.unlink(missing_ok=True)
     sync(path.parent)
@@ -46,7 +49,10 @@ def locked(folder: Path, name: str) -> Iterator[None]:
     Raises UserError that names the owner where another process has it; `name` is the option that named the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("a+") as lock:
+    path = folder / LOCK_FILE
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{name}: {path}: is no lock but a link or a device, which may not be written to; remove it")
+    with path.open("a+") as lock:
         try:
             # Unlike flock's, this lock is not shared with workers, who outlive a killed parent for some seconds.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

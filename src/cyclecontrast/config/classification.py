@@ -1,12 +1,11 @@
 """What `evaluate knn`, `linear` and `finetune` take."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from cyclecontrast.config.evaluate import EvaluateConfig
-from cyclecontrast.config.fields import Count, NonNegative, Positive, Side
+from cyclecontrast.config.fields import MOST, Count, IsNumber, NonNegative, Place, Positive, Side
 
 CLASSES_OF_IMAGES = (
     "train/<class> and val/<class>, ImageNet's flat val too, or a frame tree with train.txt and test.txt"
@@ -26,8 +25,10 @@ Ks = Annotated[tuple[Count, ...], AfterValidator(_some)]
 class ClassifyConfig(EvaluateConfig):
     """What every protocol that classifies images takes."""
 
-    data: Path = Field(description=CLASSES_OF_IMAGES)
-    classes: Path | None = Field(None, description="text file of those to use, one a line (ImageNet-100); default: all")
+    data: Place = Field(description=CLASSES_OF_IMAGES)
+    classes: Place | None = Field(
+        None, description="text file of those to use, one a line (ImageNet-100); default: all"
+    )
     level: Literal["frame", "video"] = Field("frame", description="single frames, or the mean over a video")
     image_size: Side | None = Field(None, description="default: the size it was trained at")
     batch_size: Count = Field(256, description="images per forward pass")
@@ -54,7 +55,9 @@ class FinetuneConfig(ClassifyConfig):
     """Classification after training the whole network end to end."""
 
     epochs: Count = Field(30, description="passes over the training images; ÷10 at 60 % and at 80 %")
-    batch_size: int = Field(64, ge=2, description="images per step and per forward pass")
+    batch_size: Annotated[int, Field(ge=2, le=MOST), IsNumber] = Field(
+        64, description="images per step and per forward pass"
+    )
     learning_rate: Positive = Field(0.03, description="of the backbone, at batch 256; scaled with the batch")
     head_learning_rate: Positive = Field(0.3, description="of the new classifier, at batch 256; scaled with the batch")
     weight_decay: NonNegative = Field(1e-4, description="of the optimizer")

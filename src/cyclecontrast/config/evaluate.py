@@ -1,11 +1,10 @@
 """What every protocol of `evaluate` takes."""
 
-from pathlib import Path
 from typing import Any, ClassVar, Literal, get_origin
 
 from pydantic import BaseModel, Field
 
-from cyclecontrast.config.fields import STRICT, Device, Seed, Whole
+from cyclecontrast.config.fields import STRICT, Device, Name, Place, Processes, Seed
 
 
 class EvaluateConfig(BaseModel):
@@ -15,11 +14,11 @@ class EvaluateConfig(BaseModel):
     scoring: ClassVar[frozenset[str]] = frozenset()
     """Settings of the scoring step alone: predictions do not depend on them."""
 
-    model: str = Field(description="a run, a backbone file, a checkpoint, timm:<name>, or random:<backbone>")
-    data: Path = Field(description="folder of the data set")
-    out: Path | None = Field(None, description="folder of results; default: the run's, else ./results")
+    model: Name = Field(description="a run, a backbone file, a checkpoint, timm:<name>, or random:<backbone>")
+    data: Place = Field(description="folder of the data set")
+    out: Place | None = Field(None, description="folder of results; default: the run's, else ./results")
     score_only: bool = Field(False, description="score the records of an earlier run again, without the model")
-    workers: Whole | None = Field(None, description="processes that load images; default: the number of cores")
+    workers: Processes | None = Field(None, description="processes that load images; default: the number of cores")
     seed: Seed = Field(0, description="of random:<backbone> and of every random choice")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
 

@@ -1,29 +1,68 @@
 """The kinds of values that options take, each with its bounds."""
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
+MOST = 10**9
+"""So many of anything are a slip of the keyboard, and more would overflow somewhere."""
 
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Side = Annotated[int, Field(ge=8)]
+
+def _no_truth_value(value: object) -> object:
+    """Refuse what would be taken for 0 or 1."""
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
+    return value
+
+
+IsNumber = BeforeValidator(_no_truth_value)
+
+Count = Annotated[int, Field(ge=1, le=MOST), IsNumber]
+Whole = Annotated[int, Field(ge=0, le=MOST), IsNumber]
+Few = Annotated[int, Field(ge=1, le=10_000), IsNumber]
+"""Of what is made or held all at once."""
+Length = Annotated[int, Field(ge=1, le=1_000_000), IsNumber]
+"""Of a vector."""
+Processes = Annotated[int, Field(ge=0, le=1024), IsNumber]
+Seed = Annotated[int, Field(ge=0, lt=2**32), IsNumber]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), IsNumber]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), IsNumber]
+Fraction = Annotated[float, Field(ge=0, le=1), IsNumber]
+BelowOne = Annotated[float, Field(ge=0, lt=1), IsNumber]
+Rate = Annotated[float, Field(gt=0, le=10_000), IsNumber]
+"""Frames per second."""
+Side = Annotated[int, Field(ge=8, le=8192), IsNumber]
 """Of an image, in pixels."""
 
 
 def _known_backbone(name: str) -> str:
-    if not re.fullmatch(r"resnet(10|18|34|50)(-small)?(-w[1-9][0-9]*)?|timm:.+", name):
+    if not re.fullmatch(r"resnet(10|18|34|50)(-small)?(-w[1-9][0-9]{0,2})?|timm:.+", name):
         raise ValueError(
             "name resnet10, resnet18, resnet34 or resnet50, with -small or -w<width> behind it, or timm:<name>"
         )
     return name
 
 
-BackboneName = Annotated[str, AfterValidator(_known_backbone)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+def _can_be_a_name(value: object) -> object:
+    """Refuse what no file can be called or no config.toml can hold, and the empty name: it means the current folder."""
+    if not isinstance(value, str | os.PathLike) or not (name := str(value)):
+        raise ValueError("input should be a name")
+    try:
+        parts = [len(part) for part in name.encode().split(b"/")]
+    except UnicodeEncodeError:
+        raise ValueError("input should be a name in UTF-8") from None
+    if "\0" in name or sum(parts) + len(parts) > 4096 or max(parts) > 255:
+        raise ValueError("input should be a name that a file can have")
+    return value
+
+
+Place = Annotated[Path, BeforeValidator(_can_be_a_name)]
+"""A file or folder."""
+Name = Annotated[str, AfterValidator(_can_be_a_name)]
+"""What may be the name of one."""
+BackboneName = Annotated[Name, AfterValidator(_known_backbone)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?|mps)$")]

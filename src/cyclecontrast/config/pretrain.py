@@ -287,7 +287,7 @@ DECIDED_BY_AUTO = frozenset(
     {
         *("backbone", "image_size", "batch_size", "epochs", "queue_size", "cycle_queue_size", "support_size"),
         *("cycle_weight", "cycle_start", "split_by", "batch_keys"),
-        *("projector", "temperature", "momentum", "momentum_ramp", "bn_groups"),
+        *("projector", "projector_dim", "temperature", "momentum", "momentum_ramp", "bn_groups"),
         *("augmentation", "learning_rate", "warmup", "schedule", "holdout"),
     }
 )

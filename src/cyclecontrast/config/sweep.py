@@ -1,11 +1,10 @@
 """What `sweep` takes."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from cyclecontrast.config.fields import STRICT, BackboneName, Count, Device, Side, Whole
+from cyclecontrast.config.fields import STRICT, BackboneName, Count, Device, Few, Place, Processes, Side
 
 TableName = Literal["table2", "table4", "table5", "table6", "table7", "table8", "table10"]
 
@@ -18,13 +17,13 @@ class SweepConfig(BaseModel):
         description="table2, table4, table10: losses, by tracking, images, actions; table5, table6: size of U; "
         "table7: K; table8: λ"
     )
-    data: Path = Field(description="what is pretrained on: a store, a folder of videos, a tree of frames, or R2V2")
-    on: Path | None = Field(
+    data: Place = Field(description="what is pretrained on: a store, a folder of videos, a tree of frames, or R2V2")
+    on: Place | None = Field(
         None,
         description="labeled data to evaluate on: images, for table2 an OTB root, for table10 UCF101; default: DATA",
     )
-    out: Path | None = Field(None, description="folder of runs and tables; default: sweeps/<table>")
-    seeds: Count = Field(3, description="trainings of each row, with the seeds 0, 1, ...")
+    out: Place | None = Field(None, description="folder of runs and tables; default: sweeps/<table>")
+    seeds: Few = Field(3, description="trainings of each row, with the seeds 0, 1, ...")
     small: bool = Field(False, description="scale U and K with the number of videos; all else is decided by auto")
     preset: Literal["paper", "release"] | None = Field(
         None, description="paper or release: what is not the row's; default: paper, with --small auto"
@@ -36,9 +35,9 @@ class SweepConfig(BaseModel):
     steps: Count | None = Field(None, description="updates in all; overrides --epochs")
     flip: bool = Field(True, description="mirror half of the views; off where left and right differ in meaning")
     train: bool = Field(True, description="table2: train the tracker's head, or correlate the raw features")
-    train_data: Path | None = Field(
+    train_data: Place | None = Field(
         None, description="table2: GOT-10k root to train the tracker's head on; default: one beside the data"
     )
-    jobs: Count | None = Field(None, description="trainings at once; default: half the cores, 1 on a GPU")
-    workers: Whole | None = Field(None, description="processes of each training that load images")
+    jobs: Few | None = Field(None, description="trainings at once; default: half the cores, 1 on a GPU")
+    workers: Processes | None = Field(None, description="processes of each training that load images")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")

@@ -1,13 +1,12 @@
 """What `evaluate tracking` takes."""
 
 import math
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from cyclecontrast.config.evaluate import EvaluateConfig
-from cyclecontrast.config.fields import Count, Positive
+from cyclecontrast.config.fields import Count, Place, Positive
 
 
 def _a_box(text: str) -> str:
@@ -30,7 +29,7 @@ class TrackingConfig(EvaluateConfig):
 
     scoring: ClassVar[frozenset[str]] = frozenset({"toolkit", "others"})
 
-    data: Path = Field(description="an OTB or GOT-10k root, or a video file with --box")
+    data: Place = Field(description="an OTB or GOT-10k root, or a video file with --box")
     subset: Literal["train", "val", "test"] = Field("val", description="which sequences of GOT-10k are tracked")
     tracker: Literal["siamfc", "identity", "perfect"] = Field(
         "siamfc", description="identity answers the first box for ever, perfect the true ones"
@@ -39,7 +38,9 @@ class TrackingConfig(EvaluateConfig):
         "release", description="head, loss and geometry of which code"
     )
     train: bool = Field(True, description="train the head, or correlate the raw features")
-    train_data: Path | None = Field(None, description="GOT-10k root to train the head on; default: one beside the data")
+    train_data: Place | None = Field(
+        None, description="GOT-10k root to train the head on; default: one beside the data"
+    )
     epochs: Count | None = Field(None, description="of the head; default: the preset's")
     batch_size: Count | None = Field(None, description="pairs per step; default: the preset's")
     learning_rate: Positive | None = Field(None, description="of the head; default: the preset's")
@@ -51,10 +52,10 @@ class TrackingConfig(EvaluateConfig):
     toolkit: Literal["got10k", "official"] = Field(
         "got10k", description="success and precision as of the GOT-10k toolkit, or as of the authors of OTB"
     )
-    others: Path | None = Field(
+    others: Place | None = Field(
         None, description="results of other trackers to score beside ours: <tracker>/<sequence>.txt in a folder"
     )
     box: Box | None = Field(
         None, description="x,y,w,h of the target in the first frame of a video file; the first pixel is 1"
     )
-    save: Path | None = Field(None, description="video file to draw the boxes into")
+    save: Place | None = Field(None, description="video file to draw the boxes into")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cyclecontrast.data.decode import OpenVideo, open_video
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.policies import Numbered
 from cyclecontrast.data.video import VideoError
 from cyclecontrast.errors import UserError

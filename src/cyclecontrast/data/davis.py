@@ -11,8 +11,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cyclecontrast.data.frames import IMAGE_SUFFIXES, Pixels, natural_order
-from cyclecontrast.data.labels.text_lines import raise_problems, read_lines
+from cyclecontrast.data.folder_walk import natural_order
+from cyclecontrast.data.image_folders import IMAGE_SUFFIXES
+from cyclecontrast.data.images import Pixels
+from cyclecontrast.data.labels.text_lines import leads_out, raise_problems, read_lines
 from cyclecontrast.data.masks.files import Indices, read_image, read_mask
 from cyclecontrast.errors import UserError
 
@@ -92,9 +94,10 @@ class Davis:
         digest = hashlib.sha256(self.year.encode())
         try:
             for video in self.videos:
-                digest.update(f"\n{video.name}".encode())
+                digest.update(f"\n{video.name}".encode(errors="surrogateescape"))
                 for frame, mask in zip(video.frames, video.masks, strict=True):
-                    digest.update(f"\n{frame.name} {os.stat(frame).st_size} {mask.name} ".encode())
+                    names = f"\n{frame.name} {os.stat(frame).st_size} {mask.name} "
+                    digest.update(names.encode(errors="surrogateescape"))
                     digest.update(hashlib.sha256(mask.read_bytes()).digest())
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror}") from error
@@ -118,6 +121,8 @@ def _read_list(root: Path, year: str | None) -> tuple[str, list[str]]:
 
 
 def _open_video(root: Path, name: str, is_binary: bool) -> MaskedVideo:
+    if leads_out(name):
+        raise UserError(f"{root}: its list names {name!r}, which leads out of {FRAMES}; name a folder below it")
     frames, masks = _images_in(root / FRAMES / name), _images_in(root / MASKS / name)
     if len(frames) < MIN_FRAMES:
         raise UserError(f"{root / FRAMES / name}: holds {len(frames)} frames; the first and the last are not scored")
@@ -133,9 +138,9 @@ def _open_video(root: Path, name: str, is_binary: bool) -> MaskedVideo:
 
 def _images_in(folder: Path) -> dict[str, Path]:
     """Return the images of a folder by their names without suffix."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # a path's own method fails where the name is too long
         raise UserError(f"{folder}: no such folder, though its video is listed")
-    return {path.stem: path for path in folder.iterdir() if _is_image(path) and not path.name.startswith(".")}
+    return {path.stem: path for path in folder.iterdir() if _is_image(path) and path.name[0] != "." and path.is_file()}
 
 
 def _is_image(path: PurePosixPath | Path) -> bool:

@@ -11,6 +11,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from cyclecontrast.data.images import excess
 from cyclecontrast.data.policies import (
     Clock,
     EveryKth,
@@ -36,6 +37,8 @@ TRUNCATED_SECONDS, TRUNCATED_PART = 1.0, 0.05
 """A video that ends earlier than its header says, by more than both of these, is called truncated."""
 LOST_FRAMES, LOST_PART = 2, 0.05
 """A whole video may lack frames that its header or its packets announce: no more than the larger of these."""
+MOST_PACKETS = 10_000_000
+"""A video is read up to here, which is 92 hours at 30 frames per second; what headers claim is never counted on."""
 
 
 class DecodedFrame(NamedTuple):
@@ -222,14 +225,16 @@ class OpenVideo:
 
     def _packets(self) -> Iterator[Any]:
         try:
-            for packet in self._container.demux(self._stream):
+            for number, packet in enumerate(self._container.demux(self._stream)):
+                if number >= MOST_PACKETS:
+                    raise VideoError(f"more than {MOST_PACKETS:,} frames")
                 self._num_read += bool(packet.size)
                 if packet.pts is not None:
                     past_end = packet.pts + (packet.duration or 0) - (self._stream.start_time or 0)
                     self._end = max(self._end, self._seconds(past_end))
                 self.num_packets += _is_counted(packet)
                 yield packet
-        except (OSError, av.FFmpegError) as error:
+        except (VideoError, OSError, av.FFmpegError) as error:
             self._stopped(error)
         missing = self.duration - self._end
         if missing > max(TRUNCATED_SECONDS, TRUNCATED_PART * self.duration) and self._end:
@@ -265,8 +270,8 @@ class OpenVideo:
         self.notice = f"stopped at {self._end:.1f} s: {reason_of(error)}"
 
     def _check_pixels(self, width: int, height: int) -> None:
-        if width * height > self._max_pixels:
-            raise VideoError(f"frames of more than {self._max_pixels:,} pixels ({width}x{height})")
+        if why := excess(width, height, self._max_pixels):
+            raise VideoError(f"frames of {why}")
 
     def _rgb(self, frame: Any, size: int) -> Image:
         # Left to itself the scaler takes a thread per core, in every worker.

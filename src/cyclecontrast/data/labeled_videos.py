@@ -99,9 +99,10 @@ def _once(listed: Sequence[ListedVideo], problems: list[str]) -> Iterator[Listed
 
 def _is_there(folder: Path, video: ListedVideo, problems: list[str]) -> bool:
     path = folder / video.folder / video.name
-    if not path.is_file():
+    is_there = os.path.isfile(path)  # a path's own method fails where the name is too long
+    if not is_there:
         problems.append(f"{path}: no such video; listed in {video.where}, left out")
-    return path.is_file()
+    return is_there
 
 
 def _check(
@@ -116,7 +117,7 @@ def _check(
     trained = {video.folder for video in there if video.split == "train"}
     raise_problems(
         [
-            f"{folder / name}: " + ("no videos to train on" if (folder / name).is_dir() else "no such folder")
+            f"{folder / name}: " + ("no videos to train on" if os.path.isdir(folder / name) else "no such folder")
             + f"; expected those of class {name} that the train list names"
             for name in classes
             if name not in trained

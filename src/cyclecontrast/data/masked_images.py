@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cyclecontrast.data.frames import Pixels
-from cyclecontrast.data.labels.text_lines import raise_problems
+from cyclecontrast.data.images import Pixels
+from cyclecontrast.data.labels.text_lines import leads_out, raise_problems
 from cyclecontrast.data.masks.codes import Table, to_labels
 from cyclecontrast.data.masks.files import read_image, read_mask
 from cyclecontrast.data.masks.layouts import Asked, read_layout
@@ -101,9 +101,12 @@ class MaskedImages:
 
 def _present(root: Path, pairs: Sequence[Pair], problems: list[str]) -> Iterator[Pair]:
     for pair in pairs:
-        absent = [name for name in (pair.image, pair.mask) if not (root / name).is_file()]
+        # A path's own method fails where the name is too long.
+        absent = [name for name in (pair.image, pair.mask) if not os.path.isfile(root / name)]
         if pair.image != pair.image.encode(errors="replace").decode():
             problems.append(f"{root}: the name {pair.image!r} is not UTF-8; rename it")
+        elif leads_out(pair.image) or leads_out(pair.mask):
+            problems.append(f"{root}: a list names {pair.image!r}, which leads out of this folder")
         elif not absent:
             yield pair
         elif absent == [pair.mask]:

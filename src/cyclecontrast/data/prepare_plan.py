@@ -7,7 +7,7 @@ from pathlib import Path
 from cyclecontrast.config import PrepareConfig
 from cyclecontrast.data.policies import PerSecond, policy_of
 from cyclecontrast.data.shard_writer import ShardJob
-from cyclecontrast.data.store_files import VideoRow, read_videos, shard_path
+from cyclecontrast.data.store_files import VideoRow, is_whole, read_videos, shard_path
 from cyclecontrast.data.video import FoundVideo
 
 MEGABYTE = 1_000_000
@@ -44,9 +44,8 @@ def _known_rows(out: Path) -> dict[str, VideoRow]:
     plan = out / "videos.parquet"
     rows = {row.id: row for row in read_videos(plan)} if plan.exists() else {}
     for shard in {row.shard for row in rows.values() if row.status == "pending"}:
-        done = shard_path(out, shard, "videos.parquet")
-        if done.exists():
-            rows.update({row.id: row for row in read_videos(done)})
+        if is_whole(out, shard):
+            rows.update({row.id: row for row in read_videos(shard_path(out, shard, "videos.parquet"))})
     return rows
 
 

@@ -1,6 +1,5 @@
 """The files of a prepared store: their names, their columns, and the joining of the shards' tables into the store's."""
 
-import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -9,13 +8,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cyclecontrast.data.regular_files import read_regular, size_of_own
+from cyclecontrast.data.table_files import read_table
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 
 STORE_FORMAT, STORE_VERSION = "cyclecontrast-frames", 1
 ROWS_PER_GROUP = 1_000_000
+MOST_SETTINGS_BYTES = 1_000_000
+STATUSES = ("ok", "skipped", "pending")
+OUTSIDE = r"^/|(^|/)\.\.(/|$)"
+"""What no path of a video has, which lies below the folder of videos."""
+MOST_SHARDS = 2**30
+"""Bound of the numbers of shards, whose column ends at twice as many."""
 
 VIDEO_SCHEMA = pa.schema(
     [
@@ -87,15 +95,18 @@ def write_settings(root: Path, settings: Mapping[str, object]) -> None:
         aside.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
 
 
-def read_settings(root: Path) -> dict[str, object]:
-    """The settings in store.json; raises UserError where it is not that of a store of this version."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        header = json.loads((root / "store.json").read_text(encoding="utf-8"))
-        if (header["format"], header["version"]) == (STORE_FORMAT, STORE_VERSION):
-            return dict(header["settings"])
-    raise UserError(
-        f"out: {root}/store.json is not that of a frame store of version {STORE_VERSION}; name a new folder"
-    )
+def read_settings(root: Path) -> dict[str, object] | None:
+    """The settings in store.json, empty where it names none; None where it is not that of a store of this version."""
+    path = root / "store.json"
+    try:
+        size_of_own(path)
+        header = json.loads(read_regular(path, MOST_SETTINGS_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (STORE_FORMAT, STORE_VERSION):
+        return None
+    settings = header.get("settings", {})
+    return settings if isinstance(settings, dict) else None
 
 
 def write_videos(path: Path, rows: Iterable[VideoRow]) -> None:
@@ -115,11 +126,29 @@ def _write_rows(path: Path, rows: list[VideoRow] | list[FrameRow], schema: pa.Sc
 
 
 def read_videos(path: Path) -> list[VideoRow]:
-    """The rows of a table of videos; raises UserError where it is damaged."""
+    """The rows of a table of videos; raises UserError where it is damaged, or names what a store cannot hold."""
     try:
-        return [VideoRow(**row) for row in pq.read_table(path, schema=VIDEO_SCHEMA).to_pylist()]
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UserError(f"out: {path} is damaged; make a new store in another folder") from error
+        table = read_table(path, VIDEO_SCHEMA)
+        if not pc.all(pc.is_in(table["status"], pa.array(STATUSES)), min_count=0).as_py():
+            raise ValueError(f"has another status than {', '.join(STATUSES)}")
+        if pc.any(pc.match_substring_regex(table["path"], OUTSIDE)).as_py():
+            raise ValueError("has paths that lead out of the folder of videos")
+        if len(table) and pc.max(table["shard"]).as_py() >= MOST_SHARDS:
+            raise ValueError("has numbers of shards that are too large")
+    except ValueError as error:
+        raise UserError(_damaged(path, error)) from error
+    return [VideoRow(**row) for row in table.to_pylist()]
+
+
+def is_whole(root: Path, shard: int) -> bool:
+    """Whether a shard's tables can be read and its tar is as long as its frames need."""
+    try:
+        frames = read_table(shard_path(root, shard, "frames.parquet"), FRAME_SCHEMA, ("offset", "size"))
+        read_videos(shard_path(root, shard, "videos.parquet"))
+        end = pc.max(pc.add(frames["offset"], frames["size"])).as_py() or 0
+        return size_of_own(shard_path(root, shard)) >= end
+    except (OSError, ValueError, UserError):
+        return False
 
 
 def join_shards(root: Path) -> None:
@@ -131,7 +160,8 @@ def join_shards(root: Path) -> None:
 
 
 def _tables(root: Path, suffix: str) -> list[Path]:
-    return sorted((root / "shards").glob(f"*.{suffix}"), key=lambda path: int(path.name.split(".")[0]))
+    tables = [path for path in (root / "shards").glob(f"*.{suffix}") if path.name.split(".")[0].isdecimal()]
+    return sorted(tables, key=lambda path: int(path.name.split(".")[0]))
 
 
 def _join_frames(root: Path) -> None:
@@ -139,9 +169,16 @@ def _join_frames(root: Path) -> None:
     tables: list[pa.Table] = []
     with replacing(root / "frames.parquet") as aside, pq.ParquetWriter(aside, FRAME_SCHEMA) as writer:
         for path in _tables(root, "frames.parquet"):
-            tables.append(pq.read_table(path, schema=FRAME_SCHEMA))
+            try:
+                tables.append(read_table(path, FRAME_SCHEMA))
+            except ValueError as error:
+                raise UserError(_damaged(path, error)) from error
             if sum(map(len, tables)) >= ROWS_PER_GROUP:
                 writer.write_table(pa.concat_tables(tables))
                 tables.clear()
         if tables:
             writer.write_table(pa.concat_tables(tables))
+
+
+def _damaged(path: Path, error: ValueError) -> str:
+    return f"out: {path} is damaged ({error}); make a new store in another folder"

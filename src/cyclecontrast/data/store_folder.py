@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cyclecontrast.data.store_files import read_settings, write_settings
+from cyclecontrast.data.store_files import STORE_VERSION, read_settings, write_settings
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
 
@@ -30,6 +30,10 @@ def check_store(out: Path, settings: Mapping[str, object]) -> None:
 
 def _check_settings(out: Path, settings: Mapping[str, object]) -> None:
     stored = read_settings(out)
+    if stored is None:
+        raise UserError(
+            f"out: {out}/store.json is not that of a frame store of version {STORE_VERSION}; name a new folder"
+        )
     differences = [
         f"{name}: {_shown(stored.get(name))} in the store, {_shown(asked)} asked; {out} keeps its own"
         for name, asked in settings.items()

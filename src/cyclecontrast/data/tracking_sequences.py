@@ -16,7 +16,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from cyclecontrast.data.frames import IMAGE_SUFFIXES, Pixels, decode_image, natural_order
+from cyclecontrast.data.folder_walk import natural_order
+from cyclecontrast.data.image_folders import IMAGE_SUFFIXES
+from cyclecontrast.data.images import Pixels, load_image
+from cyclecontrast.data.labels.text_lines import read_text
 from cyclecontrast.errors import UserError
 
 Boxes = npt.NDArray[np.float64]
@@ -48,11 +51,7 @@ class Sequence:
 
     def image(self, index: int) -> Pixels:
         """Return a decoded frame, RGB (height, width, 3); raises UserError naming the file."""
-        path = self.folder / self.files[index]
-        try:
-            return decode_image(path.read_bytes())
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}; mend or remove it") from error
+        return load_image(self.folder / self.files[index])
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ class Sequences:
         """Name of the content: names, annotations, and each image's name and size in bytes; 16 hex digits."""
         digest = hashlib.sha256(self.layout.encode())
         for sequence in self.sequences:
-            digest.update("\n".join(["", sequence.name, *sequence.files, ""]).encode())
+            names = "\n".join(["", sequence.name, *sequence.files, ""])
+            digest.update(names.encode(errors="surrogateescape"))
             for column in (sequence.boxes, sequence.cover, sequence.absent, _file_sizes(sequence)):
                 digest.update(b"none" if column is None else column.tobytes())
         return digest.hexdigest()[:16]
@@ -85,6 +85,8 @@ def usable(root: Path, layout: Literal["otb", "got10k"], found: Iterable[Sequenc
     for item in found:
         if isinstance(item, UserError):
             problems += item.problems
+        elif item.name != item.name.encode(errors="replace").decode():
+            problems.append(f"{item.folder}: the name is not UTF-8; rename it")
         else:
             sequences.append(item)
     if not sequences:
@@ -111,10 +113,7 @@ def images_in(folder: Path) -> tuple[str, ...]:
 
 def read_rows(path: Path, columns: int) -> Boxes:
     """Read finite numbers, `columns` to a line, between commas, tabs or spaces; raises UserError naming the line."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or 'is no text file'}") from error
+    lines = read_text(path).splitlines()
     rows = [_numbers(line, f"{path}:{number}", columns) for number, line in enumerate(lines, 1) if line.strip()]
     return np.array(rows, np.float64).reshape(-1, columns)
 

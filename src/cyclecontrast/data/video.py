@@ -2,11 +2,12 @@
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+
+from cyclecontrast.data.folder_walk import walk
 
 VIDEO_SUFFIXES = (
     *(".3g2", ".3gp", ".apng", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".ivf", ".m1v", ".m2ts"),
@@ -36,38 +37,22 @@ class FoundVideo(NamedTuple):
 def find_videos(root: Path) -> list[FoundVideo]:
     """All files below root that are named like videos, sorted by id: the posix path relative to root.
 
-    Links are followed, except into a folder that holds the link; names that begin with a dot are passed over.
+    Links are followed, but no folder is searched twice; names that begin with a dot are passed over.
     Raises OSError if root itself cannot be listed.
     """
-    found = sorted(_walk(root, root, ()), key=lambda video: (video.id, video.reason))
+    found: list[FoundVideo] = []
+
+    def note(folder: Path, error: OSError) -> None:
+        if folder == root:
+            raise error
+        found.append(FoundVideo(_video_id(root, folder), folder, 0, f"folder not readable: {reason_of(error)}"))
+
+    for folder in walk(root, note):
+        videos = (entry for entry in folder.entries if os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES)
+        found += [_found(root, Path(entry.path)) for entry in videos]
+    found.sort(key=lambda video: (video.id, video.reason))
     # A name made readable can meet a real one; the real one, whose reason sorts first, is kept.
     return [video for i, video in enumerate(found) if i == 0 or video.id != found[i - 1].id]
-
-
-def _walk(root: Path, folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[FoundVideo]:
-    try:
-        here = folder.stat()
-        identity = (here.st_dev, here.st_ino)
-        entries = [] if identity in above else list(os.scandir(folder))
-    except OSError as error:
-        if folder == root:
-            raise
-        yield FoundVideo(_video_id(root, folder), folder, 0, f"folder not readable: {reason_of(error)}")
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if _is_folder(entry):
-            yield from _walk(root, Path(entry.path), (*above, identity))
-        elif os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
-            yield _found(root, Path(entry.path))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
 
 
 def _video_id(root: Path, path: Path) -> str:

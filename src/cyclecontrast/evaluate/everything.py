@@ -77,6 +77,21 @@ class Everything(NamedTuple):
         yield from map("not evaluated: {}".format, self.problems)
 
 
+def run_all(config: AllConfig) -> Everything:
+    """As `evaluate_all`; where something failed it prints the table and raises UserError, so that scripts notice."""
+    try:
+        done = evaluate_all(config)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on where it was") from interrupt
+    if done.problems:
+        print(done, flush=True)
+        raise UserError(
+            "not everything could be evaluated: see `not evaluated` below the table; put that right, and the same "
+            "command evaluates what is missing"
+        )
+    return done
+
+
 def evaluate_all(config: AllConfig) -> Everything:
     """Evaluate by every protocol that fits a data set below the root; one that fails does not stop the others.
 

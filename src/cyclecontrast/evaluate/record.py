@@ -26,7 +26,8 @@ class Record:
         """Write <folder>/records/<key>.parquet and return its path."""
         path = record_path(folder, self.about.record_key)
         with replacing(path) as aside:
-            pq.write_table(self.table.replace_schema_metadata({ABOUT: json.dumps(self.about.to_json())}), aside)
+            table = self.table.replace_schema_metadata({ABOUT: json.dumps(self.about.to_json())})
+            pq.write_table(table, aside, write_page_checksum=True)
         return path
 
     @staticmethod
@@ -47,7 +48,7 @@ class Record:
 def read_record(path: Path) -> Record:
     """Read a record's file; raises UserError."""
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         return Record(About.from_json(json.loads(table.schema.metadata[ABOUT])), table)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: the record cannot be read ({error}); run it again without --score-only") from error

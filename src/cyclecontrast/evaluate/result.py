@@ -121,7 +121,8 @@ class Result:
         """Read what `save` wrote; raises UserError."""
         try:
             parts = json.loads(path.read_text())
-            metrics, per_item = parts.pop("metrics"), parts.pop("per_item")
+            metrics = {str(name): float(value) for name, value in parts.pop("metrics").items()}
+            per_item = dict(parts.pop("per_item"))
             return Result(About.from_json(parts), metrics, per_item)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: is no result of `cyclecontrast evaluate` ({error!r})") from error

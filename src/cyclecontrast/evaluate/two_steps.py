@@ -5,15 +5,18 @@ A protocol's module has four functions:
 `predict(backbone, data, config, unfinished) -> Predictions` and `score(record, config) -> Score`.
 """
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from cyclecontrast.config import EvaluateConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluate.record import Record, find_records, results_folder
+from cyclecontrast.evaluate.record import Record, find_records, read_record, record_path, results_folder
 from cyclecontrast.evaluate.registry import protocol_of
 from cyclecontrast.evaluate.result import NO_PART_OF_KEY, About, Json, ModelInfo, Result
 from cyclecontrast.evaluate.unfinished import Unfinished
@@ -52,7 +55,8 @@ class Score(NamedTuple):
 def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
     """Evaluate a backbone by the protocol that the config belongs to; raises UserError.
 
-    A stopped evaluation goes on where it was. With `score_only` the record of before is scored again.
+    A stopped evaluation goes on where it was; one process at a time. With `score_only` the record of before is scored
+    again.
     """
     config = _resolved(backbone, config)
     about = _about(ModelInfo(backbone.name, backbone.source, fingerprint(backbone)), data, config)
@@ -60,10 +64,22 @@ def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
         return _score_again(Record.load(results_folder(config), about.record_key), about, config)
     folder = results_folder(config)
     check_folder(folder)
-    unfinished = Unfinished(folder / "unfinished" / f"{about.record_key}-{about.versions['cyclecontrast']}")
-    module = protocol_of(config).load()
+    unfinished = _unfinished(folder, about)
+    with unfinished.alone():
+        for leftover in (*folder.glob(f"{about.key}.*.part"), *folder.glob(f"records/{about.record_key}.*.part")):
+            leftover.unlink()
+        record = _predict(backbone, data, config, about, unfinished)
+        record.save(folder)
+        return _score(record, about, config)
+
+
+def _unfinished(folder: Path, about: About) -> Unfinished:
+    return Unfinished(folder / "unfinished" / f"{about.record_key}-{about.versions['cyclecontrast']}")
+
+
+def _predict(backbone: Backbone, data: Any, config: EvaluateConfig, about: About, unfinished: Unfinished) -> Record:
     with limited_threads(pick_device(config.device)):
-        predictions: Predictions = module.predict(backbone, data, config, unfinished)
+        predictions: Predictions = protocol_of(config).load().predict(backbone, data, config, unfinished)
     num_train, num_test = predictions.num_used or (about.data.num_train, about.data.num_test)
     made = dataclasses.replace(
         about,
@@ -71,10 +87,7 @@ def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
         tag=" ".join([predictions.tag, *_unusual(config, predictions)]),
         **{name: getattr(predictions, name) for name in ("notes", "problems", "details")},
     )
-    record = Record(made, predictions.table)
-    record.save(folder)
-    unfinished.discard()
-    return _score(record, about, config)
+    return Record(made, predictions.table)
 
 
 def _resolved(backbone: Backbone, config: EvaluateConfig) -> EvaluateConfig:
@@ -100,12 +113,29 @@ def _unusual(config: EvaluateConfig, made: Predictions) -> Iterator[str]:
 
 
 def find_result(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result | None:
-    """Return the result that this version wrote for the same model, data and settings, None where there is none."""
+    """Return the result that this version wrote for the same model, data and settings, None where there is none.
+
+    Where it or its record is damaged, it counts as none and is told of.
+    """
     config = _resolved(backbone, config)
     about = _about(ModelInfo(backbone.name, backbone.source, fingerprint(backbone)), data, config)
-    path = results_folder(config) / f"{about.key}.json"
-    found = Result.load(path) if path.exists() else None
-    return found if found is not None and found.about.versions == about.versions else None
+    folder = results_folder(config)
+    path, record = folder / f"{about.key}.json", record_path(folder, about.record_key)
+    try:
+        found = Result.load(path) if path.exists() else None
+        if found is not None and record.exists():
+            read_record(record)
+    except UserError as error:
+        print(f"{error}; it is evaluated again", file=sys.stderr)
+        return None
+    if found is None or found.about.versions != about.versions:
+        return None
+    unfinished = _unfinished(folder, about)
+    if unfinished.folder.exists():
+        # Its evaluation was killed behind the result, or another one makes it again, which is left in peace.
+        with contextlib.suppress(UserError), unfinished.alone():
+            pass
+    return found
 
 
 def score_again(data: Any, config: EvaluateConfig) -> Result:
@@ -147,10 +177,11 @@ def _score(record: Record, about: About, config: EvaluateConfig) -> Result:
         notes=(*record.about.notes, *score.notes),
     )
     result = Result(said, score.metrics, score.per_item)
-    path = result.save(results_folder(config))
+    folder = results_folder(config)
     for suffix, content in score.files.items():
-        with replacing(path.with_name(f"{about.key}.{suffix}")) as aside:
+        with replacing(folder / f"{about.key}.{suffix}") as aside:
             aside.write_bytes(content)
+    result.save(folder)  # last, for it says that all is there
     return result
 
 

@@ -15,7 +15,7 @@ from cyclecontrast.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-NAME = re.compile(r"resnet(10|18|34|50)(-small)?(?:-w([1-9][0-9]*))?")
+NAME = re.compile(r"resnet(10|18|34|50)(-small)?(?:-w([1-9][0-9]{0,2}))?")
 BLOCKS = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3)}
 CRASHING_CHANNELS = 8
 """So few channels crash oneDNN in the backward pass of a strided 1x1 convolution; its input is sampled instead."""
@@ -167,6 +167,9 @@ def load_timm(name: str) -> Backbone:
 def _make_timm(name: str, pretrained: bool) -> Backbone:
     timm = _import_timm()
     try:
+        if not timm.is_model(name.removeprefix("timm:")):
+            # The other names that timm takes make it ask a server, or a folder, what to build.
+            raise ValueError("it has no network of this name")
         network = timm.create_model(name.removeprefix("timm:"), pretrained=pretrained, num_classes=0)
     except Exception as error:  # timm raises many kinds for a wrong name or an absent download
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -217,5 +220,6 @@ def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential | N
 
 
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
+    # Where nothing is to be drawn, to ask for it would cost two seconds of imports.
+    if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

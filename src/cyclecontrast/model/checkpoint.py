@@ -1,7 +1,8 @@
 """Files ↔ backbones: everything that `MODEL` may name on the command line.
 
-Files are read as safetensors or with `weights_only=True`, so none can execute code. A key that the backbone needs
-and the file lacks is an error: nothing is ever silently random.
+Files are read as safetensors or with `weights_only=True`, so none can execute code, and none makes a network larger
+than the weights that it holds. A key that the backbone needs and the file lacks is an error: nothing is ever silently
+random.
 """
 
 import hashlib
@@ -9,12 +10,13 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import safetensors
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -28,6 +30,7 @@ BACKBONE_FORMAT = "cyclecontrast-backbone"
 HEADS = ("fc.", "q_cycle_fc.", "k_cycle_fc.", "head.", "classifier.")
 FIRST_BLOCK = "layer1.0.conv1.weight"
 PREFERRED = ("encoder_q.", "base_encoder.", "online", "student")
+MOST_IMAGE_SIZE = 8192
 
 Weights = dict[str, Tensor]
 
@@ -38,7 +41,7 @@ class Architecture(NamedTuple):
     format: str
     name: str
     dim: Count
-    image_size: Count
+    image_size: Annotated[Count, Field(le=MOST_IMAGE_SIZE)]
     mean: tuple[float, float, float]
     std: tuple[Positive, Positive, Positive]
     source: str
@@ -56,11 +59,11 @@ def load_backbone(model: str | Path, seed: int = 0) -> Backbone:
         return make_backbone(name.removeprefix("random:"), seed).eval()
     if name.startswith("timm:"):
         timm_name, _, file = name.partition("@")
-        return (_fill(make_backbone(timm_name), _read(Path(file)), file) if file else load_timm(timm_name)).eval()
+        return (_filled(make_backbone(timm_name), _read(Path(file)), file) if file else load_timm(timm_name)).eval()
     path = Path(name)
     if path.is_dir():
         return load_backbone(_backbone_of_run(path))
-    if not path.exists():
+    if not path.is_file():
         raise UserError(
             f"model {name}: no such file or folder; name a run, a backbone or checkpoint file, timm:<name>, "
             "or random:<backbone>"
@@ -102,15 +105,12 @@ def _load_file(path: Path) -> Backbone:
     weights = _read(path)
     about = _description(path)
     if about is not None:
-        try:
-            backbone = make_backbone(about.name)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+        backbone = _filled(_sketch(about.name, path), weights, f"{path} ({about.source})")
         backbone.image_size, backbone.mean, backbone.std = about.image_size, about.mean, about.std
-        return _fill(backbone, weights, f"{path} ({about.source})")
+        return backbone
     prefix = _resnet_prefix(weights, path)
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    return _fill(make_backbone(_resnet_name(weights, path)), weights, str(path))
+    return _filled(_sketch(_resnet_name(weights, path), path), weights, str(path))
 
 
 def _read(path: Path) -> Weights:
@@ -134,6 +134,11 @@ def _read(path: Path) -> Weights:
 
 
 def _unpickle(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError(f"it unpacks to {unpacked:,} bytes, more than it has")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickle protocols, where the file is no checkpoint anyway
         return torch.load(path, "cpu", weights_only=True)
@@ -195,24 +200,44 @@ def _num_blocks(weights: Weights, stage: int) -> int:
     return len({key.split(".")[1] for key in weights if key.startswith(f"layer{stage}.")})
 
 
-def _fill(backbone: Backbone, weights: Weights, source: str) -> Backbone:
-    wanted = backbone.network.state_dict()
+def _sketch(name: str, path: Path) -> Backbone:
+    """Build the network that a file says it is, a ResNet without memory for weights: the file may hold others."""
+    try:
+        with torch.device("cpu" if name.startswith("timm:") else "meta"):
+            return make_backbone(name)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _filled(sketch: Backbone, weights: Weights, source: str) -> Backbone:
+    wanted = sketch.network.state_dict()
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
-    problems = [f"{source}: {_some(missing)} missing for {backbone.name}"] if missing else []
-    if isinstance(backbone.network, ResNet):
+    problems = [f"{source}: {_some(missing)} missing for {sketch.name}"] if missing else []
+    if isinstance(sketch.network, ResNet):
         extra = [key for key in weights if key not in wanted and not key.startswith(HEADS)]
-        problems += [f"{source}: {_some(extra)} unknown to {backbone.name}"] if extra else []
+        problems += [f"{source}: {_some(extra)} unknown to {sketch.name}"] if extra else []
+    there = {key: weights[key] for key in wanted if key in weights}
     wrong = [
-        f"{key} {tuple(weights[key].shape)}, not {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in weights and weights[key].shape != value.shape
+        f"{key} {tuple(value.shape)}, not {tuple(wanted[key].shape)}"
+        for key, value in there.items()
+        if value.shape != wanted[key].shape
     ]
-    problems += [f"{source}: {_some(wrong)} of another shape than {backbone.name} has"] if wrong else []
+    problems += [f"{source}: {_some(wrong)} of another shape than {sketch.name} has"] if wrong else []
+    hollow = [key for key, value in there.items() if not _is_dense(value)]
+    problems += [f"{source}: {_some(hollow)} without a number for each place"] if hollow else []
     if problems:
         raise UserError(*problems)
-    backbone.network.load_state_dict({key: weights[key] for key in wanted if key in weights}, strict=False)
+    backbone = make_backbone(sketch.name) if isinstance(sketch.network, ResNet) else sketch
+    backbone.network.load_state_dict(there, strict=False)
     backbone.source = source
     return backbone
+
+
+def _is_dense(value: Tensor) -> bool:
+    """Whether a tensor holds all its numbers: the shape of a sparse or an expanded one costs its file nothing."""
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
+        return False
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
 
 
 def _some(keys: list[str]) -> str:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 
 from cyclecontrast.config import ReportConfig
-from cyclecontrast.data.frames import FrameStore, Pixels
+from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.embeddings import Loading, embed_batches
 from cyclecontrast.evaluate.image_batches import CenterCrop

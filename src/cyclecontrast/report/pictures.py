@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import cv2
 
-from cyclecontrast.data.frames import FrameStore, Pixels
+from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.pairs import FramePairs
 from cyclecontrast.errors import UserError
 from cyclecontrast.loss.objectives import pick_objective

@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store_files import VIDEO_SCHEMA
+from cyclecontrast.data.table_files import read_table
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluate.result import Result
 from cyclecontrast.model.backbone import Backbone
@@ -146,9 +147,10 @@ def _skipped(root: Path) -> tuple[SkippedVideo, ...]:
     if not path.is_file():
         return ()
     try:
-        rows = pq.read_table(path, columns=["id", "status", "reason"], filters=[("status", "=", "skipped")]).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+        table = read_table(path, VIDEO_SCHEMA, ("id", "status", "reason"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run the same `cyclecontrast prepare` again") from error
+    rows = table.filter(pc.field("status") == "skipped").to_pylist()
     return tuple(SkippedVideo(row["id"], row["reason"]) for row in rows)
 
 

@@ -11,6 +11,7 @@ from cyclecontrast.evaluate import evaluate_config
 from cyclecontrast.evaluate.registry import PROTOCOLS
 from cyclecontrast.files import replacing
 from cyclecontrast.train.pretrain import pretrain
+from cyclecontrast.train.run_folder import ABOUT, CONFIG, read_about
 
 Settings = dict[str, Any]
 
@@ -50,7 +51,7 @@ class Cell(NamedTuple):
 
     @property
     def note(self) -> Path:
-        """File beside the run that says that a sweep began it, and on which data."""
+        """File beside the run that says, by being there, that a sweep began it."""
         return self.run.with_name(f"{self.run.name}.json")
 
     @property
@@ -76,8 +77,9 @@ def check_begun(cell: Cell) -> None:
         return
     if not _has_begun(cell):
         return
-    data = _read(cell, cell.note, "data")
-    begun, asked = {**settings_of(_begun(cell)), "data": data}, {**cell.settings, "data": cell.data_fingerprint}
+    about = read_about(cell.run) if (cell.run / ABOUT).exists() else {}
+    begun = {**settings_of(_begun(cell)), "data": about.get("data_fingerprint", cell.data_fingerprint)}
+    asked = {**cell.settings, "data": cell.data_fingerprint}
     changed = [
         f"{name} {_shown(begun.get(name))}, not {_shown(asked.get(name))}"
         for name in sorted({*begun, *asked})
@@ -89,13 +91,14 @@ def check_begun(cell: Cell) -> None:
 
 def is_trained(cell: Cell) -> bool:
     """Whether the training has come to its end; raises UserError where run.json is damaged."""
-    about = cell.run / "run.json"
-    return about.exists() and _read(cell, about, "status") == "finished"
+    return (cell.run / ABOUT).exists() and read_about(cell.run).get("status") == "finished"
 
 
 def run_cell(cell: Cell) -> dict[str, dict[str, float]]:
     """Train and evaluate what is not done yet; returns metrics as fractions by protocol. Raises UserError."""
     check_begun(cell)
+    with replacing(cell.note) as aside:
+        aside.write_text(json.dumps({"data": cell.data_fingerprint}))
     if not is_trained(cell):
         _train(cell)
     return {
@@ -107,8 +110,6 @@ def run_cell(cell: Cell) -> dict[str, dict[str, float]]:
 
 
 def _train(cell: Cell) -> None:
-    with replacing(cell.note) as aside:
-        aside.write_text(json.dumps({"data": cell.data_fingerprint}))
     if _has_begun(cell):
         config = _begun(cell)
     else:
@@ -118,16 +119,7 @@ def _train(cell: Cell) -> None:
 
 
 def _has_begun(cell: Cell) -> bool:
-    return (cell.run / "config.toml").exists()
-
-
-def _read(cell: Cell, path: Path, key: str) -> Any:
-    try:
-        return json.loads(path.read_text())[key]
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{path}: is damaged; delete {cell.run} and {cell.note}, and the same command trains it again"
-        ) from error
+    return (cell.run / CONFIG).exists()
 
 
 def _begun(cell: Cell) -> PretrainConfig:

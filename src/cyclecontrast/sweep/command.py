@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 from cyclecontrast.config import SweepConfig
 from cyclecontrast.errors import UserError
+from cyclecontrast.files import locked
 from cyclecontrast.sweep.cells import Cell
 from cyclecontrast.sweep.outcome import Measured, Sweep
 from cyclecontrast.sweep.page import write_files
-from cyclecontrast.sweep.plan import make_plan
+from cyclecontrast.sweep.plan import Plan, make_plan
 from cyclecontrast.sweep.tables import Row, Table
 from cyclecontrast.sweep.workers import Finished, run_cells
 from cyclecontrast.train.progress import console
@@ -31,9 +32,17 @@ def run_sweep(config: SweepConfig) -> Sweep:
 def make_sweep(config: SweepConfig) -> Sweep:
     """Train and evaluate what is not done yet and write the table into `config.out`; raises UserError.
 
-    A cell that fails is told of and the others go on; raises UserError where none ends well.
+    A cell that fails is told of and the others go on; raises UserError where none ends well, or where another process
+    is at work in the folder.
     """
     plan = make_plan(config)
+    with locked(plan.folder, "out"):
+        for leftover in (*plan.folder.glob("*.part"), *plan.folder.glob("runs/*.part")):
+            leftover.unlink()
+        return _carry_out(plan, config.seeds)
+
+
+def _carry_out(plan: Plan, num_seeds: int) -> Sweep:
     console.print(f"{plan.about}\n{len(plan.cells)} cells, {plan.jobs} at a time, in {plan.folder / 'runs'}")
     try:
         finished = run_cells(plan.cells, plan.jobs, _make_teller(len(plan.cells), plan.table))
@@ -43,7 +52,7 @@ def make_sweep(config: SweepConfig) -> Sweep:
     if not any(one.metrics for one in finished):
         raise UserError(*dict.fromkeys(problems))
     rows = tuple(_measured(row, plan.table, finished) for row in plan.rows)
-    sweep = Sweep(plan.table, rows, config.seeds, plan.about, problems, plan.folder)
+    sweep = Sweep(plan.table, rows, num_seeds, plan.about, problems, plan.folder)
     write_files(sweep)
     console.print(
         f"table: {plan.folder / plan.table.name}.md, and beside it .html, .json{' and .png' * bool(plan.table.axis)}"

@@ -11,7 +11,7 @@ from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.layouts import find_layouts
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluate.registry import PROTOCOLS
-from cyclecontrast.files import check_folder
+from cyclecontrast.files import LOCK_FILE, check_folder
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.model.hardware import num_cores, pick_device, pick_precision
 from cyclecontrast.sweep.cells import Cell, Evaluation, check_begun, settings_of
@@ -62,13 +62,23 @@ def make_plan(config: SweepConfig) -> Plan:
 
 def _check(config: SweepConfig, table: Table, folder: Path) -> None:
     problems: list[str] = []
-    attempt(lambda: check_folder(folder), problems)
+    attempt(lambda: _check_folder(folder), problems)
     attempt(lambda: _check_labels(config, table, folder), problems)
     attempt(lambda: pick_device(config.device), problems)
     if config.backbone is not None:
         attempt(partial(make_backbone, config.backbone, 0), problems)
     if problems:
         raise UserError(*problems)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise UserError where the folder holds something and is not one that a sweep began."""
+    check_folder(folder)
+    inside = (*folder.glob("*"), *folder.glob("runs/*"))
+    is_begun = any(path.match("runs/*-seed*.json") for path in inside)
+    ours = (LOCK_FILE, "frames", "runs")
+    if not is_begun and any(path.name not in ours and path.suffix not in (".part", ".log") for path in inside):
+        raise UserError(f"out: {folder} holds something else and no sweep; name a new folder")
 
 
 def _check_labels(config: SweepConfig, table: Table, folder: Path) -> None:

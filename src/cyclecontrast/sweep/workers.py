@@ -82,7 +82,7 @@ def _in_process(cell: Cell, jobs: int) -> dict[str, dict[str, float]]:
         future: Future[dict[str, dict[str, float]]] = pool.submit(run_cell, cell)
         try:
             return future.result()
-        except BrokenProcessPool:
+        except (BrokenProcessPool, SystemExit):
             raise UserError(DIED) from None
 
 

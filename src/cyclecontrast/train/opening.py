@@ -1,5 +1,6 @@
 """From what was asked to what is trained: every problem is told before anything is written."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,8 +52,8 @@ def open_training(config: PretrainConfig, machine: Machine, world: World) -> Ope
             raise UserError(*dict.fromkeys(problems))
     config, pairs = opened
     if config.batch_size > pairs.num_videos and world.rank == 0:
-        times = config.batch_size // pairs.num_videos
-        console.print(f"a batch of {config.batch_size} shows each of {pairs.num_videos} videos {times} times or more")
+        times = math.ceil(config.batch_size / pairs.num_videos)
+        console.print(f"a batch of {config.batch_size} holds each of {pairs.num_videos} videos up to {times} times")
     return Opened(config, pairs, _make_backbone(config, given))
 
 

@@ -22,7 +22,7 @@ LEAST_BATCH = 8
 HOLDOUT, ENOUGH_VIDEOS = 0.1, 50
 OF_OBJECTIVE: dict[str, dict[str, Any]] = {
     "cycle-only": {"cycle_start": 0.0},
-    "simsiam": {"projector": "mlp3-bn"},
+    "simsiam": {"projector": "mlp3-bn", "projector_dim": 512},
     "byol": {"bn_groups": 1},
 }
 """What `auto` decides otherwise for an objective beside ours."""
@@ -89,12 +89,13 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> d
         "cycle_start": 0.5,
         "batch_keys": True,
         "projector": "mlp-bn",
+        "projector_dim": 64,
         "temperature": 0.2,
         "momentum": 0.99 if epochs * num_videos < 20_000 * batch_size else 0.999,
         "momentum_ramp": 0 if chosen.get("momentum_rise") else 10,
         "bn_groups": max(1, min(2, batch_size // 2), batch_size // 64),
         "augmentation": "moco-v2",
-        "learning_rate": _learning_rate(backbone, batch_size * frames, chosen.get("init") is not None),
+        "learning_rate": _learning_rate(backbone, batch_size * frames, chosen),
         "warmup": 0.05,
         "schedule": "cosine",
         "holdout": holdout,
@@ -166,11 +167,12 @@ def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> i
     return min(epochs, max(1, MAX_STEPS_ON_CPU * batch_size // num_videos)) if cpu else epochs
 
 
-def _learning_rate(backbone: str, batch_size: int, pretrained: bool) -> float:
+def _learning_rate(backbone: str, batch_size: int, chosen: dict[str, Any]) -> float:
     """Return a rate that grows with the batch: high for narrow networks, lower for others and behind given weights."""
+    of_narrow = 0.12 if chosen.get("objective") == "simsiam" else 0.48
     match = NAME.fullmatch(backbone)
     narrow = match is not None and int(match[3] or 64) <= NARROW
-    at_256 = 0.015 if pretrained else 0.48 if narrow else 0.03
+    at_256 = 0.015 if chosen.get("init") is not None else of_narrow if narrow else 0.03
     return at_256 * batch_size / 256
 
 

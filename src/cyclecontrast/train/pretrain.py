@@ -23,7 +23,7 @@ from cyclecontrast.train.monitor import best_backbone, open_monitor, read_verdic
 from cyclecontrast.train.opening import open_training, unread_options
 from cyclecontrast.train.presets import Machine
 from cyclecontrast.train.progress import Clock, Row, console, progress_bar
-from cyclecontrast.train.run import Begun, keep, note_stop, open_run
+from cyclecontrast.train.run import Begun, keep, note_stop, open_run, stops_noted
 from cyclecontrast.train.soundness import Soundness
 from cyclecontrast.train.stopping import NAMES, Stop, await_batch_to_tell_of_workers, end, stop_signals
 from cyclecontrast.train.training import Hardware, StepResult, Training, make_training, train_step
@@ -96,7 +96,7 @@ def _train(training: Training, pairs: FramePairs, begun: Begun, stop: Stop) -> R
     workers = pick_workers(config.workers, device)
     clock, sound = Clock(), Soundness(torch.full((), -1, device=device))
     row: Row = (run_folder.read_metrics(config.out) or [{}])[-1] if world.rank == 0 else {}
-    try:
+    with stops_noted(training):
         unreadable.check(config.most_unreadable, start == training.num_steps)
         monitor = open_monitor(training, pairs, start)
         batches = clock.timed(load_batches(pairs, steps, config.batch_size, world.rank, world.size, workers))
@@ -126,11 +126,6 @@ def _train(training: Training, pairs: FramePairs, begun: Begun, stop: Stop) -> R
                 if stopped and not last:
                     end(stopped, note_stop(training, NAMES[stopped]))
                 advance(monitor.last | row)
-    except UserError as error:
-        raise UserError(note_stop(training, str(error))) from error
-    except OSError as error:
-        reason = f"{error.filename or config.out}: {error.strerror or error}"
-        raise UserError(note_stop(training, reason)) from error
     return row
 
 

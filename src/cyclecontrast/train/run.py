@@ -1,11 +1,12 @@
 """A training and its run on disk: begun or taken up again, kept on the way, and what is left of it when it stops."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs
 from cyclecontrast.errors import UserError
@@ -40,7 +41,7 @@ class Begun(NamedTuple):
 def open_run(training: Training, pairs: FramePairs) -> Begun:
     """Make the run's folder, or put the training back to its last whole checkpoint.
 
-    Raises UserError where the run began with other data or with other settings, or where it cannot be read.
+    Raises UserError where the run is damaged, or where the processes differ.
     """
     config, store, (device, precision, world) = training.config, pairs.store, training.hardware
     check_same(config.model_dump(mode="json", exclude=OF_A_PROCESS) | {"data": store.fingerprint}, world)
@@ -49,7 +50,6 @@ def open_run(training: Training, pairs: FramePairs) -> Begun:
         check_new_run(config.out)
     elif (config.out / run_folder.ABOUT).exists() or checkpoints(config.out):
         before = run_folder.read_about(config.out)
-        _check_same_data(before, config, store)
     found = find_whole(config.out)
     start = largest(found.step if world.rank == 0 else 0, world)
     if found.step != start:
@@ -111,13 +111,20 @@ def note_stop(training: Training, message: str) -> str:
     return f"{message}; {rest}"
 
 
-def _check_same_data(before: dict[str, Any], config: PretrainConfig, store: FrameStore) -> None:
-    begun_with = before.get("data_fingerprint")
-    if begun_with != store.fingerprint:
-        raise UserError(
-            f"resume: {store.root} is not the data that {config.out} began with (fingerprint {store.fingerprint}, "
-            f"not {begun_with}); restore it, or start a new run"
-        )
+@contextlib.contextmanager
+def stops_noted(training: Training) -> Iterator[None]:
+    """Note why a training cannot go on, and raise UserError that says what is left of it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(note_stop(training, "; ".join(error.problems))) from error
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        message = f"the memory of the device is too small ({reason}); start a new run with a smaller batch"
+        raise UserError(note_stop(training, message)) from error
+    except OSError as error:
+        reason = f"{error.filename or training.config.out}: {error.strerror or error}"
+        raise UserError(note_stop(training, reason)) from error
 
 
 def _announce(training: Training, store: FrameStore, about: dict[str, Any]) -> None:

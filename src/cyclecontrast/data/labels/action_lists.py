@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cyclecontrast.data.labels.text_lines import Line, raise_problems
+from cyclecontrast.data.labels.text_lines import Line, raise_problems, read_text, short_ones, whole_number
 from cyclecontrast.errors import UserError
 
 UCF_FOLDERS = ("annotations", "ucfTrainTestlist", ".")
@@ -66,9 +66,11 @@ def _read_ucf(folder: Path, split: int) -> ActionLists:
         [f"{path}: no such file; there is {there}" for path in (index, *lists.values()) if not path.exists()]
     )
     classes = _ucf_classes(index)
-    videos, problems, contradictions = [], [], []
+    videos: list[ListedVideo] = []
+    problems: list[str] = []
+    contradictions = []
     for kind, path in lists.items():
-        for where, text in _lines(path):
+        for where, text in short_ones(_lines(path), problems):
             # What a video shows, its folder says; neither its name nor the number behind that is ever used.
             found = NUMBERED.fullmatch(text)
             parent, _, name = (found[1] if found else text).rpartition("/")
@@ -77,7 +79,7 @@ def _read_ucf(folder: Path, split: int) -> ActionLists:
                 continue
             videos.append(ListedVideo(where, kind, parent, name))
             number = classes.index(parent) + 1
-            if found and int(found[2]) != number:
+            if found and whole_number(found[2]) != number:
                 contradictions.append(f"{where}: {text!r}, but {index.name} has {number} {parent}")
     return ActionLists(classes, tuple(videos), tuple(problems), _counted(contradictions))
 
@@ -92,11 +94,12 @@ def _counted(contradictions: Sequence[str]) -> tuple[str, ...]:
 
 
 def _ucf_classes(path: Path) -> tuple[str, ...]:
-    problems, names = [], []
-    for where, text in _lines(path):
+    problems: list[str] = []
+    names: list[str] = []
+    for where, text in short_ones(_lines(path), problems):
         number, _, name = text.partition(" ")
         names.append(name)
-        if number != str(len(names)) or not name or name in names[:-1]:
+        if number != str(len(names)) or not name or "/" in name or name == ".." or name in names[:-1]:
             problems.append(f"{where}: {text!r} is not `{len(names)} <class>` with a name of its own")
     if not names:
         problems.append(f"{path}: names no class; expected `1 ApplyEyeMakeup` and so on, a line each")
@@ -110,9 +113,10 @@ def _read_hmdb(folder: Path, split: int) -> ActionLists:
     splits = ", ".join(sorted({match[2] for match in found}))
     lists = {name: folder / f"{name}_test_split{split}.txt" for name in classes}
     raise_problems([f"{path}: no such file; there are splits {splits}" for path in lists.values() if not path.exists()])
-    videos, problems = [], []
+    videos: list[ListedVideo] = []
+    problems: list[str] = []
     for label, path in lists.items():
-        for where, text in _lines(path):
+        for where, text in short_ones(_lines(path), problems):
             name, _, number = text.rpartition(" ")
             kind = HMDB_SPLITS.get(number)
             if kind is None or not name or "/" in name:
@@ -124,10 +128,6 @@ def _read_hmdb(folder: Path, split: int) -> ActionLists:
 
 def _lines(path: Path) -> Iterator[Line]:
     """Yield the lines that are not blank, white space made single; bytes that are no text stay visible in theirs."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig", "backslashreplace")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path, "backslashreplace").split("\n"), start=1):
         if line.strip():
             yield Line(f"{path}:{number}", " ".join(line.split()))

@@ -7,9 +7,9 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from cyclecontrast.data.labels.text_lines import read_lines
+from cyclecontrast.data.labels.mat_file import read_records
+from cyclecontrast.data.labels.text_lines import read_lines, whole_number
 
 FLAT_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -62,15 +62,10 @@ def _find(root: Path, names: tuple[str, ...], problems: list[str]) -> Path | Non
 
 
 def _read_synsets(path: Path, problems: list[str]) -> Mapping[int, str]:
-    from scipy.io import loadmat
-
     try:
-        synsets: Any = loadmat(path, simplify_cells=True)["synsets"]
-        entries = [synsets] if isinstance(synsets, dict) else synsets
-        return {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in entries}
-    except Exception as error:  # damaged files raise whatever their bytes lead to
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        problems.append(f"{path}: cannot be read as synsets with ILSVRC2012_ID and WNID ({reason})")
+        return {int(entry["ILSVRC2012_ID"]): str(entry["WNID"]) for entry in read_records(path, "synsets")}
+    except (OSError, ValueError, KeyError, OverflowError) as error:
+        problems.append(f"{path}: cannot be read as synsets with ILSVRC2012_ID and WNID ({error})")
         return {}
 
 
@@ -78,7 +73,7 @@ def _read_ids(path: Path, wnids: Mapping[int, str], problems: list[str]) -> list
     """Return the class of each line; "" for a line that is wrong, so that the count stays."""
     found = []
     for line in read_lines(path, problems):
-        number = int(line.text) if line.text.isascii() and line.text.isdigit() else None
+        number = whole_number(line.text)
         if number is None:
             problems.append(f"{line.where}: {line.text!r} is no number of a class")
         elif number not in wnids:

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cyclecontrast.data.frames import IMAGE_SUFFIXES, Pixels, decode_image, natural_order
+from cyclecontrast.data.folder_walk import natural_order
+from cyclecontrast.data.image_folders import IMAGE_SUFFIXES
+from cyclecontrast.data.images import Pixels, load_image
 from cyclecontrast.errors import UserError
 
 Numbers = npt.NDArray[np.int64]
@@ -44,11 +46,7 @@ class Split:
 
     def image(self, position: int) -> Pixels:
         """Return the decoded image, RGB (height, width, 3); raises UserError naming the file."""
-        path = self.root / str(self.names[position])
-        try:
-            return decode_image(path.read_bytes())
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}; mend or remove it") from error
+        return load_image(self.root / str(self.names[position]))
 
     def file_sizes(self) -> Numbers:
         """Return the bytes of each image's file (num_images,); raises UserError."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cyclecontrast.data.labels.class_list import ClassList
 from cyclecontrast.data.labels.split import Contents, Video, images_among, make_split
-from cyclecontrast.data.labels.text_lines import raise_problems, read_lines
+from cyclecontrast.data.labels.text_lines import leads_out, raise_problems, read_lines, whole_number
 
 
 class _Line(NamedTuple):
@@ -46,11 +46,12 @@ def _read_list(path: Path, problems: list[str]) -> list[_Line]:
         return []
     lines = []
     for where, text in read_lines(path, problems):
-        words = text.rsplit(maxsplit=1)
-        if len(words) == 2 and words[1].isascii() and words[1].isdigit():
-            lines.append(_Line(where, PurePosixPath(words[0]).as_posix(), int(words[1])))
-        else:
+        video, *label = text.rsplit(maxsplit=1)
+        number = whole_number("".join(label))
+        if number is None:
             problems.append(f"{where}: {text!r} is not `<video folder> <label>` with a whole number as label")
+        else:
+            lines.append(_Line(where, PurePosixPath(video).as_posix(), number))
     if not lines and not problems:
         problems.append(f"{path}: lists no video")
     return lines
@@ -68,7 +69,10 @@ def _listed_videos(root: Path, lines: Sequence[_Line], labels: list[int], proble
     base = "frames" if (root / "frames").is_dir() else ""
     for line in lines:
         folder = PurePosixPath(base, line.video)
-        if not (root / folder).is_dir():
+        if leads_out(line.video):
+            problems.append(f"{line.where}: {line.video!r} leads out of {root}; name a folder below it")
+            continue
+        if not os.path.isdir(root / folder):  # a path's own method fails where the name is too long
             problems.append(f"{line.where}: {root / folder}: no such folder of frames")
             continue
         images = [(folder / name).as_posix() for name in images_among(os.listdir(root / folder))]
@@ -84,10 +88,11 @@ def _class_names(path: Path, labels: Sequence[int], problems: list[str]) -> dict
     if not path.exists():
         return {label: str(label) for label in labels}
     for where, text in read_lines(path, problems):
-        words = text.split(maxsplit=1)
-        if len(words) == 2 and words[0].isascii() and words[0].isdigit():
-            names[int(words[0])] = words[1]
-        else:
+        label, *name = text.split(maxsplit=1)
+        number = whole_number(label)
+        if number is None or not name:
             problems.append(f"{where}: {text!r} is not `<label> <name>`")
+        else:
+            names[number] = name[0]
     problems += [f"{path}: names no class for label {label}" for label in labels if label not in names]
     return {label: names.get(label, str(label)) for label in labels}

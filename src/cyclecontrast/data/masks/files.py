@@ -4,15 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL.ImageFile import ImageFile
 
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import MOST_BYTES, Pixels, open_image
+from cyclecontrast.data.regular_files import read_regular
 from cyclecontrast.errors import UserError
 
 Indices = npt.NDArray[np.integer]
-
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises for files that are absent, damaged, or no images."""
 
 
 def read_image(path: Path) -> Pixels:
@@ -41,10 +39,10 @@ def read_mask(path: Path) -> Indices:
     return colors[..., 0]
 
 
-def _load(path: Path) -> Image.Image:
+def _load(path: Path) -> ImageFile:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except UNREADABLE as error:
+        image = open_image(read_regular(path, MOST_BYTES))
+        image.load()
+    except Exception as error:  # damaged files raise whatever their bytes lead to
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}; mend or remove it") from error
+    return image

@@ -1,13 +1,15 @@
 """Which image belongs to which mask, in the folders of VOC, ADE20K and DAVIS, and in plain ones."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from cyclecontrast.data.frames import IMAGE_SUFFIXES
+from cyclecontrast.data.image_folders import IMAGE_SUFFIXES
 from cyclecontrast.data.labeled import LabeledImages, Split
+from cyclecontrast.data.labels.text_lines import whole_number
 from cyclecontrast.data.masks.codes import IGNORE, Table, black_and_white, figure, labels_as_they_are, labels_from_one
 from cyclecontrast.data.masks.files import read_mask
 from cyclecontrast.data.masks.pairs import Pair, beside, images_below, pair_of_paths, read_list
@@ -85,10 +87,9 @@ def _voc_pair(root: Path, line: str) -> Pair:
     """Return the pair of a line: an id, or two paths; masks of the extended list lie in a folder beside."""
     if len(line.split()) == 2:
         return pair_of_paths(line)
-    folder = "SegmentationClass"
-    if not (root / folder / f"{line}.png").exists() and (root / "SegmentationClassAug" / f"{line}.png").exists():
-        folder = "SegmentationClassAug"
-    return Pair(f"JPEGImages/{line}.jpg", f"{folder}/{line}.png")
+    masks = [f"{folder}/{line}.png" for folder in ("SegmentationClass", "SegmentationClassAug")]
+    # A path's own method fails where the name is too long.
+    return Pair(f"JPEGImages/{line}.jpg", next((mask for mask in masks if os.path.exists(root / mask)), masks[0]))
 
 
 def _ade20k(root: Path, asked: Asked) -> Layout:
@@ -103,7 +104,7 @@ def _ade_names(root: Path, num_classes: int) -> tuple[str, ...]:
     """Return the first name of each class in objectInfo150.txt, else its number."""
     path = root / "objectInfo150.txt"
     rows = [line.split("\t") for line in read_list(path)[1:]] if path.exists() else []
-    names = {int(row[0]): row[-1].split(",")[0].strip() for row in rows if row[0].isdecimal()}
+    names = {whole_number(row[0]): row[-1].split(",")[0].strip() for row in rows}
     return tuple(names.get(number, str(number)) for number in range(1, num_classes + 1))
 
 

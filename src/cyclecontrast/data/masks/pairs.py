@@ -1,9 +1,11 @@
 """Pairs of an image and its mask, found by folder or by list."""
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cyclecontrast.data.frames import IMAGE_SUFFIXES, natural_order
+from cyclecontrast.data.folder_walk import natural_order
+from cyclecontrast.data.image_folders import IMAGE_SUFFIXES
 from cyclecontrast.data.labels.text_lines import read_lines
 from cyclecontrast.errors import UserError
 
@@ -18,7 +20,7 @@ class Pair(NamedTuple):
 
 def beside(root: Path, images: str, masks: str, problems: list[str]) -> list[Pair]:
     """Pair the images below a folder with the masks of the same names below another."""
-    if not (root / images).is_dir():
+    if not os.path.isdir(root / images):  # a path's own method fails where the name is too long
         problems.append(f"{root / images}: no such folder of images")
         return []
     names = images_below(root / images)
@@ -31,7 +33,7 @@ def beside(root: Path, images: str, masks: str, problems: list[str]) -> list[Pai
 
 def images_below(folder: Path) -> list[str]:
     """Return the images in a folder and in its subfolders, as paths below it, in natural order."""
-    files = folder.rglob("*") if folder.is_dir() else ()
+    files = folder.rglob("*") if os.path.isdir(folder) else ()
     found = (path.relative_to(folder) for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     return sorted((path.as_posix() for path in found if not any(p[0] == "." for p in path.parts)), key=natural_order)
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from cyclecontrast.data.labels.text_lines import read_text
 from cyclecontrast.data.tracking_sequences import Sequence, Sequences, check_boxes, images_in, read_rows, usable
 from cyclecontrast.errors import UserError
 
@@ -57,7 +58,7 @@ def _is_sequence(folder: Path) -> bool:
 def _read_folder(folder: Path) -> Iterator[Sequence | UserError]:
     """Yield a sequence for each file of boxes that is not empty."""
     paths = sorted(folder.glob("groundtruth_rect*.txt"))
-    filled = [path for path in paths if path.read_bytes().strip()]
+    filled = [path for path in paths if not _is_empty(path)]
     numbered = [path for path in filled if path.name != "groundtruth_rect.txt"]
     targets = numbered if len(numbered) > 1 else filled[:1]
     if not targets:
@@ -68,6 +69,14 @@ def _read_folder(folder: Path) -> Iterator[Sequence | UserError]:
             yield _read(folder, path, f"{folder.name}.{number}" if len(targets) > 1 else folder.name)
         except UserError as error:
             yield error
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file is blank; of one that cannot be read, its reading tells."""
+    try:
+        return not read_text(path, "replace").strip()
+    except UserError:
+        return False
 
 
 def _read(folder: Path, path: Path, name: str) -> Sequence:
