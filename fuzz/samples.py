@@ -68,11 +68,11 @@ def video_file(path: Path, codec: str, num_frames: int = 30, pix_fmt: str = "yuv
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt  # type: ignore[union-attr]
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
         for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(picture(number // 5, 48, 64), format="rgb24").reformat(format=pix_fmt)
-            container.mux(stream.encode(frame))  # type: ignore[union-attr]
-        container.mux(stream.encode())  # type: ignore[union-attr]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def videos(root: Path) -> None:

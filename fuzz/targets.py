@@ -120,7 +120,7 @@ def _check_count(path: Path, num_frames: int) -> None:
         stream.codec_context.thread_count = 1
         try:
             for packet in container.demux(stream):
-                counted += len(stream.decode(packet))  # type: ignore[attr-defined]
+                counted += len(stream.decode(packet))
         except av.FFmpegError:
             is_whole = False
     assert is_whole, f"{num_frames} frames were taken and nothing was said, but a plain decoder fails"
