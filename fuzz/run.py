@@ -224,10 +224,9 @@ def main() -> int:
         parser.error(f"{', '.join(sorted(unknown))}: no such target; there are {', '.join(TARGETS)}")
     names = asked.targets or list(TARGETS)
     numbers = range(asked.first, asked.first + asked.inputs)
-    began, tallies = time.monotonic(), []
-    for place, name in enumerate(names):
-        left = 60 * asked.minutes - (time.monotonic() - began)
-        tallies.append(fuzz(TARGETS[name], numbers, asked.seed, left / (len(names) - place), asked.findings, Limits()))
+    seconds, tallies = 60 * asked.minutes / len(names), []
+    for name in names:
+        tallies.append(fuzz(TARGETS[name], numbers, asked.seed, seconds, asked.findings, Limits()))
         print("\t".join(tallies[-1].row), file=sys.stderr, flush=True)
     print("\n".join(table(tallies, asked.markdown)))
     return 1 if any(tally.found for tally in tallies) else 0

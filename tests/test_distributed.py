@@ -192,14 +192,16 @@ def test_one_of_two_killed_ends_the_other_which_says_so(tree, whole, tmp_path, v
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_a_signal_to_one_ends_both_at_the_same_step(tree, whole, tmp_path):
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_a_signal_to_one_ends_both_at_the_same_step(tree, whole, tmp_path, signalled):
     """SIGTERM that reaches one process only lets both end behind the same step, with a checkpoint of it."""
     out = tmp_path / "run"
     processes = start_two(asked(tree, out, steps=12))
     wait_for_step(out, 2)
-    processes[1].terminate()
+    processes[signalled].terminate()
     codes, said = ends_of(processes)
     assert codes == [143, 143], said
+    assert all("goes on from it" in text for text in said)
     codes, said = ends_of(start_two([f"--resume={out}"]))
     assert codes == [0, 0], said
     assert steps_of(out) == steps_of(whole)

@@ -56,7 +56,7 @@ def assert_same(one, two):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [0, 3])
-def test_a_signal_ends_it_between_two_steps(tree, whole, tmp_path, monkeypatch, capsys, number, step):
+def test_a_signal_ends_it_between_two_steps(tree, whole, tmp_path, monkeypatch, capfd, number, step):
     """SIGINT and SIGTERM in the middle of any step keep that step, say how to go on, and cost nothing."""
     original = module.train_step
 
@@ -69,7 +69,7 @@ def test_a_signal_ends_it_between_two_steps(tree, whole, tmp_path, monkeypatch, 
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as ended:
         train(tree, tmp_path / "run")
     monkeypatch.undo()
-    said = str(ended.value) if number == signal.SIGINT else capsys.readouterr().err
+    said = str(ended.value) if number == signal.SIGINT else capfd.readouterr().err
     assert f"step-{step + 1:08d}; --resume {tmp_path / 'run'} goes on from it" in said.replace("\n", " ")
     assert number == signal.SIGINT or ended.value.code == 128 + number
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"].startswith("stopped: ")
@@ -101,6 +101,22 @@ def test_a_whole_group_of_processes_ends_by_a_signal(tree, tmp_path, number, cod
     assert int(kept.name[5:]) == last
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_is_heeded_where_nobody_reads(tree, tmp_path, number, code):
+    """With the reader of its errors gone, as tee is after Ctrl-C, a checkpoint is written, the exit code the same."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    command = [sys.executable, "-m", "cyclecontrast", "pretrain", str(tree), f"--out={tmp_path / 'run'}", *options]
+    with subprocess.Popen([*command, "--steps=100000", "--device=cpu"], stderr=subprocess.PIPE) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+            time.sleep(0.05)
+        assert process.stderr is not None
+        process.stderr.close()
+        process.send_signal(number)
+    assert process.returncode == code
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
 @pytest.mark.parametrize("objective", ["byol", "vince", "seco"])
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4")  # more than CI has cores
 @pytest.mark.parametrize("workers", [0, 4])
@@ -115,10 +131,12 @@ def test_a_resumed_run_is_the_same_run(tree, tmp_path, objective, workers):
 
 
 def test_resuming_a_finished_run_does_nothing_more(whole, tmp_path):
-    """A run that was complete is complete again, with the same metrics and backbone."""
+    """A run that was complete is complete again, and a copy that somebody made of a checkpoint stays."""
     shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-00000004.bak").mkdir()
     assert cc.pretrain(resume=tmp_path / "run").metrics["step"] == STEPS
     assert_same(tmp_path / "run", whole)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004.bak").exists()
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "backbone.safetensors", "metrics.jsonl", "checksums.json"])

@@ -1,6 +1,7 @@
 """The door: parse, call, print. Options are the fields of the configs; nothing heavy is imported before its use."""
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(_dispatch(list(sys.argv[1:] if arguments is None else arguments)), flush=True)
     except UserError as error:
-        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        _tell("\n".join(f"error: {problem}" for problem in error.problems))
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again when it ends
@@ -38,12 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in OUTSIDE_OUR_POWER:
             raise
-        print(f"error: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
+        _tell(f"error: {error.filename or 'the output'}: {error.strerror}")
         return 2
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
+        _tell(str(interrupt) or "interrupted")
         return 130
     return 0
+
+
+def _tell(text: str) -> None:
+    """Print to where errors go; that nobody reads there is no reason for another exit code."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _dispatch(arguments: list[str]) -> str:

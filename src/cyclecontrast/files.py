@@ -60,6 +60,9 @@ def locked(folder: Path, name: str) -> Iterator[None]:
             lock.seek(0)
             owner = lock.read().strip() or "another process"
             raise UserError(f"{name}: {folder} is in use by {owner}; wait for it, stop it, or name another") from None
+        except OSError as error:
+            problem = f"{name}: {folder} cannot be locked ({error.strerror}); name a folder on another file system"
+            raise UserError(problem) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()

@@ -234,7 +234,7 @@ class OpenVideo:
                     self._end = max(self._end, self._seconds(past_end))
                 self.num_packets += _is_counted(packet)
                 yield packet
-        except (VideoError, OSError, av.FFmpegError) as error:
+        except (VideoError, OSError, IndexError, av.FFmpegError) as error:
             self._stopped(error)
         missing = self.duration - self._end
         if missing > max(TRUNCATED_SECONDS, TRUNCATED_PART * self.duration) and self._end:

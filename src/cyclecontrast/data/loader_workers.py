@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import TypeVar
 
 import cv2
@@ -17,7 +16,7 @@ from cyclecontrast.errors import UserError
 T = TypeVar("T")
 QUIET_SECONDS = 5.0
 """After so long without a batch it is looked whether the workers live."""
-LONGEST_WAIT = 300.0
+LONGEST_READ = 300.0
 """After so many seconds without a batch, and one more for each of its videos, reading counts as hung."""
 
 
@@ -28,8 +27,10 @@ def begin_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def received(batches: Iterator[T | UserError], root: Path, longest: float) -> Iterator[T]:
-    """Yield what a loader gives, and end its workers; `longest` in seconds, the loader's own timeout is QUIET_SECONDS.
+def received(batches: Iterator[T | UserError], place: object, longest: float) -> Iterator[T]:
+    """Yield what a loader gives, and end its workers; `place` is what is read, `longest` in seconds.
+
+    The loader's own timeout is to be QUIET_SECONDS.
 
     Raises UserError where it is given one, where a worker died, and where nothing came for the longest time.
     """
@@ -37,7 +38,7 @@ def received(batches: Iterator[T | UserError], root: Path, longest: float) -> It
     end = partial(_kill, workers)
     atexit.register(end)  # or else Python would wait for workers that are deaf
     try:
-        while (batch := _next(batches, workers, root, longest)) is not None:
+        while (batch := _next(batches, workers, place, longest)) is not None:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
@@ -47,7 +48,7 @@ def received(batches: Iterator[T | UserError], root: Path, longest: float) -> It
         atexit.unregister(end)
 
 
-def _next(batches: Iterator[T], workers: Sequence[BaseProcess], root: Path, longest: float) -> T | None:
+def _next(batches: Iterator[T], workers: Sequence[BaseProcess], place: object, longest: float) -> T | None:
     for _ in range(math.ceil(longest / QUIET_SECONDS)):
         try:
             return next(batches, None)
@@ -61,7 +62,7 @@ def _next(batches: Iterator[T], workers: Sequence[BaseProcess], root: Path, long
             if not reason.startswith("DataLoader timed out"):
                 raise
     _kill(workers)
-    raise UserError(f"{root}: gave no data for {longest:.0f} s: its storage hangs, or is too slow; mend it")
+    raise UserError(f"{place}: gave no data for {longest:.0f} s: its storage hangs, or is too slow; mend it")
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:

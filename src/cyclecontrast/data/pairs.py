@@ -20,7 +20,7 @@ from cyclecontrast.data.augment import Recipe, apply_view, draw_view
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.further_views import FurtherFrames, no_further
 from cyclecontrast.data.images import Pixels, decode_image
-from cyclecontrast.data.loader_workers import LONGEST_WAIT, QUIET_SECONDS, begin_worker, received
+from cyclecontrast.data.loader_workers import LONGEST_READ, QUIET_SECONDS, begin_worker, received
 from cyclecontrast.data.patient_read import read_patiently
 from cyclecontrast.errors import UserError
 
@@ -219,4 +219,4 @@ def load_batches(
         worker_init_fn=begin_worker,
         pin_memory=torch.cuda.is_available(),
     )
-    return received(iter(loader), pairs.store.root, LONGEST_WAIT + share)
+    return received(iter(loader), pairs.store.root, LONGEST_READ + share)

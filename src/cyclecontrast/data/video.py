@@ -101,6 +101,8 @@ def reason_of(error: Exception) -> str:
             return "a folder, not a file"
         case av.InvalidDataError() | EOFError():
             return "invalid data"
+        case IndexError():
+            return "a stream that the header does not name"
         case av.PatchWelcomeError():
             return "not supported by FFmpeg"
     return (getattr(error, "strerror", None) or str(error)).lower()

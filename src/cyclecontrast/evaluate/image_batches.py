@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import cv2
 import numpy as np
 import torch
 from rich.console import Console
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cyclecontrast.data.frames import FrameStore, Pixels, resize_short_side
+from cyclecontrast.data.loader_workers import LONGEST_READ, QUIET_SECONDS, begin_worker, received
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.metrics import Integers
 
@@ -114,11 +114,15 @@ def load_image_batches(
         batch_sampler=batches,  # type: ignore[arg-type]
         collate_fn=_collate,
         num_workers=workers,
-        worker_init_fn=_single_threaded,
+        worker_init_fn=begin_worker,
+        timeout=QUIET_SECONDS if workers > 0 else 0,
         pin_memory=torch.cuda.is_available(),
     )
     console = Console(stderr=True)
-    yield from track(loader, title, len(batches), console=console, disable=not console.is_terminal, transient=True)
+    batches_read = received(iter(loader), "the images", LONGEST_READ + max(map(len, batches), default=0))
+    yield from track(
+        batches_read, title, len(batches), console=console, disable=not console.is_terminal, transient=True
+    )
 
 
 def in_order(num_images: int, batch_size: int) -> list[range]:
@@ -133,7 +137,3 @@ def _collate(items: list[_Item]) -> ImageBatch:
         return ImageBatch(torch.empty(0, dtype=torch.int64), torch.empty(0, 3, 1, 1, dtype=torch.uint8), problems)
     positions, pixels = zip(*readable, strict=True)
     return ImageBatch(torch.tensor(positions), torch.from_numpy(np.stack(pixels)).movedim(-1, -3), problems)
-
-
-def _single_threaded(_: int) -> None:
-    cv2.setNumThreads(0)

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cyclecontrast.config import AllConfig, EvaluateConfig
+from cyclecontrast.data.regular_files import size_of_own
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.result import About
 from cyclecontrast.files import replacing
 
-ABOUT = b"about"
+ABOUT, SHAPE = b"about", b"shape"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Record:
         """Write <folder>/records/<key>.parquet and return its path."""
         path = record_path(folder, self.about.record_key)
         with replacing(path) as aside:
-            table = self.table.replace_schema_metadata({ABOUT: json.dumps(self.about.to_json())})
+            about = {ABOUT: json.dumps(self.about.to_json()), SHAPE: _shape_of(self.table)}
+            table = self.table.replace_schema_metadata(about)
             pq.write_table(table, aside, write_page_checksum=True)
         return path
 
@@ -48,10 +50,18 @@ class Record:
 def read_record(path: Path) -> Record:
     """Read a record's file; raises UserError."""
     try:
+        size_of_own(path)
         table = pq.read_table(path, page_checksum_verification=True)
-        return Record(About.from_json(json.loads(table.schema.metadata[ABOUT])), table)
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        metadata = table.schema.metadata or {}
+        if metadata[SHAPE].decode() != _shape_of(table):
+            raise ValueError("its columns or rows are not those that were written")
+        return Record(About.from_json(json.loads(metadata[ABOUT])), table)
+    except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: the record cannot be read ({error}); run it again without --score-only") from error
+
+
+def _shape_of(table: pa.Table) -> str:
+    return f"{len(table)} rows, {table.schema.to_string(show_schema_metadata=False)}"
 
 
 def find_records(folder: Path, protocol: str) -> list[Record]:

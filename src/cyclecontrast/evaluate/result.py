@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
+from cyclecontrast.data.regular_files import read_regular
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.versions import package_versions
@@ -18,6 +21,7 @@ from cyclecontrast.versions import package_versions
 NO_PART_OF_KEY = frozenset({"model", "data", "classes", "train_data", "out", "save", "score_only", "workers", "device"})
 """Settings that name a file, which a fingerprint stands for, or do not change the numbers."""
 MAX_LISTED = 10
+MOST_BYTES = 2**30
 
 Json = dict[str, Any]
 
@@ -80,13 +84,8 @@ class About:
 
     @staticmethod
     def from_json(values: Json) -> "About":
-        """Rebuild what `to_json` gave."""
-        nested = {
-            "model": ModelInfo(**values["model"]),
-            "data": DataInfo(**values["data"]),
-            **{name: tuple(values[name]) for name in ("notes", "problems", "scoring")},
-        }
-        return About(**{**values, **nested})
+        """Rebuild what `to_json` gave; raises ValueError where a part is missing or of another kind."""
+        return TypeAdapter(About).validate_python(values)
 
 
 @dataclass(frozen=True)
@@ -120,12 +119,13 @@ class Result:
     def load(path: Path) -> "Result":
         """Read what `save` wrote; raises UserError."""
         try:
-            parts = json.loads(path.read_text())
+            parts = json.loads(read_regular(path, MOST_BYTES))
             metrics = {str(name): float(value) for name, value in parts.pop("metrics").items()}
             per_item = dict(parts.pop("per_item"))
             return Result(About.from_json(parts), metrics, per_item)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: is no result of `cyclecontrast evaluate` ({error!r})") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{path}: is no result of `cyclecontrast evaluate` ({reason})") from error
 
     def __str__(self) -> str:
         """Return the result as text to print: percentages, then what was decided on the way."""

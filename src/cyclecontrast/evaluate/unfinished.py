@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cyclecontrast.data.regular_files import read_regular
 from cyclecontrast.files import locked, replacing
 
 MOST_CHARACTERS = 100
+MOST_BYTES = 2**40
 ARRAYS, STATE = ".npz", ".pt"
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -108,13 +110,21 @@ class Unfinished:
 
 def _write(path: Path, content: memoryview) -> None:
     with replacing(path) as aside, aside.open("wb") as file:
-        file.write(hashlib.sha256(content).digest())
+        file.write(_digest(path, content))
         file.write(content)
 
 
 def _read(path: Path) -> bytes | None:
     """Return the content of a part, None where it is absent or not the one that its first bytes are the checksum of."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        digest, content = file.read(hashlib.sha256().digest_size), file.read()
-        return content if hashlib.sha256(content).digest() == digest else None
+    with contextlib.suppress(OSError, ValueError):
+        whole = read_regular(path, MOST_BYTES)
+        digest, content = whole[: hashlib.sha256().digest_size], whole[hashlib.sha256().digest_size :]
+        return content if _digest(path, content) == digest else None
     return None
+
+
+def _digest(path: Path, content: bytes | memoryview) -> bytes:
+    """Return the checksum of a part under its own name."""
+    digest = hashlib.sha256(path.name.encode())
+    digest.update(content)
+    return digest.digest()

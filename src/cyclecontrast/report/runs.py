@@ -19,9 +19,11 @@ from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluate.result import Result
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import fingerprint, load_backbone
-from cyclecontrast.train.run_folder import read_metrics
+from cyclecontrast.train.run_folder import read_about, read_metrics
 from cyclecontrast.train.verdict import Verdict
 
+NEEDED = ("num_videos", "num_frames", "num_single_frame_videos", "num_steps", "device", "precision")
+"""What the page says of every run."""
 NO_PART_OF_METHOD = frozenset(
     {"seed", "out", "resume", "workers", "device", "log_every", "checkpoint_every", "health_every"}
 )
@@ -104,7 +106,9 @@ def read_run(folder: Path, name: str) -> RunReport:
     try:
         text = (folder / "config.toml").read_text()
         config = checked(PretrainConfig, tomllib.loads(text))
-        about = json.loads((folder / "run.json").read_text())
+        about = read_about(folder)
+        if absent := [name for name in NEEDED if name not in about]:
+            raise ValueError(f"run.json lacks {', '.join(absent)}")
         metrics = tuple(read_metrics(folder))
     except (ValueError, UserError) as error:
         raise UserError(f"{folder}: a file of the run is damaged ({error})") from error

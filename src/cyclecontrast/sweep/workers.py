@@ -82,8 +82,10 @@ def _in_process(cell: Cell, jobs: int) -> dict[str, dict[str, float]]:
         future: Future[dict[str, dict[str, float]]] = pool.submit(run_cell, cell)
         try:
             return future.result()
-        except (BrokenProcessPool, SystemExit):
+        except BrokenProcessPool:
             raise UserError(DIED) from None
+        except SystemExit:
+            raise UserError("its process was terminated; the same command goes on with it") from None
 
 
 def _settle(num_threads: int, log: Path) -> None:

@@ -3,8 +3,10 @@
 Beside the state of the training lie copies of the run's own files as they were then, and the checksums of all.
 """
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cyclecontrast.data.regular_files import read_regular
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import sync
 from cyclecontrast.model.backbone import Backbone
@@ -23,6 +26,7 @@ from cyclecontrast.train.run_folder import ABOUT, CONFIG, METRICS
 from cyclecontrast.train.unreadable import UNREADABLE
 
 STATE, CHECKSUMS = "state.safetensors", "checksums.json"
+MOST_BYTES = 2**20
 KEEP = 2
 
 
@@ -39,8 +43,13 @@ class Found(NamedTuple):
 
 
 def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], backbone: Backbone) -> Path:
-    """Write checkpoints/step-XXXXXXXX aside and rename it; the newest two stay. Raises UserError where that fails."""
+    """Write checkpoints/step-XXXXXXXX aside and rename it; the newest two stay. Raises UserError where that fails.
+
+    One that is there already stays: it holds the same, for a run is a function of its settings and steps.
+    """
     folder = run / "checkpoints" / f"step-{step:08d}"
+    if folder.exists():
+        return folder
     aside = folder.with_name(folder.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -53,16 +62,12 @@ def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], backbone:
         (aside / CHECKSUMS).write_text(json.dumps(checksums, indent=2))
         for path in (*aside.iterdir(), aside):
             sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
         sync(folder.parent)
     except (SafetensorError, OSError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{folder}: cannot be written ({reason}); the checkpoint before it is whole: put that right, and "
-            f"--resume {run} goes on from it"
-        ) from error
+        raise UserError(f"{folder}: cannot be written ({reason})") from error
     for old in checkpoints(run)[:-KEEP]:
         shutil.rmtree(old)
     return folder
@@ -102,21 +107,25 @@ def flatten(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def drop_behind(run: Path, step: int) -> None:
     """Remove what is half-written, and the checkpoints behind `step`, which are damaged: else they had been taken."""
-    for path in run.glob("checkpoints/step-*"):
-        if path.suffix == ".part" or int(path.name[5:]) > step:
-            shutil.rmtree(path)
+    later = [path for path in checkpoints(run) if int(path.name[5:]) > step]
+    for path in (*later, *run.glob("checkpoints/*.part")):
+        shutil.rmtree(path)
 
 
 def _damage(folder: Path) -> str:
     """Return what is wrong with a checkpoint, nothing where it is whole."""
     try:
-        checksums: dict[str, str] = json.loads((folder / CHECKSUMS).read_text())
+        checksums: dict[str, str] = json.loads(read_regular(folder / CHECKSUMS, MOST_BYTES))
         changed = [name for name, checksum in checksums.items() if _checksum(folder / name) != checksum]
-    except (OSError, ValueError, AttributeError) as error:
-        return f"{CHECKSUMS}: {getattr(error, 'strerror', None) or error}"
+    except OSError as error:
+        return f"{Path(error.filename or folder).name}: {error.strerror or error}"
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        return f"{CHECKSUMS}: {error}"
     return f"{', '.join(changed)}: not as written" if changed else ""
 
 
 def _checksum(path: Path) -> str:
+    if not path.is_file():  # a pipe would be waited for
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

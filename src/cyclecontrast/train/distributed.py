@@ -21,11 +21,15 @@ LONGEST_WAIT = timedelta(hours=12)
 
 
 class World(NamedTuple):
-    """This process's number and how many there are; `hosts` joins them for short messages that need no device."""
+    """This process's number and how many there are.
+
+    `hosts` joins them for short messages that need no device, `patient` for waits that may be long.
+    """
 
     rank: int
     size: int
     hosts: dist.ProcessGroup | None = None
+    patient: dist.ProcessGroup | None = None
 
 
 def join_world(device: torch.device) -> World:
@@ -37,8 +41,8 @@ def join_world(device: torch.device) -> World:
     with _together():
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_STEP)
-        hosts = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
-    return World(dist.get_rank(), dist.get_world_size(), hosts)
+        groups = (dist.new_group(backend="gloo", timeout=longest) for longest in (LONGEST_STEP, LONGEST_WAIT))
+        return World(dist.get_rank(), dist.get_world_size(), *groups)
 
 
 @contextlib.contextmanager
@@ -46,11 +50,11 @@ def first_process_first(world: World) -> Iterator[None]:
     """Let the first process do what is within before the others do it; where it fails, they end, too."""
     if world.rank:
         with _together():
-            dist.barrier(world.hosts)
+            dist.barrier(world.patient)
     yield
     if world.size > 1 and world.rank == 0:
         with _together():
-            dist.barrier(world.hosts)
+            dist.barrier(world.patient)
 
 
 def leave_world() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +123,7 @@ def _train(training: Training, pairs: FramePairs, begun: Begun, stop: Stop) -> R
                 if last or stopped or too_much or (step + 1) % config.checkpoint_every == 0:
                     sound.check(training)
                     keep(training, unreadable, step + 1)
+                    largest(0, world)  # none ends before it is written
                 unreadable.check(config.most_unreadable, last)
                 if stopped and not last:
                     end(stopped, note_stop(training, NAMES[stopped]))
@@ -132,17 +134,23 @@ def _train(training: Training, pairs: FramePairs, begun: Begun, stop: Stop) -> R
 def _kept_where_they_end(
     batches: Iterator[Batch], training: Training, begun: Begun, sound: Soundness
 ) -> Iterator[Batch]:
-    """Yield the batches; where one cannot be had, keep what was trained until then before the error goes on."""
-    done = begun.start
-    try:
-        for batch in batches:
-            yield batch
-            done += 1
-    except UserError:
-        sound.check(training)
-        if done > begun.start:
-            keep(training, begun.unreadable, done)
-        raise
+    """Yield the batches; where a process cannot have one, keep what was trained until then before the error goes on."""
+    world = training.hardware.world
+    for done in count(begun.start):
+        batch, problem = None, None
+        try:
+            batch = next(batches, None)
+        except UserError as error:
+            problem = error
+        if largest(int(problem is not None), world):
+            sound.check(training)
+            if done > begun.start:
+                keep(training, begun.unreadable, done)
+                largest(0, world)  # none ends before it is written
+            raise problem or UserError("another process cannot read its data; what it says tells why")
+        if batch is None:
+            return
+        yield batch
 
 
 def _metrics(training: Training, pairs: FramePairs, result: StepResult, step: int, clock: Clock) -> Row:

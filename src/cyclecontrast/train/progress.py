@@ -13,6 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cyclecontrast.data.pairs import Batch
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _go_on_unheard() -> None:
+    console.quiet = True
+
+
+console.on_broken_pipe = _go_on_unheard  # type: ignore[method-assign]  # rich would end the training
 Row = dict[str, Any]
 
 

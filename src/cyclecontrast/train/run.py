@@ -104,7 +104,7 @@ def note_stop(training: Training, message: str) -> str:
     """Note in run.json why the run stops, where the disk still takes it, and say what is left of it."""
     run = training.config.out
     if training.hardware.world.rank == 0:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):
             run_folder.change_about(run, status=f"stopped: {message}")
     kept = checkpoints(run)
     rest = f"the last good checkpoint is {kept[-1]}; --resume {run} goes on from it" if kept else "no checkpoint yet"

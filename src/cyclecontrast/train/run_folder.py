@@ -5,19 +5,54 @@ import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import tomli_w
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from cyclecontrast.config.seal import sealed
+from cyclecontrast.data.regular_files import read_regular
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import save_backbone
 
 CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
+MOST_BYTES = 2**31
+
+
+class Health(TypedDict):
+    """What health was measured on, and its signals before the first step."""
+
+    views: int
+    chance: float
+    at_start: dict[str, float | None]
+    held_out: NotRequired[bool]
+    videos: NotRequired[int]
+    cycle_chance: NotRequired[float | None]
+    seconds: NotRequired[float]
+
+
+class About(TypedDict, total=False):
+    """What run.json says where it says it."""
+
+    versions: dict[str, str]
+    device: str
+    precision: str
+    processes: int
+    data_fingerprint: str
+    num_videos: int
+    num_frames: int
+    num_single_frame_videos: int
+    num_held_out: int
+    num_steps: int
+    status: str
+    verdict: str
+    reason: str
+    selected_step: int
+    health: Health
 
 
 def write_config(run: Path, config: BaseModel) -> None:
@@ -36,10 +71,12 @@ def write_about(run: Path, about: Mapping[str, Any]) -> None:
 def read_about(run: Path) -> dict[str, Any]:
     """Return what run.json says; raises UserError where it is damaged."""
     try:
-        about = json.loads((run / ABOUT).read_text())
-        if not isinstance(about, dict):
-            raise ValueError("it is no object")
-    except (OSError, ValueError) as error:
+        about: dict[str, Any] = json.loads(read_regular(run / ABOUT, MOST_BYTES))
+        TypeAdapter(About).validate_python(about)
+    except ValidationError as error:
+        wrong = ", ".join(sorted({".".join(map(str, item["loc"])) or "all of it" for item in error.errors()}))
+        raise UserError(f"{run / ABOUT}: is damaged (in {wrong}); {how_to_restore(run, ABOUT)}") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{run / ABOUT}: is damaged ({error}); {how_to_restore(run, ABOUT)}") from error
     return about
 
@@ -73,16 +110,21 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     Raises UserError that names the line where one is damaged.
     """
     path = run / METRICS
-    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
-    rows = []
-    for number, line in enumerate((line for line in lines if line.endswith("\n")), start=1):
-        try:
+    try:
+        *lines, _ = read_regular(path, MOST_BYTES).split(b"\n") if path.exists() else [b""]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {how_to_restore(run, METRICS)}") from error
+    rows: list[dict[str, Any]] = []
+    try:
+        for line in lines:
             row = json.loads(line)
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):
                 raise ValueError("it names no step")
+            if words := [name for name, value in row.items() if not isinstance(value, float | int | None)]:
+                raise ValueError(f"no number in {', '.join(words)}")
             rows.append(row)
-        except ValueError as error:
-            raise UserError(f"{path}: line {number} is damaged ({error}); {how_to_restore(run, METRICS)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: line {len(rows) + 1} is damaged ({error}); {how_to_restore(run, METRICS)}") from error
     return rows
 
 

@@ -1,15 +1,18 @@
 """SIGINT and SIGTERM end a training between two steps, so that what it has learned can be kept."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from cyclecontrast.train.progress import console
-
-NAMES: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+NAMES: dict[int, str] = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "terminated",
+    signal.SIGHUP: "cut off from its terminal",
+}
 
 
 @dataclass
@@ -33,18 +36,22 @@ def stop_signals() -> Iterator[Stop]:
     def note(number: int, frame: FrameType | None) -> None:
         stop.signal = number
         put_back()
-        console.print(f"{NAMES[number]}: a checkpoint is written after this step; once more stops now")
+        say(f"{NAMES[number]}: a checkpoint is written after this step; once more stops now")
 
-    before = {number: signal.signal(number, note) for number in NAMES}
+    before = {number: signal.getsignal(number) for number in (*NAMES, signal.SIGCHLD)}
 
     def put_back() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in NAMES:
+            signal.signal(number, before[number])
 
+    for number in NAMES:
+        if before[number] is not signal.SIG_IGN:  # as nohup and shells have it for commands in the background
+            signal.signal(number, note)
     try:
         yield stop
     finally:
         put_back()
+        signal.signal(signal.SIGCHLD, before[signal.SIGCHLD])
 
 
 def await_batch_to_tell_of_workers() -> None:
@@ -57,5 +64,11 @@ def end(number: int, message: str) -> None:
     """End as programs do after a signal: KeyboardInterrupt after SIGINT, else exit code 128 + number."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt(message)
-    console.print(message)
+    say(message)
     raise SystemExit(128 + number)
+
+
+def say(text: str) -> None:
+    """Write a line to where errors go, whatever else is being written there, and whether or not anybody still reads."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode(errors="replace"))

@@ -103,9 +103,7 @@ class Unreadable:
 
 
 def read_unreadable(folder: Path) -> Unreadable:
-    """Return what `write` wrote into a folder, nothing where it did not."""
-    if not (folder / UNREADABLE).exists():
-        return Unreadable()
+    """Return what `write` wrote into a folder."""
     told = json.loads((folder / UNREADABLE).read_text())
     frames = {(bad["video"], bad["frame"]): Met(bad["step"], bad["reason"]) for bad in told["frames"]}
     return Unreadable(told["views"], told["replaced"], frames)
