@@ -61,7 +61,8 @@ def read_record(path: Path) -> Record:
 
 
 def _shape_of(table: pa.Table) -> str:
-    return f"{len(table)} rows, {table.schema.to_string(show_schema_metadata=False)}"
+    columns = ", ".join(f"{column.name} {column.type}" for column in table.schema)
+    return f"{len(table)} rows, {columns.replace('<item:', '<element:')}"  # as Parquet calls what lists hold
 
 
 def find_records(folder: Path, protocol: str) -> list[Record]:
