@@ -1,6 +1,7 @@
 """Every test runs with one thread, and finds the real data where it is."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +12,9 @@ import torch
 
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
+# In the background, or below nohup, signals are ignored that tests send to the commands, which inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -149,7 +149,7 @@ def write_result(run, metrics, model=None, protocol="knn", tag="knn level=frame"
     source = "random weights" if model else str(run)
     info = ModelInfo(BACKBONE, source, fingerprint(backbone))
     config = {"model": source, "seed": 7, "image_size": None}
-    about = About(protocol, tag, config, info, DataInfo(f"/data/{data}", f"print-of-{data}", 100, 50), notes, {}, {})
+    about = About(protocol, tag, config, info, DataInfo(f"/data/{data}", f"print-of-{data}", 100, 50), notes, (), {})
     Result(about, metrics, {}).save(run / "results")
 
 
@@ -578,3 +578,12 @@ def test_gtsrb_report(shared, tmp_path):
     assert len(page.all("img")) == 8 * (1 + 2 * 8) + 2 * 10
     assert len(page.html) < 2_000_000
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+
+
+def test_a_run_that_stopped_says_so(tmp_path):
+    """The page of a run that ended with an error, or is still running, tells its status; that of a finished one not."""
+    run = write_run(tmp_path / "run0", write_frames(tmp_path / "data", ["one", "two"]))
+    run_folder.change_about(run, status="finished")
+    assert "Status" not in report(run).html
+    run_folder.change_about(run, status="stopped: the <disk> is full")
+    assert "stopped: the &lt;disk&gt; is full" in report(run).html

@@ -211,6 +211,41 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(tree, whole, tmp
     assert_same(train(tree, tmp_path / "new"), whole)
 
 
+def test_a_checkpoint_is_not_taken_for_its_run(whole, tmp_path):
+    """The folder of a checkpoint, which has a config.toml too, is refused with the run's name; nothing is written."""
+    shutil.copytree(whole, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=rf"is a checkpoint; name its run, {tmp_path / 'run'}"):
+        cc.pretrain(resume=tmp_path / "run" / "checkpoints" / "step-00000004")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_without_its_checkpoints_is_refused(whole, tmp_path):
+    """Nothing is trained anew in silence over a backbone that is there."""
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match="its checkpoints are gone"):
+        cc.pretrain(resume=tmp_path / "run")
+    assert lines_of(tmp_path / "run") == lines_of(whole)
+
+
+def test_an_empty_run_json_is_called_damaged(whole, tmp_path):
+    """A run.json that names no data is not taken for one of other data."""
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run\.json: is damaged.*copy .* over it"):
+        cc.pretrain(resume=tmp_path / "run")
+
+
+def test_checkpoints_that_a_kill_left_over_go(whole, tmp_path):
+    """Killed between a checkpoint and the removal of the oldest, a run has the newest two again once it is resumed."""
+    shutil.copytree(whole, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.copytree(folder / "step-00000004", folder / "step-00000002")
+    cc.pretrain(resume=tmp_path / "run")
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000004", "step-00000006"]
+
+
 def test_a_resumed_run_refuses_other_data(tree, tmp_path):
     """Frames that were added since the run began are noticed, and the run is left as it is."""
     data = tmp_path / "data"

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import os
+import signal
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -88,7 +89,15 @@ def _call(name: str, command: Command, arguments: list[str]) -> str:
     made = attempt(lambda: checked(command.config, values) if show else command.check(values), problems)
     if problems or made is None:
         raise UserError(*problems)
-    return _to_toml(made) if show else str(command.call(made))
+    return _to_toml(made) if show else str(_run(command, made))
+
+
+def _run(command: Command, options: BaseModel) -> Any:
+    """Call a command; from here on Ctrl-C is an exception, where it was the end while modules were imported."""
+    command.load()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return command.call(options)
 
 
 def _to_toml(made: BaseModel) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,8 +57,12 @@ class Command(NamedTuple):
 
     def call(self, options: BaseModel) -> Any:
         """Call the function with checked options."""
+        return self.load()(*self.protocol, options)
+
+    def load(self) -> Callable[..., Any]:
+        """Return the function, importing what it needs."""
         module, _, function = self.function.partition(":")
-        return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)(*self.protocol, options)
+        return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)  # type: ignore[no-any-return]
 
 
 def _is_name(value: Any) -> bool:

@@ -160,7 +160,11 @@ class PretrainConfig(BaseModel):
             return {k: v for k, v in preset.items() if k in values or k != "backbone" or values.get("init") is None}
         run = Path(str(values["resume"]))
         if not os.path.isfile(run / "config.toml"):  # a path's own method fails where the name is too long
+            if os.path.isdir(run / "frames"):
+                raise ValueError(f"resume: {run} was stopped before its training; the first command, again, goes on")
             raise ValueError(f"resume: {run / 'config.toml'} does not exist; name the folder of a run")
+        if run.resolve().match("checkpoints/step-*"):
+            raise ValueError(f"resume: {run} is a checkpoint; name its run, {run.resolve().parents[1]}")
         text = (run / "config.toml").read_text(errors="replace")
         if not is_sealed(text):
             raise ValueError(

@@ -22,7 +22,7 @@ from cyclecontrast.config import PrepareConfig
 from cyclecontrast.data.prepare_plan import make_plan, pending_jobs, settings_of
 from cyclecontrast.data.prepare_workers import write_shards
 from cyclecontrast.data.shard_writer import Progress, Report, ShardJob, write_shard
-from cyclecontrast.data.store_files import join_shards, read_videos, write_videos
+from cyclecontrast.data.store_files import count_frames, join_shards, read_videos, write_videos
 from cyclecontrast.data.store_folder import check_place, check_store, clear, locked_store, take_back
 from cyclecontrast.data.video import FoundVideo, find_videos
 from cyclecontrast.errors import UserError, attempt
@@ -185,6 +185,8 @@ def _progress_bar(jobs: Sequence[ShardJob]) -> Iterator[Report]:
 def _summary(out: Path, found: Sequence[FoundVideo], num_new: int) -> PrepareSummary:
     rows = sorted(read_videos(out / "videos.parquet"), key=lambda row: row.id)
     ok = [row for row in rows if row.status == "ok"]
+    if sum(row.num_frames for row in ok) != count_frames(out):
+        raise UserError(f"out: {out}: videos.parquet does not fit frames.parquet; make a new store in another folder")
     sizes = {video.id: video.size_bytes for video in found}
     return PrepareSummary(
         store=out,

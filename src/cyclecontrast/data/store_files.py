@@ -140,6 +140,16 @@ def read_videos(path: Path) -> list[VideoRow]:
     return [VideoRow(**row) for row in table.to_pylist()]
 
 
+def count_frames(root: Path) -> int:
+    """The number of rows of the store's table of frames; raises UserError where it is damaged."""
+    path = root / "frames.parquet"
+    try:
+        size_of_own(path)
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(_damaged(path, ValueError(str(error).partition("\n")[0]))) from error
+
+
 def is_whole(root: Path, shard: int) -> bool:
     """Whether a shard's tables can be read and its tar is as long as its frames need."""
     try:

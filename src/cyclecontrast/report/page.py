@@ -128,6 +128,7 @@ def _facts(run: RunReport) -> list[Fact]:
         Fact("Backbone", f"{config.backbone}, {config.image_size} px"),
         Fact("Steps", f"{steps}, {config.batch_size} videos each"),
         Fact("Trained on", f"{about['device']}, {about['precision']}"),
+        *([] if about.get("status") in ("finished", None) else [Fact("Status", about["status"])]),
     ]
 
 

@@ -106,9 +106,10 @@ def flatten(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def drop_behind(run: Path, step: int) -> None:
-    """Remove what is half-written, and the checkpoints behind `step`, which are damaged: else they had been taken."""
-    later = [path for path in checkpoints(run) if int(path.name[5:]) > step]
-    for path in (*later, *run.glob("checkpoints/*.part")):
+    """Remove what is half-written, what is older than kept, and what is behind `step`: it is damaged, or was taken."""
+    for path in [path for path in checkpoints(run) if int(path.name[5:]) > step]:
+        shutil.rmtree(path)
+    for path in (*checkpoints(run)[:-KEEP], *run.glob("checkpoints/*.part")):
         shutil.rmtree(path)
 
 

@@ -120,6 +120,9 @@ def _check_same_data(run: Path, store: FrameStore) -> None:
     if not (run / run_folder.ABOUT).exists():
         return
     begun_with = run_folder.read_about(run).get("data_fingerprint")
+    if begun_with is None:
+        place, way = run / run_folder.ABOUT, run_folder.how_to_restore(run, run_folder.ABOUT)
+        raise UserError(f"{place}: is damaged (it names no data); {way}")
     if begun_with != store.fingerprint:
         raise UserError(
             f"resume: {store.root} is not the data that {run} began with (fingerprint {store.fingerprint}, "

@@ -51,6 +51,8 @@ def open_run(training: Training, pairs: FramePairs) -> Begun:
     elif (config.out / run_folder.ABOUT).exists() or checkpoints(config.out):
         before = run_folder.read_about(config.out)
     found = find_whole(config.out)
+    if found.folder is None and before.get("status") == "finished":
+        raise UserError(f"resume: {config.out} is finished, and its checkpoints are gone; start a new run")
     start = largest(found.step if world.rank == 0 else 0, world)
     if found.step != start:
         raise UserError(f"out: {config.out} is not the folder that process 0 writes to; name one that all can read")
@@ -142,7 +144,7 @@ def _announce(training: Training, store: FrameStore, about: dict[str, Any]) -> N
 def _announce_resumed(before: dict[str, Any], about: dict[str, Any], damages: tuple[str, ...], start: int) -> None:
     for damage in damages:
         console.print(f"{damage}: the one before is taken")
-    console.print(f"going on after step {start:,}")
+    console.print(f"going on after step {start:,}" if start else "no checkpoint: beginning again at the first step")
     changed = [
         f"{name} was {before[name]}, is {about[name]}"
         for name in ("device", "precision", "processes", "versions")
