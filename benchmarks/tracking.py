@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.evaluate.tracking.dense_features import DenseFeatures
 from cyclecontrast.evaluate.tracking.head import make_head
 from cyclecontrast.evaluate.tracking.presets import RELEASE, SEARCH_SIZE

@@ -15,11 +15,9 @@ import pyarrow as pa
 
 from cyclecontrast.data.frame_bytes import Bytes, Shards
 from cyclecontrast.data.image_folders import open_images
-from cyclecontrast.data.images import Pixels, decode_image, resize_short_side
+from cyclecontrast.data.images import Pixels, decode_image
 from cyclecontrast.data.prepared_store import open_prepared
 from cyclecontrast.errors import UserError
-
-__all__ = ["FrameStore", "Pixels", "resize_short_side"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cyclecontrast.data.frames import FrameStore, Pixels, resize_short_side
+from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.images import Pixels, resize_short_side
 from cyclecontrast.data.loader_workers import LONGEST_READ, QUIET_SECONDS, begin_worker, received
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.metrics import Integers

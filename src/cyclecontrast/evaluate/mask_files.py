@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels, open_image
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.unfinished import Arrays
 
@@ -18,8 +18,12 @@ def encode_mask(mask: Pixels) -> bytes:
 
 
 def decode_mask(file: bytes) -> Pixels:
-    """Return the mask (height, width) of a PNG file; raises UserError where it is none."""
-    mask: Pixels | None = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
+    """Return the mask (height, width) of a PNG file; raises UserError where it is none, or beyond the limits."""
+    try:
+        open_image(file)
+        mask: Pixels | None = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
+    except (ValueError, cv2.error):
+        mask = None
     if mask is None:
         raise UserError("the record holds a mask that cannot be read; run the evaluation without --score-only")
     return mask

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cyclecontrast.data.augment import Recipe, apply_view, draw_view
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.pairs import ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.image_batches import ImageBatch, Images, load_image_batches

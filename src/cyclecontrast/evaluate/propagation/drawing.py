@@ -6,7 +6,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.evaluate.mask_files import draw_legend, encode_mask
 
 WIDTH = 240

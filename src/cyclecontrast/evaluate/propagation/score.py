@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cyclecontrast.config import PropagationConfig
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.evaluate.mask_files import decode_mask
 from cyclecontrast.evaluate.metrics import boundary_f, region_similarity
 from cyclecontrast.evaluate.propagation.drawing import VideoMasks, draw_sheet, draw_video

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cyclecontrast.data.davis import MaskedVideo
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluate.finite import check_finite
 from cyclecontrast.evaluate.image_batches import ImageBatch, load_image_batches

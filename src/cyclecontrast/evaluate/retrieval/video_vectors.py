@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cyclecontrast.config import RetrievalConfig
 from cyclecontrast.data.clips import measure, read_frames
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled import Numbers
 from cyclecontrast.data.labeled_videos import VideoSplit
 from cyclecontrast.errors import UserError

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.masks.codes import IGNORE
 from cyclecontrast.evaluate.mask_files import draw_legend, encode_mask
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from cyclecontrast.config import SegmentationConfig
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labels.text_lines import raise_problems
 from cyclecontrast.data.masked_images import MaskedImages, MaskedSplit
 from cyclecontrast.data.masks.layouts import Asked

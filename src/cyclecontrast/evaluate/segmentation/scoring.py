@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from cyclecontrast.config import SegmentationConfig
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.masks.codes import IGNORE
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.mask_files import decode_mask

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.tracking.tracker import Box, Tracker
 from cyclecontrast.evaluate.unfinished import Arrays

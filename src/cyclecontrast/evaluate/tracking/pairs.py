@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.pairs import FRAMES, POSITIVE, QUERY, random_stream
 from cyclecontrast.data.tracking_sequences import Sequence
 from cyclecontrast.errors import UserError

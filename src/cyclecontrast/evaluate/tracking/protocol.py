@@ -11,7 +11,7 @@ from rich.progress import track
 
 from cyclecontrast.config import TrackingConfig
 from cyclecontrast.data.decode import DecodedFrame
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.tracking_sequences import Sequence, Sequences, check_in_image
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.result import DataInfo, Json

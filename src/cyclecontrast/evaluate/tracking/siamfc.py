@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cyclecontrast.config import TrackingConfig
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.tracking_sequences import Sequences
 from cyclecontrast.evaluate.embeddings import exact_convolutions
 from cyclecontrast.evaluate.finite import check_finite

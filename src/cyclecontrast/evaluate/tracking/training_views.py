@@ -5,7 +5,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.evaluate.tracking.crops import Target, crop_squares
 from cyclecontrast.evaluate.tracking.presets import SEARCH_SIZE, Preset
 from cyclecontrast.evaluate.tracking.tracker import Box

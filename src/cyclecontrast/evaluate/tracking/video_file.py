@@ -14,7 +14,7 @@ import numpy as np
 
 from cyclecontrast.config import PrepareConfig
 from cyclecontrast.data.decode import DecodedFrame, open_video
-from cyclecontrast.data.frames import Pixels
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.policies import EveryKth
 from cyclecontrast.data.tracking_sequences import check_in_image
 from cyclecontrast.data.video import VideoError
