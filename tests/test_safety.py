@@ -500,7 +500,9 @@ def test_names_of_videos_and_runs_are_text_on_the_page(tmp_path):
     run_folder.write_config(folder, PretrainConfig(data=videos, out=folder, backbone="resnet10-small-w4", **sizes))
     about = {"num_videos": 2, "num_frames": 4, "num_single_frame_videos": 0, "num_steps": 2, "precision": evil}
     about |= {"versions": {evil: evil}, "device": evil, "verdict": evil, "reason": evil}
-    run_folder.write_about(folder, about | {"health": {"held_out": False, "views": 4, "videos": 2}})
+    run_folder.write_about(
+        folder, about | {"health": {"held_out": False, "views": 4, "videos": 2, "chance": 0.3, "at_start": {}}}
+    )
     for _ in range(2):
         page = Page(write_report(ReportConfig(runs=(folder,), workers=0, device="cpu")).path)
         assert page.open == []
