@@ -47,7 +47,8 @@ class Monitor:
         config = self.training.config
         verdict, about = read_verdict(config.out, config), run_folder.read_about(config.out)
         if verdict is not None:
-            health = about["health"] | {"seconds": about["health"]["seconds"] + self.seconds}
+            before = about["health"]
+            health = before | {"seconds": before.get("seconds", 0.0) + self.seconds}
             run_folder.change_about(config.out, verdict=verdict.word, reason=verdict.reason, health=health)
             self.seconds = 0.0
             self._tell(verdict, done)
