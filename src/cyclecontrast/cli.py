@@ -1,7 +1,6 @@
 """The door: parse, call, print. Options are the fields of the configs; nothing heavy is imported before its use."""
 
 import argparse
-import contextlib
 import errno
 import os
 import signal
@@ -50,8 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _tell(text: str) -> None:
     """Print to where errors go; that nobody reads there is no reason for another exit code."""
-    with contextlib.suppress(OSError):
+    try:
         print(text, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # else Python complains again when it ends
 
 
 def _dispatch(arguments: list[str]) -> str:
