@@ -12,7 +12,7 @@ import torch
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate import Result, evaluate, knn, two_steps
-from cyclecontrast.evaluate.breakdown import not_tested
+from cyclecontrast.evaluate.breakdown import breakdown, not_tested
 from cyclecontrast.evaluate.record import Record, results_folder
 from cyclecontrast.model.backbone import Backbone, make_backbone
 from cyclecontrast.model.checkpoint import save_backbone
@@ -282,3 +282,10 @@ def test_real_tracks_are_told_apart_better_than_by_chance(tmp_path):
     result = run(SHARED / "video_frames" / "gtsrb", tmp_path, **settings)
     assert result.metrics["top1_k10"] > 3 / 43
     assert result.about.data[2:] == (285, 271)
+
+
+def test_classes_that_there_are_not_are_an_error():
+    """Numbers of classes beyond the names, as in a record that was changed, are told, not counted."""
+    for predicted, labels in (([0, 2], [0, 1]), ([0, 1], [0, 255]), ([0, 1], [-1, 0])):
+        with pytest.raises(UserError, match="classes that its data do not have"):
+            breakdown("top1", np.array(predicted), np.array(labels), ["a", "b"])

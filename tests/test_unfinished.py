@@ -160,6 +160,16 @@ def test_a_part_cut_at_any_byte_or_with_a_wrong_bit_is_made_anew(unfinished, cap
             assert (_part_of(unfinished, arrays), path.read_bytes()) == (path, whole)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+def test_a_folder_in_place_of_a_part_is_made_anew(unfinished, capsys, suffix):
+    """What is no file of ours is told as damaged, and gone."""
+    folder = unfinished.folder / f"part{suffix}" / "inside"
+    folder.mkdir(parents=True)
+    with interrupted(unfinished):
+        assert f"part{suffix}: is damaged" in capsys.readouterr().err
+        assert not folder.parent.exists()
+
+
 def _part_of(unfinished, arrays):
     unfinished.arrays("part", lambda: arrays)
     (path,) = (path for path in unfinished.folder.iterdir() if path.suffix == ".npz")

@@ -4,12 +4,19 @@ import math
 from collections.abc import Sequence
 
 from cyclecontrast.data.labels.text_lines import MAX_LISTED
+from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.metrics import Integers, confusion_matrix, per_class_accuracy
 from cyclecontrast.evaluate.result import Json
 
 
 def breakdown(metric: str, predicted: Integers, labels: Integers, classes: Sequence[str]) -> Json:
-    """Return a metric by class, from the predicted and the true class of each item (num_items,)."""
+    """Return a metric by class, from the predicted and the true class of each item (num_items,).
+
+    Raises UserError where they name other classes, as a record that was changed may.
+    """
+    for numbers in (predicted, labels):
+        if ((numbers < 0) | (numbers >= len(classes))).any():
+            raise UserError("the record names classes that its data do not have; run it again without --score-only")
     accuracy = per_class_accuracy(predicted, labels, len(classes))
     confusion = confusion_matrix(predicted, labels, len(classes))
     return {
