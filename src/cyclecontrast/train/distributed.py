@@ -60,7 +60,7 @@ def first_process_first(world: World) -> Iterator[None]:
 def leave_world() -> None:
     """Leave the other processes, once all are done."""
     if dist.is_initialized():
-        with _together():
+        with contextlib.suppress(UserError), _together():  # one that is through may be gone
             dist.barrier()
         dist.destroy_process_group()
 
@@ -78,7 +78,14 @@ def check_same(settings: Mapping[str, Any], world: World) -> None:
         if first.get(name) != other.get(name)
     ]
     if differences:
+        meet(world)
         raise UserError(*differences)
+
+
+def meet(world: World) -> None:
+    """Wait until all have come so far before one ends; that one has come and ended meanwhile is no error."""
+    with contextlib.suppress(UserError):
+        largest(0, world)
 
 
 def largest(number: int, world: World) -> int:

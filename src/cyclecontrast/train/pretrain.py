@@ -18,7 +18,7 @@ from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import save_backbone
 from cyclecontrast.model.hardware import limited_threads, pick_device, pick_precision, pick_workers
 from cyclecontrast.train import run_folder
-from cyclecontrast.train.distributed import join_world, largest, leave_world
+from cyclecontrast.train.distributed import join_world, largest, leave_world, meet
 from cyclecontrast.train.health import steps_between
 from cyclecontrast.train.monitor import best_backbone, open_monitor, read_verdict
 from cyclecontrast.train.opening import open_training, unread_options
@@ -123,7 +123,7 @@ def _train(training: Training, pairs: FramePairs, begun: Begun, stop: Stop) -> R
                 if last or stopped or too_much or (step + 1) % config.checkpoint_every == 0:
                     sound.check(training)
                     keep(training, unreadable, step + 1)
-                    largest(0, world)  # none ends before it is written
+                    meet(world)  # none ends before it is written
                 unreadable.check(config.most_unreadable, last)
                 if stopped and not last:
                     end(stopped, note_stop(training, NAMES[stopped]))
@@ -146,7 +146,7 @@ def _kept_where_they_end(
             sound.check(training)
             if done > begun.start:
                 keep(training, begun.unreadable, done)
-                largest(0, world)  # none ends before it is written
+                meet(world)  # none ends before it is written
             raise problem or UserError("another process cannot read its data; what it says tells why")
         if batch is None:
             return
