@@ -32,17 +32,27 @@ class World(NamedTuple):
     patient: dist.ProcessGroup | None = None
 
 
-def join_world(device: torch.device) -> World:
-    """Join the processes that torchrun started, or be alone."""
+@contextlib.contextmanager
+def joined_world(device: torch.device) -> Iterator[World]:
+    """Join the processes that torchrun started, or be alone; leave them however it ends.
+
+    A process that ends without leaving is aborted by the threads that listened to the others.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return World(0, 1)
+        yield World(0, 1)
+        return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with _together():
-        if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_STEP)
-        groups = (dist.new_group(backend="gloo", timeout=longest) for longest in (LONGEST_STEP, LONGEST_WAIT))
-        return World(dist.get_rank(), dist.get_world_size(), *groups)
+    try:
+        with _together():
+            if not dist.is_initialized():
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_STEP)
+            groups = (dist.new_group(backend="gloo", timeout=longest) for longest in (LONGEST_STEP, LONGEST_WAIT))
+            world = World(dist.get_rank(), dist.get_world_size(), *groups)
+        yield world
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -55,14 +65,6 @@ def first_process_first(world: World) -> Iterator[None]:
     if world.size > 1 and world.rank == 0:
         with _together():
             dist.barrier(world.patient)
-
-
-def leave_world() -> None:
-    """Leave the other processes, once all are done."""
-    if dist.is_initialized():
-        with contextlib.suppress(UserError), _together():  # one that is through may be gone
-            dist.barrier()
-        dist.destroy_process_group()
 
 
 def check_same(settings: Mapping[str, Any], world: World) -> None:

@@ -18,7 +18,7 @@ from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import save_backbone
 from cyclecontrast.model.hardware import limited_threads, pick_device, pick_precision, pick_workers
 from cyclecontrast.train import run_folder
-from cyclecontrast.train.distributed import join_world, largest, leave_world, meet
+from cyclecontrast.train.distributed import World, joined_world, largest, meet
 from cyclecontrast.train.health import steps_between
 from cyclecontrast.train.monitor import best_backbone, open_monitor, read_verdict
 from cyclecontrast.train.opening import open_training, unread_options
@@ -58,7 +58,11 @@ def pretrain(config: PretrainConfig) -> Run:
     After SIGINT or SIGTERM a checkpoint is written first; then KeyboardInterrupt or SystemExit is raised.
     """
     device = pick_device(config.device)
-    world = join_world(device)
+    with joined_world(device) as world:
+        return _pretrain(config, device, world)
+
+
+def _pretrain(config: PretrainConfig, device: torch.device, world: World) -> Run:
     unread = unread_options(config)
     config, pairs, backbone = open_training(config, Machine(device.type == "cpu", world.size), world)
     total = num_steps(config, pairs)
@@ -181,5 +185,5 @@ def _close_run(training: Training, row: Row, unreadable: Unreadable) -> Run:
         save_backbone(backbone, config.out)
         run_folder.change_about(config.out, status="finished")
         unreadable.report(config.out)
-    leave_world()
+    meet(training.hardware.world)
     return Run(config.out, backbone, row, verdict, judged_at)
