@@ -395,10 +395,6 @@ def test_what_is_known_survives_a_stop(store, tmp_path, stopped):
     }
 
 
-def test_nothing_is_known_of_a_run_without_the_file(tmp_path):
-    """A run from before what cannot be read was kept goes on with nothing."""
-
-
 def test_more_than_a_hundredth_is_warned_of_once(store, capsys):
     """The warning comes when enough views were shown, names some frames, and comes once."""
     bad = [BadFrame(video, frame, "broken") for video in range(2) for frame in range(3)]

@@ -55,7 +55,7 @@ class Run(NamedTuple):
 def pretrain(config: PretrainConfig) -> Run:
     """Train a backbone on videos without labels and write the run to `config.out`; raises UserError.
 
-    After SIGINT or SIGTERM a checkpoint is written first; then KeyboardInterrupt or SystemExit is raised.
+    After SIGINT, SIGTERM or SIGHUP a checkpoint is written first; then KeyboardInterrupt or SystemExit is raised.
     """
     device = pick_device(config.device)
     with joined_world(device) as world:
@@ -127,7 +127,6 @@ def _train(training: Training, pairs: FramePairs, begun: Begun, stop: Stop) -> R
                 if last or stopped or too_much or (step + 1) % config.checkpoint_every == 0:
                     sound.check(training)
                     keep(training, unreadable, step + 1)
-                    meet(world)  # none ends before it is written
                 unreadable.check(config.most_unreadable, last)
                 if stopped and not last:
                     end(stopped, note_stop(training, NAMES[stopped]))
@@ -150,7 +149,6 @@ def _kept_where_they_end(
             sound.check(training)
             if done > begun.start:
                 keep(training, begun.unreadable, done)
-                meet(world)  # none ends before it is written
             raise problem or UserError("another process cannot read its data; what it says tells why")
         if batch is None:
             return

@@ -20,7 +20,7 @@ from cyclecontrast.train.checkpoints import (
     load_state,
     save_checkpoint,
 )
-from cyclecontrast.train.distributed import check_same, largest
+from cyclecontrast.train.distributed import check_same, largest, meet
 from cyclecontrast.train.progress import console
 from cyclecontrast.train.training import Training, restore, state_of
 from cyclecontrast.train.unreadable import Unreadable, read_unreadable
@@ -93,13 +93,16 @@ def open_run(training: Training, pairs: FramePairs) -> Begun:
 
 
 def keep(training: Training, unreadable: Unreadable, done: int) -> None:
-    """Write a checkpoint after so many steps, and forget the backbones that no checkpoint needs; by one process."""
-    if training.hardware.world.rank:
-        return
-    run, state = training.config.out, flatten(state_of(training))
-    unreadable.write(run)
-    save_checkpoint(run, done, state, training.encoder.backbone)
-    run_folder.forget_bests(run, int(checkpoints(run)[0].name[5:]))
+    """Write a checkpoint after so many steps, and forget the backbones that no checkpoint needs.
+
+    One process writes, the others wait: none may end before it is written.
+    """
+    run, world = training.config.out, training.hardware.world
+    if world.rank == 0:
+        unreadable.write(run)
+        save_checkpoint(run, done, flatten(state_of(training)), training.encoder.backbone)
+        run_folder.forget_bests(run, int(checkpoints(run)[0].name[5:]))
+    meet(world)
 
 
 def note_stop(training: Training, message: str) -> str:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a training between two steps, so that what it has learned can be kept."""
+"""SIGINT, SIGTERM and SIGHUP end a training between two steps, so that what it has learned can be kept."""
 
 import contextlib
 import os
