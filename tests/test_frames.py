@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -237,9 +238,10 @@ def test_a_frame_is_one_positioned_read(root, monkeypatch):
     assert calls.count("open") == 2
 
 
-def num_handles():
-    """How many shards this process holds open."""
-    return sum(os.path.realpath(f"/proc/self/fd/{handle}").endswith(".tar") for handle in os.listdir("/proc/self/fd"))
+def num_handles(root):
+    """How many of this store's shards the process holds open; other tests' stores may still wait for the collector."""
+    opened = [Path(os.path.realpath(f"/proc/self/fd/{handle}")) for handle in os.listdir("/proc/self/fd")]
+    return sum(path.suffix == ".tar" and path.is_relative_to(root.resolve()) for path in opened)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")
@@ -249,9 +251,9 @@ def test_open_handles_are_bounded_and_given_back(root, monkeypatch):
     store = FrameStore.open(root)
     for _ in range(2):
         assert read_all(store) == [content(row) for row in range(6)]
-    assert num_handles() == 1
+    assert num_handles(root) == 1
     del store
-    assert num_handles() == 0
+    assert num_handles(root) == 0
 
 
 def send_all(store, pipe):
