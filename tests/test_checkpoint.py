@@ -329,6 +329,7 @@ def test_the_description_lies_beside_the_weights(tmp_path):
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "source": "random weights",
+        "fingerprint": fingerprint(backbone),
     }
     assert load_file(path).keys() == backbone.network.state_dict().keys()
 
@@ -383,6 +384,18 @@ def test_the_name_in_a_file_must_fit_its_weights(tmp_path):
 def test_damaged_descriptions_are_told(tmp_path, changes, told):
     """A description of another format, broken or impossible, is one line and no guess."""
     assert told in problem_of(described(tmp_path / "odd.safetensors", **changes))
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 1])
+def test_one_wrong_bit_among_the_weights_is_told(tmp_path, place):
+    """A backbone is what was written, or it is refused: nothing is evaluated that the disk has made."""
+    path = save_backbone(make_backbone(SMALL, 3), tmp_path)
+    assert fingerprint(load_backbone(path)) == fingerprint(make_backbone(SMALL, 3))
+    content = bytearray(path.read_bytes())
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    content[start + int(place * (len(content) - start - 1))] ^= 1
+    path.write_bytes(content)
+    assert "is damaged, its weights are not those that were written" in problem_of(path)
 
 
 # --- fingerprints

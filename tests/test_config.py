@@ -332,6 +332,9 @@ def test_resume_refuses_changes_and_shows_them(tmp_path):
     with pytest.raises(UserError, match="does not exist") as error:
         checked(PretrainConfig, {"resume": str(tmp_path / "none"), "workers": -1})
     assert [problem.split(":")[0] for problem in error.value.problems] == ["resume", "workers"]
+    with pytest.raises(UserError) as error:  # and nothing of the folder, which stands in the run
+        checked(PretrainConfig, {"resume": str(tmp_path), "workers": -1})
+    assert [problem.split(":")[0] for problem in error.value.problems] == ["workers"]
 
 
 def test_constraints_pin_what_the_project_was_measured_with():

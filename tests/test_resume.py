@@ -258,6 +258,33 @@ def test_a_resumed_run_refuses_other_data(tree, tmp_path):
     assert {path: path.read_bytes() for path in done.folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_resumed_run_finds_its_data_where_they_lie_now(tree, tmp_path):
+    """Data that were moved are told with the command that names their new place, which then goes on."""
+    shutil.copytree(tree, tmp_path / "data")
+    done = run(tmp_path / "data", tmp_path / "run", checkpoint_every=2)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"is gone; name where it lies now: .* pretrain DATA --resume .*/run$"):
+        cc.pretrain(resume=done.folder)
+    assert cc.pretrain(tmp_path / "moved", resume=done.folder).metrics == done.metrics
+
+
+def test_a_run_whose_folder_is_moved_while_it_trains_ends(tree, tmp_path, monkeypatch):
+    """A line tells that the folder is gone, nothing is written in its place, and the moved run goes on the same."""
+    run_folder, measure = tmp_path / "run", module._metrics
+
+    def move_then_measure(training, pairs, result, step, clock):
+        if step + 1 == 3:
+            run_folder.rename(tmp_path / "moved")
+        return measure(training, pairs, result, step, clock)
+
+    monkeypatch.setattr(module, "_metrics", move_then_measure)
+    with pytest.raises(UserError, match="/run is gone, so nothing more is written: if it was moved, --resume"):
+        train(tree, run_folder)
+    monkeypatch.undo()
+    assert not run_folder.exists()
+    assert cc.pretrain(resume=tmp_path / "moved").metrics["step"] == STEPS
+
+
 def test_a_resumed_run_keeps_its_frames(tmp_path):
     """A run on a folder of videos is resumed on the frames it began with, though a video was added since."""
     videos = tmp_path / "videos"

@@ -318,6 +318,16 @@ def test_more_neighbors_than_were_recorded_are_refused(data, tmp_path, monkeypat
         run(data, tmp_path, k=(5,), score_only=True)
 
 
+def test_a_record_of_other_classes_is_refused(data, tmp_path):
+    """Numbers that stand for no class of the data, as in a record that was changed, are told, not counted."""
+    run(data, tmp_path)
+    (record,) = find_records(tmp_path / "out", "retrieval")
+    record.about.details["classes"].pop()
+    record.save(tmp_path / "out")
+    with pytest.raises(UserError, match="the record names classes that its data do not have"):
+        run(data, tmp_path, score_only=True)
+
+
 def test_a_smaller_k_takes_nothing_from_the_record(data, tmp_path, monkeypatch):
     """k is no part of the name of a record, which holds the same neighbors for each: a larger k can be scored after."""
     monkeypatch.setattr(protocol, "RECORDED", 15)

@@ -361,6 +361,14 @@ def test_a_table_of_videos_has_the_types_of_its_schema(store, tmp_path, column, 
     assert f"has {kind} for " in problem_of(run, tmp_path)
 
 
+def test_a_table_that_unpacks_to_more_than_any_is_told(store):
+    """Millions of equal rows take no room in a file and all of it in memory: refused before they are read."""
+    table = pq.read_table(store / "frames.parquet").take(np.zeros(4_000_000, np.int8))
+    pq.write_table(table, store / "frames.parquet", compression="zstd")
+    assert (store / "frames.parquet").stat().st_size < 150_000
+    assert "frames.parquet: unpacks to 256,000,000 bytes, more than any table" in problem_of(FrameStore.open, store)
+
+
 def test_an_id_that_is_no_text_is_told(store):
     """Bytes that are not UTF-8 where a table has texts are a line, not a traceback when the id is asked for."""
     table = pq.read_table(store / "frames.parquet")

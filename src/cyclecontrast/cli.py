@@ -29,7 +29,9 @@ OUTSIDE_OUR_POWER = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
     try:
-        print(_dispatch(list(sys.argv[1:] if arguments is None else arguments)), flush=True)
+        result = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        if os.environ.get("RANK", "0") == "0":  # one of the processes of torchrun, which end with the same
+            print(result, flush=True)
     except UserError as error:
         _tell("\n".join(f"error: {problem}" for problem in error.problems))
         return 2

@@ -53,29 +53,33 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 class _Mistake(NamedTuple):
     line: str
     options: frozenset[str]
+    is_gap: bool
 
 
 def _all_mistakes(config: type[BaseModel], asked: Mapping[str, Any], error: ValidationError) -> Iterator[str]:
     """Tell what is wrong by itself, then what of the rest does not fit together.
 
     Pydantic looks at the whole only where each part is right: so what was told of is left out, and it looks again. A
-    line that names such an option is not told: it would speak of its default.
+    line that names such an option is not told: it would speak of its default. What is missing only since is not told
+    either, but given a stand-in.
     """
     told: set[str] = set()
-    stand_ins = {name: "-" for name, field in config.model_fields.items() if field.is_required()}
+    required = {name for name, field in config.model_fields.items() if field.is_required()}
     while True:
         mistakes = [
-            _Mistake(line, _options_of(line, item, config.model_fields.keys() - stand_ins))
+            _Mistake(line, _options_of(line, item, config.model_fields.keys() - required), item["type"] == "missing")
             for item in error.errors()
             for line in _explain(item, config.model_fields)
         ]
-        yield from (mistake.line for mistake in mistakes if not mistake.options & told)
+        fresh = (mistake for mistake in mistakes if not mistake.options & told)
+        yield from (mistake.line for mistake in fresh if not (told and mistake.is_gap))
         new = frozenset[str]().union(*(mistake.options for mistake in mistakes)) - told
         if not new:
             return
         told |= new
         try:
-            config.model_validate(stand_ins | {name: value for name, value in asked.items() if name not in told})
+            rest = {name: value for name, value in asked.items() if name not in told}
+            config.model_validate(dict.fromkeys(required & told, "-") | rest)
         except ValidationError as of_the_rest:
             error = of_the_rest
         else:

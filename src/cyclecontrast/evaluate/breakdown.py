@@ -14,9 +14,7 @@ def breakdown(metric: str, predicted: Integers, labels: Integers, classes: Seque
 
     Raises UserError where they name other classes, as a record that was changed may.
     """
-    for numbers in (predicted, labels):
-        if ((numbers < 0) | (numbers >= len(classes))).any():
-            raise UserError("the record names classes that its data do not have; run it again without --score-only")
+    check_classes(classes, predicted, labels)
     accuracy = per_class_accuracy(predicted, labels, len(classes))
     confusion = confusion_matrix(predicted, labels, len(classes))
     return {
@@ -26,6 +24,12 @@ def breakdown(metric: str, predicted: Integers, labels: Integers, classes: Seque
         "accuracy": [None if math.isnan(value) else value for value in accuracy.tolist()],
         "confusion": confusion.tolist(),
     }
+
+
+def check_classes(classes: Sequence[str], *columns: Integers) -> None:
+    """Raise UserError where numbers of classes stand for none, as those of a record that was changed may."""
+    if any(((numbers < 0) | (numbers >= len(classes))).any() for numbers in columns):
+        raise UserError("the record names classes that its data do not have; run it again without --score-only")
 
 
 def not_learned(labels: Integers, classes: Sequence[str], items: str = "images") -> tuple[str, ...]:

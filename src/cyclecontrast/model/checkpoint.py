@@ -45,6 +45,7 @@ class Architecture(NamedTuple):
     mean: tuple[float, float, float]
     std: tuple[Positive, Positive, Positive]
     source: str
+    fingerprint: str = ""
 
 
 def load_backbone(model: str | Path, seed: int = 0) -> Backbone:
@@ -73,9 +74,8 @@ def load_backbone(model: str | Path, seed: int = 0) -> Backbone:
 
 def save_backbone(backbone: Backbone, folder: Path) -> Path:
     """Write backbone.safetensors, which describes itself, and the same description as .json beside it."""
-    about = Architecture(
-        BACKBONE_FORMAT, backbone.name, backbone.dim, backbone.image_size, backbone.mean, backbone.std, backbone.source
-    )
+    name, dim, size, source = backbone.name, backbone.dim, backbone.image_size, backbone.source
+    about = Architecture(BACKBONE_FORMAT, name, dim, size, backbone.mean, backbone.std, source, fingerprint(backbone))
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.network.state_dict().items()}
     path = folder / BACKBONE_FILE
     with replacing(path) as aside:
@@ -107,6 +107,8 @@ def _load_file(path: Path) -> Backbone:
     if about is not None:
         backbone = _filled(_sketch(about.name, path), weights, f"{path} ({about.source})")
         backbone.image_size, backbone.mean, backbone.std = about.image_size, about.mean, about.std
+        if about.fingerprint not in ("", fingerprint(backbone)):
+            raise UserError(f"{path}: is damaged, its weights are not those that were written; export it again")
         return backbone
     prefix = _resnet_prefix(weights, path)
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

@@ -80,6 +80,9 @@ def _open_pairs(
     config: PretrainConfig, folder: Path, machine: Machine, given: Backbone | None
 ) -> tuple[PretrainConfig, FramePairs]:
     problems: list[str] = []
+    if config.resume is not None and not folder.exists():
+        how = f"cyclecontrast pretrain DATA --resume {config.resume}"
+        raise UserError(f"data: {folder}, which the run was trained on, is gone; name where it lies now: {how}")
     store = FrameStore.open(folder)
     if config.resume is not None:
         _check_same_data(config.resume, store)

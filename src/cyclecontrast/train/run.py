@@ -111,6 +111,8 @@ def note_stop(training: Training, message: str) -> str:
     if training.hardware.world.rank == 0:
         with contextlib.suppress(OSError, UserError):
             run_folder.change_about(run, status=f"stopped: {message}")
+    if not run.is_dir():
+        return f"{message}; {run} is gone, so nothing more is written: if it was moved, --resume goes on from there"
     kept = checkpoints(run)
     rest = f"the last good checkpoint is {kept[-1]}; --resume {run} goes on from it" if kept else "no checkpoint yet"
     return f"{message}; {rest}"

@@ -12,7 +12,7 @@ import pyarrow as pa
 from cyclecontrast.config import RetrievalConfig
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluate.breakdown import not_tested
+from cyclecontrast.evaluate.breakdown import check_classes, not_tested
 from cyclecontrast.evaluate.metrics import Integers, hit_at_k, per_class_accuracy, unit_vectors
 from cyclecontrast.evaluate.record import Record
 from cyclecontrast.evaluate.result import DataInfo, Json
@@ -70,8 +70,12 @@ def predict(backbone: Backbone, data: LabeledVideos, config: RetrievalConfig, un
 
 
 def score(record: Record, config: RetrievalConfig) -> Score:
-    """Score a record: hit@k for each k up to the gallery, mAP, and hit@1 by class; raises UserError for a larger k."""
-    found = _Found.of(record)
+    """Score a record: hit@k for each k up to the gallery, mAP, and hit@1 by class.
+
+    Raises UserError for a larger k, and for classes that the data do not have.
+    """
+    found, classes = _Found.of(record), record.about.details["classes"]
+    check_classes(classes, found.labels, np.maximum(found.neighbor_labels, 0))  # -1: no neighbor
     size, recorded = record.about.details["num_gallery"], found.neighbor_labels.shape[1]
     ks = sorted({min(k, size) for k in config.k})
     if ks[-1] > recorded:
@@ -83,7 +87,7 @@ def score(record: Record, config: RetrievalConfig) -> Score:
         metrics["mAP"] = float(found.average_precision[known].mean())
         lost = int((~known).sum())
         notes += [f"mAP is without {lost} queries whose class has nothing in the gallery"] if lost else []
-    return Score(metrics, _by_class(found, record.about.details["classes"]), notes=tuple(notes))
+    return Score(metrics, _by_class(found, classes), notes=tuple(notes))
 
 
 class _Found(NamedTuple):
