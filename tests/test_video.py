@@ -4,7 +4,9 @@ import os
 import struct
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cyclecontrast.data.decode import decode_frames, open_video
-from cyclecontrast.data.policies import EveryKth, Keyframes, PerSecond, SpreadEvenly, evenly
+from cyclecontrast.data.policies import Clock, EveryKth, Keyframes, PerSecond, SpreadEvenly, evenly
 from cyclecontrast.data.video import VideoError, find_videos
 from tests import make_videos as make
 
@@ -317,3 +319,14 @@ def test_real_files_agree_with_a_full_decode():
         for index, frame in zip(middles, picked, strict=True):
             assert frame.time == pytest.approx(every[index].time)
             np.testing.assert_array_equal(frame.image, every[index].image)
+
+
+@given(st.lists(st.none() | st.integers(-50, 200), max_size=40), st.none() | st.integers(-50, 50))
+def test_time_never_runs_backwards(pts, start):
+    """Frames whose packets were damaged have no time of their own, and others that of another recording."""
+    stream = SimpleNamespace(average_rate=Fraction(10), guessed_rate=None, time_base=Fraction(1, 10), start_time=start)
+    clock = Clock(stream, SimpleNamespace(format=SimpleNamespace(name="mp4")))
+    times = [clock.seconds(SimpleNamespace(pts=value)) for value in pts]
+    assert times == sorted(times)
+    if pts == [None] * len(pts):
+        assert times == [0.1 * number for number in range(len(pts))]

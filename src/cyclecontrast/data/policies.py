@@ -111,13 +111,18 @@ class Clock:
         self._unit, self._start = stream.time_base, stream.start_time
         # AVI has a constant rate and gives no time of display for reordered frames.
         self._is_counting = container.format.name == "avi"
-        self._num_frames, self._shift, self._last = 0, 0.0, -math.inf
+        self._num_frames, self._shift, self._last, self._has_pts = 0, 0.0, -math.inf, False
 
     def seconds(self, frame: Any) -> float:
         """Time of the next frame; each frame is to be passed once."""
         self._num_frames += 1
-        if self._is_counting or frame.pts is None:
-            return (self._num_frames - 1) * self._frame_seconds
+        if self._is_counting or (frame.pts is None and not self._has_pts):
+            self._last = (self._num_frames - 1) * self._frame_seconds
+            return self._last
+        self._has_pts = True
+        if frame.pts is None:
+            self._last += self._frame_seconds
+            return self._last
         if self._start is None:
             self._start = frame.pts
         time = float((frame.pts - self._start) * self._unit) + self._shift
