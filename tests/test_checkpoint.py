@@ -398,6 +398,19 @@ def test_one_wrong_bit_among_the_weights_is_told(tmp_path, place):
     assert "is damaged, its weights are not those that were written" in problem_of(path)
 
 
+def test_every_wrong_bit_of_a_description_is_told(tmp_path):
+    """No bit of the header can turn and leave another size or normalisation, or none, without a word."""
+    path = save_backbone(make_backbone("resnet10-small-w1"), tmp_path)
+    content = path.read_bytes()
+    start, end = content.index(b'"__metadata__"'), content.index(b"source")
+    for place in range(start, end):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(UserError):
+            load_backbone(path)
+
+
 # --- fingerprints
 
 

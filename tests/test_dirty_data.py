@@ -345,6 +345,29 @@ def test_a_program_that_ends_while_loading_ends(tmp_path):
     subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_a_worker_whose_read_hangs_dies_with_its_parent(tmp_path):
+    """kill -9 leaves no process behind, not even one that waits for a dead file system and watches nothing."""
+    program = (
+        "import multiprocessing, time\nfrom cyclecontrast.data import pairs as module\n"
+        "from cyclecontrast.data.augment import RECIPES\n"
+        f"store = module.FrameStore.open({str(write_tree(tmp_path / 'data'))!r})\n"
+        "module.decode_image = lambda *_: time.sleep(1000)\n"
+        "batches = module.load_batches(module.FramePairs(store, RECIPES['moco-v2'], 8, 0), range(9), 4, 0, 1, 1)\n"
+        "import threading\nthreading.Thread(target=next, args=(batches,), daemon=True).start()\n"
+        "while not (workers := multiprocessing.active_children()): time.sleep(0.05)\n"
+        "time.sleep(1)\nprint(workers[0].pid, flush=True)\ntime.sleep(1000)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    until = time.monotonic() + 60
+    while time.monotonic() < until and os.path.exists(f"/proc/{worker}"):
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{worker}")
+
+
 # --- what a run tells
 
 

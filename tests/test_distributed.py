@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
+from cyclecontrast.cli import main
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.model.encoders import Encoder
 from cyclecontrast.train.distributed import World, average_gradients, encode_keys, gather
@@ -95,9 +96,24 @@ def test_torchrun_trains_one_run(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("backbone: ") == 1
     rows = [json.loads(line) for line in Path(tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 3
+
+
+@pytest.mark.parametrize(
+    "named",
+    [{"RANK": "0"}, {"RANK": "x", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, {"RANK": "1", "MASTER_PORT": "1"}],
+)
+def test_half_an_environment_is_told(tmp_path, monkeypatch, capsys, named):
+    """RANK and WORLD_SIZE that another program left there, or wrong ones, are a line, not a wait or a traceback."""
+    for name, value in {"WORLD_SIZE": "1", "MASTER_ADDR": "localhost", **named}.items():
+        monkeypatch.setenv(name, value)
+    make.write_stripes(tmp_path / "tree")
+    assert main(["pretrain", *asked(tmp_path / "tree", tmp_path / "run", steps=1)]) == 2
+    assert "the environment names several processes and cannot be (RANK=" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 OPTIONS = {

@@ -13,7 +13,7 @@ SOURCE = Path(cyclecontrast.__file__).parent
 FLOORS = (
     ("config",),
     ("errors",),
-    ("files", "versions", "callable_module"),
+    ("files", "versions", "callable_module", "unfailing_stderr"),
     ("data",),
     ("model",),
     ("loss",),

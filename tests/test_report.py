@@ -424,6 +424,16 @@ def test_output_and_its_text(tmp_path, made):
         checked(ReportConfig, {"runs": (made[0],), "out": tmp_path / "notes.txt"})
 
 
+@pytest.mark.parametrize("value", ["1e300", "-Infinity", "NaN", "[]"])
+def test_numbers_that_nothing_measures_are_told(tmp_path, made, value):
+    """A line of metrics that would break a chart is named."""
+    run = shutil.copytree(made[0], tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"step": 99, "loss": {value}}}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl: line \d+ is damaged \(no number in loss\)"):
+        report(run)
+
+
 def test_chance_lines(made):
     """Guessing gives log(number of candidates) as loss: the keys and the positive."""
     _, page = made

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import cyclecontrast as cc
 from cyclecontrast.errors import UserError
+from cyclecontrast.train import monitor
 from cyclecontrast.train import pretrain as module
 from cyclecontrast.train.checkpoints import save_checkpoint
 from tests import make_videos as make
@@ -261,28 +262,98 @@ def test_a_resumed_run_refuses_other_data(tree, tmp_path):
 def test_a_resumed_run_finds_its_data_where_they_lie_now(tree, tmp_path):
     """Data that were moved are told with the command that names their new place, which then goes on."""
     shutil.copytree(tree, tmp_path / "data")
-    done = run(tmp_path / "data", tmp_path / "run", checkpoint_every=2)
+    done = train(tmp_path / "data", tmp_path / "run")
+    shutil.copytree(done, tmp_path / "whole")
+    shutil.rmtree(done / "checkpoints" / f"step-{STEPS:08d}")
     (tmp_path / "data").rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"is gone; name where it lies now: .* pretrain DATA --resume .*/run$"):
-        cc.pretrain(resume=done.folder)
-    assert cc.pretrain(tmp_path / "moved", resume=done.folder).metrics == done.metrics
+        cc.pretrain(resume=done)
+    cc.pretrain(tmp_path / "moved", resume=done)
+    assert_same(tmp_path / "whole", done)
 
 
-def test_a_run_whose_folder_is_moved_while_it_trains_ends(tree, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("log_every", "moved_at"), [(1, 3), (100, 3), (100, 5)])
+def test_a_run_whose_folder_is_moved_while_it_trains_ends(tree, whole, tmp_path, monkeypatch, log_every, moved_at):
     """A line tells that the folder is gone, nothing is written in its place, and the moved run goes on the same."""
-    run_folder, measure = tmp_path / "run", module._metrics
+    run_folder, train_step = tmp_path / "run", module.train_step
 
-    def move_then_measure(training, pairs, result, step, clock):
-        if step + 1 == 3:
+    def move_then_train(training, batch, step):
+        if step == moved_at:
             run_folder.rename(tmp_path / "moved")
-        return measure(training, pairs, result, step, clock)
+        return train_step(training, batch, step)
 
-    monkeypatch.setattr(module, "_metrics", move_then_measure)
+    monkeypatch.setattr(module, "train_step", move_then_train)
     with pytest.raises(UserError, match="/run is gone, so nothing more is written: if it was moved, --resume"):
-        train(tree, run_folder)
+        train(tree, run_folder, log_every=log_every, health_every=1 if log_every == 1 else 6)
     monkeypatch.undo()
     assert not run_folder.exists()
-    assert cc.pretrain(resume=tmp_path / "moved").metrics["step"] == STEPS
+    cc.pretrain(resume=tmp_path / "moved")
+    if log_every == 1:
+        assert_same(whole, tmp_path / "moved")
+
+
+def test_a_damaged_best_backbone_costs_the_choice_alone(tree, tmp_path, monkeypatch, capsys):
+    """Where the one that health chose cannot be read, a line says so, the last remains, and run.json names it."""
+    monkeypatch.setattr(monitor, "chosen_step", lambda rows, known: 2)
+    done = train(tree, tmp_path / "run")
+    shutil.rmtree(done / "checkpoints" / f"step-{STEPS:08d}")
+    for best in done.glob("best/*/backbone.safetensors"):
+        best.write_bytes(best.read_bytes()[:-1] + b"?")
+    cc.pretrain(resume=done)
+    said = capsys.readouterr().err
+    assert "--select health chose step 2, whose backbone is lost" in said
+    assert json.loads((done / "run.json").read_text())["selected_step"] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("chance", -0.5),
+        ("chance", 1.5),
+        ("views", 0),
+        ("seconds", "long"),
+        ("at_start", {"health_same_video": 3}),
+        ("at_start", {"health_rank": 1e300}),
+        ("at_start", {"health_rank": None}),
+    ],
+)
+def test_what_no_health_can_be_is_told(whole, tmp_path, name, value):
+    """Values of run.json that would break the arithmetic of a verdict are a line that names them."""
+    shutil.copytree(whole, tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    about["health"][name] = value
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=rf"run.json: is damaged \(in health.{name}.*\); copy .*run.json over it"):
+        cc.pretrain(resume=tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "folder.part", "no checksums"])
+def test_strange_things_among_the_checkpoints_are_no_checkpoints(whole, tmp_path, kind):
+    """A dead link, a file or a folder of such a name is no checkpoint, and no reason for a traceback."""
+    shutil.copytree(whole, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.rmtree(folder / f"step-{STEPS:08d}")
+    if kind == "link":
+        (folder / "step-00000099").symlink_to("/nowhere")
+    elif kind == "file":
+        (folder / "step-00000099").write_text("no checkpoint")
+    elif kind == "folder.part":
+        (tmp_path / "run" / "x.part").mkdir()
+        (folder / "x.part").write_text("left over")
+    else:
+        (folder / "step-00000099").mkdir()
+        (folder / "step-00000099" / "checksums.json").write_text("{}")
+    cc.pretrain(resume=tmp_path / "run")
+    assert_same(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", "2>&- >&- <&-"])
+def test_a_training_needs_nobody_who_listens(tree, tmp_path, where):
+    """Where what it says cannot be written, or nowhere, a training ends as well as any."""
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in TINY.items())
+    command = f"{sys.executable} -m cyclecontrast pretrain {tree} --out {tmp_path / 'run'} --steps 2 {options} {where}"
+    assert subprocess.run(command, shell=True).returncode == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
 
 
 def test_a_resumed_run_keeps_its_frames(tmp_path):
@@ -295,6 +366,11 @@ def test_a_resumed_run_keeps_its_frames(tmp_path):
     shutil.rmtree(done.folder / "checkpoints" / "step-00000002")
     make.write_numbered(videos / "9.mp4", num_frames=10)
     assert cc.pretrain(resume=done.folder).metrics["step"] == 2
+    videos.rename(tmp_path / "moved")
+    assert cc.pretrain(resume=done.folder).metrics["step"] == 2
+    (tmp_path / "moved" / "0.mp4").rename(tmp_path / "moved" / "other.mp4")
+    with pytest.raises(UserError, match=r"is not the data that .* 1 of its 3 videos are not there, such as 0.mp4"):
+        cc.pretrain(tmp_path / "moved", resume=done.folder)
     with pytest.raises(UserError, match="resume: settings must stay as they are; out"):
         cc.pretrain(resume=done.folder, out=tmp_path / "other")
 

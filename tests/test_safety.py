@@ -34,6 +34,7 @@ from cyclecontrast.data.masks.files import read_image, read_mask
 from cyclecontrast.data.policies import EveryKth, SpreadEvenly
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluate.record import read_record
 from cyclecontrast.files import LOCK_FILE
 from cyclecontrast.model import checkpoint
 from cyclecontrast.model.backbone import guarded_torchvision, make_backbone
@@ -367,6 +368,25 @@ def test_a_table_that_unpacks_to_more_than_any_is_told(store):
     pq.write_table(table, store / "frames.parquet", compression="zstd")
     assert (store / "frames.parquet").stat().st_size < 150_000
     assert "frames.parquet: unpacks to 256,000,000 bytes, more than any table" in problem_of(FrameStore.open, store)
+
+
+def test_texts_that_unpack_to_more_than_any_are_told(store, tmp_path):
+    """One long text, named by every row of a small table, is not copied for each of them."""
+    videos = pq.read_table(store / "videos.parquet").take(np.zeros(10_000, np.int8))
+    texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10_000, np.int32)), pa.array(["x" * 200_000]))
+    place = videos.column_names.index("reason")
+    pq.write_table(videos.set_column(place, "reason", texts.cast(pa.string())), store / "videos.parquet")
+    assert (store / "videos.parquet").stat().st_size < 250_000
+    assert "videos.parquet is damaged (unpacks to 2,000,000,000 bytes, more than any" in problem_of(run, tmp_path)
+
+
+def test_a_record_that_unpacks_to_more_than_any_is_told(tmp_path):
+    """Records are bounded as the tables of a store are."""
+    path = tmp_path / "records" / "knn-1.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"label": np.zeros(20_000_000, np.int32)}), path)
+    assert path.stat().st_size < 200_000
+    assert "unpacks to 160,000,000 bytes, more than any table of its size" in problem_of(read_record, path)
 
 
 def test_an_id_that_is_no_text_is_told(store):

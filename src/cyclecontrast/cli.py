@@ -29,11 +29,10 @@ OUTSIDE_OUR_POWER = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
     try:
-        result = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
-        if os.environ.get("RANK", "0") == "0":  # one of the processes of torchrun, which end with the same
-            print(result, flush=True)
+        if text := _dispatch(list(sys.argv[1:] if arguments is None else arguments)):
+            print(text, flush=True)
     except UserError as error:
-        _tell("\n".join(f"error: {problem}" for problem in error.problems))
+        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again when it ends
@@ -41,20 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in OUTSIDE_OUR_POWER:
             raise
-        _tell(f"error: {error.filename or 'the output'}: {error.strerror}")
+        print(f"error: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        _tell(str(interrupt) or "interrupted")
+        print(str(interrupt) or "interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def _tell(text: str) -> None:
-    """Print to where errors go; that nobody reads there is no reason for another exit code."""
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # else Python complains again when it ends
 
 
 def _dispatch(arguments: list[str]) -> str:

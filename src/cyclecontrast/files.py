@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,14 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         aside.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all in it, or a link, not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import math
 import signal
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ import cv2
 from cyclecontrast.errors import UserError
 
 T = TypeVar("T")
+PR_SET_PDEATHSIG = 1
+"""Of Linux: the signal that a process gets when its parent dies."""
 QUIET_SECONDS = 5.0
 """After so long without a batch it is looked whether the workers live."""
 LONGEST_READ = 300.0
@@ -21,8 +24,10 @@ LONGEST_READ = 300.0
 
 
 def begin_worker(_: int) -> None:
-    """Give a worker one thread, and let it work on when a signal comes to all: its parent ends it."""
+    """Give a worker one thread, and let it work on when a signal comes to all: its parent ends it, or its own death."""
     cv2.setNumThreads(0)
+    with contextlib.suppress(OSError, AttributeError):  # torch's own watch sees nothing while a read hangs
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -21,13 +21,11 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] = (), codes
     Raises ValueError, in a few words, unless each column of the schema is there with exactly its type, and those that
     are read hold no gaps, no text but UTF-8, no whole number below 0 and no infinite one. Raises OSError.
     """
-    most = MOST_UNPACKED + MOST_TIMES * size_of_own(path)
+    size_of_own(path)
     try:
-        if (unpacked := _unpacked(pq.read_metadata(path))) > most:
-            raise ValueError(f"unpacks to {unpacked:,} bytes, more than any table of its size")
         if problems := list(_unlike(pq.read_schema(path), schema)):
             raise ValueError(", ".join(problems))
-        table = pq.read_table(path, columns=list(columns or schema.names), read_dictionary=list(codes))
+        table = read_bounded(path, columns or schema.names, codes)
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"cannot be read ({str(error).partition(chr(10))[0]})") from error
@@ -37,10 +35,37 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] = (), codes
     return table
 
 
+def read_bounded(path: Path, columns: Sequence[str], codes: Sequence[str] = ()) -> pa.Table:
+    """Return columns of any Parquet file; those named in `codes` are read as dictionaries.
+
+    Raises ValueError before it takes memory out of all proportion to the file, and what pyarrow raises.
+    """
+    most = MOST_UNPACKED + MOST_TIMES * path.stat().st_size
+    _check_bytes(_unpacked(pq.read_metadata(path)), most)
+    texts = [field.name for field in pq.read_schema(path) if field.type == pa.string() and field.name in columns]
+    table = pq.read_table(path, columns=list(columns), read_dictionary=texts, page_checksum_verification=True)
+    for name in texts:
+        _check_bytes(sum(map(_text_bytes, table[name].chunks)), most)
+        if name not in codes:
+            table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
+    return table
+
+
 def _unpacked(about: pq.FileMetaData) -> int:
     """Return the bytes that a file says it unpacks to; runs of one value unpack to more than its pages hold."""
-    groups = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
-    return int(max(groups, about.num_rows * about.num_columns * NUMBER))
+    groups = [about.row_group(group) for group in range(about.num_row_groups)]
+    numbers = sum(group.column(column).num_values for group in groups for column in range(group.num_columns))
+    return int(max(sum(group.total_byte_size for group in groups), numbers * NUMBER))
+
+
+def _text_bytes(texts: pa.DictionaryArray) -> int:
+    lengths = pc.take(pc.binary_length(texts.dictionary), texts.indices)
+    return int(pc.sum(pc.cast(lengths, pa.int64())).as_py() or 0)
+
+
+def _check_bytes(unpacked: int, most: int) -> None:
+    if unpacked > most:
+        raise ValueError(f"unpacks to {unpacked:,} bytes, more than any table of its size")
 
 
 def _unlike(found: pa.Schema, schema: pa.Schema) -> Iterator[str]:

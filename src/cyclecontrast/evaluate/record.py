@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from cyclecontrast.config import AllConfig, EvaluateConfig
 from cyclecontrast.data.regular_files import size_of_own
+from cyclecontrast.data.table_files import read_bounded
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.result import About
 from cyclecontrast.files import replacing
@@ -51,7 +52,7 @@ def read_record(path: Path) -> Record:
     """Read a record's file; raises UserError."""
     try:
         size_of_own(path)
-        table = pq.read_table(path, page_checksum_verification=True)
+        table = read_bounded(path, pq.read_schema(path).names)
         metadata = table.schema.metadata or {}
         if metadata[SHAPE].decode() != _shape_of(table):
             raise ValueError("its columns or rows are not those that were written")

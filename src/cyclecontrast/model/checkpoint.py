@@ -31,6 +31,7 @@ HEADS = ("fc.", "q_cycle_fc.", "k_cycle_fc.", "head.", "classifier.")
 FIRST_BLOCK = "layer1.0.conv1.weight"
 PREFERRED = ("encoder_q.", "base_encoder.", "online", "student")
 MOST_IMAGE_SIZE = 8192
+REMEDY = "copy or export it again, or if it is a run's: cyclecontrast pretrain --resume RUN writes it anew"
 
 Weights = dict[str, Tensor]
 
@@ -79,7 +80,8 @@ def save_backbone(backbone: Backbone, folder: Path) -> Path:
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.network.state_dict().items()}
     path = folder / BACKBONE_FILE
     with replacing(path) as aside:
-        aside.write_bytes(save(weights, {"about": json.dumps(about._asdict())}))
+        text = json.dumps(about._asdict())
+        aside.write_bytes(save(weights, {"about": text, "sha256": _sha256(text)}))
     with replacing(path.with_suffix(".json")) as aside:
         aside.write_text(json.dumps(about._asdict(), indent=2))
     return path
@@ -108,7 +110,7 @@ def _load_file(path: Path) -> Backbone:
         backbone = _filled(_sketch(about.name, path), weights, f"{path} ({about.source})")
         backbone.image_size, backbone.mean, backbone.std = about.image_size, about.mean, about.std
         if about.fingerprint not in ("", fingerprint(backbone)):
-            raise UserError(f"{path}: is damaged, its weights are not those that were written; export it again")
+            raise UserError(f"{path}: is damaged, its weights are not those that were written; {REMEDY}")
         return backbone
     prefix = _resnet_prefix(weights, path)
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
@@ -159,18 +161,25 @@ def _description(path: Path) -> Architecture | None:
     if not _is_safetensors(path):
         return None
     with safetensors.safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get("about")
-    if text is None:
+        known = file.metadata() or {}
+    text, checksum = known.get("about"), known.get("sha256")
+    if text is None and checksum is None:
         return None
+    if text is None or checksum not in (None, _sha256(text)):
+        raise UserError(f"{path}: is damaged, its description is not the one that was written; {REMEDY}")
     try:
         about = TypeAdapter(Architecture).validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "about"
-        raise UserError(f"{path}: its description is damaged ({place}: {first['msg']}); export it again") from error
+        raise UserError(f"{path}: its description is damaged ({place}: {first['msg']}); {REMEDY}") from error
     if about.format != BACKBONE_FORMAT:
         raise UserError(f"{path}: is of format {about.format!r}, not {BACKBONE_FORMAT!r}; export it again")
     return about
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _resnet_prefix(weights: Weights, path: Path) -> str:

@@ -22,7 +22,7 @@ from cyclecontrast.model.checkpoint import fingerprint, load_backbone
 from cyclecontrast.train.run_folder import read_about, read_metrics
 from cyclecontrast.train.verdict import Verdict
 
-NEEDED = ("num_videos", "num_frames", "num_single_frame_videos", "num_steps", "device", "precision")
+NEEDED = ("versions", "num_videos", "num_frames", "num_single_frame_videos", "num_steps", "device", "precision")
 """What the page says of every run."""
 NO_PART_OF_METHOD = frozenset(
     {"seed", "out", "resume", "workers", "device", "log_every", "checkpoint_every", "health_every"}

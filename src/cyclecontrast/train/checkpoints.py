@@ -19,13 +19,15 @@ from torch import Tensor
 
 from cyclecontrast.data.regular_files import read_regular
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import sync
+from cyclecontrast.files import remove, sync
 from cyclecontrast.model.backbone import Backbone
-from cyclecontrast.model.checkpoint import save_backbone
+from cyclecontrast.model.checkpoint import BACKBONE_FILE, save_backbone
 from cyclecontrast.train.run_folder import ABOUT, CONFIG, METRICS
 from cyclecontrast.train.unreadable import UNREADABLE
 
 STATE, CHECKSUMS = "state.safetensors", "checksums.json"
+COPIED = (METRICS, ABOUT, CONFIG, UNREADABLE)
+NEEDED = {STATE, BACKBONE_FILE, *COPIED}
 MOST_BYTES = 2**20
 KEEP = 2
 
@@ -56,7 +58,7 @@ def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], backbone:
         aside.mkdir(parents=True)
         save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, aside / STATE)
         save_backbone(backbone, aside)
-        for name in (METRICS, ABOUT, CONFIG, UNREADABLE):
+        for name in COPIED:
             shutil.copyfile(run / name, aside / name)
         checksums = {path.name: _checksum(path) for path in sorted(aside.iterdir())}
         (aside / CHECKSUMS).write_text(json.dumps(checksums, indent=2))
@@ -69,13 +71,14 @@ def save_checkpoint(run: Path, step: int, state: Mapping[str, Tensor], backbone:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{folder}: cannot be written ({reason})") from error
     for old in checkpoints(run)[:-KEEP]:
-        shutil.rmtree(old)
+        remove(old)
     return folder
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Return the finished checkpoints, oldest first."""
-    return sorted(path for path in run.glob("checkpoints/step-*") if path.name[5:].isdecimal())
+    """Return the finished checkpoints, oldest first; a link or a file of such a name is none."""
+    found = (path for path in run.glob("checkpoints/step-*") if path.name[5:].isdecimal())
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
 
 def find_whole(run: Path) -> Found:
@@ -108,9 +111,9 @@ def flatten(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def drop_behind(run: Path, step: int) -> None:
     """Remove what is half-written, what is older than kept, and what is behind `step`: it is damaged, or was taken."""
     for path in [path for path in checkpoints(run) if int(path.name[5:]) > step]:
-        shutil.rmtree(path)
+        remove(path)
     for path in (*checkpoints(run)[:-KEEP], *run.glob("checkpoints/*.part")):
-        shutil.rmtree(path)
+        remove(path)
 
 
 def _damage(folder: Path) -> str:
@@ -122,6 +125,8 @@ def _damage(folder: Path) -> str:
         return f"{Path(error.filename or folder).name}: {error.strerror or error}"
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         return f"{CHECKSUMS}: {error}"
+    if absent := NEEDED - checksums.keys():
+        return f"{CHECKSUMS}: names no {', '.join(sorted(absent))}"
     return f"{', '.join(changed)}: not as written" if changed else ""
 
 

@@ -41,6 +41,7 @@ def joined_world(device: torch.device) -> Iterator[World]:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield World(0, 1)
         return
+    _check_environment()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
@@ -53,6 +54,17 @@ def joined_world(device: torch.device) -> Iterator[World]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _check_environment() -> None:
+    known = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    numbers = [known.pop(name) for name in ("RANK", "WORLD_SIZE")]
+    is_sound = all(known.values()) and all(map(str.isdecimal, (*numbers, known["MASTER_PORT"])))
+    if not is_sound or int(numbers[0]) >= int(numbers[1]):
+        told = ", ".join(f"{name}={os.environ.get(name, '')}" for name in ("RANK", "WORLD_SIZE", *known))
+        raise UserError(
+            f"the environment names several processes and cannot be ({told}); start with torchrun, or unset"
+        )
 
 
 @contextlib.contextmanager

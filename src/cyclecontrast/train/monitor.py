@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.pairs import FramePairs
+from cyclecontrast.errors import UserError
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import load_backbone
 from cyclecontrast.train import run_folder
@@ -96,12 +97,16 @@ def best_backbone(training: Training) -> Backbone:
     if config.select != "health" or known is None:
         return last
     step = chosen_step(run_folder.read_metrics(config.out), known)
+    best = last
+    if step < training.num_steps:
+        try:
+            best = load_backbone(run_folder.best_folder(config.out, step)).to(training.hardware.device)
+            best.source = f"{last.source}, step {step:,} of {training.num_steps:,}, where it retrieved best"
+        except UserError as error:
+            console.print(f"--select health chose step {step:,}, whose backbone is lost ({error}): the last remains")
+            step = training.num_steps
     run_folder.change_about(config.out, selected_step=step)
     console.print(f"the backbone of step {step:,} of {training.num_steps:,} remains (--select health)")
-    if step == training.num_steps:
-        return last
-    best = load_backbone(run_folder.best_folder(config.out, step)).to(training.hardware.device)
-    best.source = f"{last.source}, step {step:,} of {training.num_steps:,}, where it retrieved best"
     return best
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,34 @@ def prepare_videos(config: PretrainConfig) -> None:
     if config.resume is None or not (frames / "frames.parquet").exists():
         summary = prepare(checked(PrepareConfig, {"videos": config.data, "out": frames, "workers": config.workers}))
         console.print(f"{summary}\nthe frames are in {frames}: name that folder as DATA to train on them again")
+
+
+def frames_folder(config: PretrainConfig, num_videos: int) -> Path:
+    """Return the folder of frames: DATA, or where that is or was one of videos, what was prepared of them.
+
+    Raises UserError where the data of a run that is resumed are gone, or are other videos.
+    """
+    frames = config.out / "frames"
+    is_prepared = config.resume is not None and (frames / "frames.parquet").exists()
+    if config.resume is None or config.data.exists():
+        if is_prepared and num_videos:
+            _check_same_videos(config, frames)
+        return frames if num_videos else config.data
+    if not is_prepared:
+        how = f"cyclecontrast pretrain DATA --resume {config.resume}"
+        raise UserError(f"data: {config.data}, which the run was trained on, is gone; name where it lies now: {how}")
+    return frames
+
+
+def _check_same_videos(config: PretrainConfig, frames: Path) -> None:
+    found = {video.id for video in find_videos(config.data)}
+    store = FrameStore.open(frames)
+    lost = [video_id for video_id in store.video_ids.to_pylist() if video_id not in found]
+    if lost:
+        raise UserError(
+            f"resume: {config.data} is not the data that {config.resume} began with: {len(lost):,} of its "
+            f"{store.num_videos:,} videos are not there, such as {lost[0]}; name {frames}, which holds their frames"
+        )
 
 
 def size_of(store: FrameStore) -> DataSize:

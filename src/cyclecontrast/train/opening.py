@@ -20,7 +20,7 @@ from cyclecontrast.model.hardware import pick_device
 from cyclecontrast.train import run_folder
 from cyclecontrast.train.distributed import World, first_process_first
 from cyclecontrast.train.memory import check_memory
-from cyclecontrast.train.open_data import check_number, count_videos, make_pairs, prepare_videos, size_of
+from cyclecontrast.train.open_data import check_number, count_videos, frames_folder, make_pairs, prepare_videos, size_of
 from cyclecontrast.train.presets import LEAST_BATCH, DataSize, Machine, resolve
 from cyclecontrast.train.progress import console
 
@@ -46,8 +46,7 @@ def open_training(config: PretrainConfig, machine: Machine, world: World) -> Ope
         given = attempt(lambda: _given_backbone(config), problems)
         if num_videos and world.rank == 0:
             _prepare(config, machine, num_videos, given, problems)
-        folder = config.out / "frames" if num_videos else config.data
-        opened = attempt(lambda: _open_pairs(config, folder, machine, given), problems)
+        opened = attempt(lambda: _open_pairs(config, num_videos or 0, machine, given), problems)
         if problems or opened is None:
             raise UserError(*dict.fromkeys(problems))
     config, pairs = opened
@@ -77,13 +76,10 @@ def unread_options(config: PretrainConfig) -> list[str]:
 
 
 def _open_pairs(
-    config: PretrainConfig, folder: Path, machine: Machine, given: Backbone | None
+    config: PretrainConfig, num_videos: int, machine: Machine, given: Backbone | None
 ) -> tuple[PretrainConfig, FramePairs]:
     problems: list[str] = []
-    if config.resume is not None and not folder.exists():
-        how = f"cyclecontrast pretrain DATA --resume {config.resume}"
-        raise UserError(f"data: {folder}, which the run was trained on, is gone; name where it lies now: {how}")
-    store = FrameStore.open(folder)
+    store = FrameStore.open(frames_folder(config, num_videos))
     if config.resume is not None:
         _check_same_data(config.resume, store)
     settled = attempt(lambda: _settle(config, size_of(store), machine, given), problems)

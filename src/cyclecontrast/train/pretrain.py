@@ -35,7 +35,8 @@ from cyclecontrast.train.verdict import Verdict, last_measured
 class Run(NamedTuple):
     """A finished pretraining: its folder, its backbone, its last metrics; its text says how to go on.
 
-    `judged_at` names the step of the verdict where the training went on behind it.
+    `judged_at` names the step of the verdict where the training went on behind it. Of several processes the first
+    alone tells.
     """
 
     folder: Path
@@ -43,8 +44,11 @@ class Run(NamedTuple):
     metrics: Row
     verdict: Verdict | None = None
     judged_at: str = ""
+    tells: bool = True
 
     def __str__(self) -> str:
+        if not self.tells:
+            return ""
         health = f"health{self.judged_at}: {self.verdict}\n" if self.verdict is not None else ""
         return (
             f"{health}backbone: {self.folder / 'backbone.safetensors'}\n"
@@ -184,4 +188,4 @@ def _close_run(training: Training, row: Row, unreadable: Unreadable) -> Run:
         run_folder.change_about(config.out, status="finished")
         unreadable.report(config.out)
     meet(training.hardware.world)
-    return Run(config.out, backbone, row, verdict, judged_at)
+    return Run(config.out, backbone, row, verdict, judged_at, training.hardware.world.rank == 0)

@@ -1,7 +1,6 @@
 """What a person sees of a training while it runs: announcements, the bar, and where the time goes."""
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +14,6 @@ from cyclecontrast.data.pairs import Batch
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-
-def _go_on_unheard() -> None:
-    console.quiet = True
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what is left unwritten would change the exit code
-
-
-console.on_broken_pipe = _go_on_unheard  # type: ignore[method-assign]  # rich would end the training
 Row = dict[str, Any]
 
 

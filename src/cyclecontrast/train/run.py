@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import check_new_run
+from cyclecontrast.files import check_new_run, remove
 from cyclecontrast.train import run_folder
 from cyclecontrast.train.checkpoints import (
     checkpoints,
@@ -79,7 +80,7 @@ def open_run(training: Training, pairs: FramePairs) -> Begun:
         **({name: before[name] for name in OF_HEALTH if name in before} if start else {}),
     }
     for leftover in config.out.glob("*.part"):
-        leftover.unlink()
+        remove(leftover)
     run_folder.write_config(config.out, config)
     run_folder.write_about(config.out, about)
     run_folder.restore_metrics(config.out, found.folder)
@@ -99,6 +100,8 @@ def keep(training: Training, unreadable: Unreadable, done: int) -> None:
     """
     run, world = training.config.out, training.hardware.world
     if world.rank == 0:
+        if _is_gone(run):  # what is written would make a new folder in its place
+            raise UserError("no checkpoint can be written")
         unreadable.write(run)
         save_checkpoint(run, done, flatten(state_of(training)), training.encoder.backbone)
         run_folder.forget_bests(run, int(checkpoints(run)[0].name[5:]))
@@ -111,7 +114,7 @@ def note_stop(training: Training, message: str) -> str:
     if training.hardware.world.rank == 0:
         with contextlib.suppress(OSError, UserError):
             run_folder.change_about(run, status=f"stopped: {message}")
-    if not run.is_dir():
+    if _is_gone(run):
         return f"{message}; {run} is gone, so nothing more is written: if it was moved, --resume goes on from there"
     kept = checkpoints(run)
     rest = f"the last good checkpoint is {kept[-1]}; --resume {run} goes on from it" if kept else "no checkpoint yet"
@@ -132,6 +135,10 @@ def stops_noted(training: Training) -> Iterator[None]:
     except OSError as error:
         reason = f"{error.filename or training.config.out}: {error.strerror or error}"
         raise UserError(note_stop(training, reason)) from error
+
+
+def _is_gone(run: Path) -> bool:
+    return not (run / run_folder.CONFIG).exists()
 
 
 def _announce(training: Training, store: FrameStore, about: dict[str, Any]) -> None:

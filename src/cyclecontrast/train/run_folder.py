@@ -1,37 +1,57 @@
 """RUN on disk: resolved config, what is known of it, metrics, the best backbones. It does not know how to train."""
 
 import json
+import os
 import platform
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
 import tomli_w
 import torch
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from cyclecontrast.config.fields import Count, Fraction
 from cyclecontrast.config.seal import sealed
 from cyclecontrast.data.regular_files import read_regular
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import replacing
+from cyclecontrast.files import remove, replacing
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import save_backbone
 
 CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
 MOST_BYTES = 2**31
+MOST = 1e100
+"""No number that was measured is larger, and larger ones would overflow in sums."""
+
+
+Measured = Annotated[float, Field(ge=-MOST, le=MOST)]
+
+
+class Start(TypedDict, total=False):
+    """The signals before the first step."""
+
+    health_same_video: Fraction
+    health_same_video_error: Fraction
+    health_queue_accuracy: Fraction
+    health_cycle_closed: Fraction
+    health_rank: Measured
+    health_deviation: Measured
+    health_alignment: Measured
+    health_uniformity: Measured
+    health_queue_loss: Measured
 
 
 class Health(TypedDict):
     """What health was measured on, and its signals before the first step."""
 
-    views: int
-    chance: float
-    at_start: dict[str, float | None]
+    views: Count
+    chance: Fraction
+    at_start: Start
     held_out: NotRequired[bool]
     videos: NotRequired[int]
-    cycle_chance: NotRequired[float | None]
+    cycle_chance: NotRequired[Fraction | None]
     seconds: NotRequired[float]
 
 
@@ -58,6 +78,7 @@ class About(TypedDict, total=False):
 def write_config(run: Path, config: BaseModel) -> None:
     """Write config.toml, which reruns the run: `cyclecontrast pretrain --config RUN/config.toml`."""
     values = {k: v for k, v in config.model_dump(mode="json").items() if v is not None and k != "resume"}
+    values["data"] = os.path.abspath(values["data"])  # so that it is found from any folder
     with replacing(run / CONFIG) as aside:
         aside.write_text(sealed(tomli_w.dumps(values)))
 
@@ -120,12 +141,16 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):
                 raise ValueError("it names no step")
-            if words := [name for name, value in row.items() if not isinstance(value, float | int | None)]:
+            if words := [name for name, value in row.items() if not _is_measured(value)]:
                 raise ValueError(f"no number in {', '.join(words)}")
             rows.append(row)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: line {len(rows) + 1} is damaged ({error}); {how_to_restore(run, METRICS)}") from error
     return rows
+
+
+def _is_measured(value: object) -> bool:
+    return value is None or (isinstance(value, float | int) and abs(value) <= MOST)
 
 
 def best_folder(run: Path, step: int) -> Path:
@@ -142,13 +167,13 @@ def save_best(run: Path, step: int, backbone: Backbone) -> None:
 def forget_bests(run: Path, oldest: int) -> None:
     """Keep the backbones that were the best at step `oldest`, where the run may be put back to, or became it since."""
     for surpassed in [best for best in _bests(run) if int(best.name[5:]) <= oldest][:-1]:
-        shutil.rmtree(surpassed)
+        remove(surpassed)
 
 
 def cut_bests(run: Path, step: int) -> None:
     """Drop the backbones of steps behind `step`, which a resumed run will come to again."""
     for later in (best for best in _bests(run) if int(best.name[5:]) > step):
-        shutil.rmtree(later)
+        remove(later)
 
 
 def _bests(run: Path) -> list[Path]:
