@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cyclecontrast.config import KnnConfig, LinearConfig
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluate import Result, embeddings, evaluate, linear
-from cyclecontrast.evaluate.record import Record, find_records
+from cyclecontrast.evaluate.record import Record, find_records, read_record
 from cyclecontrast.evaluate.result import About, DataInfo, ModelInfo
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.model.checkpoint import save_backbone
@@ -185,6 +185,23 @@ def test_a_record_outlives_its_model(data, tmp_path, model):
     model.unlink()
     assert run("knn", data, tmp_path / "out", model, image_size=None, k=(2,), score_only=True) == result
     assert len(list((tmp_path / "out").glob("*.json"))) == 1
+
+
+def test_a_wrong_bit_of_a_record_is_told(data, tmp_path, model):
+    """Predictions, and what decides how they are scored, are as they were written, or one line says so."""
+    run("knn", data, tmp_path / "out", model, k=(2,))
+    (path,) = (tmp_path / "out" / "records").glob("*.parquet")
+    content = path.read_bytes()
+    record, told = read_record(path), 0
+    for place in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        problems = []
+        read = attempt(lambda: read_record(path), problems)
+        assert read == record or problems[0].startswith(f"{path}: the record cannot be read (")
+        told += bool(problems)
+    assert told > 100
 
 
 @pytest.mark.parametrize("change", [{"k": (3,)}, {"level": "video"}, {"image_size": 24}, {"model": "other"}, "data"])

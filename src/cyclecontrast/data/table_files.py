@@ -43,7 +43,7 @@ def read_bounded(path: Path, columns: Sequence[str], codes: Sequence[str] = ()) 
     most = MOST_UNPACKED + MOST_TIMES * path.stat().st_size
     _check_bytes(_unpacked(pq.read_metadata(path)), most)
     texts = [field.name for field in pq.read_schema(path) if field.type == pa.string() and field.name in columns]
-    table = pq.read_table(path, columns=list(columns), read_dictionary=texts, page_checksum_verification=True)
+    table = pq.read_table(path, columns=list(columns), read_dictionary=texts)
     for name in texts:
         _check_bytes(sum(map(_text_bytes, table[name].chunks)), most)
         if name not in codes:

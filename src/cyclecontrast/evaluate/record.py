@@ -1,5 +1,6 @@
 """Predictions on disk: written before they are scored, so that scoring can be repeated without the network."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.result import About
 from cyclecontrast.files import replacing
 
-ABOUT, SHAPE = b"about", b"shape"
+ABOUT, SEAL = b"about", b"sha256"
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,11 @@ class Record:
     def save(self, folder: Path) -> Path:
         """Write <folder>/records/<key>.parquet and return its path."""
         path = record_path(folder, self.about.record_key)
+        about = json.dumps(self.about.to_json()).encode()
         with replacing(path) as aside:
-            about = {ABOUT: json.dumps(self.about.to_json()), SHAPE: _shape_of(self.table)}
-            table = self.table.replace_schema_metadata(about)
-            pq.write_table(table, aside, write_page_checksum=True)
+            pq.write_table(self.table, aside)
+            seal = _seal(about, read_bounded(aside, self.table.column_names))  # as Parquet gives it back
+            pq.write_table(self.table.replace_schema_metadata({ABOUT: about, SEAL: seal}), aside)
         return path
 
     @staticmethod
@@ -54,16 +56,20 @@ def read_record(path: Path) -> Record:
         size_of_own(path)
         table = read_bounded(path, pq.read_schema(path).names)
         metadata = table.schema.metadata or {}
-        if metadata[SHAPE].decode() != _shape_of(table):
-            raise ValueError("its columns or rows are not those that were written")
+        if metadata[SEAL] != _seal(metadata[ABOUT], table):
+            raise ValueError("it is not as it was written")
         return Record(About.from_json(json.loads(metadata[ABOUT])), table)
     except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: the record cannot be read ({error}); run it again without --score-only") from error
 
 
-def _shape_of(table: pa.Table) -> str:
-    columns = ", ".join(f"{column.name} {column.type}" for column in table.schema)
-    return f"{len(table)} rows, {columns.replace('<item:', '<element:')}"  # as Parquet calls what lists hold
+def _seal(about: bytes, table: pa.Table) -> bytes:
+    """Return the checksum of predictions and of what is said of them, whatever bytes Parquet makes of them."""
+    sink = pa.BufferOutputStream()
+    plain = table.replace_schema_metadata().combine_chunks()
+    with pa.ipc.new_stream(sink, plain.schema) as stream:
+        stream.write_table(plain)
+    return hashlib.sha256(about + sink.getvalue()).hexdigest().encode()
 
 
 def find_records(folder: Path, protocol: str) -> list[Record]:

@@ -6,6 +6,7 @@ A result is a file of its own for each protocol, model, data and settings, so th
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +122,8 @@ class Result:
         try:
             parts = json.loads(read_regular(path, MOST_BYTES))
             metrics = {str(name): float(value) for name, value in parts.pop("metrics").items()}
+            if odd := [name for name, value in metrics.items() if not math.isfinite(value)]:
+                raise ValueError(f"no number in {', '.join(odd)}")
             per_item = dict(parts.pop("per_item"))
             return Result(About.from_json(parts), metrics, per_item)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
