@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -330,6 +332,7 @@ def test_the_description_lies_beside_the_weights(tmp_path):
         "std": [0.229, 0.224, 0.225],
         "source": "random weights",
         "fingerprint": fingerprint(backbone),
+        "sha256": about["sha256"],
     }
     assert load_file(path).keys() == backbone.network.state_dict().keys()
 
@@ -412,6 +415,18 @@ def test_every_wrong_bit_of_a_description_is_told(tmp_path):
 
 
 # --- fingerprints
+
+
+def test_the_same_backbone_is_the_same_file(tmp_path):
+    """Runs are compared by their bytes, in other processes too: nothing in a file depends on the order of a hash."""
+    program = (
+        "import sys; from pathlib import Path; from cyclecontrast.model.backbone import make_backbone\n"
+        "from cyclecontrast.model.checkpoint import save_backbone\n"
+        "save_backbone(make_backbone('resnet10-small-w1', 3), Path(sys.argv[1]))"
+    )
+    for name in "abcd":
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], check=True)
+    assert len({(tmp_path / name / BACKBONE_FILE).read_bytes() for name in "abcd"}) == 1
 
 
 def test_the_fingerprint_sees_the_smallest_change():

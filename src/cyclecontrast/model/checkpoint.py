@@ -47,6 +47,12 @@ class Architecture(NamedTuple):
     std: tuple[Positive, Positive, Positive]
     source: str
     fingerprint: str = ""
+    sha256: str = ""
+
+    @property
+    def checksum(self) -> str:
+        """The checksum of all the rest."""
+        return hashlib.sha256(json.dumps(self._replace(sha256="")).encode()).hexdigest()
 
 
 def load_backbone(model: str | Path, seed: int = 0) -> Backbone:
@@ -77,11 +83,11 @@ def save_backbone(backbone: Backbone, folder: Path) -> Path:
     """Write backbone.safetensors, which describes itself, and the same description as .json beside it."""
     name, dim, size, source = backbone.name, backbone.dim, backbone.image_size, backbone.source
     about = Architecture(BACKBONE_FORMAT, name, dim, size, backbone.mean, backbone.std, source, fingerprint(backbone))
+    about = about._replace(sha256=about.checksum)
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.network.state_dict().items()}
     path = folder / BACKBONE_FILE
     with replacing(path) as aside:
-        text = json.dumps(about._asdict())
-        aside.write_bytes(save(weights, {"about": text, "sha256": _sha256(text)}))
+        aside.write_bytes(save(weights, {"about": json.dumps(about._asdict())}))  # of several keys the order is random
     with replacing(path.with_suffix(".json")) as aside:
         aside.write_text(json.dumps(about._asdict(), indent=2))
     return path
@@ -162,24 +168,19 @@ def _description(path: Path) -> Architecture | None:
         return None
     with safetensors.safe_open(path, "pt") as file:
         known = file.metadata() or {}
-    text, checksum = known.get("about"), known.get("sha256")
-    if text is None and checksum is None:
+    if "about" not in known and not any(BACKBONE_FORMAT in text for text in known.values()):
         return None
-    if text is None or checksum not in (None, _sha256(text)):
-        raise UserError(f"{path}: is damaged, its description is not the one that was written; {REMEDY}")
     try:
-        about = TypeAdapter(Architecture).validate_json(text)
+        about = TypeAdapter(Architecture).validate_json(known.get("about", ""))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "about"
         raise UserError(f"{path}: its description is damaged ({place}: {first['msg']}); {REMEDY}") from error
     if about.format != BACKBONE_FORMAT:
         raise UserError(f"{path}: is of format {about.format!r}, not {BACKBONE_FORMAT!r}; export it again")
+    if about.sha256 not in ("", about.checksum):
+        raise UserError(f"{path}: is damaged, its description is not the one that was written; {REMEDY}")
     return about
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _resnet_prefix(weights: Weights, path: Path) -> str:
