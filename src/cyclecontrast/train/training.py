@@ -189,7 +189,7 @@ def _gather_inputs(training: Training, views: EncodedStep, batch: Batch, step: i
         _candidates(training.intra_queue, fresh.intra, fresh.video, places),
         _candidates(training.cycle_queue, fresh.cycle, fresh.video, places),
         cycle_weight(config.cycle_weight, step / training.num_steps, config.cycle_start),
-        _seed(config, step) * world.size + world.rank,
+        _seed(config, step),
         _loss_settings(config),
         views.encoded,
         views.answers,
