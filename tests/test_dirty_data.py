@@ -256,7 +256,7 @@ def test_broken_frames_are_the_same_in_any_process(tmp_path):
 def test_a_frame_is_decoded_once(tmp_path, monkeypatch):
     """To know that a frame decodes costs no second decoding of it."""
     decoded, decode = [], pairs_module.decode_image
-    monkeypatch.setattr(pairs_module, "decode_image", lambda data: decoded.append(data) or decode(data))
+    monkeypatch.setattr(pairs_module, "decode_image", lambda data, _: decoded.append(data) or decode(data))
     pairs = FramePairs(FrameStore.open(write_tree(tmp_path / "data")), RECIPE, 8, 0)
     for position in range(NUM_VIDEOS):
         pairs[position]

@@ -180,6 +180,19 @@ def steps_of(run):
     return [{k: v for k, v in row.items() if k not in ("images_per_second", "data_wait")} for row in rows]
 
 
+def test_the_losses_of_two_processes_are_those_of_one(tree, tmp_path):
+    """The same steps at the same batch, to rounding, where no BatchNorm makes the queries of a process depend on it."""
+    changes = {"backbone": "timm:test_convnext", "image-size": 32, "projector": "linear", "precision": "fp32"}
+    changes |= {"steps": 6, "cycle-start": 0, "warmup": 0}
+    assert main(["pretrain", *asked(tree, tmp_path / "one", **changes)]) == 0
+    codes, said = ends_of(start_two(asked(tree, tmp_path / "two", **changes)))
+    assert codes == [0, 0], said
+    one, two = steps_of(tmp_path / "one"), steps_of(tmp_path / "two")
+    assert one[0]["loss"] != one[5]["loss"]
+    for row, other in zip(one, two, strict=True):
+        assert other == pytest.approx(row, rel=1e-4)
+
+
 @pytest.fixture(scope="module")
 def whole(tree, tmp_path_factory):
     """A run of two processes that nobody disturbs."""

@@ -1,5 +1,6 @@
 """Frames on disk, however they lie: found by number, read with one read, and clear words where they cannot be."""
 
+import gc
 import io
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from cyclecontrast.data import frame_bytes as module
+from cyclecontrast.data import table_files
 from cyclecontrast.data.folder_walk import natural_order
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import decode_image, resize_short_side
@@ -256,12 +258,33 @@ def test_open_handles_are_bounded_and_given_back(root, monkeypatch):
     assert num_handles(root) == 0
 
 
+def num_shared():
+    """How many handles of memory that is shared the process holds."""
+    return sum("memfd" in os.path.realpath(f"/proc/self/fd/{handle}") for handle in os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")
+def test_the_memory_of_a_dropped_store_is_given_back(root):
+    """What workers share goes with the last store that uses it, and nobody can write to it."""
+    gc.collect()
+    before = num_shared()
+    store = FrameStore.open(root)
+    assert num_shared() > before
+    with pytest.raises(ValueError, match="read-only"):
+        store.starts[0] = 1
+    copy = pickle.loads(pickle.dumps(store))
+    del store
+    assert copy.starts.tolist() == [0, 2, 5, 6]
+    del copy
+    assert num_shared() == before
+
+
 def send_all(store, pipe):
     """What a worker process does."""
     pipe.send((store.fingerprint, read_all(store)))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_store_works_in_workers(root, method):
     """A store whose shards are already open reads the same in forked and in spawned processes."""
@@ -285,6 +308,62 @@ def test_a_store_survives_pickling(root, tmp_path):
         frames = read_all(store)
         copy = pickle.loads(pickle.dumps(store))
         assert (copy.fingerprint, read_all(copy)) == (store.fingerprint, frames)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
+def test_a_table_is_read_in_any_number_of_batches(root, monkeypatch, rows):
+    """A video may go on in the next batch of rows, and what is out of order between two batches is told."""
+    monkeypatch.setattr(table_files, "ROWS_PER_BATCH", rows)
+    store = FrameStore.open(root)
+    assert [store.frames_in(v) for v in range(3)] == [2, 3, 1]
+    assert read_all(store) == [content(row) for row in range(6)]
+    assert [store.time(1, index) for index in range(3)] == [0.0, 0.04, 0.08]
+    for row in range(6):
+        for name, value in (("index", 7), ("video", "b/2.mp4" if row > 2 else "ü.mkv")):
+            values = columns()
+            values[name][row] = value
+            write_frames(root, values)
+            assert "not in order" in problem_of(root), (name, row)
+
+
+def test_groups_without_rows_are_passed_over(root):
+    """A table may have been written in parts, some of them empty."""
+    table = pq.read_table(root / "frames.parquet")
+    with pq.ParquetWriter(root / "frames.parquet", table.schema) as writer:
+        for part in (table[:0], table[:3], table[:0], table[3:], table[:0]):
+            writer.write_table(part)
+    assert read_all(FrameStore.open(root)) == [content(row) for row in range(6)]
+
+
+@pytest.mark.parametrize("offset", [2**32 - 512, 2**32, 2**32 + 512, 2**32 + 513, 2**41 + 1])
+def test_shards_may_be_large(root, offset):
+    """A frame is found beyond 4 GB of a shard, at the border of a block of a tar or not."""
+    values = columns()
+    values["offset"][4] = offset
+    write_frames(root, values)
+    with open(root / "shards" / "000000.tar", "r+b") as shard:
+        shard.seek(offset)
+        shard.write(content(4))
+    store = FrameStore.open(root)
+    assert read_all(store) == read_all(pickle.loads(pickle.dumps(store))) == [content(row) for row in range(6)]
+
+
+def test_a_video_may_have_no_name(root):
+    """Ids are any texts, the empty one too."""
+    write_frames(root, {name: column[5:] for name, column in columns().items()} | {"video": [""]})
+    store = FrameStore.open(root)
+    assert (store.video_id(0), store.find(""), read_all(store)) == ("", 0, [content(5)])
+
+
+def test_a_table_that_changes_while_in_use_is_told(root):
+    """Times are read when they are asked for, and are never those of other frames."""
+    store = FrameStore.open(root)
+    write_frames(root, {name: column[:5] for name, column in columns().items()})
+    with pytest.raises(UserError, match=r"frames.parquet: has changed since it was opened; give"):
+        store.time(0, 0)
+    (root / "frames.parquet").unlink()
+    with pytest.raises(UserError, match=r"frames.parquet: No such file or directory; prepare the videos again"):
+        store.time(0, 0)
 
 
 def test_absent_videos_and_frames(root):
@@ -423,6 +502,12 @@ def test_the_fingerprint_names_the_content(root, tmp_path):
     write_frames(root, {name: column[:5] for name, column in columns().items()})
     seen.add(FrameStore.open(root).fingerprint)
     assert len(seen) == 6
+
+
+def test_the_fingerprint_stays_what_it_is(root, tmp_path):
+    """It names the data in runs and results, so a store has the same one in any version of this program."""
+    assert FrameStore.open(root).fingerprint == "a7b261294bae2ebf"
+    assert FrameStore.open(tree(tmp_path / "tree", "a/1.jpg", "b/2.jpg")).fingerprint == "d899e410632c2d7c"
 
 
 def test_the_fingerprint_of_a_tree(tmp_path):

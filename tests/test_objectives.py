@@ -96,6 +96,19 @@ def test_own_video_is_no_candidate(split_by):
     assert not open_split.ignore_negatives.any()
 
 
+@pytest.mark.parametrize("split_by", ["frame", "video"])
+def test_of_the_batch_a_query_ignores_its_positive_alone(split_by):
+    """Without masks, the key that each query ignores of both sides is its own positive, wherever the draw puts it."""
+    for seed in range(5):
+        step = with_batch(make_step(seed, mask_own_video=False, split_by=split_by)._replace(video=torch.full((4,), -1)))
+        step = step._replace(cycle=step.intra)
+        split = split_candidates(step)
+        keys, ignore = torch.cat(split[:2]), torch.cat(split[2:], dim=1)
+        border = ignore.all(dim=0)
+        for row, positive in enumerate(step.positive.intra):
+            assert torch.equal(keys[ignore[row] & ~border], positive[None])
+
+
 def test_split_by_video_keeps_a_video_on_one_side():
     """With split_by video, no video has a frame in the support and a frame among the negatives that count."""
     for seed in range(20):

@@ -1,5 +1,7 @@
 """Two views of one video for each position: the same in any process, and never a crash for one bad frame."""
 
+import math
+
 import cv2
 import numpy as np
 import pytest
@@ -7,10 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cyclecontrast.data.augment import RECIPES
+from cyclecontrast.data import pairs as module
+from cyclecontrast.data.augment import RECIPES, draw_view, smallest_crop
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.further_views import no_further, other_half, query_again, three_pairs
-from cyclecontrast.data.pairs import Batch, FramePairs, collate, load_batches, video_order
+from cyclecontrast.data.images import decode_image
+from cyclecontrast.data.pairs import Batch, FramePairs, collate, load_batches, video_at
 from cyclecontrast.errors import UserError
 
 RECIPE = RECIPES["moco-v2"]
@@ -65,13 +69,8 @@ def batches(pairs, steps, batch_size=3, rank=0, world=1, workers=0):
 
 def positions_of(pairs, video):
     """Positions of 80 epochs that show this video."""
-    num_videos = pairs.store.num_videos
-    return [epoch * num_videos + list(video_order(pairs.seed, epoch, num_videos)).index(video) for epoch in range(80)]
-
-
-def video_at(pairs, position):
-    """The video of a position of the first epoch."""
-    return int(video_order(pairs.seed, 0, pairs.store.num_videos)[position])
+    n = pairs.store.num_videos
+    return [position for position in range(80 * n) if video_at(pairs.seed, *divmod(position, n), n) == video]
 
 
 # --- which frames
@@ -280,6 +279,50 @@ def test_collate_copies_once(store, monkeypatch):
     pairs = FramePairs(store, RECIPE, SIZE, seed=1)
     batch = collate([pairs[0], pairs[1]])
     assert [images.data_ptr() for images in batch[:2]] == [array.ctypes.data for array in stacked]
+
+
+def write_smooth(path, height, width):
+    """Write a photograph-like image: large patches of colour with soft transitions."""
+    colours = np.random.default_rng(height).integers(64, 192, (height // 120, width // 120, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), cv2.resize(colours, (width, height), interpolation=cv2.INTER_CUBIC))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(("enough", "times"), [(None, 1), (241, 1), (240, 2), (121, 2), (120, 4), (60, 8), (1, 8)])
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(tmp_path, enough, times):
+    """Its short side stays as long as asked, and it shows what the whole image shows, scaled by averaging."""
+    data = write_smooth(tmp_path / "large.jpg", 481, 643)
+    part = decode_image(data, enough)
+    assert part.shape == (math.ceil(481 / times), math.ceil(643 / times), 3)
+    whole = cv2.resize(decode_image(data), part.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(part.astype(int) - whole).mean() < 2
+    data = write_smooth(tmp_path / "large.png", 481, 643)
+    assert np.array_equal(decode_image(data, enough), decode_image(data))
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.floats(0.01, 1), st.integers(0, 2**32))
+def test_no_crop_is_smaller_than_the_smallest(height, width, min_crop, seed):
+    """So that a frame of which a part is decoded never has to be enlarged for it."""
+    recipe = RECIPE._replace(min_crop=min_crop)
+    crop = draw_view(np.random.default_rng(seed), height, width, recipe).crop
+    assert min(crop.width, crop.height) + 0.5 >= smallest_crop(recipe) * min(height, width)
+
+
+def test_views_of_large_frames_show_the_same(tmp_path, monkeypatch):
+    """Decoding a part of a frame's size changes views by less than 2 of 255."""
+    for number in range(4):
+        (tmp_path / "v").mkdir(exist_ok=True)
+        write_smooth(tmp_path / "v" / f"{number}.jpg", 480, 640)
+    pairs = FramePairs(FrameStore.open(tmp_path), STILL._replace(min_crop=0.2, flip=True), 32, 0)
+    sizes = []
+    decode = module.decode_image
+    monkeypatch.setattr(module, "decode_image", lambda *args: sizes.append(decode(*args).shape) or decode(*args))
+    parts = [pairs[position] for position in range(20)]
+    assert set(sizes) == {(120, 160, 3)}
+    monkeypatch.setattr(module, "decode_image", lambda data, _: decode(data))
+    for part, whole in zip(parts, (pairs[position] for position in range(20)), strict=True):
+        for one, other in zip(part[:2], whole[:2], strict=True):
+            assert np.abs(one.astype(int) - other).mean() < 2
 
 
 def test_reading_touches_no_global_random_numbers(store):

@@ -17,9 +17,10 @@ import pytest
 import webdataset
 
 from cyclecontrast.config import PrepareConfig
+from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.shard_writer import member_name
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, checked
 from tests import make_videos as make
 
 SCRIPT = """
@@ -29,8 +30,9 @@ from cyclecontrast.data.prepare import prepare
 
 if __name__ == "__main__":
     try:
-        videos, out, workers = sys.argv[1:]
-        print(prepare(PrepareConfig(videos=videos, out=out, every=5, workers=int(workers))).line)
+        videos, out, workers, *part = sys.argv[1:]
+        options = {"workers": int(workers), "part": part[0] if part else None}
+        print(prepare(PrepareConfig(videos=videos, out=out, every=5, **options)).line)
     except KeyboardInterrupt as stop:
         sys.exit(str(stop))
 """
@@ -180,11 +182,61 @@ def test_bytes_do_not_depend_on_the_number_of_workers(many, whole, tmp_path, cap
     assert capfd.readouterr() == ("", "")
 
 
-def start(videos, out, workers):
+def test_parts_together_make_the_same_store(many, whole, tmp_path):
+    """Three machines in any order, one of them twice: the last joins, and the store is that of one machine."""
+    out = tmp_path / "store"
+    first = run(many, out, part="3/3")
+    assert str(first).startswith("part 3/3: 2 videos, ")
+    assert "; 6 shards of the other parts still to be made, then the store is complete" in str(first)
+    with pytest.raises(UserError, match="is not finished; run the same"):
+        FrameStore.open(out)
+    assert run(many, out, part="1/3", workers=2).num_left == 3
+    assert "part 1/3: nothing new: " in str(run(many, out, part="1/3"))
+    last = run(many, out, part="2/3")
+    assert (last.num_videos, last.num_frames, last.num_left) == (8, 30, 0)
+    assert str(last).startswith("8 videos, 30 frames")
+    assert files_of(out) == files_of(whole)
+
+
+def test_parts_at_once_make_the_same_store(many, whole, tmp_path):
+    """Two processes that begin together, one of which is killed and begun again."""
+    out = tmp_path / "store"
+    one, two = (start(many, out, 1, f"{number}/2") for number in (1, 2))
+    wait_for(one, out, "shards/*.tar")
+    with pytest.raises(UserError, match=r"part: .* is in use by process \d+ on "):
+        run(many, out, part="1/2")
+    one.kill()
+    one.communicate()
+    assert two.communicate()[1] == ""
+    assert "8 videos, 30 frames" in str(run(many, out, part="1/2"))
+    assert files_of(out) == files_of(whole)
+
+
+def test_all_of_a_store_is_refused_while_a_part_is_made(many, tmp_path):
+    """A command without --part would write the same shards; it names the process that makes a part."""
+    out = tmp_path / "store"
+    process = start(many, out, 0, "1/2")
+    wait_for(process, out, "shards/*.part")
+    with pytest.raises(UserError, match=rf"out: {out} is in use by process {process.pid}"):
+        run(many, out)
+    process.kill()
+    process.communicate()
+    assert run(many, out).num_videos == 8
+    assert not list(out.glob(".lock-*"))
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1/0", "1", "1/2/3", "-1/2", "a/b"])
+def test_a_part_is_one_of_all(videos, tmp_path, part):
+    """Parts are counted from 1 to their number, or refused before anything is written."""
+    with pytest.raises(UserError, match=r"^part: "):
+        checked(PrepareConfig, {"videos": videos, "out": tmp_path / "store", "part": part})
+
+
+def start(videos, out, workers, part=None):
     """Prepares in a process, and process group, of its own, which Ctrl-C reaches even where the tests are shielded."""
     script = out.parent / "script.py"
     script.write_text(SCRIPT)
-    arguments = [sys.executable, str(script), str(videos), str(out), str(workers)]
+    arguments = [sys.executable, str(script), str(videos), str(out), str(workers), *([part] if part else [])]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(arguments, start_new_session=True, preexec_fn=heed, **pipes)

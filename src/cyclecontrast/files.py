@@ -5,12 +5,15 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from cyclecontrast.errors import UserError
 
 LOCK_FILE = ".lock"
+PAUSE = 0.1
 
 
 @contextlib.contextmanager
@@ -20,8 +23,8 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be made ({error.strerror}); name another folder to write to") from error
-    # The name is the process's own: one that outlives its parent for a moment meets no other's file.
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # The name is the process's own: one that outlives its parent, or is on another machine, meets no other's file.
+    aside = path.with_name(f"{path.name}.{socket.gethostname()[:32]}.{os.getpid()}.part")
     try:
         yield aside
         sync(aside)
@@ -52,26 +55,23 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
+def locked(folder: Path, name: str, file: str = LOCK_FILE, patience: float = 0) -> Iterator[None]:
     """Keep other processes from writing to a folder; the lock goes with the process, however that ends.
 
-    Raises UserError that names the owner where another process has it; `name` is the option that named the folder.
+    Raises UserError that names the owner where another process has it for so many seconds; `name` is the option that
+    named the folder. A part of the work has a lock, and a `file`, of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK_FILE
+    path, until = folder / file, time.monotonic() + patience
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise UserError(f"{name}: {path}: is no lock but a link or a device, which may not be written to; remove it")
     with path.open("a+") as lock:
-        try:
-            # Unlike flock's, this lock is not shared with workers, who outlive a killed parent for some seconds.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            raise UserError(f"{name}: {folder} is in use by {owner}; wait for it, stop it, or name another") from None
-        except OSError as error:
-            problem = f"{name}: {folder} cannot be locked ({error.strerror}); name a folder on another file system"
-            raise UserError(problem) from error
+        while not _try_to_lock(lock, folder, name):
+            if time.monotonic() >= until:
+                lock.seek(0)
+                owner = lock.read().strip() or "another process"
+                raise UserError(f"{name}: {folder} is in use by {owner}; wait for it, stop it, or name another")
+            time.sleep(PAUSE)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
@@ -79,6 +79,18 @@ def locked(folder: Path, name: str) -> Iterator[None]:
             yield
         finally:
             lock.truncate(0)
+
+
+def _try_to_lock(lock: IO[str], folder: Path, name: str) -> bool:
+    try:
+        # Unlike flock's, this lock is not shared with workers, who outlive a killed parent for some seconds.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        problem = f"{name}: {folder} cannot be locked ({error.strerror}); name a folder on another file system"
+        raise UserError(problem) from error
+    return True
 
 
 def check_new_run(folder: Path) -> None:

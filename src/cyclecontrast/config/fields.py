@@ -19,6 +19,13 @@ def _no_truth_value(value: object) -> object:
     return value
 
 
+def _no_more_than_all(part: str) -> str:
+    number, all_parts = map(int, part.split("/"))
+    if number > all_parts:
+        raise ValueError(f"there are {all_parts} parts, counted from 1")
+    return part
+
+
 IsNumber = BeforeValidator(_no_truth_value)
 
 Count = Annotated[int, Field(ge=1, le=MOST), IsNumber]
@@ -28,6 +35,8 @@ Few = Annotated[int, Field(ge=1, le=10_000), IsNumber]
 Length = Annotated[int, Field(ge=1, le=1_000_000), IsNumber]
 """Of a vector."""
 Processes = Annotated[int, Field(ge=0, le=1024), IsNumber]
+Part = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}/[1-9][0-9]{0,3}$"), AfterValidator(_no_more_than_all)]
+"""I/N, the I-th of N parts."""
 Seed = Annotated[int, Field(ge=0, lt=2**32), IsNumber]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), IsNumber]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), IsNumber]

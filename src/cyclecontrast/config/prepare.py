@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from cyclecontrast.config.fields import STRICT, Count, IsNumber, Place, Processes, Rate
+from cyclecontrast.config.fields import STRICT, Count, IsNumber, Part, Place, Processes, Rate
 
 
 class PrepareConfig(BaseModel):
@@ -22,6 +22,9 @@ class PrepareConfig(BaseModel):
     max_pixels: Count = Field(64_000_000, description="videos with larger frames are skipped with a reason")
     shard_mb: Count = Field(256, description="most video bytes per shard, in MB: the unit of work and of resuming")
     workers: Processes | None = Field(None, description="processes; 0: in this one; default: the number of cores")
+    part: Part | None = Field(
+        None, description="I/N: only every N-th shard from the I-th, on one of N machines that share --out"
+    )
 
     @model_validator(mode="after")
     def _one_policy(self) -> Self:

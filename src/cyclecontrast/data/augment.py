@@ -63,6 +63,11 @@ class View(NamedTuple):
     blur: float
 
 
+def smallest_crop(recipe: Recipe) -> float:
+    """Return the shortest side that a crop may have, as a part of the frame's short side."""
+    return math.sqrt(recipe.min_crop * ASPECT[0])
+
+
 def draw_view(rng: np.random.Generator, height: int, width: int, recipe: Recipe) -> View:
     """Draw the parameters of one view of a frame of this size."""
     crop = _draw_crop(rng, height, width, recipe.min_crop)

@@ -1,8 +1,11 @@
 """Where the encoded frames of a store lie: in files of their own, or side by side in shards."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,10 +14,14 @@ import pyarrow as pa
 
 from cyclecontrast.data.images import MOST_BYTES
 from cyclecontrast.data.regular_files import read_regular
-from cyclecontrast.data.store_files import shard_path
+from cyclecontrast.data.shared_arrays import SharedArrays
+from cyclecontrast.data.store_files import FRAME_SCHEMA, shard_path
+from cyclecontrast.data.table_files import read_batches
 from cyclecontrast.errors import UserError
 
 MOST_HANDLES = 256
+PIECE = 4_096
+Numbers = npt.NDArray[np.integer]
 
 
 class Bytes(Protocol):
@@ -24,6 +31,14 @@ class Bytes(Protocol):
         """Return the encoded image of the store's frame number `frame`."""
         ...
 
+    def time(self, frame: int) -> float:
+        """Return the frame's time in seconds, nan where it is not known."""
+        ...
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield what tells these frames from others."""
+        ...
+
 
 class FoundFrames(NamedTuple):
     """What a folder of frames holds: the frames of video v are `starts[v]` to `starts[v + 1]`, in order."""
@@ -31,7 +46,6 @@ class FoundFrames(NamedTuple):
     layout: str
     video_ids: pa.StringArray
     starts: npt.NDArray[np.int64]
-    times: npt.NDArray[np.float64] | None
     source: Bytes
 
 
@@ -46,36 +60,91 @@ class ImageFiles:
         """Return the file's bytes."""
         return read_regular(self.root / str(self.names[frame]), MOST_BYTES)
 
+    def time(self, frame: int) -> float:
+        """Return nan."""
+        return float("nan")
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the names."""
+        return pieces_of(self.names)
+
 
 @dataclass(frozen=True)
 class Shards:
     """Each frame is a run of bytes in a tar file; the handles of the shards last opened stay open.
 
-    A read names its place, so processes that were forked may share handles; threads may not.
+    A read names its place, so processes that were forked may share handles; threads may not. `places` are `offset`, in
+    units, and `size` by frame, and `shard` by runs of frames that lie in the same, whose first ones are `first`.
     """
 
     root: Path
-    shard: npt.NDArray[np.int32]
-    offset: npt.NDArray[np.int64]
-    size: npt.NDArray[np.int32]
+    places: SharedArrays
+    unit: int
     handles: dict[int, int] = field(default_factory=dict, compare=False)
+
+    @staticmethod
+    def of(root: Path, shard: Numbers, offset: Numbers, size: Numbers) -> "Shards":
+        """Keep the shard, the offset and the size of each frame, in no more bytes than the numbers need."""
+        first = np.flatnonzero(np.r_[True, shard[1:] != shard[:-1]])
+        unit = 1 if (offset % BLOCKSIZE).any() else BLOCKSIZE  # so that those in a tar of many GB fit into 4 bytes
+        columns = {"first": first, "shard": shard[first], "offset": offset // unit, "size": size}
+        return Shards(root, SharedArrays.of({name: _narrowed(column) for name, column in columns.items()}), unit)
+
+    def shard_of(self, frame: int) -> int:
+        """Return the number of the shard that the frame lies in."""
+        return int(self.places["shard"][self.places["first"].searchsorted(frame, "right") - 1])
 
     def read(self, frame: int) -> bytes:
         """Return the frame's bytes with one positioned read."""
-        shard = int(self.shard[frame])
+        shard = self.shard_of(frame)
         if shard not in self.handles:
             while len(self.handles) >= MOST_HANDLES:
                 os.close(self.handles.pop(next(iter(self.handles))))
             self.handles[shard] = os.open(shard_path(self.root, shard), os.O_RDONLY)
-        size = int(self.size[frame])
-        data = os.pread(self.handles[shard], size, int(self.offset[frame]))
+        size = int(self.places["size"][frame])
+        data = os.pread(self.handles[shard], size, self.unit * int(self.places["offset"][frame]))
         if len(data) != size:
             raise UserError(f"{shard_path(self.root, shard)} is shorter than frames.parquet says; prepare it again")
         return data
 
+    def time(self, frame: int) -> float:
+        """Return the time that the table of frames tells; all are read when the first is asked for."""
+        return float(self._times[frame])
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the numbers of the places, column after column."""
+        first, shard, offset, size = (self.places[name] for name in ("first", "shard", "offset", "size"))
+        yield np.repeat(shard.astype(np.int32), np.diff(first, append=len(size))).tobytes()
+        for start in range(0, len(offset), PIECE):
+            yield (self.unit * offset[start : start + PIECE].astype(np.int64)).tobytes()
+        yield size.astype(np.int32).tobytes()
+
+    @cached_property
+    def _times(self) -> npt.NDArray[np.float64]:
+        """Times by frame, which only some commands need, and no worker."""
+        path = self.root / "frames.parquet"
+        try:
+            times = [batch["time"].to_numpy() for batch in read_batches(path, FRAME_SCHEMA, ("time",))]
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{path}: {reason}; prepare the videos again") from error
+        if sum(map(len, times)) != len(self.places["size"]):
+            raise UserError(f"{path}: has changed since it was opened; give the same command again")
+        return np.concatenate(times)
+
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "handles": {}}
+        return {"root": self.root, "places": self.places, "unit": self.unit, "handles": {}}
 
     def __del__(self) -> None:
         for handle in self.handles.values():
             os.close(handle)
+
+
+def pieces_of(texts: pa.Array) -> Iterator[bytes]:
+    """Yield texts line by line, some at a time."""
+    for start in range(0, len(texts), PIECE):
+        yield "\n".join([*texts[start : start + PIECE].to_pylist(), ""]).encode()
+
+
+def _narrowed(column: Numbers) -> Numbers:
+    return column.astype(np.min_scalar_type(int(column.max())))

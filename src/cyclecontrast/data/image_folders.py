@@ -46,7 +46,7 @@ def open_images(root: Path) -> FoundFrames:
         ids = pa.array([video.id for video in videos], pa.string())
     except UnicodeEncodeError as error:
         raise UserError(f"{root}: the name {error.object!r} is not UTF-8; rename it") from error
-    return FoundFrames(layout, ids, starts, None, ImageFiles(root, names))
+    return FoundFrames(layout, ids, starts, ImageFiles(root, names))
 
 
 def _folders_of_images(root: Path) -> Iterator[_Video]:

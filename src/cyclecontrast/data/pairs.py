@@ -3,6 +3,7 @@
 So workers, resuming at any step and any number of processes see the same data.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cyclecontrast.data.augment import Recipe, apply_view, draw_view
+from cyclecontrast.data.augment import Recipe, apply_view, draw_view, smallest_crop
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.further_views import FurtherFrames, no_further
 from cyclecontrast.data.images import Pixels, decode_image
 from cyclecontrast.data.loader_workers import LONGEST_READ, QUIET_SECONDS, begin_worker, received
 from cyclecontrast.data.patient_read import read_patiently
+from cyclecontrast.data.permutation import Keys, draw_keys, shuffled
 from cyclecontrast.errors import UserError
 
 QUERY, POSITIVE, FRAMES, ORDER, FURTHER_FRAMES, FURTHER = range(6)
@@ -84,10 +86,14 @@ def random_stream(seed: int, epoch: int, place: int, purpose: int) -> np.random.
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, purpose, place, epoch]))
 
 
-@lru_cache(maxsize=2)
-def video_order(seed: int, epoch: int, num_videos: int) -> npt.NDArray[np.int64]:
-    """Return the order in which an epoch visits the videos."""
-    return random_stream(seed, epoch, 0, ORDER).permutation(num_videos)
+def video_at(seed: int, epoch: int, place: int, num_videos: int) -> int:
+    """Return the video at a place of an epoch's order, which visits each once; no list of them is made."""
+    return shuffled(place, num_videos, _order_keys(seed, epoch))
+
+
+@lru_cache(maxsize=8)
+def _order_keys(seed: int, epoch: int) -> Keys:
+    return draw_keys(random_stream(seed, epoch, 0, ORDER))
 
 
 class _NoFrameError(Exception):
@@ -122,18 +128,18 @@ class FramePairs(Dataset[ViewPair]):
 
     def __getitem__(self, position: int) -> ViewPair:
         epoch, place = divmod(position, self.num_videos)
-        order = video_order(self.seed, epoch, self.num_videos)
-        in_turn = order[(place + np.arange(min(MOST_STAND_INS, len(order)))) % len(order)]
+        num_tried = min(MOST_STAND_INS, self.num_videos)
         bad: list[BadFrame] = []
-        for stand_in, video in enumerate(in_turn if self.videos is None else self.videos[in_turn]):
+        for stand_in in range(num_tried):
+            number = video_at(self.seed, epoch, (place + stand_in) % self.num_videos, self.num_videos)
             try:
-                pair = self._pair(int(video), epoch, place, bad)
+                pair = self._pair(number if self.videos is None else int(self.videos[number]), epoch, place, bad)
             except _NoFrameError:
                 continue
             replaced = 2 + len(pair.more) if stand_in else pair.replaced
             return pair._replace(replaced=replaced, unreadable=tuple(dict.fromkeys(bad)))
         last = f"frame {bad[-1].frame} of {self.store.video_id(bad[-1].video)}: {bad[-1].reason}"
-        raise UserError(f"{self.store.root}: no frame of {len(in_turn):,} videos can be read, the last is {last}")
+        raise UserError(f"{self.store.root}: no frame of {num_tried:,} videos can be read, the last is {last}")
 
     def _pair(self, video: int, epoch: int, place: int, bad: list[BadFrame]) -> ViewPair:
         num_frames = self.store.frames_in(video)
@@ -168,7 +174,8 @@ class FramePairs(Dataset[ViewPair]):
         last = () if avoid is None else (avoid,)
         for candidate in chain((other for other in others if other != avoid), last):
             try:
-                return Frame(decode_image(read_patiently(self.store, video, candidate, self.sleep)), candidate)
+                data = read_patiently(self.store, video, candidate, self.sleep)
+                return Frame(decode_image(data, math.ceil(self.size / smallest_crop(self.recipe))), candidate)
             except ValueError as error:
                 bad.append(BadFrame(video, candidate, str(error)))
         raise _NoFrameError

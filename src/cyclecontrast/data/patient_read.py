@@ -42,7 +42,7 @@ def _explain(error: OSError | UserError, store: FrameStore, video: int, index: i
 
 
 def _file_of(store: FrameStore, frame: int) -> Path:
-    return shard_path(store.root, int(store.source.shard[frame])) if isinstance(store.source, Shards) else store.root
+    return shard_path(store.root, store.source.shard_of(frame)) if isinstance(store.source, Shards) else store.root
 
 
 def _is_filled(root: Path) -> bool:

@@ -19,11 +19,19 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
 from cyclecontrast.config import PrepareConfig
-from cyclecontrast.data.prepare_plan import make_plan, pending_jobs, settings_of
+from cyclecontrast.data.prepare_plan import is_in_part, make_plan, pending_jobs, settings_of
 from cyclecontrast.data.prepare_workers import write_shards
 from cyclecontrast.data.shard_writer import Progress, Report, ShardJob, write_shard
-from cyclecontrast.data.store_files import count_frames, join_shards, read_videos, write_videos
-from cyclecontrast.data.store_folder import check_place, check_store, clear, locked_store, take_back
+from cyclecontrast.data.store_files import VideoRow, count_frames, join_shards, read_videos, write_videos
+from cyclecontrast.data.store_folder import (
+    check_place,
+    check_store,
+    clear,
+    joined_parts,
+    locked_part,
+    locked_store,
+    take_back,
+)
 from cyclecontrast.data.video import FoundVideo, find_videos
 from cyclecontrast.errors import UserError, attempt
 
@@ -43,7 +51,8 @@ class PrepareSummary:
 
     `num_new`: files seen for the first time, or again after a change, since the store was last complete.
     `partial`: videos read in part, with what is missing. `changed`: ids of videos whose file is another size
-    than when its frames were taken.
+    than when its frames were taken. Where only a part of the store is done, it is about that `part`, and `num_left`
+    shards of the others are still to be made.
     """
 
     store: Path
@@ -53,6 +62,8 @@ class PrepareSummary:
     skipped: tuple[VideoNote, ...]
     partial: tuple[VideoNote, ...]
     changed: tuple[str, ...]
+    part: str = ""
+    num_left: int = 0
 
     def __str__(self) -> str:
         changed = "changed since it was prepared: make a new store to take it in"
@@ -72,7 +83,9 @@ class PrepareSummary:
             kinds = Counter(video.reason.split(" (")[0] for video in self.skipped)
             reasons = ", ".join(f"{number:,} {kind}" for kind, number in sorted(kinds.items()))
             parts.append(f"{len(self.skipped):,} skipped: {reasons}")
-        return ("" if self.num_new else "nothing new: ") + ", ".join(parts)
+        line = ("" if self.num_new else "nothing new: ") + ", ".join(parts)
+        left = f"; {_count(self.num_left, 'shard')} of the other parts still to be made, then the store is complete"
+        return f"part {self.part}: {line}{left}" if self.part else line
 
 
 def prepare(config: PrepareConfig) -> PrepareSummary:
@@ -84,14 +97,11 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
     settings = settings_of(config)
     found = _check(config, settings)
     try:
+        if config.part is not None:
+            return _prepare_part(config, settings, found, config.part)
         with locked_store(config.out, settings) as made:
-            num_new = _write_pending(config, found)
-            summary = _summary(config.out, found, num_new)
-            if summary.num_videos == 0:
-                # A store without a frame is none.
-                take_back(config.out, made)
-                raise _nothing_read(summary.skipped)
-            return summary
+            _write_pending(config, _plan(config, found))
+            return _finish(config, found, made)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
     except OSError as error:
@@ -99,6 +109,39 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
             f"{error.filename or config.out}: {(error.strerror or str(error)).lower()}; "
             "put that right and give the same command again, it goes on where it was"
         ) from error
+
+
+def _prepare_part(
+    config: PrepareConfig, settings: dict[str, object], found: Sequence[FoundVideo], part: str
+) -> PrepareSummary:
+    """Writes a part's shards; the part that ends last makes the store's tables."""
+    with locked_part(config.out, settings, part):
+        with joined_parts(config.out):
+            jobs = _plan(config, found)
+        own_jobs = [job for job in jobs if is_in_part(job.shard, part)]
+        _write_pending(config, own_jobs)
+        with joined_parts(config.out):
+            rows = make_plan(config.out, found, config.shard_mb)
+            left = {row.shard for row in rows if row.status == "pending"}
+            if not left:
+                return _finish(config, found, [])
+            own = [row for row in rows if is_in_part(row.shard, part)]
+            return _summary_of(own, config.out, found, sum(len(job.rows) for job in own_jobs), part, len(left))
+
+
+def _finish(config: PrepareConfig, found: Sequence[FoundVideo], made: Sequence[Path]) -> PrepareSummary:
+    """Joins the shards where that is still to be done."""
+    # An earlier command may have been stopped when its shards were done and the tables were not.
+    num_new = sum(row.status == "pending" for row in read_videos(config.out / "videos.parquet"))
+    if num_new:
+        clear(config.out)
+        join_shards(config.out)
+    summary = _summary(config.out, found, num_new)
+    if summary.num_videos == 0:
+        # A store without a frame is none.
+        take_back(config.out, made)
+        raise _nothing_read(summary.skipped)
+    return summary
 
 
 def _check(config: PrepareConfig, settings: dict[str, object]) -> list[FoundVideo]:
@@ -135,24 +178,18 @@ def _find(videos: Path) -> list[FoundVideo]:
     return found
 
 
-def _write_pending(config: PrepareConfig, found: Sequence[FoundVideo]) -> int:
-    """Writes the plan, all shards that are not done, and the store's tables; returns the number of files planned."""
-    table = config.out / "videos.parquet"
+def _plan(config: PrepareConfig, found: Sequence[FoundVideo]) -> list[ShardJob]:
+    """Writes the plan and returns the shards that are not done."""
     rows = make_plan(config.out, found, config.shard_mb)
     if jobs := pending_jobs(config, rows):
-        write_videos(table, rows)
-        _write_shards(jobs, _num_cores() if config.workers is None else config.workers)
-    # An earlier command may have been stopped when its shards were done and the tables were not.
-    num_new = sum(row.status == "pending" for row in read_videos(table))
-    if num_new:
-        clear(config.out)
-        join_shards(config.out)
-    return num_new
+        write_videos(config.out / "videos.parquet", rows)
+    return jobs
 
 
-def _write_shards(jobs: Sequence[ShardJob], num_workers: int) -> None:
+def _write_pending(config: PrepareConfig, jobs: Sequence[ShardJob]) -> None:
+    num_workers = _num_cores() if config.workers is None else config.workers
     with _progress_bar(jobs) as report:
-        if num_workers:
+        if num_workers and jobs:
             write_shards(jobs, num_workers, report)
         else:
             for job in jobs:
@@ -183,10 +220,17 @@ def _progress_bar(jobs: Sequence[ShardJob]) -> Iterator[Report]:
 
 
 def _summary(out: Path, found: Sequence[FoundVideo], num_new: int) -> PrepareSummary:
-    rows = sorted(read_videos(out / "videos.parquet"), key=lambda row: row.id)
-    ok = [row for row in rows if row.status == "ok"]
-    if sum(row.num_frames for row in ok) != count_frames(out):
+    summary = _summary_of(read_videos(out / "videos.parquet"), out, found, num_new)
+    if summary.num_frames != count_frames(out):
         raise UserError(f"out: {out}: videos.parquet does not fit frames.parquet; make a new store in another folder")
+    return summary
+
+
+def _summary_of(
+    rows: Sequence[VideoRow], out: Path, found: Sequence[FoundVideo], num_new: int, part: str = "", num_left: int = 0
+) -> PrepareSummary:
+    rows = sorted(rows, key=lambda row: row.id)
+    ok = [row for row in rows if row.status == "ok"]
     sizes = {video.id: video.size_bytes for video in found}
     return PrepareSummary(
         store=out,
@@ -196,6 +240,8 @@ def _summary(out: Path, found: Sequence[FoundVideo], num_new: int) -> PrepareSum
         skipped=tuple(VideoNote(row.id, row.reason) for row in rows if row.status == "skipped"),
         partial=tuple(VideoNote(row.id, row.reason) for row in ok if row.reason),
         changed=tuple(row.id for row in ok if sizes.get(row.id, row.size_bytes) != row.size_bytes),
+        part=part,
+        num_left=num_left,
     )
 
 

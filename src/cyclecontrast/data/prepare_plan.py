@@ -20,7 +20,7 @@ def settings_of(config: PrepareConfig) -> dict[str, object]:
     """What decides the bytes of a store besides the videos, with the policy resolved; kept in store.json."""
     policy = policy_of(config)
     fps = policy.fps if isinstance(policy, PerSecond) else None
-    return config.model_dump(exclude={"videos", "out", "workers"}) | {"fps": fps}
+    return config.model_dump(exclude={"videos", "out", "workers", "part"}) | {"fps": fps}
 
 
 def make_plan(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> list[VideoRow]:
@@ -57,3 +57,9 @@ def pending_jobs(config: PrepareConfig, rows: Sequence[VideoRow]) -> list[ShardJ
     """The shards that are not done, in order."""
     pending = sorted((row for row in rows if row.status == "pending"), key=lambda row: (row.shard, row.id))
     return [ShardJob(config, shard, tuple(members)) for shard, members in groupby(pending, key=lambda row: row.shard)]
+
+
+def is_in_part(shard: int, part: str) -> bool:
+    """Whether a shard is of the part `i/n`."""
+    number, all_parts = map(int, part.split("/"))
+    return shard % all_parts == number - 1

@@ -13,49 +13,67 @@ MOST_UNPACKED = 2**27
 MOST_TIMES = 100
 """A table may take so many times its file in memory, and any table so many bytes: tables of frames take about 10."""
 NUMBER = 8
+ROWS_PER_BATCH = 65_536
 
 
-def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] = (), codes: Sequence[str] = ()) -> pa.Table:
-    """Return all columns of the schema, or some; those named in `codes` are read as dictionaries.
+def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> pa.Table:
+    """Return all columns of the schema, or some; raises ValueError and OSError as `read_batches` does."""
+    return pa.Table.from_batches(read_batches(path, schema, columns), _wanted(schema, columns))
+
+
+def read_batches(path: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of all columns of the schema, or of some; no more than a batch of them is held in memory.
 
     Raises ValueError, in a few words, unless each column of the schema is there with exactly its type, and those that
     are read hold no gaps, no text but UTF-8, no whole number below 0 and no infinite one. Raises OSError.
     """
+    wanted = _wanted(schema, columns)
     size_of_own(path)
     try:
         if problems := list(_unlike(pq.read_schema(path), schema)):
             raise ValueError(", ".join(problems))
-        table = read_bounded(path, columns or schema.names, codes)
-        table.validate(full=True)
+        for batch in _bounded_batches(path, wanted):
+            batch.validate(full=True)
+            _check_values(batch)
+            yield batch
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"cannot be read ({str(error).partition(chr(10))[0]})") from error
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        if what := _odd_values(column):
-            raise ValueError(f"has {what} in {name}")
-    return table
 
 
-def read_bounded(path: Path, columns: Sequence[str], codes: Sequence[str] = ()) -> pa.Table:
-    """Return columns of any Parquet file; those named in `codes` are read as dictionaries.
+def read_bounded(path: Path) -> pa.Table:
+    """Return all of any Parquet file; raises ValueError before it takes memory out of all proportion to the file.
 
-    Raises ValueError before it takes memory out of all proportion to the file, and what pyarrow raises.
+    Raises what pyarrow raises where the file is damaged.
     """
-    most = MOST_UNPACKED + MOST_TIMES * path.stat().st_size
-    _check_bytes(_unpacked(pq.read_metadata(path)), most)
-    texts = [field.name for field in pq.read_schema(path) if field.type == pa.string() and field.name in columns]
-    table = pq.read_table(path, columns=list(columns), read_dictionary=texts)
-    for name in texts:
-        _check_bytes(sum(map(_text_bytes, table[name].chunks)), most)
-        if name not in codes:
-            table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
-    return table
+    schema = pq.read_schema(path).remove_metadata()
+    return pa.Table.from_batches(_bounded_batches(path, schema), schema)
 
 
-def _unpacked(about: pq.FileMetaData) -> int:
-    """Return the bytes that a file says it unpacks to; runs of one value unpack to more than its pages hold."""
-    groups = [about.row_group(group) for group in range(about.num_row_groups)]
-    numbers = sum(group.column(column).num_values for group in groups for column in range(group.num_columns))
-    return int(max(sum(group.total_byte_size for group in groups), numbers * NUMBER))
+def read_about(path: Path) -> pq.FileMetaData:
+    """Return what a table says of itself; raises ValueError where that is nothing, or too much, and OSError."""
+    size_of_own(path)
+    try:
+        about = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"cannot be read ({str(error).partition(chr(10))[0]})") from error
+    groups = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
+    # Runs of one value unpack to more than their pages hold. What is said of a column may abort pyarrow: not asked for.
+    _check_bytes(max(groups, about.num_rows * about.num_columns * NUMBER), path)
+    return about
+
+
+def _bounded_batches(path: Path, wanted: pa.Schema) -> Iterator[pa.RecordBatch]:
+    num_rows, num_bytes = read_about(path).num_rows, 0
+    in_lists = sum(field.type.list_size for field in wanted if pa.types.is_fixed_size_list(field.type))
+    _check_bytes(num_rows * in_lists * NUMBER, path)
+    texts = [field.name for field in wanted if field.type == pa.string()]
+    with pq.ParquetFile(path, read_dictionary=texts) as file:
+        # Threads would each keep some memory for later.
+        for batch in file.iter_batches(ROWS_PER_BATCH, columns=wanted.names, use_threads=False):
+            num_bytes += sum(_text_bytes(batch[name]) for name in texts)
+            _check_bytes(num_bytes, path)
+            columns = [batch[name].cast(pa.string()) if name in texts else batch[name] for name in wanted.names]
+            yield pa.RecordBatch.from_arrays(columns, schema=wanted)
 
 
 def _text_bytes(texts: pa.DictionaryArray) -> int:
@@ -63,9 +81,13 @@ def _text_bytes(texts: pa.DictionaryArray) -> int:
     return int(pc.sum(pc.cast(lengths, pa.int64())).as_py() or 0)
 
 
-def _check_bytes(unpacked: int, most: int) -> None:
-    if unpacked > most:
+def _check_bytes(unpacked: int, path: Path) -> None:
+    if unpacked > MOST_UNPACKED + MOST_TIMES * path.stat().st_size:
         raise ValueError(f"unpacks to {unpacked:,} bytes, more than any table of its size")
+
+
+def _wanted(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in columns or schema.names])
 
 
 def _unlike(found: pa.Schema, schema: pa.Schema) -> Iterator[str]:
@@ -78,7 +100,13 @@ def _unlike(found: pa.Schema, schema: pa.Schema) -> Iterator[str]:
             yield f"has {found.field(field.name).type} for {field.type} in {field.name}"
 
 
-def _odd_values(column: pa.ChunkedArray) -> str:
+def _check_values(batch: pa.RecordBatch) -> None:
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if what := _odd_values(column):
+            raise ValueError(f"has {what} in {name}")
+
+
+def _odd_values(column: pa.Array) -> str:
     if column.null_count:
         return "gaps"
     if pa.types.is_integer(column.type) and len(column) and pc.min(column).as_py() < 0:

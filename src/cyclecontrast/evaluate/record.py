@@ -31,7 +31,7 @@ class Record:
         about = json.dumps(self.about.to_json()).encode()
         with replacing(path) as aside:
             pq.write_table(self.table, aside)
-            seal = _seal(about, read_bounded(aside, self.table.column_names))  # as Parquet gives it back
+            seal = _seal(about, read_bounded(aside))  # as Parquet gives it back
             pq.write_table(self.table.replace_schema_metadata({ABOUT: about, SEAL: seal}), aside)
         return path
 
@@ -54,8 +54,7 @@ def read_record(path: Path) -> Record:
     """Read a record's file; raises UserError."""
     try:
         size_of_own(path)
-        table = read_bounded(path, pq.read_schema(path).names)
-        metadata = table.schema.metadata or {}
+        table, metadata = read_bounded(path), pq.read_schema(path).metadata or {}
         if metadata[SEAL] != _seal(metadata[ABOUT], table):
             raise ValueError("it is not as it was written")
         return Record(About.from_json(json.loads(metadata[ABOUT])), table)
@@ -66,9 +65,8 @@ def read_record(path: Path) -> Record:
 def _seal(about: bytes, table: pa.Table) -> bytes:
     """Return the checksum of predictions and of what is said of them, whatever bytes Parquet makes of them."""
     sink = pa.BufferOutputStream()
-    plain = table.replace_schema_metadata().combine_chunks()
-    with pa.ipc.new_stream(sink, plain.schema) as stream:
-        stream.write_table(plain)
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
     return hashlib.sha256(about + sink.getvalue()).hexdigest().encode()
 
 

@@ -4,9 +4,13 @@ Shapes: query, positive (batch, dim); support (num_support, dim); negatives (num
 one row per query or one row for all, True where a key is no candidate.
 """
 
-import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, softplus
+
+from cyclecontrast.loss.attention import all_but_best, best_similarity, log_sum_exp, soft_mean
+
+ROUNDING = 1e-6
+"""Two ways to the same similarity differ by less: a positive does not come before itself."""
 
 
 def info_nce(
@@ -24,17 +28,9 @@ def soft_nearest_neighbor(
     `top_k` keeps only the most similar candidates and shares the weight among them (Table 7). A query without any
     candidate gets the zero vector.
     """
-    support = support.detach()
-    logits = query @ support.T / temperature
-    if ignore is not None:
-        logits = logits.masked_fill(ignore & _has_candidate(ignore), float("-inf"))
-    if top_k is None or top_k >= len(support):
-        neighbor = logits.softmax(dim=1) @ support
-    else:
-        best = logits.topk(top_k, dim=1)
-        neighbor = torch.einsum("bk,bkd->bd", best.values.softmax(dim=1), support[best.indices])
-    neighbor = normalize(neighbor, dim=1)
-    return neighbor if ignore is None else neighbor * _has_candidate(ignore)
+    if top_k is not None and top_k < len(support):
+        ignore = all_but_best(query, support, top_k, ignore)
+    return normalize(soft_mean(query, support, temperature, ignore), dim=1)
 
 
 def cycle_consistency(
@@ -55,28 +51,17 @@ def cycle_consistency(
     losses = _nce_per_query(neighbor, positive, negatives, temperature, ignore_negatives)
     if ignore_support is None:
         return losses.mean()
-    counts = _has_candidate(ignore_support).squeeze(1).expand_as(losses)
+    counts = (~ignore_support.all(dim=-1)).expand_as(losses)
     return losses.where(counts, 0).sum() / counts.sum().clamp(min=1)
 
 
 def positive_comes_first(query: Tensor, positive: Tensor, negatives: Tensor, ignore: Tensor | None = None) -> Tensor:
     """Tell for each query (batch,) whether its positive is more similar than every negative: the cycle closes."""
-    similarity = query @ negatives.T
-    if ignore is not None:
-        similarity = similarity.masked_fill(ignore, float("-inf"))
-    best = similarity.amax(dim=1) if len(negatives) else similarity.new_full((len(query),), float("-inf"))
-    return (query * positive).sum(dim=1) > best
+    return (query * positive).sum(dim=1) > best_similarity(query, negatives, ignore) + ROUNDING
 
 
 def _nce_per_query(
     query: Tensor, positive: Tensor, negatives: Tensor, temperature: float, ignore: Tensor | None
 ) -> Tensor:
-    positive_logit = (query * positive.detach()).sum(dim=1, keepdim=True) / temperature
-    negative_logits = query @ negatives.detach().T / temperature
-    if ignore is not None:
-        negative_logits = negative_logits.masked_fill(ignore, float("-inf"))
-    return torch.cat((positive_logit, negative_logits), dim=1).logsumexp(dim=1) - positive_logit.squeeze(1)
-
-
-def _has_candidate(ignore: Tensor) -> Tensor:
-    return ~ignore.reshape(-1, ignore.shape[-1]).all(dim=1, keepdim=True)
+    positive_logit = (query * positive.detach()).sum(dim=1) / temperature
+    return softplus(log_sum_exp(query, negatives, temperature, ignore) - positive_logit)

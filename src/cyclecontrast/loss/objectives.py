@@ -136,17 +136,16 @@ def split_candidates(step: Step) -> Split:
     Differs from the release with `split_by` video: the frames of a video are all on one side. Keys are ordered by a
     random number of their video, and negatives of the one video on the border are ignored.
     """
-    (keys, video, *_), settings = step.cycle, step.settings
-    by_video = settings.split_by == "video"
+    (keys, video, place, _), size = step.cycle, step.settings.support_size
+    by_video = step.settings.split_by == "video"
     places = torch.arange(len(keys), device=keys.device)
     order = _scramble(video.where(video >= 0, -1 - places) if by_video else places, step.seed).argsort(stable=True)
-    support, negatives = order[: settings.support_size], order[settings.support_size :]
-    own = own_in(step.cycle, step)
-    ignore_negatives = own[:, negatives]
+    drawn = Candidates(keys[order], video[order], None if place is None else order.argsort()[place])
+    own = own_in(drawn, step)
     if by_video:
-        border = video[support[-1:]]
-        ignore_negatives = ignore_negatives | ((video[negatives] == border) & (border >= 0))
-    split = Split(keys[support], keys[negatives], own[:, support], ignore_negatives)
+        border = drawn.video[:size][-1:]
+        own[:, size:].logical_or_((drawn.video[size:] == border) & (border >= 0))
+    split = Split(drawn.keys[:size], drawn.keys[size:], own[:, :size], own[:, size:])
     return split if len(step.encoded.keys) < 2 else _with_own_key(split, step.encoded.keys[1].cycle)
 
 

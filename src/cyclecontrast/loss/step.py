@@ -136,10 +136,11 @@ def own_in(candidates: Candidates, step: Step, positive_only: bool = False) -> T
 
     Differs from the release, which masks nothing: the paper keeps a query's own video out (§3.2).
     """
-    own = candidates.video == step.video[:, None]
     if positive_only or not step.settings.mask_own_video:
-        own = torch.zeros_like(own)
-    return own if candidates.place is None else own.scatter(1, candidates.place[:, None], True)
+        own = torch.zeros(len(step.video), len(candidates.video), dtype=torch.bool, device=step.video.device)
+    else:
+        own = candidates.video == step.video[:, None]
+    return own if candidates.place is None else own.scatter_(1, candidates.place[:, None], True)
 
 
 def own_and_fresh_in(candidates: Candidates, step: Step) -> Tensor:

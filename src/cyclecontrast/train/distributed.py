@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -110,6 +110,16 @@ def largest(number: int, world: World) -> int:
     with _together():
         dist.all_reduce(held, dist.ReduceOp.MAX, group=world.hosts)
     return int(held)
+
+
+def average(numbers: Sequence[float], world: World) -> list[float]:
+    """Return the mean over the processes of each number; nan where one has none."""
+    if world.size == 1:
+        return list(numbers)
+    held = torch.tensor(numbers, dtype=torch.float64)
+    with _together():
+        dist.all_reduce(held, group=world.hosts)
+    return (held / world.size).tolist()
 
 
 def gather(tensor: Tensor, world: World) -> Tensor:

@@ -18,7 +18,7 @@ from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import save_backbone
 from cyclecontrast.model.hardware import limited_threads, pick_device, pick_precision, pick_workers
 from cyclecontrast.train import run_folder
-from cyclecontrast.train.distributed import World, joined_world, largest, meet
+from cyclecontrast.train.distributed import World, average, joined_world, largest, meet
 from cyclecontrast.train.health import steps_between
 from cyclecontrast.train.monitor import best_backbone, open_monitor, read_verdict
 from cyclecontrast.train.opening import open_training, unread_options
@@ -120,8 +120,9 @@ def _train(training: Training, pairs: FramePairs, begun: Begun, stop: Stop) -> R
                 stopped = largest(stop.signal, world)
                 if last or (step + 1) % config.log_every == 0 or monitor.is_due(step + 1):
                     sound.check(training)
+                    measured = _metrics(training, pairs, result, step, clock)
                     if world.rank == 0:
-                        row = _metrics(training, pairs, result, step, clock)
+                        row = measured
                         row["replaced_frames"] = unreadable.replaced
                         unreadable.warn_once()
                         with clock.paused():
@@ -160,18 +161,22 @@ def _kept_where_they_end(
 
 
 def _metrics(training: Training, pairs: FramePairs, result: StepResult, step: int, clock: Clock) -> Row:
+    """Return a line of metrics; what differs between processes is their mean, as in one process."""
     losses, rates, needs = result.losses, measure(result.inputs, training.objective), training.objective.needs
-    row: Row = {
-        "step": step + 1,
-        "epoch": (step + 1) * training.config.batch_size / pairs.num_videos,
-        "learning_rate": training.optimizer.param_groups[0]["lr"],
+    own: Row = {
         "loss": losses.total.item(),
         "intra_loss": losses.intra.item(),
         **{f"{name}_loss": value.item() for name, value in losses.more},
         "cycle_loss": losses.cycle.item(),
-        "cycle_weight": result.inputs.cycle_weight if needs.weighs_cycle else math.nan,
         "intra_accuracy": rates.intra_accuracy,
         "cycle_closed": rates.cycle_closed,
+    }
+    row: Row = {
+        "step": step + 1,
+        "epoch": (step + 1) * training.config.batch_size / pairs.num_videos,
+        "learning_rate": training.optimizer.param_groups[0]["lr"],
+        **dict(zip(own, average(list(own.values()), training.hardware.world), strict=True)),
+        "cycle_weight": result.inputs.cycle_weight if needs.weighs_cycle else math.nan,
         "gradient_norm": result.gradient_norm.item(),
     }
     finite = {name: value if math.isfinite(value) else None for name, value in row.items()}

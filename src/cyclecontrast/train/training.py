@@ -171,6 +171,10 @@ def _encode(training: Training, batch: Batch, step: int) -> EncodedStep:
 
 
 def _gather_inputs(training: Training, views: EncodedStep, batch: Batch, step: int) -> tuple[Step, FreshKeys]:
+    """Gather what the objective compares the queries with.
+
+    Differs from the release: all processes draw one support, so that many train as one does.
+    """
     config, needs, (device, _, world) = training.config, training.objective.needs, training.hardware
     video = batch.video.to(device, non_blocking=True)
     positive = _positive(views.encoded)
@@ -189,7 +193,7 @@ def _gather_inputs(training: Training, views: EncodedStep, batch: Batch, step: i
         _candidates(training.intra_queue, fresh.intra, fresh.video, places),
         _candidates(training.cycle_queue, fresh.cycle, fresh.video, places),
         cycle_weight(config.cycle_weight, step / training.num_steps, config.cycle_start),
-        _seed(config, step) * world.size + world.rank,
+        _seed(config, step),
         _loss_settings(config),
         views.encoded,
         views.answers,
