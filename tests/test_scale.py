@@ -1,5 +1,6 @@
 """The size of R2V2, 10.8 million frames of 2.7 million videos: opened in seconds, in memory that workers share."""
 
+import gc
 import multiprocessing
 import time
 import tracemalloc
@@ -67,6 +68,7 @@ def open_large(pipe, small, large):
 
 def use_and_tell(pipe, store):
     """In a worker: what memory is its own once it has used the store."""
+    gc.disable()  # by looking at what a forked process has from its parent, it would make that its own
     use(store)
     pipe.send(own_bytes())
 
