@@ -1,0 +1,103 @@
+"""On a GPU, in less than 8 minutes: images/s of our training with frames from disk, the bare step's, the release's.
+
+    python benchmarks/gpu.py                            # ResNet-18 and ResNet-50 at 224 px, batches of 256 and 1,024
+    python benchmarks/gpu.py --device cpu --small       # the same path, tiny, to see that it works
+
+Whole, in memory and bare are those of step.py. Loading: the workers alone, nothing trained; where whole is as slow as
+that, more cores or smaller frames on disk help, not a faster GPU. Release: the restatement of release.py, same workers.
+The aim is at least 0.95 of the bare step (1 / 1.05). Videos are those of ../shared/data, else made of moving patterns.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from _ours import NUM_STEPS, Ours, Steps, make_store, open_ours, seconds_per_step, steps_of
+from _turns import Work, parser_of, print_table, take_turns
+from release import Size, plain_steps, write_files
+from step import bare_steps, in_memory, one_batch
+
+from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.pairs import Batch, load_batches
+from cyclecontrast.errors import UserError
+from cyclecontrast.model.hardware import limited_threads, num_cores, pick_device, pick_workers
+
+SIZES = (("resnet18", 256), ("resnet50", 256), ("resnet18", 1024), ("resnet50", 1024))
+SMALL_SIZES = (("resnet10-small-w8", 8),)
+RATES = ("bare", "in memory", "whole", "loading", "release")
+LARGEST_OF_RELEASE = 256
+"""Its steps are slow; larger batches would take minutes."""
+
+
+def loading(ours: Ours) -> Steps[Batch]:
+    """Load the batches and do nothing with them."""
+    steps = range(NUM_STEPS // 2, NUM_STEPS)
+    yield from load_batches(ours.pairs, steps, ours.training.config.batch_size, 0, 1, ours.workers)
+
+
+def measure(store: Path, files: Path, size: Size, num_steps: int, repetitions: int) -> list[str]:
+    """Return the cells of one row; where data are loaded, whole rounds of the workers count: batches come in swarms."""
+    device, rounds = size.device, max(1, size.workers)
+    ours, bare = (open_ours(store, device, size.workers, **size.settings) for _ in range(2))
+    batch = one_batch(ours)
+    works: dict[str, Work] = {
+        "bare": lambda: seconds_per_step(bare_steps(bare.training, batch), num_steps, 3, device),
+        "in memory": lambda: seconds_per_step(in_memory(ours.training, batch), num_steps, 3, device),
+        "whole": lambda: seconds_per_step(steps_of(ours), 2 * rounds, rounds, device),
+        "loading": lambda: seconds_per_step(loading(ours), rounds, rounds, device),
+    }
+    if size.batch_size <= LARGEST_OF_RELEASE:
+        works["release"] = lambda: seconds_per_step(plain_steps(files, size), rounds, rounds, device)
+    with limited_threads(device):
+        costs = take_turns(works, repetitions)
+    speeds = {name: size.batch_size / statistics.median(each) for name, each in costs.items()}
+    rates = [f"{speeds[name]:,.0f}" if name in speeds else "" for name in RATES]
+    shares = [("whole", "bare"), ("in memory", "bare"), ("whole", "release")]
+    whole, *others = (f"{speeds[a] / speeds[b]:.2f}" if b in speeds else "" for a, b in shares)
+    return [f"{size.backbone}, {size.image_size} px, batch {size.batch_size}", *rates, whole, "≥ 0.95", *others]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure each size for as long as there is time, and print the table."""
+    parser = parser_of(__doc__, repetitions=3)
+    parser.add_argument("--data", type=Path, help="a frame store; default: one made of ../shared/data")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true", help="a tiny batch at 32 px")
+    parser.add_argument("--num-steps", type=int, default=10, help="steps in a turn, with views in memory")
+    parser.add_argument("--workers", type=int, help="default: as the commands choose, the number of cores")
+    parser.add_argument("--minutes", type=float, default=5.0, help="after so many, no further size is begun")
+    asked = parser.parse_args(arguments)
+    if asked.device.startswith("cuda") and not torch.cuda.is_available():
+        print("no GPU was found (torch.cuda.is_available() is false), so nothing was measured; step.py measures CPUs")
+        return
+    device = pick_device(asked.device)
+    workers, began = pick_workers(asked.workers, device), time.monotonic()
+
+    def rows(store: Path, files: Path) -> Iterator[list[str]]:
+        for backbone, batch_size in SMALL_SIZES if asked.small else SIZES:
+            if time.monotonic() - began > 60 * asked.minutes:
+                yield [f"{backbone}, batch {batch_size}: left out, {asked.minutes:g} minutes are over"]
+                continue
+            size = Size(backbone, 32 if asked.small else 224, batch_size, workers, device)
+            try:
+                yield measure(store, files, size, asked.num_steps, asked.repetitions)
+            except (UserError, torch.OutOfMemoryError) as error:
+                yield [f"{backbone}, batch {batch_size}: {str(error).partition('. ')[0]}"]
+
+    with tempfile.TemporaryDirectory() as folder:
+        num_clips = 8 if asked.small else 256
+        store = asked.data or make_store(Path(folder), num_clips, 8, workers=num_cores())
+        files = write_files(FrameStore.open(store), Path(folder) / "files")
+        of_gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
+        print(f"{of_gpu}, {num_cores()} cores, {workers} workers, PyTorch {torch.__version__}; images/s (queries):\n")
+        rates = ["bare", "in memory", "whole", "loading", "release"]
+        print_table(
+            ["network", *rates, "whole / bare", "goal", "in memory / bare", "whole / release"], rows(store, files)
+        )
+
+
+if __name__ == "__main__":
+    main()

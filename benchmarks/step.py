@@ -1,0 +1,222 @@
+"""The whole training step against the bare one, and where the rest of its time goes: seconds of ours / bare.
+
+    python benchmarks/step.py                                           # ResNet-18 at 64, 112, 224 px, ResNet-50 at 224
+    python benchmarks/step.py --network resnet50 224 256 --device cuda
+
+Whole: frames from a prepared store by worker processes, augmentation, both encoders, losses, queues, optimizer, as in
+`cyclecontrast pretrain`. In memory: the same, its views there already. Bare: the encoder forward and backward, the
+momentum encoder forward, both over the whole batch, and the optimizer, on normalised images there already, with the
+same precision, layout of memory and number of threads; with --all-cores, also with a thread for every core, which
+wants a machine of its own. Own time counts the seconds in which the training's thread had a core or waited for data:
+others who use the machine change it least. The aim is at most 1.15 at 112 px and above on a CPU, 1.05 on a GPU.
+"""
+
+import inspect
+import math
+import pstats
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from cProfile import Profile
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from _ours import NUM_STEPS, Ours, Steps, make_store, open_ours, seconds_per_step, steps_of
+from _turns import Costs, parser_of, print_table, ratio, take_turns
+from torch import Tensor
+
+from cyclecontrast.data.pairs import Batch, load_batches
+from cyclecontrast.loss.key_queue import KeyQueue
+from cyclecontrast.model.backbone import Backbone
+from cyclecontrast.model.encoders import Encoder, Features, follow
+from cyclecontrast.model.hardware import autocast, limited_threads, num_cores, pick_device
+from cyclecontrast.train import training as step_of_method
+from cyclecontrast.train.distributed import encode_keys
+from cyclecontrast.train.progress import Clock
+from cyclecontrast.train.training import StepResult, Training, train_step
+
+PAPERS_QUEUES = {"queue_size": 65_536, "cycle_queue_size": 65_536, "support_size": 16_384}
+
+
+class Case(NamedTuple):
+    """A network, the side of its images, the batch, and whether its queues are as long as the paper's."""
+
+    backbone: str
+    image_size: int
+    batch_size: int
+    papers_queues: bool = False
+
+    def __str__(self) -> str:
+        name = f"{self.backbone}, {self.image_size} px, batch {self.batch_size}"
+        return f"{name}, the paper's queues" if self.papers_queues else name
+
+
+CASES = (
+    Case("resnet18", 64, 64),
+    Case("resnet18", 112, 32),
+    Case("resnet18", 112, 32, papers_queues=True),
+    Case("resnet18", 224, 16),
+    Case("resnet50", 224, 8),
+)
+
+
+class Measured(NamedTuple):
+    """What the turns cost, in seconds and in own time; the part of the whole step that waits; the parts of a step."""
+
+    costs: Costs
+    own: Costs
+    waiting: float
+    parts: dict[str, float]
+
+
+def one_batch(ours: Ours) -> Batch:
+    """Return a batch in the device's memory."""
+    device, size = ours.training.hardware.device, ours.training.config.batch_size
+    batch = next(load_batches(ours.pairs, range(NUM_STEPS // 2, NUM_STEPS), size, 0, 1, 0))
+    return batch._replace(query=batch.query.to(device), positive=batch.positive.to(device))
+
+
+def in_memory(training: Training, batch: Batch) -> Steps[StepResult]:
+    """Do the training's step on the same batch again and again."""
+    while True:
+        yield train_step(training, batch, NUM_STEPS // 2)
+
+
+def bare_steps(training: Training, batch: Batch) -> Steps[None]:
+    """Do what no step can do without, again and again."""
+    encoder, momentum_encoder = training.encoder, training.momentum_encoder
+    assert momentum_encoder is not None
+    query, positive = (encoder.backbone.normalise(view) for view in (batch.query, batch.positive))
+    while True:
+        training.optimizer.zero_grad()
+        with autocast(query.device, training.hardware.precision):
+            with torch.no_grad():
+                momentum_encoder(positive)
+            features = encoder(query)
+        (features.intra.sum() + features.cycle.sum()).backward()
+        training.optimizer.step()
+        yield
+
+
+def measure(ours: Ours, bare: Training, num_steps: int, repetitions: int, all_cores: bool) -> Measured:
+    """Let the whole step, the one in memory and the bare one take turns."""
+    device, batch = ours.training.hardware.device, one_batch(ours)
+    own: dict[str, list[float]] = {"bare": [], "in memory": [], "whole": [], "all cores": []}
+    waiting = list[float]()
+
+    def noted(name: str, steps: Steps[object], warm_up: int, clock: Clock) -> float:
+        for _ in range(warm_up):
+            next(steps)
+        clock.lap()
+        began = time.thread_time()
+        taken = seconds_per_step(steps, num_steps, 0, device)
+        own[name].append(time.thread_time() - began + clock.waited)
+        return taken
+
+    def whole() -> float:
+        clock = Clock()
+        taken = noted("whole", steps_of(ours, clock), 1 + ours.workers, clock)
+        waiting.append(clock.waited / num_steps / taken)
+        return taken
+
+    def on_all_cores() -> float:
+        before = torch.get_num_threads()
+        torch.set_num_threads(num_cores())
+        try:
+            return noted("all cores", bare_steps(bare, batch), 1, Clock())
+        finally:
+            torch.set_num_threads(before)
+
+    works = {
+        "bare": lambda: noted("bare", bare_steps(bare, batch), 1, Clock()),
+        "in memory": lambda: noted("in memory", in_memory(ours.training, batch), 1, Clock()),
+        "whole": whole,
+        **({"all cores": on_all_cores} if all_cores else {}),
+    }
+    costs = take_turns(works, repetitions)
+    parts = parts_of(in_memory(ours.training, batch), ours.training, num_steps) if device.type == "cpu" else {}
+    return Measured(costs, {name: each[1:] for name, each in own.items()}, statistics.median(waiting[1:]), parts)
+
+
+def parts_of(steps: Steps[StepResult], training: Training, num_steps: int) -> dict[str, float]:
+    """Return the shares of a step by name, measured in the time of its thread: others on the machine count less."""
+    result = next(steps)
+    profile = Profile(time.thread_time)
+    profile.runcall(lambda: [next(steps) for _ in range(num_steps)])
+    spent = partial(_spent, pstats.Stats(profile))
+    total = spent(train_step)
+    own_backward = statistics.median(_backward_of_losses(result, training) for _ in range(3)) * num_steps
+    losses = spent(step_of_method._gather_inputs) + spent(training.objective.losses) + own_backward
+    parts = {
+        "encoder, forward": spent(Encoder.project) - spent(Encoder.forward),
+        "encoder, backward": spent(Tensor.backward) - own_backward,
+        "keys: momentum encoder, forward": spent(encode_keys),
+        "losses and queues": losses + spent(KeyQueue.push),
+        "optimizer": spent(torch.optim.SGD.step),
+        "momentum encoder follows": spent(follow),
+        "norm of the gradient": spent(torch.nn.utils.get_total_norm),
+        "normalising the images": spent(Backbone.normalise),
+    }
+    parts["all else"] = total - sum(parts.values())
+    return {name: part / total for name, part in parts.items()}
+
+
+def _spent(stats: pstats.Stats, function: Callable[..., object]) -> float:
+    """Return the seconds within a function, all that it calls included."""
+    code = inspect.unwrap(function).__code__
+    calls: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = stats.stats  # type: ignore[attr-defined]
+    return calls[code.co_filename, code.co_firstlineno, code.co_name][3]
+
+
+def _backward_of_losses(result: StepResult, training: Training) -> float:
+    """Return the seconds from the loss back to the features."""
+    query = Features(*(part.detach().requires_grad_() for part in result.inputs.query))
+    total = training.objective.losses(result.inputs._replace(query=query)).total
+    began = time.thread_time()
+    total.backward()  # type: ignore[no-untyped-call]
+    return time.thread_time() - began
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure each network and print two tables."""
+    parser = parser_of(__doc__, repetitions=3)
+    parser.add_argument("--network", nargs=3, metavar=("BACKBONE", "SIZE", "BATCH"), help="one instead of all")
+    parser.add_argument("--num-steps", type=int, default=2, help="steps in a turn")
+    parser.add_argument("--data", type=Path, help="a frame store; default: one made of ../shared/data")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--all-cores", action="store_true", help="a bare step with a thread for every core, too")
+    asked = parser.parse_args(arguments)
+    cases = CASES if asked.network is None else (Case(asked.network[0], int(asked.network[1]), int(asked.network[2])),)
+    device, parts = pick_device(asked.device), dict[str, dict[str, float]]()
+
+    def row(case: Case) -> list[str]:
+        settings: dict[str, Any] = {name: getattr(case, name) for name in ("backbone", "image_size", "batch_size")}
+        settings |= PAPERS_QUEUES if case.papers_queues else {}
+        ours, bare = (open_ours(store, device, **settings) for _ in range(2))
+        with limited_threads(device):
+            costs, own, waiting, parts[str(case)] = measure(
+                ours, bare.training, asked.num_steps, asked.repetitions, asked.all_cores
+            )
+        goal = "" if case.image_size < 112 else "≤ 1.05" if device.type == "cuda" else "≤ 1.15"
+        more = [ratio(costs, "whole", "all cores")] if asked.all_cores else []
+        whole, in_own_time, in_memory = (
+            ratio(each, name, "bare") for each, name in ((costs, "whole"), (own, "whole"), (costs, "in memory"))
+        )
+        losses = parts[str(case)].get("losses and queues", math.nan)
+        return [str(case), whole, goal, in_own_time, in_memory, *more, f"{waiting:.0%}", f"{losses:.1%}"]
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = asked.data or make_store(Path(folder))
+        ratios = ["whole / bare", "goal", "in own time", "in memory / bare", *["whole / all cores"] * asked.all_cores]
+        print_table(["network", *ratios, "waiting for data", "losses and queues"], map(row, cases))
+    if device.type == "cpu":  # a GPU's host runs ahead of it
+        print("\nThe step in memory:\n")
+        rows = ([name, *(f"{shares[name]:.1%}" for shares in parts.values())] for name in next(iter(parts.values())))
+        print_table(["part", *parts], rows)
+
+
+if __name__ == "__main__":
+    main()
