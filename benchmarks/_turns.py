@@ -5,6 +5,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
+
 Work = Callable[[], float]
 """Does something once and returns what it cost."""
 Costs = Mapping[str, Sequence[float]]
@@ -27,6 +29,15 @@ def timed(work: Callable[[], object]) -> Work:
         return time.perf_counter() - began
 
     return seconds
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Time one call, to its end on the device."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def take_turns(works: Mapping[str, Work], repetitions: int) -> Costs:

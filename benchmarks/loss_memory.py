@@ -9,11 +9,11 @@ call takes milliseconds, let `--repeats` be larger. The aim is less than 200 MB,
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from _turns import seconds
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
@@ -75,15 +75,6 @@ def ours(inputs: Inputs, top_k: int | None) -> Tensor:
     query, positive, intra, support, negatives, *masks = inputs
     of_cycle = cycle_consistency(query, positive, support, negatives, TEMPERATURE, *masks[1:], top_k)
     return info_nce(query, positive, intra, TEMPERATURE, masks[0]) + of_cycle
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Time one call, to its end on the device."""
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:

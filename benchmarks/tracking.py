@@ -7,12 +7,11 @@ The ratio says what cropping, the head, upsampling and the search for the peak l
 
 import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import cv2
 import numpy as np
 import torch
+from _turns import seconds
 
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.evaluate.tracking.dense_features import DenseFeatures
@@ -36,15 +35,6 @@ def synthetic_frames(num_frames: int) -> list[Pixels]:
         frame[150:210, left : left + 60] = square
         frames.append(frame)
     return frames
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Time one call, to its end on the device."""
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def main(name: str = "resnet18", num_frames: str = "20", device_name: str = "cpu") -> None:

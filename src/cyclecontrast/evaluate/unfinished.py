@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from cyclecontrast.data.regular_files import read_regular
-from cyclecontrast.files import locked, replacing
+from cyclecontrast.files import locked, remove, replacing
 
 MOST_CHARACTERS = 100
 MOST_BYTES = 2**40
@@ -93,27 +93,19 @@ class Unfinished:
         if damaged:
             self._drop_states()
         for path in damaged:
-            _remove(path)
+            remove(path)
             print(f"{path}: is damaged; it is made anew", file=sys.stderr)
 
     def _drop_states(self) -> None:
         """Remove the states of trainings, always before other parts: they go on by notes that their epochs left."""
         for path in self.folder.glob(f"*{STATE}"):
-            _remove(path)
+            remove(path)
 
     def _path(self, name: str, suffix: str) -> Path:
         """Return the file of a part; names that differ have files that differ, whatever characters they are of."""
         safe = re.sub(r"[^a-z0-9-]", "_", name)[:MOST_CHARACTERS]
         end = "" if safe == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         return self.folder / (safe + end + suffix)
-
-
-def _remove(path: Path) -> None:
-    """Remove a part, or what somebody put in its place."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write(path: Path, content: memoryview) -> None:

@@ -63,7 +63,7 @@ def _check_environment() -> None:
     if not is_sound or int(numbers[0]) >= int(numbers[1]):
         told = ", ".join(f"{name}={os.environ.get(name, '')}" for name in ("RANK", "WORLD_SIZE", *known))
         raise UserError(
-            f"the environment names several processes and cannot be ({told}); start with torchrun, or unset"
+            f"the environment names several processes and cannot be ({told}); start with torchrun, or unset these"
         )
 
 
