@@ -4,12 +4,13 @@
     python benchmarks/prepare.py VIDEOS --workers 8
 
 Plain: a pool of processes takes file after file; PyAV decodes all its frames, FFmpeg's scaler makes those that are
-wanted RGB with a short side of 256 px, and, in the second comparison, OpenCV encodes them as JPEG of the same quality,
-which are written to one file per video. Ours also notes each frame's time and place, looks for damage and can go on
-where it was stopped. The aim is at most 1.1.
+wanted RGB with a short side of 256 px (bilinear, its default), and, in the second comparison, OpenCV encodes them as
+JPEG of the same quality, which are written to one file per video. Ours also notes each frame's time and place, looks
+for damage and can go on where it was stopped. The aim is at most 1.1 of the same work.
 """
 
 import multiprocessing
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -89,14 +90,15 @@ def measure(case: Case, videos: Path, paths: list[Path], workers: int, repetitio
         "the same": timed(partial(plain, partial(decode_and_write, case.every_second, scratch))),
     }
     costs = take_turns(works, repetitions)
-    return [case.name, ratio(costs, "ours", "decoding"), ratio(costs, "ours", "the same"), "≤ 1.10"]
+    return [case.name, ratio(costs, "ours", "decoding"), ratio(costs, "ours", "the same"), "≤ 1.10 with JPEG"]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure both policies and print the table."""
     parser = parser_of(__doc__, repetitions=3)
     parser.add_argument("videos", nargs="?", type=Path, help="a folder of videos without damage")
-    parser.add_argument("--num-clips", type=int, default=60, help="made beside the real files, where none are named")
+    parser.add_argument("--num-clips", type=int, default=30, help="made beside the real files, where none are named")
+    parser.add_argument("--copies", type=int, default=3, help="of each, so that the start of processes does not count")
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -106,6 +108,9 @@ def main(arguments: list[str] | None = None) -> None:
             from _ours import make_videos  # it needs PyTorch, which the pool's processes are not to inherit
 
             make_videos(videos, asked.num_clips, 40)
+            for path in list(videos.iterdir()):
+                for number in range(1, asked.copies):
+                    os.link(path, path.with_name(f"{path.stem}-{number}{path.suffix}"))
         paths = [video.path for video in find_videos(videos)]
         print(f"{len(paths)} videos, {sum(path.stat().st_size for path in paths):,} bytes, {asked.workers} workers\n")
         columns = ["frames taken", "prepare / decoding and scaling", "prepare / the same with JPEG", "goal"]

@@ -47,8 +47,8 @@ def make_data(root):
         for number, length in enumerate(lengths):
             name = f"{CLASSES[number % 3]}/v_{split}_g{number:02d}_c01.avi"
             (root / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
-            color = 60 * (number % 3) + rng.integers(0, 256, (1, 20, 26, 3)) // 2
-            images = np.clip(color + rng.normal(0, 40, (length, 20, 26, 3)), 0, 255).astype(np.uint8)
+            color = 60 * (number % 3) + rng.integers(0, 256, (1, 18, 23, 3)) // 2
+            images = np.clip(color + rng.normal(0, 40, (length, 18, 23, 3)), 0, 255).astype(np.uint8)
             images[1:2] = images[:1]
             write_images(root / "videos" / name, list(images), codec="ffv1", pix_fmt="bgr0")
             lines.append(f"{name} {number % 3 + 1}\n" if split == "train" else f"{name}\n")
@@ -68,10 +68,10 @@ def table_of(tmp_path):
 
 
 def frames_of(path):
-    """Decode with OpenCV, scale the short side to 18 and cut 16 from the middle: all frames of a video, normalised."""
+    """Decode with OpenCV and cut 16 from the middle of the 18 rows: all frames of a video, normalised."""
     capture, crops = cv2.VideoCapture(str(path)), []
     while (read := capture.read())[0]:
-        crops.append(cv2.resize(read[1][..., ::-1], (23, 18), interpolation=cv2.INTER_AREA)[1:17, 4:20])
+        crops.append(read[1][1:17, 4:20, ::-1])
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     return torch.tensor((np.stack(crops) / 255 - mean) / std, dtype=torch.float32).permute(0, 3, 1, 2)
 
@@ -112,7 +112,7 @@ def by_hand(data, level, center, ks):
 @pytest.mark.parametrize("level", ["frame", "clip", "video"])
 def test_metrics_equal_those_computed_by_hand(data, tmp_path, level, center):
     """From video files to the numbers, at each level, with and without centring; the tag says which."""
-    result = run(data, tmp_path, level=level, center=center, k=(1, 2, 5))
+    result = run(data, tmp_path, level=level, center=center, k=(1, 2, 5), batch_size=1)
     assert result.metrics == pytest.approx(by_hand(data, level, center, (1, 2, 5)), abs=1e-5)
     middle = " center" if center else ""
     assert result.tag == f"retrieval level={level} per_video=3 clip_length=4{middle} image_size=16"
@@ -229,7 +229,7 @@ def test_equal_items_are_ranked_by_their_number(data, tmp_path):
     """A training video that is there under two names fills two places side by side, the earlier one first."""
     for name in ("v_train_g00_c01", "v_train_g03_c01"):
         shutil.copy(data / "videos" / "Archery" / "v_test_g00_c01.avi", data / "videos" / "Archery" / f"{name}.avi")
-    run(data, tmp_path, level="video")
+    run(data, tmp_path, level="video", batch_size=1)  # in larger batches equal frames differ by rounding
     assert table_of(tmp_path)["neighbors"].to_pylist()[0][:2] == [0, 3]
     other = [row.index(0) - row.index(3) for row in table_of(tmp_path)["neighbors"].to_pylist()]
     assert other == [-1] * 5

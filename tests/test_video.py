@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cyclecontrast.data.decode import decode_frames, open_video
 from cyclecontrast.data.policies import Clock, EveryKth, Keyframes, PerSecond, SpreadEvenly, evenly
+from cyclecontrast.data.upright import Scaler
 from cyclecontrast.data.video import VideoError, find_videos
 from tests import make_videos as make
 
@@ -151,6 +152,34 @@ def test_short_side_shrinks_and_never_grows(tmp_path, size, shape):
     """The short side is at most `size`; a smaller video stays as it is."""
     path = make.write_numbered(tmp_path / "a.mp4", num_frames=2)
     assert decode(path, EveryKth(1), size=size)[0].image.shape == (*shape, 3)
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt"),
+    [
+        *(("ffv1", form) for form in ("yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "gray", "bgr0", "rgb48le")),
+        *(("mjpeg", "yuvj420p"), ("rawvideo", "yuyv422"), ("rawvideo", "nv12")),
+    ],
+)
+def test_scaling_is_the_mean_of_the_pixels_in_every_pixel_format(tmp_path, codec, pix_fmt):
+    """A smooth picture under fine stripes comes out as the plain mean of its pixels, in the right colors."""
+    y, x = np.mgrid[:240, :320]
+    colors = (40 + 150 * x / 320, 200 - 120 * y / 240, 60 + 80 * (x + y) / 560)
+    colors = colors[:1] * 3 if pix_fmt == "gray" else colors
+    picture = np.stack(colors, axis=-1) + np.where(x % 2, 25, -25)[..., None]
+    path = make.write_images(tmp_path / "a.mkv", [picture.astype(np.uint8)], codec=codec, pix_fmt=pix_fmt)
+    expected = picture.reshape(60, 4, 80, 4, 3).mean(axis=(1, 3))
+    image = decode(path, EveryKth(1), size=60)[0].image
+    assert image.shape == (60, 80, 3)
+    assert np.abs(image - expected).mean() < 2
+
+
+def test_a_palette_is_looked_up_before_scaling():
+    """Numbers of colors are not averaged: black beside white is gray, whatever stands between them in the palette."""
+    palette = np.zeros((256, 4), np.uint8)
+    palette[1], palette[2] = (255, 0, 255, 0), (255, 255, 255, 255)
+    frame = av.VideoFrame.from_ndarray((np.tile(np.uint8([0, 2]), (48, 32)), palette), format="pal8")
+    assert np.abs(Scaler().rgb(frame, 24).astype(int) - 127).max() <= 1
 
 
 def test_colors_and_odd_sizes_survive(tmp_path):

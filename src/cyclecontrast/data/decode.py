@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
-import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from cyclecontrast.data.images import excess
 from cyclecontrast.data.policies import (
@@ -26,7 +24,7 @@ from cyclecontrast.data.policies import (
     find_targets,
     pts_are_true,
 )
-from cyclecontrast.data.upright import Image, Turn, shrink
+from cyclecontrast.data.upright import Image, Scaler, Turn
 from cyclecontrast.data.video import VideoError, open_container, reason_of
 
 MOST_ROUNDING = 0.005
@@ -91,7 +89,7 @@ class OpenVideo:
         self.duration = _duration(container, stream)
         self._path, self._container, self._stream, self._max_pixels = path, container, stream, max_pixels
         self._end, self._num_read = 0.0, 0
-        self._reformatter = VideoReformatter()
+        self._scaler = Scaler()
         self._check_pixels(stream.codec_context.width, stream.codec_context.height)
         # Frames of damaged videos depend on the number of threads, and a store may not: workers are the parallelism.
         stream.codec_context.thread_count = 1
@@ -274,13 +272,12 @@ class OpenVideo:
             raise VideoError(f"frames of {why}")
 
     def _rgb(self, frame: Any, size: int) -> Image:
-        # Left to itself the scaler takes a thread per core, in every worker.
-        rgb = np.asarray(self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray(), dtype=np.uint8)
         turn = Turn.of(frame)
+        image = turn.upright(self._scaler.rgb(frame, size))
         if self.width == 0:
-            height, width = rgb.shape[:2]
-            self.width, self.height = (height, width) if turn.is_transposed else (width, height)
-        return turn.upright(shrink(rgb, size))
+            shown = (frame.height, frame.width) if turn.is_transposed else (frame.width, frame.height)
+            self.width, self.height = shown
+        return image
 
 
 def are_few(frames: int, of: int) -> bool:

@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple, TypeAlias
 
-import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 Image: TypeAlias = NDArray[np.uint8]
@@ -34,11 +34,23 @@ class Turn(NamedTuple):
         return np.ascontiguousarray(turned)
 
 
-def shrink(image: Image, size: int) -> Image:
-    """The image with a short side of at most `size`."""
-    height, width = image.shape[:2]
-    short_side = min(height, width)
-    if short_side <= size:
-        return image
-    target = (max(1, round(width * size / short_side)), max(1, round(height * size / short_side)))
-    return cv2.resize(image, target, interpolation=cv2.INTER_AREA)  # type: ignore[no-any-return]
+class Scaler:
+    """Makes frames of one video RGB with a short side of at most `size`; what FFmpeg sets up for that is kept.
+
+    Scaled first and made RGB then, a frame of 720p costs a fifth. Colour keeps the resolution that it has: 4:4:4
+    between the two steps.
+    """
+
+    def __init__(self) -> None:
+        # Each remembers one conversion only.
+        self._to_size, self._to_rgb = VideoReformatter(), VideoReformatter()
+
+    def rgb(self, frame: Any, size: int) -> Image:
+        """The frame as stored, not turned."""
+        # Left to itself the scaler takes a thread per core, in every worker.
+        factor = size / min(frame.width, frame.height)
+        if factor < 1:
+            width, height = (max(1, round(side * factor)) for side in (frame.width, frame.height))
+            between = "rgb24" if frame.format.is_rgb or frame.format.has_palette else "yuv444p"
+            frame = self._to_size.reformat(frame, width, height, between, interpolation="AREA", threads=1)
+        return np.asarray(self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray(), dtype=np.uint8)
