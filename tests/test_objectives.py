@@ -34,12 +34,20 @@ def with_batch(step):
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 12), st.lists(st.integers(1, 20), max_size=8))
 def test_the_queue_keeps_the_last_keys_in_order(size, pushes):
-    """Whatever the batch sizes, the queue holds exactly the last keys, each once, oldest first, with their videos."""
+    """Whatever the batch sizes, the queue holds exactly the last keys, each once, oldest first, with their videos.
+
+    What was joined to it before a push is still there behind it.
+    """
     queue, pushed = KeyQueue(size, 1), []
     before = queue.keys.flatten().tolist()
     for number in pushes:
         keys = torch.arange(len(pushed), len(pushed) + number).float()
+        held = queue.keys.flatten().tolist()
+        joined, video = queue.joined(keys[:, None], keys.long())
+        assert queue.keys.flatten().tolist() == held
         queue.push(keys[:, None], keys.long())
+        assert joined.flatten().tolist() == held + keys.tolist()
+        assert video.tolist()[size:] == keys.tolist()
         pushed += keys.tolist()
     kept = len(pushed[-size:])
     assert queue.keys.shape == (size, 1)

@@ -140,7 +140,8 @@ def split_candidates(step: Step) -> Split:
     by_video = step.settings.split_by == "video"
     places = torch.arange(len(keys), device=keys.device)
     order = _scramble(video.where(video >= 0, -1 - places) if by_video else places, step.seed).argsort(stable=True)
-    drawn = Candidates(keys[order], video[order], None if place is None else order.argsort()[place])
+    # Indexing with brackets takes five times as long.
+    drawn = Candidates(keys.index_select(0, order), video[order], None if place is None else order.argsort()[place])
     own = own_in(drawn, step)
     if by_video:
         border = drawn.video[:size][-1:]

@@ -225,8 +225,7 @@ def _candidates(queue: KeyQueue, keys: Tensor, video: Tensor, places: Tensor | N
     """
     if places is None:
         return Candidates(queue.keys, queue.video)
-    joined = torch.cat((queue.keys, keys)), torch.cat((queue.video, video))
-    return Candidates(*joined, place=len(queue.keys) + places, num_fresh=len(keys))
+    return Candidates(*queue.joined(keys, video), place=len(queue.keys) + places, num_fresh=len(keys))
 
 
 def _seed(config: PretrainConfig, step: int) -> int:
