@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from cyclecontrast.config.fields import UNSHOWN
+
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 LONGEST = 100
 """Characters of a wrong value that are shown."""
@@ -102,6 +104,8 @@ def _explain(item: Any, known: Iterable[str]) -> tuple[str, ...]:
         return (f"{name[:LONGEST]} is no option{did_you_mean(name, known)}",)
     if item["type"] == "missing":
         return (f"{name} is missing",)
+    if item["type"] == UNSHOWN:
+        return (f"{name}: {item['msg']}",)
     message, value = item["msg"].removeprefix("Value error, "), _shown(item["input"])
     hint = ""
     if item["type"] == "literal_error":

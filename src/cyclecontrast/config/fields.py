@@ -2,10 +2,12 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeGuard
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WrapValidator
+from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
 MOST = 10**9
@@ -69,8 +71,42 @@ def _can_be_a_name(value: object) -> object:
     return value
 
 
-Place = Annotated[Path, BeforeValidator(_can_be_a_name)]
+def is_url(place: object) -> TypeGuard[str]:
+    """Whether it names a place by a URL, not on this machine."""
+    return isinstance(place, str) and "://" in place
+
+
+def _on_this_machine(value: object) -> object:
+    if is_url(value):
+        raise PydanticCustomError(UNSHOWN, "is a URL; name a place on this machine")
+    return value
+
+
+def _place_or_url(value: object, as_place: Callable[[object], Path | str]) -> Path | str:
+    """Take a URL as it is, once nothing in it can be a secret: it will stand in records and messages."""
+    if not is_url(value):
+        return Path(as_place(_can_be_a_name(value)))
+    if "@" in value or "?" in value or "#" in value:
+        raise PydanticCustomError(
+            UNSHOWN,
+            "the URL may hold no user, password or query, for it is written into records; give them by the environment "
+            "or the configuration of fsspec",
+        )
+    if "::" in value:
+        raise PydanticCustomError(UNSHOWN, "the URL is a chain of several; name a single one")
+    url = value.rstrip("/")
+    if not is_url(url):
+        raise ValueError("the URL names no place")
+    _can_be_a_name(url)
+    return url
+
+
+UNSHOWN = "unshown"
+"""The kind of mistakes whose value is not repeated to the user: it may hold a secret."""
+Place = Annotated[Path, BeforeValidator(_can_be_a_name), BeforeValidator(_on_this_machine)]
 """A file or folder."""
+PlaceOrUrl = Annotated[Path | str, WrapValidator(_place_or_url)]
+"""A folder, or the URL of a prepared store, which stays text."""
 Name = Annotated[str, AfterValidator(_can_be_a_name)]
 """What may be the name of one."""
 BackboneName = Annotated[Name, AfterValidator(_known_backbone)]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from cyclecontrast.config.fields import STRICT, Count, Device, Few, Name, Place, Processes, Seed, Side
+from cyclecontrast.config.fields import STRICT, Count, Device, Few, Name, Place, PlaceOrUrl, Processes, Seed, Side
 
 
 def _of_vectors(file: Path) -> Path:
@@ -29,7 +29,9 @@ class EmbedConfig(BaseModel):
 
     model_config = STRICT
     model: Name = Field(description="a run, a backbone file, a checkpoint, timm:<name>, or random:<backbone>")
-    data: Place = Field(description="a prepared store, a tree of frames, the R2V2 layout, or a folder of images")
+    data: PlaceOrUrl = Field(
+        description="a prepared store or its URL, a tree of frames, the R2V2 layout, or a folder of images"
+    )
     out: Vectors = Field(description="file to write, .parquet or .npz")
     image_size: Side | None = Field(None, description="default: the size it was trained at")
     batch_size: Count = Field(256, description="images per forward pass")

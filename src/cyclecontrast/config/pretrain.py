@@ -22,6 +22,7 @@ from cyclecontrast.config.fields import (
     Name,
     NonNegative,
     Place,
+    PlaceOrUrl,
     Positive,
     Processes,
     Seed,
@@ -48,7 +49,9 @@ class PretrainConfig(BaseModel):
     """Frames → backbone: the method, its optimizer, and what `auto` may decide."""
 
     model_config = STRICT
-    data: Place = Field(description="a prepared store, a folder of videos, a tree of frames, or the R2V2 layout")
+    data: PlaceOrUrl = Field(
+        description="a prepared store or its URL, a folder of videos, a tree of frames, or the R2V2 layout"
+    )
     out: Place = Field(description="folder of the run to make")
     preset: Literal["auto", "paper", "release"] = Field(
         "auto",

@@ -16,10 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cyclecontrast.config.fields import is_url
 from cyclecontrast.data.frame_bytes import Bytes, FoundFrames, pieces_of
 from cyclecontrast.data.image_folders import open_images
 from cyclecontrast.data.images import Pixels, decode_image
-from cyclecontrast.data.prepared_store import open_prepared
+from cyclecontrast.data.prepared_store import open_prepared, open_remote
 from cyclecontrast.data.shared_arrays import SharedArrays
 from cyclecontrast.errors import UserError
 
@@ -28,18 +29,19 @@ from cyclecontrast.errors import UserError
 class FrameStore:
     """Videos and their frames, by number: `starts[v]` is the first frame of video v."""
 
-    root: Path
+    root: Path | str
     layout: str
     columns: SharedArrays
     source: Bytes
 
     @staticmethod
     def open(path: str | Path) -> "FrameStore":
-        """Open a prepared store, a tree of frames, the R2V2 layout or a folder of images; raises UserError."""
-        root = Path(path)
-        if not root.is_dir():
-            raise UserError(f"{root}: no such folder; name a prepared store or a folder of frames")
-        found = open_prepared(root) if (root / "store.json").exists() else open_images(root)
+        """Open a prepared store, a tree of frames, the R2V2 layout or a folder of images; raises UserError.
+
+        Text with `://` in it is the URL of a prepared store.
+        """
+        root = path if is_url(path) else Path(path)
+        found = open_remote(root) if isinstance(root, str) else _open_local(root)
         store = FrameStore(root, found.layout, _shared(found), found.source)
         del found
         _give_back_memory()
@@ -108,6 +110,12 @@ class FrameStore:
         if not 0 <= index < self.frames_in(video):
             raise IndexError(f"{self.video_id(video)} has {self.frames_in(video)} frames, no index {index}")
         return int(self.starts[video]) + index
+
+
+def _open_local(root: Path) -> FoundFrames:
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; name a prepared store or a folder of frames")
+    return open_prepared(root) if (root / "store.json").exists() else open_images(root)
 
 
 def _shared(found: FoundFrames) -> SharedArrays:

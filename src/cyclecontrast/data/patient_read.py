@@ -1,13 +1,12 @@
 """A frame's bytes from a storage that may fail for a while; a file that is gone is told from a store that is lost."""
 
-import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from cyclecontrast.data.frame_bytes import Shards
 from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.store_files import shard_path
+from cyclecontrast.data.remote import NoRangesError, RemoteShards
 from cyclecontrast.errors import UserError
 
 PAUSES = (0.1, 0.4, 1.6, 6.4, 25.6)
@@ -18,17 +17,21 @@ def read_patiently(store: FrameStore, video: int, index: int, sleep: Callable[[f
     """Return the encoded image; what fails is tried again after growing pauses, from files opened anew.
 
     Raises ValueError where the frame's own file is gone and the store is there; UserError where the storage still
-    fails after the last pause. A read that hangs is not interrupted.
+    fails after the last pause, and at once where a server sends whole files for frames. A local read that hangs is not
+    interrupted.
     """
     for pause in (*PAUSES, None):
         try:
             return store.read(video, index)
         except (OSError, UserError) as error:
-            if isinstance(error, FileNotFoundError) and store.layout != "store" and _is_filled(store.root):
+            if isinstance(error, NoRangesError):
+                raise
+            if isinstance(error, FileNotFoundError) and store.layout != "store" and _is_filled(Path(store.root)):
                 raise ValueError("the file is gone") from error
             if pause is None:
                 raise UserError(_explain(error, store, video, index)) from error
-        _close_handles(store)
+        if isinstance(store.source, Shards | RemoteShards):
+            store.source.forget()
         sleep(pause)
     raise AssertionError
 
@@ -41,8 +44,8 @@ def _explain(error: OSError | UserError, store: FrameStore, video: int, index: i
     return f"{place}: cannot be read ({error.strerror or error}; tried {tried}); mend the storage"
 
 
-def _file_of(store: FrameStore, frame: int) -> Path:
-    return shard_path(store.root, store.source.shard_of(frame)) if isinstance(store.source, Shards) else store.root
+def _file_of(store: FrameStore, frame: int) -> Path | str:
+    return store.source.file_of(frame) if isinstance(store.source, Shards | RemoteShards) else store.root
 
 
 def _is_filled(root: Path) -> bool:
@@ -52,11 +55,3 @@ def _is_filled(root: Path) -> bool:
             return next(entries, None) is not None
     except OSError:
         return False
-
-
-def _close_handles(store: FrameStore) -> None:
-    """Let the next read open its shard anew: a handle from before a server's restart stays stale."""
-    if isinstance(store.source, Shards):
-        while store.source.handles:
-            with contextlib.suppress(OSError):
-                os.close(store.source.handles.popitem()[1])

@@ -1,6 +1,7 @@
 """A prepared store → its frames by number, once all that its files say of one another has been checked."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cyclecontrast.data.frame_bytes import FoundFrames, Shards
+from cyclecontrast.data.frame_bytes import FoundFrames, Places, Shards
 from cyclecontrast.data.images import MOST_BYTES
 from cyclecontrast.data.regular_files import size_of_own
-from cyclecontrast.data.store_files import FRAME_SCHEMA, STORE_VERSION, read_settings, shard_path
+from cyclecontrast.data.remote import Remote, RemoteShards
+from cyclecontrast.data.store_files import FRAME_SCHEMA, STORE_VERSION, read_settings, shard_name
 from cyclecontrast.data.table_files import read_about, read_batches
 from cyclecontrast.errors import UserError
 
@@ -21,6 +23,22 @@ PLACES = {"shard": np.int32, "offset": np.int64, "size": np.int32}
 OUT_OF_ORDER = "its rows are not in order (video after video, index 0, 1, ...)"
 MISCOUNTED = "has not as many rows as it says"
 MOST_PROBLEMS = 10
+
+
+class _Store(NamedTuple):
+    """Where a store's tables can be read, how users know it, and what the sizes of files are, or why it is not known.
+
+    `mend` is what a user can do where its files do not fit.
+    """
+
+    folder: Path
+    root: Path | str
+    sizes: Callable[[Sequence[str]], Iterator[int | OSError | ValueError | None]]
+    mend: str = "prepare the videos again"
+
+    def name(self, file: str) -> str:
+        """Return a file's place as users know it."""
+        return f"{self.root}/{file}"
 
 
 class _Table(NamedTuple):
@@ -39,21 +57,58 @@ def open_prepared(root: Path) -> FoundFrames:
     Times may be nan, where a video does not tell, and may run backwards, where a video is joined of several. The folder
     `shards` may be a link to another disk, a shard may not. Raises UserError.
     """
-    if read_settings(root) is None:
-        raise UserError(
-            f"{root / 'store.json'}: is not of a frame store of version {STORE_VERSION}; prepare the videos again"
-        )
-    path = root / "frames.parquet"
-    if not path.exists():
+    if read_settings(root) is not None and not (root / "frames.parquet").exists():
         raise UserError(f"{root} is not finished; run the same `cyclecontrast prepare` again, it goes on")
+    table = _checked_table(_Store(root, root, partial(_sizes, root)))
+    return FoundFrames("store", table.video_ids, table.starts, Shards(root, _places(table)))
+
+
+def open_remote(url: str) -> FoundFrames:
+    """Fetch the tables of a store behind a URL, and check all that is checked of one on this machine; raises UserError.
+
+    A server that sends whole files for parts is refused. A size that it does not tell is not checked.
+    """
+    remote = Remote(url)
     try:
-        table = _read(path)
+        with remote.fetched("store.json", "frames.parquet") as folder:
+            table = _checked_table(_Store(folder, url, remote.sizes, "copy the whole store there again"))
+        remote.read("store.json", 1, 1)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{url}: holds no prepared store ({error.filename} {error.strerror}); make one with "
+            "`cyclecontrast prepare`, and copy all of it there"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: cannot be read ({error.strerror}); see to the address, the network and the credentials "
+            "in the environment or the configuration of fsspec"
+        ) from error
+    return FoundFrames("store", table.video_ids, table.starts, RemoteShards(remote, _places(table)))
+
+
+def _checked_table(store: _Store) -> _Table:
+    if read_settings(store.folder) is None:
+        raise UserError(f"{store.name('store.json')}: is not of a frame store of version {STORE_VERSION}; {store.mend}")
+    try:
+        table = _read(store.folder / "frames.parquet")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {_told(error)}; prepare the videos again") from error
+        raise UserError(f"{store.name('frames.parquet')}: {_told(error)}; {store.mend}") from error
     if table is None:
-        raise UserError(f"{root} holds no frames; prepare a folder of videos that can be read")
-    _check_places(root, table)
-    return FoundFrames("store", table.video_ids, table.starts, Shards.of(root, table.shard, table.offset, table.size))
+        raise UserError(f"{store.root} holds no frames; prepare a folder of videos that can be read")
+    _check_places(store, table)
+    return table
+
+
+def _places(table: _Table) -> Places:
+    return Places.of(table.shard, table.offset, table.size)
+
+
+def _sizes(root: Path, names: Sequence[str]) -> Iterator[int | OSError | ValueError]:
+    for name in names:
+        try:
+            yield size_of_own(root / name)
+        except (OSError, ValueError) as error:
+            yield error
 
 
 def _read(path: Path) -> _Table | None:
@@ -88,17 +143,17 @@ def _unique(ids: pa.StringArray) -> pa.StringArray:
     return ids
 
 
-def _check_places(root: Path, table: _Table) -> None:
+def _check_places(store: _Store, table: _Table) -> None:
     """Raise UserError with the first problems of the shards, and how many more have one."""
-    problems = _problems(root, table)
+    problems = _problems(store, table)
     told = list(islice(problems, MOST_PROBLEMS))
     if more := sum(1 for _ in problems):
-        told.append(f"{root}: so are {more:,} other shards")
+        told.append(f"{store.root}: so are {more:,} other shards")
     if told:
         raise UserError(*told)
 
 
-def _problems(root: Path, table: _Table) -> Iterator[str]:
+def _problems(store: _Store, table: _Table) -> Iterator[str]:
     shard, offset, size = table.shard, table.offset.view(np.uint64), table.size
     if not _is_sorted(shard, offset):
         order = np.lexsort((offset, shard))
@@ -108,21 +163,19 @@ def _problems(root: Path, table: _Table) -> Iterator[str]:
     first, end = np.flatnonzero(is_first), np.add(offset, size, dtype=np.uint64, casting="unsafe")
     needed, largest = np.maximum.reduceat(end, first), np.maximum.reduceat(size, first)
     has_shared = np.logical_or.reduceat(~is_first & np.r_[False, end[:-1] > offset[1:]], first)
-    for at, number in enumerate(shard[first].tolist()):
-        path = shard_path(root, number)
-        try:
-            there = size_of_own(path)
-        except (OSError, ValueError) as error:
-            what = "is missing" if isinstance(error, FileNotFoundError) else _told(error)
-            yield f"{path}: {what}; prepare the videos again"
-            continue
-        if there < needed[at]:
-            place = f"byte {needed[at]:,} of {there:,}"
-            yield f"{path}: frames.parquet points outside of it ({place}); prepare the videos again"
+    names = [shard_name(number) for number in shard[first].tolist()]
+    for at, (name, there) in enumerate(zip(names, store.sizes(names), strict=True)):
+        if isinstance(there, OSError | ValueError):
+            problem = "is missing" if isinstance(there, FileNotFoundError) else _told(there)
+        elif there is not None and there < needed[at]:
+            problem = f"frames.parquet points outside of it (byte {needed[at]:,} of {there:,})"
         elif largest[at] > MOST_BYTES:
-            yield f"{path}: has a frame of {largest[at]:,} bytes, more than {MOST_BYTES:,}; prepare the videos again"
+            problem = f"has a frame of {largest[at]:,} bytes, more than {MOST_BYTES:,}"
         elif has_shared[at]:
-            yield f"{path}: frames.parquet gives some of its bytes to two frames; prepare the videos again"
+            problem = "frames.parquet gives some of its bytes to two frames"
+        else:
+            continue
+        yield f"{store.name(name)}: {problem}; {store.mend}"
 
 
 def _is_sorted(shard: npt.NDArray[np.int32], offset: npt.NDArray[np.uint64]) -> bool:

@@ -83,9 +83,14 @@ class FrameRow:
     height: int
 
 
+def shard_name(shard: int, suffix: str = "tar") -> str:
+    """The name, below the root of a prepared store, of a shard or of one of its tables."""
+    return f"shards/{shard:06d}.{suffix}"
+
+
 def shard_path(root: Path, shard: int, suffix: str = "tar") -> Path:
     """The path of a shard of a prepared store, or of one of its tables."""
-    return root / "shards" / f"{shard:06d}.{suffix}"
+    return root / shard_name(shard, suffix)
 
 
 def write_settings(root: Path, settings: Mapping[str, object]) -> None:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.remote import Remote
 from cyclecontrast.data.store_files import VIDEO_SCHEMA
 from cyclecontrast.data.table_files import read_table
 from cyclecontrast.errors import UserError, attempt, checked
@@ -146,10 +147,20 @@ def _read_frames(folder: Path, config: PretrainConfig, expected: str | None) -> 
     return Frames(store, problem, _skipped(root))
 
 
-def _skipped(root: Path) -> tuple[SkippedVideo, ...]:
-    path = root / "videos.parquet"
-    if not path.is_file():
+def _skipped(root: Path | str) -> tuple[SkippedVideo, ...]:
+    name = "videos.parquet"
+    if isinstance(root, Path):
+        return _skipped_in(root / name) if (root / name).is_file() else ()
+    try:
+        with Remote(root).fetched(name) as folder:
+            return _skipped_in(folder / name)
+    except FileNotFoundError:
         return ()
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); give the same command again") from error
+
+
+def _skipped_in(path: Path) -> tuple[SkippedVideo, ...]:
     try:
         table = read_table(path, VIDEO_SCHEMA, ("id", "status", "reason"))
     except (OSError, ValueError) as error:

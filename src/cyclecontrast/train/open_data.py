@@ -35,6 +35,8 @@ class VideoSplit(NamedTuple):
 def count_videos(config: PretrainConfig) -> int:
     """Return how many video files must be prepared first: none where the data are frames, or absent."""
     data = config.data
+    if isinstance(data, str):
+        return 0
     try:
         return len(find_videos(data)) if data.is_dir() and not (data / "store.json").exists() else 0
     except OSError as error:
@@ -49,30 +51,32 @@ def prepare_videos(config: PretrainConfig) -> None:
         console.print(f"{summary}\nthe frames are in {frames}: name that folder as DATA to train on them again")
 
 
-def frames_folder(config: PretrainConfig, num_videos: int) -> Path:
-    """Return the folder of frames: DATA, or where that is or was one of videos, what was prepared of them.
+def frames_folder(config: PretrainConfig, num_videos: int) -> Path | str:
+    """Return the folder or the URL of frames: DATA, or where that is or was one of videos, what was prepared of them.
 
     Raises UserError where the data of a run that is resumed are gone, or are other videos.
     """
-    frames = config.out / "frames"
+    data, frames = config.data, config.out / "frames"
+    if isinstance(data, str):
+        return data
     is_prepared = config.resume is not None and (frames / "frames.parquet").exists()
-    if config.resume is None or config.data.exists():
+    if config.resume is None or data.exists():
         if is_prepared and num_videos:
-            _check_same_videos(config, frames)
-        return frames if num_videos else config.data
+            _check_same_videos(config, data, frames)
+        return frames if num_videos else data
     if not is_prepared:
         how = f"cyclecontrast pretrain DATA --resume {config.resume}"
-        raise UserError(f"data: {config.data}, which the run was trained on, is gone; name where it lies now: {how}")
+        raise UserError(f"data: {data}, which the run was trained on, is gone; name where it lies now: {how}")
     return frames
 
 
-def _check_same_videos(config: PretrainConfig, frames: Path) -> None:
-    found = {video.id for video in find_videos(config.data)}
+def _check_same_videos(config: PretrainConfig, data: Path, frames: Path) -> None:
+    found = {video.id for video in find_videos(data)}
     store = FrameStore.open(frames)
     lost = [video_id for video_id in store.video_ids.to_pylist() if video_id not in found]
     if lost:
         raise UserError(
-            f"resume: {config.data} is not the data that {config.resume} began with: {len(lost):,} of its "
+            f"resume: {data} is not the data that {config.resume} began with: {len(lost):,} of its "
             f"{store.num_videos:,} videos are not there, such as {lost[0]}; name {frames}, which holds their frames"
         )
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from cyclecontrast.config.fields import Count, Fraction
+from cyclecontrast.config.fields import Count, Fraction, is_url
 from cyclecontrast.config.seal import sealed
 from cyclecontrast.data.regular_files import read_regular
 from cyclecontrast.errors import UserError
@@ -78,7 +78,8 @@ class About(TypedDict, total=False):
 def write_config(run: Path, config: BaseModel) -> None:
     """Write config.toml, which reruns the run: `cyclecontrast pretrain --config RUN/config.toml`."""
     values = {k: v for k, v in config.model_dump(mode="json").items() if v is not None and k != "resume"}
-    values["data"] = os.path.abspath(values["data"])  # so that it is found from any folder
+    if not is_url(values["data"]):
+        values["data"] = os.path.abspath(values["data"])  # so that it is found from any folder
     with replacing(run / CONFIG) as aside:
         aside.write_text(sealed(tomli_w.dumps(values)))
 
