@@ -5,13 +5,14 @@
 
 All in one thread, as in a worker process. Beside ../shared/data, its small (GTSRB) and large (GOT-10k) frames, too. A
 sample is all that is done for a pair, as the workers do it: reading, two views, stacking. The aim is that neither
-decoding nor augmenting is slower than Pillow's, and that a sample costs little more than its two views.
+decoding nor augmenting is slower than Pillow's, and that a sample costs little more than its two views. Cut alone is a
+view whose colours and blur are left to the device (`--augment-on device`).
 """
 
 import random
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import _plain
@@ -20,9 +21,9 @@ import torch
 from _ours import SHARED, make_store
 from _turns import parser_of, print_table, ratio, take_turns, timed
 
-from cyclecontrast.data.augment import RECIPES, apply_view, draw_view
+from cyclecontrast.data.augment import RECIPES, View, apply_view, cut_view, draw_view
 from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.images import decode_image
+from cyclecontrast.data.images import Pixels, decode_image
 from cyclecontrast.data.pairs import FramePairs, collate, random_stream
 
 OF_SHARED = {"GTSRB": SHARED / "video_frames/gtsrb/frames", "GOT-10k": SHARED / "tracking/got10k/val"}
@@ -36,9 +37,12 @@ def measure(store: FrameStore, size: int, num_frames: int, repetitions: int) -> 
     encoded = [store.read(sample.video, frame) for sample in samples for frame in sample.frames]
     images, plain_images = [decode_image(data) for data in encoded], [_plain.decode(data) for data in encoded]
 
-    def augment() -> None:
-        for image in images:
-            apply_view(image, draw_view(rng, image.shape[0], image.shape[1], recipe), size)
+    def views_by(execute: Callable[[Pixels, View, int], Pixels]) -> Callable[[], None]:
+        def make_views() -> None:
+            for image in images:
+                execute(image, draw_view(rng, image.shape[0], image.shape[1], recipe), size)
+
+        return make_views
 
     def make_samples() -> None:
         for start in range(0, num_samples, batch):
@@ -46,7 +50,8 @@ def measure(store: FrameStore, size: int, num_frames: int, repetitions: int) -> 
 
     works = {
         "decode": timed(lambda: [decode_image(data) for data in encoded]),
-        "augment": timed(augment),
+        "augment": timed(views_by(apply_view)),
+        "cut": timed(views_by(cut_view)),
         "sample": timed(make_samples),
         "plain decode": timed(lambda: [_plain.decode(data) for data in encoded]),
         "plain augment": timed(lambda: [_plain.random_view(image, size, plain_rng) for image in plain_images]),
@@ -56,7 +61,8 @@ def measure(store: FrameStore, size: int, num_frames: int, repetitions: int) -> 
     costs["plain views"] = [a + b for a, b in zip(costs["plain decode"], costs["plain augment"], strict=True)]
     each = [1e6 * statistics.median(costs[name]) / num_frames for name in ("decode", "augment", "sample")]
     ratios = [ratio(costs, name, f"plain {name}") for name in ("decode", "augment", "views")]
-    return [*(f"{microseconds:,.0f}" for microseconds in each), *ratios, "≤ 1.00", ratio(costs, "sample", "views")]
+    others = ratio(costs, "sample", "views"), ratio(costs, "cut", "augment")
+    return [*(f"{microseconds:,.0f}" for microseconds in each), *ratios, "≤ 1.00", *others]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -82,6 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         folders = {"given": asked.data} if asked.data else {"videos": make_store(Path(root)), **there}
         ours = ["decoding, µs", "augmenting, µs", "half a sample, µs"]
         ratios = ["decoding / Pillow", "augmenting / Pillow", "both / Pillow", "goal", "sample / its views"]
+        ratios.append("cut alone / augmenting")
         print_table(["frames → crops", *ours, *ratios], rows(folders))
 
 

@@ -46,6 +46,7 @@ NAMES = {
     "init": ["random:resnet10-small-w1", "random:resnet9", "timm:test_resnet", "nothing.pth"],
     "device": ["cpu", "auto", "cuda:7777", "gpu"],
     "resume": ["nowhere", "tree"],
+    "compile": [False],  # it takes minutes; tests/test_compiled.py
 }
 NEEDED = {
     **dict.fromkeys(("data", "data_root", "videos", "runs"), "tree"),

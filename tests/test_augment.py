@@ -2,6 +2,7 @@
 
 import colorsys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -163,6 +164,27 @@ def test_shrinking_averages():
     """Half the size is the mean of four pixels."""
     expected = IMAGE.reshape(24, 2, 24, 2, 3).mean((1, 3))
     assert np.abs(apply_view(IMAGE, PLAIN, 24) - expected).max() <= 1
+
+
+def overlaps(number, size):
+    """Return the part (size, number) that each of so many pixels has in each of the pixels that they become."""
+    edges = np.arange(size + 1) * number / size
+    low, high = np.maximum(edges[:-1, None], np.arange(number)), np.minimum(edges[1:, None], np.arange(1, number + 1))
+    return np.clip(high - low, 0, None) * size / number
+
+
+@pytest.mark.parametrize("size", [16, 32, 100])
+@pytest.mark.parametrize(("height", "width"), [(101, 135), (250, 190), (135, 380)])
+def test_shrinking_is_nearly_the_mean_of_areas(height, width, size):
+    """At any ratio a pixel is the mean of the area that it covers: within .6 of 255 in the mean of a picture."""
+    rng = np.random.default_rng(size)
+    coarse, fine = (rng.integers(0, 256, (height // side, width // side, 3), np.uint8) for side in (25, 4))
+    layers = [cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) for noise in (coarse, fine)]
+    image = cv2.addWeighted(layers[0], 0.6, layers[1], 0.4, 0)
+    view = PLAIN._replace(crop=Crop(0, 0, width, height))
+    of_rows, of_columns = overlaps(height, size), overlaps(width, size)
+    expected = np.einsum("ih,hwc,jw->ijc", of_rows, image.astype(float), of_columns, optimize=True)
+    assert np.abs(apply_view(image, view, size) - expected).mean() <= 0.6
 
 
 @pytest.mark.parametrize("factor", [0.6, 0.93, 1.0, 1.4])

@@ -13,6 +13,7 @@ import torch
 
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.loss.losses import info_nce
+from cyclecontrast.model import compiled
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 TINY = "--image-size 16 --batch-size 4 --backbone resnet10-small-w8 --num-steps 1 --workers 0"
@@ -32,7 +33,7 @@ GOALS = {
     "release": ["≥ 3.0", "", ""],
     "lightly_moco": ["≥ 1.00", "", "≥ 1.00"],
     "startup": ["", "", *["< 1.00"] * 5],
-    "gpu": ["≥ 0.95"],
+    "gpu": ["≥ 0.95", "", ""],
 }
 """What stands beside each row."""
 
@@ -73,8 +74,9 @@ def run(capsys):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_each_prints_its_table(script, made, run):
+def test_each_prints_its_table(script, made, run, monkeypatch):
     """One repetition gives a Markdown table with the goal beside each ratio, which is a positive number."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")  # the real one takes minutes
     words = SCRIPTS[script].replace("STORE", str(made)).replace("VIDEOS", str(made.parent / "videos"))
     told = run(script, f"{words} --repetitions 1")
     if told.startswith("left out"):

@@ -33,7 +33,10 @@ from cyclecontrast.config.seal import is_sealed
 from cyclecontrast.config.sources import SOURCES
 
 MAY_CHANGE = frozenset(
-    {"resume", "data", "workers", "device", "log_every", "checkpoint_every", "health_every", "most_unreadable"}
+    {
+        *("resume", "data", "workers", "device", "augment_on", "compile"),
+        *("log_every", "checkpoint_every", "health_every", "most_unreadable"),
+    }
 )
 """Settings of a run that may differ when it is resumed: the data must have the same fingerprint, wherever it lies."""
 
@@ -134,6 +137,14 @@ class PretrainConfig(BaseModel):
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the hardware has it")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")
     workers: Processes | None = Field(None, description="processes that load and augment; default: the number of cores")
+    augment_on: Literal["auto", "cpu", "device"] = Field(
+        "auto",
+        description="where colours and blur of the views are made: by the workers, or on the device from the same "
+        "random numbers, which differs by rounding; auto: device where that is a GPU of CUDA",
+    )
+    compile: bool = Field(
+        False, description="let torch.compile make the encoders faster; meant for CUDA, takes a minute or more to begin"
+    )
     checkpoint_every: Count = Field(1000, description="steps between checkpoints")
     log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
     most_unreadable: Fraction = Field(

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cyclecontrast.data.augment import Recipe, apply_view, draw_view, smallest_crop
+from cyclecontrast.data.augment import Recipe, apply_view, cut_view, draw_view, smallest_crop
+from cyclecontrast.data.device_augment import numbers_of
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.further_views import FurtherFrames, no_further
 from cyclecontrast.data.images import Pixels, decode_image
@@ -30,6 +31,7 @@ QUERY, POSITIVE, FRAMES, ORDER, FURTHER_FRAMES, FURTHER = range(6)
 """Purposes of random numbers; further views count on from the last."""
 
 NO_FRAMES = torch.empty(0, 0, dtype=torch.long)
+NOTHING_LEFT = torch.empty(0, 0)
 MOST_STAND_INS = 100
 """Videos in a row without any readable frame, after which the data as a whole count as unreadable."""
 
@@ -46,7 +48,7 @@ class ViewPair(NamedTuple):
     """Two augmented frames of one video, and how many show another than was drawn, for one could not be read.
 
     `more` are further views, where wanted; `frames` numbers the frame of each view, query and positive first.
-    `unreadable` names each frame that was tried in vain, once.
+    `unreadable` names each frame that was tried in vain, once. `left` has, for each view, what `finish_views` does.
     """
 
     query: Pixels
@@ -56,6 +58,7 @@ class ViewPair(NamedTuple):
     more: tuple[Pixels, ...] = ()
     frames: tuple[int, ...] = ()
     unreadable: tuple[BadFrame, ...] = ()
+    left: tuple[tuple[float, ...], ...] = ()
 
 
 class Frame(NamedTuple):
@@ -65,11 +68,19 @@ class Frame(NamedTuple):
     number: int
 
 
+class Made(NamedTuple):
+    """A view, and the numbers of what is left to do to it: none where it is done."""
+
+    pixels: Pixels
+    left: tuple[float, ...] = ()
+
+
 class Batch(NamedTuple):
     """Views as uint8 (batch, 3, size, size) in channels-last memory, and their video numbers (batch,).
 
     `frames` (batch, num_views) numbers the frame of each view in its video. `replaced` counts the views that show
-    another frame than was drawn; `unreadable` names each frame that was tried in vain, once.
+    another frame than was drawn; `unreadable` names each frame that was tried in vain, once. `left` (batch, num_views,
+    10) has what `finish_views` is to do to the views, and is empty where they are done.
     """
 
     query: Tensor
@@ -79,6 +90,7 @@ class Batch(NamedTuple):
     more: tuple[Tensor, ...] = ()
     frames: Tensor = NO_FRAMES
     unreadable: tuple[BadFrame, ...] = ()
+    left: Tensor = NOTHING_LEFT
 
 
 def random_stream(seed: int, epoch: int, place: int, purpose: int) -> np.random.Generator:
@@ -108,7 +120,7 @@ class FramePairs(Dataset[ViewPair]):
     where `distinct`: there they are drawn independently, and may be one. A video of one frame gives two views of it.
     `further` names the frames of further views. What does not decode is replaced: a frame by another of its video, a
     video without any by the next one; a storage that fails is an error, after pauses that `sleep` makes. `videos` names
-    those that take part, without it all.
+    those that take part, without it all. With `cut_only` colours and blur are left to `finish_views`.
     """
 
     store: FrameStore
@@ -120,6 +132,7 @@ class FramePairs(Dataset[ViewPair]):
     further: FurtherFrames = no_further
     videos: npt.NDArray[np.int64] | None = None
     sleep: Callable[[float], object] = time.sleep
+    cut_only: bool = False
 
     @property
     def num_videos(self) -> int:
@@ -153,7 +166,9 @@ class FramePairs(Dataset[ViewPair]):
         views = [self._view(frame.image, epoch, place, role) for frame, role in zip(frames, roles, strict=True)]
         numbers = tuple(frame.number for frame in frames)
         replaced = sum(number != wanted for number, wanted in zip(numbers, (first, second, *chosen), strict=True))
-        return ViewPair(views[0], views[1], video, replaced, tuple(views[2:]), numbers)
+        query_view, positive_view, *more = (view.pixels for view in views)
+        left = tuple(view.left for view in views if view.left)
+        return ViewPair(query_view, positive_view, video, replaced, tuple(more), numbers, left=left)
 
     def _choose(self, epoch: int, place: int, num_frames: int) -> tuple[int, int]:
         rng = random_stream(self.seed, epoch, place, FRAMES)
@@ -164,9 +179,12 @@ class FramePairs(Dataset[ViewPair]):
             return first, int(rng.integers(num_frames))
         return first, (first + 1 + int(rng.integers(num_frames - 1))) % num_frames
 
-    def _view(self, image: Pixels, epoch: int, place: int, role: int) -> Pixels:
+    def _view(self, image: Pixels, epoch: int, place: int, role: int) -> Made:
         rng = random_stream(self.seed, epoch, place, role)
-        return apply_view(image, draw_view(rng, image.shape[0], image.shape[1], self.recipe), self.size)
+        view = draw_view(rng, image.shape[0], image.shape[1], self.recipe)
+        if self.cut_only:
+            return Made(cut_view(image, view, self.size), numbers_of(view))
+        return Made(apply_view(image, view, self.size))
 
     def _readable(self, video: int, index: int, bad: list[BadFrame], avoid: int | None = None) -> Frame:
         """Return the frame or the next that can be read, and note the others; `avoid` only where there is no other."""
@@ -201,7 +219,9 @@ def collate(pairs: list[ViewPair]) -> Batch:
     video = torch.tensor([pair.video for pair in pairs])
     frames = torch.tensor([pair.frames for pair in pairs])
     unreadable = tuple(dict.fromkeys(frame for pair in pairs for frame in pair.unreadable))
-    return Batch(query, positive, video, sum(pair.replaced for pair in pairs), tuple(more), frames, unreadable)
+    left = torch.tensor([pair.left for pair in pairs])
+    replaced = sum(pair.replaced for pair in pairs)
+    return Batch(query, positive, video, replaced, tuple(more), frames, unreadable, left)
 
 
 def load_batches(

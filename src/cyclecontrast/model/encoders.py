@@ -4,6 +4,7 @@
 """
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -82,7 +83,7 @@ def follow(momentum_encoder: nn.Module, encoder: nn.Module, momentum: float) -> 
 
 
 @torch.no_grad()
-def encode_in_groups(encoder: nn.Module, images: Tensor, num_groups: int, order: Tensor) -> Features:
+def encode_in_groups(encoder: Callable[[Tensor], Features], images: Tensor, num_groups: int, order: Tensor) -> Features:
     """Encode keys in groups of a shuffled order, so that BatchNorm cannot tell which key belongs to which query.
 
     `order` is a permutation of the batch; the features come back in the batch's own order. Groups hold two images

@@ -35,6 +35,16 @@ def pick_precision(name: str, device: torch.device) -> str:
     return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
 
 
+def pick_executor(name: str, device: torch.device) -> str:
+    """Return where views are augmented, cpu or device; `auto` is the device where that is CUDA.
+
+    A CPU takes ten to twenty times as long for colours and blur of a whole batch as its workers do by OpenCV.
+    """
+    if name != "auto":
+        return name
+    return "device" if device.type == "cuda" else "cpu"
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
     """Return the context in which networks run at this precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cyclecontrast.errors import UserError
-from cyclecontrast.model.encoders import Encoder, Features, encode_in_groups
+from cyclecontrast.model.encoders import Features, encode_in_groups
 
 LONGEST_STEP = timedelta(minutes=10)
 """A process that is silent for so long counts as lost."""
@@ -160,7 +160,9 @@ def average_gradients(network: nn.Module, world: World) -> None:
 
 
 @torch.no_grad()
-def encode_keys(encoder: Encoder, images: Tensor, num_groups: int, seed: int, world: World) -> Features:
+def encode_keys(
+    encoder: Callable[[Tensor], Features], images: Tensor, num_groups: int, seed: int, world: World
+) -> Features:
     """Encode this process's keys such that BatchNorm cannot leak who is in the batch (shuffle-BN).
 
     The images of all processes are shuffled together by `seed`, each process encodes its share in groups, and the

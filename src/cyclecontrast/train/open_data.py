@@ -142,4 +142,5 @@ def make_health_pairs(config: PretrainConfig, pairs: FramePairs) -> FramePairs:
         distinct=True,
         further=no_further,
         videos=held_out if len(held_out) else None,
+        cut_only=False,
     )

@@ -1,6 +1,7 @@
 """From what was asked to what is trained: every problem is told before anything is written."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from cyclecontrast.loss.baseline_objectives import ignored_positive
 from cyclecontrast.loss.objectives import pick_objective
 from cyclecontrast.model.backbone import Backbone, make_backbone
 from cyclecontrast.model.checkpoint import load_backbone
-from cyclecontrast.model.hardware import pick_device
+from cyclecontrast.model.compiled import check_compiler
+from cyclecontrast.model.hardware import pick_device, pick_executor
 from cyclecontrast.train import run_folder
 from cyclecontrast.train.distributed import World, first_process_first
 from cyclecontrast.train.memory import check_memory
@@ -44,6 +46,8 @@ def open_training(config: PretrainConfig, machine: Machine, world: World) -> Ope
         if config.resume is None and world.rank == 0:
             attempt(lambda: check_new_run(config.out), problems)
         given = attempt(lambda: _given_backbone(config), problems)
+        if config.compile and not problems:
+            attempt(lambda: check_compiler(pick_device(config.device)), problems)
         if num_videos and world.rank == 0:
             _prepare(config, machine, num_videos, given, problems)
         opened = attempt(lambda: _open_pairs(config, num_videos or 0, machine, given), problems)
@@ -92,7 +96,7 @@ def _open_pairs(
             f"batch_size: {settled.batch_size} is more than the {num_frames:,} frames of the {pairs.num_videos:,} "
             f"videos that are trained on; set --batch-size {max(LEAST_BATCH, num_frames)} or less"
         )
-    return settled, pairs
+    return settled, replace(pairs, cut_only=settled.augment_on == "device")
 
 
 def _prepare(
@@ -108,8 +112,10 @@ def _prepare(
 
 def _settle(config: PretrainConfig, data: DataSize, machine: Machine, given: Backbone | None) -> PretrainConfig:
     """Decide what is open; raises UserError where the memory is too small, or the backbone does not take the images."""
-    settled = resolve(config, data, machine)
-    check_memory(settled, given, machine.processes, pick_device(config.device))
+    device = pick_device(config.device)
+    resolved = resolve(config, data, machine)
+    settled = resolved.model_copy(update={"augment_on": pick_executor(config.augment_on, device)})
+    check_memory(settled, given, machine.processes, device)
     if given is not None and given.name.startswith("timm:"):
         _check_images(given, settled.image_size)
     return settled

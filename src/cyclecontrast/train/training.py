@@ -1,5 +1,6 @@
 """One step of the method, and everything that a step reads or changes. It knows nothing of files or of people."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.device_augment import finish_views
 from cyclecontrast.data.pairs import Batch
 from cyclecontrast.loss.key_queue import KeyQueue
 from cyclecontrast.loss.objectives import pick_objective
 from cyclecontrast.loss.step import Candidates, Losses, LossSettings, Objective, Step
 from cyclecontrast.model.backbone import Backbone
-from cyclecontrast.model.encoders import Encoder, Features, follow, make_momentum_encoder
+from cyclecontrast.model.compiled import compiled
+from cyclecontrast.model.encoders import Encoder, Features, Projections, follow, make_momentum_encoder
 from cyclecontrast.model.hardware import autocast
 from cyclecontrast.model.heads import Encoded, Head
 from cyclecontrast.train.distributed import World, average_gradients, encode_keys, gather
@@ -25,6 +28,13 @@ class Hardware(NamedTuple):
     device: torch.device
     precision: str
     world: World
+
+
+class Passes(NamedTuple):
+    """How images go through the encoders in a step: by the networks that are saved, called as they are or compiled."""
+
+    queries: Callable[[Tensor], Projections]
+    keys: Callable[[Tensor], Features] | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Training:
     config: PretrainConfig
     hardware: Hardware
     num_steps: int
+    passes: Passes
 
     @property
     def learned(self) -> nn.ModuleList:
@@ -81,11 +92,13 @@ def make_training(config: PretrainConfig, backbone: Backbone, num_steps: int, ha
         encoder = Encoder(backbone, config.projector, config.projector_dim).train()
         head = needs.make_head(config.projector_dim).train().to(device)
     encoder = encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    momentum_encoder = make_momentum_encoder(encoder) if needs.keys else None
     intra_queue_size = config.queue_size if needs.has_intra else 0
     cycle_queue_size = config.cycle_queue_size if needs.has_cycle else 1
+    passes = Passes(encoder.project, momentum_encoder)
     return Training(
         encoder,
-        make_momentum_encoder(encoder) if needs.keys else None,
+        momentum_encoder,
         head,
         _make_optimizer(encoder, head, config),
         KeyQueue(intra_queue_size, config.projector_dim, config.seed).to(device),
@@ -94,7 +107,12 @@ def make_training(config: PretrainConfig, backbone: Backbone, num_steps: int, ha
         config,
         hardware,
         num_steps,
+        _compiled(passes) if config.compile else passes,
     )
+
+
+def _compiled(passes: Passes) -> Passes:
+    return Passes(compiled(passes.queries), None if passes.keys is None else compiled(passes.keys))
 
 
 def train_step(training: Training, batch: Batch, step: int) -> StepResult:
@@ -154,20 +172,25 @@ def _encode(training: Training, batch: Batch, step: int) -> EncodedStep:
     each of eight GPUs, here in a process.
     """
     config, (device, precision, world) = training.config, training.hardware
-    normalise, needs = training.encoder.backbone.normalise, training.objective.needs
-    views = (batch.query, batch.positive, *batch.more)
-    images = {
-        view: normalise(views[view].to(device, non_blocking=True)) for view in sorted({*needs.queries, *needs.keys})
-    }
+    needs = training.objective.needs
+    images = {view: _images(training, batch, view) for view in sorted({*needs.queries, *needs.keys})}
     keys: list[Features] = []
     with autocast(device, precision):
-        projections = [training.encoder.project(images[view]) for view in needs.queries]
-        if training.momentum_encoder is not None:
+        projections = [training.passes.queries(images[view]) for view in needs.queries]
+        if training.passes.keys is not None:
             groups = config.bn_groups, _seed(config, step), world
-            keys = [encode_keys(training.momentum_encoder, images[view], *groups) for view in needs.keys]
+            keys = [encode_keys(training.passes.keys, images[view], *groups) for view in needs.keys]
         queries = tuple(projection.features() for projection in projections)
         encoded = Encoded(tuple(projection.intra for projection in projections), queries, tuple(keys))
         return EncodedStep(encoded, training.head(encoded))
+
+
+def _images(training: Training, batch: Batch, view: int) -> Tensor:
+    """Return one view of each video as networks take it, on the device, which does what the workers left to it."""
+    pixels = (batch.query, batch.positive, *batch.more)[view].to(training.hardware.device, non_blocking=True)
+    if batch.left.numel():
+        pixels = finish_views(pixels, batch.left[:, view])
+    return training.encoder.backbone.normalise(pixels)
 
 
 def _gather_inputs(training: Training, views: EncodedStep, batch: Batch, step: int) -> tuple[Step, FreshKeys]:

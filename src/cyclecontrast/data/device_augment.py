@@ -1,0 +1,110 @@
+"""The other executor of views: colours and blur of a whole batch, on any device, from numbers that were drawn before.
+
+A worker that leaves them to the device still crops, resizes and mirrors (`cut_view`): frames come in many sizes and
+have two to nine times the bytes of a view, all of which would have to travel.
+"""
+
+import torch
+from torch import Tensor
+
+from cyclecontrast.data.augment import BLUR_AT_SIDE, LEAST_SIGMA, Jitter, View
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+NEUTRAL = Jitter(1.0, 1.0, 1.0, 0.0, (BRIGHTNESS, CONTRAST, SATURATION, HUE))
+COLUMNS = (4, 4, 1, 1)
+"""Of the numbers of a view: three factors and the hue's turns, the order of these changes, gray, σ of the blur."""
+RED, GREEN, BLUE = 0.299, 0.587, 0.114
+"""Parts of the luma."""
+
+
+def numbers_of(view: View) -> tuple[float, ...]:
+    """Return what is left to do to a view that is cut, as `finish_views` takes it."""
+    *factors, order = view.jitter or NEUTRAL
+    return (*factors, *order, float(view.gray), view.blur)
+
+
+@torch.no_grad()
+def finish_views(pixels: Tensor, numbers: Tensor) -> Tensor:
+    """Do to cut views what `apply_view` does behind its cut, each change rounded to bytes as there.
+
+    Shapes: pixels uint8 (batch, 3, size, size) on any device; numbers float (batch, 10) on the host, where one sees
+    without waiting which hues turn and which views are blurred. Returns pixels of the same kind, channels-last. Not for
+    autocast: bf16 has fewer digits than a byte.
+    """
+    factors, order, gray, sigma = torch.split(numbers, list(COLUMNS), dim=1)
+    own, of_mean = _on(pixels.device, *_mixtures(factors, order, gray))
+    colours = pixels.float().flatten(2)
+    for place in range(own.shape[1]):
+        mean = colours.mean(dim=2, keepdim=True)
+        colours = torch.baddbmm(of_mean[:, place] @ mean, own[:, place], colours).round_().clamp_(0, 255)
+        if place < order.shape[1]:
+            _turn_hues(colours, torch.where(order[:, place] == HUE, factors[:, HUE], 0.0))
+    planes = colours.view(pixels.shape)
+    _blur(planes, sigma[:, 0])
+    return planes.to(dtype=torch.uint8, memory_format=torch.channels_last)
+
+
+def _mixtures(factors: Tensor, order: Tensor, gray: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each change makes of a pixel's colour and of the mean colour: two (batch, 5, 3, 3).
+
+    A factor f blends a colour, f of it, with black, the mean luma or the colour's luma. Gray is the luma alone, a fifth
+    change; a hue is left as it is.
+    """
+    change = torch.cat((order, torch.full_like(gray, SATURATION)), dim=1)[..., None, None]
+    with_gray = torch.cat((factors.gather(1, order.long()), 1 - gray), dim=1)[..., None, None]
+    factor = torch.where(change == HUE, 1.0, with_gray)
+    luma = factors.new_tensor((RED, GREEN, BLUE)).expand(3, 3)
+    other = (1 - factor) * luma
+    return factor * torch.eye(3) + other * (change == SATURATION), other * (change == CONTRAST)
+
+
+def _turn_hues(colours: Tensor, turns: Tensor) -> None:
+    """Turn the hues of colours (batch, 3, pixels) by parts of a full turn (batch,), each in place; 0 for none."""
+    chosen = torch.nonzero(turns)[:, 0]
+    if not len(chosen):
+        return
+    sixths, places = _on(colours.device, 6 * turns[chosen, None], chosen)
+    part = colours[places]
+    red, green, blue = part.unbind(1)
+    value = part.amax(dim=1)
+    chroma = value - part.amin(dim=1)
+    of_green = torch.where(green == value, blue - red + 2 * chroma, red - green + 4 * chroma)
+    hue = torch.where(red == value, green - blue, of_green) / chroma.clamp(min=1)
+    for channel, origin in enumerate((5, 3, 1)):  # where a channel's sixth of full value begins
+        along = (hue + (sixths + origin)).remainder_(6)
+        falling = torch.minimum(along, 4 - along).clamp_(0, 1)
+        part[:, channel] = torch.addcmul(value, chroma, falling, value=-1)
+    colours.index_copy_(0, places, part.round_())
+
+
+def _blur(planes: Tensor, sigma: Tensor) -> None:
+    """Blur images (batch, 3, size, size) by a Gaussian of σ (batch,) in pixels at a side of 224, in place; 0 for none.
+
+    A blur along an axis is a product with a matrix, which holds the mirrored border, too.
+    """
+    chosen = torch.nonzero(sigma)[:, 0]
+    if not len(chosen):
+        return
+    size = planes.shape[3]
+    in_pixels, places = _on(planes.device, (sigma[chosen] * size / BLUR_AT_SIDE).clamp_(min=LEAST_SIGMA), chosen)
+    matrix = _gaussian_matrix(in_pixels, size)[:, None]
+    blurred = matrix @ planes[places] @ matrix.mT
+    planes.index_copy_(0, places, blurred.round_())
+
+
+def _gaussian_matrix(sigma: Tensor, size: int) -> Tensor:
+    """Return the matrices (batch, size, size) that blur along an axis; beyond the border, pixels are mirrored at it."""
+    column = torch.arange(size, device=sigma.device)
+    row, last = column[:, None], size - 1
+    twice = 2 * sigma[:, None, None] ** 2
+
+    def weight(distance: Tensor) -> Tensor:
+        return torch.exp(-(distance**2) / twice)
+
+    inside, before, behind = weight(row - column), weight(row + column), weight(2 * last - row - column)
+    matrix = inside + before * (column > 0) + behind * (column < last)
+    return matrix / matrix.sum(dim=2, keepdim=True)
+
+
+def _on(device: torch.device, *numbers: Tensor) -> tuple[Tensor, ...]:
+    return tuple(each.to(device, non_blocking=True) for each in numbers)
