@@ -19,7 +19,7 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.pairs import FramePairs, load_batches
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.model.hardware import num_cores, pick_precision, pick_workers
-from cyclecontrast.train.distributed import World
+from cyclecontrast.train.distributed import ALONE, World
 from cyclecontrast.train.opening import open_training
 from cyclecontrast.train.presets import Machine
 from cyclecontrast.train.progress import Clock
@@ -67,13 +67,15 @@ def make_store(root: Path, num_clips: int = 40, num_frames: int = 12, **settings
     return root / "store"
 
 
-def open_ours(data: Path, device: torch.device, workers: int | None = None, **settings: Any) -> Ours:
+def open_ours(
+    data: Path, device: torch.device, workers: int | None = None, world: World = ALONE, **settings: Any
+) -> Ours:
     """Open a training as the command does, however many threads the benchmark's own environment allows."""
     torch.set_num_threads(num_cores())
     asked = PretrainConfig(data=data, out=data.parent / "no-run", device=str(device), **settings)
-    config, pairs, backbone = open_training(asked, Machine(device.type == "cpu"), World(0, 1))
+    config, pairs, backbone = open_training(asked, Machine(device.type == "cpu", world.size), world)
     config = config.model_copy(update={"precision": pick_precision(config.precision, device)})
-    hardware = Hardware(device, config.precision, World(0, 1))
+    hardware = Hardware(device, config.precision, world)
     training = make_training(config, backbone, NUM_STEPS, hardware)
     return Ours(training, pairs, pick_workers(workers, device))
 
@@ -83,11 +85,12 @@ def steps_of(ours: Ours, clock: Clock | None = None) -> Steps[StepResult]:
     (training, pairs, workers), clock = ours, clock or Clock()
     sound, unreadable = Soundness(torch.full((), -1, device=training.hardware.device)), Unreadable()
     steps = range(NUM_STEPS // 2, NUM_STEPS)
-    batches = clock.timed(load_batches(pairs, steps, training.config.batch_size, 0, 1, workers))
+    world = training.hardware.world
+    batches = clock.timed(load_batches(pairs, steps, training.config.batch_size, world.rank, world.size, workers))
     for step, batch in zip(steps, batches, strict=True):
         result = train_step(training, batch, step)
         sound.note(result, step)
-        unreadable.note(batch, pairs.store, step + 1, training.hardware.world)
+        unreadable.note(batch, pairs.store, step + 1, world)
         yield result
 
 
@@ -95,14 +98,19 @@ def seconds_per_step(steps: Steps[object], num_steps: int, warm_up: int, device:
     """Return the mean of so many steps, behind those that use up what was loaded in advance; the workers are ended."""
     for _ in range(warm_up):
         next(steps)
+    taken = seconds_of_the_next(steps, num_steps, device)
+    steps.close()
+    return taken
+
+
+def seconds_of_the_next(steps: Steps[object], num_steps: int, device: torch.device) -> float:
+    """Return the mean of the next so many steps; more can follow."""
     synchronize(device)
     began = time.perf_counter()
     for _ in range(num_steps):
         next(steps)
     synchronize(device)
-    taken = time.perf_counter() - began
-    steps.close()
-    return taken / num_steps
+    return (time.perf_counter() - began) / num_steps
 
 
 def synchronize(device: torch.device) -> None:

@@ -11,6 +11,7 @@ from cyclecontrast.train.distributed import World
 from cyclecontrast.train.training import (
     Hardware,
     _encode,
+    _encode_keys,
     _gather_inputs,
     make_training,
     restore,
@@ -53,9 +54,8 @@ def draw_batch(seed=0, num_views=NUM_VIEWS):
 
 def see(training, batch=None):
     """Return what the objective sees of the first step, in float64 where it is a key or a query."""
-    batch = batch or draw_batch()
-    inputs, _ = _gather_inputs(training, _encode(training, batch, 0), batch, 0)
-    return inputs
+    share = _encode_keys(training, batch or draw_batch(), 0)
+    return _gather_inputs(training, _encode(training, share), share, None, 0)
 
 
 def loss_of(training, inputs):
@@ -207,10 +207,11 @@ def test_simsiams_target_is_frozen():
     """No gradient reaches the features that serve as targets; through the predictions it reaches head and backbone."""
     training = make("simsiam")
     batch = draw_batch()
-    views = _encode(training, batch, 0)
+    share = _encode_keys(training, batch, 0)
+    views = _encode(training, share)
     for features in views.encoded.queries:
         features.intra.retain_grad()
-    inputs, _ = _gather_inputs(training, views, batch, 0)
+    inputs = _gather_inputs(training, views, share, None, 0)
     loss_of(training, inputs).total.backward()
     assert all(features.intra.grad is None for features in views.encoded.queries)
     assert all(parameter.grad.abs().sum() > 0 for parameter in training.head.parameters())

@@ -24,6 +24,7 @@ SCRIPTS = {
     "release": f"{TINY} --data STORE",
     "lightly_moco": f"{TINY} --data STORE",
     "startup": "",
+    "weak_scaling": "--network resnet10-small-w8 16 4 --num-steps 1 --workers 0 --data STORE",
     "gpu": "--device cpu --small --num-steps 1 --workers 0 --data STORE",
 }
 GOALS = {
@@ -33,6 +34,7 @@ GOALS = {
     "release": ["≥ 3.0", "", ""],
     "lightly_moco": ["≥ 1.00", "", "≥ 1.00"],
     "startup": ["", "", *["< 1.00"] * 5],
+    "weak_scaling": ["≥ 0.90"],
     "gpu": ["≥ 0.95", "", ""],
 }
 """What stands beside each row."""
@@ -60,7 +62,7 @@ def run(capsys):
     """Run a benchmark: in this process, which has PyTorch, or as `make bench` does, where that would disturb it."""
 
     def run_script(script, arguments):
-        if script in ("prepare", "startup", "lightly_moco"):
+        if script in ("prepare", "startup", "lightly_moco", "weak_scaling"):
             command = [sys.executable, FOLDER / f"{script}.py", *arguments.split()]
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from cyclecontrast.cli import main
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.model.encoders import Encoder
-from cyclecontrast.train.distributed import World, average_gradients, encode_keys, gather
+from cyclecontrast.train.distributed import World, average_gradients, encode_keys, gather, largest_of_each
 from tests import make_videos as make
 
 NUM_GROUPS, SEED = 4, 5
@@ -47,8 +47,15 @@ def work(rank, folder):
     layer.weight.data.fill_(1.0)
     (layer(torch.full((1, 3), float(rank + 1)))).sum().backward()
     average_gradients(layer, world)
+    conv = torch.nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
+    conv(draw_images()[rank : rank + 1]).square().sum().backward()
+    own = [parameter.grad.clone() for parameter in conv.parameters()]
+    average_gradients(conv, world)
+    means = [parameter.grad for parameter in conv.parameters()]
+    agreed = largest_of_each((rank, 5 - rank, 3), World(rank, 2, hosts=dist.group.WORLD))
     everything = gather(torch.tensor([rank * 10, rank * 10 + 1]), world)
-    torch.save({"keys": keys.intra, "gradient": layer.weight.grad, "gathered": everything}, f"{folder}/{rank}.pt")
+    found = {"keys": keys.intra, "gradient": layer.weight.grad, "gathered": everything, "own": own, "means": means}
+    torch.save(found | {"agreed": agreed}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -62,6 +69,9 @@ def test_two_processes_do_what_one_does(tmp_path):
     for part in parts:
         assert part["gradient"].flatten().tolist() == [1.5, 1.5, 1.5]
         assert part["gathered"].tolist() == [0, 1, 10, 11]
+        assert part["agreed"] == [1, 5, 3]
+        for mean, *owns in zip(part["means"], *(other["own"] for other in parts), strict=True):
+            assert torch.equal(mean, sum(owns) / 2)
 
 
 def test_shuffling_mixes_the_processes():

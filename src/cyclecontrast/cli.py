@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if text := _dispatch(list(sys.argv[1:] if arguments is None else arguments)):
             print(text, flush=True)
     except UserError as error:
-        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        for problem in error.problems:  # none where another process tells
+            print(f"error: {problem}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again when it ends
@@ -83,7 +84,10 @@ def _call(name: str, command: Command, arguments: list[str]) -> str:
     made = attempt(lambda: checked(command.config, values) if show else command.check(values), problems)
     if problems or made is None:
         raise UserError(*problems)
-    return _to_toml(made) if show else str(_run(command, made))
+    if show:
+        return _to_toml(made)
+    result = _run(command, made)
+    return "" if result is None else str(result)  # another process tells
 
 
 def _run(command: Command, options: BaseModel) -> Any:

@@ -16,6 +16,7 @@ from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate import evaluate_config
 from cyclecontrast.report.page import write_report
 from cyclecontrast.sweep.paired import Gain, gain
+from cyclecontrast.train.leading import check_alone
 from cyclecontrast.train.pretrain import pretrain
 from cyclecontrast.train.progress import console
 
@@ -89,6 +90,7 @@ def demo(**settings: Any) -> Demo:
 
 def run_demo(config: DemoConfig) -> Demo:
     """Make videos, prepare, pretrain, evaluate and report into `config.out`; raises UserError."""
+    check_alone("demo")
     began = time.monotonic()
     _make_room(config.out)
     frames, labeled = make_data(config.out, config.workers)

@@ -16,6 +16,7 @@ from cyclecontrast.config.fields import (
     BelowOne,
     Count,
     Device,
+    Few,
     Fraction,
     IsNumber,
     Length,
@@ -114,6 +115,9 @@ class PretrainConfig(BaseModel):
     flip: bool = Field(True, description="mirror half of the views; off where left and right differ in meaning")
 
     batch_size: Count = Field(256, description="videos per step, over all processes")
+    accumulate: Few = Field(
+        1, description="parts of the batch that go through the encoder one after the other: less memory"
+    )
     epochs: Count = Field(200, description="passes over the videos")
     steps: Count | None = Field(None, description="updates in all; overrides --epochs")
     learning_rate: Positive = Field(0.06, description="at its peak")

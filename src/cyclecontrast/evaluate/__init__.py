@@ -13,6 +13,8 @@ from cyclecontrast.files import is_model
 
 if TYPE_CHECKING:
     from cyclecontrast.evaluate.everything import Everything
+    from cyclecontrast.model.backbone import Backbone
+    from cyclecontrast.train.distributed import World
 
 __all__ = ["PROTOCOLS", "Result", "evaluate", "evaluate_config"]
 
@@ -21,11 +23,12 @@ def evaluate(protocol: str, model: str | Path, data: str | Path | None = None, *
     """Evaluate a model by a protocol; `settings` are the protocol's options by name; raises UserError.
 
     Returns a Result; for the protocol `all`, which takes `data_root` and not `data`, an Everything with many of them.
+    Of several processes that torchrun started, the first alone returns something.
     """
     named = {"model": str(model), **({} if data is None else {"data": data}), **settings}
     if protocol == "all":
         return _evaluate_all(checked(AllConfig, named))
-    return evaluate_config(protocol, checked(find_protocol(protocol).config, named))
+    return evaluate_together(protocol, checked(find_protocol(protocol).config, named))
 
 
 def _evaluate_all(config: AllConfig) -> "Everything":
@@ -34,7 +37,25 @@ def _evaluate_all(config: AllConfig) -> "Everything":
     return evaluate_all(config)
 
 
-def evaluate_config(protocol: str, config: EvaluateConfig, reuse: bool = False) -> Result:
+def evaluate_together(protocol: str, config: EvaluateConfig) -> Result | None:
+    """As `evaluate_config`; of the processes that torchrun started each embeds its share, and the first does the rest.
+
+    Returns None in the others. Raises UserError, in the others without a line.
+    """
+    from cyclecontrast.evaluate.shares import help_embed
+    from cyclecontrast.evaluate.two_steps import work_of
+    from cyclecontrast.train.distributed import joined_world
+    from cyclecontrast.train.leading import CPU, leading
+
+    with joined_world(CPU) as world:
+        if world.rank:
+            help_embed(lambda: work_of(*_open(protocol, config), config), config.device, world)
+            return None
+        with leading(world):
+            return evaluate_config(protocol, config, world=world)
+
+
+def evaluate_config(protocol: str, config: EvaluateConfig, reuse: bool = False, world: "World | None" = None) -> Result:
     """Evaluate as the config says; predictions, then the result, are written into the folder of results.
 
     With `reuse` the result of before is returned where there is one of the same model, data and settings.
@@ -42,26 +63,35 @@ def evaluate_config(protocol: str, config: EvaluateConfig, reuse: bool = False) 
     module = find_protocol(protocol).load()
     from cyclecontrast.evaluate.two_steps import evaluate as evaluate_backbone
     from cyclecontrast.evaluate.two_steps import find_result, score_again
-    from cyclecontrast.model.checkpoint import load_backbone
+    from cyclecontrast.train.distributed import ALONE
 
     if config.score_only and not is_model(config.model):
         return score_again(module.open_data(config), config)
+    backbone, data = _open(protocol, config)
+    found = find_result(backbone, data, config) if reuse else None
+    return evaluate_backbone(backbone, data, config, world or ALONE) if found is None else found
+
+
+def _open(protocol: str, config: EvaluateConfig) -> tuple["Backbone", Any]:
+    """Open model and data; raises UserError with what is wrong with either."""
+    from cyclecontrast.model.checkpoint import load_backbone
+
     problems: list[str] = []
     backbone = attempt(lambda: load_backbone(config.model, config.seed), problems)
-    data = attempt(lambda: module.open_data(config), problems)
-    if problems:
+    data = attempt(lambda: find_protocol(protocol).load().open_data(config), problems)
+    if backbone is None or problems:
         raise UserError(*problems)
-    assert backbone is not None
-    found = find_result(backbone, data, config) if reuse else None
-    return evaluate_backbone(backbone, data, config) if found is None else found
+    return backbone, data
 
 
-def evaluate_and_tell(protocol: str, config: EvaluateConfig) -> Result:
+def evaluate_and_tell(protocol: str, config: EvaluateConfig) -> Result | None:
     """Evaluate as the config says, and say on stderr where the result lies, or how to go on after a stop."""
     try:
-        result = evaluate_config(protocol, config)
+        result = evaluate_together(protocol, config)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("interrupted; the same command goes on where it was") from interrupt
+    if result is None:
+        return None
     from cyclecontrast.evaluate.record import results_folder
 
     print(f"result: {results_folder(config) / result.about.key}.json", file=sys.stderr)

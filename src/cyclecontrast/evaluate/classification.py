@@ -14,7 +14,7 @@ from cyclecontrast.config import ClassifyConfig, EvaluateConfig
 from cyclecontrast.data.labeled import LabeledImages, Numbers, Split
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.breakdown import breakdown
-from cyclecontrast.evaluate.embeddings import Loading, embed_images
+from cyclecontrast.evaluate.embeddings import Loading, embed_images, parts_of_images
 from cyclecontrast.evaluate.metrics import (
     Floats,
     Integers,
@@ -25,6 +25,7 @@ from cyclecontrast.evaluate.metrics import (
 )
 from cyclecontrast.evaluate.record import Record
 from cyclecontrast.evaluate.result import DataInfo
+from cyclecontrast.evaluate.shares import Part
 from cyclecontrast.evaluate.two_steps import Score
 from cyclecontrast.evaluate.unfinished import Unfinished
 from cyclecontrast.model.backbone import Backbone
@@ -98,6 +99,12 @@ def embed_items(
     videos, members = np.unique(split.videos[positions], return_inverse=True)
     means = scale(video_means(vectors, members, len(videos)))
     return Items(means, split.video_labels[videos], videos, videos, embedded.problems)
+
+
+def parts(backbone: Backbone, data: LabeledImages, config: ClassifyConfig) -> list[Part]:
+    """Return what `embed_items` embeds of both splits, for several processes to share."""
+    splits, loading = (("train", data.train), ("test", data.test)), Loading.of(config, backbone)
+    return [part for name, split in splits for part in parts_of_images(backbone, split, loading, f"embedding {name}")]
 
 
 def rank(scores: Floats) -> Integers:

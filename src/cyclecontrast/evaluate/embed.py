@@ -12,12 +12,15 @@ import pyarrow.parquet as pq
 from cyclecontrast.config import EmbedConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.evaluate.embeddings import Embeddings, Loading, embed_batches
+from cyclecontrast.evaluate.embeddings import Embeddings, Loading, embed_batches, parts_of_images
 from cyclecontrast.evaluate.image_batches import StoreImages
+from cyclecontrast.evaluate.shares import Work, all_gathered, help_embed
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import fingerprint, load_backbone
 from cyclecontrast.model.hardware import limited_threads, pick_device
+from cyclecontrast.train.distributed import World, joined_world
+from cyclecontrast.train.leading import CPU, leading
 
 ROWS_PER_GROUP = 8192
 
@@ -43,8 +46,20 @@ class _Rows(NamedTuple):
     vectors: npt.NDArray[np.float32]
 
 
-def embed(config: EmbedConfig) -> Embedded:
-    """Embed every frame and write the file in one piece; raises UserError with all that is wrong, writing nothing."""
+def embed(config: EmbedConfig) -> Embedded | None:
+    """Embed every frame and write the file in one piece; raises UserError with all that is wrong, writing nothing.
+
+    Of several processes that torchrun started each embeds its share; the first writes, the others return None.
+    """
+    with joined_world(CPU) as world:
+        if world.rank:
+            help_embed(lambda: _work(config, *_open(config)), config.device, world)
+            return None
+        with leading(world):
+            return _embed(config, world)
+
+
+def _embed(config: EmbedConfig, world: World) -> Embedded:
     backbone, store = _open(config)
     about = {
         "model_name": backbone.name,
@@ -54,13 +69,24 @@ def embed(config: EmbedConfig) -> Embedded:
         "image_size": str(config.image_size or backbone.image_size),
     }
     tally = _Tally()
-    rows = tally.counted(embed_batches(backbone, StoreImages(store), Loading.of(config, backbone), "embedding"), store)
+    if world.size == 1:
+        batches = embed_batches(backbone, StoreImages(store), Loading.of(config, backbone), "embedding")
+    else:
+        parts = all_gathered(_work(config, backbone, store), world)
+        batches = (Embeddings(part["vectors"], part["positions"], tuple(part["problems"].tolist())) for part in parts)
+    rows = tally.counted(batches, store)
     with limited_threads(pick_device(config.device)), replacing(config.out) as aside:
         write = _write_parquet if config.out.suffix.lower() == ".parquet" else _write_npz
         write(aside, rows, about, backbone.dim)
         if tally.num_frames == 0:
             raise UserError(f"{config.data}: none of its {len(tally.skipped)} frames can be read", *tally.skipped[:3])
     return Embedded(config.out, tally.num_frames, len(tally.videos), backbone.dim, tuple(tally.skipped))
+
+
+def _work(config: EmbedConfig, backbone: Backbone, store: FrameStore) -> Work:
+    loading = Loading.of(config, backbone)
+    key = f"{fingerprint(backbone)} {store.fingerprint} {loading.image_size} {loading.batch_size}"
+    return Work(key, parts_of_images(backbone, StoreImages(store), loading, "embedding"))
 
 
 class _Tally:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.finite import check_finite
 from cyclecontrast.evaluate.image_batches import CenterCrop, ImageBatch, Images, in_order, load_image_batches
+from cyclecontrast.evaluate.shares import Part
 from cyclecontrast.evaluate.unfinished import Arrays, Unfinished
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.hardware import pick_device, pick_workers
@@ -114,17 +116,20 @@ def embed_images(
 
     Raises UserError where none can be read.
     """
-    batches = in_order(len(images), loading.batch_size)
-    per_part = max(1, IMAGES_PER_PART // loading.batch_size)
-    parts = []
-    for start in range(0, len(batches), per_part):
-        asked = batches[start : start + per_part]
-        where = f"{title}-{asked[0][0]}-{asked[-1][-1]}"
-        parts.append(unfinished.arrays(where, lambda a=asked: _embed_part(backbone, images, loading, title, a)))  # type: ignore[misc]
+    parts = [unfinished.arrays(part.name, part.whole) for part in parts_of_images(backbone, images, loading, title)]
     vectors, positions, problems = (np.concatenate([part[name] for part in parts]) for name in Embeddings._fields)
     if len(positions) == 0:
         raise UserError(f"{title}: none of the {len(images):,} images can be read", *problems[:3].tolist())
     return Embeddings(vectors, positions, tuple(problems.tolist()))
+
+
+def parts_of_images(backbone: Backbone, images: Images, loading: Loading, title: str) -> list[Part]:
+    """Return all images, in order, as the parts that a process embeds at once; their items are whole batches."""
+    batches = in_order(len(images), loading.batch_size)
+    per_part = max(1, IMAGES_PER_PART // loading.batch_size)
+    asked = [batches[start : start + per_part] for start in range(0, len(batches), per_part)]
+    make = partial(_embed_part, backbone, images, loading, title)
+    return [Part(f"{title}-{part[0][0]}-{part[-1][-1]}", part, make) for part in asked]
 
 
 def _embed_part(

@@ -18,6 +18,7 @@ from cyclecontrast.evaluate.two_steps import evaluate, find_result
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import load_backbone
+from cyclecontrast.train.leading import check_alone
 
 Settings = dict[str, Any]
 
@@ -95,8 +96,9 @@ def run_all(config: AllConfig) -> Everything:
 def evaluate_all(config: AllConfig) -> Everything:
     """Evaluate by every protocol that fits a data set below the root; one that fails does not stop the others.
 
-    Raises UserError where nothing is found, or nothing can be evaluated.
+    Raises UserError where nothing is found, nothing can be evaluated, or torchrun started several processes.
     """
+    check_alone("evaluate all")
     backbone = load_backbone(config.model, config.seed)
     plans = [plan for plan in _plans(config.data_root) if plan.protocol in (config.only or PROTOCOLS)]
     if not plans:

@@ -7,6 +7,7 @@ from cyclecontrast.evaluate.classification import (
     describe,
     embed_items,
     open_data,
+    parts,
     rank,
     ranked_table,
     score,
@@ -16,7 +17,7 @@ from cyclecontrast.evaluate.two_steps import Predictions
 from cyclecontrast.evaluate.unfinished import Unfinished
 from cyclecontrast.model.backbone import Backbone
 
-__all__ = ["describe", "open_data", "predict", "score"]
+__all__ = ["describe", "open_data", "parts", "predict", "score"]
 
 
 def predict(backbone: Backbone, data: LabeledImages, config: KnnConfig, unfinished: Unfinished) -> Predictions:

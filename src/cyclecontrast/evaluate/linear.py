@@ -7,7 +7,7 @@ import numpy as np
 from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled import LabeledImages
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluate import convex_probe, sgd_probe
+from cyclecontrast.evaluate import classification, convex_probe, sgd_probe
 from cyclecontrast.evaluate.breakdown import doubts, not_learned, not_tested
 from cyclecontrast.evaluate.classification import (
     Items,
@@ -20,11 +20,13 @@ from cyclecontrast.evaluate.classification import (
 )
 from cyclecontrast.evaluate.metrics import Floats
 from cyclecontrast.evaluate.result import Json
+from cyclecontrast.evaluate.shares import Part
 from cyclecontrast.evaluate.two_steps import Predictions
 from cyclecontrast.evaluate.unfinished import Unfinished
 from cyclecontrast.model.backbone import Backbone
+from cyclecontrast.train.leading import runs_alone
 
-__all__ = ["describe", "open_data", "predict", "score"]
+__all__ = ["describe", "open_data", "parts", "predict", "score"]
 
 MAX_CONVEX = 50_000
 SGD_ONLY = ("epochs", "learning_rate")
@@ -42,9 +44,8 @@ class _Fitted(NamedTuple):
 
 def predict(backbone: Backbone, data: LabeledImages, config: LinearConfig, unfinished: Unfinished) -> Predictions:
     """Rank the classes of each test item by the probe that was asked for; `auto` decides by the number of images."""
-    auto = "lbfgs" if len(data.train) <= MAX_CONVEX else "sgd"
-    probe = auto if config.probe == "auto" else config.probe
-    notes = (f"probe: auto is {auto} for {len(data.train):,} training images",) if config.probe == "auto" else ()
+    probe = _probe(data, config)
+    notes = (f"probe: auto is {probe} for {len(data.train):,} training images",) if config.probe == "auto" else ()
     test = embed_items(backbone, data.test, config, "test", unfinished)
     fitted = (_convex if probe == "lbfgs" else _sgd)(backbone, data, config, test, unfinished)
     return Predictions(
@@ -56,6 +57,18 @@ def predict(backbone: Backbone, data: LabeledImages, config: LinearConfig, unfin
         (fitted.num_train, len(test.labels)),
         idle=frozenset({*SGD_ONLY, "batch_size"} if probe == "lbfgs" else ()),
     )
+
+
+def parts(backbone: Backbone, data: LabeledImages, config: LinearConfig) -> list[Part]:
+    """Return what is embedded, for several processes to share; raises UserError where images are trained on."""
+    if _probe(data, config) == "sgd":
+        raise UserError(f"{runs_alone('linear with --probe sgd')}, or take --probe lbfgs")
+    return classification.parts(backbone, data, config)
+
+
+def _probe(data: LabeledImages, config: LinearConfig) -> str:
+    auto = "lbfgs" if len(data.train) <= MAX_CONVEX else "sgd"
+    return auto if config.probe == "auto" else config.probe
 
 
 def _sgd(backbone: Backbone, data: LabeledImages, config: LinearConfig, test: Items, unfinished: Unfinished) -> _Fitted:

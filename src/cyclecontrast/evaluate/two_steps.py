@@ -3,6 +3,7 @@
 A protocol's module has four functions:
 `open_data(config) -> data`, `describe(data, config) -> DataInfo`,
 `predict(backbone, data, config, unfinished) -> Predictions` and `score(record, config) -> Score`.
+Where the cost is embedding, a fifth says what several processes share: `parts(backbone, data, config) -> parts`.
 """
 
 import contextlib
@@ -19,11 +20,14 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.record import Record, find_records, read_record, record_path, results_folder
 from cyclecontrast.evaluate.registry import protocol_of
 from cyclecontrast.evaluate.result import NO_PART_OF_KEY, About, Json, ModelInfo, Result
+from cyclecontrast.evaluate.shares import Work, embed_together
 from cyclecontrast.evaluate.unfinished import Unfinished
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import fingerprint
 from cyclecontrast.model.hardware import limited_threads, pick_device
+from cyclecontrast.train.distributed import ALONE, World
+from cyclecontrast.train.leading import runs_alone
 
 
 class Predictions(NamedTuple):
@@ -52,14 +56,17 @@ class Score(NamedTuple):
     files: Mapping[str, bytes] = {}
 
 
-def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
+def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig, world: World = ALONE) -> Result:
     """Evaluate a backbone by the protocol that the config belongs to; raises UserError.
+
+    The other processes of the `world`, where there are any, embed their shares of the images by `work_of`.
 
     A stopped evaluation goes on where it was; one process at a time. With `score_only` the record of before is scored
     again.
     """
+    work = work_of(backbone, data, config) if world.size > 1 else None
     config = _resolved(backbone, config)
-    about = _about(ModelInfo(backbone.name, backbone.source, fingerprint(backbone)), data, config)
+    about = _about_model(backbone, data, config)
     if config.score_only:
         return _score_again(Record.load(results_folder(config), about.record_key), about, config)
     folder = results_folder(config)
@@ -68,9 +75,20 @@ def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result:
     with unfinished.alone():
         for leftover in (*folder.glob(f"{about.key}.*.part"), *folder.glob(f"records/{about.record_key}.*.part")):
             leftover.unlink()
+        if work is not None:
+            with limited_threads(pick_device(config.device)):
+                embed_together(work, unfinished, world)
         record = _predict(backbone, data, config, about, unfinished)
         record.save(folder)
         return _score(record, about, config)
+
+
+def work_of(backbone: Backbone, data: Any, config: EvaluateConfig) -> Work:
+    """Return what an evaluation embeds, for several processes; raises UserError where it does more than that."""
+    module, config = protocol_of(config).load(), _resolved(backbone, config)
+    if not hasattr(module, "parts"):
+        raise UserError(runs_alone(f"evaluate {protocol_of(config).name}"))
+    return Work(_about_model(backbone, data, config).record_key, module.parts(backbone, data, config))
 
 
 def _unfinished(folder: Path, about: About) -> Unfinished:
@@ -118,7 +136,7 @@ def find_result(backbone: Backbone, data: Any, config: EvaluateConfig) -> Result
     Where it or its record is damaged, it counts as none and is told of.
     """
     config = _resolved(backbone, config)
-    about = _about(ModelInfo(backbone.name, backbone.source, fingerprint(backbone)), data, config)
+    about = _about_model(backbone, data, config)
     folder = results_folder(config)
     path, record = folder / f"{about.key}.json", record_path(folder, about.record_key)
     try:
@@ -183,6 +201,10 @@ def _score(record: Record, about: About, config: EvaluateConfig) -> Result:
             aside.write_bytes(content)
     result.save(folder)  # last, for it says that all is there
     return result
+
+
+def _about_model(backbone: Backbone, data: Any, config: EvaluateConfig) -> About:
+    return _about(ModelInfo(backbone.name, backbone.source, fingerprint(backbone)), data, config)
 
 
 def _about(model: ModelInfo, data: Any, config: EvaluateConfig) -> About:

@@ -112,7 +112,12 @@ BASELINES = {
         Needs(same_frame=True, further=other_half, keys=(1, 2, 3), num_enqueued=3, make_head=OrderHead),
         "frames of the same video, what tells them apart and their order",
     ),
-    "simclr": Objective(simclr, ignored_positive, _TWO_VIEWS, "two views, against all others of the batch"),
+    "simclr": Objective(
+        simclr,
+        ignored_positive,
+        _TWO_VIEWS._replace(compares_queries=True),
+        "two views, against all others of the batch",
+    ),
     "simsiam": Objective(
         simsiam,
         ignored_positive,

@@ -92,7 +92,8 @@ class Needs(NamedTuple):
     Views are numbered: 0 the query's, 1 the positive's (`same_frame`: of one frame), then those of `further`. The
     encoder sees `queries`, with a gradient; the momentum encoder sees `keys`, keys[i] being the positive of queries[i];
     without keys there is no momentum encoder. The first `num_enqueued` keys are enqueued, in a queue of the intra loss,
-    of the cycle loss or both; `in_batch`: the step's keys are candidates whatever the option batch_keys says.
+    of the cycle loss or both; `in_batch`: the step's keys are candidates whatever the option batch_keys says;
+    `compares_queries`: the loss of a query depends on the other queries of the batch.
     """
 
     same_frame: bool = False
@@ -103,6 +104,7 @@ class Needs(NamedTuple):
     has_intra: bool = True
     has_cycle: bool = False
     in_batch: bool = False
+    compares_queries: bool = False
     make_head: Callable[[int], Head] = no_head
     constant_head_rate: bool = False
 

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["sweep"]
 
 
-def sweep(table: str, data: str | Path, **settings: Any) -> "Sweep":
+def sweep(table: str, data: str | Path, **settings: Any) -> "Sweep | None":
     """Train and evaluate every row of an ablation table; options as of `cyclecontrast sweep`; raises UserError.
 
-    Cells that failed are in the result's `problems`; where all did, it raises.
+    Cells that failed are in the result's `problems`; where all did, it raises. Of several processes that torchrun
+    started, the first alone returns something.
     """
     from cyclecontrast.sweep.command import make_sweep
 

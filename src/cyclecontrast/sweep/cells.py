@@ -10,7 +10,7 @@ from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate import evaluate_config
 from cyclecontrast.evaluate.registry import PROTOCOLS
 from cyclecontrast.files import replacing
-from cyclecontrast.train.pretrain import pretrain
+from cyclecontrast.train.pretrain import pretrain_alone as pretrain
 from cyclecontrast.train.run_folder import ABOUT, CONFIG, read_about
 
 Settings = dict[str, Any]

@@ -10,14 +10,45 @@ from cyclecontrast.sweep.cells import Cell
 from cyclecontrast.sweep.outcome import Measured, Sweep
 from cyclecontrast.sweep.page import write_files
 from cyclecontrast.sweep.plan import Plan, make_plan
+from cyclecontrast.sweep.shares import help_run, run_together
 from cyclecontrast.sweep.tables import Row, Table
-from cyclecontrast.sweep.workers import Finished, run_cells
+from cyclecontrast.sweep.workers import Finished
+from cyclecontrast.train.distributed import World, joined_world
+from cyclecontrast.train.leading import CPU, leading
 from cyclecontrast.train.progress import console
 
 
-def run_sweep(config: SweepConfig) -> Sweep:
+def run_sweep(config: SweepConfig) -> Sweep | None:
     """As `make_sweep`; where a cell failed it prints the table itself and raises UserError, so that scripts notice."""
-    sweep = make_sweep(config)
+    return _sweep(config, _check_finished)
+
+
+def make_sweep(config: SweepConfig) -> Sweep | None:
+    """Train and evaluate what is not done yet and write the table into `config.out`; raises UserError.
+
+    A cell that fails is told of and the others go on; raises UserError where none ends well, or where another process
+    is at work in the folder. Of several processes that torchrun started each takes its share of the cells; the first
+    writes the table, the others return None.
+    """
+    return _sweep(config, lambda sweep: None)
+
+
+def _sweep(config: SweepConfig, check: Callable[[Sweep], None]) -> Sweep | None:
+    with joined_world(CPU) as world:
+        if world.rank:
+            help_run(config, world)
+            return None
+        with leading(world):
+            plan = make_plan(config, world.size)
+            with locked(plan.folder, "out"):
+                for leftover in (*plan.folder.glob("*.part"), *plan.folder.glob("runs/*.part")):
+                    leftover.unlink()
+                sweep = _carry_out(plan, config.seeds, world)
+            check(sweep)
+            return sweep
+
+
+def _check_finished(sweep: Sweep) -> None:
     failed = dict.fromkeys(problem.partition(": ")[0] for problem in sweep.problems)
     if failed:
         print(sweep, flush=True)
@@ -26,26 +57,13 @@ def run_sweep(config: SweepConfig) -> Sweep:
             f"same command goes on; a cell that is damaged is trained anew once its folder in {sweep.folder / 'runs'} "
             "is deleted"
         )
-    return sweep
 
 
-def make_sweep(config: SweepConfig) -> Sweep:
-    """Train and evaluate what is not done yet and write the table into `config.out`; raises UserError.
-
-    A cell that fails is told of and the others go on; raises UserError where none ends well, or where another process
-    is at work in the folder.
-    """
-    plan = make_plan(config)
-    with locked(plan.folder, "out"):
-        for leftover in (*plan.folder.glob("*.part"), *plan.folder.glob("runs/*.part")):
-            leftover.unlink()
-        return _carry_out(plan, config.seeds)
-
-
-def _carry_out(plan: Plan, num_seeds: int) -> Sweep:
-    console.print(f"{plan.about}\n{len(plan.cells)} cells, {plan.jobs} at a time, in {plan.folder / 'runs'}")
+def _carry_out(plan: Plan, num_seeds: int, world: World) -> Sweep:
+    at_once = f"{plan.jobs * world.size} at a time"
+    console.print(f"{plan.about}\n{len(plan.cells)} cells, {at_once}, in {plan.folder / 'runs'}")
     try:
-        finished = run_cells(plan.cells, plan.jobs, _make_teller(len(plan.cells), plan.table))
+        finished = run_together(plan, _make_teller(len(plan.cells), plan.table), world)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("interrupted; the same command goes on where it was") from interrupt
     problems = tuple(f"{_name(one.cell)}: {line}" for one in finished for line in one.problems)

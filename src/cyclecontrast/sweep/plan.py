@@ -34,8 +34,11 @@ class Plan(NamedTuple):
     about: str
 
 
-def make_plan(config: SweepConfig) -> Plan:
-    """Check all that can be known, prepare videos, and return what is to be done; raises UserError."""
+def make_plan(config: SweepConfig, processes: int = 1) -> Plan:
+    """Check all that can be known, prepare videos, and return what is to be done; raises UserError.
+
+    So many `processes` share the machine, each of them with as many jobs at once.
+    """
     table, folder = TABLES[config.table], config.out or Path("sweeps") / config.table
     trial = checked(PretrainConfig, {"data": config.data, "out": folder, "workers": config.workers})
     _check(config, table, folder)
@@ -47,8 +50,8 @@ def make_plan(config: SweepConfig) -> Plan:
     size, machine, settings = size_of(store), Machine(cpu), _settings(config)
     queue = auto_settings(settings, size, machine)["cycle_queue_size"] if config.small else None
     rows = rows_of(config.table, queue)
-    jobs = config.jobs or (max(1, num_cores() // 2) if cpu else 1)
-    like = Cell("", 0, folder / "runs", data, store.fingerprint, settings, _hardware(config, jobs, cpu))
+    jobs = config.jobs or (max(1, num_cores() // 2 // processes) if cpu else 1)
+    like = Cell("", 0, folder / "runs", data, store.fingerprint, settings, _hardware(config, jobs * processes, cpu))
     like = like._replace(evaluations=_evaluations(config, table))
     asked = (like.of(row.folder, seed, row.settings) for seed in range(config.seeds) for row in rows)
     problems: list[str] = []
@@ -114,10 +117,10 @@ def _resolved(cell: Cell, data: DataSize, machine: Machine, device: torch.device
     return cell._replace(settings=settings_of(config.model_copy(update={"precision": precision})))
 
 
-def _hardware(config: SweepConfig, jobs: int, cpu: bool) -> dict[str, Any]:
+def _hardware(config: SweepConfig, at_once: int, cpu: bool) -> dict[str, Any]:
     """Return what does not change the numbers; several trainings share the cores."""
-    share = num_cores() // jobs
-    shared = None if jobs == 1 else max(1, share // 4 if cpu else share)
+    share = num_cores() // at_once
+    shared = None if at_once == 1 else max(1, share // 4 if cpu else share)
     workers = shared if config.workers is None else config.workers
     return {"device": config.device} | ({} if workers is None else {"workers": workers})
 

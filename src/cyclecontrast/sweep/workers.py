@@ -37,12 +37,16 @@ class Finished(NamedTuple):
     seconds: float
 
 
-def run_cells(cells: Sequence[Cell], jobs: int, tell: Callable[[Finished], None]) -> list[Finished]:
-    """Run all cells, `jobs` at a time, in order; `tell` hears of each as it ends."""
-    if jobs == 1:
+def run_cells(cells: Sequence[Cell], jobs: int, tell: Callable[[Finished], None], processes: int = 1) -> list[Finished]:
+    """Run all cells, `jobs` at a time, in order; `tell` hears of each as it ends.
+
+    So many `processes` do so on this machine. Where it is not the only one, each cell has a process of its own, for
+    what a person would see goes to a log then.
+    """
+    if jobs * processes == 1:
         return list(_told((_attempt(cell, run_cell) for cell in cells), tell))
     with _threads(jobs) as executor:
-        futures = [executor.submit(_attempt, cell, lambda cell: _in_process(cell, jobs)) for cell in cells]
+        futures = [executor.submit(_attempt, cell, lambda cell: _in_process(cell, jobs * processes)) for cell in cells]
         return list(_told((future.result() for future in as_completed(futures)), tell))
 
 
@@ -74,10 +78,10 @@ def _attempt(cell: Cell, run: Callable[[Cell], dict[str, dict[str, float]]]) -> 
     return Finished(cell, metrics, problems, was_trained, time.monotonic() - began)
 
 
-def _in_process(cell: Cell, jobs: int) -> dict[str, dict[str, float]]:
+def _in_process(cell: Cell, at_once: int) -> dict[str, dict[str, float]]:
     """Run a cell in a process of its own, so that one that is killed takes no other along."""
     log = cell.run.with_name(f"{cell.run.name}.log")
-    share = max(1, num_cores() // jobs)
+    share = max(1, num_cores() // at_once)
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=_settle, initargs=(share, log)) as pool:
         future: Future[dict[str, dict[str, float]]] = pool.submit(run_cell, cell)
         try:

@@ -32,6 +32,9 @@ class World(NamedTuple):
     patient: dist.ProcessGroup | None = None
 
 
+ALONE = World(0, 1)
+
+
 @contextlib.contextmanager
 def joined_world(device: torch.device) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone; leave them however it ends.
@@ -39,13 +42,13 @@ def joined_world(device: torch.device) -> Iterator[World]:
     A process that ends without leaving is aborted by the threads that listened to the others.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield World(0, 1)
+        yield ALONE
         return
     _check_environment()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        with _together():
+        with together():
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_STEP)
             groups = (dist.new_group(backend="gloo", timeout=longest) for longest in (LONGEST_STEP, LONGEST_WAIT))
@@ -71,11 +74,11 @@ def _check_environment() -> None:
 def first_process_first(world: World) -> Iterator[None]:
     """Let the first process do what is within before the others do it; where it fails, they end, too."""
     if world.rank:
-        with _together():
+        with together():
             dist.barrier(world.patient)
     yield
     if world.size > 1 and world.rank == 0:
-        with _together():
+        with together():
             dist.barrier(world.patient)
 
 
@@ -104,12 +107,17 @@ def meet(world: World) -> None:
 
 def largest(number: int, world: World) -> int:
     """Return the largest of the numbers that the processes have."""
+    return largest_of_each((number,), world)[0]
+
+
+def largest_of_each(numbers: Sequence[int], world: World) -> list[int]:
+    """Return, place by place, the largest of the numbers that the processes have: several in one message."""
     if world.size == 1:
-        return number
-    held = torch.tensor(number)
-    with _together():
+        return list(numbers)
+    held = torch.tensor(numbers)
+    with together():
         dist.all_reduce(held, dist.ReduceOp.MAX, group=world.hosts)
-    return int(held)
+    return [int(number) for number in held]
 
 
 def average(numbers: Sequence[float], world: World) -> list[float]:
@@ -117,7 +125,7 @@ def average(numbers: Sequence[float], world: World) -> list[float]:
     if world.size == 1:
         return list(numbers)
     held = torch.tensor(numbers, dtype=torch.float64)
-    with _together():
+    with together():
         dist.all_reduce(held, group=world.hosts)
     return (held / world.size).tolist()
 
@@ -128,35 +136,41 @@ def gather(tensor: Tensor, world: World) -> Tensor:
         return tensor
     tensor = tensor.contiguous()  # the parts must lie in memory as what is sent does
     parts = [torch.empty_like(tensor) for _ in range(world.size)]
-    with _together():
+    with together():
         dist.all_gather(parts, tensor)
     return torch.cat(parts)
 
 
-def gather_bytes(own: bytes, world: World) -> list[bytes]:
-    """Return what each process has to say, as bytes: objects would have to be pickled."""
-    longest = largest(len(own), world)
+def gather_bytes(own: bytes, world: World, longest: int | None = None) -> list[bytes]:
+    """Return what each process has to say, as bytes: objects would have to be pickled; `longest`, where it is known."""
+    longest = largest(len(own), world) if longest is None else longest
     if world.size == 1 or not longest:
         return [own] * world.size
     padded = torch.zeros(longest, dtype=torch.uint8)
     padded[: len(own)] = torch.tensor([*own], dtype=torch.uint8)
     parts = [torch.empty_like(padded) for _ in range(world.size)]
-    with _together():
+    with together():
         dist.all_gather(parts, padded, group=world.hosts)
     return [bytes(part.tolist()).rstrip(b"\0") for part in parts]
 
 
 def average_gradients(network: nn.Module, world: World) -> None:
-    """Replace each gradient by its mean over the processes."""
+    """Replace each gradient by its mean over the processes.
+
+    Each is sent from where it lies: putting all into one row takes several times as long as sending them.
+    """
     if world.size == 1:
         return
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    with _together():
-        dist.all_reduce(flat)
-    flat /= world.size
-    for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    with together():
+        for sent in [dist.all_reduce(_in_memory_order(gradient), async_op=True) for gradient in gradients]:
+            sent.wait()
+    torch._foreach_div_(gradients, world.size)
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """Return the same memory as one row; without gaps, as gradients are, whose layout is that of their weights."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 @torch.no_grad()
@@ -182,13 +196,13 @@ def encode_keys(
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[None]:
+def together(work: str = "training", way_on: str = "--resume goes on from the last checkpoint") -> Iterator[None]:
     """Tell in a line that another process is gone, which shows only when one talks to it."""
     try:
         yield
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"another process of this training has ended or is silent ({reason}); what it said last tells why. Start "
-            "all again; --resume goes on from the last checkpoint"
+            f"another process of this {work} has ended or is silent ({reason}); what it said last tells why. Start "
+            f"all again; {way_on}"
         ) from error

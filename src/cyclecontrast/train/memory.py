@@ -54,7 +54,11 @@ def least_memory(config: PretrainConfig, given: Backbone | None, processes: int)
         Part(NUMBER * (copies * of_encoder + 3 * of_head), "weights", "projector_dim or take a smaller backbone"),
         Part(NUMBER * 2 * keys * config.projector_dim, "queues", "queue_size, cycle_queue_size or projector_dim"),
         Part(PIXEL * share * views * config.image_size**2, "views", "batch_size or image_size"),
-        Part(NUMBER * share * len(needs.queries) * keys, "similarities", "batch_size, queue_size or cycle_queue_size"),
+        Part(
+            NUMBER * share // config.accumulate * len(needs.queries) * keys,
+            "similarities",
+            "batch_size, queue_size or cycle_queue_size",
+        ),
     ]
 
 

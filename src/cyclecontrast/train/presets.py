@@ -69,7 +69,8 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> d
     image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu))
     backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
     frames = FRAMES_OF_A_VIDEO.get(str(chosen.get("objective")), 1)
-    batch_size = chosen.get("batch_size", _batch_size(num_videos, machine, frames))
+    parts = machine.processes * int(chosen.get("accumulate", 1))
+    batch_size = chosen.get("batch_size", _batch_size(num_videos, machine, frames, parts))
     steps = chosen.get("steps")
     epochs = _epochs(num_videos, batch_size, machine.cpu, steps)
     if steps is None:
@@ -108,14 +109,22 @@ def _misfits(config: PretrainConfig, asked: Collection[str], processes: int) -> 
     Of a run that is resumed only what the processes can share is looked at: it goes on as it began.
     """
     needs, problems = OBJECTIVES[config.objective].needs, []
-    share, rest = divmod(config.batch_size, processes)
+    share, rest = divmod(config.batch_size, processes * config.accumulate)
     if rest or share < 2:
+        each = f"{processes} processes"
+        each = f"{config.accumulate} parts of each of {each}" if config.accumulate > 1 else f"each of {each}"
         problems.append(
-            f"batch_size: {config.batch_size} does not give each of {processes} processes "
-            "equally many videos, 2 videos or more"
+            f"batch_size: {config.batch_size} does not give {each} equally many videos, 2 videos or more; name a "
+            f"multiple of {processes * config.accumulate}"
         )
     if config.resume is not None:
         return problems
+    if config.accumulate > 1 and (needs.compares_queries or config.self_batch):
+        what = "--self-batch" if config.self_batch else f"objective {config.objective}"
+        problems.append(
+            f"accumulate: {what} compares the queries of a whole batch with each other, and those of a part would miss "
+            "the others; leave out --accumulate"
+        )
     if needs.keys and "bn_groups" in asked and config.bn_groups > max(1, config.batch_size // 2):
         problems.append(
             f"bn_groups: {config.bn_groups} groups of a batch of {config.batch_size} hold less than the 2 images that "
@@ -152,11 +161,11 @@ def _backbone(image_size: int, cpu: bool) -> str:
     return "resnet18-small-w16" if cpu else "resnet18-small"
 
 
-def _batch_size(num_videos: int, machine: Machine, frames: int) -> int:
-    """Return a batch that holds hardly any video twice and that the processes can share; `frames` are queries each."""
+def _batch_size(num_videos: int, machine: Machine, frames: int, parts: int) -> int:
+    """Return a batch that holds hardly any video twice and has so many equal parts; `frames` are a video's queries."""
     largest = (128 if machine.cpu or num_videos < 10_000 else 256) // frames
     size = min(largest, max(LEAST_BATCH, 1 << (num_videos.bit_length() - 1)))
-    return max(2, size // machine.processes) * machine.processes
+    return max(2, size // parts) * parts
 
 
 def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> int:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import Batch, FramePairs, load_batches
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import locked
@@ -18,7 +19,7 @@ from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import save_backbone
 from cyclecontrast.model.hardware import limited_threads, pick_device, pick_precision, pick_workers
 from cyclecontrast.train import run_folder
-from cyclecontrast.train.distributed import World, average, joined_world, largest, meet
+from cyclecontrast.train.distributed import ALONE, World, average, joined_world, largest_of_each, meet
 from cyclecontrast.train.health import steps_between
 from cyclecontrast.train.monitor import best_backbone, open_monitor, read_verdict
 from cyclecontrast.train.opening import open_training, unread_options
@@ -28,7 +29,7 @@ from cyclecontrast.train.run import Begun, keep, note_stop, open_run, stops_note
 from cyclecontrast.train.soundness import Soundness
 from cyclecontrast.train.stopping import NAMES, Stop, await_batch_to_tell_of_workers, end, stop_signals
 from cyclecontrast.train.training import Hardware, StepResult, Training, make_training, train_step
-from cyclecontrast.train.unreadable import Unreadable
+from cyclecontrast.train.unreadable import Unreadable, to_say
 from cyclecontrast.train.verdict import Verdict, last_measured
 
 
@@ -61,12 +62,18 @@ def pretrain(config: PretrainConfig) -> Run:
 
     After SIGINT, SIGTERM or SIGHUP a checkpoint is written first; then KeyboardInterrupt or SystemExit is raised.
     """
+    with joined_world(pick_device(config.device)) as world:
+        return _pretrain(world, config)
+
+
+def pretrain_alone(config: PretrainConfig) -> Run:
+    """As `pretrain`, in this process alone, whatever others torchrun has started beside it."""
+    return _pretrain(ALONE, config)
+
+
+def _pretrain(world: World, config: PretrainConfig) -> Run:
+    """Train in these processes together; raises UserError."""
     device = pick_device(config.device)
-    with joined_world(device) as world:
-        return _pretrain(config, device, world)
-
-
-def _pretrain(config: PretrainConfig, device: torch.device, world: World) -> Run:
     unread = unread_options(config)
     config, pairs, backbone = open_training(config, Machine(device.type == "cpu", world.size), world)
     total = num_steps(config, pairs)
@@ -111,13 +118,13 @@ def _train(training: Training, pairs: FramePairs, begun: Begun, stop: Stop) -> R
         batches = clock.timed(load_batches(pairs, steps, config.batch_size, world.rank, world.size, workers))
         await_batch_to_tell_of_workers()
         with progress_bar(training.num_steps, start, shown=world.rank == 0) as advance:
-            for step, batch in zip(steps, _kept_where_they_end(batches, training, begun, sound), strict=True):
+            agreed = _kept_where_they_end(batches, training, pairs.store, begun, sound, stop)
+            for step, (batch, longest) in zip(steps, agreed, strict=True):
                 result = train_step(training, batch, step)
                 sound.note(result, step)
-                unreadable.note(batch, pairs.store, step + 1, world)
+                unreadable.note(batch, pairs.store, step + 1, world, longest)
                 last = step + 1 == training.num_steps
                 too_much = unreadable.is_too_much(config.most_unreadable, last)
-                stopped = largest(stop.signal, world)
                 if last or (step + 1) % config.log_every == 0 or monitor.is_due(step + 1):
                     sound.check(training)
                     measured = _metrics(training, pairs, result, step, clock)
@@ -129,35 +136,42 @@ def _train(training: Training, pairs: FramePairs, begun: Begun, stop: Stop) -> R
                             row |= monitor.measure(step + 1)
                         run_folder.append_metrics(config.out, row)
                         monitor.conclude(step + 1)
-                if last or stopped or too_much or (step + 1) % config.checkpoint_every == 0:
+                if last or too_much or (step + 1) % config.checkpoint_every == 0:
                     sound.check(training)
                     keep(training, unreadable, step + 1)
                 unreadable.check(config.most_unreadable, last)
-                if stopped and not last:
-                    end(stopped, note_stop(training, NAMES[stopped]))
                 advance(monitor.last | row)
     return row
 
 
 def _kept_where_they_end(
-    batches: Iterator[Batch], training: Training, begun: Begun, sound: Soundness
-) -> Iterator[Batch]:
-    """Yield the batches; where a process cannot have one, keep what was trained until then before the error goes on."""
+    batches: Iterator[Batch], training: Training, store: FrameStore, begun: Begun, sound: Soundness, stop: Stop
+) -> Iterator[tuple[Batch, int]]:
+    """Yield the batches, and the length of the longest that a process has to say of its own.
+
+    Where a signal came, or a process cannot have its batch, keep what was trained until then before all end. All that
+    the processes must agree on is one message a step.
+    """
     world = training.hardware.world
     for done in count(begun.start):
-        batch, problem = None, None
+        batch, problem, may_stop = None, None, begun.start < done < training.num_steps
         try:
-            batch = next(batches, None)
+            batch = None if stop.signal and may_stop else next(batches, None)
         except UserError as error:
             problem = error
-        if largest(int(problem is not None), world):
+        own = (int(problem is not None), stop.signal, len(to_say(batch, store)) if batch is not None else 0)
+        failed, stopped, longest = largest_of_each(own, world)
+        if failed or (stopped and may_stop):
             sound.check(training)
             if done > begun.start:
                 keep(training, begun.unreadable, done)
+        if stopped and may_stop:
+            end(stopped, note_stop(training, NAMES[stopped]))
+        if failed:
             raise problem or UserError("another process cannot read its data; what it says tells why")
         if batch is None:
             return
-        yield batch
+        yield batch, longest
 
 
 def _metrics(training: Training, pairs: FramePairs, result: StepResult, step: int, clock: Clock) -> Row:

@@ -20,6 +20,7 @@ from cyclecontrast.model.hardware import autocast
 from cyclecontrast.model.heads import Encoded, Head
 from cyclecontrast.train.distributed import World, average_gradients, encode_keys, gather
 from cyclecontrast.train.schedule import cycle_weight, encoder_momentum, learning_rate, rising_momentum
+from cyclecontrast.train.share import EncodedStep, Share, join, mean_losses
 
 
 class Hardware(NamedTuple):
@@ -59,19 +60,20 @@ class Training:
         return nn.ModuleList((self.encoder, self.head))
 
 
-class EncodedStep(NamedTuple):
-    """A step's views after all networks: `answers` are the head's."""
-
-    encoded: Encoded
-    answers: tuple[Tensor, ...]
-
-
 class FreshKeys(NamedTuple):
     """The keys to enqueue after this step, of all processes, and the videos they come from."""
 
     intra: Tensor
     cycle: Tensor
     video: Tensor
+
+
+class LearnedPart(NamedTuple):
+    """What a part of the batch gave, its gradient beside."""
+
+    views: EncodedStep
+    inputs: Step
+    losses: Losses
 
 
 class StepResult(NamedTuple):
@@ -116,16 +118,23 @@ def _compiled(passes: Passes) -> Passes:
 
 
 def train_step(training: Training, batch: Batch, step: int) -> StepResult:
-    """Update encoder and head, then the momentum encoder, then the queues (Algorithm 1)."""
-    views = _encode(training, batch, step)
-    inputs, fresh = _gather_inputs(training, views, batch, step)
-    losses = training.objective.losses(inputs)
+    """Update encoder and head, then the momentum encoder, then the queues (Algorithm 1).
+
+    With `accumulate` the queries go through the encoder in parts, whose gradients add up: each part meets the keys that
+    the whole batch meets, and is a batch of its own for BatchNorm.
+    """
+    share = _encode_keys(training, batch, step)
+    fresh = _gather_keys(training, share.keys, share.video) if share.keys else None
     training.optimizer.zero_grad()
-    losses.total.backward()  # type: ignore[no-untyped-call]
+    parts = [_learn(training, part, fresh, step) for part in share.parts(training.config.accumulate)]
+    inputs = parts[0].inputs
+    if len(parts) > 1:
+        inputs = _gather_inputs(training, join([part.views for part in parts]), share, fresh, step)
     gradient_norm = _update(training, step)
     _follow(training, step)
-    _enqueue(training, fresh)
-    return StepResult(losses, inputs, gradient_norm)
+    if fresh is not None:
+        _enqueue(training, fresh)
+    return StepResult(mean_losses([part.losses for part in parts]), inputs, gradient_norm)
 
 
 def state_of(training: Training) -> dict[str, dict[str, Tensor]]:
@@ -164,25 +173,22 @@ def _make_optimizer(encoder: Encoder, head: Head, config: PretrainConfig) -> tor
     return optimizer
 
 
-def _encode(training: Training, batch: Batch, step: int) -> EncodedStep:
-    """Encode the views that the objective needs, each in a pass of its own (Algorithm 1).
+def _encode_keys(training: Training, batch: Batch, step: int) -> Share:
+    """Encode the keys of the whole batch that the objective needs, each view in a pass of its own (Algorithm 1).
 
     Differs from the release, which encodes three: a second view of the query's frame is enqueued there, here it is the
     positive; its keys share BatchNorm in twos, here in the groups of `bn_groups`; and its queries share BatchNorm on
-    each of eight GPUs, here in a process.
+    each of eight GPUs, here in a process, or in a part of its batch.
     """
-    config, (device, precision, world) = training.config, training.hardware
-    needs = training.objective.needs
+    config, needs, (device, precision, world) = training.config, training.objective.needs, training.hardware
     images = {view: _images(training, batch, view) for view in sorted({*needs.queries, *needs.keys})}
-    keys: list[Features] = []
-    with autocast(device, precision):
-        projections = [training.passes.queries(images[view]) for view in needs.queries]
-        if training.passes.keys is not None:
-            groups = config.bn_groups, _seed(config, step), world
-            keys = [encode_keys(training.passes.keys, images[view], *groups) for view in needs.keys]
-        queries = tuple(projection.features() for projection in projections)
-        encoded = Encoded(tuple(projection.intra for projection in projections), queries, tuple(keys))
-        return EncodedStep(encoded, training.head(encoded))
+    keys: tuple[Features, ...] = ()
+    if training.passes.keys is not None:
+        groups = config.bn_groups, _seed(config, step), world
+        with autocast(device, precision):
+            keys = tuple(encode_keys(training.passes.keys, images[view], *groups) for view in needs.keys)
+    video, frames = (numbers.to(device, non_blocking=True) for numbers in (batch.video, batch.frames))
+    return Share(images, keys, video, frames, world.rank * len(video))
 
 
 def _images(training: Training, batch: Batch, view: int) -> Tensor:
@@ -193,23 +199,48 @@ def _images(training: Training, batch: Batch, view: int) -> Tensor:
     return training.encoder.backbone.normalise(pixels)
 
 
-def _gather_inputs(training: Training, views: EncodedStep, batch: Batch, step: int) -> tuple[Step, FreshKeys]:
-    """Gather what the objective compares the queries with.
+def _learn(training: Training, part: Share, fresh: FreshKeys | None, step: int) -> LearnedPart:
+    """Add a part's share of the gradient to that of the parts before."""
+    views = _encode(training, part)
+    inputs = _gather_inputs(training, views, part, fresh, step)
+    losses = training.objective.losses(inputs)
+    (losses.total / training.config.accumulate).backward()  # type: ignore[no-untyped-call]
+    return LearnedPart(views, inputs, losses)
+
+
+def _encode(training: Training, share: Share) -> EncodedStep:
+    """Encode the queries, each view in a pass of its own, and let the head answer."""
+    device, precision, _ = training.hardware
+    with autocast(device, precision):
+        projections = [training.passes.queries(share.images[view]) for view in training.objective.needs.queries]
+        queries = tuple(projection.features() for projection in projections)
+        encoded = Encoded(tuple(projection.intra for projection in projections), queries, share.keys)
+        return EncodedStep(encoded, training.head(encoded))
+
+
+def _gather_keys(training: Training, keys: tuple[Features, ...], video: Tensor) -> FreshKeys:
+    """Gather the keys to enqueue from all processes; of a method that enqueues none, the first of each query."""
+    world, chosen = training.hardware.world, keys[: training.objective.needs.num_enqueued] or keys[:1]
+    return FreshKeys(
+        torch.cat([gather(key.intra, world) for key in chosen]),
+        torch.cat([gather(key.cycle, world) for key in chosen]),
+        gather(video, world).repeat(len(chosen)),
+    )
+
+
+def _gather_inputs(training: Training, views: EncodedStep, share: Share, fresh: FreshKeys | None, step: int) -> Step:
+    """Gather what the objective compares the queries with: `fresh`, or where None the keys of this share in all.
 
     Differs from the release: all processes draw one support, so that many train as one does.
     """
-    config, needs, (device, _, world) = training.config, training.objective.needs, training.hardware
-    video = batch.video.to(device, non_blocking=True)
+    config, needs, video, first = training.config, training.objective.needs, share.video, share.first
     positive = _positive(views.encoded)
-    keys = views.encoded.keys[: needs.num_enqueued] or (positive,)
-    fresh = FreshKeys(
-        torch.cat([gather(key.intra, world) for key in keys]),
-        torch.cat([gather(key.cycle, world) for key in keys]),
-        gather(video, world).repeat(len(keys)),
-    )
-    first = world.rank * len(video)
-    places = torch.arange(first, first + len(video), device=device) if config.batch_keys or needs.in_batch else None
-    inputs = Step(
+    if fresh is None:
+        fresh = _gather_keys(training, views.encoded.keys or (positive,), video)
+        first = training.hardware.world.rank * len(video)
+    is_in_batch = config.batch_keys or needs.in_batch
+    places = torch.arange(first, first + len(video), device=video.device) if is_in_batch else None
+    return Step(
         views.encoded.queries[0],
         positive,
         video,
@@ -220,9 +251,8 @@ def _gather_inputs(training: Training, views: EncodedStep, batch: Batch, step: i
         _loss_settings(config),
         views.encoded,
         views.answers,
-        batch.frames.to(device, non_blocking=True),
+        share.frames,
     )
-    return inputs, fresh
 
 
 def _positive(encoded: Encoded) -> Features:

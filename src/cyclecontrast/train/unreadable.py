@@ -38,12 +38,13 @@ class Unreadable:
     frames: dict[tuple[str, int], Met] = field(default_factory=dict)
     has_warned: bool = False
 
-    def note(self, batch: Batch, store: FrameStore, done: int, world: World) -> None:
-        """Count a step's batch, in every process those of all; `done` is the number of steps with it."""
+    def note(self, batch: Batch, store: FrameStore, done: int, world: World, longest: int | None = None) -> None:
+        """Count a step's batch, in every process those of all; `done` is the number of steps with it.
+
+        `longest`: of what the processes have to say, where it is known.
+        """
         self.views += (2 + len(batch.more)) * len(batch.video) * world.size
-        named = [(store.video_id(video), frame, reason) for video, frame, reason in batch.unreadable]
-        own = json.dumps([batch.replaced, named]).encode() if batch.replaced or named else b""
-        for said in filter(None, gather_bytes(own, world)):
+        for said in filter(None, gather_bytes(to_say(batch, store), world, longest)):
             replaced, bad = json.loads(said)
             self.replaced += replaced
             for video, frame, reason in bad:
@@ -100,6 +101,12 @@ class Unreadable:
 
     def _in_order(self) -> list[tuple[int, str, int, str]]:
         return sorted((met.step, video, frame, met.reason) for (video, frame), met in self.frames.items())
+
+
+def to_say(batch: Batch, store: FrameStore) -> bytes:
+    """Return what the other processes must know of a batch; nothing where all of it can be read."""
+    named = [(store.video_id(video), frame, reason) for video, frame, reason in batch.unreadable]
+    return json.dumps([batch.replaced, named]).encode() if batch.replaced or named else b""
 
 
 def read_unreadable(folder: Path) -> Unreadable:

@@ -17,7 +17,8 @@ from cyclecontrast.evaluate.metrics import Integers, hit_at_k, per_class_accurac
 from cyclecontrast.evaluate.record import Record
 from cyclecontrast.evaluate.result import DataInfo, Json
 from cyclecontrast.evaluate.retrieval.ranking import check_faiss, rank, rank_by_faiss
-from cyclecontrast.evaluate.retrieval.video_vectors import VideoItems, embed_videos, items_per_video
+from cyclecontrast.evaluate.retrieval.video_vectors import VideoItems, embed_videos, items_per_video, parts_of_videos
+from cyclecontrast.evaluate.shares import Part
 from cyclecontrast.evaluate.two_steps import Predictions, Score
 from cyclecontrast.evaluate.unfinished import Arrays, Unfinished
 from cyclecontrast.model.backbone import Backbone
@@ -41,6 +42,12 @@ def describe(data: LabeledVideos, config: RetrievalConfig) -> DataInfo:
     """Return which videos are compared, and how many items they are at the level asked for."""
     num = items_per_video(config)
     return DataInfo(str(data.root), data.fingerprint, len(data.train) * num, len(data.test) * num)
+
+
+def parts(backbone: Backbone, data: LabeledVideos, config: RetrievalConfig) -> list[Part]:
+    """Return what is embedded, for several processes to share."""
+    splits = ("train", data.train), ("test", data.test)
+    return [part for name, split in splits for part in parts_of_videos(backbone, split, config, name)]
 
 
 def predict(backbone: Backbone, data: LabeledVideos, config: RetrievalConfig, unfinished: Unfinished) -> Predictions:

@@ -17,6 +17,7 @@ from cyclecontrast.data.labeled_videos import VideoSplit
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.embeddings import IMAGES_PER_PART, Loading, encode, frozen
 from cyclecontrast.evaluate.image_batches import CROP_MARGIN, CenterCrops, ImageBatch, load_image_batches
+from cyclecontrast.evaluate.shares import Part
 from cyclecontrast.evaluate.unfinished import Arrays, Unfinished
 from cyclecontrast.model.backbone import Backbone
 
@@ -78,13 +79,8 @@ def embed_videos(
 
     Videos that cannot be read are left out, and told of. Raises UserError where none can be read.
     """
-    loading = Loading.of(config, backbone)
-    per_part = max(1, IMAGES_PER_PART // _indices(1, config).size)
-    parts = []
-    for start in range(0, len(split), per_part):
-        videos = range(start, min(start + per_part, len(split)))
-        part = f"embedding {name}-{videos[0]}-{videos[-1]}"
-        parts.append(unfinished.arrays(part, lambda v=videos: _embed_part(backbone, split, v, config, loading, name)))  # type: ignore[misc]
+    asked = parts_of_videos(backbone, split, config, name)
+    parts = [unfinished.arrays(part.name, part.whole) for part in asked]
     vectors, videos_read, problems = (
         np.concatenate([part[column] for part in parts]) for column in ("vectors", "videos", "problems")
     )
@@ -93,6 +89,17 @@ def embed_videos(
     num = items_per_video(config)
     numbers = (videos_read[:, None] * num + np.arange(num)).ravel()
     return VideoItems(vectors, split.labels[videos_read].repeat(num), numbers, tuple(problems.tolist()))
+
+
+def parts_of_videos(backbone: Backbone, split: VideoSplit, config: RetrievalConfig, name: str) -> list[Part]:
+    """Return the videos of a split, in order, as the parts that a process embeds at once."""
+    loading, per_part = Loading.of(config, backbone), max(1, IMAGES_PER_PART // _indices(1, config).size)
+    asked = [range(start, min(start + per_part, len(split))) for start in range(0, len(split), per_part)]
+
+    def make(videos: Sequence[int]) -> Arrays:
+        return _embed_part(backbone, split, videos, config, loading, name)
+
+    return [Part(f"embedding {name}-{videos[0]}-{videos[-1]}", videos, make) for videos in asked]
 
 
 def _indices(num_frames: int, config: RetrievalConfig) -> Numbers:
