@@ -24,7 +24,8 @@ from cyclecontrast.train.opening import open_training
 from cyclecontrast.train.presets import Machine
 from cyclecontrast.train.progress import Clock
 from cyclecontrast.train.soundness import Soundness
-from cyclecontrast.train.training import Hardware, StepResult, Training, make_training, train_step
+from cyclecontrast.train.train_step import StepResult, train_step
+from cyclecontrast.train.training import Hardware, Training, make_training
 from cyclecontrast.train.unreadable import Unreadable
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -24,7 +24,8 @@ from cyclecontrast.train import run_folder
 from cyclecontrast.train.distributed import World
 from cyclecontrast.train.presets import DataSize, Machine, resolve
 from cyclecontrast.train.run import keep
-from cyclecontrast.train.training import Hardware, make_training, train_step
+from cyclecontrast.train.train_step import train_step
+from cyclecontrast.train.training import Hardware, make_training
 from cyclecontrast.train.unreadable import Unreadable
 
 NUM_VIDEOS, METRICS_LINES = 10_000, 400

@@ -33,10 +33,11 @@ from cyclecontrast.loss.key_queue import KeyQueue
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.encoders import Encoder, Features, follow
 from cyclecontrast.model.hardware import autocast, limited_threads, num_cores, pick_device
-from cyclecontrast.train import training as step_of_method
+from cyclecontrast.train import train_step as step_of_method
 from cyclecontrast.train.distributed import encode_keys
 from cyclecontrast.train.progress import Clock
-from cyclecontrast.train.training import StepResult, Training, train_step
+from cyclecontrast.train.train_step import StepResult, train_step
+from cyclecontrast.train.training import Training
 
 PAPERS_QUEUES = {"queue_size": 65_536, "cycle_queue_size": 65_536, "support_size": 16_384}
 

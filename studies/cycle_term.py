@@ -31,7 +31,8 @@ from cyclecontrast.train.distributed import World
 from cyclecontrast.train.open_data import make_pairs, size_of
 from cyclecontrast.train.presets import Machine, resolve
 from cyclecontrast.train.pretrain import num_steps
-from cyclecontrast.train.training import Hardware, Training, make_training, restore, state_of, train_step
+from cyclecontrast.train.train_step import train_step
+from cyclecontrast.train.training import Hardware, Training, make_training, restore, state_of
 
 DEVICE = torch.device("cpu")
 

@@ -28,7 +28,8 @@ from cyclecontrast.train.distributed import World
 from cyclecontrast.train.health import measure_health, watch
 from cyclecontrast.train.open_data import make_health_pairs, make_pairs, size_of
 from cyclecontrast.train.presets import Machine, resolve
-from cyclecontrast.train.training import Hardware, make_training, train_step
+from cyclecontrast.train.train_step import train_step
+from cyclecontrast.train.training import Hardware, make_training
 from cyclecontrast.train.verdict import Known, Row, chosen_step
 
 DEVICE = torch.device("cpu")

@@ -10,7 +10,8 @@ from cyclecontrast.loss.objectives import OBJECTIVES, measure
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.train.distributed import World
 from cyclecontrast.train.share import Share
-from cyclecontrast.train.training import Hardware, make_training, state_of, train_step
+from cyclecontrast.train.train_step import train_step
+from cyclecontrast.train.training import Hardware, make_training, state_of
 from tests import make_videos as make
 from tests.test_distributed import asked, ends_of, start_two, steps_of
 

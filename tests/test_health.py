@@ -34,7 +34,8 @@ from cyclecontrast.train.open_data import make_health_pairs, make_pairs, split_v
 from cyclecontrast.train.presets import DataSize, Machine, resolve
 from cyclecontrast.train.pretrain import pretrain
 from cyclecontrast.train.progress import _tell
-from cyclecontrast.train.training import Hardware, make_training, state_of, train_step
+from cyclecontrast.train.train_step import train_step
+from cyclecontrast.train.training import Hardware, make_training, state_of
 from cyclecontrast.train.verdict import Known, best_step, chosen_step, is_more, judge
 from tests import make_videos as make
 

@@ -7,16 +7,8 @@ from cyclecontrast.data.pairs import Batch
 from cyclecontrast.loss.objectives import OBJECTIVES
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.train.distributed import World
-from cyclecontrast.train.training import (
-    Hardware,
-    _encode,
-    _encode_keys,
-    _gather_inputs,
-    make_training,
-    restore,
-    state_of,
-    train_step,
-)
+from cyclecontrast.train.train_step import _encode, _encode_keys, _gather_inputs, train_step
+from cyclecontrast.train.training import Hardware, make_training, restore, state_of
 
 HARDWARE = Hardware(torch.device("cpu"), "fp32", World(0, 1))
 

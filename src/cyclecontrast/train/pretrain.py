@@ -28,7 +28,8 @@ from cyclecontrast.train.progress import Clock, Row, console, progress_bar
 from cyclecontrast.train.run import Begun, keep, note_stop, open_run, stops_noted
 from cyclecontrast.train.soundness import Soundness
 from cyclecontrast.train.stopping import NAMES, Stop, await_batch_to_tell_of_workers, end, stop_signals
-from cyclecontrast.train.training import Hardware, StepResult, Training, make_training, train_step
+from cyclecontrast.train.train_step import StepResult, train_step
+from cyclecontrast.train.training import Hardware, Training, make_training
 from cyclecontrast.train.unreadable import Unreadable, to_say
 from cyclecontrast.train.verdict import Verdict, last_measured
 

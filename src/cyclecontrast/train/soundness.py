@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cyclecontrast.errors import UserError
-from cyclecontrast.train.training import StepResult, Training
+from cyclecontrast.train.train_step import StepResult
+from cyclecontrast.train.training import Training
 
 LARGEST_WEIGHT = 1e6
 
