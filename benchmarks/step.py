@@ -30,7 +30,6 @@ from torch import Tensor
 
 from cyclecontrast.data.pairs import Batch, load_batches
 from cyclecontrast.loss.key_queue import KeyQueue
-from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.encoders import Encoder, Features, follow
 from cyclecontrast.model.hardware import autocast, limited_threads, num_cores, pick_device
 from cyclecontrast.train import train_step as step_of_method
@@ -159,7 +158,6 @@ def parts_of(steps: Steps[StepResult], training: Training, num_steps: int) -> di
         "optimizer": spent(torch.optim.SGD.step),
         "momentum encoder follows": spent(follow),
         "norm of the gradient": spent(torch.nn.utils.get_total_norm),
-        "normalising the images": spent(Backbone.normalise),
     }
     parts["all else"] = total - sum(parts.values())
     return {name: part / total for name, part in parts.items()}

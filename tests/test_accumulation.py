@@ -108,7 +108,7 @@ def test_parts_of_a_share_know_their_place():
     share = Share({0: torch.arange(6)}, (), torch.arange(6), torch.zeros(6, 2), 12)
     parts = list(share.parts(3))
     assert [part.video.tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
-    assert [part.images[0].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    assert [part.pixels[0].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
     assert [part.first for part in parts] == [12, 14, 16]
 
 

@@ -12,13 +12,13 @@ from cyclecontrast.model.heads import Encoded
 
 
 class Share(NamedTuple):
-    """Videos of the batch on the device: normalised views by number, keys, and what the loss must know of them.
+    """Videos of the batch on the device: views by number, keys, and what the loss must know of them.
 
-    Shapes: each view (num_videos, 3, size, size), video (num_videos,), frames (num_videos, num_views); `first` is the
-    place of its first video in the batch of all processes.
+    Shapes: each view uint8 (num_videos, 3, size, size), video (num_videos,), frames (num_videos, num_views); `first` is
+    the place of its first video in the batch of all processes.
     """
 
-    images: dict[int, Tensor]
+    pixels: dict[int, Tensor]
     keys: tuple[Features, ...]
     video: Tensor
     frames: Tensor
@@ -30,7 +30,7 @@ class Share(NamedTuple):
         for start in range(0, size * number, size):
             part = slice(start, start + size)
             yield Share(
-                {view: images[part] for view, images in self.images.items()},
+                {view: pixels[part] for view, pixels in self.pixels.items()},
                 tuple(Features(*(vectors[part] for vectors in key)) for key in self.keys),
                 self.video[part],
                 self.frames[part],

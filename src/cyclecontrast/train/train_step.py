@@ -71,22 +71,21 @@ def _encode_keys(training: Training, batch: Batch, step: int) -> Share:
     each of eight GPUs, here in a process, or in a part of its batch.
     """
     config, needs, (device, precision, world) = training.config, training.objective.needs, training.hardware
-    images = {view: _images(training, batch, view) for view in sorted({*needs.queries, *needs.keys})}
+    pixels = {view: _pixels(batch, view, device) for view in sorted({*needs.queries, *needs.keys})}
     keys: tuple[Features, ...] = ()
-    if training.passes.keys is not None:
-        groups = config.bn_groups, _seed(config, step), world
+    if (encode := training.passes.keys) is not None:
+        normalise, groups = training.encoder.backbone.normalise, (config.bn_groups, _seed(config, step), world)
         with autocast(device, precision):
-            keys = tuple(encode_keys(training.passes.keys, images[view], *groups) for view in needs.keys)
+            # Bytes are shuffled and sent to other processes, a quarter of what they are when normalised.
+            keys = tuple(encode_keys(lambda own: encode(normalise(own)), pixels[view], *groups) for view in needs.keys)
     video, frames = (numbers.to(device, non_blocking=True) for numbers in (batch.video, batch.frames))
-    return Share(images, keys, video, frames, world.rank * len(video))
+    return Share(pixels, keys, video, frames, world.rank * len(video))
 
 
-def _images(training: Training, batch: Batch, view: int) -> Tensor:
-    """Return one view of each video as networks take it, on the device, which does what the workers left to it."""
-    pixels = (batch.query, batch.positive, *batch.more)[view].to(training.hardware.device, non_blocking=True)
-    if batch.left.numel():
-        pixels = finish_views(pixels, batch.left[:, view])
-    return training.encoder.backbone.normalise(pixels)
+def _pixels(batch: Batch, view: int, device: torch.device) -> Tensor:
+    """Return one view of each video on the device, which does what the workers left to it."""
+    pixels = (batch.query, batch.positive, *batch.more)[view].to(device, non_blocking=True)
+    return finish_views(pixels, batch.left[:, view]) if batch.left.numel() else pixels
 
 
 def _learn(training: Training, part: Share, fresh: FreshKeys | None, step: int) -> LearnedPart:
@@ -101,8 +100,9 @@ def _learn(training: Training, part: Share, fresh: FreshKeys | None, step: int) 
 def _encode(training: Training, share: Share) -> EncodedStep:
     """Encode the queries, each view in a pass of its own, and let the head answer."""
     device, precision, _ = training.hardware
+    images = [training.encoder.backbone.normalise(share.pixels[view]) for view in training.objective.needs.queries]
     with autocast(device, precision):
-        projections = [training.passes.queries(share.images[view]) for view in training.objective.needs.queries]
+        projections = [training.passes.queries(view) for view in images]
         queries = tuple(projection.features() for projection in projections)
         encoded = Encoded(tuple(projection.intra for projection in projections), queries, share.keys)
         return EncodedStep(encoded, training.head(encoded))
