@@ -112,6 +112,24 @@ def test_moco_checkpoints_are_read(tmp_path, head, key):
     check_weights(load_backbone(path), weights_of())
 
 
+@pytest.mark.parametrize("more", [{}, {"jigsaw_linear.weight": 512, "imagenet_decoders.1.2.weight": 512}], ids=len)
+def test_vince_checkpoints_are_read(tmp_path, more):
+    """VINCE saves its model bare: torchvision's network, classifier and all, behind three names, then the heads.
+
+    The names are those of danielgordon10/vince: `VinceModel.feature_extractor` is in a wrapper that calls it `module`,
+    on one GPU too, and `Backbone.model` is torchvision's.
+    """
+    network = torchvision_resnet("resnet18")
+    state = {f"feature_extractor.module.model.{key}": value for key, value in network.state_dict().items()}
+    heads = {"embedding.0.weight": 512, "embedding.2.weight": 512, **more}
+    state |= {key: torch.zeros(64, width) for key, width in heads.items()}
+    backbone = load_backbone(saved(tmp_path / "000256000.pt", state))
+    assert backbone.name == "resnet18"
+    network.fc = torch.nn.Identity()
+    with torch.no_grad():
+        assert torch.allclose(backbone(images(64)), network(images(64)), atol=1e-5)
+
+
 def test_torchvision_weights_with_classifier_are_read(tmp_path):
     """A plain state dict of torchvision gives its penultimate features; the classifier is left out."""
     network = torchvision_resnet("resnet18", num_classes=7)

@@ -1,43 +1,17 @@
 """Exports are loaded by the printed lines of code themselves, and must compute what the backbone computes."""
 
+import importlib.util
+
 import pytest
 import torch
 
 from cyclecontrast.config import ExportConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.export import FORMATS, export_backbone
+from cyclecontrast.export.command import FORMATS, export_backbone
+from cyclecontrast.export.formats import as_resnet
 from cyclecontrast.model.backbone import guarded_torchvision, make_backbone
 from cyclecontrast.model.checkpoint import load_backbone, save_backbone
-
-
-def shaken(name, seed=0):
-    """A backbone whose every weight and statistic differs from its initial value."""
-    backbone = make_backbone(name, seed, image_size=64).eval()
-    generator = torch.Generator().manual_seed(seed)
-    for key, value in backbone.network.state_dict().items():
-        if value.is_floating_point():
-            noise = torch.rand(value.shape, generator=generator)
-            value.mul_(0.8 + 0.4 * noise) if "weight" in key else value.add_(0.1 * noise)
-    return backbone
-
-
-def pixels():
-    """Three random images."""
-    return torch.randint(256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-
-
-def execute(snippet):
-    """Run the printed code as a user would, and return its variables."""
-    guarded_torchvision()
-    variables = {}
-    exec(snippet, variables)
-    return variables
-
-
-def features(backbone):
-    """What the backbone computes for the random images."""
-    with torch.no_grad():
-        return backbone(backbone.normalise(pixels()))
+from tests.make_backbones import execute, features, last_map, pixels, shaken
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet10-small-w4"])
@@ -47,23 +21,24 @@ def test_safetensors_snippet(tmp_path, name):
     backbone.mean = (0.1, 0.2, 0.3)
     save_backbone(backbone, tmp_path)
     made = export_backbone(ExportConfig(model=str(tmp_path), out=tmp_path / "out" / "mine.safetensors"))
-    loaded = execute(made.snippet)["backbone"]
+    variables = execute(made.snippet, pixels=pixels())
+    loaded = variables["backbone"]
     assert (loaded.name, loaded.image_size, loaded.mean) == (name, 64, (0.1, 0.2, 0.3))
-    torch.testing.assert_close(features(loaded), features(backbone), atol=1e-5, rtol=0)
+    torch.testing.assert_close(variables["features"], features(backbone), atol=1e-5, rtol=0)
+    torch.testing.assert_close(variables["map"], last_map(backbone), atol=1e-5, rtol=0)
     assert sorted(path.name for path in made.path.parent.iterdir()) == ["mine.json", "mine.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_torchvision_snippet(tmp_path, name):
-    """The lines printed for torchvision load its own class, whose features are the backbone's."""
+    """The lines printed for torchvision load its own class, whose features and map are the backbone's."""
     backbone = shaken(name)
     save_backbone(backbone, tmp_path)
     made = export_backbone(ExportConfig(model=str(tmp_path), format="torchvision", out=tmp_path / "out.pth"))
-    variables = execute(made.snippet)
+    variables = execute(made.snippet, images=pixels().float() / 255)
     assert type(variables["model"]) is guarded_torchvision().models.ResNet
-    with torch.no_grad():
-        found = variables["model"](variables["normalize"](pixels().float() / 255))
-    torch.testing.assert_close(found, features(backbone), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(variables["features"], features(backbone), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(variables["map"], last_map(backbone), atol=1e-5, rtol=1e-5)
 
 
 def test_torchvision_file_is_a_plain_state_dict(tmp_path):
@@ -84,22 +59,90 @@ def test_plain_resnet_of_timm(tmp_path):
     torch.save(backbone.network.state_dict(), tmp_path / "timm.pth")
     model = f"timm:resnet18@{tmp_path / 'timm.pth'}"
     made = export_backbone(ExportConfig(model=model, format="torchvision", out=tmp_path / "out.pth"))
-    variables = execute(made.snippet)
+    variables = execute(made.snippet, images=pixels().float() / 255)
+    torch.testing.assert_close(variables["features"], features(load_backbone(model)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet10", "resnet50"])
+def test_timm_snippet(tmp_path, name):
+    """The lines printed for timm make its own network with these weights: same features, same map."""
+    timm = pytest.importorskip("timm")
+    backbone = shaken(name)
+    save_backbone(backbone, tmp_path)
+    made = export_backbone(ExportConfig(model=str(tmp_path), format="timm", out=tmp_path / "out.pth"))
+    variables = execute(made.snippet, images=pixels().float() / 255)
+    assert type(variables["model"]) is timm.models.resnet.ResNet
+    torch.testing.assert_close(variables["features"], features(backbone), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(variables["map"], last_map(backbone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit", "timm:resnet18"])
+def test_timms_own_networks_go_back_to_timm(tmp_path, name):
+    """A backbone of timm is loaded by timm under its own name, with its own normalisation."""
+    pytest.importorskip("timm")
+    backbone = shaken(name)
+    torch.save(backbone.network.state_dict(), tmp_path / "mine.pth")
+    made = export_backbone(
+        ExportConfig(model=f"{name}@{tmp_path / 'mine.pth'}", format="timm", out=tmp_path / "out.pth")
+    )
+    size = backbone.image_size
+    variables = execute(made.snippet, images=pixels(size, size).float() / 255)
+    expected = features(backbone, pixels(size, size))
+    torch.testing.assert_close(variables["features"], expected, atol=1e-5, rtol=1e-5)
+    assert ("map" in variables) == (name == "timm:resnet18")
+
+
+def test_a_plain_resnet_of_timm_is_one_of_ours():
+    """Formats that need the stages of a ResNet take timm's plain ones too, and no other network of timm."""
+    pytest.importorskip("timm")
+    backbone = shaken("timm:resnet18")
     with torch.no_grad():
-        found = variables["model"](variables["normalize"](pixels().float() / 255))
-    torch.testing.assert_close(found, features(load_backbone(model)), atol=1e-5, rtol=0)
+        found = as_resnet(backbone)(backbone.normalise(pixels()))
+    torch.testing.assert_close(found, features(backbone), atol=1e-5, rtol=0)
+    assert as_resnet(make_backbone("timm:test_vit")) is None
+    assert as_resnet(make_backbone("timm:resnet10t")) is None
 
 
 @pytest.mark.parametrize("name", ["resnet18-small", "resnet18-w32", "resnet10", "resnet50-small-w16"])
 def test_no_class_in_torchvision(tmp_path, name):
-    """A backbone that torchvision has no class for is refused with the format that can hold it; nothing is written."""
+    """A backbone that torchvision has no class for is refused with the formats that hold it; nothing is written."""
     config = ExportConfig(model=f"random:{name}", format="torchvision", out=tmp_path / "out" / "x.pth")
-    with pytest.raises(UserError, match=rf"{name}.* safetensors$"):
+    with pytest.raises(UserError, match=rf"{name}; what can hold it: safetensors or ") as caught:
         export_backbone(config)
+    assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("format_name", "name"), [("safetensors", "x.safetensors"), ("torchvision", "x.pth")])
+@pytest.mark.parametrize(
+    ("name", "formats"),
+    [
+        ("resnet34", "safetensors torchvision timm onnx detectron2 huggingface"),
+        ("resnet10", "safetensors timm onnx huggingface"),
+        ("resnet18-w32", "safetensors onnx huggingface"),
+        ("resnet18-small", "safetensors onnx"),
+        ("timm:resnet50.a1_in1k", "safetensors torchvision timm onnx detectron2 huggingface"),
+        ("timm:test_vit", "safetensors timm onnx"),
+    ],
+)
+def test_which_format_holds_what(name, formats):
+    """Each format holds what the tool behind it can be told to be, and no more."""
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    backbone = make_backbone(name)
+    assert [key for key, kind in FORMATS.items() if kind.holds(backbone)] == formats.split()
+
+
+@pytest.mark.parametrize(
+    ("format_name", "name"),
+    [
+        ("safetensors", "x.safetensors"),
+        ("torchvision", "x.pth"),
+        ("timm", "x.pth"),
+        ("onnx", "x.onnx"),
+        ("detectron2", "x.pkl"),
+        ("huggingface", "x"),
+    ],
+)
 def test_existing_file_is_kept(tmp_path, format_name, name):
     """An existing output is named and left as it is."""
     (tmp_path / name).write_text("precious")
@@ -121,6 +164,33 @@ def test_all_mistakes_at_once(tmp_path):
     with pytest.raises(UserError) as caught:
         export_backbone(ExportConfig(model="random:resnet99", out=tmp_path / "x.pth"))
     assert ["must end in .safetensors" in problem for problem in caught.value.problems] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("format_name", "name", "problem"),
+    [
+        ("detectron2", "x.pth", r"must end in \.pkl"),
+        ("onnx", "x", r"must end in \.onnx"),
+        ("timm", "x.safetensors", r"must not end in \.safetensors"),
+        ("huggingface", "x.pkl", r"must not end in \.pkl"),
+    ],
+)
+def test_names_that_tools_would_misread(tmp_path, format_name, name, problem):
+    """A name must not say another format than the file has, for tools go by it."""
+    with pytest.raises(UserError, match=problem):
+        export_backbone(ExportConfig(model="random:resnet18", format=format_name, out=tmp_path / name))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    """Where a module of a format is not installed, one line says which and how to install it."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    with pytest.raises(UserError) as caught:
+        export_backbone(ExportConfig(model="random:resnet10-small-w4", format="onnx", out=tmp_path / "x.onnx"))
+    (problem,) = caught.value.problems
+    assert problem.endswith("onnxscript missing; pip install 'cyclecontrast[onnx]'")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_default_name_and_text(tmp_path, monkeypatch):

@@ -87,7 +87,7 @@ COMMANDS = {
     "prepare": Command(config.PrepareConfig, ("videos",), "data.prepare:prepare"),
     "pretrain": Command(config.PretrainConfig, ("data",), "train.pretrain:pretrain"),
     "embed": Command(config.EmbedConfig, ("model", "data"), "evaluate.embed:embed"),
-    "export": Command(config.ExportConfig, ("model",), "export:export_backbone"),
+    "export": Command(config.ExportConfig, ("model",), "export.command:export_backbone"),
     "report": Command(config.ReportConfig, ("runs",), "report.page:write_report"),
     "sweep": Command(config.SweepConfig, ("table", "data"), "sweep.command:run_sweep"),
 }

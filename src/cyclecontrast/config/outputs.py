@@ -41,12 +41,18 @@ class EmbedConfig(BaseModel):
 
 
 class ExportConfig(BaseModel):
-    """A backbone → a file that other tools load."""
+    """A backbone → a file or folder that other tools load."""
 
     model_config = STRICT
     model: Name = Field(description="a run, a backbone file, a checkpoint, timm:<name>, or random:<backbone>")
-    format: Literal["safetensors", "torchvision"] = Field("safetensors", description="what the file is for")
-    out: Place | None = Field(None, description="file to write; default: backbone.safetensors or backbone.pth")
+    format: Literal["safetensors", "torchvision", "timm", "onnx", "detectron2", "huggingface"] = Field(
+        "safetensors", description="what it is for"
+    )
+    out: Place | None = Field(
+        None,
+        description="file to write, for huggingface a folder; default: backbone.safetensors, .pth, .onnx or .pkl, or "
+        "backbone-huggingface",
+    )
     seed: Seed = Field(0, description="of random:<backbone>")
 
 

@@ -58,9 +58,9 @@ class Architecture(NamedTuple):
 def load_backbone(model: str | Path, seed: int = 0) -> Backbone:
     """Load a backbone in evaluation mode; raises UserError with what is wrong and where.
 
-    `model` is a run folder, a backbone file, a checkpoint of this project, of the authors' release or of MoCo, a
-    torchvision or timm state dict, `timm:<name>` (published weights), `timm:<name>@<file>`, or `random:<backbone>`,
-    which `seed` draws.
+    `model` is a run folder, a backbone file, a checkpoint of this project, of the authors' release, of MoCo or of
+    VINCE, a torchvision or timm state dict, `timm:<name>` (published weights), `timm:<name>@<file>`, or
+    `random:<backbone>`, which `seed` draws.
     """
     name = str(model)
     if name.startswith("random:"):
