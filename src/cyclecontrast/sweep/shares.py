@@ -48,7 +48,7 @@ def help_run(config: SweepConfig, world: World) -> None:
 
 
 def _run_share(plan: Plan, tell: Callable[[Finished], None], world: World) -> bytes:
-    """Run every so-manieth cell, and return what came of them by their numbers."""
+    """Run one cell in `world.size`, and return what came of them by their numbers."""
     numbers = range(world.rank, len(plan.cells), world.size)
     finished = {one.cell.run: one for one in run_cells([plan.cells[n] for n in numbers], plan.jobs, tell, world.size)}
     return json.dumps([[n, *finished[plan.cells[n].run][1:]] for n in numbers]).encode()
