@@ -91,7 +91,7 @@ def steps_of(ours: Ours, clock: Clock | None = None) -> Steps[StepResult]:
     for step, batch in zip(steps, batches, strict=True):
         result = train_step(training, batch, step)
         sound.note(result, step)
-        unreadable.note(batch, pairs.store, step + 1, world)
+        unreadable.note(batch, pairs.store, step + 1, world, None)
         yield result
 
 

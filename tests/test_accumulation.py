@@ -147,8 +147,8 @@ def test_a_resumed_run_in_parts_is_the_same_run(tree, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"accumulate": 3}, "batch_size: 8 does not give 3 parts of each of 1 processes equally many videos"),
-        ({"accumulate": 8}, "batch_size: 8 does not give 8 parts"),
+        ({"accumulate": 3}, "batch_size: 8 does not give each of 3 parts equally many videos"),
+        ({"accumulate": 8}, "batch_size: 8 does not give each of 8 parts"),
         ({"accumulate": 2, "objective": "simclr"}, "accumulate: objective simclr compares the queries of a whole"),
         ({"accumulate": 0}, "accumulate: "),
     ],

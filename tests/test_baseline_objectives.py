@@ -8,7 +8,7 @@ from cyclecontrast.data.pairs import Batch
 from cyclecontrast.loss.objectives import OBJECTIVES
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.train.distributed import World
-from cyclecontrast.train.train_step import _encode, _encode_keys, _gather_inputs, train_step
+from cyclecontrast.train.train_step import _encode, _gather_inputs, _take_share, train_step
 from cyclecontrast.train.training import Hardware, make_training, restore, state_of
 from tests.test_baseline_losses import loop_multi_positive, loop_nt_xent
 from tests.test_losses import dot, loop_cycle, loop_nce
@@ -46,7 +46,7 @@ def draw_batch(seed=0, num_views=NUM_VIEWS):
 
 def see(training, batch=None):
     """Return what the objective sees of the first step, in float64 where it is a key or a query."""
-    share = _encode_keys(training, batch or draw_batch(), 0)
+    share = _take_share(training, batch or draw_batch(), 0)
     return _gather_inputs(training, _encode(training, share), share, None, 0)
 
 
@@ -199,7 +199,7 @@ def test_simsiams_target_is_frozen():
     """No gradient reaches the features that serve as targets; through the predictions it reaches head and backbone."""
     training = make("simsiam")
     batch = draw_batch()
-    share = _encode_keys(training, batch, 0)
+    share = _take_share(training, batch, 0)
     views = _encode(training, share)
     for features in views.encoded.queries:
         features.intra.retain_grad()

@@ -386,7 +386,7 @@ def noted(store, batches):
     """What is known after these batches."""
     unreadable = Unreadable()
     for step, batch in enumerate(batches, start=1):
-        unreadable.note(batch, store, step, ALONE)
+        unreadable.note(batch, store, step, ALONE, None)
     return unreadable
 
 
@@ -404,7 +404,7 @@ def test_what_is_known_survives_a_stop(store, tmp_path, stopped):
     noted(store, BATCHES[:stopped]).write(tmp_path)
     resumed = read_unreadable(tmp_path)
     for step, batch in enumerate(BATCHES[stopped:], start=stopped + 1):
-        resumed.note(batch, store, step, ALONE)
+        resumed.note(batch, store, step, ALONE, None)
     resumed.write(tmp_path)
     assert resumed == noted(store, BATCHES)
     assert json.loads((tmp_path / UNREADABLE).read_text()) == {
@@ -423,7 +423,7 @@ def test_more_than_a_hundredth_is_warned_of_once(store, capsys):
     bad = [BadFrame(video, frame, "broken") for video in range(2) for frame in range(3)]
     unreadable = Unreadable()
     for step in range(1, 100):
-        unreadable.note(batch_of(10, *bad, replaced=1), store, step, ALONE)
+        unreadable.note(batch_of(10, *bad, replaced=1), store, step, ALONE, None)
         unreadable.warn_once()
         told = capsys.readouterr().err
         assert bool(told) == (step == 50)
@@ -477,7 +477,7 @@ def note_in_two(rank, folder):
     store, unreadable = FrameStore.open(f"{folder}/data"), Unreadable()
     shares = [(BATCHES[0], BATCHES[0]), (BATCHES[0], BATCHES[1]), (BATCHES[3], BATCHES[0]), (BATCHES[1], BATCHES[3])]
     for step, share in enumerate(shares, start=1):
-        unreadable.note(share[rank], store, step, World(rank, 2, dist.group.WORLD))
+        unreadable.note(share[rank], store, step, World(rank, 2, dist.group.WORLD), None)
     os.mkdir(f"{folder}/{rank}")
     unreadable.write(folder / str(rank))
     dist.destroy_process_group()

@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cyclecontrast.cli import main
+from cyclecontrast.config import SweepConfig
+from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.result import Result
+from cyclecontrast.sweep.plan import make_plan
 from tests.test_retrieval import make_data
 
 MODEL = "random:resnet10-small-w8"
@@ -35,9 +38,11 @@ ports, commands, faults = json.loads(sys.stdin.read())
 
 def counted(backbone, batch, device):
     encoded.append(len(batch.positions))
-    if rank == 1 and fault and sum(encoded) > fault["after"]:
+    if fault and rank == fault["rank"] and sum(encoded) > fault["after"]:
         if fault["kind"] == "dies":
             os._exit(9)
+        if fault["kind"] == "is wrong":
+            raise ValueError("a mistake of ours")
         raise UserError("the images of process 1 are gone")
     return encode(backbone, batch, device)
 
@@ -62,7 +67,7 @@ for port, command, fault in zip(ports, commands, faults):
 def run_two(commands, faults=None):
     """Run the commands in two processes; returns for each command what either process says, None where it died.
 
-    A command may be a pair, one for each process; a fault is what happens to the second process meanwhile.
+    A command may be a pair, one for each process; a fault is what happens to one of them meanwhile.
     """
     places = [socket.socket() for _ in commands]
     for free in places:
@@ -120,7 +125,8 @@ def result_in(folder):
 
 
 OF_IMAGES = ("knn", "linear", "x.parquet", "x.npz")
-REFUSED = ("finetune", "sgd", "all", "demo", "no model", "another model")
+ALONE = ("finetune", "sgd", "all", "demo", "prepare", "export", "report")
+REFUSED = (*ALONE, "no model", "another model")
 
 
 def commands_of(tracks, videos, out):
@@ -137,6 +143,9 @@ def commands_of(tracks, videos, out):
         "sgd": ["evaluate", "linear", "--probe=sgd", MODEL, *data, never],
         "all": ["evaluate", "all", MODEL, f"--data-root={tracks}", never],
         "demo": ["demo", never],
+        "prepare": ["prepare", str(videos), never],
+        "export": ["export", MODEL, f"--out={out / 'never.safetensors'}"],
+        "report": ["report", str(videos), f"--out={out / 'never.html'}"],
         "no model": ["evaluate", "knn", str(tracks / "train.txt"), *data, never],
         "another model": embed,
         "sweep": ["sweep", "table4", str(tracks), f"--out={out / 'sweep'}", "--small", "--no-flip", "--jobs=1", *flags],
@@ -226,7 +235,7 @@ def test_an_error_or_the_end_of_one_process_ends_the_other(tracks, tmp_path):
     knn, whole = (["evaluate", "knn", MODEL, str(tracks), f"--out={tmp_path / x}", *SMALL] for x in ("out", "whole"))
     embed = ["embed", MODEL, str(tracks), f"--out={tmp_path / 'x.npz'}", *SMALL]
     commands = [[*command, "--batch-size=2"] for command in (knn, embed, whole)]
-    faults = [{"kind": "fails", "after": 6}, {"kind": "dies", "after": 0}]
+    faults = [{"kind": "fails", "rank": 1, "after": 6}, {"kind": "dies", "rank": 1, "after": 0}]
     failed, died = run_two(commands[:2], faults)
     assert (failed[0][0], failed[0][2]) == (2, "error: the images of process 1 are gone\n")
     assert failed[1][:3] == [2, "", ""]
@@ -236,3 +245,23 @@ def test_an_error_or_the_end_of_one_process_ends_the_other(tracks, tmp_path):
     assert not (tmp_path / "x.npz").exists()
     assert [main(commands[0]), main(commands[2])] == [0, 0]
     assert result_in(tmp_path / "out") == result_in(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_mistake_of_ours_lets_no_process_wait(tracks, tmp_path, rank):
+    """Where one ends with a traceback, first or second, the other ends too."""
+    knn = ["evaluate", "knn", MODEL, str(tracks), f"--out={tmp_path / 'out'}", *SMALL, "--batch-size=2"]
+    (said,) = run_two([knn], [{"kind": "is wrong", "rank": rank, "after": 0}])
+    assert said[rank] is None
+    assert said[1 - rank][0] == 2
+
+
+def test_processes_beside_the_first_plan_a_sweep_without_preparing(tracks, tmp_path, monkeypatch):
+    """Only the first prepares videos: the others would wait for its lock, or for each other's."""
+    videos = make_data(tmp_path / "data") / "videos"
+    prepared = []
+    monkeypatch.setattr("cyclecontrast.sweep.plan.prepare_videos", prepared.append)
+    asked = {"table": "table4", "data": videos, "on": tracks, "out": tmp_path / "out"}
+    with pytest.raises(UserError, match="frames"):
+        make_plan(SweepConfig(**asked, **TINY_SWEEP), 2, prepares=False)
+    assert not prepared

@@ -200,7 +200,7 @@ def root(tmp_path):
     """A prepared store written by hand."""
     root = tmp_path / "store"
     (root / "shards").mkdir(parents=True)
-    (root / "store.json").write_text('{"format": "cyclecontrast-frames", "version": 2, "settings": {}}')
+    (root / "store.json").write_text('{"format": "cyclecontrast-frames", "version": 1, "settings": {}}')
     values = columns()
     write_frames(root, values)
     for shard in (0, 1):
@@ -445,12 +445,12 @@ def test_the_order_of_shards_is_free(root):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '"x"', '{"format": "cyclecontrast-frames", "version": 3}', "ÿ"]
+    "text", ["", "{", "[]", "null", '"x"', '{"format": "cyclecontrast-frames", "version": 2}', "ÿ"]
 )
 def test_wrong_descriptions_are_told(root, text):
     """A store.json that is broken, of another version or something else is one line."""
     (root / "store.json").write_bytes(text.encode("latin-1"))
-    assert "store.json: is not of a frame store of version 2" in problem_of(root)
+    assert "store.json: is not of a frame store of version 1" in problem_of(root)
 
 
 def test_unfinished_and_damaged_stores_are_told(root):
@@ -521,7 +521,7 @@ def test_the_fingerprint_of_a_tree(tmp_path):
 
 def test_store_json_needs_only_its_two_words(root):
     """Whatever else store.json says does not matter to reading."""
-    (root / "store.json").write_text(json.dumps({"version": 2, "format": "cyclecontrast-frames"}))
+    (root / "store.json").write_text(json.dumps({"version": 1, "format": "cyclecontrast-frames"}))
     assert FrameStore.open(root).num_frames == 6
 
 

@@ -132,7 +132,7 @@ def test_the_least_memory_is_that_of_its_parts(tmp_path):
     weights, queues, views, similarities = least_memory(config, None, processes=2)
     assert weights.bytes == 4 * (backbone + 4 * 2 * (dim * 5 + 5))
     assert queues.bytes == 2 * 160 * 5 * 4
-    assert views.bytes == 2 * 2 * 3 * 16 * 16 * (1 + 4)
+    assert views.bytes == 3 * 16 * 16 * (2 * 2 + 4 * 2)  # two views as bytes, one of them at a time as numbers
     assert similarities.bytes == 2 * 160 * 4
 
 

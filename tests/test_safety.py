@@ -323,8 +323,8 @@ def test_a_lock_empties_no_other_file(store, tmp_path, kind):
 def test_a_strange_description_is_one_line(store, tmp_path, text):
     """Deep, large and foreign JSON for store.json is told by both commands that read it."""
     (store / "store.json").write_text(text)
-    assert "store.json: is not of a frame store of version 2; prepare" in problem_of(FrameStore.open, store)
-    assert "store.json is not that of a frame store of version 2; name" in problem_of(run, tmp_path)
+    assert "store.json: is not of a frame store of version 1; prepare" in problem_of(FrameStore.open, store)
+    assert "store.json is not that of a frame store of version 1; name" in problem_of(run, tmp_path)
 
 
 def rewrite(path, column, values, kind=None):

@@ -7,7 +7,7 @@ from cyclecontrast.data.pairs import Batch
 from cyclecontrast.loss.objectives import OBJECTIVES
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.train.distributed import World
-from cyclecontrast.train.train_step import _encode, _encode_keys, _gather_inputs, train_step
+from cyclecontrast.train.train_step import _encode, _gather_inputs, _take_share, train_step
 from cyclecontrast.train.training import Hardware, make_training, restore, state_of
 
 HARDWARE = Hardware(torch.device("cpu"), "fp32", World(0, 1))
@@ -76,7 +76,7 @@ def test_the_cycle_can_be_learned():
     """Minimised on one batch against fixed keys, the cycle loss alone falls well below where it began."""
     training, batch = make(cycle_weight=1.0, batch_keys=False), draw_batch()
     optimizer = torch.optim.SGD(training.encoder.parameters(), lr=0.05, momentum=0.9)
-    losses, share = [], _encode_keys(training, batch, 0)
+    losses, share = [], _take_share(training, batch, 0)
     for _ in range(60):
         inputs = _gather_inputs(training, _encode(training, share), share, None, 0)
         loss = OBJECTIVES["cycle"].losses(inputs).cycle

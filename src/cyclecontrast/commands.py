@@ -28,6 +28,8 @@ class Command(NamedTuple):
     positional: tuple[str, ...]
     function: str
     protocol: tuple[str, ...] = ()
+    alone: str = ""
+    """Its name, where several processes that torchrun started cannot share its work, and it does not tell itself."""
 
     def run(self, values: dict[str, Any]) -> Any:
         """Check the options and call the function; its result prints itself. Raises UserError."""
@@ -57,6 +59,10 @@ class Command(NamedTuple):
 
     def call(self, options: BaseModel) -> Any:
         """Call the function with checked options."""
+        if self.alone and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+            from cyclecontrast.train.leading import check_alone
+
+            check_alone(self.alone)
         return self.load()(*self.protocol, options)
 
     def load(self) -> Callable[..., Any]:
@@ -84,11 +90,11 @@ def _check_model(name: str, value: Any) -> None:
 
 COMMANDS = {
     "demo": Command(config.DemoConfig, (), "demo:run_demo"),
-    "prepare": Command(config.PrepareConfig, ("videos",), "data.prepare:prepare"),
+    "prepare": Command(config.PrepareConfig, ("videos",), "data.prepare:prepare", alone="prepare"),
     "pretrain": Command(config.PretrainConfig, ("data",), "train.pretrain:pretrain"),
     "embed": Command(config.EmbedConfig, ("model", "data"), "evaluate.embed:embed"),
-    "export": Command(config.ExportConfig, ("model",), "export.command:export_backbone"),
-    "report": Command(config.ReportConfig, ("runs",), "report.page:write_report"),
+    "export": Command(config.ExportConfig, ("model",), "export.command:export_backbone", alone="export"),
+    "report": Command(config.ReportConfig, ("runs",), "report.page:write_report", alone="report"),
     "sweep": Command(config.SweepConfig, ("table", "data"), "sweep.command:run_sweep"),
 }
 EVALUATIONS = {

@@ -46,6 +46,12 @@ def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
         return None
 
 
+def out_of_memory(error: BaseException) -> str:
+    """Return what a device says that has no room left, in a line."""
+    reason = str(error).partition("\n")[0]
+    return f"the memory of the device is too small ({reason})"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint that names the most similar known word, or nothing."""
     close = difflib.get_close_matches(name[:LONGEST], list(known), n=1)

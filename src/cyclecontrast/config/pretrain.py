@@ -33,12 +33,11 @@ from cyclecontrast.config.fields import (
 from cyclecontrast.config.seal import is_sealed
 from cyclecontrast.config.sources import SOURCES
 
-MAY_CHANGE = frozenset(
-    {
-        *("resume", "data", "workers", "device", "augment_on", "compile"),
-        *("log_every", "checkpoint_every", "health_every", "most_unreadable"),
-    }
-)
+OF_A_MACHINE = frozenset({"data", "out", "resume", "workers", "device"})
+"""Settings that say where something lies, or what a process runs on: those of one training may differ in them."""
+NOT_OF_THE_METHOD = frozenset({"augment_on", "compile", "log_every", "checkpoint_every", "health_every"})
+"""Settings that change nothing of what is learned but by rounding."""
+MAY_CHANGE = (OF_A_MACHINE - {"out"}) | NOT_OF_THE_METHOD | {"most_unreadable"}
 """Settings of a run that may differ when it is resumed: the data must have the same fingerprint, wherever it lies."""
 
 BELONGS_TO = {

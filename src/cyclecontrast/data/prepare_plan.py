@@ -10,6 +10,8 @@ from cyclecontrast.data.shard_writer import ShardJob
 from cyclecontrast.data.store_files import VideoRow, is_whole, read_videos, shard_path
 from cyclecontrast.data.video import FoundVideo
 
+SCALING = "area, before RGB"
+"""How frames are scaled: a store that was begun by other means is not gone on with."""
 MEGABYTE = 1_000_000
 SMALLEST_SHARD = MEGABYTE
 MOST_PARTS = 64
@@ -20,7 +22,7 @@ def settings_of(config: PrepareConfig) -> dict[str, object]:
     """What decides the bytes of a store besides the videos, with the policy resolved; kept in store.json."""
     policy = policy_of(config)
     fps = policy.fps if isinstance(policy, PerSecond) else None
-    return config.model_dump(exclude={"videos", "out", "workers", "part"}) | {"fps": fps}
+    return config.model_dump(exclude={"videos", "out", "workers", "part"}) | {"fps": fps, "scaling": SCALING}
 
 
 def make_plan(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> list[VideoRow]:

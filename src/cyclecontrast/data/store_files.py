@@ -16,7 +16,7 @@ from cyclecontrast.data.table_files import read_table
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 
-STORE_FORMAT, STORE_VERSION = "cyclecontrast-frames", 2
+STORE_FORMAT, STORE_VERSION = "cyclecontrast-frames", 1
 ROWS_PER_GROUP = 1_000_000
 MOST_SETTINGS_BYTES = 1_000_000
 STATUSES = ("ok", "skipped", "pending")

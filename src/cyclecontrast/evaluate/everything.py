@@ -9,7 +9,7 @@ import torch
 
 from cyclecontrast.config import AllConfig, EvaluateConfig
 from cyclecontrast.data.layouts import Kind, Layout, find_layouts
-from cyclecontrast.errors import UserError, checked
+from cyclecontrast.errors import UserError, checked, out_of_memory
 from cyclecontrast.evaluate.record import results_folder
 from cyclecontrast.evaluate.references import Compared, compare
 from cyclecontrast.evaluate.registry import PROTOCOLS
@@ -135,7 +135,7 @@ def _attempt(model: str, backbone: Backbone, plan: Plan, asked: AllConfig, probl
     except UserError as error:
         problems += [f"{plan}: {problem}" for problem in error.problems]
     except torch.OutOfMemoryError as error:
-        problems.append(f"{plan}: the memory of the device is too small ({str(error).splitlines()[0]})")
+        problems.append(f"{plan}: {out_of_memory(error)}")
     return None
 
 

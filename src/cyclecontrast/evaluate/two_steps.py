@@ -64,7 +64,7 @@ def evaluate(backbone: Backbone, data: Any, config: EvaluateConfig, world: World
     A stopped evaluation goes on where it was; one process at a time. With `score_only` the record of before is scored
     again.
     """
-    work = work_of(backbone, data, config) if world.size > 1 else None
+    work = work_of(backbone, data, config) if world.size > 1 and not config.score_only else None
     config = _resolved(backbone, config)
     about = _about_model(backbone, data, config)
     if config.score_only:

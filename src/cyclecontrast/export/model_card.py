@@ -8,6 +8,7 @@ from typing import Any
 import tomli_w
 
 from cyclecontrast.config import PretrainConfig
+from cyclecontrast.config.pretrain import OF_A_MACHINE
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate.result import Result
 from cyclecontrast.export.formats import Job
@@ -16,8 +17,6 @@ from cyclecontrast.model.checkpoint import fingerprint
 from cyclecontrast.train.run_folder import ABOUT, CONFIG, how_to_restore, read_about
 from cyclecontrast.versions import package_versions
 
-PRIVATE = {"data", "out", "resume", "workers", "device"}
-"""Settings that say where something lies on the machine of the training, or only how fast it was."""
 HEAD = """---
 library_name: transformers
 pipeline_tag: image-feature-extraction
@@ -57,7 +56,7 @@ def _settings(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, UserError) as error:
         reason = str(error).replace("\n", "; ")
         raise UserError(f"{run / CONFIG}: is damaged ({reason}); {how_to_restore(run, CONFIG)}") from error
-    settings = config.model_dump(mode="json", exclude=PRIVATE, exclude_none=True)
+    settings = config.model_dump(mode="json", exclude=set(OF_A_MACHINE), exclude_none=True)
     return settings | ({"init": Path(settings["init"]).name} if "init" in settings else {})
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 
 from cyclecontrast.config import PretrainConfig
+from cyclecontrast.config.pretrain import NOT_OF_THE_METHOD, OF_A_MACHINE
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.remote import Remote
 from cyclecontrast.data.store_files import VIDEO_SCHEMA
@@ -25,9 +26,7 @@ from cyclecontrast.train.verdict import Verdict
 
 NEEDED = ("versions", "num_videos", "num_frames", "num_single_frame_videos", "num_steps", "device", "precision")
 """What the page says of every run."""
-NO_PART_OF_METHOD = frozenset(
-    {"seed", "out", "resume", "workers", "device", "log_every", "checkpoint_every", "health_every"}
-)
+NO_PART_OF_METHOD = (OF_A_MACHINE - {"data"}) | NOT_OF_THE_METHOD | {"seed"}
 
 
 class SkippedVideo(NamedTuple):

@@ -34,16 +34,16 @@ class Plan(NamedTuple):
     about: str
 
 
-def make_plan(config: SweepConfig, processes: int = 1) -> Plan:
+def make_plan(config: SweepConfig, processes: int = 1, prepares: bool = True) -> Plan:
     """Check all that can be known, prepare videos, and return what is to be done; raises UserError.
 
-    So many `processes` share the machine, each of them with as many jobs at once.
+    So many `processes` share the machine, each of them with as many jobs at once; one of them `prepares` for all.
     """
     table, folder = TABLES[config.table], config.out or Path("sweeps") / config.table
     trial = checked(PretrainConfig, {"data": config.data, "out": folder, "workers": config.workers})
     _check(config, table, folder)
     data = folder / "frames" if count_videos(trial) else config.data
-    if data != config.data:
+    if data != config.data and prepares:
         prepare_videos(trial)
     store, device = FrameStore.open(data), pick_device(config.device)
     cpu = device.type == "cpu"

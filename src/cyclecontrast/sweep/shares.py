@@ -39,7 +39,7 @@ def help_run(config: SweepConfig, world: World) -> None:
 
     def answer(number: int) -> bytes:
         if number == PLAN:
-            plans.append(make_plan(config, world.size))
+            plans.append(make_plan(config, world.size, prepares=False))
             return _digest(plans[-1])
         return _run_share(plans[-1], lambda one: None, world)
 

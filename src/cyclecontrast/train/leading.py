@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.distributed as dist
 
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, out_of_memory
 from cyclecontrast.train.distributed import World, joined_world, meet, together
 
 DONE, FAILED = -1, -2
@@ -39,7 +39,13 @@ def ask(number: int, answer: Answer, world: World) -> list[bytes]:
     Raises UserError with the lines of all that fail.
     """
     _told(number, world)
-    answers = _received(_tried(answer, number), world)
+    try:
+        own = _tried(answer, number)
+    except Exception:
+        with contextlib.suppress(UserError):
+            _received(b"", world)  # for which the others wait
+        raise
+    answers = _received(own, world)
     problems = [line for text in answers if text[:1] == b"!" for line in json.loads(text[1:])]
     if problems:
         raise UserError(*dict.fromkeys(problems))
@@ -78,7 +84,7 @@ def _tried(answer: Answer, number: int) -> bytes:
     except OSError as error:
         problems = (f"{error.filename or 'the data'}: {error.strerror or error}",)
     except torch.OutOfMemoryError as error:
-        problems = (f"the memory of the device is too small ({str(error).partition(chr(10))[0]})",)
+        problems = (out_of_memory(error),)
     return b"!" + json.dumps(problems).encode()
 
 

@@ -17,8 +17,8 @@ from cyclecontrast.model.encoders import Encoder
 
 NUMBER = 4
 """Bytes of a weight, of an element of a vector, of a similarity."""
-PIXEL = 3 * (1 + NUMBER)
-"""Bytes of a view's pixel, as it is loaded and as the network takes it."""
+PIXEL = 3
+"""Bytes of a view's pixel, as it is loaded."""
 
 
 class Part(NamedTuple):
@@ -50,15 +50,13 @@ def least_memory(config: PretrainConfig, given: Backbone | None, processes: int)
     copies = 4 if needs.keys else 3  # weights, gradients, the optimizer's momentum, the momentum encoder
     keys = config.queue_size * needs.has_intra + config.cycle_queue_size * needs.has_cycle
     share, views = config.batch_size // processes, len({*needs.queries, *needs.keys})
+    queries, groups = share // config.accumulate * len(needs.queries), max(1, config.bn_groups // processes)
+    normalised = max(queries, -(-share // groups) if needs.keys else 0)
     return [
         Part(NUMBER * (copies * of_encoder + 3 * of_head), "weights", "projector_dim or take a smaller backbone"),
         Part(NUMBER * 2 * keys * config.projector_dim, "queues", "queue_size, cycle_queue_size or projector_dim"),
-        Part(PIXEL * share * views * config.image_size**2, "views", "batch_size or image_size"),
-        Part(
-            NUMBER * share // config.accumulate * len(needs.queries) * keys,
-            "similarities",
-            "batch_size, queue_size or cycle_queue_size",
-        ),
+        Part(PIXEL * (share * views + NUMBER * normalised) * config.image_size**2, "views", "batch_size or image_size"),
+        Part(NUMBER * queries * keys, "similarities", "batch_size, queue_size or cycle_queue_size"),
     ]
 
 

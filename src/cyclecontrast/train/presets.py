@@ -111,11 +111,12 @@ def _misfits(config: PretrainConfig, asked: Collection[str], processes: int) -> 
     needs, problems = OBJECTIVES[config.objective].needs, []
     share, rest = divmod(config.batch_size, processes * config.accumulate)
     if rest or share < 2:
-        each = f"{processes} processes"
-        each = f"{config.accumulate} parts of each of {each}" if config.accumulate > 1 else f"each of {each}"
+        parts = [(config.accumulate, "parts"), (processes, "processes")]
+        each = " of ".join(f"each of {number} {what}" for number, what in parts if number > 1) or "the step"
+        every = processes * config.accumulate
         problems.append(
             f"batch_size: {config.batch_size} does not give {each} equally many videos, 2 videos or more; name a "
-            f"multiple of {processes * config.accumulate}"
+            f"multiple of {every}, {2 * every} or more"
         )
     if config.resume is not None:
         return problems

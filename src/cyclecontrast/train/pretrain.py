@@ -1,4 +1,4 @@
-"""The command: data and config in, a run on disk out. One step is in training.py."""
+"""The command: data and config in, a run on disk out. One step is in train_step.py."""
 
 import contextlib
 import math

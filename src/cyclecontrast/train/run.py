@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from cyclecontrast.config.pretrain import OF_A_MACHINE
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, out_of_memory
 from cyclecontrast.files import check_new_run, remove
 from cyclecontrast.train import run_folder
 from cyclecontrast.train.checkpoints import (
@@ -28,8 +29,6 @@ from cyclecontrast.train.unreadable import Unreadable, read_unreadable
 from cyclecontrast.versions import package_versions
 
 OF_HEALTH = ("verdict", "reason", "health")
-OF_A_PROCESS = {"data", "out", "resume", "workers", "device"}
-"""Settings in which the processes of a training may differ."""
 
 
 class Begun(NamedTuple):
@@ -45,7 +44,7 @@ def open_run(training: Training, pairs: FramePairs) -> Begun:
     Raises UserError where the run is damaged, or where the processes differ.
     """
     config, store, (device, precision, world) = training.config, pairs.store, training.hardware
-    check_same(config.model_dump(mode="json", exclude=OF_A_PROCESS) | {"data": store.fingerprint}, world)
+    check_same(config.model_dump(mode="json", exclude=set(OF_A_MACHINE)) | {"data": store.fingerprint}, world)
     before: dict[str, Any] = {}
     if config.resume is None:
         check_new_run(config.out)
@@ -70,6 +69,8 @@ def open_run(training: Training, pairs: FramePairs) -> Begun:
         "device": run_folder.device_name(device),
         "precision": precision,
         "processes": world.size,
+        "augment_on": config.augment_on,
+        "compile": config.compile,
         "data_fingerprint": store.fingerprint,
         "num_videos": store.num_videos,
         "num_frames": store.num_frames,
@@ -129,8 +130,7 @@ def stops_noted(training: Training) -> Iterator[None]:
     except UserError as error:
         raise UserError(note_stop(training, "; ".join(error.problems))) from error
     except torch.OutOfMemoryError as error:
-        reason = str(error).partition("\n")[0]
-        message = f"the memory of the device is too small ({reason}); start a new run with a smaller batch"
+        message = f"{out_of_memory(error)}; start a new run with a smaller batch"
         raise UserError(note_stop(training, message)) from error
     except OSError as error:
         reason = f"{error.filename or training.config.out}: {error.strerror or error}"
@@ -159,7 +159,7 @@ def _announce_resumed(before: dict[str, Any], about: dict[str, Any], damages: tu
     console.print(f"going on after step {start:,}" if start else "no checkpoint: beginning again at the first step")
     changed = [
         f"{name} was {before[name]}, is {about[name]}"
-        for name in ("device", "precision", "processes", "versions")
+        for name in ("device", "precision", "processes", "augment_on", "compile", "versions")
         if name in before and before[name] != about[name]
     ]
     if changed:

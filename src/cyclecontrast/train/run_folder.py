@@ -62,6 +62,8 @@ class About(TypedDict, total=False):
     device: str
     precision: str
     processes: int
+    augment_on: str
+    compile: bool
     data_fingerprint: str
     num_videos: int
     num_frames: int

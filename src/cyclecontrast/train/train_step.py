@@ -49,7 +49,7 @@ def train_step(training: Training, batch: Batch, step: int) -> StepResult:
     With `accumulate` the queries go through the encoder in parts, whose gradients add up: each part meets the keys that
     the whole batch meets, and is a batch of its own for BatchNorm.
     """
-    share = _encode_keys(training, batch, step)
+    share = _take_share(training, batch, step)
     fresh = _gather_keys(training, share.keys, share.video) if share.keys else None
     training.optimizer.zero_grad()
     parts = [_learn(training, part, fresh, step) for part in share.parts(training.config.accumulate)]
@@ -63,23 +63,32 @@ def train_step(training: Training, batch: Batch, step: int) -> StepResult:
     return StepResult(mean_losses([part.losses for part in parts]), inputs, gradient_norm)
 
 
-def _encode_keys(training: Training, batch: Batch, step: int) -> Share:
+def _take_share(training: Training, batch: Batch, step: int) -> Share:
+    """Bring what the objective needs of the batch to the device, and encode its keys."""
+    needs, (device, _, world) = training.objective.needs, training.hardware
+    pixels = {view: _pixels(batch, view, device) for view in sorted({*needs.queries, *needs.keys})}
+    video, frames = (numbers.to(device, non_blocking=True) for numbers in (batch.video, batch.frames))
+    return Share(pixels, _encode_keys(training, pixels, step), video, frames, world.rank * len(video))
+
+
+def _encode_keys(training: Training, pixels: dict[int, Tensor], step: int) -> tuple[Features, ...]:
     """Encode the keys of the whole batch that the objective needs, each view in a pass of its own (Algorithm 1).
 
     Differs from the release, which encodes three: a second view of the query's frame is enqueued there, here it is the
     positive; its keys share BatchNorm in twos, here in the groups of `bn_groups`; and its queries share BatchNorm on
     each of eight GPUs, here in a process, or in a part of its batch.
     """
-    config, needs, (device, precision, world) = training.config, training.objective.needs, training.hardware
-    pixels = {view: _pixels(batch, view, device) for view in sorted({*needs.queries, *needs.keys})}
-    keys: tuple[Features, ...] = ()
-    if (encode := training.passes.keys) is not None:
-        normalise, groups = training.encoder.backbone.normalise, (config.bn_groups, _seed(config, step), world)
-        with autocast(device, precision):
-            # Bytes are shuffled and sent to other processes, a quarter of what they are when normalised.
-            keys = tuple(encode_keys(lambda own: encode(normalise(own)), pixels[view], *groups) for view in needs.keys)
-    video, frames = (numbers.to(device, non_blocking=True) for numbers in (batch.video, batch.frames))
-    return Share(pixels, keys, video, frames, world.rank * len(video))
+    config, (device, precision, world), encode = training.config, training.hardware, training.passes.keys
+    if encode is None:
+        return ()
+    normalise, groups = training.encoder.backbone.normalise, (config.bn_groups, _seed(config, step), world)
+
+    def key_of(own: Tensor) -> Features:
+        return encode(normalise(own))
+
+    with autocast(device, precision):
+        # Bytes are shuffled and sent to other processes, a quarter of what they are when normalised.
+        return tuple(encode_keys(key_of, pixels[view], *groups) for view in training.objective.needs.keys)
 
 
 def _pixels(batch: Batch, view: int, device: torch.device) -> Tensor:

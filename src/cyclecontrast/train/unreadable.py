@@ -38,7 +38,7 @@ class Unreadable:
     frames: dict[tuple[str, int], Met] = field(default_factory=dict)
     has_warned: bool = False
 
-    def note(self, batch: Batch, store: FrameStore, done: int, world: World, longest: int | None = None) -> None:
+    def note(self, batch: Batch, store: FrameStore, done: int, world: World, longest: int | None) -> None:
         """Count a step's batch, in every process those of all; `done` is the number of steps with it.
 
         `longest`: of what the processes have to say, where it is known.
