@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +18,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.result import Result
 from cyclecontrast.sweep.plan import make_plan
 from tests.test_retrieval import make_data
+from tests.test_sweep import make_tracks
 
 MODEL = "random:resnet10-small-w8"
 SMALL = ["--image-size=16", "--workers=0", "--device=cpu"]
@@ -99,19 +99,8 @@ def run_two(commands, faults=None):
 
 @pytest.fixture(scope="module")
 def tracks(tmp_path_factory):
-    """Eight videos of three frames in two classes, half of each in train.txt, half in test.txt; a frame is damaged."""
-    root, rng = tmp_path_factory.mktemp("data") / "tracks", np.random.default_rng(0)
-    lines = {"train": [], "test": []}
-    for video in range(8):
-        folder = root / "frames" / str(video)
-        folder.mkdir(parents=True)
-        color = ((200, 40, 40), (40, 40, 200))[video % 2]
-        for frame in range(3):
-            image = np.clip(color + rng.normal(0, 60, (16, 18, 3)), 0, 255).astype(np.uint8)
-            cv2.imwrite(str(folder / f"{frame}.png"), image)
-        lines["train" if video < 4 else "test"].append(f"{video} {video % 2}")
-    for name, split in lines.items():
-        (root / f"{name}.txt").write_text("\n".join(split) + "\n")
+    """Eight videos of three frames in two classes; a frame is damaged."""
+    root = make_tracks(tmp_path_factory.mktemp("data") / "tracks")
     (root / "frames" / "3" / "1.png").write_bytes(b"no image")
     return root
 

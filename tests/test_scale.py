@@ -1,5 +1,6 @@
 """The size of R2V2, 10.8 million frames of 2.7 million videos: opened in seconds, in memory that workers share."""
 
+import ctypes
 import gc
 import multiprocessing
 import time
@@ -75,6 +76,7 @@ def use_and_tell(pipe, store):
     """In a worker: what memory is its own once it has used the store."""
     gc.disable()  # by looking at what a forked process has from its parent, it would make that its own
     use(store)
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed and is kept for later is not the store's
     pipe.send(own_bytes("p"))  # a page of shared memory seems its own where others have not looked at it
 
 

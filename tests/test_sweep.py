@@ -32,11 +32,9 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def tracks(tmp_path_factory):
-    """Eight videos of colored frames in two classes, half of each in train.txt, half in test.txt."""
-    root, rng = tmp_path_factory.mktemp("sweep") / "tracks", np.random.default_rng(0)
-    lines = {"train": [], "test": []}
+def make_tracks(root):
+    """Write eight videos of colored frames in two classes, half of each in train.txt, half in test.txt."""
+    rng, lines = np.random.default_rng(0), {"train": [], "test": []}
     for video in range(8):
         folder = root / "frames" / str(video)
         folder.mkdir(parents=True)
@@ -48,6 +46,12 @@ def tracks(tmp_path_factory):
     for name, split in lines.items():
         (root / f"{name}.txt").write_text("\n".join(split) + "\n")
     return root
+
+
+@pytest.fixture(scope="module")
+def tracks(tmp_path_factory):
+    """Eight small videos in two classes."""
+    return make_tracks(tmp_path_factory.mktemp("sweep") / "tracks")
 
 
 @pytest.fixture(scope="module")
