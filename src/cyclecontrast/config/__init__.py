@@ -7,7 +7,8 @@ from cyclecontrast.config.everything import AllConfig
 from cyclecontrast.config.masks import PropagationConfig, SegmentationConfig
 from cyclecontrast.config.outputs import DemoConfig, EmbedConfig, ExportConfig, ReportConfig
 from cyclecontrast.config.prepare import PrepareConfig
-from cyclecontrast.config.pretrain import DECIDED_BY_AUTO, MAY_CHANGE, PRESETS, PretrainConfig
+from cyclecontrast.config.presets import PRESETS
+from cyclecontrast.config.pretrain import DECIDED_BY_AUTO, MAY_CHANGE, PretrainConfig
 from cyclecontrast.config.sweep import SweepConfig
 from cyclecontrast.config.tracking import TrackingConfig
 

@@ -30,8 +30,8 @@ from cyclecontrast.config.fields import (
     Side,
     Whole,
 )
+from cyclecontrast.config.presets import of_preset
 from cyclecontrast.config.seal import is_sealed
-from cyclecontrast.config.sources import SOURCES
 
 OF_A_MACHINE = frozenset({"data", "out", "resume", "workers", "device"})
 """Settings that say where something lies, or what a process runs on: those of one training may differ in them."""
@@ -164,7 +164,7 @@ class PretrainConfig(BaseModel):
         usual: dict[str, object] = {}
         if self.preset != "auto":
             usual = {name: field.default for name, field in type(self).model_fields.items()}
-            usual |= _of_preset(self.preset, self.objective)
+            usual |= of_preset(self.preset, self.objective)
         asked = {name for name in self.model_fields_set if name not in usual or getattr(self, name) != usual[name]}
         return set() if asked >= DECIDED_BY_AUTO - {"holdout"} else asked
 
@@ -173,7 +173,7 @@ class PretrainConfig(BaseModel):
     def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Complete what is asked with the preset, or with the settings of the run to resume, which may not change."""
         if values.get("resume") is None:
-            preset = _of_preset(str(values.get("preset")), str(values.get("objective"))) | values
+            preset = of_preset(str(values.get("preset")), str(values.get("objective"))) | values
             return {k: v for k, v in preset.items() if k in values or k != "backbone" or values.get("init") is None}
         run = Path(str(values["resume"]))
         if not os.path.isfile(run / "config.toml"):  # a path's own method fails where the name is too long
@@ -232,76 +232,6 @@ class PretrainConfig(BaseModel):
         if "support_size" in known and self.top_k is not None and self.top_k > self.support_size:
             problems.append(f"top_k ({self.top_k}) is more than support_size ({self.support_size})")
         return problems
-
-
-PRESETS: dict[str, dict[str, object]] = {
-    "paper": {
-        "backbone": "resnet18",
-        "projector": "linear",
-        "projector_dim": 64,
-        "temperature": 0.07,
-        "cycle_weight": 0.1,
-        "cycle_start": 0.0,
-        "queue_size": 65_536,
-        "cycle_queue_size": 65_536,
-        "support_size": 16_384,
-        "top_k": None,
-        "batch_keys": False,
-        "mask_own_video": True,
-        "split_by": "frame",
-        "distinct_frames": True,
-        "momentum": 0.999,
-        "momentum_ramp": 0,
-        "bn_groups": 8,
-        "image_size": 224,
-        "augmentation": "moco-v1",
-        "min_crop": 0.2,
-        "flip": True,
-        "batch_size": 256,
-        "epochs": 200,
-        "learning_rate": 0.06,
-        "schedule": "step",
-        "warmup": 0.0,
-        "sgd_momentum": 0.9,
-        "weight_decay": 1e-4,
-    },
-    "release": {
-        "backbone": "resnet50",
-        "projector": "mlp",
-        "projector_dim": 128,
-        "temperature": 0.07,
-        "cycle_weight": 0.1,
-        "cycle_start": 0.0,
-        "queue_size": 65_536,
-        "cycle_queue_size": 81_920,
-        "support_size": 16_384,
-        "top_k": None,
-        "batch_keys": False,
-        "mask_own_video": False,
-        "split_by": "frame",
-        "distinct_frames": False,
-        "momentum": 0.999,
-        "momentum_ramp": 0,
-        "bn_groups": 8,
-        "image_size": 224,
-        "augmentation": "moco-v2",
-        "min_crop": 0.2,
-        "flip": True,
-        "batch_size": 512,
-        "epochs": 200,
-        "learning_rate": 0.06,
-        "schedule": "cosine",
-        "warmup": 0.0,
-        "sgd_momentum": 0.9,
-        "weight_decay": 1e-4,
-    },
-}
-"""Faithful settings by name: `paper` is what the text says, `release` what the authors' script runs."""
-
-
-def _of_preset(preset: str, objective: str) -> dict[str, object]:
-    """Return what the preset says of our method, and over it what an objective's own source says."""
-    return PRESETS.get(preset, {}) | SOURCES.get(preset, {}).get(objective, {})
 
 
 DECIDED_BY_AUTO = frozenset(

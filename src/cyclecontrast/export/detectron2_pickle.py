@@ -2,16 +2,15 @@
 
 import io
 import pickle
-import re
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cyclecontrast.export.formats import Format, Job, is_torchvisions, resnet_shape, weights_of
+from cyclecontrast.export.formats import Format, Job, Renaming, is_torchvisions, renamed, resnet_shape, weights_of
 from cyclecontrast.files import replacing
 
-RENAMED = (
+NAMES: Renaming = (
     (r"^(?=conv1|bn1)", "stem."),
     (r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}"),
     (r"\bbn(\d)\b", r"conv\1.norm"),
@@ -23,19 +22,13 @@ RENAMED = (
 
 def _write(job: Job) -> None:
     weights = {
-        _renamed(key): value.numpy()
+        renamed(key, NAMES): value.numpy()
         for key, value in weights_of(job.backbone).items()
         if not key.endswith("num_batches_tracked")  # its frozen norms have none
     }
     content = {"model": weights, "__author__": "cyclecontrast", "matching_heuristics": True}
     with replacing(job.path) as aside:
         aside.write_bytes(_pickled(content))
-
-
-def _renamed(key: str) -> str:
-    for pattern, name in RENAMED:
-        key = re.sub(pattern, name, key)
-    return key
 
 
 def _pickled(content: dict[str, Any]) -> bytes:

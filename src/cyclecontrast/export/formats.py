@@ -1,13 +1,16 @@
 """What a format of `export` is made of, and what all of them ask of a backbone."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from cyclecontrast.model.backbone import NAME, Backbone, ResNet, make_backbone
 
+Renaming: TypeAlias = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+"""Patterns of torchvision's names, and what stands in their place elsewhere."""
 PLAIN_OF_TIMM = ("resnet18", "resnet34", "resnet50")
 """Networks of timm that carry torchvision's names and compute the same."""
 
@@ -73,6 +76,13 @@ def as_resnet(backbone: Backbone) -> ResNet | None:
     network.load_state_dict(backbone.network.state_dict())
     assert isinstance(network, ResNet)
     return network
+
+
+def renamed(key: str, names: Renaming) -> str:
+    """Return another tool's name of a weight: each pattern in turn is replaced."""
+    for pattern, name in names:
+        key = re.sub(pattern, name, key)
+    return key
 
 
 def weights_of(backbone: Backbone) -> dict[str, Tensor]:

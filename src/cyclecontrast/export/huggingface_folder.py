@@ -1,7 +1,6 @@
 """A backbone → a folder as the Hugging Face hub has it: transformers' names, preprocessing and a model card."""
 
 import json
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,12 @@ from typing import Any
 from safetensors.torch import save
 
 from cyclecontrast.evaluate.image_batches import CROP_MARGIN
-from cyclecontrast.export.formats import Format, Job, Shape, resnet_shape, weights_of
+from cyclecontrast.export.formats import Format, Job, Renaming, Shape, renamed, resnet_shape, weights_of
 from cyclecontrast.export.model_card import model_card
 from cyclecontrast.files import sync
 from cyclecontrast.model.backbone import BLOCKS, Backbone
 
-RENAMED = (
+NAMES: Renaming = (
     (r"^conv1\.", "embedder.embedder.convolution."),
     (r"^bn1\.", "embedder.embedder.normalization."),
     (r"^layer(\d)\.(\d+)\.", lambda match: f"encoder.stages.{int(match[1]) - 1}.layers.{match[2]}."),
@@ -36,7 +35,7 @@ def _holds(backbone: Backbone) -> bool:
 def _write(job: Job) -> None:
     shape = resnet_shape(job.backbone)
     assert shape is not None
-    weights = {_renamed(key): value for key, value in weights_of(job.backbone).items()}
+    weights = {renamed(key, NAMES): value for key, value in weights_of(job.backbone).items()}
     files = {
         "config.json": _json(_network(shape)),
         "preprocessor_config.json": _json(_preprocessing(job.backbone)),
@@ -52,12 +51,6 @@ def _write(job: Job) -> None:
             sync(folder / name)
         folder.rename(job.path)
     sync(job.path.parent)
-
-
-def _renamed(key: str) -> str:
-    for pattern, name in RENAMED:
-        key = re.sub(pattern, name, key)
-    return key
 
 
 def _json(values: dict[str, Any]) -> bytes:
