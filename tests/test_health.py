@@ -20,7 +20,7 @@ from cyclecontrast.model.checkpoint import load_backbone
 from cyclecontrast.train import run_folder
 from cyclecontrast.train.checkpoints import save_checkpoint
 from cyclecontrast.train.distributed import World
-from cyclecontrast.train.health import Watched, measure_health, steps_between, watch
+from cyclecontrast.train.health import Measured, Watched, measure_health, steps_between, watch
 from cyclecontrast.train.health_metrics import (
     Retrieval,
     alignment,
@@ -249,8 +249,8 @@ def test_measuring_leaves_no_trace(tree, watched, objective):
     before = {f"{a}/{b}": value.clone() for a, part in state_of(training).items() for b, value in part.items()}
     modes = [module.training for module in training.encoder.modules()]
     drawn = torch.random.get_rng_state()
-    signals = measure_health(training, watched)
-    assert signals == measure_health(training, watched)
+    signals = measure_health(training, watched).signals
+    assert signals == measure_health(training, watched).signals
     after = {f"{a}/{b}": value for a, part in state_of(training).items() for b, value in part.items()}
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert [module.training for module in training.encoder.modules()] == modes
@@ -266,7 +266,7 @@ def test_measuring_leaves_no_trace(tree, watched, objective):
 def test_signals_are_those_of_the_networks(tree, watched):
     """Retrieval is the backbone's, the rest the projector's, and the queue's the momentum encoder's, by loops."""
     training = make_tiny_training(tree, temperature=1.0)
-    signals = measure_health(training, watched)
+    signals = measure_health(training, watched).signals
     encoder, follower = training.encoder.eval(), training.momentum_encoder.eval()
     views = torch.cat((watched.query, watched.positive))
     with torch.no_grad():
@@ -313,7 +313,7 @@ def test_own_keys_in_the_queue_are_masked_as_in_training(tree, watched, masked):
         rivals = [query @ queue[j] for j in range(32) if not (masked and of[j] == video)]
         losses.append(math.log(sum(math.exp(x) for x in (query @ key, *rivals))) - query @ key)
         firsts.append(query @ key > max(rivals))
-    signals = measure_health(training, watched)
+    signals = measure_health(training, watched).signals
     assert signals["health_queue_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert masked == (signals["health_queue_accuracy"] > 0)  # a positive does not come before itself
     assert not masked or signals["health_queue_accuracy"] == np.mean(firsts)
@@ -324,7 +324,7 @@ def test_cycles_of_few_videos_are_not_measured(tree, watched, num_videos):
     """Below four videos some cycles cannot close, or cannot fail to: there is neither a rate nor a chance of them."""
     chosen = torch.isin(watched.video, watched.video.unique()[:num_videos])
     few = Watched(*(part[chosen] for part in watched))
-    signals = measure_health(make_tiny_training(tree), few)
+    signals = measure_health(make_tiny_training(tree), few).signals
     assert ("health_cycle_closed" in signals, few.cycle_chance is not None) == (num_videos == 4,) * 2
     assert "health_same_video" in signals
 
@@ -334,7 +334,7 @@ def test_a_network_that_overflows_is_not_measured(tree, watched):
     training = make_tiny_training(tree, projector="linear")
     with torch.no_grad():
         training.encoder.backbone.network.layer4[0].conv2.weight.fill_(torch.finfo(torch.float32).max)
-    assert not {"health_rank", "health_same_video"} & measure_health(training, watched).keys()
+    assert not {"health_rank", "health_same_video"} & measure_health(training, watched).signals.keys()
 
 
 def test_measurements_by_default():
@@ -435,7 +435,7 @@ def test_the_best_backbone_remains(tree, tmp_path, monkeypatch):
 
     values = iter([0.1, 0.3, 0.5, 0.5, 0.4, 0.2, 0.2, 0.5, 0.1])
     ranks = iter([1, 1, 3, 4, 5, 5, 5, 2, 1])
-    fake = lambda *_: {"health_same_video": next(values), "health_rank": next(ranks)}  # noqa: E731
+    fake = lambda *_: Measured({"health_same_video": next(values), "health_rank": next(ranks)}, None)  # noqa: E731
     monkeypatch.setattr(monitor, "measure_health", fake)
     done = run(tree, tmp_path / "run", select="health", health_every=1, checkpoint_every=1, steps=8)
     assert "step 3 of 8" in done.backbone.source

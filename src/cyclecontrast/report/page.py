@@ -13,7 +13,8 @@ from cyclecontrast.config import ReportConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.loss.objectives import OBJECTIVES
-from cyclecontrast.report import curves, neighbors, pictures, results
+from cyclecontrast.report import curves, cycles, neighbors, pictures, results
+from cyclecontrast.report.atlas import PER_ROW
 from cyclecontrast.report.neighbors import NeighborSheet
 from cyclecontrast.report.runs import RunReport, one_per_method, read_runs
 
@@ -76,6 +77,8 @@ def render(runs: Sequence[RunReport], sheets: Sequence[NeighborSheet], sections:
         num_open=NUM_OPEN_QUERIES,
         charts=curves.draw_charts(runs, colors),
         chart_size=curves,
+        cycles=[cycles.explore(run) for run in one_per_method(runs)],
+        atlas_columns=PER_ROW,
         pairs=[pictures.view_pairs(run) for run in one_per_method(runs)],
         max_skipped=MAX_SKIPPED,
         health_of={run.name: _measured_on(run) for run in runs if run.verdict},
@@ -85,6 +88,7 @@ def render(runs: Sequence[RunReport], sheets: Sequence[NeighborSheet], sections:
 
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
+        loader=jinja2.PackageLoader("cyclecontrast.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

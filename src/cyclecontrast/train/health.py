@@ -14,19 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from cyclecontrast.data.pairs import FramePairs, collate
-from cyclecontrast.loss.losses import info_nce, positive_comes_first, soft_nearest_neighbor
+from cyclecontrast.loss.losses import info_nce, positive_comes_first
 from cyclecontrast.loss.step import Needs
 from cyclecontrast.model.encoders import Encoder, Features, Projections
 from cyclecontrast.train.health_metrics import alignment, deviation, rank_me, same_video_recall, uniformity
 from cyclecontrast.train.training import Training
+from cyclecontrast.train.watched_cycles import LEAST_VIDEOS_OF_CYCLES, Cycles, closed, supports
 
 MOST_VIDEOS = 256
 ENOUGH_PAIRS, MOST_PAIRS_OF_A_VIDEO = 128, 4
 NUM_MEASUREMENTS = 20
 LEAST_STEPS = 25
 AT_ONCE = 128
-LEAST_VIDEOS_OF_CYCLES = 4
-"""Of fewer, some query has no other video to go through, and cannot close, or none to end in, and cannot fail to."""
 
 Signals = dict[str, float]
 
@@ -34,12 +33,13 @@ Signals = dict[str, float]
 class Watched(NamedTuple):
     """Pairs of views of videos that health is measured on.
 
-    Shapes: query, positive uint8 (num_pairs, 3, size, size); video (num_pairs,).
+    Shapes: query, positive uint8 (num_pairs, 3, size, size); video (num_pairs,); frames (num_pairs, 2), their numbers.
     """
 
     query: Tensor
     positive: Tensor
     video: Tensor
+    frames: Tensor
 
     @property
     def num_videos(self) -> int:
@@ -57,8 +57,15 @@ class Watched(NamedTuple):
         """Part of the cycles that close by chance; None where the videos are too few for cycles."""
         if self.num_videos < LEAST_VIDEOS_OF_CYCLES:
             return None
-        ends = ~_supports(self.video) & (self.video[:, None] != self.video)
+        ends = ~supports(self.video) & (self.video[:, None] != self.video)
         return float((1 / (1 + ends.sum(dim=1))).mean())
+
+
+class Measured(NamedTuple):
+    """The signals, and what the cycles among them were made of; None where the videos are too few for cycles."""
+
+    signals: Signals
+    cycles: Cycles | None
 
 
 class Vectors(NamedTuple):
@@ -75,7 +82,7 @@ def watch(pairs: FramePairs) -> Watched:
     found = [pairs[epoch * pairs.num_videos + place] for epoch in range(times) for place in range(num_videos)]
     readable = [pair for pair in found if pair.replaced < 2]  # both, where another video stands in
     batch = collate(readable or found)
-    return Watched(batch.query, batch.positive, batch.video)
+    return Watched(batch.query, batch.positive, batch.video, batch.frames)
 
 
 def steps_between(health_every: int | None, num_steps: int) -> int:
@@ -84,8 +91,8 @@ def steps_between(health_every: int | None, num_steps: int) -> int:
 
 
 @torch.inference_mode()
-def measure_health(training: Training, watched: Watched) -> Signals:
-    """Return the signals under their names in metrics.jsonl; one that cannot be computed is absent.
+def measure_health(training: Training, watched: Watched) -> Measured:
+    """Return the signals, under their names in metrics.jsonl, and the cycles; what cannot be computed is absent.
 
     Retrieval looks at the backbone's representation, which is what remains; rank, deviation, alignment and uniformity
     at the projector's unit vectors, where a collapse begins; cycles go through the positives of half of the other
@@ -100,12 +107,16 @@ def measure_health(training: Training, watched: Watched) -> Signals:
             keys = _encode(momentum_encoder, watched.positive, training).features
     measured, cycling = _projectors(needs)
     video, temperature = watched.video, training.config.temperature
-    signals = _spread(query, positive, measured, video)
+    spread = _spread(query, positive, measured, video)
+    signals = spread.copy()
+    cycles: Cycles | None = None
     if watched.num_videos >= LEAST_VIDEOS_OF_CYCLES:
-        signals["cycle_closed"] = _cycles(query.features[cycling], positive.features[cycling], video, temperature)
+        cycles = Cycles(query.features[cycling], positive.features[cycling], video, watched.frames)
+        signals["cycle_closed"] = float(closed(cycles, temperature).float().mean())
     if keys is not None:
         signals |= _queue(query.features.intra, keys.intra, video, training)
-    return {f"health_{name}": value for name, value in signals.items() if math.isfinite(value)}
+    finite = {f"health_{name}": value for name, value in signals.items() if math.isfinite(value)}
+    return Measured(finite, cycles if spread else None)
 
 
 @contextlib.contextmanager
@@ -142,6 +153,7 @@ def _projectors(needs: Needs) -> _Projectors:
 
 
 def _spread(query: Vectors, positive: Vectors, projector: int, video: Tensor) -> Signals:
+    """Return how the vectors lie to each other; nothing where they are not finite."""
     first, second = (vectors.features[projector].cpu().numpy() for vectors in (query, positive))
     both = np.concatenate((first, second))
     representation = torch.cat((query.representation, positive.representation)).cpu().numpy()
@@ -156,19 +168,6 @@ def _spread(query: Vectors, positive: Vectors, projector: int, video: Tensor) ->
         "alignment": alignment(first, second),
         "uniformity": uniformity(both),
     }
-
-
-def _supports(video: Tensor) -> Tensor:
-    """Tell which views cycles go through (num_pairs,): those of every other video; they end among the rest."""
-    place: Tensor = torch.unique(video, return_inverse=True)[1]
-    return place % 2 == 0
-
-
-def _cycles(query: Tensor, positive: Tensor, video: Tensor, temperature: float) -> float:
-    video = video.to(query.device)
-    own, supports = video[:, None] == video, _supports(video)
-    neighbor = soft_nearest_neighbor(query, positive[supports], temperature, own[:, supports])
-    return float(positive_comes_first(neighbor, positive, positive[~supports], own[:, ~supports]).float().mean())
 
 
 def _queue(query: Tensor, positive: Tensor, video: Tensor, training: Training) -> Signals:

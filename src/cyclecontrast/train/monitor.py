@@ -1,4 +1,4 @@
-"""When a run's health is measured, and what comes of it on disk: the verdict so far, and the best backbone."""
+"""When a run's health is measured, and what comes of it on disk: the verdict so far, its cycles, the best backbone."""
 
 import time
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from cyclecontrast.train.open_data import make_health_pairs
 from cyclecontrast.train.progress import console
 from cyclecontrast.train.training import Training
 from cyclecontrast.train.verdict import Known, Verdict, best_step, chosen_step, judge
+from cyclecontrast.train.watched_cycles import Cycles, is_kept, write_cycles
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Monitor:
     watched: Watched | None
     seconds: float = 0.0
     last: Signals = field(default_factory=dict)
+    cycles: Cycles | None = None
     told: str = ""
 
     def is_due(self, done: int) -> bool:
@@ -37,15 +39,16 @@ class Monitor:
         if self.watched is None or not self.is_due(done):
             return {}
         began = time.perf_counter()
-        self.last = measure_health(self.training, self.watched)
+        self.last, self.cycles = measure_health(self.training, self.watched)
         self.seconds += time.perf_counter() - began
         return self.last
 
     def conclude(self, done: int) -> None:
-        """Write the verdict so far into run.json, tell a new alarm, and where this is the best, keep the backbone."""
+        """Write the verdict so far into run.json, tell a new alarm, keep the cycles and the best backbone."""
         if self.watched is None or not self.is_due(done):
             return
         config = self.training.config
+        self.keep_cycles(done)
         verdict, about = read_verdict(config.out, config), run_folder.read_about(config.out)
         if verdict is not None:
             before = about["health"]
@@ -55,6 +58,12 @@ class Monitor:
             self._tell(verdict, done)
         if config.select == "health" and best_step(run_folder.read_metrics(config.out)) == done:
             run_folder.save_best(config.out, done, self.training.encoder.backbone)
+
+    def keep_cycles(self, done: int) -> None:
+        """Write what the last cycles were made of, where there were any, for the report to look at."""
+        config, cycles = self.training.config, self.cycles
+        if cycles is not None and is_kept(done, config.health_every or 1, self.training.num_steps):
+            write_cycles(config.out, done, cycles)
 
     def _tell(self, verdict: Verdict, done: int) -> None:
         if verdict.is_alarm and verdict.word != self.told and done < self.training.num_steps:
@@ -70,7 +79,10 @@ def open_monitor(training: Training, pairs: FramePairs, start: int) -> Monitor:
     watched = watch(make_health_pairs(config, pairs))
     monitor = Monitor(training, watched)
     if "health" not in run_folder.read_about(config.out):
-        at_start = monitor.measure(0) if start == 0 else {}
+        at_start: Signals = {}
+        if start == 0:
+            at_start = monitor.measure(0)
+            monitor.keep_cycles(0)
         health = {
             "held_out": config.holdout > 0,
             "videos": watched.num_videos,

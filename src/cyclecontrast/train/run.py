@@ -26,6 +26,7 @@ from cyclecontrast.train.distributed import check_same, largest, meet
 from cyclecontrast.train.progress import console
 from cyclecontrast.train.training import Training, restore, state_of
 from cyclecontrast.train.unreadable import Unreadable, read_unreadable
+from cyclecontrast.train.watched_cycles import cut_cycles
 from cyclecontrast.versions import package_versions
 
 OF_HEALTH = ("verdict", "reason", "health")
@@ -87,6 +88,7 @@ def open_run(training: Training, pairs: FramePairs) -> Begun:
     run_folder.restore_metrics(config.out, found.folder)
     unreadable.write(config.out)
     run_folder.cut_bests(config.out, start)
+    cut_cycles(config.out, start)
     drop_behind(config.out, start)
     _announce(training, store, about)
     if config.resume is not None:
