@@ -20,6 +20,7 @@ FLOORS = (
     ("train",),
     ("evaluate",),
     ("export", "report", "sweep"),
+    ("runs",),
     ("demo",),
     ("commands",),
     ("__init__",),
@@ -88,6 +89,9 @@ def test_pure_files_import_nothing_of_ours(name):
         ["evaluate", "knn", "nothing", "nowhere"],
         ["embed", "nothing", "nowhere", "--out", "x.npz"],
         ["export", "nothing"],
+        ["runs", "--help"],
+        ["runs", "ls", "--help"],
+        ["runs", "compare"],
     ],
     ids=" ".join,
 )

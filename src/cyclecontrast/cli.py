@@ -8,18 +8,33 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import tomli_w
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cyclecontrast import __version__
-from cyclecontrast.commands import COMMANDS, EVALUATIONS, Command
+from cyclecontrast.commands import COMMANDS, EVALUATIONS, RUNS, Command
 from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
 from cyclecontrast.errors import UserError, attempt, checked, did_you_mean
 
 HELP = ("-h", "--help")
+
+
+class Group(NamedTuple):
+    """Commands behind a word of their own: what they are, and what they take."""
+
+    commands: dict[str, Command]
+    kind: str
+    words: str
+    about: str
+
+
+GROUPS = {
+    "evaluate": Group(EVALUATIONS, "protocol", "MODEL DATA", "Frozen backbone → numbers"),
+    "runs": Group(RUNS, "verb", "FOLDER", "Many runs at a glance"),
+}
 OUTSIDE_OUR_POWER = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
@@ -55,11 +70,12 @@ def _dispatch(arguments: list[str]) -> str:
     if arguments[0] == "--version":
         return f"cyclecontrast {__version__}"
     name, rest = arguments[0], arguments[1:]
-    if name != "evaluate":
-        return _call(name, _find(COMMANDS, name, "command", (*COMMANDS, "evaluate")), rest)
+    if name not in GROUPS:
+        return _call(name, _find(COMMANDS, name, "command", (*COMMANDS, *GROUPS)), rest)
+    group = GROUPS[name]
     if not rest or rest[0] in HELP:
-        return _protocols()
-    return _call(f"evaluate {rest[0]}", _find(EVALUATIONS, rest[0], "protocol", EVALUATIONS), rest[1:])
+        return _members(name, group)
+    return _call(f"{name} {rest[0]}", _find(group.commands, rest[0], group.kind, group.commands), rest[1:])
 
 
 def _find(commands_by_name: dict[str, Command], name: str, kind: str, known: Sequence[str] | dict[str, Any]) -> Command:
@@ -75,7 +91,7 @@ def _call(name: str, command: Command, arguments: list[str]) -> str:
     problems: list[str] = []
     parsed, unknown = parser.parse_known_args(arguments)
     given = vars(parsed)
-    flags = [f"--{field.replace('_', '-')}" for field in command.config.model_fields if field not in command.positional]
+    flags = [f"--{field.replace('_', '-')}" for field in _options(command) if field not in command.positional]
     problems += [f"{word} is no option{did_you_mean(word, flags)}" for word in unknown if word.startswith("-")]
     if unknown and not problems:
         problems += [f"{' '.join(unknown)!r} is one argument too many"]
@@ -100,7 +116,7 @@ def _run(command: Command, options: BaseModel) -> Any:
 
 def _to_toml(made: BaseModel) -> str:
     undecided = made.undecided() if hasattr(made, "undecided") else set()
-    values = {name: value for name, value in made.model_dump(mode="json").items() if value is not None}
+    values = {name: value for name, value in made.model_dump(mode="json", by_alias=True).items() if value is not None}
     return tomli_w.dumps({name: "auto" if name in undecided else value for name, value in values.items()}).rstrip()
 
 
@@ -131,7 +147,7 @@ def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
     parser.add_argument("--help", "-h", action="store_true", help="show this and stop")
     parser.add_argument("--config", metavar="FILE", help="TOML file of options; flags override it")
     parser.add_argument("--print-config", action="store_true", help="show the options as TOML and stop")
-    for field_name, field in command.config.model_fields.items():
+    for field_name, field in _options(command).items():
         if field_name in command.positional:
             number = "*" if _is_many(field) else "?"
             parser.add_argument(field_name, metavar=field_name.upper(), nargs=number, help=field.description)
@@ -139,6 +155,11 @@ def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
         decided = command.config is PretrainConfig and field_name in DECIDED_BY_AUTO
         _add_flag(parser, field_name, field, "auto; paper: " if decided else "")
     return parser
+
+
+def _options(command: Command) -> dict[str, FieldInfo]:
+    """Return the options by the names that users give them."""
+    return {field.alias or name: field for name, field in command.config.model_fields.items()}
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo, before_default: str) -> None:
@@ -167,7 +188,7 @@ def _default(field: FieldInfo, before: str) -> str:
 def _overview() -> str:
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:<{width}}{command.config.__doc__}" for name, command in COMMANDS.items()]
-    lines.append(f"  {'evaluate':<{width}}Frozen backbone → numbers: {', '.join(EVALUATIONS)}.")
+    lines += [f"  {name:<{width}}{group.about}: {', '.join(group.commands)}." for name, group in GROUPS.items()]
     return "\n".join(
         (
             "usage: cyclecontrast COMMAND ...",
@@ -181,8 +202,8 @@ def _overview() -> str:
     )
 
 
-def _protocols() -> str:
-    width = max(map(len, EVALUATIONS)) + 2
-    lines = [f"  {name:<{width}}{command.config.__doc__}" for name, command in EVALUATIONS.items()]
-    usage = "usage: cyclecontrast evaluate PROTOCOL MODEL DATA ..."
-    return "\n".join([usage, "", *lines, "", "cyclecontrast evaluate PROTOCOL --help shows the options."])
+def _members(name: str, group: Group) -> str:
+    width = max(map(len, group.commands)) + 2
+    lines = [f"  {member:<{width}}{command.config.__doc__}" for member, command in group.commands.items()]
+    usage = f"usage: cyclecontrast {name} {group.kind.upper()} {group.words} ..."
+    return "\n".join([usage, "", *lines, "", f"cyclecontrast {name} {group.kind.upper()} --help shows the options."])

@@ -102,6 +102,11 @@ EVALUATIONS = {
     for name, protocol in PROTOCOLS.items()
 } | {"all": Command(config.AllConfig, ("model",), "evaluate.everything:run_all")}
 
+RUNS = {
+    "ls": Command(config.ListConfig, ("folders",), "runs.listing:list_runs", alone="runs"),
+    "compare": Command(config.CompareConfig, ("runs",), "runs.comparison:compare_runs", alone="runs"),
+}
+
 
 def prepare(videos: str | Path, **settings: Any) -> "PrepareSummary":
     """Turn videos into a store of frames; the options are those of `cyclecontrast prepare`."""

@@ -9,6 +9,7 @@ from cyclecontrast.config.outputs import DemoConfig, EmbedConfig, ExportConfig, 
 from cyclecontrast.config.prepare import PrepareConfig
 from cyclecontrast.config.presets import PRESETS
 from cyclecontrast.config.pretrain import DECIDED_BY_AUTO, MAY_CHANGE, PretrainConfig
+from cyclecontrast.config.runs import CompareConfig, ListConfig
 from cyclecontrast.config.sweep import SweepConfig
 from cyclecontrast.config.tracking import TrackingConfig
 
@@ -19,6 +20,7 @@ __all__ = [
     "ActionConfig",
     "AllConfig",
     "ClassifyConfig",
+    "CompareConfig",
     "DemoConfig",
     "EmbedConfig",
     "EvaluateConfig",
@@ -26,6 +28,7 @@ __all__ = [
     "FinetuneConfig",
     "KnnConfig",
     "LinearConfig",
+    "ListConfig",
     "PrepareConfig",
     "PretrainConfig",
     "PropagationConfig",

@@ -33,9 +33,10 @@ from cyclecontrast.config.fields import (
 from cyclecontrast.config.presets import of_preset
 from cyclecontrast.config.seal import is_sealed
 
+LogTo = tuple[Literal["tensorboard", "wandb"], ...]
 OF_A_MACHINE = frozenset({"data", "out", "resume", "workers", "device"})
 """Settings that say where something lies, or what a process runs on: those of one training may differ in them."""
-NOT_OF_THE_METHOD = frozenset({"augment_on", "compile", "log_every", "checkpoint_every", "health_every"})
+NOT_OF_THE_METHOD = frozenset({"augment_on", "compile", "log_every", "log_to", "checkpoint_every", "health_every"})
 """Settings that change nothing of what is learned but by rounding."""
 MAY_CHANGE = (OF_A_MACHINE - {"out"}) | NOT_OF_THE_METHOD | {"most_unreadable"}
 """Settings of a run that may differ when it is resumed: the data must have the same fingerprint, wherever it lies."""
@@ -150,6 +151,11 @@ class PretrainConfig(BaseModel):
     )
     checkpoint_every: Count = Field(1000, description="steps between checkpoints")
     log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
+    log_to: LogTo = Field(
+        (),
+        description="viewers that get these lines, too, in folders of the run: tensorboard, wandb (offline, unless "
+        "WANDB_MODE is online)",
+    )
     most_unreadable: Fraction = Field(
         0.1, description="part of the views whose frame may be replaced, because it cannot be read, before a run stops"
     )

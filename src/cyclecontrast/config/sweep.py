@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from cyclecontrast.config.fields import STRICT, BackboneName, Count, Device, Few, Place, Processes, Side
+from cyclecontrast.config.pretrain import LogTo
 
 TableName = Literal["table2", "table4", "table5", "table6", "table7", "table8", "table10"]
 
@@ -40,4 +41,5 @@ class SweepConfig(BaseModel):
     )
     jobs: Few | None = Field(None, description="trainings at once; default: half the cores, 1 on a GPU")
     workers: Processes | None = Field(None, description="processes of each training that load images")
+    log_to: LogTo = Field((), description="viewers of each training's metrics, as of pretrain: tensorboard, wandb")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")

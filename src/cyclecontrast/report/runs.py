@@ -29,6 +29,15 @@ NEEDED = ("versions", "num_videos", "num_frames", "num_single_frame_videos", "nu
 NO_PART_OF_METHOD = (OF_A_MACHINE - {"data"}) | NOT_OF_THE_METHOD | {"seed"}
 
 
+class RunFiles(NamedTuple):
+    """What a run's own files say, its weights, data and results aside."""
+
+    config: PretrainConfig
+    config_text: str
+    about: dict[str, Any]
+    metrics: tuple[dict[str, Any], ...]
+
+
 class SkippedVideo(NamedTuple):
     """A video that gave no frames, and why."""
 
@@ -87,19 +96,26 @@ class RunReport:
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
 
-def read_runs(folders: Sequence[Path]) -> list[RunReport]:
-    """Read run folders; raises UserError with every problem of every folder."""
+def read_runs(folders: Sequence[Path], with_frames: bool = True) -> list[RunReport]:
+    """Read run folders, on request without opening their data; raises UserError with every problem of every folder."""
     problems: list[str] = []
     names = _names(folders)
-    read = (partial(read_run, folder, name) for folder, name in zip(folders, names, strict=True))
+    read = (partial(read_run, folder, name, with_frames) for folder, name in zip(folders, names, strict=True))
     found = [attempt(action, problems) for action in read]
     if problems:
         raise UserError(*problems)
     return [run for run in found if run is not None]
 
 
-def read_run(folder: Path, name: str) -> RunReport:
+def read_run(folder: Path, name: str, with_frames: bool = True) -> RunReport:
     """Read one run folder; raises UserError where it is none, or where a file of it is damaged."""
+    config, text, about, metrics = read_files(folder)
+    frames = _read_frames(folder, config, about.get("data_fingerprint")) if with_frames else Frames(None, "", ())
+    return RunReport(name, folder, config, text, about, metrics, read_results(folder), frames, _load_trained(folder))
+
+
+def read_files(folder: Path) -> RunFiles:
+    """Read a run's config.toml, run.json and metrics.jsonl; raises UserError."""
     missing = [file for file in ("config.toml", "run.json") if not (folder / file).is_file()]
     if missing:
         raise UserError(f"{folder}: holds no {' and no '.join(missing)}; name the folder of a run of `pretrain`")
@@ -109,11 +125,9 @@ def read_run(folder: Path, name: str) -> RunReport:
         about = read_about(folder)
         if absent := [name for name in NEEDED if name not in about]:
             raise ValueError(f"run.json lacks {', '.join(absent)}")
-        metrics = tuple(read_metrics(folder))
+        return RunFiles(config, text, about, tuple(read_metrics(folder)))
     except (ValueError, UserError) as error:
         raise UserError(f"{folder}: a file of the run is damaged ({error})") from error
-    frames = _read_frames(folder, config, about.get("data_fingerprint"))
-    return RunReport(name, folder, config, text, about, metrics, _read_results(folder), frames, _load_trained(folder))
 
 
 def one_per_method(runs: Iterable[RunReport]) -> list[RunReport]:
@@ -131,7 +145,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     raise UserError("runs: the same folder is named twice")
 
 
-def _read_results(folder: Path) -> tuple[Result, ...]:
+def read_results(folder: Path) -> tuple[Result, ...]:
+    """Return the results in a run's folder, those of random weights among them; raises UserError."""
     return tuple(Result.load(path) for path in sorted((folder / "results").glob("*.json")))
 
 

@@ -16,6 +16,7 @@ from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.model.hardware import num_cores, pick_device, pick_precision
 from cyclecontrast.sweep.cells import Cell, Evaluation, check_begun, settings_of
 from cyclecontrast.sweep.tables import TABLES, Row, Table, rows_of
+from cyclecontrast.train.loggers import check_loggers
 from cyclecontrast.train.open_data import count_videos, prepare_videos, size_of
 from cyclecontrast.train.presets import DataSize, Machine, auto_settings, resolve
 
@@ -68,6 +69,7 @@ def _check(config: SweepConfig, table: Table, folder: Path) -> None:
     attempt(lambda: _check_folder(folder), problems)
     attempt(lambda: _check_labels(config, table, folder), problems)
     attempt(lambda: pick_device(config.device), problems)
+    attempt(lambda: check_loggers(config.log_to), problems)
     if config.backbone is not None:
         attempt(partial(make_backbone, config.backbone, 0), problems)
     if problems:
@@ -122,7 +124,7 @@ def _hardware(config: SweepConfig, at_once: int, cpu: bool) -> dict[str, Any]:
     share = num_cores() // at_once
     shared = None if at_once == 1 else max(1, share // 4 if cpu else share)
     workers = shared if config.workers is None else config.workers
-    return {"device": config.device} | ({} if workers is None else {"workers": workers})
+    return {"device": config.device, "log_to": config.log_to} | ({} if workers is None else {"workers": workers})
 
 
 def _evaluations(config: SweepConfig, table: Table) -> tuple[Evaluation, ...]:

@@ -21,6 +21,7 @@ from cyclecontrast.model.compiled import check_compiler
 from cyclecontrast.model.hardware import pick_device, pick_executor
 from cyclecontrast.train import run_folder
 from cyclecontrast.train.distributed import World, first_process_first
+from cyclecontrast.train.loggers import check_loggers
 from cyclecontrast.train.memory import check_memory
 from cyclecontrast.train.open_data import check_number, count_videos, frames_folder, make_pairs, prepare_videos, size_of
 from cyclecontrast.train.presets import LEAST_BATCH, DataSize, Machine, resolve
@@ -45,6 +46,8 @@ def open_training(config: PretrainConfig, machine: Machine, world: World) -> Ope
         num_videos = attempt(lambda: count_videos(config), problems)
         if config.resume is None and world.rank == 0:
             attempt(lambda: check_new_run(config.out), problems)
+        if world.rank == 0:
+            attempt(lambda: check_loggers(config.log_to), problems)
         given = attempt(lambda: _given_backbone(config), problems)
         if config.compile and not problems:
             attempt(lambda: check_compiler(pick_device(config.device)), problems)

@@ -21,6 +21,7 @@ from cyclecontrast.model.hardware import limited_threads, pick_device, pick_prec
 from cyclecontrast.train import run_folder
 from cyclecontrast.train.distributed import ALONE, World, average, joined_world, largest_of_each, meet
 from cyclecontrast.train.health import steps_between
+from cyclecontrast.train.loggers import Loggers, open_loggers
 from cyclecontrast.train.monitor import best_backbone, open_monitor, read_verdict
 from cyclecontrast.train.opening import open_training, unread_options
 from cyclecontrast.train.presets import Machine
@@ -90,9 +91,12 @@ def _pretrain(world: World, config: PretrainConfig) -> Run:
         begun = open_run(training, pairs)
         if unread and world.rank == 0:
             console.print(f"plays no part in {config.objective}: {', '.join(unread)}")
-        with stop_signals() as stop:
-            row = _train(training, pairs, begun, stop)
-        return _close_run(training, row, begun.unreadable)
+        with open_loggers(training) as loggers:
+            with stop_signals() as stop:
+                row = _train(training, pairs, begun, loggers, stop)
+            run = _close_run(training, row, begun.unreadable)
+            loggers.conclude(run.verdict)
+        return run
 
 
 def num_steps(config: PretrainConfig, pairs: FramePairs) -> int:
@@ -103,7 +107,7 @@ def num_steps(config: PretrainConfig, pairs: FramePairs) -> int:
     return config.steps or max(1, math.ceil(config.epochs * pairs.num_videos / config.batch_size))
 
 
-def _train(training: Training, pairs: FramePairs, begun: Begun, stop: Stop) -> Row:
+def _train(training: Training, pairs: FramePairs, begun: Begun, loggers: Loggers, stop: Stop) -> Row:
     """Run the steps that are left; returns the last line of metrics.
 
     Raises UserError where the loss diverges, data cannot be read, the disk is full or another process is gone.
@@ -135,7 +139,8 @@ def _train(training: Training, pairs: FramePairs, begun: Begun, stop: Stop) -> R
                         unreadable.warn_once()
                         with clock.paused():
                             row |= monitor.measure(step + 1)
-                        run_folder.append_metrics(config.out, row)
+                            run_folder.append_metrics(config.out, row)
+                            loggers.log(row)
                         monitor.conclude(step + 1)
                 if last or too_much or (step + 1) % config.checkpoint_every == 0:
                     sound.check(training)
