@@ -19,7 +19,7 @@ FLOORS = (
     ("loss",),
     ("train",),
     ("evaluate",),
-    ("export", "report", "sweep"),
+    ("export", "report", "search", "sweep"),
     ("demo",),
     ("commands",),
     ("__init__",),
@@ -88,6 +88,8 @@ def test_pure_files_import_nothing_of_ours(name):
         ["evaluate", "knn", "nothing", "nowhere"],
         ["embed", "nothing", "nowhere", "--out", "x.npz"],
         ["export", "nothing"],
+        ["search", "--help"],
+        ["search", "nothing.npz", "--image", "nothing.png"],
     ],
     ids=" ".join,
 )

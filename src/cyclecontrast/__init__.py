@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cyclecontrast import demo, evaluate, export, report, sweep
+    from cyclecontrast import demo, evaluate, export, report, search, sweep
     from cyclecontrast.commands import embed, prepare, pretrain
     from cyclecontrast.errors import UserError
     from cyclecontrast.model.checkpoint import load_backbone
@@ -24,6 +24,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "report",
+    "search",
     "sweep",
 ]
 
@@ -35,7 +36,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("demo", "evaluate", "export", "report", "sweep"):
+    if name in ("demo", "evaluate", "export", "report", "search", "sweep"):
         return importlib.import_module(f"cyclecontrast.{name}")
     if name in __all__:
         return getattr(importlib.import_module(_HOMES.get(name, "cyclecontrast.commands")), name)

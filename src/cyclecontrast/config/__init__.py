@@ -9,6 +9,7 @@ from cyclecontrast.config.outputs import DemoConfig, EmbedConfig, ExportConfig, 
 from cyclecontrast.config.prepare import PrepareConfig
 from cyclecontrast.config.presets import PRESETS
 from cyclecontrast.config.pretrain import DECIDED_BY_AUTO, MAY_CHANGE, PretrainConfig
+from cyclecontrast.config.search import SearchConfig
 from cyclecontrast.config.sweep import SweepConfig
 from cyclecontrast.config.tracking import TrackingConfig
 
@@ -31,6 +32,7 @@ __all__ = [
     "PropagationConfig",
     "ReportConfig",
     "RetrievalConfig",
+    "SearchConfig",
     "SegmentationConfig",
     "SweepConfig",
     "TrackingConfig",
