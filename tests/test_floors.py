@@ -19,7 +19,7 @@ FLOORS = (
     ("loss",),
     ("train",),
     ("evaluate",),
-    ("export", "report", "sweep"),
+    ("export", "report", "search", "sweep"),
     ("runs",),
     ("demo",),
     ("commands",),
@@ -92,6 +92,8 @@ def test_pure_files_import_nothing_of_ours(name):
         ["runs", "--help"],
         ["runs", "ls", "--help"],
         ["runs", "compare"],
+        ["search", "--help"],
+        ["search", "nothing.npz", "--image", "nothing.png"],
     ],
     ids=" ".join,
 )

@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cyclecontrast import demo, evaluate, export, report, runs, sweep
+    from cyclecontrast import demo, evaluate, export, report, runs, search, sweep
     from cyclecontrast.commands import embed, prepare, pretrain
     from cyclecontrast.errors import UserError
     from cyclecontrast.model.checkpoint import load_backbone
@@ -25,6 +25,7 @@ __all__ = [
     "pretrain",
     "report",
     "runs",
+    "search",
     "sweep",
 ]
 
@@ -36,7 +37,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("demo", "evaluate", "export", "report", "runs", "sweep"):
+    if name in ("demo", "evaluate", "export", "report", "runs", "search", "sweep"):
         return importlib.import_module(f"cyclecontrast.{name}")
     if name in __all__:
         return getattr(importlib.import_module(_HOMES.get(name, "cyclecontrast.commands")), name)

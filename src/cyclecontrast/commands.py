@@ -42,6 +42,8 @@ class Command(NamedTuple):
         names = {name: value for name, value in values.items() if _is_name(value)}
         for name in ("videos", "data", "data_root"):
             attempt(partial(self._check_input, name, names.get(name)), problems)
+        for name in ("index", "image"):
+            attempt(partial(self._check_file, name, names.get(name)), problems)
         for name in () if values.get("score_only") else ("model", "init"):
             attempt(partial(_check_model, name, names.get(name)), problems)
         if self.config is config.PretrainConfig and values.get("resume") is None and "out" in names:
@@ -56,6 +58,14 @@ class Command(NamedTuple):
             return
         what = "is not a folder" if os.path.exists(value) else f"no such {'file or ' if may_be_file else ''}folder"
         raise UserError(f"{name}: {value}: {what}; name {self.config.model_fields[name].description}")
+
+    def _check_file(self, name: str, value: Any) -> None:
+        if value is None or os.path.isfile(value):
+            return
+        what = "is no file" if os.path.exists(value) else "no such file"
+        raise UserError(
+            f"{name}: {value}: {what}; name {str(self.config.model_fields[name].description).partition(':')[0]}"
+        )
 
     def call(self, options: BaseModel) -> Any:
         """Call the function with checked options."""
@@ -93,6 +103,7 @@ COMMANDS = {
     "prepare": Command(config.PrepareConfig, ("videos",), "data.prepare:prepare", alone="prepare"),
     "pretrain": Command(config.PretrainConfig, ("data",), "train.pretrain:pretrain"),
     "embed": Command(config.EmbedConfig, ("model", "data"), "evaluate.embed:embed"),
+    "search": Command(config.SearchConfig, ("index",), "search.command:run_search", alone="search"),
     "export": Command(config.ExportConfig, ("model",), "export.command:export_backbone", alone="export"),
     "report": Command(config.ReportConfig, ("runs",), "report.page:write_report", alone="report"),
     "sweep": Command(config.SweepConfig, ("table", "data"), "sweep.command:run_sweep"),

@@ -10,6 +10,7 @@ from cyclecontrast.config.prepare import PrepareConfig
 from cyclecontrast.config.presets import PRESETS
 from cyclecontrast.config.pretrain import DECIDED_BY_AUTO, MAY_CHANGE, PretrainConfig
 from cyclecontrast.config.runs import CompareConfig, ListConfig
+from cyclecontrast.config.search import SearchConfig
 from cyclecontrast.config.sweep import SweepConfig
 from cyclecontrast.config.tracking import TrackingConfig
 
@@ -34,6 +35,7 @@ __all__ = [
     "PropagationConfig",
     "ReportConfig",
     "RetrievalConfig",
+    "SearchConfig",
     "SegmentationConfig",
     "SweepConfig",
     "TrackingConfig",

@@ -21,8 +21,12 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> pa
     return pa.Table.from_batches(read_batches(path, schema, columns), _wanted(schema, columns))
 
 
-def read_batches(path: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+def read_batches(
+    path: Path, schema: pa.Schema, columns: Sequence[str] = (), most_rows: int = ROWS_PER_BATCH, first_group: int = 0
+) -> Iterator[pa.RecordBatch]:
     """Yield the rows of all columns of the schema, or of some; no more than a batch of them is held in memory.
+
+    Rows come from the first row group, or from a later one on, so many at once.
 
     Raises ValueError, in a few words, unless each column of the schema is there with exactly its type, and those that
     are read hold no gaps, no text but UTF-8, no whole number below 0 and no infinite one. Raises OSError.
@@ -32,7 +36,7 @@ def read_batches(path: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> 
     try:
         if problems := list(_unlike(pq.read_schema(path), schema)):
             raise ValueError(", ".join(problems))
-        for batch in _bounded_batches(path, wanted):
+        for batch in _bounded_batches(path, wanted, most_rows, first_group):
             batch.validate(full=True)
             _check_values(batch)
             yield batch
@@ -62,14 +66,17 @@ def read_about(path: Path) -> pq.FileMetaData:
     return about
 
 
-def _bounded_batches(path: Path, wanted: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _bounded_batches(
+    path: Path, wanted: pa.Schema, most_rows: int = ROWS_PER_BATCH, first_group: int = 0
+) -> Iterator[pa.RecordBatch]:
     num_rows, num_bytes = read_about(path).num_rows, 0
     in_lists = sum(field.type.list_size for field in wanted if pa.types.is_fixed_size_list(field.type))
     _check_bytes(num_rows * in_lists * NUMBER, path)
     texts = [field.name for field in wanted if field.type == pa.string()]
-    with pq.ParquetFile(path, read_dictionary=texts) as file:
-        # Threads would each keep some memory for later.
-        for batch in file.iter_batches(ROWS_PER_BATCH, columns=wanted.names, use_threads=False):
+    # What is buffered before its turn is the whole file; and threads would each keep some memory for later.
+    with pq.ParquetFile(path, read_dictionary=texts, pre_buffer=False) as file:
+        groups = range(first_group, file.num_row_groups)
+        for batch in file.iter_batches(most_rows, row_groups=groups, columns=wanted.names, use_threads=False):
             num_bytes += sum(_text_bytes(batch[name]) for name in texts)
             _check_bytes(num_bytes, path)
             columns = [batch[name].cast(pa.string()) if name in texts else batch[name] for name in wanted.names]

@@ -62,6 +62,9 @@ def embed(config: EmbedConfig) -> Embedded | None:
 def _embed(config: EmbedConfig, world: World) -> Embedded:
     backbone, store = _open(config)
     about = {
+        "model": _lasting(config.model),
+        "seed": str(config.seed),
+        "data": config.data if isinstance(config.data, str) else str(config.data.absolute()),
         "model_name": backbone.name,
         "model_source": backbone.source,
         "model_fingerprint": fingerprint(backbone),
@@ -81,6 +84,16 @@ def _embed(config: EmbedConfig, world: World) -> Embedded:
         if tally.num_frames == 0:
             raise UserError(f"{config.data}: none of its {len(tally.skipped)} frames can be read", *tally.skipped[:3])
     return Embedded(config.out, tally.num_frames, len(tally.videos), backbone.dim, tuple(tally.skipped))
+
+
+def _lasting(model: str) -> str:
+    """Return a MODEL by a name that holds in any folder."""
+    if model.startswith("random:"):
+        return model
+    if not model.startswith("timm:"):
+        return str(Path(model).absolute())
+    name, _, file = model.partition("@")
+    return f"{name}@{Path(file).absolute()}" if file else name
 
 
 def _work(config: EmbedConfig, backbone: Backbone, store: FrameStore) -> Work:

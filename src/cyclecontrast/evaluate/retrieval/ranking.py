@@ -70,6 +70,17 @@ def rank_by_faiss(gallery: Floats, queries: Floats, k: int) -> tuple[Arrays, str
 
     Returns the neighbors (num_queries, k), and a line that says how many of them an exact search finds, too.
     """
+    index = cells_of(gallery)
+    found = index.search(queries, k)[1]
+    recall = _recall(gallery, queries, found)
+    line = (
+        f"ann=faiss looks into {index.nprobe} of {index.nlist} cells and finds {recall:.1%} of the {k} nearest; no mAP"
+    )
+    return {"indices": found}, line
+
+
+def cells_of(gallery: Floats) -> Any:
+    """Return faiss's index of a gallery, which looks into a part of its cells."""
     faiss: Any = importlib.import_module("faiss")
     num_items, dim = gallery.shape
     num_cells = max(1, min(round(CELLS_PER_ROOT * num_items**0.5), num_items // MIN_ITEMS_PER_CELL))
@@ -77,10 +88,7 @@ def rank_by_faiss(gallery: Floats, queries: Floats, k: int) -> tuple[Arrays, str
     index.train(gallery)
     index.add(gallery)
     index.nprobe = min(num_cells, max(MIN_SEARCHED, round(num_cells * PART_SEARCHED)))
-    found = index.search(queries, k)[1]
-    recall = _recall(gallery, queries, found)
-    line = f"ann=faiss looks into {index.nprobe} of {num_cells} cells and finds {recall:.1%} of the {k} nearest; no mAP"
-    return {"indices": found}, line
+    return index
 
 
 def _recall(gallery: Floats, queries: Floats, found: Integers) -> float:
