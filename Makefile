@@ -29,9 +29,10 @@ test: $(VENV)/developer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: $(VENV)/developer
-	$(BIN)/ruff check src tests benchmarks studies fuzz faults
-	$(BIN)/ruff format --check src tests benchmarks studies fuzz faults
+	$(BIN)/ruff check src tests benchmarks studies fuzz faults examples
+	$(BIN)/ruff format --check src tests benchmarks studies fuzz faults examples
 	$(BIN)/mypy
+	$(BIN)/mypy examples/*.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_floors.py
 
 MINUTES ?= 10

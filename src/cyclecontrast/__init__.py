@@ -8,13 +8,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cyclecontrast import demo, evaluate, export, report, runs, search, sweep
+    from cyclecontrast import runs
     from cyclecontrast.commands import embed, prepare, pretrain
+    from cyclecontrast.demo import demo
     from cyclecontrast.errors import UserError
+    from cyclecontrast.evaluate import evaluate
+    from cyclecontrast.export import export
+    from cyclecontrast.loss.step import Losses, Needs, Objective, Step
+    from cyclecontrast.model.backbone import Backbone
     from cyclecontrast.model.checkpoint import load_backbone
+    from cyclecontrast.report import report
+    from cyclecontrast.search import search
+    from cyclecontrast.sweep import sweep
 
 __version__ = "0.1.0"
 __all__ = [
+    "Backbone",
+    "Losses",
+    "Needs",
+    "Objective",
+    "Step",
     "UserError",
     "demo",
     "embed",
@@ -29,7 +42,12 @@ __all__ = [
     "sweep",
 ]
 
-_HOMES = {"UserError": "cyclecontrast.errors", "load_backbone": "cyclecontrast.model.checkpoint"}
+_HOMES = {
+    "UserError": "cyclecontrast.errors",
+    "Backbone": "cyclecontrast.model.backbone",
+    "load_backbone": "cyclecontrast.model.checkpoint",
+    **dict.fromkeys(("Losses", "Needs", "Objective", "Step"), "cyclecontrast.loss.step"),
+}
 
 
 def __dir__() -> list[str]:

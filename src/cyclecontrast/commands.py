@@ -12,12 +12,18 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cyclecontrast import config
 from cyclecontrast.config.fields import Place
 from cyclecontrast.errors import UserError, attempt, checked
+from cyclecontrast.evaluate import told_apart
 from cyclecontrast.evaluate.registry import PROTOCOLS
 from cyclecontrast.files import check_new_run, is_model
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from cyclecontrast.data.own_augment import Augmentation
     from cyclecontrast.data.prepare import PrepareSummary
     from cyclecontrast.evaluate.embed import Embedded
+    from cyclecontrast.loss.step import Objective
+    from cyclecontrast.model.backbone import Backbone
     from cyclecontrast.train.pretrain import Run
 
 
@@ -67,13 +73,13 @@ class Command(NamedTuple):
             f"{name}: {value}: {what}; name {str(self.config.model_fields[name].description).partition(':')[0]}"
         )
 
-    def call(self, options: BaseModel) -> Any:
-        """Call the function with checked options."""
+    def call(self, options: BaseModel, *objects: Any) -> Any:
+        """Call the function with checked options, and with what only Python can pass."""
         if self.alone and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
             from cyclecontrast.train.leading import check_alone
 
             check_alone(self.alone)
-        return self.load()(*self.protocol, options)
+        return self.load()(*self.protocol, options, *objects)
 
     def load(self) -> Callable[..., Any]:
         """Return the function, importing what it needs."""
@@ -124,12 +130,41 @@ def prepare(videos: str | Path, **settings: Any) -> "PrepareSummary":
     return COMMANDS["prepare"].run({"videos": videos, **settings})  # type: ignore[no-any-return]
 
 
-def pretrain(data: str | Path | None = None, **settings: Any) -> "Run":
-    """Train a backbone on videos without labels; the options are those of `cyclecontrast pretrain`."""
-    named = {} if data is None else {"data": data}
-    return COMMANDS["pretrain"].run(named | settings)  # type: ignore[no-any-return]
+def pretrain(
+    data: str | Path | None = None,
+    *,
+    backbone: "str | nn.Module | None" = None,
+    augmentation: "str | Augmentation | None" = None,
+    objective: "str | Objective | None" = None,
+    **settings: Any,
+) -> "Run":
+    """Train a backbone on videos without labels; the options are those of `cyclecontrast pretrain`.
+
+    In place of a name, `backbone` takes a network of your own, from images (batch, 3, h, w) to vectors (batch, dim) or
+    a map; `augmentation` a function (frame, numpy generator, side) → view; `objective` an `Objective`. Resuming a run
+    takes the same again. Raises UserError.
+    """
+    given = {"data": data, "backbone": backbone, "augmentation": augmentation, "objective": objective}
+    values = {name: value for name, value in given.items() if value is not None} | settings
+    command, problems = COMMANDS["pretrain"], list[str]()
+    objects = {name: values[name] for name in list(given)[1:] if not isinstance(values.get(name, ""), str)}
+    if not objects:
+        return command.run(values)  # type: ignore[no-any-return]
+    from cyclecontrast.train.own import name_of, take_own
+
+    own = attempt(lambda: take_own(objects), problems)
+    options = attempt(lambda: command.check(values | {name: name_of(objects[name]) for name in objects}), problems)
+    if own is None or options is None:
+        raise UserError(*problems)
+    return command.call(options, own)  # type: ignore[no-any-return]
 
 
-def embed(model: str | Path, data: str | Path, **settings: Any) -> "Embedded":
-    """Write a vector for every frame; the options are those of `cyclecontrast embed`."""
-    return COMMANDS["embed"].run({"model": str(model), "data": data, **settings})  # type: ignore[no-any-return]
+def embed(model: "str | Path | Backbone", data: str | Path, **settings: Any) -> "Embedded":
+    """Write a vector for every frame; the options are those of `cyclecontrast embed`; raises UserError.
+
+    `model` may be a backbone itself.
+    """
+    name, backbone = told_apart(model)
+    values, command = {"model": name, "data": data, **settings}, COMMANDS["embed"]
+    options = command.check(values) if backbone is None else checked(command.config, values)
+    return command.call(options, backbone)  # type: ignore[no-any-return]

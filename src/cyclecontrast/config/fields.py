@@ -6,7 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeGuard
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WrapValidator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
@@ -50,8 +58,21 @@ Side = Annotated[int, Field(ge=8, le=8192), IsNumber]
 """Of an image, in pixels."""
 
 
+OWN = "own:"
+"""Before the name of what a user passes in Python: a network, an augmentation, an objective."""
+
+
+def is_own(name: object) -> TypeGuard[str]:
+    """Whether it names something that only Python can pass."""
+    return isinstance(name, str) and re.fullmatch(rf"{OWN}\w{{1,100}}", name) is not None
+
+
+def _own_or_known(name: object, check: ValidatorFunctionWrapHandler) -> object:
+    return name if is_own(name) else check(name)
+
+
 def _known_backbone(name: str) -> str:
-    if not re.fullmatch(r"resnet(10|18|34|50)(-small)?(-w[1-9][0-9]{0,2})?|timm:.+", name):
+    if not is_own(name) and not re.fullmatch(r"resnet(10|18|34|50)(-small)?(-w[1-9][0-9]{0,2})?|timm:.+", name):
         raise ValueError(
             "name resnet10, resnet18, resnet34 or resnet50, with -small or -w<width> behind it, or timm:<name>"
         )
@@ -109,5 +130,9 @@ PlaceOrUrl = Annotated[Path | str, WrapValidator(_place_or_url)]
 """A folder, or the URL of a prepared store, which stays text."""
 Name = Annotated[str, AfterValidator(_can_be_a_name)]
 """What may be the name of one."""
+OR_OWN = WrapValidator(_own_or_known)
+"""Beside a Literal: the names that the command line knows, and those of what is passed in Python."""
+AS_TEXT = PlainSerializer(str, return_type=str)
+"""Beside OR_OWN, for what is written into config.toml."""
 BackboneName = Annotated[Name, AfterValidator(_known_backbone)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?|mps)$")]

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from cyclecontrast.config.fields import (
+    AS_TEXT,
+    OR_OWN,
     STRICT,
     BackboneName,
     BelowOne,
@@ -62,8 +64,10 @@ class PretrainConfig(BaseModel):
         description="auto: sized from the data and the hardware; paper: its text; release: its script; "
         "the last two for vince, seco, simclr, simsiam, byol: what their own sources say",
     )
-    objective: Literal[
-        "intra-image", "intra-video", "cycle", "cycle-only", "vince", "seco", "simclr", "simsiam", "byol"
+    objective: Annotated[
+        Literal["intra-image", "intra-video", "cycle", "cycle-only", "vince", "seco", "simclr", "simsiam", "byol"],
+        OR_OWN,
+        AS_TEXT,
     ] = Field(
         "cycle", description="what is trained; all but the first four follow the papers that they are named after"
     )
@@ -108,7 +112,9 @@ class PretrainConfig(BaseModel):
     )
 
     image_size: Side = Field(224, description="side of the square views in pixels")
-    augmentation: Literal["moco-v1", "moco-v2"] = Field("moco-v1", description="recipe of the random views")
+    augmentation: Annotated[Literal["moco-v1", "moco-v2"], OR_OWN, AS_TEXT] = Field(
+        "moco-v1", description="recipe of the random views"
+    )
     min_crop: Annotated[float, Field(gt=0, le=1), IsNumber] = Field(
         0.2, description="smallest part of a frame's area in a crop"
     )

@@ -23,6 +23,7 @@ from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.further_views import FurtherFrames, no_further
 from cyclecontrast.data.images import Pixels, decode_image
 from cyclecontrast.data.loader_workers import LONGEST_READ, QUIET_SECONDS, begin_worker, received
+from cyclecontrast.data.own_augment import Augmentation, make_own_view
 from cyclecontrast.data.patient_read import read_patiently
 from cyclecontrast.data.permutation import Keys, draw_keys, shuffled
 from cyclecontrast.errors import UserError
@@ -120,11 +121,12 @@ class FramePairs(Dataset[ViewPair]):
     where `distinct`: there they are drawn independently, and may be one. A video of one frame gives two views of it.
     `further` names the frames of further views. What does not decode is replaced: a frame by another of its video, a
     video without any by the next one; a storage that fails is an error, after pauses that `sleep` makes. `videos` names
-    those that take part, without it all. With `cut_only` colours and blur are left to `finish_views`.
+    those that take part, without it all. With `cut_only` colours and blur are left to `finish_views`, which knows
+    recipes only, no function of the user's.
     """
 
     store: FrameStore
-    recipe: Recipe
+    recipe: Recipe | Augmentation
     size: int
     seed: int
     same_frame: bool = False
@@ -181,6 +183,8 @@ class FramePairs(Dataset[ViewPair]):
 
     def _view(self, image: Pixels, epoch: int, place: int, role: int) -> Made:
         rng = random_stream(self.seed, epoch, place, role)
+        if not isinstance(self.recipe, Recipe):
+            return Made(make_own_view(self.recipe, image, rng, self.size))
         view = draw_view(rng, image.shape[0], image.shape[1], self.recipe)
         if self.cut_only:
             return Made(cut_view(image, view, self.size), numbers_of(view))
@@ -193,10 +197,14 @@ class FramePairs(Dataset[ViewPair]):
         for candidate in chain((other for other in others if other != avoid), last):
             try:
                 data = read_patiently(self.store, video, candidate, self.sleep)
-                return Frame(decode_image(data, math.ceil(self.size / smallest_crop(self.recipe))), candidate)
+                return Frame(decode_image(data, self._enough()), candidate)
             except ValueError as error:
                 bad.append(BadFrame(video, candidate, str(error)))
         raise _NoFrameError
+
+    def _enough(self) -> int | None:
+        """Return the short side of a frame that views are cut from without loss; a user's function gets all of it."""
+        return math.ceil(self.size / smallest_crop(self.recipe)) if isinstance(self.recipe, Recipe) else None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from cyclecontrast.callable_module import make_callable
 from cyclecontrast.config import AllConfig, EvaluateConfig
@@ -19,16 +19,45 @@ if TYPE_CHECKING:
 __all__ = ["PROTOCOLS", "Result", "evaluate", "evaluate_config"]
 
 
-def evaluate(protocol: str, model: str | Path, data: str | Path | None = None, **settings: Any) -> Any:
+@overload
+def evaluate(protocol: Literal["all"], model: str | Path, data: None = None, **settings: Any) -> "Everything": ...
+
+
+@overload
+def evaluate(
+    protocol: str | type[EvaluateConfig], model: "str | Path | Backbone", data: str | Path, **settings: Any
+) -> Result: ...
+
+
+def evaluate(
+    protocol: str | type[EvaluateConfig],
+    model: "str | Path | Backbone",
+    data: str | Path | None = None,
+    **settings: Any,
+) -> Any:
     """Evaluate a model by a protocol; `settings` are the protocol's options by name; raises UserError.
 
-    Returns a Result; for the protocol `all`, which takes `data_root` and not `data`, an Everything with many of them.
-    Of several processes that torchrun started, the first alone returns something.
+    `model` may be a backbone itself. A protocol of your own is named by its config, beside which its functions stand
+    (two_steps.py says which). Returns a Result; for the protocol `all`, which takes `data_root` and not `data`, an
+    Everything with many of them. Of several processes that torchrun started, the first alone returns something.
     """
-    named = {"model": str(model), **({} if data is None else {"data": data}), **settings}
-    if protocol == "all":
-        return _evaluate_all(checked(AllConfig, named))
-    return evaluate_together(protocol, checked(find_protocol(protocol).config, named))
+    name, backbone = told_apart(model)
+    named = {"model": name, **({} if data is None else {"data": data}), **settings}
+    if protocol != "all":
+        return evaluate_together(protocol, checked(find_protocol(protocol).config, named), backbone)
+    if backbone is not None:
+        raise UserError("model: protocol all takes the name of a model, no backbone itself; name a file or a run")
+    return _evaluate_all(checked(AllConfig, named))
+
+
+def told_apart(model: "str | Path | Backbone") -> tuple[str, "Backbone | None"]:
+    """Return the name of a model, and the backbone where it is one itself; raises UserError where it is neither."""
+    if isinstance(model, str | Path):
+        return str(model), None
+    if not hasattr(model, "normalise"):  # to ask for its class would import PyTorch
+        what = type(model).__name__
+        raise UserError(f"model: a {what} is neither a name nor a Backbone; make one by cyclecontrast.Backbone(...)")
+    return model.name, model
 
 
 def _evaluate_all(config: AllConfig) -> "Everything":
@@ -37,7 +66,9 @@ def _evaluate_all(config: AllConfig) -> "Everything":
     return evaluate_all(config)
 
 
-def evaluate_together(protocol: str, config: EvaluateConfig) -> Result | None:
+def evaluate_together(
+    protocol: str | type[EvaluateConfig], config: EvaluateConfig, backbone: "Backbone | None" = None
+) -> Result | None:
     """As `evaluate_config`; of the processes that torchrun started each embeds its share, and the first does the rest.
 
     Returns None in the others. Raises UserError, in the others without a line.
@@ -49,35 +80,44 @@ def evaluate_together(protocol: str, config: EvaluateConfig) -> Result | None:
 
     with joined_world(CPU) as world:
         if world.rank:
-            help_embed(lambda: work_of(*_open(protocol, config), config), config.device, world)
+            help_embed(lambda: work_of(*_open(protocol, config, backbone), config), config.device, world)
             return None
         with leading(world):
-            return evaluate_config(protocol, config, world=world)
+            return evaluate_config(protocol, config, world=world, backbone=backbone)
 
 
-def evaluate_config(protocol: str, config: EvaluateConfig, reuse: bool = False, world: "World | None" = None) -> Result:
+def evaluate_config(
+    protocol: str | type[EvaluateConfig],
+    config: EvaluateConfig,
+    reuse: bool = False,
+    world: "World | None" = None,
+    backbone: "Backbone | None" = None,
+) -> Result:
     """Evaluate as the config says; predictions, then the result, are written into the folder of results.
 
-    With `reuse` the result of before is returned where there is one of the same model, data and settings.
+    A `backbone` is taken as it is, whatever the config names. With `reuse` the result of before is returned where there
+    is one of the same model, data and settings.
     """
     module = find_protocol(protocol).load()
     from cyclecontrast.evaluate.two_steps import evaluate as evaluate_backbone
     from cyclecontrast.evaluate.two_steps import find_result, score_again
     from cyclecontrast.train.distributed import ALONE
 
-    if config.score_only and not is_model(config.model):
+    if config.score_only and backbone is None and not is_model(config.model):
         return score_again(module.open_data(config), config)
-    backbone, data = _open(protocol, config)
+    backbone, data = _open(protocol, config, backbone)
     found = find_result(backbone, data, config) if reuse else None
     return evaluate_backbone(backbone, data, config, world or ALONE) if found is None else found
 
 
-def _open(protocol: str, config: EvaluateConfig) -> tuple["Backbone", Any]:
-    """Open model and data; raises UserError with what is wrong with either."""
+def _open(
+    protocol: str | type[EvaluateConfig], config: EvaluateConfig, given: "Backbone | None"
+) -> tuple["Backbone", Any]:
+    """Open model, unless it is given, and data; raises UserError with what is wrong with either."""
     from cyclecontrast.model.checkpoint import load_backbone
 
     problems: list[str] = []
-    backbone = attempt(lambda: load_backbone(config.model, config.seed), problems)
+    backbone = attempt(lambda: given or load_backbone(config.model, config.seed), problems)
     data = attempt(lambda: find_protocol(protocol).load().open_data(config), problems)
     if backbone is None or problems:
         raise UserError(*problems)

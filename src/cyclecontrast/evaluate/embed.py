@@ -46,21 +46,22 @@ class _Rows(NamedTuple):
     vectors: npt.NDArray[np.float32]
 
 
-def embed(config: EmbedConfig) -> Embedded | None:
+def embed(config: EmbedConfig, backbone: Backbone | None = None) -> Embedded | None:
     """Embed every frame and write the file in one piece; raises UserError with all that is wrong, writing nothing.
 
-    Of several processes that torchrun started each embeds its share; the first writes, the others return None.
+    A `backbone` is taken as it is, whatever the config names. Of several processes that torchrun started each
+    embeds its share; the first writes, the others return None.
     """
     with joined_world(CPU) as world:
         if world.rank:
-            help_embed(lambda: _work(config, *_open(config)), config.device, world)
+            help_embed(lambda: _work(config, *_open(config, backbone)), config.device, world)
             return None
         with leading(world):
-            return _embed(config, world)
+            return _embed(config, world, backbone)
 
 
-def _embed(config: EmbedConfig, world: World) -> Embedded:
-    backbone, store = _open(config)
+def _embed(config: EmbedConfig, world: World, given: Backbone | None) -> Embedded:
+    backbone, store = _open(config, given)
     about = {
         "model": _lasting(config.model),
         "seed": str(config.seed),
@@ -127,9 +128,9 @@ def _rows(store: FrameStore, videos: npt.NDArray[np.integer], batch: Embeddings)
     return _Rows(names, index, time, batch.vectors)
 
 
-def _open(config: EmbedConfig) -> tuple[Backbone, FrameStore]:
+def _open(config: EmbedConfig, given: Backbone | None) -> tuple[Backbone, FrameStore]:
     problems: list[str] = []
-    backbone = attempt(lambda: load_backbone(config.model, config.seed), problems)
+    backbone = attempt(lambda: given or load_backbone(config.model, config.seed), problems)
     store = attempt(lambda: FrameStore.open(config.data), problems)
     attempt(lambda: check_folder(config.out.absolute().parent), problems)
     if config.out.is_dir():

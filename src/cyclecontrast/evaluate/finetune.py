@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclecontrast.config import FinetuneConfig
+from cyclecontrast.config.fields import is_own
 from cyclecontrast.data.labeled import LabeledImages
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluate.breakdown import doubts, not_learned, not_tested
@@ -29,7 +30,7 @@ from cyclecontrast.evaluate.random_views import RandomViews
 from cyclecontrast.evaluate.sgd_probe import MOMENTUM, REFERENCE_BATCH, initial_head
 from cyclecontrast.evaluate.two_steps import Predictions
 from cyclecontrast.evaluate.unfinished import Unfinished
-from cyclecontrast.model.backbone import Backbone
+from cyclecontrast.model.backbone import Backbone, Pooled
 
 __all__ = ["describe", "open_data", "predict", "score"]
 
@@ -74,7 +75,8 @@ def predict(backbone: Backbone, data: LabeledImages, config: FinetuneConfig, unf
 def make_classifier(backbone: Backbone, num_classes: int, seed: int) -> Backbone:
     """Return a copy of the backbone that gives logits (batch, num_classes) by a new last layer."""
     classifier = copy.deepcopy(backbone).requires_grad_(True)
-    classifier.network = nn.Sequential(classifier.network, initial_head(backbone.dim, num_classes, seed))
+    network = nn.Sequential(classifier.network, Pooled()) if is_own(backbone.name) else classifier.network
+    classifier.network = nn.Sequential(network, initial_head(backbone.dim, num_classes, seed))
     classifier.dim, classifier.source = num_classes, f"{backbone.source}, fine-tuned"
     return classifier
 

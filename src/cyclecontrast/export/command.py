@@ -13,6 +13,7 @@ from cyclecontrast.export.onnx_graph import ONNX
 from cyclecontrast.export.own_file import SAFETENSORS
 from cyclecontrast.export.state_dicts import TIMM, TORCHVISION
 from cyclecontrast.files import check_folder
+from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import load_backbone
 
 FORMATS: dict[str, Format] = {
@@ -36,14 +37,17 @@ class Export:
         return f"wrote {self.path}; this loads it:\n\n{self.snippet}"
 
 
-def export_backbone(config: ExportConfig) -> Export:
-    """Write the backbone in the asked format, in one piece; raises UserError, and then nothing is written."""
+def export_backbone(config: ExportConfig, given: Backbone | None = None) -> Export:
+    """Write the backbone in the asked format, in one piece; raises UserError, and then nothing is written.
+
+    One that is `given` is taken as it is, whatever the config names.
+    """
     chosen = FORMATS[config.format]
     path = config.out or Path(chosen.default)
     problems: list[str] = []
     attempt(lambda: _check_output(path, chosen), problems)
     attempt(lambda: _check_modules(config.format, chosen), problems)
-    backbone = attempt(lambda: load_backbone(config.model, config.seed), problems)
+    backbone = attempt(lambda: given or load_backbone(config.model, config.seed), problems)
     if backbone is not None and not chosen.holds(backbone):
         fitting = " or ".join(name for name, other in FORMATS.items() if other.holds(backbone))
         problems.append(f"format {config.format}: has no {backbone.name}; what can hold it: {fitting}")

@@ -12,7 +12,7 @@ from cyclecontrast.config.pretrain import OF_A_MACHINE
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluate.result import Result
 from cyclecontrast.export.formats import Job
-from cyclecontrast.loss.objectives import OBJECTIVES
+from cyclecontrast.loss.objectives import learns_from
 from cyclecontrast.model.checkpoint import fingerprint
 from cyclecontrast.train.run_folder import ABOUT, CONFIG, how_to_restore, read_about
 from cyclecontrast.versions import package_versions
@@ -81,8 +81,7 @@ def _method(settings: dict[str, Any]) -> str:
     if not settings:
         return "Not known."
     name = settings["objective"]
-    way = OBJECTIVES[name].learns_from
-    return f"`{name}`: it learned from {way}. Every setting:\n\n```toml\n{tomli_w.dumps(settings)}```"
+    return f"`{name}`: it learned from {learns_from(name)}. Every setting:\n\n```toml\n{tomli_w.dumps(settings)}```"
 
 
 def _health(about: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cyclecontrast.errors import UserError
 from cyclecontrast.export.formats import Format, Job, as_resnet
 from cyclecontrast.files import replacing
-from cyclecontrast.model.backbone import Backbone, ResNet
+from cyclecontrast.model.backbone import Backbone, ResNet, pooled
 
 OPSET = 18
 MOST_BYTES = 2**31 - 2**20
@@ -32,7 +32,7 @@ class _Graph(nn.Module):
         if isinstance(self.network, ResNet):
             map_ = self.network.stage(images, 4)
             return self.network.avgpool(map_).flatten(1), map_
-        return (self.network(images),)
+        return (pooled(self.network(images)),)
 
 
 def _write(job: Job) -> None:

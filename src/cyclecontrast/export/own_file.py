@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from cyclecontrast.config.fields import OWN, is_own
 from cyclecontrast.export.formats import Format, Job
 from cyclecontrast.model.checkpoint import BACKBONE_FILE, save_backbone
 
@@ -17,14 +18,17 @@ def _write(job: Job) -> None:
 
 
 def _snippet(job: Job) -> str:
-    size = job.backbone.image_size
-    return f"""import cyclecontrast
+    size, network = job.backbone.image_size, ""
+    if is_own(job.backbone.name):
+        network = f", network={job.backbone.name.removeprefix(OWN)}()"
+    lines = f"""import cyclecontrast
 
-backbone = cyclecontrast.load_backbone({str(job.path)!r})
+backbone = cyclecontrast.load_backbone({str(job.path)!r}{network})
 # pixels: uint8 (batch, 3, height, width), RGB; trained at {size} x {size}
 # features = backbone(backbone.normalise(pixels))   # (batch, {job.backbone.dim})
-# map = backbone.feature_map(backbone.normalise(pixels), 4)   # of stage 4, or 1 to 3: (batch, channels, h, w)
 """
+    of_stages = "# map = backbone.feature_map(backbone.normalise(pixels), 4)   # of stage 4, or 1 to 3"
+    return lines if network else f"{lines}{of_stages}: (batch, channels, h, w)\n"
 
 
 SAFETENSORS = Format(BACKBONE_FILE, ".safetensors", lambda backbone: True, _write, _snippet)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cyclecontrast.config.fields import OWN
 from cyclecontrast.data.further_views import query_again
 from cyclecontrast.loss.baseline_objectives import BASELINES, ignored_positive
 from cyclecontrast.loss.losses import cycle_consistency, info_nce, positive_comes_first, soft_nearest_neighbor
@@ -19,7 +20,9 @@ __all__ = [
     "LossSettings",
     "Objective",
     "Step",
+    "learns_from",
     "measure",
+    "needs_of",
     "pick_objective",
     "split_candidates",
 ]
@@ -89,6 +92,16 @@ def pick_objective(name: str, positives: str = "frame", own_key_in_support: bool
         needs = objective.needs._replace(further=query_again, keys=(1, 2))
         return objective._replace(needs=needs)
     return objective
+
+
+def needs_of(name: str) -> Needs | None:
+    """Return what an objective needs by its name; None for one of the user's own, which no file describes."""
+    return OBJECTIVES[name].needs if name in OBJECTIVES else None
+
+
+def learns_from(name: str) -> str:
+    """Return what an objective learns from, in words, by its name."""
+    return OBJECTIVES[name].learns_from if name in OBJECTIVES else f"an objective of its own, {name.removeprefix(OWN)}"
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cyclecontrast.config.fields import is_own
 from cyclecontrast.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -36,21 +37,46 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (batch, 3, h, w) → representations (batch, dim)."""
-        return self.network(images)  # type: ignore[no-any-return]
+        return pooled(self.network(images))
 
     def feature_map(self, images: Tensor, stage: int) -> Tensor:
-        """Normalised images → the output of stage 1 to 4 (batch, channels, h, w)."""
+        """Normalised images → the output of stage 1 to 4 (batch, channels, h, w).
+
+        The map that a network of the user's gives is that of stage 4; raises UserError where it has none.
+        """
         if stage not in (1, 2, 3, 4):
             raise ValueError(f"stage {stage}: a backbone has stages 1 to 4")
+        if is_own(self.name):
+            return self._own_map(images, stage)
         if isinstance(self.network, ResNet):
             return self.network.stage(images, stage)
         maps = self.network.forward_intermediates(images, indices=4, intermediates_only=True)  # type: ignore[operator]
         return maps[stage - 1]  # type: ignore[no-any-return]
 
+    def _own_map(self, images: Tensor, stage: int) -> Tensor:
+        found: Tensor = self.network(images)
+        if stage != 4 or found.ndim != 4:
+            what = "a map of its last stage only" if found.ndim == 4 else "vectors only, no map"
+            raise UserError(f"{self.name} gives {what}; this asks for the map of stage {stage}")
+        return found
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels uint8 (batch, 3, h, w) → what `forward` takes, on the same device."""
         mean, std = _constants(self.mean, self.std, pixels.device)
         return (pixels.float() / 255 - mean) / std
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Return vectors (batch, dim) as they are, and a map (batch, dim, h, w) averaged over its places."""
+    return features.mean(dim=(2, 3)) if features.ndim == 4 else features
+
+
+class Pooled(nn.Module):
+    """`pooled` as the last layer of a network."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return vectors (batch, dim)."""
+        return pooled(features)
 
 
 @lru_cache

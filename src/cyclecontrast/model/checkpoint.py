@@ -18,9 +18,9 @@ import safetensors
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from cyclecontrast.config.fields import Count, Positive
+from cyclecontrast.config.fields import Count, Positive, is_own
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.model.backbone import BLOCKS, Backbone, ResNet, load_timm, make_backbone
@@ -55,14 +55,17 @@ class Architecture(NamedTuple):
         return hashlib.sha256(json.dumps(self._replace(sha256="")).encode()).hexdigest()
 
 
-def load_backbone(model: str | Path, seed: int = 0) -> Backbone:
+def load_backbone(model: str | Path, seed: int = 0, network: nn.Module | None = None) -> Backbone:
     """Load a backbone in evaluation mode; raises UserError with what is wrong and where.
 
     `model` is a run folder, a backbone file, a checkpoint of this project, of the authors' release, of MoCo or of
     VINCE, a torchvision or timm state dict, `timm:<name>` (published weights), `timm:<name>@<file>`, or
-    `random:<backbone>`, which `seed` draws.
+    `random:<backbone>`, which `seed` draws. A file of weights of a network of the user's own says no more than its
+    name: `network` is filled with them, once every key and shape fits.
     """
     name = str(model)
+    if network is not None and name.startswith(("random:", "timm:")):
+        raise UserError(f"network: {name} is made without one; leave it out")
     if name.startswith("random:"):
         return make_backbone(name.removeprefix("random:"), seed).eval()
     if name.startswith("timm:"):
@@ -70,13 +73,13 @@ def load_backbone(model: str | Path, seed: int = 0) -> Backbone:
         return (_filled(make_backbone(timm_name), _read(Path(file)), file) if file else load_timm(timm_name)).eval()
     path = Path(name)
     if path.is_dir():
-        return load_backbone(_backbone_of_run(path))
+        return load_backbone(_backbone_of_run(path), network=network)
     if not path.is_file():
         raise UserError(
             f"model {name}: no such file or folder; name a run, a backbone or checkpoint file, timm:<name>, "
             "or random:<backbone>"
         )
-    return _load_file(path).eval()
+    return _load_file(path, network).eval()
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> Path:
@@ -101,6 +104,15 @@ def fingerprint(backbone: Backbone) -> str:
     return digest.hexdigest()[:16]
 
 
+def noted_fingerprint(run: Path) -> str:
+    """Return the name of the content of a run's backbone where that is a network of the user's, else nothing."""
+    try:
+        about = _description(_backbone_of_run(run))
+    except (UserError, OSError, safetensors.SafetensorError):
+        return ""
+    return about.fingerprint if about is not None and is_own(about.name) else ""
+
+
 def _backbone_of_run(folder: Path) -> Path:
     newest = sorted(folder.glob(f"checkpoints/step-*[0-9]/{BACKBONE_FILE}"))
     for path in (folder / BACKBONE_FILE, *reversed(newest)):
@@ -109,18 +121,20 @@ def _backbone_of_run(folder: Path) -> Path:
     raise UserError(f"model {folder}: holds no {BACKBONE_FILE}; name a run folder that has made a checkpoint")
 
 
-def _load_file(path: Path) -> Backbone:
+def _load_file(path: Path, network: nn.Module | None) -> Backbone:
     weights = _read(path)
     about = _description(path)
+    if network is not None and (about is None or not is_own(about.name)):
+        raise UserError(f"network: {path} holds no network of your own; leave it out")
     if about is not None:
-        backbone = _filled(_sketch(about.name, path), weights, f"{path} ({about.source})")
+        backbone = _filled(_sketch(about, path, network), weights, f"{path} ({about.source})")
         backbone.image_size, backbone.mean, backbone.std = about.image_size, about.mean, about.std
         if about.fingerprint not in ("", fingerprint(backbone)):
             raise UserError(f"{path}: is damaged, its weights are not those that were written; {REMEDY}")
         return backbone
     prefix = _resnet_prefix(weights, path)
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    return _filled(_sketch(_resnet_name(weights, path), path), weights, str(path))
+    return _filled(_sketch_named(_resnet_name(weights, path), path), weights, str(path))
 
 
 def _read(path: Path) -> Weights:
@@ -212,7 +226,19 @@ def _num_blocks(weights: Weights, stage: int) -> int:
     return len({key.split(".")[1] for key in weights if key.startswith(f"layer{stage}.")})
 
 
-def _sketch(name: str, path: Path) -> Backbone:
+def _sketch(about: Architecture, path: Path, network: nn.Module | None) -> Backbone:
+    if not is_own(about.name):
+        return _sketch_named(about.name, path)
+    if network is None:
+        raise UserError(
+            f"{path}: holds the weights of {about.name}, a network of your own, and not how it is made; in Python "
+            f"load_backbone({str(path)!r}, network=...) fills yours"
+        )
+    inner = network.network if isinstance(network, Backbone) else network
+    return Backbone(inner, about.name, about.dim)
+
+
+def _sketch_named(name: str, path: Path) -> Backbone:
     """Build the network that a file says it is, a ResNet without memory for weights: the file may hold others."""
     try:
         with torch.device("cpu" if name.startswith("timm:") else "meta"):
@@ -222,11 +248,23 @@ def _sketch(name: str, path: Path) -> Backbone:
 
 
 def _filled(sketch: Backbone, weights: Weights, source: str) -> Backbone:
+    if problems := misfits(sketch, weights, source):
+        raise UserError(*problems)
+    backbone = make_backbone(sketch.name) if isinstance(sketch.network, ResNet) else sketch
+    wanted = sketch.network.state_dict()
+    backbone.network.load_state_dict({key: weights[key] for key in wanted if key in weights}, strict=False)
+    backbone.source = source
+    return backbone
+
+
+def misfits(sketch: Backbone, weights: Weights, source: str) -> list[str]:
+    """Return a line for each reason why a backbone cannot be filled with weights."""
     wanted = sketch.network.state_dict()
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
     problems = [f"{source}: {_some(missing)} missing for {sketch.name}"] if missing else []
-    if isinstance(sketch.network, ResNet):
-        extra = [key for key in weights if key not in wanted and not key.startswith(HEADS)]
+    if isinstance(sketch.network, ResNet) or is_own(sketch.name):
+        heads = () if is_own(sketch.name) else HEADS
+        extra = sorted(key for key in weights if key not in wanted and not key.startswith(heads))
         problems += [f"{source}: {_some(extra)} unknown to {sketch.name}"] if extra else []
     there = {key: weights[key] for key in wanted if key in weights}
     wrong = [
@@ -236,13 +274,7 @@ def _filled(sketch: Backbone, weights: Weights, source: str) -> Backbone:
     ]
     problems += [f"{source}: {_some(wrong)} of another shape than {sketch.name} has"] if wrong else []
     hollow = [key for key, value in there.items() if not _is_dense(value)]
-    problems += [f"{source}: {_some(hollow)} without a number for each place"] if hollow else []
-    if problems:
-        raise UserError(*problems)
-    backbone = make_backbone(sketch.name) if isinstance(sketch.network, ResNet) else sketch
-    backbone.network.load_state_dict(there, strict=False)
-    backbone.source = source
-    return backbone
+    return problems + ([f"{source}: {_some(hollow)} without a number for each place"] if hollow else [])
 
 
 def _is_dense(value: Tensor) -> bool:

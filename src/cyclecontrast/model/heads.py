@@ -1,6 +1,6 @@
 """What is learned beside the encoder and looked at by a loss only: predictors, and SeCo's order of frames."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,8 @@ class OrderHead(nn.Module):
         return (self.layer(torch.cat((encoded.queries[0].cycle, *others), dim=1)).float(),)
 
 
-Head = NoHead | Predictor | OrderHead
+Head: TypeAlias = nn.Module
+"""A module whose forward makes a tuple of tensors of what is `Encoded`: an objective finds them in its `answers`."""
 
 
 def make_bottleneck_predictor(dim: int) -> Predictor:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from cyclecontrast.loss.objectives import OBJECTIVES
+from cyclecontrast.loss.objectives import needs_of
 from cyclecontrast.report.runs import RunReport
 
 WIDTH, HEIGHT = 360, 210
@@ -82,7 +82,8 @@ class _Axis(NamedTuple):
 
 
 def _queue_candidates(run: RunReport) -> int | None:
-    return run.config.queue_size + 1 if OBJECTIVES[run.config.objective].needs.has_intra else None
+    needs = needs_of(run.config.objective)
+    return run.config.queue_size + 1 if needs is not None and needs.has_intra else None
 
 
 def _intra_candidates(run: RunReport) -> int | None:
@@ -90,15 +91,18 @@ def _intra_candidates(run: RunReport) -> int | None:
 
 
 def _cycle_candidates(run: RunReport) -> int | None:
-    if not OBJECTIVES[run.config.objective].needs.has_cycle:
+    needs = needs_of(run.config.objective)
+    if needs is None or not needs.has_cycle:
         return None
     return max(1, run.config.cycle_queue_size + _of_the_step(run) - run.config.support_size) + 1
 
 
 def _of_the_step(run: RunReport) -> int:
     """Return how many candidates a query has in the step itself: all that is enqueued but its own video's."""
-    needs = OBJECTIVES[run.config.objective].needs
-    return needs.num_enqueued * (run.config.batch_size - 1) if run.config.batch_keys or needs.in_batch else 0
+    needs = needs_of(run.config.objective)
+    if needs is None or not (run.config.batch_keys or needs.in_batch):
+        return 0
+    return needs.num_enqueued * (run.config.batch_size - 1)
 
 
 def _of(
@@ -109,7 +113,8 @@ def _of(
 
 
 def _has_weight(run: RunReport) -> bool:
-    return OBJECTIVES[run.config.objective].needs.weighs_cycle
+    needs = needs_of(run.config.objective)
+    return needs is None or needs.weighs_cycle
 
 
 def _found_by_chance(candidates: int) -> float:
@@ -223,8 +228,17 @@ QUANTITIES = (
 
 def draw_charts(runs: Sequence[RunReport], colors: Sequence[int]) -> list[Chart]:
     """Draw every quantity that some run has measured."""
-    drawn = (_draw(quantity, runs, colors) for quantity in QUANTITIES)
+    drawn = (_draw(quantity, runs, colors) for quantity in (*QUANTITIES, *_own_terms(runs)))
     return [chart for chart in drawn if chart is not None]
+
+
+def _own_terms(runs: Sequence[RunReport]) -> list[Quantity]:
+    """Return the terms that objectives of the user's own have named, in the order in which they were measured."""
+    rows = (row for run in runs if needs_of(run.config.objective) is None for row in run.metrics)
+    keys = dict.fromkeys(key for row in rows for key in row if key.endswith("_loss"))
+    known = {quantity.key for quantity in QUANTITIES}
+    title = {key: key.replace("_", " ").capitalize() for key in keys if key not in known}
+    return [Quantity(key, name, "A term of the user's own objective.") for key, name in title.items()]
 
 
 def _draw(quantity: Quantity, runs: Sequence[RunReport], colors: Sequence[int]) -> Chart | None:

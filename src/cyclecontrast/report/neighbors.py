@@ -105,7 +105,7 @@ def _sheet(runs: list[RunReport], options: ReportConfig) -> NeighborSheet:
     shown = one_per_method(run for run in runs if run.trained.backbone is not None)
     frames, data = runs[0].frames, str(runs[0].config.data)
     if frames.store is None or not shown:
-        return NeighborSheet(data, "", (), frames.problem or f"There is no backbone yet: {runs[0].trained.problem}")
+        return NeighborSheet(data, "", (), frames.problem or _why_none(runs[0]))
     if frames.store.num_videos < 2:
         return NeighborSheet(data, "", (), "There is one video only, so no frame has a neighbor in another.")
     models = [*_trained(shown), *_random(shown, options.seed)]
@@ -119,7 +119,13 @@ def _sheet(runs: list[RunReport], options: ReportConfig) -> NeighborSheet:
         f"videos, by the cosine of the backbone's features (the number below). Searched: {len(sample):,} frames of "
         f"{len(np.unique(sample.videos)):,} videos."
     )
-    return NeighborSheet(data, meaning, queries, "")
+    missing = [f"{run.name}: {_why_none(run)}" for run in runs if run.trained.backbone is None]
+    return NeighborSheet(data, meaning, queries, " ".join(missing))
+
+
+def _why_none(run: RunReport) -> str:
+    what = "Its neighbors cannot be shown" if run.trained.fingerprint else "There is no backbone yet"
+    return f"{what}: {run.trained.problem}"
 
 
 def _trained(runs: Iterable[RunReport]) -> Iterator[_Model]:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import jinja2
 
 from cyclecontrast.config import ReportConfig
+from cyclecontrast.config.fields import is_own
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import check_folder, replacing
-from cyclecontrast.loss.objectives import OBJECTIVES
+from cyclecontrast.loss.objectives import learns_from
 from cyclecontrast.report import curves, cycles, neighbors, pictures, results
 from cyclecontrast.report.atlas import PER_ROW
 from cyclecontrast.report.neighbors import NeighborSheet
@@ -111,10 +112,9 @@ def _summary(runs: Sequence[RunReport]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} image backbones trained on video without labels, compared."
     config, about = runs[0].config, runs[0].about
-    way = OBJECTIVES[config.objective].learns_from
     return (
         f"An image backbone ({config.backbone}, {config.image_size} px) that learned without labels from "
-        f"{about['num_frames']:,} frames of {about['num_videos']:,} videos, by {way}."
+        f"{about['num_frames']:,} frames of {about['num_videos']:,} videos, by {learns_from(config.objective)}."
     )
 
 
@@ -144,9 +144,13 @@ def _measured_on(run: RunReport) -> str:
 
 
 def _commands(run: RunReport) -> list[Fact]:
-    folder = shlex.quote(str(run.folder))
+    folder, config = shlex.quote(str(run.folder)), run.config
+    of_user = [name for name in ("backbone", "augmentation", "objective") if is_own(getattr(config, name))]
+    again = Fact("Train it again", f"cyclecontrast pretrain --config {folder}/config.toml --out AGAIN")
+    if is_own(config.backbone):
+        return [Fact("Load it in Python", f"cyclecontrast.load_backbone({str(run.folder)!r}, network=...)")]
     return [
-        Fact("Train it again", f"cyclecontrast pretrain --config {folder}/config.toml --out AGAIN"),
+        *([] if of_user else [again]),
         Fact("Prove it on labels", f"cyclecontrast evaluate knn {folder} LABELED"),
         Fact("Take it away", f"cyclecontrast export {folder}"),
     ]

@@ -20,7 +20,7 @@ from cyclecontrast.data.table_files import read_table
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluate.result import Result
 from cyclecontrast.model.backbone import Backbone
-from cyclecontrast.model.checkpoint import fingerprint, load_backbone
+from cyclecontrast.model.checkpoint import fingerprint, load_backbone, noted_fingerprint
 from cyclecontrast.train.run_folder import read_about, read_metrics
 from cyclecontrast.train.verdict import Verdict
 
@@ -54,7 +54,10 @@ class Frames(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """The newest backbone of a run and the name of its content; `problem` says why there is none."""
+    """The newest backbone of a run and the name of its content; `problem` says why there is none.
+
+    Of a network of the user's the name is known, although no file says how to make it.
+    """
 
     backbone: Backbone | None
     fingerprint: str
@@ -187,5 +190,5 @@ def _load_trained(folder: Path) -> Trained:
     try:
         backbone = load_backbone(folder)
     except UserError as error:
-        return Trained(None, "", str(error))
+        return Trained(None, noted_fingerprint(folder), str(error))
     return Trained(backbone, fingerprint(backbone), "")

@@ -11,9 +11,9 @@ import torch
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.loss.objectives import pick_objective
 from cyclecontrast.model.backbone import Backbone, make_backbone
 from cyclecontrast.model.encoders import Encoder
+from cyclecontrast.train.own import NOTHING_OWN, Own, objective_of
 
 NUMBER = 4
 """Bytes of a weight, of an element of a vector, of a similarity."""
@@ -29,9 +29,11 @@ class Part(NamedTuple):
     options: str
 
 
-def check_memory(config: PretrainConfig, given: Backbone | None, processes: int, device: torch.device) -> None:
+def check_memory(
+    config: PretrainConfig, given: Backbone | None, processes: int, device: torch.device, own: Own = NOTHING_OWN
+) -> None:
     """Raise UserError where a training with settled options cannot fit; `given` is the backbone if it is not ours."""
-    parts = least_memory(config, given, processes)
+    parts = least_memory(config, given, processes, own)
     needed, free, largest = sum(part.bytes for part in parts), free_memory(device), max(parts)
     if needed > free:
         raise UserError(
@@ -40,9 +42,9 @@ def check_memory(config: PretrainConfig, given: Backbone | None, processes: int,
         )
 
 
-def least_memory(config: PretrainConfig, given: Backbone | None, processes: int) -> list[Part]:
+def least_memory(config: PretrainConfig, given: Backbone | None, processes: int, own: Own = NOTHING_OWN) -> list[Part]:
     """Return what one of the processes cannot do without."""
-    needs = pick_objective(config.objective, config.positives, config.own_key_in_support).needs
+    needs = objective_of(config, own).needs
     with torch.device("meta"):  # where weights have a size and take none
         encoder = Encoder(given or make_backbone(config.backbone), config.projector, config.projector_dim)
         head = needs.make_head(config.projector_dim)

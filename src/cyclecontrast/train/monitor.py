@@ -1,10 +1,12 @@
 """When a run's health is measured, and what comes of it on disk: the verdict so far, its cycles, the best backbone."""
 
+import copy
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cyclecontrast.config import PretrainConfig
+from cyclecontrast.config.fields import is_own
 from cyclecontrast.data.pairs import FramePairs
 from cyclecontrast.errors import UserError
 from cyclecontrast.model.backbone import Backbone
@@ -112,7 +114,9 @@ def best_backbone(training: Training) -> Backbone:
     best = last
     if step < training.num_steps:
         try:
-            best = load_backbone(run_folder.best_folder(config.out, step)).to(training.hardware.device)
+            network = copy.deepcopy(last.network) if is_own(last.name) else None
+            best = load_backbone(run_folder.best_folder(config.out, step), network=network)
+            best = best.to(training.hardware.device)
             best.source = f"{last.source}, step {step:,} of {training.num_steps:,}, where it retrieved best"
         except UserError as error:
             console.print(f"--select health chose step {step:,}, whose backbone is lost ({error}): the last remains")

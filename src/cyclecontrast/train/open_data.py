@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cyclecontrast.config import PrepareConfig, PretrainConfig
-from cyclecontrast.data.augment import RECIPES
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.further_views import no_further
 from cyclecontrast.data.pairs import FramePairs, random_stream
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.video import find_videos
 from cyclecontrast.errors import UserError, attempt, checked
-from cyclecontrast.loss.objectives import pick_objective
+from cyclecontrast.train.own import NOTHING_OWN, Own, objective_of, recipe_of
 from cyclecontrast.train.presets import DataSize, num_held_out
 from cyclecontrast.train.progress import console
 
@@ -111,9 +110,9 @@ def check_number(config: PretrainConfig, num_videos: int) -> None:
         )
 
 
-def make_pairs(config: PretrainConfig, store: FrameStore) -> FramePairs:
+def make_pairs(config: PretrainConfig, store: FrameStore, own: Own = NOTHING_OWN) -> FramePairs:
     """Return the pairs that the objective needs; raises UserError where the data cannot give them."""
-    needs = pick_objective(config.objective, config.positives, config.own_key_in_support).needs
+    needs = objective_of(config, own).needs
     problems: list[str] = []
     if not needs.is_of_one_frame and store.layout == "flat folder of images":
         problems.append(
@@ -124,7 +123,7 @@ def make_pairs(config: PretrainConfig, store: FrameStore) -> FramePairs:
     if problems:
         raise UserError(*problems)
     trained, held_out = split_videos(store.num_videos, config.holdout)
-    recipe = RECIPES[config.augmentation]._replace(min_crop=config.min_crop, flip=config.flip)
+    recipe = recipe_of(config, own)
     views = needs.same_frame, config.distinct_frames, needs.further
     return FramePairs(store, recipe, config.image_size, config.seed, *views, trained if len(held_out) else None)
 

@@ -14,16 +14,17 @@ from cyclecontrast.data.pairs import FramePairs
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import check_new_run
 from cyclecontrast.loss.baseline_objectives import ignored_positive
-from cyclecontrast.loss.objectives import pick_objective
 from cyclecontrast.model.backbone import Backbone, make_backbone
 from cyclecontrast.model.checkpoint import load_backbone
 from cyclecontrast.model.compiled import check_compiler
-from cyclecontrast.model.hardware import pick_device, pick_executor
+from cyclecontrast.model.hardware import pick_device, pick_executor, pick_workers
+from cyclecontrast.model.own_network import try_network
 from cyclecontrast.train import run_folder
 from cyclecontrast.train.distributed import World, first_process_first
 from cyclecontrast.train.loggers import check_loggers
 from cyclecontrast.train.memory import check_memory
 from cyclecontrast.train.open_data import check_number, count_videos, frames_folder, make_pairs, prepare_videos, size_of
+from cyclecontrast.train.own import NOTHING_OWN, Own, check_views, objective_of
 from cyclecontrast.train.presets import LEAST_BATCH, DataSize, Machine, resolve
 from cyclecontrast.train.progress import console
 
@@ -36,7 +37,7 @@ class Opened(NamedTuple):
     backbone: Backbone
 
 
-def open_training(config: PretrainConfig, machine: Machine, world: World) -> Opened:
+def open_training(config: PretrainConfig, machine: Machine, world: World, own: Own = NOTHING_OWN) -> Opened:
     """Settle the config, open the data and make the backbone; videos are prepared by the first process.
 
     Raises UserError with all problems, before anything is written; of videos only their number is known then.
@@ -48,12 +49,12 @@ def open_training(config: PretrainConfig, machine: Machine, world: World) -> Ope
             attempt(lambda: check_new_run(config.out), problems)
         if world.rank == 0:
             attempt(lambda: check_loggers(config.log_to), problems)
-        given = attempt(lambda: _given_backbone(config), problems)
+        given = attempt(lambda: own.backbone or _given_backbone(config), problems)
         if config.compile and not problems:
             attempt(lambda: check_compiler(pick_device(config.device)), problems)
         if num_videos and world.rank == 0:
-            _prepare(config, machine, num_videos, given, problems)
-        opened = attempt(lambda: _open_pairs(config, num_videos or 0, machine, given), problems)
+            _prepare(config, machine, num_videos, given, own, problems)
+        opened = attempt(lambda: _open_pairs(config, num_videos or 0, machine, given, own), problems)
         if problems or opened is None:
             raise UserError(*dict.fromkeys(problems))
     config, pairs = opened
@@ -63,14 +64,15 @@ def open_training(config: PretrainConfig, machine: Machine, world: World) -> Ope
     return Opened(config, pairs, _make_backbone(config, given))
 
 
-def unread_options(config: PretrainConfig) -> list[str]:
+def unread_options(config: PretrainConfig, own: Own = NOTHING_OWN) -> list[str]:
     """Return the options that were asked for although the objective's training does not read them."""
-    objective = pick_objective(config.objective, config.positives, config.own_key_in_support)
+    objective = objective_of(config, own)
     needs = objective.needs
     is_read = {
         **dict.fromkeys(("cycle_weight", "cycle_start"), needs.weighs_cycle),
         **dict.fromkeys(("cycle_queue_size", "support_size", "top_k", "split_by"), needs.has_cycle),
         **dict.fromkeys(("momentum", "momentum_ramp", "momentum_rise", "bn_groups"), bool(needs.keys)),
+        **dict.fromkeys(("min_crop", "flip"), own.augmentation is None),
         "queue_size": needs.has_intra,
         "batch_keys": not needs.in_batch,
         "mask_own_video": objective.ignored is not ignored_positive,
@@ -83,15 +85,17 @@ def unread_options(config: PretrainConfig) -> list[str]:
 
 
 def _open_pairs(
-    config: PretrainConfig, num_videos: int, machine: Machine, given: Backbone | None
+    config: PretrainConfig, num_videos: int, machine: Machine, given: Backbone | None, own: Own
 ) -> tuple[PretrainConfig, FramePairs]:
     problems: list[str] = []
     store = FrameStore.open(frames_folder(config, num_videos))
     if config.resume is not None:
         _check_same_data(config.resume, store)
-    settled = attempt(lambda: _settle(config, size_of(store), machine, given), problems)
-    pairs = attempt(lambda: make_pairs(settled or config, store), problems)
-    if settled is None or pairs is None:
+    settled = attempt(lambda: _settle(config, size_of(store), machine, given, own), problems)
+    pairs = attempt(lambda: make_pairs(settled or config, store, own), problems)
+    workers = pick_workers(config.workers, pick_device(config.device))
+    attempt(lambda: check_views(settled or config, own, store, workers), problems)
+    if settled is None or pairs is None or problems:
         raise UserError(*problems)
     num_frames = int(np.diff(store.starts)[slice(None) if pairs.videos is None else pairs.videos].sum())
     if settled.batch_size > max(LEAST_BATCH, num_frames) and config.resume is None:
@@ -103,22 +107,32 @@ def _open_pairs(
 
 
 def _prepare(
-    config: PretrainConfig, machine: Machine, num_videos: int, given: Backbone | None, problems: list[str]
+    config: PretrainConfig,
+    machine: Machine,
+    num_videos: int,
+    given: Backbone | None,
+    own: Own,
+    problems: list[str],
 ) -> None:
     """Prepare the videos, unless there are problems; the size of their frames, taken for 256, gives none."""
     attempt(lambda: check_number(config, num_videos), problems)
-    attempt(lambda: _settle(config, DataSize(num_videos, 256), machine, given), problems)
+    attempt(lambda: _settle(config, DataSize(num_videos, 256), machine, given, own), problems)
     if problems:
         raise UserError(*dict.fromkeys(problems))
     prepare_videos(config)
 
 
-def _settle(config: PretrainConfig, data: DataSize, machine: Machine, given: Backbone | None) -> PretrainConfig:
+def _settle(
+    config: PretrainConfig, data: DataSize, machine: Machine, given: Backbone | None, own: Own
+) -> PretrainConfig:
     """Decide what is open; raises UserError where the memory is too small, or the backbone does not take the images."""
     device = pick_device(config.device)
-    resolved = resolve(config, data, machine)
-    settled = resolved.model_copy(update={"augment_on": pick_executor(config.augment_on, device)})
-    check_memory(settled, given, machine.processes, device)
+    resolved = resolve(config, data, machine, objective_of(config, own).needs)
+    executor = pick_executor(config.augment_on, device) if own.augmentation is None else "cpu"
+    settled = resolved.model_copy(update={"augment_on": executor})
+    if own.backbone is not None:
+        try_network(own.backbone, settled.image_size)
+    check_memory(settled, given, machine.processes, device, own)
     if given is not None and given.name.startswith("timm:"):
         _check_images(given, settled.image_size)
     return settled

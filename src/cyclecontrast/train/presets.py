@@ -11,6 +11,7 @@ from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
 from cyclecontrast.config.fields import MOST
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.loss.objectives import OBJECTIVES
+from cyclecontrast.loss.step import Needs
 from cyclecontrast.model.backbone import NAME
 
 SMALL_IMAGE = 64
@@ -44,12 +45,16 @@ class Machine(NamedTuple):
     processes: int = 1
 
 
-def resolve(config: PretrainConfig, data: DataSize, machine: Machine) -> PretrainConfig:
-    """Return the config with every open setting decided; what the user set stays. Raises UserError."""
+def resolve(config: PretrainConfig, data: DataSize, machine: Machine, needs: Needs | None = None) -> PretrainConfig:
+    """Return the config with every open setting decided; what the user set stays. Raises UserError.
+
+    `needs` are those of an objective of the user's own; without them the objective is one of ours.
+    """
+    needs = needs or OBJECTIVES[config.objective].needs
     chosen = {name: getattr(config, name) for name in config.model_fields_set}
-    decided = auto_settings(chosen, data, machine) if config.preset == "auto" else {}
+    decided = auto_settings(chosen, data, machine, needs) if config.preset == "auto" else {}
     resolved = checked(PretrainConfig, config.model_dump() | decided | chosen)
-    if problems := _misfits(resolved, config.asked(), machine.processes):
+    if problems := _misfits(resolved, config.asked(), machine.processes, needs):
         raise UserError(*problems)
     return resolved
 
@@ -59,7 +64,9 @@ def num_held_out(num_videos: int, holdout: float) -> int:
     return max(2, round(holdout * num_videos)) if holdout else 0
 
 
-def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> dict[str, Any]:
+def auto_settings(
+    chosen: dict[str, Any], data: DataSize, machine: Machine, needs: Needs | None = None
+) -> dict[str, Any]:
     """Return the settings that suit the data and the hardware, given what is already chosen.
 
     What depends on the number of videos depends on that of those trained on.
@@ -75,7 +82,8 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> d
     epochs = _epochs(num_videos, batch_size, machine.cpu, steps)
     if steps is None:
         epochs = chosen.get("epochs", epochs)
-    keys = batch_size * OBJECTIVES[chosen.get("objective", "cycle")].needs.num_enqueued
+    needs = needs or OBJECTIVES[chosen.get("objective", "cycle")].needs
+    keys = batch_size * needs.num_enqueued
     cycle_queue_size = chosen.get("cycle_queue_size", _power_of_two(max(num_videos, keys), 1024, 65_536))
     return {
         "backbone": backbone,
@@ -103,12 +111,12 @@ def auto_settings(chosen: dict[str, Any], data: DataSize, machine: Machine) -> d
     } | OF_OBJECTIVE.get(str(chosen.get("objective")), {})
 
 
-def _misfits(config: PretrainConfig, asked: Collection[str], processes: int) -> list[str]:
+def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, needs: Needs) -> list[str]:
     """Return what does not fit together; `asked` are the options that were set, not decided.
 
     Of a run that is resumed only what the processes can share is looked at: it goes on as it began.
     """
-    needs, problems = OBJECTIVES[config.objective].needs, []
+    problems: list[str] = []
     share, rest = divmod(config.batch_size, processes * config.accumulate)
     if rest or share < 2:
         parts = [(config.accumulate, "parts"), (processes, "processes")]

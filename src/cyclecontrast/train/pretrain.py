@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from cyclecontrast.config import PretrainConfig
+from cyclecontrast.config.fields import is_own
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import Batch, FramePairs, load_batches
 from cyclecontrast.errors import UserError
@@ -24,6 +25,7 @@ from cyclecontrast.train.health import steps_between
 from cyclecontrast.train.loggers import Loggers, open_loggers
 from cyclecontrast.train.monitor import best_backbone, open_monitor, read_verdict
 from cyclecontrast.train.opening import open_training, unread_options
+from cyclecontrast.train.own import NOTHING_OWN, Own, check_given
 from cyclecontrast.train.presets import Machine
 from cyclecontrast.train.progress import Clock, Row, console, progress_bar
 from cyclecontrast.train.run import Begun, keep, note_stop, open_run, stops_noted
@@ -53,19 +55,20 @@ class Run(NamedTuple):
         if not self.tells:
             return ""
         health = f"health{self.judged_at}: {self.verdict}\n" if self.verdict is not None else ""
-        return (
-            f"{health}backbone: {self.folder / 'backbone.safetensors'}\n"
-            f"next: cyclecontrast evaluate knn {self.folder} DATA, or embed, export, report"
-        )
+        way = f"cyclecontrast evaluate knn {self.folder} DATA, or embed, export, report"
+        if is_own(self.backbone.name):
+            way = f"in Python load_backbone({str(self.folder)!r}, network=...), then evaluate, embed, export"
+        return f"{health}backbone: {self.folder / 'backbone.safetensors'}\nnext: {way}"
 
 
-def pretrain(config: PretrainConfig) -> Run:
+def pretrain(config: PretrainConfig, own: Own = NOTHING_OWN) -> Run:
     """Train a backbone on videos without labels and write the run to `config.out`; raises UserError.
 
-    After SIGINT, SIGTERM or SIGHUP a checkpoint is written first; then KeyboardInterrupt or SystemExit is raised.
+    `own` has what the config names as the user's own. After SIGINT, SIGTERM or SIGHUP a checkpoint is written
+    first; then KeyboardInterrupt or SystemExit is raised.
     """
     with joined_world(pick_device(config.device)) as world:
-        return _pretrain(world, config)
+        return _pretrain(world, config, own)
 
 
 def pretrain_alone(config: PretrainConfig) -> Run:
@@ -73,11 +76,12 @@ def pretrain_alone(config: PretrainConfig) -> Run:
     return _pretrain(ALONE, config)
 
 
-def _pretrain(world: World, config: PretrainConfig) -> Run:
+def _pretrain(world: World, config: PretrainConfig, own: Own = NOTHING_OWN) -> Run:
     """Train in these processes together; raises UserError."""
     device = pick_device(config.device)
-    unread = unread_options(config)
-    config, pairs, backbone = open_training(config, Machine(device.type == "cpu", world.size), world)
+    check_given(config, own)
+    unread = unread_options(config, own)
+    config, pairs, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, own)
     total = num_steps(config, pairs)
     settled = {
         "precision": pick_precision(config.precision, device),
@@ -87,7 +91,7 @@ def _pretrain(world: World, config: PretrainConfig) -> Run:
     config = config.model_copy(update=settled)
     with limited_threads(device), locked(config.out, "out") if world.rank == 0 else contextlib.nullcontext():
         hardware = Hardware(device, config.precision, world)
-        training = make_training(config, backbone, total, hardware)
+        training = make_training(config, backbone, total, hardware, own)
         begun = open_run(training, pairs)
         if unread and world.rank == 0:
             console.print(f"plays no part in {config.objective}: {', '.join(unread)}")

@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from cyclecontrast.config.fields import is_own
 from cyclecontrast.config.pretrain import OF_A_MACHINE
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs
 from cyclecontrast.errors import UserError, out_of_memory
 from cyclecontrast.files import check_new_run, remove
+from cyclecontrast.model.checkpoint import fingerprint, misfits
 from cyclecontrast.train import run_folder
 from cyclecontrast.train.checkpoints import (
     checkpoints,
@@ -57,9 +60,13 @@ def open_run(training: Training, pairs: FramePairs) -> Begun:
     start = largest(found.step if world.rank == 0 else 0, world)
     if found.step != start:
         raise UserError(f"out: {config.out} is not the folder that process 0 writes to; name one that all can read")
+    if start == 0:
+        check_same(_first_weights(training), world)
     unreadable = Unreadable()
     if found.folder is not None:
-        restore(training, load_state(found.folder))
+        state = load_state(found.folder)
+        _check_network(training, state["encoder"], found.folder)
+        restore(training, state)
         unreadable = read_unreadable(found.folder)
     largest(0, world)  # all have read before anything is removed
     begun = Begun(start, unreadable)
@@ -94,6 +101,23 @@ def open_run(training: Training, pairs: FramePairs) -> Begun:
     if config.resume is not None:
         _announce_resumed(before, about, found.damages, start)
     return begun
+
+
+def _first_weights(training: Training) -> dict[str, str]:
+    """Return the weights that a network of the user's begins with, by their fingerprint: each process draws its own."""
+    backbone = training.encoder.backbone
+    if not is_own(backbone.name):
+        return {}
+    return {"weights of the backbone (torch.manual_seed before it is made)": fingerprint(backbone)}
+
+
+def _check_network(training: Training, state: dict[str, Tensor], checkpoint: Path) -> None:
+    """Raise UserError where a network of the user's is not the one that a checkpoint is of."""
+    backbone, prefix = training.encoder.backbone, "backbone.network."
+    if is_own(backbone.name):
+        weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if problems := misfits(backbone, weights, f"resume: {checkpoint}"):
+            raise UserError(*problems)
 
 
 def keep(training: Training, unreadable: Unreadable, done: int) -> None:

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.loss.key_queue import KeyQueue
-from cyclecontrast.loss.objectives import pick_objective
 from cyclecontrast.loss.step import Objective
 from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.compiled import compiled
 from cyclecontrast.model.encoders import Encoder, Features, Projections, make_momentum_encoder
 from cyclecontrast.model.heads import Head
 from cyclecontrast.train.distributed import World
+from cyclecontrast.train.own import NOTHING_OWN, Own, objective_of
 
 
 class Hardware(NamedTuple):
@@ -55,10 +55,12 @@ class Training:
         return nn.ModuleList((self.encoder, self.head))
 
 
-def make_training(config: PretrainConfig, backbone: Backbone, num_steps: int, hardware: Hardware) -> Training:
+def make_training(
+    config: PretrainConfig, backbone: Backbone, num_steps: int, hardware: Hardware, own: Own = NOTHING_OWN
+) -> Training:
     """Build encoders, head, optimizer and queues around a backbone, all on the device and in training mode."""
     device = hardware.device
-    objective = pick_objective(config.objective, config.positives, config.own_key_in_support)
+    objective = objective_of(config, own)
     needs = objective.needs
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(config.seed)
