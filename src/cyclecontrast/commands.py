@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cyclecontrast import config
 from cyclecontrast.config.fields import Place
 from cyclecontrast.errors import UserError, attempt, checked
+from cyclecontrast.evaluate import check_options, evaluate_checked
 from cyclecontrast.evaluate.registry import PROTOCOLS
 from cyclecontrast.files import check_new_run, is_model
 
@@ -30,6 +31,8 @@ class Command(NamedTuple):
     protocol: tuple[str, ...] = ()
     alone: str = ""
     """Its name, where several processes that torchrun started cannot share its work, and it does not tell itself."""
+    then: tuple[str, ...] = ()
+    """Functions, as `module:function`, that take the options and the result when it is done."""
 
     def run(self, values: dict[str, Any]) -> Any:
         """Check the options and call the function; its result prints itself. Raises UserError."""
@@ -63,12 +66,19 @@ class Command(NamedTuple):
             from cyclecontrast.train.leading import check_alone
 
             check_alone(self.alone)
-        return self.load()(*self.protocol, options)
+        done = self.load()(*self.protocol, options)
+        for name in self.then:
+            _loaded(name)(options, done)
+        return done
 
     def load(self) -> Callable[..., Any]:
         """Return the function, importing what it needs."""
-        module, _, function = self.function.partition(":")
-        return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)  # type: ignore[no-any-return]
+        return _loaded(self.function)
+
+
+def _loaded(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)  # type: ignore[no-any-return]
 
 
 def _is_name(value: Any) -> bool:
@@ -91,16 +101,31 @@ def _check_model(name: str, value: Any) -> None:
 COMMANDS = {
     "demo": Command(config.DemoConfig, (), "demo:run_demo"),
     "prepare": Command(config.PrepareConfig, ("videos",), "data.prepare:prepare", alone="prepare"),
-    "pretrain": Command(config.PretrainConfig, ("data",), "train.pretrain:pretrain"),
+    "pretrain": Command(
+        config.PretrainConfig, ("data",), "train.pretrain:pretrain", then=("report.after:after_training",)
+    ),
     "embed": Command(config.EmbedConfig, ("model", "data"), "evaluate.embed:embed"),
     "export": Command(config.ExportConfig, ("model",), "export.command:export_backbone", alone="export"),
     "report": Command(config.ReportConfig, ("runs",), "report.page:write_report", alone="report"),
     "sweep": Command(config.SweepConfig, ("table", "data"), "sweep.command:run_sweep"),
 }
 EVALUATIONS = {
-    name: Command(protocol.config, ("model", "data"), "evaluate:evaluate_and_tell", (name,))
+    name: Command(
+        protocol.config,
+        ("model", "data"),
+        "evaluate:evaluate_and_tell",
+        (name,),
+        then=("report.after:after_evaluation",),
+    )
     for name, protocol in PROTOCOLS.items()
-} | {"all": Command(config.AllConfig, ("model",), "evaluate.everything:run_all")}
+} | {
+    "all": Command(
+        config.AllConfig,
+        ("model",),
+        "evaluate.everything:run_all",
+        then=("report.after:after_evaluation", "evaluate.everything:check_all"),
+    )
+}
 
 
 def prepare(videos: str | Path, **settings: Any) -> "PrepareSummary":
@@ -112,6 +137,20 @@ def pretrain(data: str | Path | None = None, **settings: Any) -> "Run":
     """Train a backbone on videos without labels; the options are those of `cyclecontrast pretrain`."""
     named = {} if data is None else {"data": data}
     return COMMANDS["pretrain"].run(named | settings)  # type: ignore[no-any-return]
+
+
+def evaluate(protocol: str, model: str | Path, data: str | Path | None = None, **settings: Any) -> Any:
+    """Evaluate a model by a protocol; the options are those of `cyclecontrast evaluate`; raises UserError.
+
+    Returns a Result; for the protocol `all`, which takes `data_root` and not `data`, an Everything with many of them.
+    Of several processes that torchrun started, the first alone returns something.
+    """
+    from cyclecontrast.report.after import after_evaluation
+
+    options = check_options(protocol, model, data, settings)
+    done = evaluate_checked(protocol, options)
+    after_evaluation(options, done)
+    return done
 
 
 def embed(model: str | Path, data: str | Path, **settings: Any) -> "Embedded":

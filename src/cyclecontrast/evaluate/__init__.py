@@ -23,12 +23,27 @@ def evaluate(protocol: str, model: str | Path, data: str | Path | None = None, *
     """Evaluate a model by a protocol; `settings` are the protocol's options by name; raises UserError.
 
     Returns a Result; for the protocol `all`, which takes `data_root` and not `data`, an Everything with many of them.
-    Of several processes that torchrun started, the first alone returns something.
+    Of several processes that torchrun started, the first alone returns something. `cyclecontrast.evaluate(...)` calls
+    it, and then writes the report of a run.
     """
+    return evaluate_checked(protocol, check_options(protocol, model, data, settings))
+
+
+def check_options(
+    protocol: str, model: str | Path, data: str | Path | None, settings: dict[str, Any]
+) -> EvaluateConfig | AllConfig:
+    """Return the options of a protocol; raises UserError with all that is wrong with them."""
     named = {"model": str(model), **({} if data is None else {"data": data}), **settings}
     if protocol == "all":
-        return _evaluate_all(checked(AllConfig, named))
-    return evaluate_together(protocol, checked(find_protocol(protocol).config, named))
+        return checked(AllConfig, named)
+    return checked(find_protocol(protocol).config, named)
+
+
+def evaluate_checked(protocol: str, config: EvaluateConfig | AllConfig) -> Any:
+    """As `evaluate`, by options that were checked."""
+    if isinstance(config, AllConfig):
+        return _evaluate_all(config)
+    return evaluate_together(protocol, config)
 
 
 def _evaluate_all(config: AllConfig) -> "Everything":
@@ -98,4 +113,4 @@ def evaluate_and_tell(protocol: str, config: EvaluateConfig) -> Result | None:
     return result
 
 
-make_callable(__name__)
+make_callable(__name__, "cyclecontrast.commands")

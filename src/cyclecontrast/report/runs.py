@@ -87,6 +87,18 @@ class RunReport:
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
 
+class DataGroup(NamedTuple):
+    """Runs on the same frames, at least one, and what these are called."""
+
+    data: str
+    runs: tuple[RunReport, ...]
+
+    @property
+    def frames(self) -> Frames:
+        """The frames of all of them."""
+        return self.runs[0].frames
+
+
 def read_runs(folders: Sequence[Path]) -> list[RunReport]:
     """Read run folders; raises UserError with every problem of every folder."""
     problems: list[str] = []
@@ -100,7 +112,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunReport]:
 
 def read_run(folder: Path, name: str) -> RunReport:
     """Read one run folder; raises UserError where it is none, or where a file of it is damaged."""
-    missing = [file for file in ("config.toml", "run.json") if not (folder / file).is_file()]
+    missing = _missing(folder)
     if missing:
         raise UserError(f"{folder}: holds no {' and no '.join(missing)}; name the folder of a run of `pretrain`")
     try:
@@ -116,9 +128,27 @@ def read_run(folder: Path, name: str) -> RunReport:
     return RunReport(name, folder, config, text, about, metrics, _read_results(folder), frames, _load_trained(folder))
 
 
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder is that of a run."""
+    return not _missing(folder)
+
+
+def _missing(folder: Path) -> list[str]:
+    return [file for file in ("config.toml", "run.json") if not (folder / file).is_file()]
+
+
 def one_per_method(runs: Iterable[RunReport]) -> list[RunReport]:
     """Return the first run of each method."""
     return list({run.method: run for run in reversed(list(runs))}.values())[::-1]
+
+
+def by_data(runs: Iterable[RunReport]) -> list[DataGroup]:
+    """Return the runs grouped by the content of their data, or by its place where it is gone."""
+    groups: dict[str, list[RunReport]] = {}
+    for run in runs:
+        key = run.frames.store.fingerprint if run.frames.store else str(run.config.data)
+        groups.setdefault(key, []).append(run)
+    return [DataGroup(str(group[0].config.data), tuple(group)) for group in groups.values()]
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
