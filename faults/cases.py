@@ -24,7 +24,7 @@ LONG_SPEC = SyntheticSpec(
 PADDING = struct.pack(">I4s", 400_000, b"free") + bytes(400_000 - 8)
 """A box of MP4 that holds nothing: with it, so few videos fill several shards."""
 TINY = "--backbone resnet10-small-w8 --image-size 32 --batch-size 8 --device cpu"
-PRETRAIN = f"{TINY} --steps 48 --queue-size 64 --cycle-queue-size 64 --support-size 16 --log-every 4"
+PRETRAIN = f"{TINY} --no-report --steps 48 --queue-size 64 --cycle-queue-size 64 --support-size 16 --log-every 4"
 SWEEP = f"{TINY} --steps 6 --small --seeds 1"
 FRAMES = "--image-size 16 --batch-size 16 --device cpu"
 

@@ -32,6 +32,7 @@ TRAINING = {
     "steps": 4,
     "checkpoint_every": 1,
     "device": "cpu",
+    "report": False,
 }
 
 
@@ -183,7 +184,7 @@ def reports(root: Path) -> None:
 
     cc.pretrain(stripes(root / ".frames"), out=root / "run", **TRAINING)
     class_folders(root / ".labeled")
-    cc.evaluate("knn", root / "run", root / ".labeled", k=(1, 2), workers=0)
+    cc.evaluate("knn", root / "run", root / ".labeled", k=(1, 2), workers=0, report=False)
 
 
 def configs(root: Path) -> None:

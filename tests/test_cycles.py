@@ -130,7 +130,7 @@ def test_a_resumed_run_keeps_the_same_cycles(tree, run, tmp_path):
 
 def test_the_explorer_shows_what_was_measured(run):
     """Each query has up to eight stages, whose parts' weights sum to one; home comes first where the cycle closed."""
-    sheet = explore(read_run(run, "run"))
+    sheet = explore(read_run(run, "run"), "cycles")
     assert sheet.problem == ""
     stages = [stage for kind in sheet.kinds for query in kind.queries for stage in query.stages]
     assert {stage.step for stage in stages} >= {0, 24}
@@ -155,14 +155,14 @@ def test_what_cannot_be_explored_is_told(run, tree, tmp_path):
         ("video", held["video"].flip(0)),
     ):
         save_file(held | {name: damage}, file)
-        assert explore(read_run(copy, "run")).problem.startswith("The cycles cannot be shown: they ")
+        assert explore(read_run(copy, "run"), "cycles").problem.startswith("The cycles cannot be shown: they ")
     for content in (b"nothing", b""):
         file.write_bytes(content)
-        assert "is damaged" in explore(read_run(copy, "run")).problem
+        assert "is damaged" in explore(read_run(copy, "run"), "cycles").problem
     save_file(held | {"query": held["query"] * torch.nan}, file)
-    assert "finite" in explore(read_run(copy, "run")).problem
+    assert "finite" in explore(read_run(copy, "run"), "cycles").problem
     shutil.rmtree(copy / "cycles")
-    assert "No cycles were kept" in explore(read_run(copy, "run")).problem
+    assert "No cycles were kept" in explore(read_run(copy, "run"), "cycles").problem
     assert "No cycles were kept" in cc.report(copy, workers=0).path.read_text()
 
 
@@ -219,7 +219,7 @@ def test_frames_that_cannot_be_read_are_told(run, tree, tmp_path):
     store = FrameStore.open(copy)
     for path in copy.rglob("*.*"):
         path.write_bytes(b"")
-    sheet = explore(type(shown)(**{**vars(shown), "frames": shown.frames._replace(store=store)}))
+    sheet = explore(type(shown)(**{**vars(shown), "frames": shown.frames._replace(store=store)}), "cycles")
     assert sheet.problem.startswith("The cycles cannot be shown: ")
 
 

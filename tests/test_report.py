@@ -22,8 +22,8 @@ from cyclecontrast.evaluate.result import About, DataInfo, ModelInfo, Result
 from cyclecontrast.loss import baseline_objectives, objectives
 from cyclecontrast.model.backbone import make_backbone
 from cyclecontrast.model.checkpoint import fingerprint, save_backbone
-from cyclecontrast.report import curves
-from cyclecontrast.report.neighbors import nearest_of_other_videos
+from cyclecontrast.report import curves, inputs, maps, page
+from cyclecontrast.report.atlas import Atlas
 from cyclecontrast.report.page import Section, write_report
 from cyclecontrast.report.runs import read_run
 from cyclecontrast.train import run_folder
@@ -77,6 +77,11 @@ class Page(HTMLParser):
         """Note what is read, leaving out the style sheet."""
         if "style" not in self.open:
             self.words.append(data)
+
+    @property
+    def tiles(self):
+        """The names of the tiles, as they are shown."""
+        return [attrs["aria-label"] for attrs in self.all("span") if "tile" in attrs.get("class", "").split()]
 
     @property
     def text(self):
@@ -185,7 +190,7 @@ def test_page_stands_alone(made):
     assert not {tag for tag, _ in page.elements} & {"script", "iframe", "object", "embed", "link", "base"}
     assert all(attrs["src"].startswith("data:image/jpeg;base64,") for attrs in page.all("img"))
     assert all(attrs["href"].startswith("#") for attrs in page.all("a"))
-    assert not re.search(r"https?:|url\((?!data:)|@import|\son\w+=", page.html)
+    assert not re.search(r"https?:|url\((?!data:image/jpeg;base64,)|@import|\son\w+=", page.html)
     assert len(page.html) < 2_000_000
 
 
@@ -193,9 +198,10 @@ def test_page_is_accessible(made):
     """Pictures and charts say what they show, every chart has its numbers, and links lead somewhere."""
     _, page = made
     assert all(attrs["alt"] for attrs in page.all("img"))
+    assert all(attrs["aria-label"] for _, attrs in page.elements if attrs.get("role") == "img")
     charts = page.all("svg")
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in charts)
-    assert page.html.count("Numbers<span") == len(charts) == len(curves.QUANTITIES)
+    assert page.html.count("Numbers<span") - 1 == len(charts) == len(curves.QUANTITIES)
     ids = {attrs["id"] for _, attrs in page.elements if "id" in attrs}
     assert {attrs["href"][1:] for attrs in page.all("a")} <= ids
     assert page.all("html")[0]["lang"] == "en"
@@ -209,7 +215,7 @@ def test_page_says_what_went_in(made):
     for words in (
         "12,345",
         "67,890",
-        "Single-frame 77",
+        "Single-frame 77 videos",
         "2.13.0",
         f"cyclecontrast pretrain --config {run}/config.toml",
     ):
@@ -257,6 +263,7 @@ def test_names_are_escaped(tmp_path):
     assert not {tag for tag, _ in page.elements} & {"script", "b", "i", "u"}
     assert all(attrs["src"].startswith("data:") and "onerror" not in attrs for attrs in page.all("img"))
     assert any(evil in attrs["alt"] for attrs in page.all("img"))
+    assert any(evil in name for name in page.tiles)
     for words in ("<b>run2", "<i>note</i>", "<u>title</u>", "<u>text</u>", "<u>a</u>", "<u>b</u>"):
         assert words in page.text
 
@@ -306,8 +313,8 @@ def test_skipped_videos_and_their_reasons(tmp_path):
     (row,) = table_rows(page, "Skipped videos")
     assert " ".join(row[0]) == "no video.mp4"
     assert len(row[1]) > 1
-    assert "1 video of run skipped" in page.text
-    assert len(page.all("img")) > 6
+    assert "1 video skipped" in page.text
+    assert {"0.mp4", "1.mp4", "2.mp4"} <= set(page.tiles)
 
 
 def test_views_are_those_of_the_training(made):
@@ -328,13 +335,18 @@ def decoded(source):
     return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
 
 
+def query_blocks(page, title):
+    """The queries below a title, as HTML."""
+    return page.html.split(f"<h3>{title}</h3>")[1].split("<h3")[0].split("</section>")[0].split('class="query"')[1:]
+
+
 def test_neighbors_are_of_other_videos(made):
     """Each query is shown with frames of different other videos, by the run and by random weights."""
     _, page = made
-    blocks = page.html.split('<div class="query">')[1:]
+    blocks = query_blocks(page, "Random frames")
     assert len(blocks) == 8
     for block in blocks:
-        own, *others = re.findall(r'alt="(\w+), frame \d', block)
+        own, *others = re.findall(r'aria-label="(\w+), frame \d', block)
         trained, baseline = others[:8], others[8:16]
         for found in (trained, baseline):
             assert len(set(found)) == 8
@@ -349,9 +361,8 @@ def test_unreadable_frames_are_left_out(tmp_path):
     data = write_frames(tmp_path / "data", ["a", "b", "c"], num_frames=2)
     (data / "a" / "0.png").write_bytes(b"damaged")
     page = report(write_run(tmp_path / "run", data))
-    alts = [attrs["alt"] for attrs in page.all("img")]
-    assert "b, frame 0" in alts
-    assert "a, frame 0" not in alts
+    assert "b, frame 0" in page.tiles
+    assert "a, frame 0" not in page.tiles
 
 
 def test_same_runs_same_page(made, tmp_path):
@@ -470,7 +481,7 @@ def test_the_verdict_and_what_it_rests_on(made):
     _, page = made
     assert "collapsed : all videos get <nearly> the same vector. Measured without labels on 512 views" in page.text
     assert "of 256 videos that were held out." in page.text
-    assert "12,345, 1,234 held out" in page.text
+    assert "Held out 1,234 videos" in page.text
     assert "chance 6.2 %" in page.text
     assert "chance 3.1 %" in page.text
     (label,) = [chart["aria-label"] for chart in page.all("svg") if chart["aria-label"].startswith("Same video found")]
@@ -565,18 +576,80 @@ def test_gaps_are_told(some_run):
     assert "a: 2.00 at step 5" in chart.alt
 
 
-@given(st.lists(st.tuples(st.floats(-1, 1), st.integers(0, 5)), min_size=1, max_size=40), st.data())
-def test_nearest_of_other_videos(frames, data):
-    """Agrees with looking through the frames one by one."""
-    similarities, videos = np.array([f[0] for f in frames]), np.array([f[1] for f in frames])
-    query = data.draw(st.integers(0, len(frames) - 1))
-    num = data.draw(st.integers(1, 6))
-    seen, expected = {videos[query]}, []
-    for frame in sorted(range(len(frames)), key=lambda i: (-similarities[i], i)):
-        if videos[frame] not in seen and len(expected) < num:
-            seen.add(videos[frame])
-            expected.append(frame)
-    assert nearest_of_other_videos(similarities, videos, query, num).tolist() == expected
+def test_no_frame_fails_or_can(tmp_path):
+    """Where videos have one frame each, or nothing is confused, the page says so in place of the worst frames."""
+    single = write_frames(tmp_path / "single", ["a", "b", "c"], num_frames=1)
+    assert "No video has two frames" in report(write_run(tmp_path / "run0", single)).text
+    same = write_frames(tmp_path / "same", ["a", "b", "c"], num_frames=1)
+    for video in "abc":
+        shutil.copy(same / video / "0.png", same / video / "1.png")
+    shown = report(write_run(tmp_path / "run1", same))
+    assert "No frame fails" in shown.text
+    assert query_blocks(shown, "Worst frames") == []
+
+
+def test_map_on_the_page(made):
+    """Each embedded frame is a dot inside the map and a row of the table, with the same name and numbers."""
+    _, shown = made
+    dots = [attrs for attrs in shown.all("span") if attrs.get("class", "").split()[:1] == ["dot"]]
+    rows = table_rows(shown, "Frames on the map")
+    assert len(dots) == len(rows) == 30
+    for dot, (video, frame, x, y) in zip(dots, rows, strict=True):
+        assert dot["data-name"] == f"{video[0]}, frame {frame[0]}"
+        assert dot["style"].startswith(f"left:{x[0]}%;top:{y[0]}%;")
+        assert ("left" in dot["class"].split()) == (float(x[0]) > 50)
+    assert sum(" c" in dot["class"] for dot in dots) == 3 * maps.NUM_COLORS
+
+
+def test_contact_sheet_is_spread_over_the_videos(tmp_path):
+    """One frame of each of sixty equal parts of the videos, by the seed alone; of few videos, each."""
+    ids = [f"video{number:03}" for number in range(150)]
+    store = FrameStore.open(write_frames(tmp_path / "data", ids, num_frames=1))
+    names = {}
+    for seed in (0, 0, 1):
+        shown = inputs._shown(store, Atlas("inputs", 16), seed).tiles
+        numbers = [int(tile.alt[5:]) for tile in shown]
+        assert all(150 * part // 60 <= number < 150 * (part + 1) // 60 for part, number in enumerate(numbers))
+        assert len(numbers) == 60
+        assert names.setdefault(seed, numbers) == numbers
+    assert names[0] != names[1]
+
+
+def test_contact_sheet_tells_what_is_missing(tmp_path):
+    """Every video of few is shown once; one that cannot be read is counted; the longest and shortest are named."""
+    data = write_frames(tmp_path / "data", ["a", "b", "c"], num_frames=2)
+    write_frames(data, ["long"], num_frames=7)
+    for path in (data / "b").iterdir():
+        path.write_bytes(b"damaged")
+    shown = report(write_run(tmp_path / "run", data))
+    assert shown.tiles.count("a") == shown.tiles.count("long") == 1
+    assert "b" not in shown.tiles
+    assert "of every video: 3 of 4. 1 drawn frames cannot be read." in shown.text
+    rows = table_rows(shown, "Videos with fewest and with most frames")
+    assert [row[0][0] for row in rows] == ["a", "b", "c", "long"]
+    assert [row[1][0] for row in rows] == ["2", "2", "2", "7"]
+    assert "Frames per video 2 to 7, median 2" in shown.text
+
+
+def test_page_is_small_enough_for_mail(tmp_path, monkeypatch):
+    """Eight methods on frames of pure noise, with names as long as can be, stay below 15 MB."""
+    monkeypatch.setattr(maps, "FEWEST_FOR_TSNE", 10_000)
+    rng, data = np.random.default_rng(0), tmp_path / "data"
+    for number in range(150):
+        folder = data / f"{number:03}{'<' * 200}"
+        folder.mkdir(parents=True)
+        for index in range(4):
+            cv2.imwrite(str(folder / f"{index}.bmp"), rng.integers(0, 256, (100, 100, 3), np.uint8))
+    runs = [write_run(tmp_path / f"run{n}", data, temperature=0.1 + n / 100) for n in range(8)]
+    made = write_report(ReportConfig(runs=runs, out=tmp_path / "page.html", workers=0, device="cpu"))
+    assert 5_000_000 < made.path.stat().st_size <= 15_000_000
+    shown = Page(made.path)
+    assert shown.html.count('class="dot') == 8 * 600
+    assert 'url("' not in shown.html
+    monkeypatch.setattr(page, "MOST_BYTES", 5_000_000)
+    with pytest.raises(UserError, match="too many for one page"):
+        write_report(ReportConfig(runs=runs, out=tmp_path / "never.html", workers=0, device="cpu"))
+    assert not (tmp_path / "never.html").exists()
 
 
 def test_gtsrb_report(shared, tmp_path):
@@ -585,8 +658,10 @@ def test_gtsrb_report(shared, tmp_path):
     if not data.is_dir():
         pytest.skip("no gtsrb")
     page = report(write_run(tmp_path / "run", data))
-    assert len(page.all("img")) == 8 * (1 + 2 * 8) + 2 * 10
-    assert len(page.html) < 2_000_000
+    assert len(page.all("img")) == 2 * 10
+    assert len(page.tiles) == 60 + 8 * (1 + 2 * 8) + 8 * (2 + 2 * 8)
+    assert page.html.count('class="dot') == 600
+    assert len(page.html) < 2_500_000
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
 
 
@@ -597,3 +672,12 @@ def test_a_run_that_stopped_says_so(tmp_path):
     assert "Status" not in report(run).html
     run_folder.change_about(run, status="stopped: the <disk> is full")
     assert "stopped: the &lt;disk&gt; is full" in report(run).html
+
+
+def test_a_stopped_run_beside_a_finished_one(tmp_path):
+    """The table of runs has a status for each where one of them is not finished."""
+    data = write_frames(tmp_path / "data", ["one", "two"])
+    runs = [write_run(tmp_path / f"run{number}", data, seed=number) for number in range(2)]
+    run_folder.change_about(runs[1], status="stopped: no disk")
+    shown = report(*runs)
+    assert [" ".join(row[-1]) for row in table_rows(shown, "The runs")] == ["finished", "stopped: no disk"]

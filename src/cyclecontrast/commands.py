@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cyclecontrast import config
 from cyclecontrast.config.fields import Place
 from cyclecontrast.errors import UserError, attempt, checked
-from cyclecontrast.evaluate import told_apart
+from cyclecontrast.evaluate import check_options, evaluate_checked, told_apart
 from cyclecontrast.evaluate.registry import PROTOCOLS
 from cyclecontrast.files import check_new_run, is_model
 
@@ -36,6 +36,8 @@ class Command(NamedTuple):
     protocol: tuple[str, ...] = ()
     alone: str = ""
     """Its name, where several processes that torchrun started cannot share its work, and it does not tell itself."""
+    then: tuple[str, ...] = ()
+    """Functions, as `module:function`, that take the options and the result when it is done."""
 
     def run(self, values: dict[str, Any]) -> Any:
         """Check the options and call the function; its result prints itself. Raises UserError."""
@@ -79,12 +81,19 @@ class Command(NamedTuple):
             from cyclecontrast.train.leading import check_alone
 
             check_alone(self.alone)
-        return self.load()(*self.protocol, options, *objects)
+        done = self.load()(*self.protocol, options, *objects)
+        for name in self.then:
+            _loaded(name)(options, done)
+        return done
 
     def load(self) -> Callable[..., Any]:
         """Return the function, importing what it needs."""
-        module, _, function = self.function.partition(":")
-        return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)  # type: ignore[no-any-return]
+        return _loaded(self.function)
+
+
+def _loaded(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)  # type: ignore[no-any-return]
 
 
 def _is_name(value: Any) -> bool:
@@ -107,7 +116,9 @@ def _check_model(name: str, value: Any) -> None:
 COMMANDS = {
     "demo": Command(config.DemoConfig, (), "demo:run_demo"),
     "prepare": Command(config.PrepareConfig, ("videos",), "data.prepare:prepare", alone="prepare"),
-    "pretrain": Command(config.PretrainConfig, ("data",), "train.pretrain:pretrain"),
+    "pretrain": Command(
+        config.PretrainConfig, ("data",), "train.pretrain:pretrain", then=("report.after:after_training",)
+    ),
     "embed": Command(config.EmbedConfig, ("model", "data"), "evaluate.embed:embed"),
     "search": Command(config.SearchConfig, ("index",), "search.command:run_search", alone="search"),
     "export": Command(config.ExportConfig, ("model",), "export.command:export_backbone", alone="export"),
@@ -115,9 +126,22 @@ COMMANDS = {
     "sweep": Command(config.SweepConfig, ("table", "data"), "sweep.command:run_sweep"),
 }
 EVALUATIONS = {
-    name: Command(protocol.config, ("model", "data"), "evaluate:evaluate_and_tell", (name,))
+    name: Command(
+        protocol.config,
+        ("model", "data"),
+        "evaluate:evaluate_and_tell",
+        (name,),
+        then=("report.after:after_evaluation",),
+    )
     for name, protocol in PROTOCOLS.items()
-} | {"all": Command(config.AllConfig, ("model",), "evaluate.everything:run_all")}
+} | {
+    "all": Command(
+        config.AllConfig,
+        ("model",),
+        "evaluate.everything:run_all",
+        then=("report.after:after_evaluation", "evaluate.everything:check_all"),
+    )
+}
 
 RUNS = {
     "ls": Command(config.ListConfig, ("folders",), "runs.listing:list_runs", alone="runs"),
@@ -157,6 +181,27 @@ def pretrain(
     if own is None or options is None:
         raise UserError(*problems)
     return command.call(options, own)  # type: ignore[no-any-return]
+
+
+def evaluate(
+    protocol: str | type[config.EvaluateConfig],
+    model: "str | Path | Backbone",
+    data: str | Path | None = None,
+    **settings: Any,
+) -> Any:
+    """Evaluate a model by a protocol; the options are those of `cyclecontrast evaluate`; raises UserError.
+
+    `model` may be a backbone itself; a protocol of your own is named by its config. Returns a Result; for the protocol
+    `all`, which takes `data_root` and not `data`, an Everything with many of them. Of several processes that torchrun
+    started, the first alone returns something.
+    """
+    options, backbone = check_options(protocol, model, data, settings)
+    done = evaluate_checked(protocol, options, backbone)
+    if backbone is None:
+        from cyclecontrast.report.after import after_evaluation
+
+        after_evaluation(options, done)
+    return done
 
 
 def embed(model: "str | Path | Backbone", data: str | Path, **settings: Any) -> "Embedded":

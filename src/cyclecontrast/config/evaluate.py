@@ -18,6 +18,7 @@ class EvaluateConfig(BaseModel):
     data: Place = Field(description="folder of the data set")
     out: Place | None = Field(None, description="folder of results; default: the run's, else ./results")
     score_only: bool = Field(False, description="score the records of an earlier run again, without the model")
+    report: bool = Field(True, description="write the report.html of the run that is evaluated anew")
     workers: Processes | None = Field(None, description="processes that load images; default: the number of cores")
     seed: Seed = Field(0, description="of random:<backbone> and of every random choice")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")

@@ -21,6 +21,7 @@ class AllConfig(BaseModel):
     image_size: Side | None = Field(None, description="where a protocol has one; default: the size it was trained at")
     epochs: Count | None = Field(None, description="where something is trained; default: each protocol's own")
     out: Place | None = Field(None, description="folder of results; default: the run's, else ./results")
+    report: bool = Field(True, description="write the report.html of the run that is evaluated anew")
     workers: Processes | None = Field(None, description="processes that load images; default: the number of cores")
     seed: Seed = Field(0, description="of random weights and of every random choice")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps")

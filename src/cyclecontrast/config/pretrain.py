@@ -38,7 +38,9 @@ from cyclecontrast.config.seal import is_sealed
 LogTo = tuple[Literal["tensorboard", "wandb"], ...]
 OF_A_MACHINE = frozenset({"data", "out", "resume", "workers", "device"})
 """Settings that say where something lies, or what a process runs on: those of one training may differ in them."""
-NOT_OF_THE_METHOD = frozenset({"augment_on", "compile", "log_every", "log_to", "checkpoint_every", "health_every"})
+NOT_OF_THE_METHOD = frozenset(
+    {"augment_on", "compile", "log_every", "log_to", "checkpoint_every", "health_every", "report"}
+)
 """Settings that change nothing of what is learned but by rounding."""
 MAY_CHANGE = (OF_A_MACHINE - {"out"}) | NOT_OF_THE_METHOD | {"most_unreadable"}
 """Settings of a run that may differ when it is resumed: the data must have the same fingerprint, wherever it lies."""
@@ -165,6 +167,7 @@ class PretrainConfig(BaseModel):
     most_unreadable: Fraction = Field(
         0.1, description="part of the views whose frame may be replaced, because it cannot be read, before a run stops"
     )
+    report: bool = Field(True, description="write report.html into the run at the end")
     resume: Place | None = Field(None, description="go on with this run; its settings must stay as they are")
 
     def undecided(self) -> set[str]:

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from cyclecontrast.callable_module import make_callable
 from cyclecontrast.config import AllConfig, EvaluateConfig
@@ -40,14 +40,42 @@ def evaluate(
     `model` may be a backbone itself. A protocol of your own is named by its config, beside which its functions stand
     (two_steps.py says which). Returns a Result; for the protocol `all`, which takes `data_root` and not `data`, an
     Everything with many of them. Of several processes that torchrun started, the first alone returns something.
+    `cyclecontrast.evaluate(...)` calls it, and then writes the report of a run.
     """
+    options, backbone = check_options(protocol, model, data, settings)
+    return evaluate_checked(protocol, options, backbone)
+
+
+class Checked(NamedTuple):
+    """The options of an evaluation, and the backbone where it was given itself."""
+
+    options: EvaluateConfig | AllConfig
+    backbone: "Backbone | None"
+
+
+def check_options(
+    protocol: str | type[EvaluateConfig],
+    model: "str | Path | Backbone",
+    data: str | Path | None,
+    settings: dict[str, Any],
+) -> Checked:
+    """Return the options of a protocol; raises UserError with all that is wrong with them."""
     name, backbone = told_apart(model)
     named = {"model": name, **({} if data is None else {"data": data}), **settings}
     if protocol != "all":
-        return evaluate_together(protocol, checked(find_protocol(protocol).config, named), backbone)
+        return Checked(checked(find_protocol(protocol).config, named), backbone)
     if backbone is not None:
         raise UserError("model: protocol all takes the name of a model, no backbone itself; name a file or a run")
-    return _evaluate_all(checked(AllConfig, named))
+    return Checked(checked(AllConfig, named), None)
+
+
+def evaluate_checked(
+    protocol: str | type[EvaluateConfig], options: EvaluateConfig | AllConfig, backbone: "Backbone | None" = None
+) -> Any:
+    """As `evaluate`, by options that were checked."""
+    if isinstance(options, AllConfig):
+        return _evaluate_all(options)
+    return evaluate_together(protocol, options, backbone)
 
 
 def told_apart(model: "str | Path | Backbone") -> tuple[str, "Backbone | None"]:
@@ -138,4 +166,4 @@ def evaluate_and_tell(protocol: str, config: EvaluateConfig) -> Result | None:
     return result
 
 
-make_callable(__name__)
+make_callable(__name__, "cyclecontrast.commands")

@@ -79,18 +79,21 @@ class Everything(NamedTuple):
 
 
 def run_all(config: AllConfig) -> Everything:
-    """As `evaluate_all`; where something failed it prints the table and raises UserError, so that scripts notice."""
+    """As `evaluate_all`; where it is stopped it says how to go on."""
     try:
-        done = evaluate_all(config)
+        return evaluate_all(config)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("interrupted; the same command goes on where it was") from interrupt
+
+
+def check_all(config: AllConfig, done: Everything) -> None:
+    """Print the table and raise UserError where something failed, so that scripts notice."""
     if done.problems:
         print(done, flush=True)
         raise UserError(
             "not everything could be evaluated: see `not evaluated` below the table; put that right, and the same "
             "command evaluates what is missing"
         )
-    return done
 
 
 def evaluate_all(config: AllConfig) -> Everything:

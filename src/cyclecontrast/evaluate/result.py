@@ -19,7 +19,9 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.versions import package_versions
 
-NO_PART_OF_KEY = frozenset({"model", "data", "classes", "train_data", "out", "save", "score_only", "workers", "device"})
+NO_PART_OF_KEY = frozenset(
+    {"model", "data", "classes", "train_data", "out", "save", "score_only", "report", "workers", "device"}
+)
 """Settings that name a file, which a fingerprint stands for, or do not change the numbers."""
 MAX_LISTED = 10
 MOST_BYTES = 2**30

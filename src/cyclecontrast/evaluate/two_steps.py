@@ -209,7 +209,7 @@ def _about_model(backbone: Backbone, data: Any, config: EvaluateConfig) -> About
 
 def _about(model: ModelInfo, data: Any, config: EvaluateConfig) -> About:
     protocol = protocol_of(config)
-    settings = config.model_dump(mode="json", exclude={"score_only"})
+    settings = config.model_dump(mode="json", exclude={"score_only", "report"})
     return About(
         protocol.name,
         "",

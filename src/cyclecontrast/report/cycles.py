@@ -8,8 +8,9 @@ from torch import Tensor
 
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.errors import UserError
-from cyclecontrast.report.atlas import Atlas
+from cyclecontrast.report.atlas import Atlas, Tile
 from cyclecontrast.report.cycle_paths import Chosen, CyclePaths, choose, follow
+from cyclecontrast.report.pictures import shortened
 from cyclecontrast.report.runs import RunReport
 from cyclecontrast.train.watched_cycles import Cycles, read_cycles, supports
 
@@ -17,15 +18,8 @@ NUM_QUERIES = 12
 """Of each kind."""
 MOST_STAGES = 8
 NUM_PARTS, NUM_ENDS = 8, 5
-SIDE = 72
+SIDE = 80
 LEAST_SHOWN = 0.001
-
-
-class Tile(NamedTuple):
-    """A frame: its number on the atlas, and what it is in words."""
-
-    number: int
-    name: str
 
 
 class Part(NamedTuple):
@@ -89,23 +83,23 @@ class CycleSheet(NamedTuple):
     problem: str
 
 
-class _Frames:
+class _Frames(NamedTuple):
     """Frames as tiles, each read once, by the number of the pair."""
 
-    def __init__(self, store: FrameStore, cycles: Cycles) -> None:
-        self.store, self.cycles, self.atlas = store, cycles, Atlas("cycles", SIDE)
-        self.numbers: dict[tuple[int, int], int] = {}
+    store: FrameStore
+    cycles: Cycles
+    atlas: Atlas
 
     def tile(self, pair: int, role: int) -> Tile:
         """Return the tile of a query (role 0) or a positive (role 1); raises UserError where it cannot be read."""
         key = video, index = int(self.cycles.video[pair]), int(self.cycles.frames[pair, role])
-        if key not in self.numbers:
-            self.numbers[key] = self.atlas.place(key, self.store.image(video, index))
-        return Tile(self.numbers[key], f"{self.store.video_id(video)}, frame {index}")
+        known = self.atlas.find(key)
+        number = self.atlas.place(key, self.store.image(video, index)) if known is None else known
+        return Tile(self.atlas, number, f"{shortened(self.store.video_id(video))}, frame {index}")
 
 
-def explore(run: RunReport) -> CycleSheet:
-    """Make the explorer of a run from the cycles that its measurements of health kept."""
+def explore(run: RunReport, name: str) -> CycleSheet:
+    """Make the explorer of a run from the cycles that its measurements of health kept, with an atlas of this name."""
     store, nothing = run.frames.store, ((), (), None)
     if store is None:
         return CycleSheet(run.name, "", *nothing, run.frames.problem)
@@ -114,7 +108,7 @@ def explore(run: RunReport) -> CycleSheet:
         if not kept:
             return CycleSheet(run.name, "", *nothing, _why_none(run))
         _check_same(store, kept)
-        return _explore(run, store, {step: kept[step] for step in _spread_out(sorted(kept))})
+        return _explore(run, store, {step: kept[step] for step in _spread_out(sorted(kept))}, Atlas(name, SIDE))
     except UserError as error:
         return CycleSheet(run.name, "", *nothing, f"The cycles cannot be shown: {error}")
 
@@ -148,11 +142,11 @@ def _spread_out(steps: Sequence[int]) -> list[int]:
     return [steps[place] for place in sorted({round(place) for place in places})]
 
 
-def _explore(run: RunReport, store: FrameStore, kept: Mapping[int, Cycles]) -> CycleSheet:
+def _explore(run: RunReport, store: FrameStore, kept: Mapping[int, Cycles], atlas: Atlas) -> CycleSheet:
     paths = {step: follow(cycles, run.config.temperature) for step, cycles in kept.items()}
     first, *_, last = (*paths.values(),) * 2
     cycles = next(iter(kept.values()))
-    frames = _Frames(store, cycles)
+    frames = _Frames(store, cycles, atlas)
     chosen = choose(first, last, cycles.video.numpy(), NUM_QUERIES)
     kinds = tuple(
         Kind(title, tuple(_query(frames, query, paths) for query in queries))

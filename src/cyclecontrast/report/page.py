@@ -1,6 +1,5 @@
 """Runs → one HTML file that needs nothing else: no server, no network, no script."""
 
-import importlib.resources
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +13,22 @@ from cyclecontrast.config.fields import is_own
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.loss.objectives import learns_from
-from cyclecontrast.report import curves, cycles, neighbors, pictures, results
-from cyclecontrast.report.atlas import PER_ROW
+from cyclecontrast.report import curves, cycles, inputs, maps, neighbors, pictures, results
+from cyclecontrast.report.atlas import PER_ROW, Atlas
+from cyclecontrast.report.inputs import Fact, InputSheet
+from cyclecontrast.report.maps import MapSheet
 from cyclecontrast.report.neighbors import NeighborSheet
-from cyclecontrast.report.runs import RunReport, one_per_method, read_runs
+from cyclecontrast.report.runs import DataGroup, RunReport, by_data, one_per_method, read_runs
+from cyclecontrast.report.sample import embed_group
 
+MOST_BYTES = 15_000_000
+"""Of a page: more is refused by mail."""
+LEAST_PER_TILE = 600
+"""Bytes, with which the coarsest picture fits."""
 NUM_COLORS = 8
-MAX_SKIPPED = 200
 NUM_OPEN_QUERIES = 4
+NEAR, DOT, INPUT = 96, 64, 112
+"""Sides of tiles in pixels: of neighbors, of the maps, of the contact sheet."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,13 @@ class Section(NamedTuple):
     rows: tuple[tuple[str, ...], ...] = ()
 
 
-class Fact(NamedTuple):
-    """A short thing to know of a run."""
+class DataSheets(NamedTuple):
+    """All that is shown of one data set, and the pictures that it is shown with."""
 
-    name: str
-    value: str
+    inputs: InputSheet
+    neighbors: NeighborSheet
+    map: MapSheet
+    atlases: tuple[Atlas, ...]
 
 
 def write_report(config: ReportConfig, sections: Sequence[Section] = ()) -> Report:
@@ -57,34 +66,73 @@ def write_report(config: ReportConfig, sections: Sequence[Section] = ()) -> Repo
         raise UserError(f"out: {path} is a folder; name a file to write")
     runs = read_runs(config.runs)
     check_folder(path.absolute().parent)
-    page = render(runs, neighbors.find_neighbors(runs, config), sections)
+    num_maps = len(one_per_method(runs))
+    shown = [_look(group, number, num_maps, config) for number, group in enumerate(by_data(runs))]
+    page = render(runs, shown, sections).encode("utf-8", "replace")
     with replacing(path) as aside:
-        aside.write_bytes(page.encode("utf-8", "replace"))
+        aside.write_bytes(page)
     return Report(path)
 
 
-def render(runs: Sequence[RunReport], sheets: Sequence[NeighborSheet], sections: Sequence[Section] = ()) -> str:
-    """Return the page as HTML; every text that comes from data is escaped."""
-    colors = _colors(runs)
-    template = _environment().from_string(_template())
-    return template.render(
-        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side",
-        summary=_summary(runs),
-        runs=list(zip(runs, colors, [_facts(run) for run in runs], strict=True)),
-        sections=sections,
-        results=results.summarize(runs, colors),
-        all_results=results.list_all(runs, colors),
-        sheets=sheets,
-        num_open=NUM_OPEN_QUERIES,
-        charts=curves.draw_charts(runs, colors),
-        chart_size=curves,
-        cycles=[cycles.explore(run) for run in one_per_method(runs)],
-        atlas_columns=PER_ROW,
-        pairs=[pictures.view_pairs(run) for run in one_per_method(runs)],
-        max_skipped=MAX_SKIPPED,
-        health_of={run.name: _measured_on(run) for run in runs if run.verdict},
-        commands={run.name: _commands(run) for run in runs},
+def _look(group: DataGroup, number: int, num_maps: int, config: ReportConfig) -> DataSheets:
+    """Embed frames of a data set, and make its sheets of them."""
+    embedded = embed_group(group, config)
+    sides = {"inputs": INPUT, "near": NEAR, "map": DOT}
+    atlases = {name: Atlas(f"{name}-{number}", side) for name, side in sides.items()}
+    return DataSheets(
+        inputs.list_inputs(group, atlases["inputs"], config.seed),
+        neighbors.find_neighbors(embedded, atlases["near"], config.seed),
+        maps.draw_maps(embedded, atlases["map"], num_maps, config.seed),
+        tuple(atlas for atlas in atlases.values() if len(atlas)),
     )
+
+
+def render(runs: Sequence[RunReport], shown: Sequence[DataSheets], sections: Sequence[Section] = ()) -> str:
+    """Return the page as HTML; every text that comes from data is escaped.
+
+    Raises UserError where so much is to be told that the page would be larger than MOST_BYTES.
+    """
+    colors, statuses = _colors(runs), {run.about.get("status", "finished") for run in runs}
+    explored = [cycles.explore(run, f"cycles-{number}") for number, run in enumerate(one_per_method(runs))]
+    atlases = [atlas for sheets in shown for atlas in sheets.atlases]
+    atlases += [sheet.atlas for sheet in explored if sheet.atlas is not None]
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side",
+            summary=_summary(runs),
+            runs=list(zip(runs, colors, [_facts(run, statuses != {"finished"}) for run in runs], strict=True)),
+            sections=sections,
+            results=results.summarize(runs, colors),
+            all_results=results.list_all(runs, colors),
+            shown=shown,
+            atlases=atlases,
+            num_open=NUM_OPEN_QUERIES,
+            charts=curves.draw_charts(runs, colors),
+            chart_size=curves,
+            cycles=explored,
+            pairs=[pictures.view_pairs(run) for run in one_per_method(runs)],
+            health_of={run.name: _measured_on(run) for run in runs if run.verdict},
+            commands={run.name: _commands(run) for run in runs},
+        )
+    )
+    return _with_pictures(page, atlases)
+
+
+def _with_pictures(page: str, atlases: Sequence[Atlas]) -> str:
+    """Put each atlas where the style sheet names it; all share the bytes that the text leaves.
+
+    The name stands between quotation marks, which no text from data has, for there they are escaped.
+    """
+    room = MOST_BYTES - len(page.encode("utf-8", "replace"))
+    num_tiles = [len(atlas) + PER_ROW for atlas in atlases]
+    if room < LEAST_PER_TILE * sum(num_tiles):
+        raise UserError(f"runs: too many for one page of {MOST_BYTES // 10**6} MB; name fewer")
+    for atlas, num in zip(atlases, num_tiles, strict=True):
+        address = atlas.picture(room * num // sum(num_tiles))
+        page = page.replace(f'url("{atlas.name}")', f"url({address})")
+    return page
 
 
 def _environment() -> jinja2.Environment:
@@ -96,10 +144,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-
-
-def _template() -> str:
-    return (importlib.resources.files("cyclecontrast.report") / "template.html").read_text("utf-8")
 
 
 def _colors(runs: Sequence[RunReport]) -> list[int]:
@@ -118,21 +162,16 @@ def _summary(runs: Sequence[RunReport]) -> str:
     )
 
 
-def _facts(run: RunReport) -> list[Fact]:
+def _facts(run: RunReport, with_status: bool) -> list[Fact]:
     about, config = run.about, run.config
     total = int(about["num_steps"])
     steps = f"{run.steps_done:,}" if run.steps_done == total else f"{run.steps_done:,} of {total:,}"
-    held_out = f", {about['num_held_out']:,} held out" if about.get("num_held_out") else ""
     return [
-        Fact("Videos", f"{about['num_videos']:,}{held_out}"),
-        Fact("Frames", f"{about['num_frames']:,}"),
-        Fact("Single-frame", f"{about['num_single_frame_videos']:,}"),
-        Fact("Skipped", f"{len(run.frames.skipped):,}"),
         Fact("Objective", config.objective),
         Fact("Backbone", f"{config.backbone}, {config.image_size} px"),
         Fact("Steps", f"{steps}, {config.batch_size} videos each"),
         Fact("Trained on", f"{about['device']}, {about['precision']}"),
-        *([] if about.get("status") in ("finished", None) else [Fact("Status", about["status"])]),
+        *([Fact("Status", about.get("status", "finished"))] if with_status else []),
     ]
 
 

@@ -17,6 +17,7 @@ from cyclecontrast.train.open_data import make_pairs
 NUM_PAIRS = 10
 LARGEST_VIEW = 112
 QUALITY = 85
+LONGEST_NAME = 120
 
 
 class Picture(NamedTuple):
@@ -42,9 +43,15 @@ class PairSheet(NamedTuple):
     problem: str
 
 
-def data_address(image: Pixels) -> str:
+def shortened(name: str) -> str:
+    """Return a name with its middle left out where it is long: what tells names apart is at their ends, mostly."""
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
+
+
+def data_address(image: Pixels, quality: int = QUALITY) -> str:
     """Return an RGB image as a JPEG in a data address."""
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ValueError(f"an image of shape {image.shape} cannot be written as JPEG")
     return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
@@ -71,7 +78,7 @@ def view_pairs(run: RunReport) -> PairSheet:
 
 def _pair(pairs: FramePairs, store: FrameStore, position: int) -> Pair:
     sample = pairs[position]
-    video = store.video_id(sample.video)
+    video = shortened(store.video_id(sample.video))
     return Pair(
         Picture(data_address(_shrunk(sample.query)), f"query: a view of {video}"),
         Picture(data_address(_shrunk(sample.positive)), f"positive: a view of {video}"),

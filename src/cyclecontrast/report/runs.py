@@ -99,6 +99,18 @@ class RunReport:
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
 
+class DataGroup(NamedTuple):
+    """Runs on the same frames, at least one, and what these are called."""
+
+    data: str
+    runs: tuple[RunReport, ...]
+
+    @property
+    def frames(self) -> Frames:
+        """The frames of all of them."""
+        return self.runs[0].frames
+
+
 def read_runs(folders: Sequence[Path], with_frames: bool = True) -> list[RunReport]:
     """Read run folders, on request without opening their data; raises UserError with every problem of every folder."""
     problems: list[str] = []
@@ -119,7 +131,7 @@ def read_run(folder: Path, name: str, with_frames: bool = True) -> RunReport:
 
 def read_files(folder: Path) -> RunFiles:
     """Read a run's config.toml, run.json and metrics.jsonl; raises UserError."""
-    missing = [file for file in ("config.toml", "run.json") if not (folder / file).is_file()]
+    missing = _missing(folder)
     if missing:
         raise UserError(f"{folder}: holds no {' and no '.join(missing)}; name the folder of a run of `pretrain`")
     try:
@@ -133,9 +145,27 @@ def read_files(folder: Path) -> RunFiles:
         raise UserError(f"{folder}: a file of the run is damaged ({error})") from error
 
 
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder is that of a run."""
+    return not _missing(folder)
+
+
+def _missing(folder: Path) -> list[str]:
+    return [file for file in ("config.toml", "run.json") if not (folder / file).is_file()]
+
+
 def one_per_method(runs: Iterable[RunReport]) -> list[RunReport]:
     """Return the first run of each method."""
     return list({run.method: run for run in reversed(list(runs))}.values())[::-1]
+
+
+def by_data(runs: Iterable[RunReport]) -> list[DataGroup]:
+    """Return the runs grouped by the content of their data, or by its place where it is gone."""
+    groups: dict[str, list[RunReport]] = {}
+    for run in runs:
+        key = run.frames.store.fingerprint if run.frames.store else str(run.config.data)
+        groups.setdefault(key, []).append(run)
+    return [DataGroup(str(group[0].config.data), tuple(group)) for group in groups.values()]
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
