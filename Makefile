@@ -7,12 +7,13 @@ AUDIT := build/audit-venv/bin/pip-audit --strict --no-deps --disable-pip -r
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz faults bench prove build minimal audit clean
+.PHONY: help demo test check docs fuzz faults bench prove build minimal audit clean
 
 help:
 	@echo "make demo   set up .venv and go the whole path on built-in videos, minutes on a laptop's CPU"
 	@echo "make test   set up .venv for developers and run every test"
 	@echo "make check  ruff, mypy --strict, the floors of the architecture"
+	@echo "make docs   the pages of docs/ as a site in site/; a broken link or a missing page fails"
 	@echo "make fuzz   damaged files of every kind, read as the commands read them; 10 minutes, or MINUTES=60 SEED=7"
 	@echo "make faults kill -9 anywhere in prepare, pretrain, evaluate and sweep: does each end to the bit as if undisturbed"
 	@echo "make bench  the benchmarks: how close the evaluations come to their limits; minutes"
@@ -29,11 +30,14 @@ test: $(VENV)/developer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: $(VENV)/developer
-	$(BIN)/ruff check src tests benchmarks studies fuzz faults examples
-	$(BIN)/ruff format --check src tests benchmarks studies fuzz faults examples
+	$(BIN)/ruff check src tests benchmarks studies fuzz faults examples mkdocs_links.py
+	$(BIN)/ruff format --check src tests benchmarks studies fuzz faults examples mkdocs_links.py
 	$(BIN)/mypy
 	$(BIN)/mypy examples/*.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_floors.py
+
+docs: $(VENV)/developer
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 MINUTES ?= 10
 SEED ?= 0
@@ -78,7 +82,7 @@ audit: $(VENV)/developer
 	$(AUDIT) constraints-minimal.txt --ignore-vuln CVE-2025-3000 --ignore-vuln CVE-2026-4538
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/user: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .

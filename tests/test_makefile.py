@@ -33,7 +33,7 @@ def fake_python(folder, **answers):
     return program
 
 
-@pytest.mark.parametrize("goal", ["demo", "test"])
+@pytest.mark.parametrize("goal", ["demo", "test", "docs"])
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
