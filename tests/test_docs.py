@@ -270,8 +270,8 @@ def test_an_index_is_as_said(material, tmp_path, suffix):
     """What `embed` writes has the columns and says of itself what the page says, in either form."""
     path = tmp_path / f"index.{suffix}"
     cc.embed(material / "run", material / "run" / "frames", out=path, workers=0)
-    of_both = ["model_fingerprint", "data_fingerprint", "image_size", "model", "seed", "data"]
-    about = ["model_name", "model_source", *of_both]
+    named = ["model", "seed", "data", "model_name", "model_source"]
+    about = [*named, "model_fingerprint", "data_fingerprint", "image_size"]
     columns = ["video", "index", "time", "vector"]
     assert list(FILES["An index"]) == columns + about
     if suffix == "npz":
