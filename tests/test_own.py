@@ -338,7 +338,7 @@ def from_elsewhere(image, rng, size):
         (3, "augmentation: a int is neither a name nor a function"),
         ("moco-v3", "augmentation: input should be 'moco-v1' or 'moco-v2', not 'moco-v3'; did you mean moco-v"),
     ],
-    ids=str,
+    ids=["frame", "list", "floats", "fails", "from elsewhere", "class", "number", "name"],
 )
 def test_an_augmentation_that_does_not_fit_is_refused(tree, tmp_path, augmentation, words):
     """It is tried on a frame, twice, and what is amiss told in a line before anything is made."""
