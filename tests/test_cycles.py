@@ -129,16 +129,17 @@ def test_a_resumed_run_keeps_the_same_cycles(tree, run, tmp_path):
 
 
 def test_the_explorer_shows_what_was_measured(run):
-    """Each query has up to eight stages, whose parts' weights sum to one; home comes first where the cycle closed."""
+    """Each query has up to eight stages, whose shares sum to 100 % as shown; home comes first where it closed."""
     sheet = explore(read_run(run, "run"), "cycles")
     assert sheet.problem == ""
     stages = [stage for kind in sheet.kinds for query in kind.queries for stage in query.stages]
     assert {stage.step for stage in stages} >= {0, 24}
     assert len({stage.step for stage in stages}) == MOST_STAGES
     for stage in stages:
-        shown = sum(part.weight for part in stage.parts)
-        assert 0 < shown <= 1 + 1e-5
-        assert shown == pytest.approx(1, abs=0.0011) or stage.rest
+        shown = [
+            float(text.removesuffix(" %")) for text in (*(part.percent for part in stage.parts), stage.rest) if text
+        ]
+        assert sum(shown) == pytest.approx(100, abs=0.05) or (not stage.rest and 100 < sum(shown) < 100.5)
         assert sum(end.is_home for end in stage.ends) == 1
         assert stage.ends[0].is_home == stage.closed
 

@@ -513,6 +513,7 @@ def test_the_page_says_what_it_cannot_show(tree, tmp_path):
     """The report of a run with all three charts the objective's term, and says why views and neighbors are absent."""
     own = {"backbone": Net(), "augmentation": corner, "objective": BY_HAND}
     run = cc.pretrain(tree, out=tmp_path / "run", **own, **OPTIONS | {"holdout": 0.2, "health_every": 2}).folder
+    assert "cyclecontrast.evaluate(&#39;knn&#39;, " in cc.report(run, workers=0).path.read_text()
     result = cc.evaluate(
         "knn",
         cc.load_backbone(run, network=Net()),
@@ -526,7 +527,7 @@ def test_the_page_says_what_it_cannot_show(tree, tmp_path):
         page = cc.report(*runs, out=tmp_path / "page.html", workers=0).path.read_text()
         assert "Nearness loss" in page
         assert "no file says how the user&#39;s own:corner and own:by_hand makes them" in page
-        assert "Its neighbors cannot be shown: " in page
+        assert "Its neighbors and map cannot be shown: " in page
         assert f"{100 * result.metrics['top1_k1']:.1f} %" in page
     alone = cc.report(run, workers=0).path.read_text()
     assert "by an objective of its own, by_hand." in alone

@@ -387,7 +387,7 @@ def test_several_runs_side_by_side(tmp_path):
     (mean,) = [row for row in rows if row[0][0] == "mean"]
     assert mean[0][:4] == ["mean", "of", "2", "seeds"]
     assert mean[1] == ["60.0", "%", "±", "14.1"]
-    colors = re.findall(r'<path class="(c\d)"', page.html)
+    colors = re.findall(r'<path class="(c\d)', page.html)
     assert colors[:3] == ["c0", "c0", "c1"]
     assert page.html.count("<title>") == 1
     assert len(page.html) < 2_000_000

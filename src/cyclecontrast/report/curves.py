@@ -9,7 +9,9 @@ from cyclecontrast.report.quantities import QUANTITIES, Quantity
 from cyclecontrast.report.runs import RunReport
 
 WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 42, 10, 12, 26
+LEFT, RIGHT, TOP, BOTTOM = 48, 10, 12, 26
+LINE = 13
+"""Height of a line of text."""
 MAX_POINTS = 100
 
 
@@ -36,10 +38,11 @@ class Tick(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A series as an SVG path."""
+    """A series as an SVG path; of one point alone it is a dot."""
 
     color: int
     path: str
+    is_dot: bool
 
 
 class Chart(NamedTuple):
@@ -94,19 +97,28 @@ def _draw(quantity: Quantity, runs: Sequence[RunReport], colors: Sequence[int]) 
     guessed = {quantity.chance(run) for run in runs if run.name in shown} if quantity.chance else set()
     chances = sorted(value for value in guessed if value is not None)
     x, y = _axes(all_series, chances, quantity)
-    lines = tuple(Line(series.color, _path(series.points, x, y)) for series in all_series)
+    lines = tuple(Line(series.color, _path(series.points, x, y), len(series.points) == 1) for series in all_series)
     return Chart(
         quantity.title,
         quantity.meaning,
         _in_words(quantity, all_series, chances),
         quantity.part,
         lines,
-        tuple(Tick(y.at(value), f"chance {_text(value, quantity)}") for value in chances),
-        tuple(Tick(x.at(value), f"{value:,.0f}") for value in _ticks(x.low, x.high, 4)),
+        tuple(Tick(y.at(value), label) for value, label in _apart(chances, y, quantity)),
+        tuple(Tick(x.at(value), f"{value:,.0f}") for value in _ticks(x.low, x.high, 4) if value == round(value)),
         tuple(Tick(y.at(value), _axis_text(value, quantity)) for value in _ticks(y.low, y.high, 4)),
         ("step", *(series.name for series in all_series)),
         tuple(_rows(quantity, all_series)),
     )
+
+
+def _apart(chances: list[float], y: _Axis, quantity: Quantity) -> Iterator[tuple[float, str]]:
+    """Yield the values of guessing, each with its label; one too near to the last that has a label gets none."""
+    last = math.inf
+    for value in chances:
+        is_free = abs(y.at(value) - last) >= LINE
+        last = y.at(value) if is_free else last
+        yield value, f"chance {_text(value, quantity)}" if is_free else ""
 
 
 def _points(run: RunReport, key: str) -> list[Point]:

@@ -10,7 +10,7 @@ from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.report.atlas import Atlas, Tile
 from cyclecontrast.report.cycle_paths import Chosen, CyclePaths, choose, follow
-from cyclecontrast.report.pictures import shortened
+from cyclecontrast.report.pictures import frame_name
 from cyclecontrast.report.runs import RunReport
 from cyclecontrast.train.watched_cycles import Cycles, read_cycles, supports
 
@@ -95,7 +95,7 @@ class _Frames(NamedTuple):
         key = video, index = int(self.cycles.video[pair]), int(self.cycles.frames[pair, role])
         known = self.atlas.find(key)
         number = self.atlas.place(key, self.store.image(video, index)) if known is None else known
-        return Tile(self.atlas, number, f"{shortened(self.store.video_id(video))}, frame {index}")
+        return Tile(self.atlas, number, frame_name(self.store.video_id(video), index))
 
 
 def explore(run: RunReport, name: str) -> CycleSheet:
@@ -144,7 +144,7 @@ def _spread_out(steps: Sequence[int]) -> list[int]:
 
 def _explore(run: RunReport, store: FrameStore, kept: Mapping[int, Cycles], atlas: Atlas) -> CycleSheet:
     paths = {step: follow(cycles, run.config.temperature) for step, cycles in kept.items()}
-    first, *_, last = (*paths.values(),) * 2
+    first, last = paths[min(paths)], paths[max(paths)]
     cycles = next(iter(kept.values()))
     frames = _Frames(store, cycles, atlas)
     chosen = choose(first, last, cycles.video.numpy(), NUM_QUERIES)
@@ -169,10 +169,11 @@ def _meaning(run: RunReport, cycles: Cycles) -> str:
     kept = "held-out videos" if run.health.get("held_out") else "the videos of the training"
     through = int(supports(cycles.video).sum())
     return (
-        f"{len(cycles.video):,} cycles on {kept}. Each goes from a query to its soft nearest neighbor among "
-        f"{through:,} frames of every other video, its own video's left out, and from there back: it closes where the "
-        "query's own video is nearer than all frames of the remaining videos. Shown are whole frames; the network saw "
-        f"crops of them, and the cosines are those of its projector, at the temperature {run.config.temperature:g}."
+        f"{len(cycles.video):,} cycles on {kept}. Each goes from a query to its soft nearest neighbor in {through:,} "
+        "frames, taken from half of the videos but the query's own, and from there back: it closes where another frame "
+        "of the query's own video (framed in green) is nearer than every frame of the other half. Below the ways back "
+        "are cosines. Shown are whole frames; the network saw crops of them, and both weights and cosines are those of "
+        f"its projector, at the temperature {run.config.temperature:g}."
     )
 
 
@@ -192,10 +193,10 @@ def _stage(frames: _Frames, query: int, step: int, path: CyclePaths) -> Stage:
         bool(path.closed[query]),
         float(path.margin[query]),
         tuple(Part(frames.tile(pair, 1), float(weights[pair])) for pair in best),
-        _percent(rest) if (rest := 1 - float(weights[best].sum())) >= LEAST_SHOWN else "",
+        _percent(rest) if (rest := 1 - sum(round(float(weights[pair]), 3) for pair in best)) >= LEAST_SHOWN else "",
         tuple(sorted(ends, key=lambda end: -end.similarity)),
     )
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.1f} %"
+    return f"{100 * share:.1f} %"

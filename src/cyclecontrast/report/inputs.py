@@ -68,9 +68,9 @@ def _facts(group: DataGroup) -> list[Fact]:
         Fact("Held out", f"{about['num_held_out']:,} videos" if about.get("num_held_out") else "none"),
         Fact("Frames", f"{about['num_frames']:,}"),
         Fact("Single-frame", f"{about['num_single_frame_videos']:,} videos"),
-        Fact("Skipped", f"{len(group.frames.skipped):,}"),
     ]
     if store:
+        facts.append(Fact("Skipped", f"{len(group.frames.skipped):,}"))
         counts = np.diff(store.starts)
         spread = f"{counts.min():,} to {counts.max():,}, median {np.median(counts):,.0f}"
         facts.append(Fact("Frames per video", spread if counts.min() < counts.max() else f"{counts.min():,}"))

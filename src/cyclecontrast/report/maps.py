@@ -97,7 +97,7 @@ def _meaning(num_frames: int, num_videos: int, num_colored: int) -> str:
         if num_frames >= FEWEST_FOR_TSNE
         else "Near dots may still differ in all other axes."
     )
-    colors = f"{num_colored} videos with most of these frames have a color, all others are grey."
+    colors = f"{num_colored} of the videos with the most frames have a color, all others are grey."
     return f"{num_frames} frames of {num_videos} videos, each a dot, placed by {way}. {told} {colors}"
 
 

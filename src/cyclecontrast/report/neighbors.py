@@ -100,7 +100,7 @@ def _meaning_of_worst(num: int, num_trained: int, most: int) -> str:
     several = ", on average over the runs" if num_trained > 1 else ""
     return (
         f"{num} frames of which the backbone knows least that they belong to their video, measured without labels: how "
-        f"many frames of other videos are as similar to it as any other frame of its own, or more{several}."
+        f"many frames of other videos come before the nearest of its own{several}."
     )
 
 

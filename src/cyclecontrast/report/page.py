@@ -1,5 +1,6 @@
 """Runs → one HTML file that needs nothing else: no server, no network, no script."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ def render(runs: Sequence[RunReport], shown: Sequence[DataSheets], sections: Seq
             cycles=explored,
             pairs=[pictures.view_pairs(run) for run in one_per_method(runs)],
             health_of={run.name: _measured_on(run) for run in runs if run.verdict},
+            evaluating=_evaluating(runs[0]),
             commands={run.name: _commands(run) for run in runs},
         )
     )
@@ -182,14 +184,23 @@ def _measured_on(run: RunReport) -> str:
     return f"Measured without labels on {health['views']:,} views of {health['videos']:,} videos {kept}."
 
 
+def _evaluating(run: RunReport) -> str:
+    """Return how a run is evaluated: of a network of the user's no file says how to make it."""
+    folder = os.path.abspath(run.folder)
+    if is_own(run.config.backbone):
+        return f"cyclecontrast.evaluate('knn', cyclecontrast.load_backbone({folder!r}, network=...), 'LABELED')"
+    return f"cyclecontrast evaluate knn {shlex.quote(folder)} LABELED"
+
+
 def _commands(run: RunReport) -> list[Fact]:
-    folder, config = shlex.quote(str(run.folder)), run.config
+    folder, config = os.path.abspath(run.folder), run.config
     of_user = [name for name in ("backbone", "augmentation", "objective") if is_own(getattr(config, name))]
-    again = Fact("Train it again", f"cyclecontrast pretrain --config {folder}/config.toml --out AGAIN")
-    if is_own(config.backbone):
-        return [Fact("Load it in Python", f"cyclecontrast.load_backbone({str(run.folder)!r}, network=...)")]
+    again = f"cyclecontrast pretrain --config {shlex.quote(os.path.join(folder, 'config.toml'))} --out AGAIN"
+    own_network = is_own(config.backbone)
+    take = f"cyclecontrast export {shlex.quote(folder)}"
+    load = f"cyclecontrast.load_backbone({folder!r}, network=...)"
     return [
-        *([] if of_user else [again]),
-        Fact("Prove it on labels", f"cyclecontrast evaluate knn {folder} LABELED"),
-        Fact("Take it away", f"cyclecontrast export {folder}"),
+        *([] if of_user else [Fact("Train it again", again)]),
+        Fact("Prove it on labels", _evaluating(run)),
+        Fact("Load it in Python", load) if own_network else Fact("Take it away", take),
     ]

@@ -49,6 +49,12 @@ def shortened(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
 
 
+def frame_name(video: str, index: int) -> str:
+    """Return what a frame is called; the name of a video that may run from right to left is isolated."""
+    name = shortened(video)
+    return f"{name}, frame {index}" if name.isascii() else f"\u2068{name}\u2069, frame {index}"
+
+
 def data_address(image: Pixels, quality: int = QUALITY) -> str:
     """Return an RGB image as a JPEG in a data address."""
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])

@@ -17,7 +17,7 @@ from cyclecontrast.model.backbone import Backbone
 from cyclecontrast.model.checkpoint import load_backbone
 from cyclecontrast.model.hardware import limited_threads, pick_device, pick_workers
 from cyclecontrast.report.atlas import Atlas, Tile
-from cyclecontrast.report.pictures import shortened
+from cyclecontrast.report.pictures import frame_name, shortened
 from cyclecontrast.report.runs import DataGroup, RunReport, one_per_method
 
 MOST_FRAMES = 4000
@@ -53,7 +53,7 @@ class Sample:
 
     def name(self, position: int) -> str:
         """Return what a frame is called."""
-        return f"{self.video(position)}, frame {self.indices[position]}"
+        return frame_name(self.video(position), int(self.indices[position]))
 
     def tile(self, position: int, atlas: Atlas) -> Tile:
         """Return the frame as a tile of an atlas of this sample; raises UserError where it cannot be read."""
@@ -123,7 +123,7 @@ def draw_sample(store: FrameStore, limit: int, seed: int) -> Sample:
 
 
 def _why_none(run: RunReport) -> str:
-    what = "Its frames cannot be shown" if run.trained.fingerprint else "There is no backbone yet"
+    what = "Its neighbors and map cannot be shown" if run.trained.fingerprint else "There is no backbone yet"
     return f"{what}: {run.trained.problem}"
 
 
