@@ -50,7 +50,7 @@ NAMES = {
 }
 NEEDED = {
     **dict.fromkeys(("data", "data_root", "videos", "runs"), "tree"),
-    **{"model": "random:resnet10-small-w1", "table": "table4", "out": "b.npz"},
+    **{"model": "random:resnet10-small-w1", "table": "table4", "out": "b.npz", "index": "none.npz"},
 }
 SELDOM = {"init", "device", "resume"}
 WRONG = st.sampled_from(

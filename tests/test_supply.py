@@ -35,6 +35,7 @@ COMMANDS = (
     "--cycle-queue-size 16 --support-size 4 --workers 0",
     "evaluate knn run labeled --k 1 --workers 0",
     "embed run frames --out frames.parquet --workers 0",
+    "search frames.parquet --video 0.mp4 --frame 0 --html found.html",
     "export run --out backbone.safetensors",
     "report run --out page.html",
 )
