@@ -4,6 +4,7 @@ import http.server
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -11,19 +12,22 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
 import cyclecontrast as cc
 from cyclecontrast.cli import main
-from cyclecontrast.config import SweepConfig
+from cyclecontrast.config import PretrainConfig, SweepConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.report.runs import read_runs
 from cyclecontrast.sweep.plan import make_plan
 from cyclecontrast.train import loggers as module
+from cyclecontrast.train import wandb_log
 from tests import make_videos as make
 from tests.test_pretrain import TINY, lines_of, run
 from tests.test_sweep import TINY as SMALL_SWEEP
@@ -166,6 +170,31 @@ def test_nothing_is_told_of_the_machine(logged):
     assert not list((offline / "files").iterdir())
     kinds = {record.WhichOneof("record_type") for record in records_in(logged)}
     assert kinds <= {"header", "run", "telemetry", "history", "summary", "exit", "config"}
+
+
+@pytest.mark.parametrize(
+    "kept", [b"/../../../victim", b"*", b"", b"UPPER", b"a" * 65, b"\xff", b"one\ntwo"], ids=lambda kept: kept[:9].hex()
+)
+def test_what_is_no_identity_removes_nothing(tmp_path, kept):
+    """The file may be anybody's: what is not a plain word is replaced, and no pattern or path is made of it."""
+    folder = tmp_path / "run" / "wandb"
+    folder.mkdir(parents=True)
+    (folder / "run-id.txt").write_bytes(kept)
+    identity = wandb_log._identity(folder)
+    assert re.fullmatch("[0-9a-z]{8}", identity)
+    assert (folder / "run-id.txt").read_text() == identity == wandb_log._identity(folder)
+
+
+def test_a_folder_outside_of_the_run_stays(tmp_path, monkeypatch):
+    """Neither a way out of the folder nor a pattern in the file of the identity reaches what lies elsewhere."""
+    folder, victim = tmp_path / "run" / "wandb", tmp_path / "victim"
+    (folder / "offline-run-1-").mkdir(parents=True)
+    victim.mkdir()
+    (folder / "run-id.txt").write_text("/../../../victim")
+    monkeypatch.setattr(wandb, "init", lambda **given: SimpleNamespace(step=0, id=given["id"]))
+    wandb_log.open_wandb(PretrainConfig(data=tmp_path, out=tmp_path / "run"))
+    assert victim.is_dir()
+    assert (folder / "offline-run-1-").is_dir()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections import Counter
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from cyclecontrast.cli import main
 from cyclecontrast.commands import RUNS
 from cyclecontrast.errors import UserError
 from cyclecontrast.runs import text_table
+from cyclecontrast.runs.listing import HEAD
 from tests import make_videos as make
 from tests.test_pretrain import run
 
@@ -161,6 +163,40 @@ def test_a_terminal_folds_what_is_too_long(monkeypatch):
     shown = text_table.text_table(("run", "note"), [("a" * 50, "b" * 30)])
     assert max(map(len, shown.splitlines())) <= 30
     assert (shown.count("a"), shown.count("b")) == (50, 30)
+
+
+@pytest.mark.parametrize("width", [8, 19, 39, 80, 120])
+def test_a_narrow_terminal_has_a_block_for_each_run(made, monkeypatch, width):
+    """Where columns would be too narrow each text has a line of its own: nothing is lost or wider than the window."""
+    found = cc.runs.ls(made)
+    monkeypatch.setattr(text_table.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = str(found)
+    assert max(map(len, shown.splitlines())) <= width
+    blocks = shown.split("\n\n")
+    assert len(blocks) == (3 if width < 40 else 1)
+    expected = [
+        "".join(f"{name}:{cell}" for name, cell in zip(HEAD, one.cells(), strict=True) if cell) for one in found.runs
+    ]
+    if width < 40:
+        assert ["".join(block.split()) for block in blocks] == [told.replace(" ", "") for told in expected]
+    else:
+        cells = Counter("".join(cell for one in found.runs for cell in one.cells()))
+        assert {kind for kind in cells - Counter(shown) if kind.strip()} == set()
+
+
+def test_for_programs_what_could_not_be_looked_into_is_told_beside(tmp_path, monkeypatch, capsys):
+    """JSON goes to the output, and each folder that cannot be listed is a line on stderr, with nothing to steer it."""
+
+    def walk(root, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{root}/shut\x1b"))
+        return iter(())
+
+    monkeypatch.setattr("cyclecontrast.runs.find.os.walk", walk)
+    assert main(["runs", "ls", str(tmp_path), "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == []
+    assert told.err == f"{tmp_path}/shut\\x1b: cannot be listed (Permission denied)\n"
 
 
 def test_the_settings_that_differ_are_shown_alone(made):

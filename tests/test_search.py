@@ -146,13 +146,17 @@ def test_moments_are_read_as_they_are_told(text, seconds):
 
 def test_the_table_shows_names_as_they_are(tmp_path, capsys):
     """Nothing in a name steers the terminal or is taken for markup, and no long one is cut."""
-    names = ["q", "\x1b[31mred\n\u2028", "[bold]b[/bold]", "x" * 200, "עברית 🦊"]
-    path = write_index(tmp_path / "i.npz", [[1, row] for row in range(5)], names)
+    names = ["q", "\x1b[31mred\n\u2028", "gpj\u202e.exe\u2066", "[bold]b[/bold]", "x" * 200, "עברית 🦊"]
+    path = write_index(tmp_path / "i.npz", [[1, row] for row in range(6)], names)
     assert main(["search", str(path), "--video", "q", "--frame", "0"]) == 0
     shown = capsys.readouterr().out
-    assert "\x1b" not in shown
-    assert all(text in shown for text in (r"\x1b[31mred\n\u2028", "[bold]b[/bold]", "x" * 200, "עברית 🦊"))
-    assert len(shown.splitlines()) == 3 + 4
+    assert not {"\x1b", "\u202e", "\u2066"} & set(shown)
+    assert all(
+        text in shown
+        for text in (r"\x1b[31mred\n\u2028", r"gpj\u202e.exe\u2066", "[bold]b[/bold]", "x" * 200, "עברית 🦊")
+    )
+    assert len(shown.splitlines()) == 3 + 5
+    assert str(UserError("gpj\u202a.exe\u2069")) == r"gpj\u202a.exe\u2069"
 
 
 def test_json_is_for_programs(tmp_path, capsys):
@@ -226,11 +230,19 @@ def write_large(path, vectors):
         ("INDEX --video a --frame 1 --time 2", ["--video needs one of --frame N and --time SECONDS"]),
         ("INDEX --image q.png --time 2 --other-videos", ["--frame and --time need --video", "--other-videos needs"]),
         ("INDEX --video a --frame 0 --faiss --port 80", ["--faiss needs --serve", "--port needs --serve"]),
+        ("INDEX --video a --frame 0 --data .", ["--data needs --html or --serve"]),
+        ("INDEX --image q.png --videos .", ["--videos needs --serve"]),
+        (f"INDEX --video a --frame 0 --model {MODEL} --html p.html", ["--model needs --image or --serve"]),
+        (f"INDEX --video a --frame 0 --device cpu --model {MODEL}", ["--model and --device need --image or --serve"]),
+        (
+            "INDEX --serve --videos none --data none",
+            ["videos: none: no such folder; name folder of the source videos, to play them", "data: none: no such"],
+        ),
         ("INDEX --serve --image q.png --html p.html", ["--serve asks in the page: leave out --image, --html"]),
         ("INDEX --video a --frame 0 --html p.txt --top 0", ["html: must end in .html", "top: input should be"]),
         ("INDEX --video a --time soon", ["time: input should be a valid number"]),
         (
-            "none.npz --image none.png --data none",
+            "none.npz --image none.png --html p.html --data none",
             ["data: none", "index: none.npz: no such", "image: none.png: no such"],
         ),
         ("i.txt --video a --frame 0", ["index: must end in .parquet or .npz", "index: i.txt: no such file"]),
@@ -270,6 +282,7 @@ def damaged_files(folder):
         yield folder / f"text{suffix}", "cannot be read"
         yield write_index(folder / f"nan{suffix}", [[1, np.nan]], NAMES[:1]), "not finite"
         yield write_index(folder / f"inf{suffix}", [[1, 0]], ["a"], times=[np.inf]), "infinite numbers in time"
+        yield write_index(folder / f"late{suffix}", [[1, 0]], ["a"], times=[-1e308]), f"late{suffix}: has times of more"
         yield write_index(folder / f"low{suffix}", [[1, 0]], ["a"], indices=[-1]), "numbers below 0 in index"
         yield write_index(folder / f"empty{suffix}", np.empty((0, 2)), []), "holds no frames"
     columns = dict(np.load(good, allow_pickle=False))
@@ -403,6 +416,33 @@ def test_another_model_or_other_data_are_refused(footage, tmp_path, changes, set
     assert len(caught.value.problems) == 1
     assert words in str(caught.value)
     assert not (tmp_path / "p.html").exists()
+
+
+@pytest.mark.parametrize("settings", [{"image": "q.png"}, {"serve": True, "port": 0}], ids=["once", "served"])
+def test_vectors_of_another_length_than_the_model_gives_are_refused(footage, tmp_path, monkeypatch, settings):
+    """A file that names its model rightly and holds other vectors gets a line, not an error of a product."""
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("q.png", np.full((40, 40, 3), 90, np.uint8))
+    table = pq.read_table(footage / "index.parquet")
+    short = pa.array([vector[:9] for vector in table["vector"].to_pylist()], pa.list_(pa.float32(), 9))
+    pq.write_table(table.set_column(3, pa.field("vector", short.type), short), "i.parquet")
+    with pytest.raises(UserError, match=r"index: i.parquet has vectors of 9 numbers, and .* gives 128; make") as caught:
+        cc.search("i.parquet", **settings)
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("words", [["search", "i.npz", "--video", "a", "--frame", "0"], ["runs", "ls", "."]])
+def test_nobody_need_listen(words, tmp_path):
+    """A closed output is no terminal, and no error."""
+    write_index(tmp_path / "i.npz", np.eye(3), ["a"] * 3)
+    (tmp_path / "run").mkdir()
+    for name in ("config.toml", "run.json"):
+        (tmp_path / "run" / name).write_text("damaged")
+    command = [sys.executable, "-m", "cyclecontrast", *words]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_index_of_an_earlier_version_is_searched_by_name(footage, tmp_path):

@@ -171,6 +171,12 @@ def test_an_image_that_is_none_is_told(page):
         ("/search", "POST", {"Content_Length": "9" * 5000}, 413),
         ("/search", "POST", {"Content_Length": "-1"}, 411),
         ("/search", "POST", {"Transfer_Encoding": "chunked"}, 411),
+        ("/", "GET", {"Origin": "http://["}, 400),
+        ("/search", "POST", {"Origin": "http://["}, 400),
+        ("http://[", "GET", {}, 400),
+        ("http://[", "POST", {}, 400),
+        ("*", "GET", {}, 400),
+        ("http://localhost", "GET", {}, 400),
         ("/", "POST", {}, 404),
         ("/", "PUT", {}, 501),
         ("/../../etc/passwd", "GET", {}, 404),
@@ -330,6 +336,11 @@ DROP = """([bytes, name]) => {
     document.getElementById("drop").dispatchEvent(
       new DragEvent(kind, { bubbles: true, cancelable: true, dataTransfer: transfer }));
 }"""
+DROP_TWO = """(files) => {
+  const transfer = new DataTransfer();
+  files.forEach((bytes, number) => transfer.items.add(new File([new Uint8Array(bytes)], `${number}.png`)));
+  document.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: transfer }));
+}"""
 PASTE = """([bytes, name]) => {
   const transfer = new DataTransfer();
   transfer.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
@@ -366,6 +377,50 @@ def test_a_damaged_image_is_told_on_the_page(page, footage, browser):
         expect(shown.get_by_role("heading", name="Most like query.png")).to_be_visible()
         expect(shown.locator("#problem")).to_be_hidden()
         assert cards(shown) == expected(site, footage / "query.png")
+
+
+def test_a_link_to_a_part_of_the_page_asks_nothing(page, browser):
+    """Skipping to the results leaves them, and they can be asked for again."""
+    address, _ = page
+    with opened(browser, f"{address}#frame=3") as shown:
+        expect(shown.locator(".card")).to_have_count(24)
+        shown.locator(".skip").focus()
+        shown.keyboard.press("Enter")
+        shown.wait_for_url("**/#results")
+        expect(shown.locator(".card")).to_have_count(24)
+        shown.locator("#top").select_option("12")
+        expect(shown.locator(".card")).to_have_count(12)
+
+
+def test_what_failed_leaves_nothing_of_the_answer_before(page, footage, browser):
+    """Its results are hidden, its address stays and is what options ask again; the message is in the window."""
+    address, _ = page
+    with opened(browser, f"{address}#frame=3") as shown:
+        expect(shown.locator(".card")).to_have_count(24)
+        shown.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+        shown.set_input_files("#file", footage / "damaged.gif")
+        expect(shown.get_by_role("alert")).to_contain_text("The image")
+        expect(shown.locator("#problem")).to_be_in_viewport()
+        expect(shown.locator("#results")).to_be_hidden()
+        assert shown.locator("#heading").text_content() == ""
+        assert shown.url == f"{address}#frame=3"
+        shown.locator("#top").select_option("12")
+        expect(shown.locator(".card")).to_have_count(12)
+        expect(shown.locator("#problem")).to_be_hidden()
+        expect(shown.locator("#heading")).to_contain_text("Most like 0:00:01.5")
+
+
+def test_what_is_left_of_what_was_dropped_is_told(page, footage, browser):
+    """Of several files the first is taken, and one that is too large is told with the limit."""
+    address, site = page
+    with opened(browser, address) as shown:
+        content = list((footage / "query.png").read_bytes())
+        shown.evaluate(DROP_TWO, [content, list(NO_FACE)])
+        expect(shown.get_by_role("heading", name="Most like 0.png")).to_be_visible()
+        expect(shown.get_by_role("alert")).to_have_text("Of 2 files the first is taken.")
+        assert cards(shown) == expected(site, footage / "query.png")
+        shown.evaluate("take([new File([new Uint8Array(34 * 2 ** 20)], 'large.png')])")
+        expect(shown.get_by_role("alert")).to_have_text("The image has 34 MB, more than 32 MB.")
 
 
 def test_the_keyboard_is_enough(page, browser):

@@ -65,15 +65,17 @@ class Command(NamedTuple):
         if value is None or os.path.isdir(value) or (may_be_file and os.path.isfile(value)):
             return
         what = "is not a folder" if os.path.exists(value) else f"no such {'file or ' if may_be_file else ''}folder"
-        raise UserError(f"{name}: {value}: {what}; name {self.config.model_fields[name].description}")
+        raise UserError(f"{name}: {value}: {what}; name {self._help_of(name, ';')}")
 
     def _check_file(self, name: str, value: Any) -> None:
         if value is None or os.path.isfile(value):
             return
         what = "is no file" if os.path.exists(value) else "no such file"
-        raise UserError(
-            f"{name}: {value}: {what}; name {str(self.config.model_fields[name].description).partition(':')[0]}"
-        )
+        raise UserError(f"{name}: {value}: {what}; name {self._help_of(name, ':')}")
+
+    def _help_of(self, name: str, end: str) -> str:
+        """Return what the help says of an option, as far as it says what to name."""
+        return str(self.config.model_fields[name].description).partition(end)[0]
 
     def call(self, options: BaseModel, *objects: Any) -> Any:
         """Call the function with checked options, and with what only Python can pass."""
@@ -144,7 +146,9 @@ EVALUATIONS = {
 }
 
 RUNS = {
-    "ls": Command(config.ListConfig, ("folders",), "runs.listing:list_runs", alone="runs"),
+    "ls": Command(
+        config.ListConfig, ("folders",), "runs.listing:list_runs", alone="runs", then=("runs.listing:tell_apart",)
+    ),
     "compare": Command(config.CompareConfig, ("runs",), "runs.comparison:compare_runs", alone="runs"),
 }
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from cyclecontrast.config.fields import UNSHOWN
 
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What breaks a line, steers a terminal or turns the order of what stands beside it; and what is no character."""
 LONGEST = 100
 """Characters of a wrong value that are shown."""
 
@@ -21,11 +22,16 @@ class UserError(Exception):
     """Something the user can mend: each problem is one line that says what, where, and what to do."""
 
     def __init__(self, *problems: str) -> None:
-        self.problems = tuple(UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], problem) for problem in problems)
+        self.problems = tuple(map(printable, problems))
         super().__init__("\n".join(self.problems))
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, ...]]:
         return type(self), self.problems
+
+
+def printable(text: str) -> str:
+    """Return a text of one line, with what is unprintable written out."""
+    return UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def checked(config: type[Config], values: Mapping[str, Any]) -> Config:

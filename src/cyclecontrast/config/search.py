@@ -80,3 +80,14 @@ class SearchConfig(BaseModel):
             yield "--faiss needs --serve: it builds an index of its own, which one search does not pay for"
         if self.port is not None:
             yield "--port needs --serve"
+        if self.videos is not None:
+            yield "--videos needs --serve: they are played in its page"
+        if self.data is not None and self.html is None:
+            yield "--data needs --html or --serve: it is for pictures"
+        if self.video is not None and self.image is None:
+            yield from self._of_an_image_only()
+
+    def _of_an_image_only(self) -> Iterator[str]:
+        named = [*(["--model"] if self.model else []), *(["--device"] if self.device != "auto" else [])]
+        if named:
+            yield f"{' and '.join(named)} need{'' if named[1:] else 's'} --image or --serve: a frame has its vector"

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cyclecontrast.data.folder_walk import natural_order
+from cyclecontrast.errors import printable
 from cyclecontrast.train.run_folder import ABOUT, CONFIG, METRICS
 
 STORE = "store.json"
@@ -29,7 +30,7 @@ def is_run(files: Sequence[str]) -> bool:
 
 def _below(root: Path, depth: int, problems: list[str]) -> Iterator[Path]:
     def note(error: OSError) -> None:
-        problems.append(f"{error.filename}: cannot be listed ({error.strerror})")
+        problems.append(printable(f"{error.filename}: cannot be listed ({error.strerror})"))
 
     for path, folders, files in os.walk(root, onerror=note):
         here = Path(path)

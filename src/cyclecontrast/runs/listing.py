@@ -1,6 +1,7 @@
 """The command `runs ls`: what each run's own files say, without its weights and data."""
 
 import json
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -101,6 +102,12 @@ def list_runs(config: ListConfig) -> Listing:
     problems: list[str] = []
     runs = [_listed(folder) for folder in find_runs(config.folders, config.depth, problems)]
     return Listing(tuple(sorted(runs, key=lambda run: run.changed)), tuple(problems), config)
+
+
+def tell_apart(config: ListConfig, listing: Listing) -> None:
+    """Say on stderr what could not be looked into, where what is printed is for a program."""
+    for problem in listing.problems if config.as_json else ():
+        print(problem, file=sys.stderr)
 
 
 def _listed(folder: Path) -> Listed:

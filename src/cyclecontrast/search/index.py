@@ -18,6 +18,8 @@ from cyclecontrast.search.parquet_file import ParquetFile
 from cyclecontrast.search.vector_file import VectorFile
 
 ROWS_PER_BLOCK = 16_384
+LONGEST_TIME = 1e9
+"""Seconds from the start of a video, some thirty years: what `search --time` takes too."""
 MOST_COMPARED = 10_000
 """So many ids are looked through for one that was meant."""
 
@@ -46,6 +48,8 @@ class FrameIndex:
         try:
             file = _open(path.resolve())
             videos, indices, times = file.columns()
+            if (np.abs(times) > LONGEST_TIME).any():
+                raise ValueError(f"has times of more than {LONGEST_TIME:.0e} seconds")
         except (ValueError, OSError) as error:
             raise _damaged(path, error) from error
         if not len(indices):

@@ -6,6 +6,7 @@ const MOST_BYTES = 32 * 2 ** 20;
 const at = (id) => document.getElementById(id);
 const images = [];
 let newest = 0;
+let pending = null;
 let repeat = null;
 
 function make(name, attributes = {}, ...children) {
@@ -31,10 +32,37 @@ function tell(problem) {
   at("problem").hidden = !problem;
 }
 
-async function ask(address, request, show, focus) {
+function clear() {
+  at("results").hidden = true;
+  at("results").removeAttribute("aria-busy");
+  at("status").textContent = "";
+  at("query").hidden = true;
+  at("heading").replaceChildren();
+  at("found").replaceChildren();
+}
+
+// What a place in the page's address asks of the server, null where it asks nothing.
+function queryOf(place) {
+  const [kind, number] = place.slice(1).split("=");
+  if (!/^[0-9]{1,12}$/.test(number)) return null;
+  if (kind === "frame") {
+    const show = (told) => showQuery(`/frame/${number}`, `Most like ${told.query.moment} of `, isolated(told.query.video));
+    return { address: `/search/${number}`, request: {}, show };
+  }
+  if (kind === "image" && images[number]) {
+    const { file, source } = images[number];
+    const show = () => showQuery(source, "Most like ", isolated(file.name || "the image"));
+    return { address: "/search", request: { method: "POST", body: file }, show };
+  }
+  return null;
+}
+
+// The address of the page, and what an option asks again, change only with an answer to show.
+async function ask(place, focus = true, note = "") {
+  const { address, request, show } = queryOf(place);
   const number = ++newest;
   const results = at("results");
-  repeat = () => ask(address, request, show, false);
+  pending = () => ask(place, focus, note);
   results.hidden = false;
   results.setAttribute("aria-busy", "true");
   at("status").textContent = "Searching …";
@@ -46,13 +74,16 @@ async function ask(address, request, show, focus) {
     told = { problem: "The server does not answer: it was ended, or the image is too large." };
   }
   if (number !== newest) return;
+  pending = null;
   results.removeAttribute("aria-busy");
-  tell(told.problem ?? "");
+  tell(told.problem ?? note);
   if (told.problem) {
-    at("status").textContent = "";
-    results.hidden = !at("found").childElementCount;
+    clear();
+    at("problem").scrollIntoView({ block: "center" });
     return;
   }
+  repeat = () => ask(place, false);
+  if (location.hash !== place) history.pushState(null, "", place);
   show(told);
   const count = told.frames.length;
   at("status").textContent = count
@@ -75,7 +106,7 @@ function card(frame) {
   const image = make("img", { src: `/frame/${frame.row}`, alt: "", loading: "lazy", decoding: "async" });
   const picture = make("button", { type: "button", class: "picture", "data-row": frame.row }, image);
   picture.setAttribute("aria-label", `Find frames like ${frame.moment} of ${frame.video}, similarity ${frame.similarity.toFixed(3)}`);
-  picture.addEventListener("click", () => go(`#frame=${frame.row}`));
+  picture.addEventListener("click", () => ask(`#frame=${frame.row}`));
   image.addEventListener("error", () => image.replaceWith(make("span", { class: "gone" }, "This frame cannot be read.")));
   const name = make("p", { class: "name", title: frame.video }, isolated(frame.video));
   const similarity = make("span", { class: "similarity" }, frame.similarity.toFixed(3));
@@ -123,52 +154,43 @@ function cannotPlay() {
   at("player-problem").hidden = false;
 }
 
-function go(place) {
-  if (location.hash === place) follow();
-  else location.hash = place;
-}
-
 function follow() {
-  const [kind, number] = location.hash.slice(1).split("=");
-  if (kind === "frame" && /^[0-9]{1,12}$/.test(number)) {
-    ask(`/search/${number}`, {}, (told) => {
-      showQuery(`/frame/${number}`, `Most like ${told.query.moment} of `, isolated(told.query.video));
-    }, true);
-  } else if (kind === "image" && images[number]) {
-    const { file, source } = images[number];
-    ask("/search", { method: "POST", body: file }, () => showQuery(source, "Most like ", isolated(file.name || "the image")), true);
-  } else {
-    newest += 1;
-    repeat = null;
-    tell("");
-    at("results").hidden = true;
-    at("found").replaceChildren();
+  const place = location.hash;
+  if (place && !/^#(frame|image)=/.test(place)) return; // a link to a part of the page
+  if (queryOf(place)) {
+    ask(place);
+    return;
   }
+  newest += 1;
+  pending = repeat = null;
+  tell("");
+  clear();
 }
 
-function take(file) {
+function megabytes(bytes) {
+  return `${Math.ceil(10 * bytes / 2 ** 20) / 10} MB`;
+}
+
+function take(files) {
+  const [file] = files;
   if (!file) return;
   if (file.size > MOST_BYTES) {
-    tell(`The image has ${(file.size / 2 ** 20).toFixed(0)} MB, more than ${MOST_BYTES / 2 ** 20}.`);
+    tell(`The image has ${megabytes(file.size)}, more than ${megabytes(MOST_BYTES)}.`);
     return;
   }
   images.push({ file, source: URL.createObjectURL(file) });
-  go(`#image=${images.length - 1}`);
-}
-
-function imageOf(transfer) {
-  return [...(transfer?.files ?? [])][0];
+  ask(`#image=${images.length - 1}`, true, files.length > 1 ? `Of ${files.length} files the first is taken.` : "");
 }
 
 at("ask").addEventListener("submit", (event) => event.preventDefault());
 at("choose").addEventListener("click", () => at("file").click());
 at("file").addEventListener("change", () => {
-  take(at("file").files[0]);
+  take([...at("file").files]);
   at("file").value = "";
 });
-at("any").addEventListener("click", () => go(`#frame=${Math.floor(Math.random() * Number(document.body.dataset.rows))}`));
-for (const id of ["top", "per-video", "other-videos"]) at(id).addEventListener("change", () => repeat?.());
-document.addEventListener("paste", (event) => take(imageOf(event.clipboardData)));
+at("any").addEventListener("click", () => ask(`#frame=${Math.floor(Math.random() * Number(document.body.dataset.rows))}`));
+for (const id of ["top", "per-video", "other-videos"]) at(id).addEventListener("change", () => (pending ?? repeat)?.());
+document.addEventListener("paste", (event) => take([...(event.clipboardData?.files ?? [])]));
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
   at("drop").classList.add("over");
@@ -179,8 +201,8 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   at("drop").classList.remove("over");
-  const file = imageOf(event.dataTransfer);
-  if (file) take(file);
+  const files = [...(event.dataTransfer?.files ?? [])];
+  if (files.length) take(files);
   else tell("That was no image file: save the image first, or copy and paste it.");
 });
 at("close").addEventListener("click", () => at("player").close());

@@ -79,7 +79,7 @@ def model_of(index: FrameIndex, named: str | None) -> ModelName:
 
 
 def load_encoder(index: FrameIndex, model: ModelName, device: str) -> Encoder:
-    """Load the backbone that made an index; raises UserError where it is another."""
+    """Load the backbone that made an index; raises UserError where it is another, or its vectors do not fit."""
     from cyclecontrast.model.checkpoint import fingerprint, load_backbone
     from cyclecontrast.model.hardware import pick_device
 
@@ -88,5 +88,10 @@ def load_encoder(index: FrameIndex, model: ModelName, device: str) -> Encoder:
         raise UserError(
             f"model: {model.name} is not the one that made {index.path} (fingerprint {fingerprint(backbone)}, not "
             f"{model.fingerprint}); name that one with --model, or embed again"
+        )
+    if backbone.dim != index.file.dim:
+        raise UserError(
+            f"index: {index.path} has vectors of {index.file.dim} numbers, and {model.name}, which it says made them, "
+            f"gives {backbone.dim}; make it again with `cyclecontrast embed`"
         )
     return Encoder(backbone, model.image_size, pick_device(device))

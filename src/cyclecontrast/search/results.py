@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cyclecontrast.errors import UNPRINTABLE
+from cyclecontrast.errors import printable
 from cyclecontrast.search.index import FrameIndex
 from cyclecontrast.search.nearest import Nearest
 
@@ -54,8 +54,8 @@ class Results:
     def __str__(self) -> str:
         if self.format == "json":
             return json.dumps(self.plain(), ensure_ascii=True, indent=2)
-        lines = [_printable(f"most like {self.query}"), _table(self.hits) if self.hits else "there are no other frames"]
-        return "\n".join([*lines, *([_printable(f"pictures: {self.page}")] if self.page else [])])
+        lines = [printable(f"most like {self.query}"), _table(self.hits) if self.hits else "there are no other frames"]
+        return "\n".join([*lines, *([printable(f"pictures: {self.page}")] if self.page else [])])
 
     def plain(self) -> dict[str, Any]:
         """Return what was found as JSON holds it."""
@@ -99,15 +99,11 @@ def _table(hits: Sequence[Hit]) -> str:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("video", overflow="fold")
     for hit in hits:
-        texts = (str(hit.rank), f"{hit.similarity:.3f}", hit.moment, _printable(hit.video))
+        texts = (str(hit.rank), f"{hit.similarity:.3f}", hit.moment, printable(hit.video))
         table.add_row(*(Text(text) for text in texts))
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDEST
+    watched = sys.stdout is not None and sys.stdout.isatty()  # None where the caller closed it
+    width = shutil.get_terminal_size().columns if watched else WIDEST
     written = Console(file=io.StringIO(), width=width, color_system=None)
     written.print(table)
     text: str = written.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.rstrip("\n").split("\n"))
-
-
-def _printable(text: str) -> str:
-    """Show what would steer a terminal as what it is."""
-    return UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any, NoReturn
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.search.byte_ranges import Range, asked_range
@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer what a page of ours asks: another that has made a name of its own lead here is refused."""
         try:
             host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-            if _name_of(host) not in OWN_NAMES or (origin is not None and urlsplit(origin).netloc != host):
+            if _name_of(host) not in OWN_NAMES or (origin is not None and _parts(origin).netloc != host):
                 raise _RefusedError(HTTPStatus.FORBIDDEN)
             action()
         except _RefusedError as refused:
@@ -110,7 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(f"{refused}\n".encode(), "text/plain; charset=utf-8", refused.status)
 
     def _get(self) -> None:
-        place = urlsplit(self.path)
+        place = _parts(self.path)
+        if not place.path.startswith("/"):
+            raise _RefusedError(HTTPStatus.BAD_REQUEST)
         _, kind, *rest = place.path.split("/")
         if place.path == "/":
             self._send(render_served(self.server.site).encode(), "text/html; charset=utf-8")
@@ -128,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusedError(HTTPStatus.NOT_FOUND)
 
     def _post(self) -> None:
-        if urlsplit(self.path).path != "/search":
+        if _parts(self.path).path != "/search":
             raise _RefusedError(HTTPStatus.NOT_FOUND)
         length = self.headers.get("Content-Length", "")
         if "Transfer-Encoding" in self.headers or not (length.isascii() and length.isdecimal()):
@@ -139,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._tell(lambda: self.server.site.by_image(data, self._asked()))
 
     def _asked(self) -> Asked:
-        return checked(Asked, dict(parse_qsl(urlsplit(self.path).query)))
+        return checked(Asked, dict(parse_qsl(_parts(self.path).query)))
 
     def _tell(self, action: Callable[[], dict[str, Any]]) -> None:
         """Send what was found, or in a line what the user can mend."""
@@ -202,6 +204,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
+
+
+def _parts(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise _RefusedError(HTTPStatus.BAD_REQUEST) from error
 
 
 def _name_of(host: str) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from cyclecontrast.train.progress import Row
 from cyclecontrast.train.verdict import Verdict
 
 ID = "run-id.txt"
+WELL_FORMED = re.compile(rb"[0-9a-z]{1,64}")
+"""What an identity may be: it becomes part of a pattern whose matches are removed, and the file may be anybody's."""
 LONGEST_ID = 256
 LONGEST_END = 300.0
 """Seconds that a finished training waits for an upload; what is left stays on the disk for `wandb sync`."""
@@ -73,10 +76,12 @@ def open_wandb(config: PretrainConfig) -> WeightsAndBiases:
 
 
 def _identity(folder: Path) -> str:
-    """Return what the run is called at Weights & Biases, made up the first time."""
+    """Return what the run is called at Weights & Biases, made up where its folder keeps no well-formed name."""
     path = folder / ID
     if path.exists():
-        return read_regular(path, LONGEST_ID).decode().strip()
+        kept = read_regular(path, LONGEST_ID).strip()
+        if WELL_FORMED.fullmatch(kept):
+            return kept.decode()
     with replacing(path) as aside:
         aside.write_text(secrets.token_hex(4))
     return path.read_text()
