@@ -71,8 +71,20 @@ def open_wandb(config: PretrainConfig) -> WeightsAndBiases:
         reinit="create_new",
         settings=wandb.Settings(silent=mode != "online", **QUIET),
     )
+    _forget_imports(identity)
     way = f"; wandb sync {config.out / 'wandb'}/offline-run-* uploads it" if mode == "offline" else ""
     return WeightsAndBiases(run, str(run.url) if mode == "online" else f"{mode}{way}")
+
+
+def _forget_imports(identity: str) -> None:
+    """Take its hooks out of imports: they tell which packages are used, and fail where the service of wandb is gone.
+
+    An import that comes later would fail with them.
+    """
+    hooks: Any = importlib.import_module("wandb.sdk.lib.import_hooks")
+    telemetry: Any = importlib.import_module("wandb.sdk.lib.telemetry")
+    for module in telemetry.list_telemetry_imports():
+        hooks.unregister_post_import_hook(module, identity)
 
 
 def _identity(folder: Path) -> str:
