@@ -6,11 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cyclecontrast.evaluate.metrics import Floats, Integers
 from cyclecontrast.loss.losses import soft_nearest_neighbor
 from cyclecontrast.train.watched_cycles import Cycles, closed, supports
-
-Floats = npt.NDArray[np.floating]
-Integers = npt.NDArray[np.integer]
 
 
 class CyclePaths(NamedTuple):

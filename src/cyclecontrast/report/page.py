@@ -113,6 +113,7 @@ def render(runs: Sequence[RunReport], shown: Sequence[DataSheets], sections: Seq
             charts=curves.draw_charts(runs, colors),
             chart_size=curves,
             cycles=explored,
+            most_stages=cycles.MOST_STAGES,
             pairs=[pictures.view_pairs(run) for run in one_per_method(runs)],
             health_of={run.name: _measured_on(run) for run in runs if run.verdict},
             evaluating=_evaluating(runs[0]),
