@@ -34,7 +34,7 @@ check: $(VENV)/developer
 	$(BIN)/ruff format --check src tests benchmarks studies fuzz faults examples mkdocs_links.py
 	$(BIN)/mypy
 	$(BIN)/mypy examples/*.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_floors.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system/test_floors.py
 
 docs: $(VENV)/developer
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

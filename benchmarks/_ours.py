@@ -18,15 +18,15 @@ from cyclecontrast.config import PrepareConfig, PretrainConfig
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.pairs import FramePairs, load_batches
 from cyclecontrast.data.prepare import prepare
-from cyclecontrast.model.hardware import num_cores, pick_precision, pick_workers
-from cyclecontrast.train.distributed import ALONE, World
-from cyclecontrast.train.opening import open_training
-from cyclecontrast.train.presets import Machine
-from cyclecontrast.train.progress import Clock
-from cyclecontrast.train.soundness import Soundness
-from cyclecontrast.train.train_step import StepResult, train_step
-from cyclecontrast.train.training import Hardware, Training, make_training
-from cyclecontrast.train.unreadable import Unreadable
+from cyclecontrast.models.hardware import num_cores, pick_precision, pick_workers
+from cyclecontrast.training.distributed import ALONE, World
+from cyclecontrast.training.opening import open_training
+from cyclecontrast.training.presets import Machine
+from cyclecontrast.training.progress import Clock
+from cyclecontrast.training.soundness import Soundness
+from cyclecontrast.training.train_step import StepResult, train_step
+from cyclecontrast.training.training import Hardware, Training, make_training
+from cyclecontrast.training.unreadable import Unreadable
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SEQUENCES = ("davis/JPEGImages/480p/*", "tracking/got10k/val/GOT-10k_*", "tracking/otb/*/img")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
-from cyclecontrast.model.backbone import IMAGENET_MEAN, IMAGENET_STD
+from cyclecontrast.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 
 MEAN, STD = (torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
 

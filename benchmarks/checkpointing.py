@@ -17,16 +17,16 @@ import torch
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.pairs import Batch
-from cyclecontrast.demo import BACKBONE, IMAGE_SIZE
-from cyclecontrast.model.backbone import make_backbone
-from cyclecontrast.model.hardware import limited_threads, pick_device, pick_precision
-from cyclecontrast.train import run_folder
-from cyclecontrast.train.distributed import World
-from cyclecontrast.train.presets import DataSize, Machine, resolve
-from cyclecontrast.train.run import keep
-from cyclecontrast.train.train_step import train_step
-from cyclecontrast.train.training import Hardware, make_training
-from cyclecontrast.train.unreadable import Unreadable
+from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE
+from cyclecontrast.models.backbone import make_backbone
+from cyclecontrast.models.hardware import limited_threads, pick_device, pick_precision
+from cyclecontrast.training import run_folder
+from cyclecontrast.training.distributed import World
+from cyclecontrast.training.presets import DataSize, Machine, resolve
+from cyclecontrast.training.run import keep
+from cyclecontrast.training.train_step import train_step
+from cyclecontrast.training.training import Hardware, make_training
+from cyclecontrast.training.unreadable import Unreadable
 
 NUM_VIDEOS, METRICS_LINES = 10_000, 400
 

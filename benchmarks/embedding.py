@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.evaluate.embeddings import Loading, embed_images, frozen
-from cyclecontrast.evaluate.image_batches import StoreImages
-from cyclecontrast.evaluate.unfinished import Unfinished
-from cyclecontrast.model.backbone import Backbone, make_backbone
-from cyclecontrast.model.hardware import limited_threads, pick_device, pick_workers
+from cyclecontrast.evaluation.embeddings import Loading, embed_images, frozen
+from cyclecontrast.evaluation.image_batches import StoreImages
+from cyclecontrast.evaluation.unfinished import Unfinished
+from cyclecontrast.models.backbone import Backbone, make_backbone
+from cyclecontrast.models.hardware import limited_threads, pick_device, pick_workers
 
 FRAMES_PER_VIDEO = 64
 FRAME_SIZE = (320, 240)

@@ -26,7 +26,7 @@ from step import bare_steps, in_memory, one_batch
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import Batch, load_batches
 from cyclecontrast.errors import UserError
-from cyclecontrast.model.hardware import limited_threads, num_cores, pick_device, pick_workers
+from cyclecontrast.models.hardware import limited_threads, num_cores, pick_device, pick_workers
 
 
 class Row(NamedTuple):

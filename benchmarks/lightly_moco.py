@@ -17,7 +17,7 @@ from release import Size, Way, compare
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from cyclecontrast.model.backbone import guarded_torchvision, make_backbone
+from cyclecontrast.models.backbone import guarded_torchvision, make_backbone
 
 QUEUE_SIZE, DIM, TEMPERATURE, MOMENTUM = 65_536, 128, 0.2, 0.999
 ENDLESS = 10**7

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
 
 from cyclecontrast.loss import cycle_consistency, info_nce
-from cyclecontrast.model.hardware import limited_threads, pick_device
+from cyclecontrast.models.hardware import limited_threads, pick_device
 
 TEMPERATURE = 0.07
 IGNORED = 0.01

@@ -26,8 +26,8 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader, Dataset
 
 from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.model.backbone import make_backbone
-from cyclecontrast.model.hardware import limited_threads, pick_device, pick_workers
+from cyclecontrast.models.backbone import make_backbone
+from cyclecontrast.models.hardware import limited_threads, pick_device, pick_workers
 
 DIM, TEMPERATURE, MOMENTUM, CYCLE_WEIGHT = 128, 0.07, 0.999, 0.1
 QUEUE_SIZE, CYCLE_QUEUE_SIZE, SUPPORT_SIZE = 65_536, 81_920, 16_384

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cyclecontrast.evaluate.metrics import Floats, Integers, nearest_neighbors, unit_vectors
+from cyclecontrast.evaluation.metrics import Floats, Integers, nearest_neighbors, unit_vectors
 
 ROWS_OF_NUMPY = (128, 256, 512, 1024)
 

@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from _turns import Work, parser_of, print_table, ratio, take_turns, timed
 
-from cyclecontrast.evaluate.embed import ROWS_PER_GROUP
-from cyclecontrast.evaluate.metrics import Floats, unit_vectors
-from cyclecontrast.search.engines import Engine, make_engine, sorted_into_cells
-from cyclecontrast.search.index import FrameIndex
-from cyclecontrast.search.nearest import Nearest, Wanted, allowed_rows
+from cyclecontrast.evaluation.embed import ROWS_PER_GROUP
+from cyclecontrast.evaluation.metrics import Floats, unit_vectors
+from cyclecontrast.searching.engines import Engine, make_engine, sorted_into_cells
+from cyclecontrast.searching.index import FrameIndex
+from cyclecontrast.searching.nearest import Nearest, Wanted, allowed_rows
 
 FRAMES_PER_VIDEO, TOP = 100, 24
 NUMPY, EXACT, SPREAD, FAISS = "numpy, unordered", "exact", "exact, 2 of each video at most", "faiss"

@@ -30,13 +30,13 @@ from torch import Tensor
 
 from cyclecontrast.data.pairs import Batch, load_batches
 from cyclecontrast.loss.key_queue import KeyQueue
-from cyclecontrast.model.encoders import Encoder, Features, follow
-from cyclecontrast.model.hardware import autocast, limited_threads, num_cores, pick_device
-from cyclecontrast.train import train_step as step_of_method
-from cyclecontrast.train.distributed import encode_keys
-from cyclecontrast.train.progress import Clock
-from cyclecontrast.train.train_step import StepResult, train_step
-from cyclecontrast.train.training import Training
+from cyclecontrast.models.encoders import Encoder, Features, follow
+from cyclecontrast.models.hardware import autocast, limited_threads, num_cores, pick_device
+from cyclecontrast.training import train_step as step_of_method
+from cyclecontrast.training.distributed import encode_keys
+from cyclecontrast.training.progress import Clock
+from cyclecontrast.training.train_step import StepResult, train_step
+from cyclecontrast.training.training import Training
 
 PAPERS_QUEUES = {"queue_size": 65_536, "cycle_queue_size": 65_536, "support_size": 16_384}
 

@@ -14,11 +14,11 @@ import torch
 from _turns import seconds
 
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.evaluate.tracking.dense_features import DenseFeatures
-from cyclecontrast.evaluate.tracking.head import make_head
-from cyclecontrast.evaluate.tracking.presets import RELEASE, SEARCH_SIZE
-from cyclecontrast.evaluate.tracking.siamfc import SCALES, SiamFC
-from cyclecontrast.model.backbone import make_backbone
+from cyclecontrast.evaluation.tracking.dense_features import DenseFeatures
+from cyclecontrast.evaluation.tracking.head import make_head
+from cyclecontrast.evaluation.tracking.presets import RELEASE, SEARCH_SIZE
+from cyclecontrast.evaluation.tracking.siamfc import SCALES, SiamFC
+from cyclecontrast.models.backbone import make_backbone
 
 WARM_UP = 2
 

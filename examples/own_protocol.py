@@ -14,9 +14,9 @@ import cyclecontrast as cc
 from cyclecontrast.config import ClassifyConfig
 from cyclecontrast.data.labeled import LabeledImages
 from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
-from cyclecontrast.evaluate.classification import describe, embed_items, open_data, parts, rank, ranked_table, score
-from cyclecontrast.evaluate.two_steps import Predictions
-from cyclecontrast.evaluate.unfinished import Unfinished
+from cyclecontrast.evaluation.classification import describe, embed_items, open_data, parts, rank, ranked_table, score
+from cyclecontrast.evaluation.two_steps import Predictions
+from cyclecontrast.evaluation.unfinished import Unfinished
 
 SPEC = SyntheticSpec(num_videos=1, num_categories=4, num_train_per_category=4, num_test_per_category=4)
 __all__ = ["NearestMeanConfig", "describe", "open_data", "parts", "predict", "score"]

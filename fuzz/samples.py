@@ -141,8 +141,8 @@ def models(root: Path) -> None:
     """Save a backbone in every form that MODEL may have."""
     import torch
 
-    from cyclecontrast.model.backbone import make_backbone
-    from cyclecontrast.model.checkpoint import save_backbone
+    from cyclecontrast.models.backbone import make_backbone
+    from cyclecontrast.models.checkpoint import save_backbone
 
     backbone = make_backbone(MODEL)
     weights = backbone.network.state_dict()
@@ -320,7 +320,7 @@ def unfinished(root: Path) -> None:
     """Keep two parts of an evaluation that was stopped: arrays, and the state of a training."""
     import torch
 
-    from cyclecontrast.evaluate.unfinished import Unfinished
+    from cyclecontrast.evaluation.unfinished import Unfinished
 
     rng = random.Random(0)
     parts = Unfinished(root / "parts")

@@ -143,8 +143,8 @@ def read_model(folder: Path) -> None:
     """Load a backbone, and see that it gives finite numbers."""
     import torch
 
-    from cyclecontrast.evaluate.finite import check_finite
-    from cyclecontrast.model.checkpoint import load_backbone
+    from cyclecontrast.evaluation.finite import check_finite
+    from cyclecontrast.models.checkpoint import load_backbone
 
     files = [path for path in folder.iterdir() if path.suffix in (".pth", ".safetensors")]
     for path in files or [folder]:
@@ -214,9 +214,9 @@ def read_labels(folder: Path) -> None:
 
 def read_boxes(folder: Path) -> None:
     """Open sequences, or the boxes of other trackers; there is a finite box for each frame."""
-    from cyclecontrast.evaluate.tracking.open_data import open_sequences
-    from cyclecontrast.evaluate.tracking.records import visible_frames
-    from cyclecontrast.evaluate.tracking.toolkit_files import read_results, trackers_in
+    from cyclecontrast.evaluation.tracking.open_data import open_sequences
+    from cyclecontrast.evaluation.tracking.records import visible_frames
+    from cyclecontrast.evaluation.tracking.toolkit_files import read_results, trackers_in
 
     if folder.name == "results":
         for tracker in trackers_in(folder):
@@ -258,9 +258,9 @@ def read_masks(folder: Path) -> None:
 def read_record(folder: Path) -> None:
     """Read results, and score records again as `--score-only` does; metrics are finite."""
     from cyclecontrast.config import KnnConfig, PropagationConfig, TrackingConfig
-    from cyclecontrast.evaluate.record import find_records
-    from cyclecontrast.evaluate.registry import find_protocol
-    from cyclecontrast.evaluate.result import Result
+    from cyclecontrast.evaluation.record import find_records
+    from cyclecontrast.evaluation.registry import find_protocol
+    from cyclecontrast.evaluation.result import Result
 
     config = {"knn": KnnConfig, "tracking": TrackingConfig, "propagation": PropagationConfig}[folder.name]
     for path in sorted(folder.glob("*.json")):
@@ -274,7 +274,7 @@ def read_record(folder: Path) -> None:
 
 def read_unfinished(folder: Path) -> None:
     """Find the parts of an evaluation that was stopped; what is damaged is made anew."""
-    from cyclecontrast.evaluate.unfinished import Unfinished
+    from cyclecontrast.evaluation.unfinished import Unfinished
 
     parts = Unfinished(folder)
     with parts.alone():

@@ -25,22 +25,22 @@ from torch import Tensor, nn
 from cyclecontrast.config import KnnConfig, LinearConfig, PretrainConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import Batch, load_batches
-from cyclecontrast.demo import BACKBONE, IMAGE_SIZE, make_data
+from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE, make_data
 from cyclecontrast.errors import checked
-from cyclecontrast.evaluate import evaluate_config
+from cyclecontrast.evaluation import evaluate_config
 from cyclecontrast.loss.attention import log_sum_exp
 from cyclecontrast.loss.losses import soft_nearest_neighbor
 from cyclecontrast.loss.objectives import cycle_only, intra_video, measure, split_candidates
 from cyclecontrast.loss.step import Losses, Step, own_in
-from cyclecontrast.model.backbone import make_backbone
-from cyclecontrast.model.checkpoint import save_backbone
-from cyclecontrast.model.hardware import limited_threads, pick_precision, pick_workers
-from cyclecontrast.train.distributed import World
-from cyclecontrast.train.open_data import make_pairs, size_of
-from cyclecontrast.train.presets import Machine, resolve
-from cyclecontrast.train.pretrain import num_steps
-from cyclecontrast.train.train_step import train_step
-from cyclecontrast.train.training import Hardware, Training, make_training, restore, state_of
+from cyclecontrast.models.backbone import make_backbone
+from cyclecontrast.models.checkpoint import save_backbone
+from cyclecontrast.models.hardware import limited_threads, pick_precision, pick_workers
+from cyclecontrast.training.distributed import World
+from cyclecontrast.training.open_data import make_pairs, size_of
+from cyclecontrast.training.presets import Machine, resolve
+from cyclecontrast.training.pretrain import num_steps
+from cyclecontrast.training.train_step import train_step
+from cyclecontrast.training.training import Hardware, Training, make_training, restore, state_of
 
 DEVICE = torch.device("cpu")
 LAST = 10

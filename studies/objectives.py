@@ -16,7 +16,7 @@ from typing import Any
 
 import cyclecontrast as cc
 from cyclecontrast.data.synthetic import SyntheticSpec
-from cyclecontrast.demo import BACKBONE, IMAGE_SIZE, make_data
+from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE, make_data
 from cyclecontrast.loss.objectives import OBJECTIVES
 
 SPEC = SyntheticSpec()

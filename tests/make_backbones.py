@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import torch
 
-from cyclecontrast.model.backbone import guarded_torchvision, make_backbone
+from cyclecontrast.models.backbone import guarded_torchvision, make_backbone
 
 guarded_torchvision()  # before anything else imports it: the printed code does so plainly
 

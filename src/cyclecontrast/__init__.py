@@ -9,17 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cyclecontrast import runs
-    from cyclecontrast.commands import embed, prepare, pretrain
-    from cyclecontrast.demo import demo
+    from cyclecontrast.api import demo, embed, evaluate, export, prepare, pretrain, report, search, sweep
     from cyclecontrast.errors import UserError
-    from cyclecontrast.evaluate import evaluate
-    from cyclecontrast.export import export
     from cyclecontrast.loss.step import Losses, Needs, Objective, Step
-    from cyclecontrast.model.backbone import Backbone
-    from cyclecontrast.model.checkpoint import load_backbone
-    from cyclecontrast.report import report
-    from cyclecontrast.search import search
-    from cyclecontrast.sweep import sweep
+    from cyclecontrast.models.backbone import Backbone
+    from cyclecontrast.models.checkpoint import load_backbone
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,8 +38,8 @@ __all__ = [
 
 _HOMES = {
     "UserError": "cyclecontrast.errors",
-    "Backbone": "cyclecontrast.model.backbone",
-    "load_backbone": "cyclecontrast.model.checkpoint",
+    "Backbone": "cyclecontrast.models.backbone",
+    "load_backbone": "cyclecontrast.models.checkpoint",
     **dict.fromkeys(("Losses", "Needs", "Objective", "Step"), "cyclecontrast.loss.step"),
 }
 
@@ -55,8 +49,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("demo", "evaluate", "export", "report", "runs", "search", "sweep"):
+    if name == "runs":
         return importlib.import_module(f"cyclecontrast.{name}")
     if name in __all__:
-        return getattr(importlib.import_module(_HOMES.get(name, "cyclecontrast.commands")), name)
+        return getattr(importlib.import_module(_HOMES.get(name, "cyclecontrast.api")), name)
     raise AttributeError(f"module 'cyclecontrast' has no attribute {name!r}")

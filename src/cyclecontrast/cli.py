@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cyclecontrast import __version__
-from cyclecontrast.commands import COMMANDS, EVALUATIONS, RUNS, Command
+from cyclecontrast.api import COMMANDS, EVALUATIONS, RUNS, Command
 from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
 from cyclecontrast.errors import UserError, attempt, checked, did_you_mean
 

@@ -18,7 +18,7 @@ from cyclecontrast.loss.baseline_losses import (
 )
 from cyclecontrast.loss.losses import info_nce
 from cyclecontrast.loss.step import Losses, Needs, Objective, Step, Term, only_intra, own_and_fresh_in, own_in
-from cyclecontrast.model.heads import OrderHead, make_bottleneck_predictor, make_wide_predictor
+from cyclecontrast.models.heads import OrderHead, make_bottleneck_predictor, make_wide_predictor
 
 
 def vince(step: Step) -> Losses:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from cyclecontrast.data.further_views import FurtherFrames, no_further
 from cyclecontrast.data.pairs import NO_FRAMES
-from cyclecontrast.model.encoders import Features
-from cyclecontrast.model.heads import Encoded, Head, NoHead
+from cyclecontrast.models.encoders import Features
+from cyclecontrast.models.heads import Encoded, Head, NoHead
 
 NOTHING = Encoded((), (), ())
 

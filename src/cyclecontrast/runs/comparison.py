@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cyclecontrast.config import CompareConfig
-from cyclecontrast.report.results import ResultTable, summarize
-from cyclecontrast.report.runs import RunReport, read_runs
+from cyclecontrast.reporting.results import ResultTable, summarize
+from cyclecontrast.reporting.runs import RunReport, read_runs
 from cyclecontrast.runs.text_table import text_table
 
 OF_A_FOLDER = frozenset({"out", "resume"})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cyclecontrast.data.folder_walk import natural_order
 from cyclecontrast.errors import printable
-from cyclecontrast.train.run_folder import ABOUT, CONFIG, METRICS
+from cyclecontrast.training.run_folder import ABOUT, CONFIG, METRICS
 
 STORE = "store.json"
 OF_A_RUN = frozenset({CONFIG, ABOUT, METRICS})

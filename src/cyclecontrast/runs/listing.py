@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from cyclecontrast.config import ListConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluate.result import Result
-from cyclecontrast.report.results import RANDOM
-from cyclecontrast.report.runs import read_files, read_results
+from cyclecontrast.evaluation.result import Result
+from cyclecontrast.reporting.results import RANDOM
+from cyclecontrast.reporting.runs import read_files, read_results
 from cyclecontrast.runs.find import OF_A_RUN, find_runs
 from cyclecontrast.runs.text_table import text_table
 

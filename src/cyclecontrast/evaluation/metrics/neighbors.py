@@ -1,0 +1,139 @@
+"""Exact nearest neighbors in bounded memory; ties go to the lower index, so that results repeat."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from cyclecontrast.evaluation.metrics.arrays import Floats, Integers
+
+SIMILARITIES_AT_ONCE = 2**24
+NUMBERS_AT_ONCE = 2**18
+GROUPS, GROUPS_PER_NEIGHBOR = 1024, 16
+DIGEST_SIZE = 16
+
+
+class Neighbors(NamedTuple):
+    """Most similar gallery items of each query, nearest first; both (num_queries, k)."""
+
+    similarities: Floats
+    indices: Integers
+
+
+class Block(NamedTuple):
+    """Dot products of queries (num_queries, dim) with the gallery (num_queries, num_gallery).
+
+    `error` says how far rounding may have moved those of a query (num_queries,).
+    """
+
+    queries: Floats
+    similarities: Floats
+    error: Floats
+
+
+def unit_vectors(vectors: Floats) -> Floats:
+    """Scale each row to length 1; a row of zeros stays, and is similar to nothing."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: Floats = vectors / np.where(lengths > 0, lengths, 1)
+    return scaled
+
+
+def video_means(vectors: Floats, videos: Integers, num_videos: int) -> Floats:
+    """Average the vectors (num_images, dim) of each video, numbered by `videos` (num_images,) → (num_videos, dim)."""
+    counts = np.bincount(videos, minlength=num_videos)
+    if len(counts) != num_videos or not counts.all():
+        raise ValueError(f"{num_videos} videos, but vectors of {np.count_nonzero(counts)}")
+    starts = np.cumsum(counts) - counts
+    sums = np.add.reduceat(vectors[np.argsort(videos, kind="stable")], starts, axis=0, dtype=np.float64)
+    means: Floats = (sums / counts[:, None]).astype(vectors.dtype)
+    return means
+
+
+def first_equals(vectors: Floats) -> Integers:
+    """Return for each row (num_rows,) the number of the first that equals it bit by bit, be it itself."""
+    # Digests are sorted in place of rows, which are many times as long.
+    digests = (hashlib.blake2b(row, digest_size=DIGEST_SIZE).digest() for row in np.ascontiguousarray(vectors))
+    keys = np.frombuffer(b"".join(digests), np.dtype((np.void, DIGEST_SIZE)))
+    _, firsts, groups = np.unique(keys, return_index=True, return_inverse=True)
+    return firsts[groups]
+
+
+def first_copies(firsts: Integers, k: int) -> Integers:
+    """Return the rows, in their order, that fewer than k equal ones precede: no other is among the k nearest.
+
+    `firsts` (num_rows,) are those of `first_equals`. A network that says one thing of all leaves k rows to compare.
+    """
+    order = np.argsort(firsts, kind="stable")
+    grouped = firsts[order]
+    places = np.arange(len(order)) - np.searchsorted(grouped, grouped)
+    return np.sort(order[places < k])
+
+
+def nearest_neighbors(
+    gallery: Floats, queries: Floats, k: int, similarities_at_once: int = SIMILARITIES_AT_ONCE
+) -> Neighbors:
+    """Find the k rows of the gallery with the largest dot product with each query, in blocks of bounded memory."""
+    rivals = first_copies(first_equals(gallery), k)
+    blocks = similarity_blocks(gallery, queries, similarities_at_once)
+    found = [nearest_in_block(gallery, block, k, rivals) for block in blocks]
+    return Neighbors(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def similarity_blocks(
+    gallery: Floats, queries: Floats, similarities_at_once: int = SIMILARITIES_AT_ONCE
+) -> Iterator[Block]:
+    """Yield the dot products of all queries with the gallery, so many at once, or those of one query."""
+    num_rows = max(1, similarities_at_once // len(gallery))
+    longest = np.sqrt(np.einsum("id,id->i", gallery, gallery).max())
+    for start in range(0, max(len(queries), 1), num_rows):
+        rows = queries[start : start + num_rows]
+        similarities = rows @ gallery.T
+        # A sum of n products, in any order, is wrong by at most n·eps/2 of what the vectors' lengths allow.
+        error = gallery.shape[1] * np.finfo(similarities.dtype).eps / 2 * longest * np.linalg.norm(rows, axis=1)
+        yield Block(rows, similarities, error)
+
+
+def nearest_in_block(gallery: Floats, block: Block, k: int, rivals: Integers) -> Neighbors:
+    """Find the k nearest of the block's queries, among the rows that `first_copies` leaves.
+
+    Rounding differs between equal items, by their place in the block. So whatever may be among the k nearest is
+    multiplied again in double precision: neither the order nor ties depend on blocks, threads or BLAS.
+    """
+    if not 1 <= k <= len(gallery):
+        raise ValueError(f"{k} neighbors of a gallery of {len(gallery)}")
+    similarities = block.similarities if len(rivals) == len(gallery) else block.similarities[:, rivals]
+    bounds = _lower_bounds(similarities, k) - 2 * block.error
+    rows, places = np.divmod(np.flatnonzero(similarities >= bounds[:, None]), len(rivals))
+    indices = rivals[places]
+    exact = _products(gallery, block.queries, rows, indices)
+    order = np.lexsort((indices, -exact, rows))
+    firsts = np.searchsorted(rows, np.arange(len(bounds)))
+    chosen = order[firsts[:, None] + np.arange(k)]
+    return Neighbors(exact[chosen].astype(similarities.dtype), indices[chosen])
+
+
+def _lower_bounds(similarities: Floats, k: int) -> Floats:
+    """Return what the k nearest of each query reach at least (num_queries,), and few others do.
+
+    The k-th largest of the maxima of groups is never above the k-th largest of all, and takes one pass to find. Items
+    side by side, often frames of one video, fall into different groups.
+    """
+    num_queries, num_items = similarities.shape
+    num_groups = min(num_items, max(GROUPS, GROUPS_PER_NEIGHBOR * k))
+    group_size = num_items // num_groups
+    groups = similarities[:, : group_size * num_groups].reshape(num_queries, group_size, num_groups)
+    bounds: Floats = np.partition(groups.max(axis=1), num_groups - k, axis=1)[:, num_groups - k]
+    return bounds
+
+
+def _products(gallery: Floats, queries: Floats, rows: Integers, indices: Integers) -> Floats:
+    """Return the dot products of these pairs (num_pairs,): equal pairs give equal bits."""
+    at_once = max(1, NUMBERS_AT_ONCE // gallery.shape[1])
+    products = np.empty(len(rows))
+    for start in range(0, len(rows), at_once):
+        part = slice(start, start + at_once)
+        pairs = gallery[indices[part]].astype(np.float64)
+        pairs *= queries[rows[part]]
+        products[part] = pairs.sum(axis=1)
+    return products

@@ -1,0 +1,69 @@
+"""The demo: the whole path at a small size, its table, and how it judges."""
+
+import statistics
+from pathlib import Path
+
+import pytest
+from scipy.stats import ttest_rel
+
+import cyclecontrast as cc
+import cyclecontrast.demo_run as demo_module
+from cyclecontrast.data.synthetic import SyntheticSpec
+from cyclecontrast.demo_run import Demo, Row
+from cyclecontrast.errors import UserError
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Shrink the demo to seconds."""
+    spec = SyntheticSpec(
+        num_videos=24, num_categories=3, num_train_per_category=4, num_test_per_category=4, num_frames=4
+    )
+    monkeypatch.setattr(demo_module, "SyntheticSpec", lambda: spec)
+    monkeypatch.setattr(demo_module, "STEPS", 3)
+    monkeypatch.setattr(demo_module, "BACKBONE", "resnet10-small-w8")
+
+
+def test_the_demo_goes_the_whole_path(small, tmp_path, capsys):
+    """Videos, frames, runs, results and the page are there; the table has a row per method and a baseline."""
+    out = tmp_path / "demo"
+    done = cc.demo(out=out, compare=True, workers=0)
+    assert [row.name for row in done.rows] == ["random initialisation", "intra-image", "intra-video", "cycle"]
+    assert all(0 <= accuracy <= 1 for row in done.rows for accuracy in row.accuracies.values())
+    assert len(list((out / "made" / "videos").glob("*.mp4"))) == 24
+    assert done.report.stat().st_size > 10_000
+    assert "24 videos, 96 frames" in capsys.readouterr().err
+    assert "one seed proves nothing" in str(done)
+    again = cc.demo(out=out, workers=0)
+    assert [row.name for row in again.rows] == ["random initialisation", "cycle"]
+    assert again.rows[-1].accuracies == done.rows[-1].accuracies
+
+
+def test_the_demo_spares_what_is_not_its_own(tmp_path):
+    """A folder that is no earlier demo is refused and stays as it is."""
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not an earlier demo"):
+        cc.demo(out=tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        ((0.50, 0.52), (0.30, 0.31), "better"),
+        ((0.30, 0.31), (0.50, 0.52), "worse"),
+        ((0.30, 0.40), (0.33, 0.36), "within the noise of 2 seeds"),
+        ((0.50, 0.60), (0.40, 0.45), "within the noise of 2 seeds"),
+        ((0.30, 0.41, 0.60), (0.28, 0.38, 0.58), "better"),
+    ],
+)
+def test_a_gain_is_judged_by_its_noise(ours, theirs, verdict):
+    """The full method is called better or worse only where a paired t test over seeds at 5 % says so."""
+    significant = ttest_rel(ours, theirs).pvalue < 0.05
+    assert significant == (verdict in ("better", "worse"))
+    rows = [Row("cycle", {"knn": a, "linear": a}) for a in ours] + [
+        Row("intra-video", {"knn": a, "linear": a}) for a in theirs
+    ]
+    text = str(Demo(tuple(rows), Path("page.html"), 12.0))
+    assert f"knn {100 * (statistics.mean(ours) - statistics.mean(theirs)):+.1f} points ({verdict})" in text
+    assert f"± {100 * statistics.stdev(ours):.1f}" in text

@@ -1,0 +1,209 @@
+"""The protocol `finetune`: training end to end equals a plain loop, and the backbone that was given stays as it is."""
+
+import copy
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cyclecontrast.config import FinetuneConfig
+from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.pairs import ORDER, random_stream
+from cyclecontrast.errors import UserError
+from cyclecontrast.evaluation import evaluate, finetune, two_steps
+from cyclecontrast.evaluation.image_batches import CenterCrop
+from cyclecontrast.evaluation.random_views import RandomView
+from cyclecontrast.evaluation.sgd_probe import initial_head
+from cyclecontrast.evaluation.unfinished import Unfinished
+from cyclecontrast.models.backbone import make_backbone
+
+MODEL = "resnet10-small-w8"
+SETTINGS = {"image_size": 16, "workers": 0, "device": "cpu", "batch_size": 4, "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Dark and bright frames of 5 videos for training and 3 for the test, two each: separable."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    lists = {"train": [], "test": []}
+    for video in range(8):
+        split, label = "train" if video < 5 else "test", video % 2
+        for frame in range(2):
+            path = root / "frames" / f"{video}" / f"{frame}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = np.clip((60, 190)[label] + rng.normal(0, 30, (16, 18, 3)), 0, 255).astype(np.uint8)
+            cv2.imwrite(str(path), image)
+        lists[split].append(f"{video} {label}\n")
+    for split, lines in lists.items():
+        (root / f"{split}.txt").write_text("".join(lines))
+    return root
+
+
+def run(data, out, **settings):
+    """Evaluate into a folder of the test."""
+    return evaluate("finetune", f"random:{MODEL}", data, **{"out": out, **SETTINGS, **settings})
+
+
+def config(data, **settings):
+    """Return options for tiny images."""
+    return FinetuneConfig(model="in memory", data=data, **{**SETTINGS, **settings})
+
+
+def plain_training(backbone, images, settings):
+    """Train as the protocol says, with loops and formulas, and return network, head and the last epoch's loss."""
+    network, head = copy.deepcopy(backbone).train(), initial_head(backbone.dim, 2, settings.seed)
+    groups = [
+        (list(network.parameters()), settings.learning_rate),
+        (list(head.parameters()), settings.head_learning_rate),
+    ]
+    velocity = {parameter: 0 for parameters, _ in groups for parameter in parameters}
+    for epoch in range(settings.epochs):
+        order = random_stream(settings.seed, epoch, 0, ORDER).permutation(len(images.train)).tolist()
+        factor = 0.1 ** ((epoch >= 0.6 * settings.epochs) + (epoch >= 0.8 * settings.epochs))
+        losses = []
+        for start in range(0, len(order), settings.batch_size):
+            positions = order[start : start + settings.batch_size]
+            view = RandomView(settings.seed, epoch, settings.image_size)
+            views = np.stack([view(images.train.image(position), position) for position in positions])
+            pixels = (views / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+            logits = head(network(torch.tensor(pixels, dtype=torch.float32).permute(0, 3, 1, 2)))
+            chosen = logits.log_softmax(dim=1)[range(len(positions)), images.train.labels[positions]]
+            losses.append(-chosen.mean())
+            slopes = torch.autograd.grad(losses[-1], list(velocity))
+            rates = [rate for parameters, rate in groups for _ in parameters]
+            with torch.no_grad():
+                for parameter, slope, rate in zip(list(velocity), slopes, rates, strict=True):
+                    velocity[parameter] = 0.9 * velocity[parameter] + slope + settings.weight_decay * parameter
+                    parameter -= rate * factor * settings.batch_size / 256 * velocity[parameter]
+    return network.eval(), head.eval(), float(torch.stack(losses).detach().mean())
+
+
+def trained(data, settings, tmp_path, monkeypatch):
+    """Predict, and return the predictions with the classifier that made them."""
+    seen = []
+
+    def embed_items(classifier, *args, real=finetune.embed_items):
+        seen.append((classifier, real(classifier, *args)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(finetune, "embed_items", embed_items)
+    images = LabeledImages.open(data)
+    predictions = finetune.predict(make_backbone(MODEL).eval(), images, settings, Unfinished(tmp_path / "parts"))
+    return predictions, *seen[-1]
+
+
+def test_training_equals_a_plain_loop(data, tmp_path, monkeypatch):
+    """Views, order, both learning rates, momentum, decay, schedule and BatchNorm in training mode, written out."""
+    settings = config(data, epochs=5, learning_rate=1.0, head_learning_rate=4.0, weight_decay=0.01)
+    predictions, classifier, items = trained(data, settings, tmp_path, monkeypatch)
+    images = LabeledImages.open(data)
+    network, head, last_loss = plain_training(make_backbone(MODEL), images, settings)
+    assert predictions.details["last_loss"] == pytest.approx(last_loss, rel=1e-3)
+    ours = classifier.network[0].state_dict()
+    for name, expected in network.network.state_dict().items():
+        np.testing.assert_allclose(ours[name].numpy(), expected.numpy(), rtol=5e-3, atol=1e-4, err_msg=name)
+    pixels = np.stack([CenterCrop(16)(images.test.image(i), i) for i in range(len(images.test))])
+    with torch.no_grad():
+        logits = head(network(network.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2)))).numpy()
+    np.testing.assert_allclose(items.vectors, logits, rtol=5e-3, atol=2e-3)
+    assert predictions.table["ranked"].to_pylist() == np.argsort(-logits, axis=1).tolist()
+
+
+def test_a_video_is_the_mean_of_its_frames_softmax(data, tmp_path, monkeypatch):
+    """Not of logits, in which one frame that is sure of itself outvotes the others; the tag says so."""
+    predictions, classifier, items = trained(data, config(data, level="video"), tmp_path, monkeypatch)
+    images = LabeledImages.open(data).test
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.stack([CenterCrop(16)(images.image(i), i) for i in range(6)])).permute(0, 3, 1, 2)
+        logits = classifier.eval().network[0](classifier.normalise(pixels)).double().numpy()
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(items.vectors, softmax.reshape(3, 2, 2).mean(axis=1), rtol=1e-5)
+    assert predictions.tag == "finetune level=video mean=softmax"
+    assert predictions.table["id"].to_pylist() == ["5", "6", "7"]
+
+
+@pytest.mark.parametrize("level", ["frame", "video"])
+def test_it_learns_what_is_separable(data, tmp_path, level):
+    """Dark and bright are told apart without an error, at both levels, and the breakdown is that of all protocols."""
+    result = run(data, tmp_path, level=level, epochs=15, head_learning_rate=3.0)
+    assert result.metrics == {"top1": 1.0}
+    assert result.per_item["accuracy"] == [1.0, 1.0]
+    assert result.per_item["confusion"] == ([[2, 0], [0, 4]] if level == "frame" else [[1, 0], [0, 2]])
+    assert result.tag.startswith(f"finetune level={level}")
+
+
+def test_the_same_seed_gives_the_same_bits_and_the_backbone_stays_as_it_is(data, tmp_path, monkeypatch):
+    """With any number of workers; no parameter, buffer, gradient or mode of the one that was given changes."""
+    backbone = make_backbone(MODEL).train().requires_grad_(False)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    results = []
+    for workers in (0, 2):
+        settings = config(data, workers=workers, out=tmp_path / str(workers))
+        torch.manual_seed(workers)
+        result = two_steps.evaluate(backbone, finetune.open_data(settings), settings)
+        results.append((result.metrics, result.per_item, result.about.details, result.about.key))
+    assert results[0] == results[1]
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in backbone.parameters())
+    assert all(module.training for module in backbone.modules())
+    assert backbone.dim == make_backbone(MODEL).dim
+
+
+def test_all_layers_are_trained(data, tmp_path, monkeypatch):
+    """Every parameter moves and every BatchNorm learns, also of a backbone that was held fixed before."""
+    backbone = make_backbone(MODEL).requires_grad_(False)
+    monkeypatch.setattr(finetune, "make_classifier", lambda *_, real=finetune.make_classifier: real(backbone, 2, 0))
+    _, classifier, _ = trained(data, config(data), tmp_path, monkeypatch)
+    before = backbone.network.state_dict()
+    for name, value in classifier.network[0].state_dict().items():
+        assert not torch.equal(value, before[name]), name
+
+
+def test_a_last_batch_of_one_is_left_out(tmp_path):
+    """BatchNorm over one image of one pixel has no variance: five images in batches of four must not end the run."""
+    rng = np.random.default_rng(0)
+    for name in ("train/a/1", "train/a/2", "train/a/3", "train/b/1", "train/b/2", "val/a/1", "val/b/1"):
+        path = tmp_path / "data" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), rng.integers(0, 256, (8, 8, 3), np.uint8))
+    alone = make_backbone(MODEL).train()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        alone(torch.zeros(1, 3, 8, 8))
+    assert run(tmp_path / "data", tmp_path / "out", image_size=8).about.data.num_train == 5
+    for name in ("a/1", "a/2", "a/3", "b/1"):
+        (tmp_path / "data" / "train" / f"{name}.png").write_bytes(b"")
+    with pytest.raises(UserError, match="no batch has two training images"):
+        run(tmp_path / "data", tmp_path / "out", image_size=8)
+
+
+def test_batches_of_one_are_refused(data, tmp_path):
+    """All of them would be left out."""
+    with pytest.raises(UserError, match="batch_size: input should be greater than or equal to 2"):
+        run(data, tmp_path, batch_size=1)
+
+
+def test_a_training_that_explodes_is_an_error(data, tmp_path):
+    """No accuracy is reported for weights of nan; the line says what to change."""
+    with pytest.raises(UserError, match="lower learning_rate"):
+        run(data, tmp_path, learning_rate=1e30)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_real_clothes_are_classified_better_than_by_chance(shared, tmp_path):
+    """A few epochs from random weights know more of ten kinds of clothes than 1 in 10."""
+    settings = {"image_size": 32, "epochs": 6, "batch_size": 32, "workers": 1, "learning_rate": 0.2}
+    result = run(shared / "images" / "clothing10", tmp_path, **settings)
+    assert result.metrics["top1"] > 0.15
+    assert result.metrics["top5"] > 0.5
+
+
+def test_the_new_layer_starts_from_small_weights():
+    """As that of the linear probe does, and anew for each seed."""
+    heads = [finetune.make_classifier(make_backbone(MODEL), 300, seed).network[1] for seed in (0, 0, 1)]
+    assert isinstance(heads[0], nn.Linear)
+    assert float(heads[0].weight.detach().std()) == pytest.approx(0.01, rel=0.05)
+    assert torch.equal(heads[0].weight, heads[1].weight)
+    assert not torch.equal(heads[0].weight, heads[2].weight)

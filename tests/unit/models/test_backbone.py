@@ -1,0 +1,194 @@
+"""Networks: the same keys, features and stages as torchvision's, and random weights that a seed names."""
+
+import pytest
+import torch
+
+from cyclecontrast.errors import UserError
+from cyclecontrast.models.backbone import IMAGENET_MEAN, guarded_torchvision, load_timm, make_backbone
+
+SMALL = "resnet10-small-w8"
+
+
+def torchvision_resnet(name):
+    """torchvision's own network without its classifier, with random weights."""
+    guarded_torchvision()
+    from torchvision import models
+
+    torch.manual_seed(0)
+    network = models.get_model(name, weights=None)
+    network.fc = torch.nn.Identity()
+    return network
+
+
+def images(side, number=3):
+    """Normalised images."""
+    return torch.randn(number, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_networks_equal_torchvision(name):
+    """Keys, shapes and, with the same weights, features in both modes and running statistics are torchvision's."""
+    theirs, ours = torchvision_resnet(name), make_backbone(name)
+    weights = theirs.state_dict()
+    shapes = {key: value.shape for key, value in weights.items()}
+    assert {key: value.shape for key, value in ours.network.state_dict().items()} == shapes
+    ours.network.load_state_dict(weights)
+    assert ours.dim == (2048 if name == "resnet50" else 512)
+    batch = images(64, 2)
+    with torch.no_grad():
+        for mode in (True, False):
+            assert torch.allclose(ours.train(mode)(batch), theirs.train(mode)(batch), atol=1e-5)
+    for key, value in theirs.state_dict().items():
+        assert torch.allclose(ours.network.state_dict()[key], value, atol=1e-6), key
+
+
+def test_feature_maps_equal_torchvision():
+    """Stages 1 to 4 are torchvision's layer1 to layer4."""
+    theirs, ours = torchvision_resnet("resnet18").eval(), make_backbone("resnet18").eval()
+    ours.network.load_state_dict(theirs.state_dict())
+    x = images(40, 1)
+    expected = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
+    with torch.no_grad():
+        for stage in (1, 2, 3, 4):
+            expected = getattr(theirs, f"layer{stage}")(expected)
+            assert torch.allclose(ours.feature_map(x, stage), expected, atol=1e-5)
+        assert torch.allclose(ours(x), ours.feature_map(x, 4).mean((2, 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "sides", "channels"),
+    [
+        ("resnet10", (16, 8, 4, 2), (64, 128, 256, 512)),
+        ("resnet10-small", (64, 32, 16, 8), (64, 128, 256, 512)),
+        ("resnet18-small-w16", (64, 32, 16, 8), (16, 32, 64, 128)),
+        ("resnet50-w8", (16, 8, 4, 2), (32, 64, 128, 256)),
+    ],
+)
+def test_stages_of_small_and_narrow_networks(name, sides, channels):
+    """`-small` keeps the resolution of the stem, `-wN` sets the channels of the first stage."""
+    backbone = make_backbone(name).eval()
+    with torch.no_grad():
+        for stage in (1, 2, 3, 4):
+            side = sides[stage - 1]
+            assert backbone.feature_map(images(64, 1), stage).shape == (1, channels[stage - 1], side, side)
+        assert backbone(images(64, 1)).shape == (1, backbone.dim) == (1, channels[3])
+
+
+def test_there_is_no_stage_five():
+    """Stages outside of 1 to 4 are refused."""
+    for stage in (0, 5, -1):
+        with pytest.raises(ValueError, match="stages 1 to 4"):
+            make_backbone(SMALL).feature_map(images(8), stage)
+
+
+@pytest.mark.parametrize("name", ["resnet19", "resnet18-w0", "resnet18-w16-small", "ResNet18", "", "resnet101", "vit"])
+def test_unknown_names_get_a_hint(name):
+    """A name that does not exist is one line with those that do."""
+    with pytest.raises(UserError, match=r"resnet10, resnet18, .*resnet18-small-w32.*timm:<name>") as caught:
+        make_backbone(name)
+    assert len(caught.value.problems) == 1
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [SMALL, "timm:test_resnet"])
+def test_the_seed_names_the_weights(name):
+    """The same seed gives the same weights, another others, and nobody else's random numbers change."""
+    before = torch.get_rng_state()
+    first, again, other = (make_backbone(name, seed).network.state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+    torch.manual_seed(99)
+    assert all(torch.equal(first[key], value) for key, value in make_backbone(name, 1).network.state_dict().items())
+
+
+def test_seeding_leaves_gpus_alone(monkeypatch):
+    """The generators of GPUs are not seeded, because nothing puts them back."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded the GPUs"))
+    make_backbone(SMALL, 1)
+
+
+def test_random_weights_keep_the_scale():
+    """Convolutions are drawn as in He et al. over the fan-out, BatchNorm starts neutral."""
+    network = make_backbone("resnet18").network
+    for key, value in network.state_dict().items():
+        if value.ndim == 4:
+            fan_out = value.shape[0] * value.shape[2] * value.shape[3]
+            assert abs(value.std().item() / (2 / fan_out) ** 0.5 - 1) < 0.05, key
+        elif value.ndim == 1:
+            expected = 0.0 if key.endswith(("bias", "running_mean")) else 1.0
+            assert (value == expected).all(), key
+
+
+def test_normalise_is_that_of_imagenet():
+    """Bytes become (value / 255 - mean) / std per channel, and channels-last memory stays so."""
+    backbone = make_backbone(SMALL)
+    pixels = torch.randint(0, 256, (2, 5, 4, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    result = backbone.normalise(pixels)
+    for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
+        expected = (pixels[:, channel].double() / 255 - mean) / std
+        assert torch.allclose(result[:, channel].double(), expected, atol=1e-6)
+    assert result.dtype == torch.float32
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    backbone.mean, backbone.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    assert torch.allclose(backbone.normalise(pixels), pixels.float() / 127.5 - 1, atol=1e-6)
+
+
+# --- timm
+
+
+def test_timm_networks_are_backbones():
+    """timm:resnet18 has torchvision's keys, ImageNet's normalisation, and four stages."""
+    backbone = make_backbone("timm:resnet18").eval()
+    assert backbone.network.state_dict().keys() == make_backbone("resnet18").network.state_dict().keys()
+    assert (backbone.dim, backbone.image_size, backbone.source) == (512, 224, "random weights")
+    assert (backbone.name, backbone.mean) == ("timm:resnet18", IMAGENET_MEAN)
+    with torch.no_grad():
+        assert backbone(images(64, 1)).shape == (1, 512)
+        shapes = [backbone.feature_map(images(64, 1), stage).shape for stage in (1, 2, 3, 4)]
+    assert shapes == [(1, 64, 16, 16), (1, 128, 8, 8), (1, 256, 4, 4), (1, 512, 2, 2)]
+
+
+def test_timm_and_ours_are_one_network():
+    """With the same weights, timm's ResNet-18 and ours give the same features and maps."""
+    ours, theirs = make_backbone("resnet18").eval(), make_backbone("timm:resnet18").eval()
+    theirs.network.load_state_dict(ours.network.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(ours(images(64)), theirs(images(64)), atol=1e-5)
+        assert torch.allclose(ours.feature_map(images(64), 2), theirs.feature_map(images(64), 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_mambaout", "mobilenetv3_small_050"])
+def test_the_dimension_is_what_comes_out(name):
+    """Other architectures say truly how wide their output is, also where layers follow the pooling."""
+    backbone = make_backbone(f"timm:{name}").eval()
+    with torch.no_grad():
+        assert backbone(images(backbone.image_size, 1)).shape == (1, backbone.dim)
+
+
+@pytest.mark.parametrize("make", [make_backbone, load_timm])
+def test_unknown_timm_names_are_told(make):
+    """A name that timm does not know is one line."""
+    with pytest.raises(UserError, match="timm:resnet1888: timm cannot make it") as caught:
+        make("timm:resnet1888")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_timm_is_told(monkeypatch):
+    """Without the extra, the error says how to install it."""
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(UserError, match=r"pip install 'cyclecontrast\[timm\]'"):
+        make_backbone("timm:resnet18")
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_narrow_networks_can_be_trained_at_any_size(width):
+    """The backward pass of strided shortcuts of few channels in channels-last layout neither crashes nor is wrong."""
+    backbone = make_backbone(f"resnet10-small-w{width}").train().to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    backbone(images.to(memory_format=torch.channels_last)).square().sum().backward()
+    gradient = backbone.get_parameter("network.layer2.0.downsample.0.weight").grad
+    plain = make_backbone(f"resnet10-small-w{width}").train().double()
+    plain(images.double()).square().sum().backward()
+    expected = plain.get_parameter("network.layer2.0.downsample.0.weight").grad
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())

@@ -1,0 +1,57 @@
+"""Other strides of the same weights: against torchvision's dilation, and by the sizes of protocols.md."""
+
+import pytest
+import torch
+
+from cyclecontrast.errors import UserError
+from cyclecontrast.models.backbone import guarded_torchvision, make_backbone
+from cyclecontrast.models.stride import TOTAL_STRIDE_8, restride
+
+
+@pytest.mark.parametrize(("size", "cells"), [(120, 15), (239, 30), (255, 32)])
+@pytest.mark.parametrize("name", ["resnet18-w8", "resnet50-w8"])
+def test_the_feature_sizes_of_the_tracking_protocol(name, size, cells):
+    """Exemplar and search crops give 15, 30 and 32 cells at total stride 8."""
+    backbone = restride(make_backbone(name).eval(), *TOTAL_STRIDE_8)
+    with torch.inference_mode():
+        assert backbone.feature_map(torch.zeros(1, 3, size, size), 4).shape[-2:] == (cells, cells)
+
+
+def test_a_bottleneck_network_equals_torchvisions_dilation():
+    """Stages 3 and 4 dilated instead of strided give the same map as torchvision with the same weights."""
+    guarded_torchvision()
+    from torchvision.models import resnet50
+
+    backbone = make_backbone("resnet50").eval()
+    reference = resnet50(replace_stride_with_dilation=[False, True, True]).eval()
+    reference.load_state_dict(backbone.network.state_dict(), strict=False)
+    reference.avgpool = reference.fc = torch.nn.Identity()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours = restride(backbone, *TOTAL_STRIDE_8).feature_map(images, 4)
+        theirs = reference(images).view_as(ours)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_basic_block_is_dilated_in_its_first_convolution_alone():
+    """In stage 4 the first block has dilation 2 and the second 4, their second convolutions none."""
+    blocks = restride(make_backbone("resnet18-w8"), *TOTAL_STRIDE_8).network.layer4
+    assert [(block.conv1.dilation[0], block.conv2.dilation[0]) for block in blocks] == [(2, 1), (4, 1)]
+
+
+def test_the_given_backbone_stays_as_it_is():
+    """Strides change in a copy; the weights are the same."""
+    backbone = make_backbone("resnet10-w8").eval()
+    images = torch.zeros(1, 3, 64, 64)
+    dense = restride(backbone, (1, 2, 1, 1))
+    assert backbone.feature_map(images, 4).shape[-1] == 2
+    assert dense.feature_map(images, 4).shape[-1] == 8
+    assert all(
+        torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), dense.state_dict().values(), strict=True)
+    )
+
+
+def test_a_network_without_stages_of_ours_is_refused():
+    """A timm network has no strides that could be changed here."""
+    with pytest.raises(UserError, match="is no ResNet"):
+        restride(make_backbone("timm:resnet10t"), *TOTAL_STRIDE_8)
