@@ -21,7 +21,7 @@ from cyclecontrast.models.backbone import guarded_torchvision, make_backbone
 
 QUEUE_SIZE, DIM, TEMPERATURE, MOMENTUM = 65_536, 128, 0.2, 0.999
 ENDLESS = 10**7
-MOCO = {"objective": "intra-image", "queue_size": QUEUE_SIZE, "projector": "mlp", "projector_dim": DIM, "bn_groups": 1}
+MOCO = {"method": "intra-image", "queue_size": QUEUE_SIZE, "projector": "mlp", "projector_dim": DIM, "bn_groups": 1}
 OURS = (
     Way("MoCo's objective", MOCO, "≥ 1.00"),
     Way("the same in fp32", MOCO | {"precision": "fp32"}),

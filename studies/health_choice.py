@@ -35,11 +35,11 @@ from cyclecontrast.training.verdict import Known, Row, chosen_step
 DEVICE = torch.device("cpu")
 EVERY = 100
 TRAININGS: dict[str, dict[str, Any]] = {
-    "full method": {"objective": "cycle"},
-    "intra-image": {"objective": "intra-image"},
-    "full method at four times the rate": {"objective": "cycle", "learning_rate": 0.96},
+    "full method": {"method": "cycle"},
+    "intra-image": {"method": "intra-image"},
+    "full method at four times the rate": {"method": "cycle", "learning_rate": 0.96},
     "full method, without momentum and BatchNorm": {
-        "objective": "cycle",
+        "method": "cycle",
         "projector": "linear",
         "momentum_ramp": 10_000,
     },

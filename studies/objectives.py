@@ -54,7 +54,7 @@ def main() -> int:
         for name in asked.objectives or OBJECTIVES:
             run = Path(folder) / name
             options = shared | {"steps": asked.steps, "seed": asked.seed} | OPTIONS.get(name, {})
-            cc.pretrain(data=data.frames, out=run, objective=name, **options)
+            cc.pretrain(data=data.frames, out=run, method=name, **options)
             ours = accuracy(str(run))
             unclear |= not is_clear(ours, random)
             lines.append(f"{name}: {ours:.1%}, {'clearly above' if is_clear(ours, random) else 'not clearly above'}")

@@ -63,7 +63,7 @@ def train(data: Path, run: Path, objective: str, seed: int, options: dict[str, A
     if (run / "config.toml").exists():
         cc.pretrain(data=data, resume=run)
     else:
-        cc.pretrain(data=data, out=run, objective=objective, seed=seed, **options)
+        cc.pretrain(data=data, out=run, method=objective, seed=seed, **options)
 
 
 def evaluate(model: Path | str, asked: argparse.Namespace) -> dict[str, float]:

@@ -169,16 +169,16 @@ def pretrain(
     *,
     backbone: "str | nn.Module | None" = None,
     augmentation: "str | Augmentation | None" = None,
-    objective: "str | Objective | None" = None,
+    method: "str | Objective | None" = None,
     **settings: Any,
 ) -> "Run":
     """Train a backbone on videos without labels; the options are those of `cyclecontrast pretrain`.
 
     In place of a name, `backbone` takes a network of your own, from images (batch, 3, h, w) to vectors (batch, dim) or
-    a map; `augmentation` a function (frame, numpy generator, side) → view; `objective` an `Objective`. Resuming a run
+    a map; `augmentation` a function (frame, numpy generator, side) → view; `method` an `Objective`. Resuming a run
     takes the same again. Raises UserError.
     """
-    given = {"data": data, "backbone": backbone, "augmentation": augmentation, "objective": objective}
+    given = {"data": data, "backbone": backbone, "augmentation": augmentation, "method": method}
     values = {name: value for name, value in given.items() if value is not None} | settings
     command, problems = COMMANDS["pretrain"], list[str]()
     objects = {name: values[name] for name in list(given)[1:] if not isinstance(values.get(name, ""), str)}

@@ -154,6 +154,8 @@ def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
             continue
         decided = command.config is PretrainConfig and field_name in DECIDED_BY_AUTO
         _add_flag(parser, field_name, field, "auto; paper: " if decided else "")
+        if field_name == "method":
+            parser.add_argument("--objective", dest="method", help=argparse.SUPPRESS)
     return parser
 
 

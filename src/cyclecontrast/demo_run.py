@@ -92,7 +92,7 @@ def run_demo(config: DemoConfig) -> Demo:
     runs = [_train(config, frames, objective, seed) for objective in objectives for seed in range(config.seeds)]
     evaluate = partial(_evaluate, labeled, config.workers)
     rows = [evaluate("random initialisation", f"random:{BACKBONE}", runs[-1].out / "results")]
-    rows += [evaluate(run.objective, str(run.out), run.out / "results") for run in runs]
+    rows += [evaluate(run.method, str(run.out), run.out / "results") for run in runs]
     page = ReportConfig(runs=tuple(run.out for run in runs), out=config.out / "report.html", workers=config.workers)
     report = write_report(page)
     return Demo(tuple(rows), report.path, time.monotonic() - began)
@@ -119,7 +119,7 @@ def _train(config: DemoConfig, frames: Path, objective: str, seed: int) -> Pretr
     run = PretrainConfig(
         data=frames,
         out=config.out / "runs" / f"{objective}-{seed}",
-        objective=objective,
+        method=objective,
         backbone=BACKBONE,
         image_size=IMAGE_SIZE,
         min_crop=0.4,

@@ -66,7 +66,7 @@ class PretrainConfig(BaseModel):
         description="auto: sized from the data and the hardware; paper: its text; release: its script; "
         "the last two for vince, seco, simclr, simsiam, byol: what their own sources say",
     )
-    objective: Annotated[
+    method: Annotated[
         Literal["intra-image", "intra-video", "cycle", "cycle-only", "vince", "seco", "simclr", "simsiam", "byol"],
         OR_OWN,
         AS_TEXT,
@@ -179,7 +179,7 @@ class PretrainConfig(BaseModel):
         usual: dict[str, object] = {}
         if self.preset != "auto":
             usual = {name: field.default for name, field in type(self).model_fields.items()}
-            usual |= of_preset(self.preset, self.objective)
+            usual |= of_preset(self.preset, self.method)
         asked = {name for name in self.model_fields_set if name not in usual or getattr(self, name) != usual[name]}
         return set() if asked >= DECIDED_BY_AUTO - {"holdout"} else asked
 
@@ -187,8 +187,9 @@ class PretrainConfig(BaseModel):
     @classmethod
     def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Complete what is asked with the preset, or with the settings of the run to resume, which may not change."""
+        values = _with_method(values)
         if values.get("resume") is None:
-            preset = of_preset(str(values.get("preset")), str(values.get("objective"))) | values
+            preset = of_preset(str(values.get("preset")), str(values.get("method"))) | values
             return {k: v for k, v in preset.items() if k in values or k != "backbone" or values.get("init") is None}
         run = Path(str(values["resume"]))
         if not os.path.isfile(run / "config.toml"):  # a path's own method fails where the name is too long
@@ -202,7 +203,7 @@ class PretrainConfig(BaseModel):
             raise ValueError(
                 f"resume: {run / 'config.toml'} is damaged or was changed; copy the one of the last checkpoint over it"
             )
-        saved = tomllib.loads(text) | {"out": run}
+        saved = _with_method(tomllib.loads(text)) | {"out": run}
         before = {name: field.default for name, field in cls.model_fields.items()} | saved  # None is not written
         changed = [
             f"{name}: {before[name]} in the run, {value} asked"
@@ -224,15 +225,15 @@ class PretrainConfig(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         problems = [
-            f"{name} is for {' and '.join(objectives)} only, not for objective {self.objective}"
-            for name, objectives in BELONGS_TO.items()
-            if getattr(self, name) != type(self).model_fields[name].default and self.objective not in objectives
+            f"{name} is for {' and '.join(methods)} only, not for method {self.method}"
+            for name, methods in BELONGS_TO.items()
+            if getattr(self, name) != type(self).model_fields[name].default and self.method not in methods
         ]
         if self.momentum_rise and self.momentum_ramp and {"momentum_rise", "momentum_ramp"} <= self.model_fields_set:
             problems.append("momentum_rise excludes momentum_ramp; set --momentum-ramp 0")
         if self.select == "health" and self.health_every == 0:
             problems.append("select health needs measurements; leave out --health-every 0")
-        problems += self._misfits_of_the_support() if self.objective in ("cycle", "cycle-only") else []
+        problems += self._misfits_of_the_support() if self.method in ("cycle", "cycle-only") else []
         if problems:
             raise ValueError(*problems)
         return self
@@ -247,6 +248,13 @@ class PretrainConfig(BaseModel):
         if "support_size" in known and self.top_k is not None and self.top_k > self.support_size:
             problems.append(f"top_k ({self.top_k}) is more than support_size ({self.support_size})")
         return problems
+
+
+def _with_method(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with `objective`, the former name of `method`, under its name of today."""
+    if "objective" in values and "method" not in values:
+        return {("method" if name == "objective" else name): value for name, value in values.items()}
+    return values
 
 
 DECIDED_BY_AUTO = frozenset(

@@ -80,7 +80,7 @@ def _data(about: dict[str, Any]) -> str:
 def _method(settings: dict[str, Any]) -> str:
     if not settings:
         return "Not known."
-    name = settings["objective"]
+    name = settings["method"]
     return f"`{name}`: it learned from {learns_from(name)}. Every setting:\n\n```toml\n{tomli_w.dumps(settings)}```"
 
 

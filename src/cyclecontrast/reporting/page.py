@@ -161,7 +161,7 @@ def _summary(runs: Sequence[RunReport]) -> str:
     config, about = runs[0].config, runs[0].about
     return (
         f"An image backbone ({config.backbone}, {config.image_size} px) that learned without labels from "
-        f"{about['num_frames']:,} frames of {about['num_videos']:,} videos, by {learns_from(config.objective)}."
+        f"{about['num_frames']:,} frames of {about['num_videos']:,} videos, by {learns_from(config.method)}."
     )
 
 
@@ -170,7 +170,7 @@ def _facts(run: RunReport, with_status: bool) -> list[Fact]:
     total = int(about["num_steps"])
     steps = f"{run.steps_done:,}" if run.steps_done == total else f"{run.steps_done:,} of {total:,}"
     return [
-        Fact("Objective", config.objective),
+        Fact("Objective", config.method),
         Fact("Backbone", f"{config.backbone}, {config.image_size} px"),
         Fact("Steps", f"{steps}, {config.batch_size} videos each"),
         Fact("Trained on", f"{about['device']}, {about['precision']}"),
@@ -195,7 +195,7 @@ def _evaluating(run: RunReport) -> str:
 
 def _commands(run: RunReport) -> list[Fact]:
     folder, config = os.path.abspath(run.folder), run.config
-    of_user = [name for name in ("backbone", "augmentation", "objective") if is_own(getattr(config, name))]
+    of_user = [name for name in ("backbone", "augmentation", "method") if is_own(getattr(config, name))]
     again = f"cyclecontrast pretrain --config {shlex.quote(os.path.join(folder, 'config.toml'))} --out AGAIN"
     own_network = is_own(config.backbone)
     take = f"cyclecontrast export {shlex.quote(folder)}"

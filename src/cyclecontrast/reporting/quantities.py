@@ -24,7 +24,7 @@ class Quantity(NamedTuple):
 
 
 def _queue_candidates(run: RunReport) -> int | None:
-    needs = needs_of(run.config.objective)
+    needs = needs_of(run.config.method)
     return run.config.queue_size + 1 if needs is not None and needs.has_intra else None
 
 
@@ -33,7 +33,7 @@ def _intra_candidates(run: RunReport) -> int | None:
 
 
 def _cycle_candidates(run: RunReport) -> int | None:
-    needs = needs_of(run.config.objective)
+    needs = needs_of(run.config.method)
     if needs is None or not needs.has_cycle:
         return None
     return max(1, run.config.cycle_queue_size + _of_the_step(run) - run.config.support_size) + 1
@@ -41,7 +41,7 @@ def _cycle_candidates(run: RunReport) -> int | None:
 
 def _of_the_step(run: RunReport) -> int:
     """Return how many candidates a query has in the step itself: all that is enqueued but its own video's."""
-    needs = needs_of(run.config.objective)
+    needs = needs_of(run.config.method)
     if needs is None or not (run.config.batch_keys or needs.in_batch):
         return 0
     return needs.num_enqueued * (run.config.batch_size - 1)
@@ -55,7 +55,7 @@ def _of(
 
 
 def _has_weight(run: RunReport) -> bool:
-    needs = needs_of(run.config.objective)
+    needs = needs_of(run.config.method)
     return needs is None or needs.weighs_cycle
 
 

@@ -15,7 +15,7 @@ from cyclecontrast.reporting.runs import read_files, read_results
 from cyclecontrast.runs.find import OF_A_RUN, find_runs
 from cyclecontrast.runs.text_table import text_table
 
-HEAD = ("run", "changed", "status", "verdict", "objective", "backbone", "steps", "seed", "data", "best results", "note")
+HEAD = ("run", "changed", "status", "verdict", "method", "backbone", "steps", "seed", "data", "best results", "note")
 
 
 class Best(NamedTuple):
@@ -42,7 +42,7 @@ class Listed(NamedTuple):
     status: str = ""
     verdict: str = ""
     reason: str = ""
-    objective: str = ""
+    method: str = ""
     backbone: str = ""
     steps_done: int | None = None
     num_steps: int | None = None
@@ -58,7 +58,7 @@ class Listed(NamedTuple):
             f"{self.changed:%Y-%m-%d %H:%M}",
             "damaged" if self.problem else self.status.partition(":")[0],
             self.verdict,
-            self.objective,
+            self.method,
             self.backbone,
             steps,
             "" if self.seed is None else str(self.seed),
@@ -120,7 +120,7 @@ def _listed(folder: Path) -> Listed:
         status=about.get("status", ""),
         verdict=about.get("verdict", ""),
         reason=about.get("reason", ""),
-        objective=config.objective,
+        method=config.method,
         backbone=config.backbone,
         steps_done=int(metrics[-1]["step"]) if metrics else 0,
         num_steps=about["num_steps"],

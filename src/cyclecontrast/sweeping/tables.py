@@ -113,7 +113,7 @@ def rows_of(table: str, queue: int | None = None) -> tuple[Row, ...]:
             Row(str(weight), f"λ = {weight}", f"weight-{weight}", _cycle(cycle_weight=weight), weight)
             for weight in WEIGHTS
         )
-    return tuple(Row(key, name, name, {"objective": key}) for key, name in OBJECTIVES.items())
+    return tuple(Row(key, name, name, {"method": key}) for key, name in OBJECTIVES.items())
 
 
 def scaled(sizes: Sequence[int], share: float) -> tuple[int, ...]:
@@ -129,7 +129,7 @@ def _supports(table: str, sizes: Sequence[int], queue: int | None) -> tuple[Row,
     for size, own in zip(sizes, ours, strict=True):
         settings = _cycle(support_size=own, **keys)
         if table == "table5":
-            settings |= {"objective": "cycle-only", "own_key_in_support": True}
+            settings |= {"method": "cycle-only", "own_key_in_support": True}
         rows.append(Row(str(size), f"U = {own:,}", f"support-{own}", settings, own, _other(own, size)))
     if table == "table5":
         like = rows[1]
@@ -155,7 +155,7 @@ def _top_ks(queue: int | None) -> tuple[Row, ...]:
 
 
 def _cycle(**settings: Any) -> dict[str, Any]:
-    return {"objective": "cycle", **settings}
+    return {"method": "cycle", **settings}
 
 
 def _other(ours: int, papers: int) -> str:

@@ -86,7 +86,7 @@ def unread_options(config: PretrainConfig, own: Own = NOTHING_OWN) -> list[str]:
         "distinct_frames": not needs.same_frame,
         "self_temperature": config.self_batch,
         "epochs": config.steps is None,
-        "temperature": config.objective not in ("simsiam", "byol"),
+        "temperature": config.method not in ("simsiam", "byol"),
     }
     return [name for name, read in is_read.items() if not read and name in config.asked()]
 
@@ -191,5 +191,5 @@ def _make_backbone(config: PretrainConfig, given: Backbone | None) -> Backbone:
     backbone = given or make_backbone(config.backbone, config.seed)
     origin = f", begun with {backbone.source}" if config.init is not None and config.resume is None else ""
     backbone.image_size = config.image_size
-    backbone.source = f"cyclecontrast {config.objective}, preset {config.preset}, seed {config.seed}{origin}"
+    backbone.source = f"cyclecontrast {config.method}, preset {config.preset}, seed {config.seed}{origin}"
     return backbone

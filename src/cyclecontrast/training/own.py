@@ -25,7 +25,7 @@ class Own(NamedTuple):
 
     backbone: Backbone | None = None
     augmentation: Augmentation | None = None
-    objective: Objective | None = None
+    method: Objective | None = None
 
 
 NOTHING_OWN = Own()
@@ -35,7 +35,7 @@ def take_own(given: Mapping[str, Any]) -> Own:
     """Return what was given for each option; raises UserError with all that is nothing of its kind."""
     problems: list[str] = []
     takers: dict[str, Callable[[Any], Any]]
-    takers = {"backbone": _network, "augmentation": _augmentation, "objective": _objective}
+    takers = {"backbone": _network, "augmentation": _augmentation, "method": _method}
     taken = {name: attempt(partial(takers[name], value), problems) for name, value in given.items()}
     if problems:
         raise UserError(*problems)
@@ -69,7 +69,7 @@ def check_given(config: PretrainConfig, own: Own) -> None:
 
 def objective_of(config: PretrainConfig, own: Own) -> Objective:
     """Return the objective that the options name, or the user's own."""
-    return own.objective or pick_objective(config.objective, config.positives, config.own_key_in_support)
+    return own.method or pick_objective(config.method, config.positives, config.own_key_in_support)
 
 
 def recipe_of(config: PretrainConfig, own: Own) -> Recipe | Augmentation:
@@ -106,8 +106,8 @@ def _augmentation(value: object) -> object:
     return value
 
 
-def _objective(value: object) -> Objective:
-    _refuse_class("objective", value)
+def _method(value: object) -> Objective:
+    _refuse_class("method", value)
     if not isinstance(value, Objective):
         raise UserError(
             f"objective: a {type(value).__name__} is neither a name nor an Objective; say what it needs: "

@@ -50,7 +50,7 @@ def resolve(config: PretrainConfig, data: DataSize, machine: Machine, needs: Nee
 
     `needs` are those of an objective of the user's own; without them the objective is one of ours.
     """
-    needs = needs or OBJECTIVES[config.objective].needs
+    needs = needs or OBJECTIVES[config.method].needs
     chosen = {name: getattr(config, name) for name in config.model_fields_set}
     decided = auto_settings(chosen, data, machine, needs) if config.preset == "auto" else {}
     resolved = checked(PretrainConfig, config.model_dump() | decided | chosen)
@@ -75,14 +75,14 @@ def auto_settings(
     num_videos = max(1, data.num_videos - num_held_out(data.num_videos, holdout))  # too few are refused with the pairs
     image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu))
     backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
-    frames = FRAMES_OF_A_VIDEO.get(str(chosen.get("objective")), 1)
+    frames = FRAMES_OF_A_VIDEO.get(str(chosen.get("method")), 1)
     parts = machine.processes * int(chosen.get("accumulate", 1))
     batch_size = chosen.get("batch_size", _batch_size(num_videos, machine, frames, parts))
     steps = chosen.get("steps")
     epochs = _epochs(num_videos, batch_size, machine.cpu, steps)
     if steps is None:
         epochs = chosen.get("epochs", epochs)
-    needs = needs or OBJECTIVES[chosen.get("objective", "cycle")].needs
+    needs = needs or OBJECTIVES[chosen.get("method", "cycle")].needs
     keys = batch_size * needs.num_enqueued
     cycle_queue_size = chosen.get("cycle_queue_size", _power_of_two(max(num_videos, keys), 1024, 65_536))
     return {
@@ -108,7 +108,7 @@ def auto_settings(
         "warmup": 0.05,
         "schedule": "cosine",
         "holdout": holdout,
-    } | OF_OBJECTIVE.get(str(chosen.get("objective")), {})
+    } | OF_OBJECTIVE.get(str(chosen.get("method")), {})
 
 
 def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, needs: Needs) -> list[str]:
@@ -129,7 +129,7 @@ def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, nee
     if config.resume is not None:
         return problems
     if config.accumulate > 1 and (needs.compares_queries or config.self_batch):
-        what = "--self-batch" if config.self_batch else f"objective {config.objective}"
+        what = "--self-batch" if config.self_batch else f"objective {config.method}"
         problems.append(
             f"accumulate: {what} compares the queries of a whole batch with each other, and those of a part would miss "
             "the others; leave out --accumulate"
@@ -187,7 +187,7 @@ def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> i
 
 def _learning_rate(backbone: str, batch_size: int, chosen: dict[str, Any]) -> float:
     """Return a rate that grows with the batch: high for narrow networks, lower for others and behind given weights."""
-    of_narrow = 0.12 if chosen.get("objective") == "simsiam" else 0.48
+    of_narrow = 0.12 if chosen.get("method") == "simsiam" else 0.48
     match = NAME.fullmatch(backbone)
     narrow = match is not None and int(match[3] or 64) <= NARROW
     at_256 = 0.015 if chosen.get("init") is not None else of_narrow if narrow else 0.03

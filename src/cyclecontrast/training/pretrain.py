@@ -94,7 +94,7 @@ def _pretrain(world: World, config: PretrainConfig, own: Own = NOTHING_OWN) -> R
         training = make_training(config, backbone, total, hardware, own)
         begun = open_run(training, pairs)
         if unread and world.rank == 0:
-            console.print(f"plays no part in {config.objective}: {', '.join(unread)}")
+            console.print(f"plays no part in {config.method}: {', '.join(unread)}")
         with open_loggers(training) as loggers:
             with stop_signals() as stop:
                 row = _train(training, pairs, begun, loggers, stop)

@@ -95,7 +95,7 @@ SOURCE_FIGURES = {
 @pytest.mark.parametrize(("preset", "objective"), SOURCE_FIGURES)
 def test_presets_of_other_objectives_equal_their_source(preset, objective):
     """With a preset of sources an objective beside ours has its own source's figures, and what is asked stays."""
-    asked = {"preset": preset, "objective": objective}
+    asked = {"preset": preset, "method": objective}
     config = resolve(checked(PretrainConfig, BASE | asked), DataSize(1000, 256), Machine(cpu=True))
     expected = SOURCE_FIGURES[preset, objective]
     assert {name: getattr(config, name) for name in expected} == expected
@@ -108,7 +108,7 @@ def test_presets_of_other_objectives_equal_their_source(preset, objective):
 def test_auto_suits_any_objective(objective, num_videos):
     """`auto` gives every objective a valid config, decides nothing else, and counts VINCE's frames in its batch."""
     config, ours = (
-        resolve(PretrainConfig(**BASE, objective=name), DataSize(num_videos, 240), Machine(cpu=True))
+        resolve(PretrainConfig(**BASE, method=name), DataSize(num_videos, 240), Machine(cpu=True))
         for name in (objective, "cycle")
     )
     paper = PretrainConfig(**BASE, preset="paper")
@@ -129,7 +129,7 @@ def test_release_leaves_the_papers_negatives():
 
 def test_what_was_asked_is_known():
     """Options set by the user are told from those of a preset and from a config.toml, which sets all."""
-    own = {"momentum": 0.5, "objective": "simsiam"}
+    own = {"momentum": 0.5, "method": "simsiam"}
     for preset in ("auto", "paper", "release"):
         config = checked(PretrainConfig, BASE | own | {"preset": preset})
         assert config.asked() - {"data", "out", "preset"} == own.keys()
@@ -182,8 +182,8 @@ def test_auto_is_sized_on_the_videos_trained_on(num_videos, asked):
         ({"batch_size": 8, "bn_groups": 5}, 1, "bn_groups: 5 groups of a batch of 8 .* set --bn-groups 4 or less"),
         ({"batch_size": 8, "queue_size": 7}, 1, "queue_size: 7 is less than the 8 keys of a step"),
         ({"batch_size": 8, "cycle_queue_size": 7, "support_size": 2}, 1, "^cycle_queue_size: 7 is less than the 8"),
-        ({"batch_size": 8, "queue_size": 31, "objective": "vince"}, 1, "queue_size: 31 is less than the 32 keys"),
-        ({"batch_size": 8, "queue_size": 8, "objective": "simclr", "bn_groups": 8}, 1, None),
+        ({"batch_size": 8, "queue_size": 31, "method": "vince"}, 1, "queue_size: 31 is less than the 32 keys"),
+        ({"batch_size": 8, "queue_size": 8, "method": "simclr", "bn_groups": 8}, 1, None),
         ({"batch_size": 8, "queue_size": 8, "cycle_queue_size": 8, "support_size": 7, "bn_groups": 4}, 1, None),
         ({"preset": "paper", "batch_size": 8}, 1, None),
     ],
@@ -202,7 +202,7 @@ def test_what_does_not_fit_a_step_is_refused(asked, processes, words):
 @pytest.mark.parametrize("objective", ["cycle", "vince", "seco"])
 def test_auto_suits_any_batch(batch_size, objective):
     """Around a batch that was asked for, `auto` decides queues that hold a step's keys, and groups of two or more."""
-    asked = {"batch_size": batch_size, "objective": objective}
+    asked = {"batch_size": batch_size, "method": objective}
     config = resolve(PretrainConfig(**BASE, **asked), DataSize(300, 64), Machine(cpu=True))
     assert config.queue_size >= batch_size * {"cycle": 1, "vince": 4, "seco": 3}[objective]
     assert config.cycle_queue_size >= batch_size
@@ -221,12 +221,12 @@ def test_steps_go_before_epochs():
 @pytest.mark.parametrize(
     ("asked", "unread"),
     [
-        ({"objective": "intra-image", "mask_own_video": False, "distinct_frames": False}, True),
-        ({"objective": "intra-video", "mask_own_video": False, "distinct_frames": False}, False),
-        ({"objective": "simclr", "batch_keys": False}, True),
-        ({"objective": "simclr", "positives": "video", "distinct_frames": False}, False),
-        ({"objective": "vince", "self_temperature": 0.1}, True),
-        ({"objective": "vince", "self_temperature": 0.1, "self_batch": True}, False),
+        ({"method": "intra-image", "mask_own_video": False, "distinct_frames": False}, True),
+        ({"method": "intra-video", "mask_own_video": False, "distinct_frames": False}, False),
+        ({"method": "simclr", "batch_keys": False}, True),
+        ({"method": "simclr", "positives": "video", "distinct_frames": False}, False),
+        ({"method": "vince", "self_temperature": 0.1}, True),
+        ({"method": "vince", "self_temperature": 0.1, "self_batch": True}, False),
     ],
 )
 def test_options_without_a_part_are_known(asked, unread):
@@ -250,7 +250,7 @@ def test_all_mistakes_are_listed_at_once():
 
 def test_what_does_not_fit_is_told_beside_what_is_wrong():
     """Combinations are looked at although other options are wrong, but for those that the wrong ones belong to."""
-    asked = {"sped": 1, "batch_size": 0, "objective": "cycel", "positives": "video", "top_k": 9, "support_size": 5}
+    asked = {"sped": 1, "batch_size": 0, "method": "cycel", "positives": "video", "top_k": 9, "support_size": 5}
     with pytest.raises(UserError) as error:
         checked(PretrainConfig, asked | {"select": "health", "health_every": 0, "out": ""})
     told = [problem.split()[0] for problem in error.value.problems]
@@ -286,12 +286,12 @@ def test_a_mistake_is_one_line_whatever_was_given():
         ({"momentum": 1.0}, "less than 1"),
         ({"learning_rate": float("nan")}, "finite number"),
         ({"device": "gpu"}, "device"),
-        ({"objective": "cycle-only", "cycle_queue_size": 100, "support_size": 100}, "leaves no negatives"),
+        ({"method": "cycle-only", "cycle_queue_size": 100, "support_size": 100}, "leaves no negatives"),
         (
-            {"objective": "cycle", "own_key_in_support": True},
+            {"method": "cycle", "own_key_in_support": True},
             "own_key_in_support is for cycle-only only, not for objective cycle",
         ),
-        ({"objective": "seco", "self_batch": True}, "self_batch is for vince only"),
+        ({"method": "seco", "self_batch": True}, "self_batch is for vince only"),
         ({"positives": "video"}, "positives is for simclr and simsiam and byol only"),
         ({"momentum_rise": True, "momentum_ramp": 10}, "momentum_rise excludes momentum_ramp"),
         ({"steps": True}, "steps: input should be a number, not True"),
@@ -350,7 +350,7 @@ def test_simsiam_is_slower_on_narrow_networks():
     """SimSiam at the rate of the others does not learn on a narrow network, and takes theirs on wide ones."""
     rates = {
         (objective, backbone): resolve(
-            PretrainConfig(**BASE, objective=objective, backbone=backbone), DataSize(1000, 64), Machine(cpu=True)
+            PretrainConfig(**BASE, method=objective, backbone=backbone), DataSize(1000, 64), Machine(cpu=True)
         ).learning_rate
         for objective in ("simsiam", "byol")
         for backbone in ("resnet18-small-w16", "resnet18")

@@ -37,12 +37,12 @@ def problems_of(values):
 
 def test_checked_returns_the_config():
     """Values without a mistake become the config, with the defaults of the rest."""
-    assert checked(Options, {"batch_size": 8}) == Options(batch_size=8, steps=1, objective="cycle")
+    assert checked(Options, {"batch_size": 8}) == Options(batch_size=8, steps=1, method="cycle")
 
 
 def test_checked_lists_every_mistake_at_once():
     """Unknown, missing and wrong values come out together, each with what helps to mend it."""
-    problems = problems_of({"stepz": 3, "steps": 0, "objective": "intra-vidoe"})
+    problems = problems_of({"stepz": 3, "steps": 0, "method": "intra-vidoe"})
     assert len(problems) == 4
     told = "\n".join(problems)
     assert "batch_size is missing" in told
@@ -58,7 +58,7 @@ def test_checked_tells_what_excludes_each_other():
 
 def test_every_problem_is_one_line():
     """A value with line breaks does not break the line."""
-    assert all("\n" not in line for line in problems_of({"batch_size": "a\nb", "objective": "c\nd"}))
+    assert all("\n" not in line for line in problems_of({"batch_size": "a\nb", "method": "c\nd"}))
 
 
 def test_the_hint_needs_a_similar_word():

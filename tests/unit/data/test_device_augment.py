@@ -285,7 +285,7 @@ def test_the_report_shows_finished_views(on_device):
 
 def test_an_objective_of_many_views_trains(tree, tmp_path):
     """VINCE's eight views are finished, each with its own numbers: its loss is that of the workers' views, nearly."""
-    settings = LINEAR | {"objective": "vince", "steps": 1, "health_every": 0}
+    settings = LINEAR | {"method": "vince", "steps": 1, "health_every": 0}
     first, second = (run(tree, tmp_path / name, augment_on=name, **settings).metrics for name in ("cpu", "device"))
     assert first["loss"] == pytest.approx(second["loss"], rel=0.02)
 

@@ -90,7 +90,7 @@ def run_folder(folder, backbone):
     run.mkdir(parents=True)
     save_backbone(backbone, run)
     start = str(folder / "secret" / "start.pth")
-    write_config(run, PretrainConfig(data=folder / "secret" / "videos", out=run, objective="intra-video", init=start))
+    write_config(run, PretrainConfig(data=folder / "secret" / "videos", out=run, method="intra-video", init=start))
     write_about(run, ABOUT)
     for content, value in ((fingerprint(backbone), 0.4321), ("0" * 16, 0.9876)):
         model = ModelInfo(backbone.name, "secret", content)

@@ -31,7 +31,7 @@ def make(objective, **changes):
         "learning_rate": 0.1,
         "schedule": "cosine",
     }
-    config = PretrainConfig(data="d", out="o", objective=objective, **(settings | changes))
+    config = PretrainConfig(data="d", out="o", method=objective, **(settings | changes))
     return make_training(config, make_backbone("resnet10-small-w8"), 10, HARDWARE)
 
 

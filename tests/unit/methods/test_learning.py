@@ -65,7 +65,7 @@ def same_video_first(backbone, tree):
 
 def train(tree, out, objective, **changes):
     """Train, and return the backbone and the loss of every step."""
-    done = pretrain(PretrainConfig(data=tree, out=out, objective=objective, **(SETTINGS | changes)))
+    done = pretrain(PretrainConfig(data=tree, out=out, method=objective, **(SETTINGS | changes)))
     losses = [json.loads(line)["loss"] for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
     return done.backbone, losses
 

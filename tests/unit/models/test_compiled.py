@@ -75,7 +75,7 @@ def test_a_compiled_run_goes_on_with_or_without(tree, tmp_path, graphs):
 
 def test_objectives_without_momentum_encoder_compile(tree, tmp_path, graphs):
     """SimCLR has one encoder, whose two passes share what was compiled."""
-    run(tree, tmp_path / "run", compile=True, objective="simclr", **FP32)
+    run(tree, tmp_path / "run", compile=True, method="simclr", **FP32)
     assert len(graphs) == 1
 
 

@@ -375,9 +375,7 @@ def test_several_runs_side_by_side(tmp_path):
     """Runs are told apart by name; repetitions share a color, and their results have a mean and a deviation."""
     data = write_frames(tmp_path / "data", ["a", "b", "c"])
     runs = [write_run(tmp_path / "x" / f"run{seed}", data, seed) for seed in (0, 1)]
-    runs.append(
-        write_run(tmp_path / "y" / "run1", data, objective="intra-video", rows=[metrics_row(20, cycle_loss=None)])
-    )
+    runs.append(write_run(tmp_path / "y" / "run1", data, method="intra-video", rows=[metrics_row(20, cycle_loss=None)]))
     for run, value in zip(runs, (0.5, 0.7, 0.2), strict=True):
         write_result(run, {"top1": value}, data="labeled" if run != runs[2] else "other")
     page = report(*runs)
@@ -454,7 +452,7 @@ def test_chance_lines(made):
 
 def test_chance_lines_count_the_keys_of_the_step(tmp_path):
     """Guessing is also among the step's keys where they are candidates; cycles need no intra loss for their line."""
-    options = {"objective": "cycle-only", "batch_keys": True}
+    options = {"method": "cycle-only", "batch_keys": True}
     page = report(write_run(tmp_path / "run", write_frames(tmp_path / "data", ["a", "b"]), **options))
     assert f"chance {math.log(1024 + 3 - 256 + 1):.2f}" in page.text
     assert f"chance {math.log(1024 + 3 + 1):.2f}" not in page.text
@@ -502,7 +500,7 @@ def test_a_run_without_health_has_none_on_its_page(tmp_path):
 def test_every_objective_has_its_words(tmp_path, objective, words):
     """The page says what a run learned from; without a queue there is no chance of guessing a key."""
     rows = [metrics_row(step, cycle_loss=None, cycle_closed=None) for step in (10, 20)]
-    run = write_run(tmp_path / "run", write_frames(tmp_path / "data", ["a", "b"]), rows=rows, objective=objective)
+    run = write_run(tmp_path / "run", write_frames(tmp_path / "data", ["a", "b"]), rows=rows, method=objective)
     text = report(run).text
     assert words in text.split("12,345 videos, by ")[1].split(".")[0]
     assert ("chance" in text) == (objective == "seco")
@@ -512,7 +510,7 @@ def test_every_objective_has_its_words(tmp_path, objective, words):
 @pytest.mark.parametrize("objective", ["cycle", "cycle-only", "intra-video"])
 def test_a_weight_is_shown_where_there_is_one(tmp_path, objective):
     """λ has a chart only where it weighs a cycle loss against another, whatever older runs have noted."""
-    run = write_run(tmp_path / "run", write_frames(tmp_path / "data", ["a", "b"]), objective=objective)
+    run = write_run(tmp_path / "run", write_frames(tmp_path / "data", ["a", "b"]), method=objective)
     assert ("Weight of the cycle loss (λ)" in report(run).text) == (objective == "cycle")
 
 

@@ -68,7 +68,7 @@ def root(tmp_path_factory):
     data = write_frames(root / "data", [*ODD, *(f"video{number}" for number in range(14))], num_frames=4)
     cc.pretrain(data, out=root / RUN, steps=60, log_every=5, holdout=0, **TINY)
     write_result(root / RUN, {"top1": 0.625, "top5": 0.875}, model="resnet10-small-w4", notes=("a <note>",))
-    cc.pretrain(data, out=root / "other1", steps=2, objective="intra-video", report=False, **TINY)
+    cc.pretrain(data, out=root / "other1", steps=2, method="intra-video", report=False, **TINY)
     write_result(root / "other1", {"top1": 0.5, "top5": 0.75})
     return root
 

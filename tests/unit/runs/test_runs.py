@@ -44,7 +44,7 @@ def made(labeled, tmp_path_factory):
     for name, changes in {
         "a/one": {"seed": 1},
         "a/two": {"seed": 2},
-        "other": {"seed": 1, "objective": "intra-video", "temperature": 0.3},
+        "other": {"seed": 1, "method": "intra-video", "temperature": 0.3},
     }.items():
         run(tree, root / name, **(OPTIONS | changes))
         for k in (1, 3):
@@ -204,7 +204,7 @@ def test_the_settings_that_differ_are_shown_alone(made):
     found = cc.runs.compare(made / "a" / "one", made / "other", made / "a" / "two")
     assert [one.name for one in found.runs] == ["one", "two", "other"]
     assert {line.name: line.cells for line in found.settings} == {
-        "objective": ("cycle", "cycle", "intra-video"),
+        "method": ("cycle", "cycle", "intra-video"),
         "temperature": ("0.2", "0.2", "0.3"),
         "seed": ("1", "2", "1"),
     }

@@ -69,7 +69,7 @@ def values_of(sweep):
 def test_a_sweep_is_what_the_single_commands_give(swept, tracks, tmp_path):
     """A cell's metrics are those of pretrain, then evaluate, with the same settings and seed."""
     settings = {name: TINY[name] for name in TINY if name not in ("small", "seeds", "jobs")}
-    run = cc.pretrain(tracks, out=tmp_path / "run", objective="intra-video", seed=1, **settings)
+    run = cc.pretrain(tracks, out=tmp_path / "run", method="intra-video", seed=1, **settings)
     knn = cc.evaluate("knn", run.folder, tracks, k=(20,), seed=1, workers=0, device="cpu")
     linear = cc.evaluate("linear", run.folder, tracks, seed=1, workers=0, device="cpu")
     values = values_of(swept)["intra-video"]
@@ -353,7 +353,7 @@ def test_a_sweep_of_an_older_version_goes_on_where_auto_decides_the_same(swept, 
         objective, seed = note.stem.replace("full", "cycle").split("-seed")
         asked = {name: TINY[name] for name in ("backbone", "image_size", "batch_size", "steps", "flip")}
         data = json.loads(note.read_text())["data"]
-        note.write_text(json.dumps({**asked, "objective": objective, "seed": int(seed), "data": data}))
+        note.write_text(json.dumps({**asked, "method": objective, "seed": int(seed), "data": data}))
     trained, train = [], cells.pretrain
     monkeypatch.setattr(cells, "pretrain", lambda config: trained.append(config.out.name) or train(config))
     assert values_of(cc.sweep("table4", tracks, out=out, **TINY | {"seeds": 2})) == values_of(swept)
@@ -442,7 +442,7 @@ def test_the_papers_sizes_are_the_papers_without_small():
     assert {one["support_size"] for one in knobs["table7"]} == {16384}
     assert knobs["table8"] == [{"cycle_weight": weight} for weight in (0.05, 0.1, 0.3, 0.5, 0.7, 1.0)]
     assert [row.settings for row in rows_of("table4")] == [
-        {"objective": name} for name in ("intra-image", "intra-video", "cycle")
+        {"method": name} for name in ("intra-image", "intra-video", "cycle")
     ]
 
 

@@ -25,7 +25,7 @@ def begin(objective, accumulate, backbone=WITHOUT_BATCHNORM, **changes):
     """Build a small training."""
     settings = {"projector_dim": 16, "queue_size": 64, "cycle_queue_size": 64, "support_size": 12, "bn_groups": 2}
     settings |= {"temperature": 0.2, "learning_rate": 0.1, "schedule": "cosine", "projector": "linear"}
-    settings |= {"objective": objective, "accumulate": accumulate}
+    settings |= {"method": objective, "accumulate": accumulate}
     config = PretrainConfig(data="d", out="o", **(settings | changes))
     return make_training(config, make_backbone(backbone, 0), 10, HARDWARE)
 
@@ -149,7 +149,7 @@ def test_a_resumed_run_in_parts_is_the_same_run(tree, tmp_path):
     [
         ({"accumulate": 3}, "batch_size: 8 does not give each of 3 parts equally many videos"),
         ({"accumulate": 8}, "batch_size: 8 does not give each of 8 parts"),
-        ({"accumulate": 2, "objective": "simclr"}, "accumulate: objective simclr compares the queries of a whole"),
+        ({"accumulate": 2, "method": "simclr"}, "accumulate: objective simclr compares the queries of a whole"),
         ({"accumulate": 0}, "accumulate: "),
     ],
 )
@@ -163,6 +163,6 @@ def test_what_parts_cannot_do_is_refused(tree, tmp_path, capsys, changes, told):
 
 def test_self_batch_is_refused(tree, tmp_path, capsys):
     """VINCE's contrast of the queries among themselves wants the whole batch."""
-    options = asked(tree, tmp_path / "run", steps=1, accumulate=2, objective="vince", **{"queue-size": 32})
+    options = asked(tree, tmp_path / "run", steps=1, accumulate=2, method="vince", **{"queue-size": 32})
     assert main(["pretrain", *options, "--self-batch"]) == 2
     assert "accumulate: --self-batch compares the queries" in capsys.readouterr().err

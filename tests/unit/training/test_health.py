@@ -234,9 +234,9 @@ def watched(tree):
     return watch(make_health_pairs(config, make_pairs(config, FrameStore.open(tree))))
 
 
-def make_tiny_training(tree, objective="cycle", **changes):
+def make_tiny_training(tree, method="cycle", **changes):
     """Build a training that has not begun."""
-    config = PretrainConfig(data=tree, out="o", objective=objective, **(TINY | {"projector": "mlp-bn"} | changes))
+    config = PretrainConfig(data=tree, out="o", method=objective, **(TINY | {"projector": "mlp-bn"} | changes))
     hardware = Hardware(torch.device("cpu"), "fp32", World(0, 1))
     return make_training(config, make_backbone("resnet10-small-w8"), 10, hardware)
 
@@ -644,7 +644,7 @@ def test_equal_networks_are_seldom_called_better(num_videos):
 TRAINING = {
     "backbone": "resnet10-small-w8",
     "image_size": 16,
-    "objective": "intra-video",
+    "method": "intra-video",
     "projector": "linear",
     "augmentation": "moco-v1",
     "min_crop": 0.5,

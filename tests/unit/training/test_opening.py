@@ -97,13 +97,13 @@ def test_what_cannot_fit_into_memory_is_refused(tree, tmp_path, monkeypatch):
     for asked, words in (
         ({"queue_size": 10**9}, "GB are needed at least, .* for the queues, and 10.0 are free; lower queue_size"),
         (
-            {"objective": "byol", "projector_dim": 10**6},
+            {"method": "byol", "projector_dim": 10**6},
             "for the weights, .* lower projector_dim or take a smaller backbone",
         ),
         ({"backbone": "resnet50-w999"}, "for the weights"),
         ({"image_size": 8192, "batch_size": 40}, "for the views, .* lower batch_size or image_size"),
         (
-            {"init": "random:resnet18", "backbone": "auto", "objective": "byol", "projector_dim": 10**5},
+            {"init": "random:resnet18", "backbone": "auto", "method": "byol", "projector_dim": 10**5},
             "for the weights",
         ),
     ):
@@ -126,7 +126,7 @@ def test_problems_of_all_kinds_come_together(tree, tmp_path, monkeypatch):
 
 def test_the_least_memory_is_that_of_its_parts(tmp_path):
     """What is counted equals the weights, queues and views that the training then has, byte by byte."""
-    asked = {"objective": "cycle", "queue_size": 100, "cycle_queue_size": 60, "support_size": 8, "projector_dim": 5}
+    asked = {"method": "cycle", "queue_size": 100, "cycle_queue_size": 60, "support_size": 8, "projector_dim": 5}
     config = checked(PretrainConfig, {"data": "d", "out": "o", "preset": "paper", **SMALL, **asked})
     backbone, dim = 4 * sum(weight.numel() for weight in cc.load_backbone("random:resnet10-small-w1").parameters()), 8
     weights, queues, views, similarities = least_memory(config, None, processes=2)

@@ -148,7 +148,7 @@ def test_a_file_of_a_network_needs_it(tree, tmp_path, capsys):
 def test_a_stopped_run_goes_on_to_the_bit(tree, tmp_path, monkeypatch):
     """With all three of the user's, stopped half-way and resumed with new objects, a run is as if undisturbed."""
     options = OPTIONS | {"checkpoint_every": 2, "holdout": 0.2, "health_every": 1, "select": "health"}
-    own = {"augmentation": corner, "objective": BY_HAND}
+    own = {"augmentation": corner, "method": BY_HAND}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     cc.pretrain(tree, out=whole, backbone=seeded(Net), **own, **options)
     original = module.train_step
@@ -376,7 +376,7 @@ def test_an_objective_of_ones_own_trains_as_the_built_in_one(tree, tmp_path, nam
     """Passed as an object, an objective of ours gives the same metrics and weights to the bit as by its name."""
     # what `auto` decides for a name, which it does not know of an objective of the user's
     options = SMALL | {"cycle_start": 0.0}
-    cc.pretrain(tree, out=tmp_path / "ours", objective=name, **options)
+    cc.pretrain(tree, out=tmp_path / "ours", method=name, **options)
     cc.pretrain(tree, out=tmp_path / "own", objective=OBJECTIVES[name], **options)
     assert f'objective = "own:{name}"' in (tmp_path / "own" / "config.toml").read_text()
     assert lines_of(tmp_path / "ours") == lines_of(tmp_path / "own")
@@ -387,7 +387,7 @@ def test_an_objective_of_ones_own_trains_as_the_built_in_one(tree, tmp_path, nam
 def test_an_objective_written_by_hand_computes_the_same(tree, tmp_path):
     """Written out from the features of a step, the intra-video loss is the built-in one, and its term is measured."""
     options = SMALL | {"precision": "fp32", "batch_keys": False}
-    cc.pretrain(tree, out=tmp_path / "ours", objective="intra-video", **options)
+    cc.pretrain(tree, out=tmp_path / "ours", method="intra-video", **options)
     cc.pretrain(tree, out=tmp_path / "own", objective=BY_HAND, **options)
     ours, own = lines_of(tmp_path / "ours"), lines_of(tmp_path / "own")
     np.testing.assert_allclose([row["loss"] for row in own], [row["loss"] for row in ours], rtol=1e-4)
@@ -415,7 +415,7 @@ def test_an_objective_written_by_hand_computes_the_same(tree, tmp_path):
 )
 def test_an_objective_that_does_not_fit_is_refused(tree, tmp_path, objective, words):
     """What is no objective, or needs what contradicts itself, is told in a line before anything is made."""
-    (problem,) = refusal(tree, out=tmp_path / "run", objective=objective, **SMALL)
+    (problem,) = refusal(tree, out=tmp_path / "run", method=objective, **SMALL)
     assert problem.startswith(words)
 
 
@@ -511,7 +511,7 @@ def test_the_graph_of_a_network_gives_its_vectors(tmp_path):
 
 def test_the_page_says_what_it_cannot_show(tree, tmp_path):
     """The report of a run with all three charts the objective's term, and says why views and neighbors are absent."""
-    own = {"backbone": Net(), "augmentation": corner, "objective": BY_HAND}
+    own = {"backbone": Net(), "augmentation": corner, "method": BY_HAND}
     run = cc.pretrain(tree, out=tmp_path / "run", **own, **OPTIONS | {"holdout": 0.2, "health_every": 2}).folder
     assert "cyclecontrast.evaluate(&#39;knn&#39;, " in cc.report(run, workers=0).path.read_text()
     result = cc.evaluate(
@@ -561,7 +561,7 @@ def test_a_protocol_without_its_functions_is_refused(tmp_path):
 
 def test_names_of_ones_own_are_plain_words():
     """A config holds the name of a user's own as plain data, and no other text."""
-    named = {"backbone": "own:Net", "augmentation": "own:corner", "objective": "own:by_hand"}
+    named = {"backbone": "own:Net", "augmentation": "own:corner", "method": "own:by_hand"}
     config = checked(PretrainConfig, {"data": "data", "out": "run"} | named)
     assert {name: config.model_dump(mode="json")[name] for name in named} == named
     for name in named:

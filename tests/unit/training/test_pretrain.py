@@ -82,7 +82,7 @@ def test_a_run_writes_what_the_design_says(tree, tmp_path):
 @pytest.mark.parametrize("objective", ["intra-image", "intra-video", "cycle"])
 def test_every_objective_learns(tree, tmp_path, objective):
     """The loss falls clearly below that of guessing among the keys."""
-    done = run(tree, tmp_path / "run", objective=objective, **LEARNS)
+    done = run(tree, tmp_path / "run", method=objective, **LEARNS)
     assert done.metrics["intra_loss"] < 0.9 * np.log(64 + 12)
     assert (done.metrics["cycle_loss"] is None) == (objective != "cycle")
     assert done.metrics["cycle_weight"] == (1.0 if objective == "cycle" else None)
@@ -90,7 +90,7 @@ def test_every_objective_learns(tree, tmp_path, objective):
 
 def test_the_terms_of_a_loss_are_logged(tree, tmp_path):
     """SeCo's three parts stand in each line of the metrics and sum up to the loss."""
-    (row,) = lines_of(run(tree, tmp_path / "run", objective="seco", steps=1).folder)
+    (row,) = lines_of(run(tree, tmp_path / "run", method="seco", steps=1).folder)
     assert row["loss"] == pytest.approx(row["intra_loss"] + row["same_frame_loss"] + row["order_loss"], rel=1e-5)
     assert row["cycle_loss"] is None
 
@@ -170,8 +170,8 @@ def test_images_that_a_backbone_does_not_take_are_refused(tree, tmp_path, of_vid
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"objective": "simsiam", "temperature": 0.1}, "plays no part in simsiam: bn_groups, queue_size, temperature"),
-        ({"objective": "cycle-only", "cycle_weight": 0.5}, "plays no part in cycle-only: cycle_weight, queue_size"),
+        ({"method": "simsiam", "temperature": 0.1}, "plays no part in simsiam: bn_groups, queue_size, temperature"),
+        ({"method": "cycle-only", "cycle_weight": 0.5}, "plays no part in cycle-only: cycle_weight, queue_size"),
         ({"cycle_weight": 0.5, "momentum": 0.9}, ""),
     ],
 )
@@ -241,9 +241,9 @@ def test_a_flat_folder_is_for_one_objective(tree, tmp_path):
     with pytest.raises(UserError, match="only --objective intra-image"):
         run(flat, tmp_path / "run")
     with pytest.raises(UserError, match="only --objective intra-image"):
-        run(flat, tmp_path / "run", objective="seco")
-    assert run(flat, tmp_path / "run", objective="intra-image", steps=1).metrics["step"] == 1
-    assert run(flat, tmp_path / "other", objective="simsiam", steps=1).metrics["step"] == 1
+        run(flat, tmp_path / "run", method="seco")
+    assert run(flat, tmp_path / "run", method="intra-image", steps=1).metrics["step"] == 1
+    assert run(flat, tmp_path / "other", method="simsiam", steps=1).metrics["step"] == 1
 
 
 def test_training_starts_from_given_weights(tree, tmp_path):

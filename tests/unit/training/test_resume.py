@@ -123,8 +123,8 @@ def test_a_signal_is_heeded_where_nobody_reads(tree, tmp_path, number, code):
 @pytest.mark.parametrize("workers", [0, 4])
 def test_a_resumed_run_is_the_same_run(tree, tmp_path, objective, workers):
     """Stopped in mid-epoch and resumed, a run of another objective, with workers, ends the same to the bit."""
-    uninterrupted = train(tree, tmp_path / "whole", objective=objective)
-    part = train(tree, tmp_path / "part", objective=objective, workers=workers)
+    uninterrupted = train(tree, tmp_path / "whole", method=objective)
+    part = train(tree, tmp_path / "part", method=objective, workers=workers)
     shutil.rmtree(part / "checkpoints" / f"step-{STEPS:08d}")
     (part / "backbone.safetensors").unlink()
     cc.pretrain(resume=part)
