@@ -236,7 +236,7 @@ def watched(tree):
 
 def make_tiny_training(tree, method="cycle", **changes):
     """Build a training that has not begun."""
-    config = PretrainConfig(data=tree, out="o", method=objective, **(TINY | {"projector": "mlp-bn"} | changes))
+    config = PretrainConfig(data=tree, out="o", method=method, **(TINY | {"projector": "mlp-bn"} | changes))
     hardware = Hardware(torch.device("cpu"), "fp32", World(0, 1))
     return make_training(config, make_backbone("resnet10-small-w8"), 10, hardware)
 
