@@ -10,7 +10,7 @@ from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation import evaluate_config
 from cyclecontrast.evaluation.registry import PROTOCOLS
 from cyclecontrast.files import replacing
-from cyclecontrast.training.pretrain import pretrain_alone as pretrain
+from cyclecontrast.training.pretrain import pretrain
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, read_about
 
 Settings = dict[str, Any]

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP end a training between two steps, so that what it has learned can be kept."""
+"""SIGINT, SIGTERM and SIGHUP end a training between two steps, so that a checkpoint can be written first."""
 
 import contextlib
 import os
@@ -7,11 +7,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import NoReturn
 
 NAMES: dict[int, str] = {
     signal.SIGINT: "interrupted",
     signal.SIGTERM: "terminated",
-    signal.SIGHUP: "cut off from its terminal",
+    signal.SIGHUP: "terminal closed",
 }
 
 
@@ -32,15 +33,14 @@ def stop_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    before = {number: signal.getsignal(number) for number in (*NAMES, signal.SIGCHLD)}
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.signal = number
-        put_back()
-        say(f"{NAMES[number]}: a checkpoint is written after this step; once more stops now")
+        restore()
+        _say(f"{NAMES[number]}: writing a checkpoint after this step; once more stops at once")
 
-    before = {number: signal.getsignal(number) for number in (*NAMES, signal.SIGCHLD)}
-
-    def put_back() -> None:
+    def restore() -> None:
         for number in NAMES:
             signal.signal(number, before[number])
 
@@ -50,25 +50,25 @@ def stop_signals() -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        put_back()
+        restore()
         signal.signal(signal.SIGCHLD, before[signal.SIGCHLD])
 
 
-def await_batch_to_tell_of_workers() -> None:
-    """Undo what torch does when a worker dies: it raises in the middle of a step; at the next batch it tells, too."""
+def ignore_worker_deaths() -> None:
+    """Undo torch's handler, which raises in the middle of a step when a worker dies; the next batch reports it too."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def end(number: int, message: str) -> None:
+def end_by_signal(number: int, message: str) -> NoReturn:
     """End as programs do after a signal: KeyboardInterrupt after SIGINT, else exit code 128 + number."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt(message)
-    say(message)
+    _say(message)
     raise SystemExit(128 + number)
 
 
-def say(text: str) -> None:
-    """Write a line to where errors go, whatever else is being written there, and whether or not anybody still reads."""
+def _say(text: str) -> None:
+    """Write a line to stderr, even from a signal handler, and whether or not anybody reads."""
     with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode(errors="replace"))
