@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cyclecontrast import runs
     from cyclecontrast.api import demo, embed, evaluate, export, prepare, pretrain, report, search, sweep
     from cyclecontrast.errors import UserError
-    from cyclecontrast.loss.step import Losses, Needs, Objective, Step
+    from cyclecontrast.methods import Losses, Method
     from cyclecontrast.models.backbone import Backbone
     from cyclecontrast.models.checkpoint import load_backbone
 
@@ -19,9 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Backbone",
     "Losses",
-    "Needs",
-    "Objective",
-    "Step",
+    "Method",
     "UserError",
     "demo",
     "embed",
@@ -40,7 +38,7 @@ _HOMES = {
     "UserError": "cyclecontrast.errors",
     "Backbone": "cyclecontrast.models.backbone",
     "load_backbone": "cyclecontrast.models.checkpoint",
-    **dict.fromkeys(("Losses", "Needs", "Objective", "Step"), "cyclecontrast.loss.step"),
+    **dict.fromkeys(("Losses", "Method"), "cyclecontrast.methods"),
 }
 
 

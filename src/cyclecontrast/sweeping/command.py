@@ -13,7 +13,7 @@ from cyclecontrast.sweeping.plan import Plan, make_plan
 from cyclecontrast.sweeping.shares import help_run, run_together
 from cyclecontrast.sweeping.tables import Row, Table
 from cyclecontrast.sweeping.workers import Finished
-from cyclecontrast.training.distributed import World, joined_world
+from cyclecontrast.distributed import World, joined_world
 from cyclecontrast.training.leading import CPU, leading
 from cyclecontrast.training.progress import console
 

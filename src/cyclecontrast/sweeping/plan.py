@@ -10,15 +10,15 @@ from cyclecontrast.config import PretrainConfig, SweepConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.layouts import find_layouts
 from cyclecontrast.errors import UserError, attempt, checked
-from cyclecontrast.evaluation.registry import PROTOCOLS
+from cyclecontrast.evaluation.protocol import find_protocol
 from cyclecontrast.files import LOCK_FILE, check_folder
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.hardware import num_cores, pick_device, pick_precision
 from cyclecontrast.sweeping.cells import Cell, Evaluation, check_begun, settings_of
 from cyclecontrast.sweeping.tables import TABLES, Row, Table, rows_of
 from cyclecontrast.training.loggers import check_loggers
-from cyclecontrast.training.open_data import count_videos, prepare_videos, size_of
-from cyclecontrast.training.presets import DataSize, Machine, auto_settings, resolve
+from cyclecontrast.training.setup import count_videos, frame_size, prepare_videos
+from cyclecontrast.training.auto_settings import DataSize, Machine, auto_settings, resolve
 
 PASSED_ON = ("preset", "backbone", "image_size", "batch_size", "epochs", "steps")
 SCALED = ("table5", "table6", "table7")
@@ -48,7 +48,7 @@ def make_plan(config: SweepConfig, processes: int = 1, prepares: bool = True) ->
         prepare_videos(trial)
     store, device = FrameStore.open(data), pick_device(config.device)
     cpu = device.type == "cpu"
-    size, machine, settings = size_of(store), Machine(cpu), _settings(config)
+    size, machine, settings = frame_size(store), Machine(cpu), _settings(config)
     queue = auto_settings(settings, size, machine)["cycle_queue_size"] if config.small else None
     rows = rows_of(config.table, queue)
     jobs = config.jobs or (max(1, num_cores() // 2 // processes) if cpu else 1)
@@ -94,8 +94,7 @@ def _check_labels(config: SweepConfig, table: Table, folder: Path) -> None:
     if not {layout.kind for layout in find_layouts(on, depth=0)} & set(table.kinds):
         raise UserError(f"on: {on}: holds no labels for {table.name}; name with --on {_wanted(table)}")
     for evaluation in _evaluations(config, table):
-        protocol = PROTOCOLS[evaluation.protocol].load()
-        protocol.open_data(evaluation.config(folder, 0))
+        find_protocol(evaluation.protocol)(evaluation.config(folder, 0)).open()
 
 
 def _wanted(table: Table) -> str:

@@ -27,7 +27,7 @@ from cyclecontrast.data.pairs import BadFrame, Batch, FramePairs, load_batches
 from cyclecontrast.data.patient_read import PAUSES, read_patiently
 from cyclecontrast.data.store_files import FrameRow, shard_path, write_frames, write_settings
 from cyclecontrast.errors import UserError
-from cyclecontrast.training.distributed import World
+from cyclecontrast.distributed import World
 from cyclecontrast.training.unreadable import UNREADABLE, Unreadable, read_unreadable
 from tests.unit.training.test_pretrain import lines_of, run
 

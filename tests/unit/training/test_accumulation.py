@@ -8,7 +8,7 @@ from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.pairs import Batch
 from cyclecontrast.loss.objectives import OBJECTIVES, measure
 from cyclecontrast.models.backbone import make_backbone
-from cyclecontrast.training.distributed import World
+from cyclecontrast.distributed import World
 from cyclecontrast.training.share import Share
 from cyclecontrast.training.train_step import train_step
 from cyclecontrast.training.training import Hardware, make_training, state_of

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from cyclecontrast.cli import main
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.encoders import Encoder
-from cyclecontrast.training.distributed import World, average_gradients, encode_keys, gather, largest_of_each
+from cyclecontrast.distributed import World, average_gradients, encode_keys, gather, largest_of_each
 from tests import make_videos as make
 
 NUM_GROUPS, SEED = 4, 5

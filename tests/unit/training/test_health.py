@@ -19,7 +19,7 @@ from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.checkpoints import save_checkpoint
-from cyclecontrast.training.distributed import World
+from cyclecontrast.distributed import World
 from cyclecontrast.training.health import Measured, Watched, measure_health, steps_between, watch
 from cyclecontrast.training.health_metrics import (
     Retrieval,

@@ -9,7 +9,7 @@ import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.training import memory
-from cyclecontrast.training.distributed import World
+from cyclecontrast.distributed import World
 from cyclecontrast.training.memory import least_memory
 from cyclecontrast.training.opening import open_training
 from cyclecontrast.training.presets import Machine

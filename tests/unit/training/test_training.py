@@ -6,7 +6,7 @@ from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.pairs import Batch
 from cyclecontrast.loss.objectives import OBJECTIVES
 from cyclecontrast.models.backbone import make_backbone
-from cyclecontrast.training.distributed import World
+from cyclecontrast.distributed import World
 from cyclecontrast.training.train_step import _encode, _gather_inputs, _take_share, train_step
 from cyclecontrast.training.training import Hardware, make_training, restore, state_of
 

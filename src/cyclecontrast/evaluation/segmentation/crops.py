@@ -7,7 +7,7 @@ import numpy as np
 
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.masks.codes import IGNORE
-from cyclecontrast.data.pairs import QUERY, random_stream
+from cyclecontrast.data.random_streams import QUERY, random_stream
 
 SCALES = (0.5, 2.0)
 
