@@ -71,12 +71,12 @@ class Method(nn.Module):
     constant_head_rate: ClassVar[bool] = False
     """Whether the head trains at a constant learning rate."""
 
-    head: nn.Module | None = None
+    head: nn.Module | None
     """What is trained beside the encoder: a predictor or a classifier."""
 
     def __init__(self, backbone: Backbone, options: PretrainConfig, world: World = ALONE) -> None:
         super().__init__()
-        self.options, self.world = options, world
+        self.options, self.world, self.head = options, world, None
         self.encoder = Encoder(backbone, options.projector, options.projector_dim)
         self._project = self.encoder.project
 

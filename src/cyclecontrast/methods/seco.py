@@ -44,6 +44,8 @@ class SeCo(MomentumMethod):
         same, *others = each_key = [self.encode_keys(view, info) for view in batch.views[1:]]  # NxD each
         new, new_video = self.enqueue_later(each_key, batch.video)
         query = self.encode(batch.views[0])  # NxD
+        with autocast(query.cycle.device, self.options.precision):
+            logits = self.head(torch.cat((query.cycle, *(other.cycle for other in others)), dim=1)).float()  # Nx2
         keys = self.candidates(self.intra_queue, new.intra, new_video, len(batch.video))  # KxD
         ignore = keys.ignore(batch.video, self.options.mask_own_video) | keys.fresh_of(batch.video)  # NxK
 
@@ -60,8 +62,6 @@ class SeCo(MomentumMethod):
         ).mean()
 
         is_before, is_after = (frame < other_frames).all(dim=1), (frame > other_frames).all(dim=1)
-        with autocast(query.cycle.device, self.options.precision):
-            logits = self.head(torch.cat((query.cycle, *(other.cycle for other in others)), dim=1)).float()  # Nx2
         order = order_loss(logits, is_after, is_before | is_after)
 
         accuracy = self.accuracy(query.intra, same.intra, keys.keys, ignore) if info.measure else None
