@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cyclecontrast.loss import attention, cycle_consistency, info_nce, soft_nearest_neighbor
-from cyclecontrast.loss.losses import positive_comes_first
+from cyclecontrast.loss.losses import is_nearest
 from cyclecontrast.loss.objectives import OBJECTIVES, Candidates, LossSettings, Step, measure
 from cyclecontrast.models.encoders import Features
 from tests.unit.loss.test_losses import unit
@@ -87,7 +87,7 @@ WORK = {
     "soft_nearest_neighbor": lambda keys: soft_nearest_neighbor(QUERY, keys, 0.07),
     "support": lambda keys: cycle_consistency(QUERY, POSITIVE, keys, keys[:8], 0.07),
     "negatives": lambda keys: cycle_consistency(QUERY, POSITIVE, keys[:8], keys, 0.07),
-    "positive_comes_first": lambda keys: positive_comes_first(QUERY, POSITIVE, keys).sum(),
+    "is_nearest": lambda keys: positive_comes_first(QUERY, POSITIVE, keys).sum(),
 }
 
 
