@@ -174,8 +174,8 @@ def pretrain(
     """Train a backbone on videos without labels; the options are those of `cyclecontrast pretrain`.
 
     In place of a name, `backbone` takes a network of your own, from images (batch, 3, h, w) to vectors (batch, dim) or
-    a map; `augmentation` a function (frame, numpy generator, side) → view; `method` a subclass of `Method`. Resuming a run
-    takes the same again. Raises UserError.
+    a map; `augmentation` a function (frame, numpy generator, side) → view; `method` a subclass of `Method`. Resuming a
+    run takes the same again. Raises UserError.
     """
     given = {"data": data, "backbone": backbone, "augmentation": augmentation, "method": method}
     values = {name: value for name, value in given.items() if value is not None} | settings

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from cyclecontrast.evaluation.registry import PROTOCOLS
+from cyclecontrast.evaluation.result import Result
 
 import cyclecontrast as cc
 from cyclecontrast import loss
@@ -24,8 +26,6 @@ from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
 from cyclecontrast.demo_run import Demo
 from cyclecontrast.evaluation import metrics
 from cyclecontrast.evaluation.embed import Embedded
-from cyclecontrast.evaluation.registry import PROTOCOLS
-from cyclecontrast.evaluation.result import Result
 from cyclecontrast.evaluation.tracking.records import SCHEMA as TRACKING
 from cyclecontrast.exporting.command import Export
 from cyclecontrast.models.checkpoint import Architecture

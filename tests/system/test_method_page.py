@@ -8,16 +8,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from cyclecontrast.evaluation.registry import PROTOCOLS
+from cyclecontrast.loss.objectives import OBJECTIVES
+from cyclecontrast.training.presets import DataSize, Machine, resolve
 
 import cyclecontrast
 from cyclecontrast.config import DECIDED_BY_AUTO, PRESETS, PretrainConfig, SweepConfig
 from cyclecontrast.errors import checked
-from cyclecontrast.evaluation.registry import PROTOCOLS
-from cyclecontrast.loss.objectives import OBJECTIVES
 from cyclecontrast.reporting.curves import QUANTITIES
 from cyclecontrast.sweeping.tables import TABLES
 from cyclecontrast.training import verdict
-from cyclecontrast.training.presets import DataSize, Machine, resolve
 
 DOCS = Path(__file__).parents[2] / "docs"
 SOURCE = Path(cyclecontrast.__file__).parent

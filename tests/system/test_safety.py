@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from cyclecontrast.evaluation.record import read_record
 from PIL import Image
 from PIL.ImageFile import ImageFile
 from safetensors.torch import save_file
@@ -34,7 +35,6 @@ from cyclecontrast.data.masks.files import read_image, read_mask
 from cyclecontrast.data.policies import EveryKth, SpreadEvenly
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.record import read_record
 from cyclecontrast.files import LOCK_FILE
 from cyclecontrast.models import checkpoint
 from cyclecontrast.models.backbone import guarded_torchvision, make_backbone

@@ -17,6 +17,7 @@ from cyclecontrast.errors import UserError
 Augmentation: TypeAlias = Callable[[Pixels, np.random.Generator, int], Pixels]
 """A user's: a frame RGB uint8 (height, width, 3), the generator of this view, the side → RGB uint8 (side, side, 3)."""
 
+
 class Recipe(NamedTuple):
     """Strengths and probabilities from which views are drawn."""
 
@@ -171,7 +172,9 @@ def user_view(augmentation: Augmentation, image: Pixels, rng: np.random.Generato
 def check_augmentation(augmentation: Augmentation, image: Pixels, size: int) -> None:
     """Try a user's function twice on an image; raises UserError where it fails or the two views differ."""
     try:
-        first, second = (user_view(augmentation, image, np.random.Generator(np.random.Philox(key=0)), size) for _ in "12")
+        first, second = (
+            user_view(augmentation, image, np.random.Generator(np.random.Philox(key=0)), size) for _ in "12"
+        )
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything

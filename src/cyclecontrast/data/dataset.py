@@ -55,7 +55,7 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples, stacked: each view uint8 (batch, 3, size, size), channels-last; video (batch,); frames (batch, num_views).
+    """Stacked samples: each view uint8 (batch, 3, size, size), channels-last; video (batch,); frames (batch, views).
 
     `device_numbers` (batch, num_views, 10) has what `finish_views` takes, and is empty where the views are finished.
     """
@@ -170,9 +170,7 @@ class ViewDataset(Dataset[Sample | UserError]):
             return cut_view(image, view, self.size), numbers_of(view)
         return apply_view(image, view, self.size), ()
 
-    def _read(
-        self, video: int, frame: int, errors: list[ReadError], avoid: int | None = None
-    ) -> tuple[Pixels, int]:
+    def _read(self, video: int, frame: int, errors: list[ReadError], avoid: int | None = None) -> tuple[Pixels, int]:
         """Return the frame or the next readable one, with its number; `avoid` is used only where there is no other."""
         # The short side from which views are cut without loss; a user's function gets all of the frame.
         side = math.ceil(self.size / smallest_crop(self.recipe)) if isinstance(self.recipe, Recipe) else None

@@ -1,4 +1,4 @@
-"""The data loader of the training: a sampler that starts at any step, and worker processes that end with a clear line."""
+"""The data loader of the training: a sampler that starts at any step, and workers that end with a clear line."""
 
 import atexit
 import contextlib

@@ -9,6 +9,7 @@ import torch
 
 from cyclecontrast.config import AllConfig, EvaluateConfig
 from cyclecontrast.data.layouts import Kind, Layout, find_layouts
+from cyclecontrast.distributed import check_alone
 from cyclecontrast.errors import UserError, checked, out_of_memory
 from cyclecontrast.evaluation.predictions import Result, results_folder
 from cyclecontrast.evaluation.protocol import CONFIGS
@@ -17,7 +18,6 @@ from cyclecontrast.evaluation.runner import evaluate
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
-from cyclecontrast.distributed import check_alone
 
 Settings = dict[str, Any]
 

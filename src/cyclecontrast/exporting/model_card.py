@@ -12,7 +12,7 @@ from cyclecontrast.config.pretrain import OF_A_MACHINE
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.exporting.formats import Job
-from cyclecontrast.loss.objectives import learns_from
+from cyclecontrast.methods import learns_from
 from cyclecontrast.models.checkpoint import fingerprint
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, how_to_restore, read_about
 from cyclecontrast.versions import package_versions

@@ -110,7 +110,6 @@ class CycleContrast(MomentumMethod):
         return ends[~ignore_support.all(dim=1)].float().mean()
 
 
-
 class IntraVideo(MomentumMethod):
     """Eq. 2 alone: two frames of one video against frames of other videos."""
 

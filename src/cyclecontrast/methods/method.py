@@ -66,6 +66,8 @@ class Method(nn.Module):
     """Whether an intra-video loss compares queries with a queue."""
     has_cycle: ClassVar[bool] = False
     """Whether there is a cycle loss."""
+    always_batch_keys: ClassVar[bool] = False
+    """Whether the step's keys are candidates whatever the option batch_keys says."""
     compares_queries: ClassVar[bool] = False
     """Whether the loss of a query depends on the batch's other queries, so that micro-batches would change it."""
     constant_head_rate: ClassVar[bool] = False
@@ -166,8 +168,6 @@ class MomentumMethod(Method):
 
     reads = frozenset({"temperature", "momentum", "momentum_ramp", "momentum_rise", "bn_groups"})
     num_enqueued = 1
-    always_batch_keys: ClassVar[bool] = False
-    """Whether the step's keys are candidates whatever the option batch_keys says."""
 
     def __init__(self, backbone: Backbone, options: PretrainConfig, world: World = ALONE) -> None:
         super().__init__(backbone, options, world)

@@ -16,6 +16,7 @@ T = TypeVar("T")
 BACKEND = "inductor"
 """Of torch.compile."""
 
+
 def pick_device(name: str) -> torch.device:
     """Return the device called `name`, or the best one for `auto`; raises UserError where it is absent."""
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):

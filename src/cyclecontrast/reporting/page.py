@@ -13,7 +13,7 @@ from cyclecontrast.config import ReportConfig
 from cyclecontrast.config.fields import is_own
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import check_folder, replacing
-from cyclecontrast.loss.objectives import learns_from
+from cyclecontrast.methods import learns_from
 from cyclecontrast.reporting import curves, cycles, inputs, maps, neighbors, pictures, results
 from cyclecontrast.reporting.atlas import PER_ROW, Atlas
 from cyclecontrast.reporting.inputs import Fact, InputSheet

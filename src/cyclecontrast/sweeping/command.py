@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from cyclecontrast.config import SweepConfig
+from cyclecontrast.distributed import World, joined_world
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import locked
 from cyclecontrast.sweeping.cells import Cell
@@ -13,7 +14,6 @@ from cyclecontrast.sweeping.plan import Plan, make_plan
 from cyclecontrast.sweeping.shares import help_run, run_together
 from cyclecontrast.sweeping.tables import Row, Table
 from cyclecontrast.sweeping.workers import Finished
-from cyclecontrast.distributed import World, joined_world
 from cyclecontrast.training.leading import CPU, leading
 from cyclecontrast.training.progress import console
 

@@ -16,9 +16,9 @@ from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.hardware import num_cores, pick_device, pick_precision
 from cyclecontrast.sweeping.cells import Cell, Evaluation, check_begun, settings_of
 from cyclecontrast.sweeping.tables import TABLES, Row, Table, rows_of
+from cyclecontrast.training.auto_settings import DataSize, Machine, auto_settings, resolve
 from cyclecontrast.training.loggers import check_loggers
 from cyclecontrast.training.setup import count_videos, frame_size, prepare_videos
-from cyclecontrast.training.auto_settings import DataSize, Machine, auto_settings, resolve
 
 PASSED_ON = ("preset", "backbone", "image_size", "batch_size", "epochs", "steps")
 SCALED = ("table5", "table6", "table7")

@@ -135,7 +135,11 @@ def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, met
             f"accumulate: {what} compares the queries of a whole batch with each other, and a micro-batch would miss "
             "the others; leave out --accumulate"
         )
-    if issubclass(method, MomentumMethod) and "bn_groups" in asked and config.bn_groups > max(1, config.batch_size // 2):
+    if (
+        issubclass(method, MomentumMethod)
+        and "bn_groups" in asked
+        and config.bn_groups > max(1, config.batch_size // 2)
+    ):
         problems.append(
             f"bn_groups: {config.bn_groups} groups of a batch of {config.batch_size} hold less than the 2 images that "
             f"BatchNorm needs; set --bn-groups {max(1, config.batch_size // 2)} or less"
@@ -172,14 +176,14 @@ def _backbone(image_size: int, cpu: bool) -> str:
 
 
 def _batch_size(num_videos: int, machine: Machine, frames: int, parts: int) -> int:
-    """Return a batch that rarely holds a video twice and divides into `parts`; `frames` is the number of a video's queries."""
+    """Return a batch that rarely holds a video twice and divides into `parts`; `frames` are a video's queries."""
     largest = (128 if machine.cpu or num_videos < 10_000 else 256) // frames
     size = min(largest, max(MIN_BATCH, 1 << (num_videos.bit_length() - 1)))
     return max(2, size // parts) * parts
 
 
 def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> int:
-    """Return the number of epochs: that of the steps if set, 200 as in the paper, more for few videos, fewer for many on a CPU."""
+    """Return the epochs: those of the steps if set, else 200 as in the paper, more for few videos, fewer on a CPU."""
     if steps is not None:
         return min(MOST, math.ceil(steps * batch_size / num_videos))
     epochs = max(200, math.ceil(MIN_STEPS * batch_size / num_videos))

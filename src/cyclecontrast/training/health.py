@@ -33,7 +33,9 @@ def health_views(dataset: ViewDataset) -> Batch:
     """Return pairs of views of up to 256 videos, of few videos up to 4 pairs each, without unreadable ones."""
     num_videos = min(MAX_VIDEOS, dataset.num_videos)
     times = min(MAX_PAIRS_OF_A_VIDEO, -(-ENOUGH_PAIRS // num_videos))
-    found = [dataset.sample(epoch * dataset.num_videos + place) for epoch in range(times) for place in range(num_videos)]
+    found = [
+        dataset.sample(epoch * dataset.num_videos + place) for epoch in range(times) for place in range(num_videos)
+    ]
     readable: list[Sample | UserError] = [sample for sample in found if sample.num_replaced < 2]
     batch = collate(readable or [*found])
     assert isinstance(batch, Batch)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.distributed as dist
 
-from cyclecontrast.errors import UserError, out_of_memory
 from cyclecontrast.distributed import World, joined_world, peer_errors, wait_for_all
+from cyclecontrast.errors import UserError, out_of_memory
 
 DONE, FAILED = -1, -2
 CPU = torch.device("cpu")

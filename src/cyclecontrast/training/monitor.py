@@ -108,9 +108,7 @@ class Monitor:
         every, num_steps = self._config.health_every or 1, self._trainer.num_steps
         stride = -(-num_steps // (every * MAX_CYCLES_KEPT)) * every
         if self._cycles is not None and (done % stride == 0 or done == num_steps):
-            cycles = self._cycles
-            tensors = {name: getattr(cycles, name) for name in ("query", "positive", "video", "frames")}
-            run_folder.write_cycles(self._config.out, done, tensors)
+            run_folder.write_cycles(self._config.out, done, self._cycles)
 
 
 def read_verdict(config: PretrainConfig) -> Verdict | None:
@@ -133,7 +131,7 @@ def best_backbone(trainer: "Trainer") -> Backbone:
             best = load_backbone(run_folder.best_folder(config.out, step), network=network).to(trainer.device)
             best.source = f"{last.source}, step {step:,} of {trainer.num_steps:,}, where it retrieved best"
         except UserError as error:
-            console.print(f"--select health chose step {step:,}, whose backbone is lost ({error}): the last one remains")
+            console.print(f"--select health chose step {step:,}, whose backbone is lost ({error}): the last remains")
             step = trainer.num_steps
     run_folder.change_about(config.out, selected_step=step)
     console.print(f"the backbone of step {step:,} of {trainer.num_steps:,} remains (--select health)")

@@ -14,7 +14,7 @@ from cyclecontrast.config import PretrainConfig
 from cyclecontrast.config.fields import is_own
 from cyclecontrast.config.pretrain import OF_A_MACHINE
 from cyclecontrast.data.dataset import ViewDataset
-from cyclecontrast.distributed import ALONE, World, check_same, joined_world, maxima, wait_for_all
+from cyclecontrast.distributed import ALONE, check_same, joined_world, maxima, wait_for_all
 from cyclecontrast.errors import UserError, out_of_memory
 from cyclecontrast.files import check_new_run, locked, remove
 from cyclecontrast.models.backbone import Backbone

@@ -12,13 +12,13 @@ import torch
 from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
 
 from cyclecontrast.config.fields import is_url
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import remove, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import save_backbone
+from cyclecontrast.training.health import Cycles
 
 CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
 
@@ -107,19 +107,19 @@ def drop_surpassed_bests(run: Path, oldest: int) -> None:
         remove(surpassed)
 
 
-def write_cycles(run: Path, step: int, cycles: Mapping[str, Tensor]) -> None:
+def write_cycles(run: Path, step: int, cycles: Cycles) -> None:
     """Write what the cycles of a health measurement were made of to cycles/step-XXXXXXXX.safetensors."""
     with replacing(run / "cycles" / f"step-{step:08d}.safetensors") as aside:
-        aside.write_bytes(save({name: value.cpu().contiguous() for name, value in cycles.items()}))
+        aside.write_bytes(save({name: value.cpu().contiguous() for name, value in vars(cycles).items()}))
 
 
-def read_cycles(run: Path) -> dict[int, dict[str, Tensor]]:
+def read_cycles(run: Path) -> dict[int, Cycles]:
     """Return what `write_cycles` wrote, by step; raises UserError that names a damaged file."""
     found = {}
     for path in _steps(run, "cycles/step-*.safetensors"):
         try:
-            found[_step_of(path)] = load(path.read_bytes())
-        except (OSError, SafetensorError) as error:
+            found[_step_of(path)] = Cycles(**load(path.read_bytes()))
+        except (OSError, SafetensorError, TypeError) as error:
             raise UserError(f"{path}: is damaged ({error}); remove it, and the report omits its step") from error
     return found
 

@@ -122,7 +122,7 @@ class Trainer:
         raise UserError(f"{message}; lower --learning-rate or set --gradient-clip")
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return every tensor that resuming needs: those of the method as part/name, the momenta of SGD as sgd/number."""
+        """Return every tensor that resuming needs: the method's as part/name, the momenta of SGD as sgd/number."""
         momenta = {
             f"sgd/{number}": self.optimizer.state[parameter]["momentum_buffer"]
             for number, parameter in enumerate(self.method.learned_parameters())
@@ -146,7 +146,9 @@ class Trainer:
         if not (run / run_folder.CONFIG).exists():
             return f"{message}; {run} is gone, so nothing more is written: if it was moved, --resume continues there"
         kept = checkpoints(run)
-        rest = f"the last good checkpoint is {kept[-1]}; --resume {run} continues from it" if kept else "no checkpoint yet"
+        rest = (
+            f"the last good checkpoint is {kept[-1]}; --resume {run} continues from it" if kept else "no checkpoint yet"
+        )
         return f"{message}; {rest}"
 
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
@@ -174,7 +176,7 @@ class Trainer:
     def _agreed(
         self, batches: Iterator[Batch], start: int, read_errors: ReadErrors, stop: Stop
     ) -> Iterator[tuple[int, Batch]]:
-        """Yield step and batch while all processes have one; after a signal or a failure save a checkpoint, then end."""
+        """Yield step and batch while all processes have one; after a signal or a failure save a checkpoint and end."""
         for step in count(start):
             batch, problem, may_stop = None, None, start < step < self.num_steps
             try:
@@ -254,7 +256,9 @@ def _mean_losses(parts: list[Losses]) -> Losses:
         found = [value for value in values if value is not None]
         return torch.stack(found).mean() if found else None
 
-    terms = {name: torch.stack([part.terms[name] for part in parts if part.terms]).mean() for name in parts[0].terms or {}}
+    terms = {
+        name: torch.stack([part.terms[name] for part in parts if part.terms]).mean() for name in parts[0].terms or {}
+    }
     total, intra, cycle, accuracy, closed = (
         mean([getattr(part, name) for part in parts])
         for name in ("total", "intra", "cycle", "intra_accuracy", "cycle_closed")

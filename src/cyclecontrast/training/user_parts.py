@@ -1,4 +1,4 @@
-"""What a user passes in Python in place of a name: a backbone, an augmentation, a method. Files keep their names only."""
+"""What a user passes in Python in place of a name: a backbone, an augmentation, a method. Files keep the name only."""
 
 import re
 from collections import Counter
@@ -120,7 +120,9 @@ def _augmentation(value: object) -> object:
 def _method(value: object) -> type[Method]:
     if not (isinstance(value, type) and issubclass(value, Method)):
         what = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-        raise UserError(f"method: {what} is neither a name nor a subclass of cyclecontrast.methods.Method; pass a class")
+        raise UserError(
+            f"method: {what} is neither a name nor a subclass of cyclecontrast.methods.Method; pass a class"
+        )
     if value.forward is Method.forward:
         raise UserError(f"method: {value.__name__} has no forward(batch, info) that returns Losses")
     return value
@@ -170,7 +172,9 @@ def _weight_problems(backbone: Backbone) -> list[str]:
     trainable = any(weight.requires_grad for weight in backbone.network.parameters())
     problems = [] if trainable else ["has no trainable weights"]
     if other := [key for key in state if key not in weights]:
-        problems.append(f"has more than tensors in its state ({', '.join(other[:3])}), which no file of weights can hold")
+        problems.append(
+            f"has more than tensors in its state ({', '.join(other[:3])}), which files of weights cannot hold"
+        )
     if shared:
         problems.append(f"shares memory between weights ({', '.join(shared[:4])}); give each its own")
     if odd:

@@ -4,14 +4,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from cyclecontrast.training.open_data import split_videos
+from cyclecontrast.training.opening import unread_options
+from cyclecontrast.training.presets import DataSize, Machine, auto_settings, resolve
 
 from cyclecontrast.config import DECIDED_BY_AUTO, PRESETS, PrepareConfig, PretrainConfig
 from cyclecontrast.config.seal import sealed
 from cyclecontrast.config.sources import SOURCES
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.training.open_data import split_videos
-from cyclecontrast.training.opening import unread_options
-from cyclecontrast.training.presets import DataSize, Machine, auto_settings, resolve
 
 BASE = {"data": Path("d"), "out": Path("o")}
 PAPER = {

@@ -16,19 +16,19 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from cyclecontrast.data.further_views import three_pairs
+from cyclecontrast.data.loader_workers import received
+from cyclecontrast.data.pairs import BadFrame, Batch, FramePairs, load_batches
+from cyclecontrast.training.unreadable import UNREADABLE, Unreadable, read_unreadable
 
 import cyclecontrast as cc
 from cyclecontrast.data import pairs as pairs_module
 from cyclecontrast.data.augment import RECIPES
 from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.further_views import three_pairs
-from cyclecontrast.data.loader_workers import received
-from cyclecontrast.data.pairs import BadFrame, Batch, FramePairs, load_batches
 from cyclecontrast.data.patient_read import PAUSES, read_patiently
 from cyclecontrast.data.store_files import FrameRow, shard_path, write_frames, write_settings
-from cyclecontrast.errors import UserError
 from cyclecontrast.distributed import World
-from cyclecontrast.training.unreadable import UNREADABLE, Unreadable, read_unreadable
+from cyclecontrast.errors import UserError
 from tests.unit.training.test_pretrain import lines_of, run
 
 RECIPE = RECIPES["moco-v2"]

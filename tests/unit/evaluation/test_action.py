@@ -7,6 +7,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from cyclecontrast.evaluation.action.classifier import ClipClassifier
+from cyclecontrast.evaluation.action.clip_images import ClipView, RandomClips, SpreadClips
+from cyclecontrast.evaluation.embeddings import Loading
+from cyclecontrast.evaluation.two_steps import Predictions
+from cyclecontrast.evaluation.unfinished import Unfinished
 
 from cyclecontrast.cli import main
 from cyclecontrast.config import ActionConfig
@@ -15,13 +20,8 @@ from cyclecontrast.data.labeled_videos import LabeledVideos
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import evaluate
 from cyclecontrast.evaluation.action import clip_images, protocol, training
-from cyclecontrast.evaluation.action.classifier import ClipClassifier
-from cyclecontrast.evaluation.action.clip_images import ClipView, RandomClips, SpreadClips
-from cyclecontrast.evaluation.embeddings import Loading
 from cyclecontrast.evaluation.epochs import step_decay
 from cyclecontrast.evaluation.image_batches import CenterCrop, CenterCrops, load_image_batches
-from cyclecontrast.evaluation.two_steps import Predictions
-from cyclecontrast.evaluation.unfinished import Unfinished
 from cyclecontrast.models.backbone import make_backbone
 from tests.make_videos import write_images
 

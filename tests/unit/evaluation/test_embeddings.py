@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from cyclecontrast.evaluation.embeddings import Loading, embed_batches, embed_images
+from cyclecontrast.evaluation.unfinished import Unfinished
 from torch import nn
 
 from cyclecontrast.config import EmbedConfig
@@ -16,9 +18,7 @@ from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import embeddings
 from cyclecontrast.evaluation.embed import embed
-from cyclecontrast.evaluation.embeddings import Loading, embed_batches, embed_images
 from cyclecontrast.evaluation.image_batches import CenterCrop, StoreImages, in_order, load_image_batches
-from cyclecontrast.evaluation.unfinished import Unfinished
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import fingerprint
 

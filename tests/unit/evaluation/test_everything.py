@@ -5,13 +5,13 @@ import json
 import cv2
 import numpy as np
 import pytest
+from cyclecontrast.evaluation.everything import Everything, evaluate_all
+from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo, Result
 
 import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import AllConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.everything import Everything, evaluate_all
-from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo, Result
 
 MODEL = "random:resnet10-small-w8"
 

@@ -6,17 +6,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from cyclecontrast.data.pairs import ORDER, random_stream
+from cyclecontrast.evaluation.random_views import RandomView
+from cyclecontrast.evaluation.sgd_probe import initial_head
+from cyclecontrast.evaluation.unfinished import Unfinished
 from torch import nn
 
 from cyclecontrast.config import FinetuneConfig
 from cyclecontrast.data.labeled import LabeledImages
-from cyclecontrast.data.pairs import ORDER, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import evaluate, finetune, two_steps
 from cyclecontrast.evaluation.image_batches import CenterCrop
-from cyclecontrast.evaluation.random_views import RandomView
-from cyclecontrast.evaluation.sgd_probe import initial_head
-from cyclecontrast.evaluation.unfinished import Unfinished
 from cyclecontrast.models.backbone import make_backbone
 
 MODEL = "resnet10-small-w8"

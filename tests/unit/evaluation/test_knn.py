@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from cyclecontrast.evaluation.breakdown import breakdown, not_tested
+from cyclecontrast.evaluation.record import Record, results_folder
 
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation import Result, evaluate, knn, two_steps
-from cyclecontrast.evaluation.breakdown import breakdown, not_tested
-from cyclecontrast.evaluation.record import Record, results_folder
 from cyclecontrast.models.backbone import Backbone, make_backbone
 from cyclecontrast.models.checkpoint import save_backbone
 

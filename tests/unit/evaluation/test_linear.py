@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from cyclecontrast.evaluation.random_views import RandomView
+from cyclecontrast.evaluation.unfinished import Unfinished
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
@@ -18,8 +20,6 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import convex_probe, evaluate, linear, random_views, sgd_probe, two_steps
 from cyclecontrast.evaluation.epochs import step_decay
 from cyclecontrast.evaluation.metrics import top_k_accuracy
-from cyclecontrast.evaluation.random_views import RandomView
-from cyclecontrast.evaluation.unfinished import Unfinished
 from cyclecontrast.models.backbone import make_backbone
 
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from cyclecontrast.evaluation.record import Record
 from PIL import Image
 
 from cyclecontrast.config import PropagationConfig
@@ -20,7 +21,6 @@ from cyclecontrast.evaluation.propagation.labels import Propagation, labels_of_m
 from cyclecontrast.evaluation.propagation.presets import PRESETS, context_frames, preset_for
 from cyclecontrast.evaluation.propagation.score import score
 from cyclecontrast.evaluation.propagation.videos import network_size
-from cyclecontrast.evaluation.record import Record
 from cyclecontrast.models.backbone import Backbone, make_backbone
 
 MODEL = "random:resnet10-w8"

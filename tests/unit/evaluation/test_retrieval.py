@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from cyclecontrast.evaluation.record import find_records
+from cyclecontrast.evaluation.two_steps import evaluate as evaluate_backbone
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
@@ -18,9 +20,7 @@ from cyclecontrast.config import RetrievalConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation import evaluate
 from cyclecontrast.evaluation.metrics import average_precision, hit_at_k, similarity_blocks
-from cyclecontrast.evaluation.record import find_records
 from cyclecontrast.evaluation.retrieval import protocol, ranking, video_vectors
-from cyclecontrast.evaluation.two_steps import evaluate as evaluate_backbone
 from cyclecontrast.models.backbone import make_backbone
 from tests.make_videos import write_images
 

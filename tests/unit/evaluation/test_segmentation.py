@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from cyclecontrast.evaluation.record import find_records
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
@@ -16,7 +17,6 @@ from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation import evaluate, two_steps
 from cyclecontrast.evaluation.mask_files import decode_mask
 from cyclecontrast.evaluation.metrics import iou_per_class, mean_iou, pixel_accuracy, pixel_confusion
-from cyclecontrast.evaluation.record import find_records
 from cyclecontrast.evaluation.segmentation import protocol, training
 from cyclecontrast.evaluation.segmentation.crops import RandomCrop
 from cyclecontrast.evaluation.segmentation.dense import enlarge, make_dense

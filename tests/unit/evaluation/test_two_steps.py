@@ -6,12 +6,12 @@ import json
 import cv2
 import numpy as np
 import pytest
+from cyclecontrast.evaluation.record import Record, find_records, read_record
+from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo
 
 from cyclecontrast.config import KnnConfig, LinearConfig
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation import Result, embeddings, evaluate, linear
-from cyclecontrast.evaluation.record import Record, find_records, read_record
-from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import save_backbone
 

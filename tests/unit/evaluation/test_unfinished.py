@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from cyclecontrast.evaluation.unfinished import Unfinished
 
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import Result, evaluate
 from cyclecontrast.evaluation import linear as linear_protocol
-from cyclecontrast.evaluation.unfinished import Unfinished
 from faults.killing import killed_before
 
 HOLD = """

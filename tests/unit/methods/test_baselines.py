@@ -116,7 +116,7 @@ def test_simclr_is_nt_xent_of_both_views():
 def test_predictors_predict_the_other_view(name):
     """The loss is the mean of minus the cosine both ways, of a view's prediction and the other view's target."""
     method = make_method(name)
-    batch, queries, keys = with_features(method, 2)
+    batch, _, keys = with_features(method, 2)
     projections = [Projections(3 * unit(NUM_VIDEOS, DIM, i), unit(NUM_VIDEOS, DIM, i + 9)) for i in (1, 2)]
     given = iter(projections)
     method.project = lambda view: next(given)

@@ -206,7 +206,9 @@ def test_keys_are_encoded_in_shuffled_groups():
     normalized = one_group.encoder.backbone.normalise(pixels)
     expected = one_group.momentum_encoder(normalized).cycle
     assert torch.allclose(one_group.encode_keys(pixels, INFO).cycle, expected, atol=1e-5)
-    assert make_method(bn_groups=8, projector="mlp").encode_keys(pixels[:1], INFO).intra.shape == (1, 16), "a single image works"
+    assert make_method(bn_groups=8, projector="mlp").encode_keys(pixels[:1], INFO).intra.shape == (1, 16), (
+        "a single image works"
+    )
 
 
 def test_the_momentum_follows_its_schedule():

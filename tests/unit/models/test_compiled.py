@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.models import compiled as module
-from cyclecontrast.models.compiled import check_compiler, compiled
-from cyclecontrast.training import opening
+from cyclecontrast.models import hardware as module
+from cyclecontrast.models.hardware import check_compiler, compiled
+from cyclecontrast.training import setup
 from tests import make_videos as make
 from tests.unit.training.test_pretrain import TINY, lines_of, run
 
@@ -37,7 +37,7 @@ def graphs(monkeypatch):
 
     torch._dynamo.reset()
     monkeypatch.setattr(module, "BACKEND", noting)
-    monkeypatch.setattr(opening, "check_compiler", lambda device: None)
+    monkeypatch.setattr(setup, "check_compiler", lambda device: None)
     return found
 
 

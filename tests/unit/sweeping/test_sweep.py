@@ -11,6 +11,7 @@ from concurrent.futures import Future
 import cv2
 import numpy as np
 import pytest
+from cyclecontrast.training.presets import Machine
 from scipy.stats import ttest_rel
 
 import cyclecontrast as cc
@@ -24,7 +25,6 @@ from cyclecontrast.sweeping.paired import Gain, gain
 from cyclecontrast.sweeping.plan import make_plan
 from cyclecontrast.sweeping.plot import draw
 from cyclecontrast.sweeping.tables import TABLES, Metric, rows_of, scaled
-from cyclecontrast.training.presets import Machine
 
 TINY = {
     **{"small": True, "seeds": 1, "steps": 3, "backbone": "resnet10-small-w8", "image_size": 16, "batch_size": 4},
