@@ -45,7 +45,7 @@ def save_checkpoint(trainer: "Trainer", read_errors: ReadErrors, step: int) -> N
 
 
 def write_checkpoint(run: Path, step: int, state: dict[str, Tensor], backbone: Backbone) -> Path:
-    """Write checkpoints/step-XXXXXXXX aside and rename it; returns it. An existing one has the same content and stays."""
+    """Write checkpoints/step-XXXXXXXX aside and rename it; an existing one has the same content and stays."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     if folder.exists():
         return folder

@@ -89,7 +89,7 @@ def test_without_a_compiler_nothing_begins(tree, tmp_path, monkeypatch):
         cc.pretrain(**TINY, data=tree, out=out, steps=2, compile=True, device="cpu")
     (line,) = refused.value.problems
     assert line.startswith("compile: torch.compile does not work here (InvalidCxxCompiler: No working C++ compiler")
-    assert line.endswith("mend it or leave out --compile")
+    assert line.endswith("fix it or leave out --compile")
     assert not out.exists()
 
 
