@@ -151,10 +151,12 @@ def _open(
     return backbone, data
 
 
-def evaluate_and_tell(protocol: str, config: EvaluateConfig) -> Result | None:
+def evaluate_and_tell(
+    protocol: str | type[EvaluateConfig], config: EvaluateConfig, backbone: "Backbone | None" = None
+) -> Result | None:
     """Evaluate as the config says, and say on stderr where the result lies, or how to go on after a stop."""
     try:
-        result = evaluate_together(protocol, config)
+        result = evaluate_together(protocol, config, backbone)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("interrupted; the same command goes on where it was") from interrupt
     if result is None:

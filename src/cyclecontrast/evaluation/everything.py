@@ -70,6 +70,16 @@ class Everything(NamedTuple):
         numbered = [f"[{number}] {text}" for text, number in footnotes.items()]
         return "\n".join([*_markdown(lines), "", *numbered, *self._left_out()])
 
+    @property
+    def failure(self) -> str:
+        """A line if something could not be evaluated, so that the command fails."""
+        if not self.problems:
+            return ""
+        return (
+            "not everything could be evaluated: see `not evaluated` below the table, fix it, and repeat the command to "
+            "evaluate what is missing"
+        )
+
     def _left_out(self) -> Iterator[str]:
         for result, _ in self.rows:
             if result.about.problems:
@@ -84,16 +94,6 @@ def run_all(config: AllConfig) -> Everything:
         return evaluate_all(config)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("interrupted; the same command goes on where it was") from interrupt
-
-
-def check_all(config: AllConfig, done: Everything) -> None:
-    """Print the table and raise UserError where something failed, so that scripts notice."""
-    if done.problems:
-        print(done, flush=True)
-        raise UserError(
-            "not everything could be evaluated: see `not evaluated` below the table; put that right, and the same "
-            "command evaluates what is missing"
-        )
 
 
 def evaluate_all(config: AllConfig) -> Everything:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cyclecontrast.config.fields import OWN
+from cyclecontrast.config.types import USER_PREFIX
 from cyclecontrast.data.further_views import query_again
 from cyclecontrast.loss.baseline_objectives import BASELINES, ignored_positive
 from cyclecontrast.loss.losses import cycle_consistency, info_nce, positive_comes_first, soft_nearest_neighbor
@@ -80,15 +80,15 @@ OBJECTIVES = {
 }
 
 
-def pick_objective(name: str, positives: str = "frame", own_key_in_support: bool = False) -> Objective:
+def pick_objective(name: str, positives: str = "frame", query_frame_in_support: bool = False) -> Objective:
     """Return an objective, its needs as the options have them.
 
-    With `positives` video, methods of two views of a frame get two frames; `own_key_in_support` adds a third view.
+    With `positives` video, methods of two views of a frame get two frames; `query_frame_in_support` adds a third view.
     """
     objective = OBJECTIVES[name]
     if positives == "video":
         return objective._replace(needs=objective.needs._replace(same_frame=False))
-    if own_key_in_support:
+    if query_frame_in_support:
         needs = objective.needs._replace(further=query_again, keys=(1, 2))
         return objective._replace(needs=needs)
     return objective
@@ -101,7 +101,11 @@ def needs_of(name: str) -> Needs | None:
 
 def learns_from(name: str) -> str:
     """Return what an objective learns from, in words, by its name."""
-    return OBJECTIVES[name].learns_from if name in OBJECTIVES else f"an objective of its own, {name.removeprefix(OWN)}"
+    return (
+        OBJECTIVES[name].learns_from
+        if name in OBJECTIVES
+        else f"an objective of its own, {name.removeprefix(USER_PREFIX)}"
+    )
 
 
 @torch.no_grad()

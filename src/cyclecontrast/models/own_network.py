@@ -5,7 +5,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from cyclecontrast.config.fields import OWN, is_own
+from cyclecontrast.config.types import USER_PREFIX, is_user_defined
 from cyclecontrast.errors import UserError
 from cyclecontrast.models.backbone import Backbone, pooled
 
@@ -18,11 +18,11 @@ def wrap_network(network: nn.Module) -> Backbone:
     What is a backbone already stays, with its name, normalisation and dim; raises UserError where it is not the user's.
     """
     if not isinstance(network, Backbone):
-        return Backbone(network, f"{OWN}{type(network).__name__}", UNKNOWN_DIM)
-    if not is_own(network.name):
+        return Backbone(network, f"{USER_PREFIX}{type(network).__name__}", UNKNOWN_DIM)
+    if not is_user_defined(network.name):
         raise UserError(
-            f"backbone: a Backbone of your own is named {OWN}<name>, not {network.name!r}; to begin with the weights "
-            "of a model name it as init"
+            f"backbone: a Backbone of your own is named {USER_PREFIX}<name>, not {network.name!r}; to begin with the "
+            "weights of a model name it as init"
         )
     return network
 

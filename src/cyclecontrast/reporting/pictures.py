@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import cv2
 
-from cyclecontrast.config.fields import is_own
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.pairs import FramePairs
@@ -66,10 +66,10 @@ def data_address(image: Pixels, quality: int = QUALITY) -> str:
 def view_pairs(run: RunReport) -> PairSheet:
     """Make the pairs of views that began the run's first epoch."""
     config, store = run.config, run.frames.store
-    if own := [name for name in (config.augmentation, config.method) if is_own(name)]:
+    if own := [name for name in (config.augmentation, config.method) if is_user_defined(name)]:
         problem = f"The views of this run cannot be shown: no file says how the user's {' and '.join(own)} makes them."
         return PairSheet(run.name, "", (), problem)
-    needs = pick_objective(config.method, config.positives, config.own_key_in_support).needs
+    needs = pick_objective(config.method, config.positives, config.query_frame_in_support).needs
     seen = "One frame twice" if needs.same_frame else "Two frames of one video"
     meaning = f"{seen}, augmented by {config.augmentation}, {config.image_size} × {config.image_size} pixels."
     if store is None:

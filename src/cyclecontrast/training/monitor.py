@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.fields import is_own
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.data.pairs import FramePairs
 from cyclecontrast.errors import UserError
 from cyclecontrast.models.backbone import Backbone
@@ -114,7 +114,7 @@ def best_backbone(training: Training) -> Backbone:
     best = last
     if step < training.num_steps:
         try:
-            network = copy.deepcopy(last.network) if is_own(last.name) else None
+            network = copy.deepcopy(last.network) if is_user_defined(last.name) else None
             best = load_backbone(run_folder.best_folder(config.out, step), network=network)
             best = best.to(training.hardware.device)
             best.source = f"{last.source}, step {step:,} of {training.num_steps:,}, where it retrieved best"

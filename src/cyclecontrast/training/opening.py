@@ -88,7 +88,7 @@ def unread_options(config: PretrainConfig, own: Own = NOTHING_OWN) -> list[str]:
         "epochs": config.steps is None,
         "temperature": config.method not in ("simsiam", "byol"),
     }
-    return [name for name, read in is_read.items() if not read and name in config.asked()]
+    return [name for name, read in is_read.items() if not read and name in config.requested()]
 
 
 def _open_pairs(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.fields import OWN, is_own
+from cyclecontrast.config.types import USER_PREFIX, is_user_defined
 from cyclecontrast.data.augment import RECIPES, Recipe
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.further_views import no_further
@@ -48,7 +48,7 @@ def name_of(value: object) -> str:
         return value.name
     made_by = value.losses if isinstance(value, Objective) else value
     name = getattr(made_by, "__name__", type(made_by).__name__)
-    return OWN + (re.sub(r"\W", "", name)[:100] or "unnamed")
+    return USER_PREFIX + (re.sub(r"\W", "", name)[:100] or "unnamed")
 
 
 def check_given(config: PretrainConfig, own: Own) -> None:
@@ -57,7 +57,7 @@ def check_given(config: PretrainConfig, own: Own) -> None:
     problems = [
         f"{option}: {name} is your own and in no file; pass it in Python: cyclecontrast.pretrain({how}, {option}=...)"
         for option in Own._fields
-        if is_own(name := getattr(config, option)) and getattr(own, option) is None
+        if is_user_defined(name := getattr(config, option)) and getattr(own, option) is None
     ]
     if own.backbone is not None and config.init is not None:
         problems.append("init: a network of your own begins with the weights that it has; leave init out")
@@ -69,7 +69,7 @@ def check_given(config: PretrainConfig, own: Own) -> None:
 
 def objective_of(config: PretrainConfig, own: Own) -> Objective:
     """Return the objective that the options name, or the user's own."""
-    return own.method or pick_objective(config.method, config.positives, config.own_key_in_support)
+    return own.method or pick_objective(config.method, config.positives, config.query_frame_in_support)
 
 
 def recipe_of(config: PretrainConfig, own: Own) -> Recipe | Augmentation:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
-from cyclecontrast.config.fields import MOST
+from cyclecontrast.config.types import MAX_COUNT
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.loss.objectives import OBJECTIVES
 from cyclecontrast.loss.step import Needs
@@ -54,7 +54,7 @@ def resolve(config: PretrainConfig, data: DataSize, machine: Machine, needs: Nee
     chosen = {name: getattr(config, name) for name in config.model_fields_set}
     decided = auto_settings(chosen, data, machine, needs) if config.preset == "auto" else {}
     resolved = checked(PretrainConfig, config.model_dump() | decided | chosen)
-    if problems := _misfits(resolved, config.asked(), machine.processes, needs):
+    if problems := _misfits(resolved, config.requested(), machine.processes, needs):
         raise UserError(*problems)
     return resolved
 
@@ -180,7 +180,7 @@ def _batch_size(num_videos: int, machine: Machine, frames: int, parts: int) -> i
 def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> int:
     """Return the epochs that the steps make: 200 as in the paper, more for few videos, fewer for many on a CPU."""
     if steps is not None:
-        return min(MOST, math.ceil(steps * batch_size / num_videos))
+        return min(MAX_COUNT, math.ceil(steps * batch_size / num_videos))
     epochs = max(200, math.ceil(MIN_STEPS * batch_size / num_videos))
     return min(epochs, max(1, MAX_STEPS_ON_CPU * batch_size // num_videos)) if cpu else epochs
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.fields import is_own
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import Batch, FramePairs, load_batches
 from cyclecontrast.errors import UserError
@@ -56,7 +56,7 @@ class Run(NamedTuple):
             return ""
         health = f"health{self.judged_at}: {self.verdict}\n" if self.verdict is not None else ""
         way = f"cyclecontrast evaluate knn {self.folder} DATA, or embed, export, report"
-        if is_own(self.backbone.name):
+        if is_user_defined(self.backbone.name):
             way = f"in Python load_backbone({str(self.folder)!r}, network=...), then evaluate, embed, export"
         return f"{health}backbone: {self.folder / 'backbone.safetensors'}\nnext: {way}"
 
@@ -122,7 +122,7 @@ def _train(training: Training, pairs: FramePairs, begun: Begun, loggers: Loggers
     clock, sound = Clock(), Soundness(torch.full((), -1, device=device))
     row: Row = (run_folder.read_metrics(config.out) or [{}])[-1] if world.rank == 0 else {}
     with stops_noted(training):
-        unreadable.check(config.most_unreadable, start == training.num_steps)
+        unreadable.check(config.max_unreadable, start == training.num_steps)
         monitor = open_monitor(training, pairs, start)
         batches = clock.timed(load_batches(pairs, steps, config.batch_size, world.rank, world.size, workers))
         await_batch_to_tell_of_workers()
@@ -133,7 +133,7 @@ def _train(training: Training, pairs: FramePairs, begun: Begun, loggers: Loggers
                 sound.note(result, step)
                 unreadable.note(batch, pairs.store, step + 1, world, longest)
                 last = step + 1 == training.num_steps
-                too_much = unreadable.is_too_much(config.most_unreadable, last)
+                too_much = unreadable.is_too_much(config.max_unreadable, last)
                 if last or (step + 1) % config.log_every == 0 or monitor.is_due(step + 1):
                     sound.check(training)
                     measured = _metrics(training, pairs, result, step, clock)
@@ -149,7 +149,7 @@ def _train(training: Training, pairs: FramePairs, begun: Begun, loggers: Loggers
                 if last or too_much or (step + 1) % config.checkpoint_every == 0:
                     sound.check(training)
                     keep(training, unreadable, step + 1)
-                unreadable.check(config.most_unreadable, last)
+                unreadable.check(config.max_unreadable, last)
                 advance(monitor.last | row)
     return row
 

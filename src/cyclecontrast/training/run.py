@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cyclecontrast.config.fields import is_own
-from cyclecontrast.config.pretrain import OF_A_MACHINE
+from cyclecontrast.config import MACHINE_SETTINGS
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs
 from cyclecontrast.errors import UserError, out_of_memory
@@ -48,7 +48,7 @@ def open_run(training: Training, pairs: FramePairs) -> Begun:
     Raises UserError where the run is damaged, or where the processes differ.
     """
     config, store, (device, precision, world) = training.config, pairs.store, training.hardware
-    check_same(config.model_dump(mode="json", exclude=set(OF_A_MACHINE)) | {"data": store.fingerprint}, world)
+    check_same(config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS)) | {"data": store.fingerprint}, world)
     before: dict[str, Any] = {}
     if config.resume is None:
         check_new_run(config.out)
@@ -106,7 +106,7 @@ def open_run(training: Training, pairs: FramePairs) -> Begun:
 def _first_weights(training: Training) -> dict[str, str]:
     """Return the weights that a network of the user's begins with, by their fingerprint: each process draws its own."""
     backbone = training.encoder.backbone
-    if not is_own(backbone.name):
+    if not is_user_defined(backbone.name):
         return {}
     return {"weights of the backbone (torch.manual_seed before it is made)": fingerprint(backbone)}
 
@@ -114,7 +114,7 @@ def _first_weights(training: Training) -> dict[str, str]:
 def _check_network(training: Training, state: dict[str, Tensor], checkpoint: Path) -> None:
     """Raise UserError where a network of the user's is not the one that a checkpoint is of."""
     backbone, prefix = training.encoder.backbone, "backbone.network."
-    if is_own(backbone.name):
+    if is_user_defined(backbone.name):
         weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if problems := misfits(backbone, weights, f"resume: {checkpoint}"):
             raise UserError(*problems)

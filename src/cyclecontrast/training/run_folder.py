@@ -12,8 +12,7 @@ import torch
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from cyclecontrast.config.fields import Count, Fraction, is_url
-from cyclecontrast.config.seal import sealed
+from cyclecontrast.config.types import Count, Fraction, is_url
 from cyclecontrast.data.regular_files import read_regular
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import remove, replacing
@@ -83,7 +82,7 @@ def write_config(run: Path, config: BaseModel) -> None:
     if not is_url(values["data"]):
         values["data"] = os.path.abspath(values["data"])  # so that it is found from any folder
     with replacing(run / CONFIG) as aside:
-        aside.write_text(sealed(tomli_w.dumps(values)))
+        aside.write_text(tomli_w.dumps(values))
 
 
 def write_about(run: Path, about: Mapping[str, Any]) -> None:

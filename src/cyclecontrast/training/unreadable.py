@@ -64,7 +64,7 @@ class Unreadable:
         """Raise UserError where it is too much."""
         if self.is_too_much(most, is_last):
             raise UserError(
-                f"{self._sum()}, more than --most-unreadable {most:g}: {'; '.join(self._names(FEW_NAMES))}; mend them "
+                f"{self._sum()}, more than --max-unreadable {most:g}: {'; '.join(self._names(FEW_NAMES))}; mend them "
                 "and start a new run, or allow more to go on"
             )
 

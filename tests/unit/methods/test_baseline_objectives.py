@@ -174,7 +174,7 @@ def test_byol_predicts_the_momentum_encoders_view_of_the_other():
 @pytest.mark.parametrize("own_key", [False, True])
 def test_cycle_only_is_equation_5(own_key):
     """The total is the cycle loss alone; with its own key in the support each query may use that key and no other's."""
-    training = make("cycle-only", own_key_in_support=own_key, cycle_weight=0.0, cycle_start=1.0)
+    training = make("cycle-only", query_frame_in_support=own_key, cycle_weight=0.0, cycle_start=1.0)
     train_step(training, draw_batch(1), 0)
     inputs = see(training)
     from cyclecontrast.loss.objectives import split_candidates
@@ -243,7 +243,7 @@ def test_an_objective_changes_no_state(objective):
 @pytest.mark.parametrize(("objective", "keys"), [("vince", 4), ("seco", 3), ("cycle-only", 1)])
 def test_every_key_of_the_objective_is_enqueued(objective, keys):
     """VINCE enqueues four keys of a video, SeCo three, the cycle its positive but not k++, with their videos."""
-    training = make(objective, **({"own_key_in_support": True} if objective == "cycle-only" else {}))
+    training = make(objective, **({"query_frame_in_support": True} if objective == "cycle-only" else {}))
     train_step(training, draw_batch(), 0)
     queue = training.cycle_queue if objective == "cycle-only" else training.intra_queue
     pushed = keys * NUM_VIDEOS

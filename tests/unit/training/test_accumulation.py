@@ -52,7 +52,7 @@ def assert_close(one, other):
         ("intra-video", {"batch_keys": True}),
         ("cycle", {}),
         ("cycle", {"batch_keys": True, "top_k": 3, "split_by": "video"}),
-        ("cycle-only", {"own_key_in_support": True}),
+        ("cycle-only", {"query_frame_in_support": True}),
         ("seco", {}),
     ],
 )

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.seal import sealed
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.models.backbone import make_backbone
@@ -416,12 +415,20 @@ def test_a_run_from_before_errors_were_written_is_shown(tree, tmp_path):
     assert cc.pretrain(resume=older).verdict.word == whole.verdict.word
 
 
-def test_a_verdict_names_its_step(tree, tmp_path):
+def test_a_verdict_names_its_step(tree, tmp_path, monkeypatch):
     """Resumed without measuring, a run ends with a verdict that says of which step it is, on its page too."""
-    run(tree, tmp_path / "run", checkpoint_every=3, steps=3)
+    append = run_folder.append_metrics
+
+    def append_until_full(folder, row):
+        if row["step"] > 3:
+            raise OSError(28, "No space left on device", str(folder))
+        append(folder, row)
+
+    monkeypatch.setattr(run_folder, "append_metrics", append_until_full)
+    with pytest.raises(UserError, match="No space left"):
+        run(tree, tmp_path / "run", checkpoint_every=3, steps=8)
+    monkeypatch.undo()
     about = json.loads((tmp_path / "run" / "run.json").read_text())
-    config = tmp_path / "run" / "config.toml"
-    config.write_text(sealed(config.read_text().partition("\n")[2].replace("steps = 3", "steps = 8")))
     done = cc.pretrain(resume=tmp_path / "run", health_every=0)
     assert done.metrics["step"] == 8
     assert str(done).startswith(f"health (at step 3 of 8): {about['verdict']}: {about['reason']}\n")
