@@ -7,8 +7,7 @@ from typing import Any
 
 import tomli_w
 
-from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.pretrain import OF_A_MACHINE
+from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.exporting.formats import Job
@@ -56,7 +55,7 @@ def _settings(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, UserError) as error:
         reason = str(error).replace("\n", "; ")
         raise UserError(f"{run / CONFIG}: is damaged ({reason}); {how_to_restore(run, CONFIG)}") from error
-    settings = config.model_dump(mode="json", exclude=set(OF_A_MACHINE), exclude_none=True)
+    settings = config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS), exclude_none=True)
     return settings | ({"init": Path(settings["init"]).name} if "init" in settings else {})
 
 

@@ -1,6 +1,6 @@
 """The methods by their names on the command line; each is an `nn.Module` whose `forward` goes from views to losses."""
 
-from cyclecontrast.config.fields import OWN
+from cyclecontrast.config.types import USER_PREFIX
 from cyclecontrast.methods.byol import BYOL
 from cyclecontrast.methods.cycle_contrast import CycleContrast, CycleOnly, IntraImage, IntraVideo
 from cyclecontrast.methods.method import Candidates, Losses, Method, MomentumMethod, StepInfo
@@ -24,7 +24,7 @@ METHODS: dict[str, type[Method]] = {
 
 def learns_from(name: str) -> str:
     """Return in words what a method learns from, by its name in a config."""
-    return METHODS[name].learns_from if name in METHODS else f"a user's method, {name.removeprefix(OWN)}"
+    return METHODS[name].learns_from if name in METHODS else f"a user's method, {name.removeprefix(USER_PREFIX)}"
 
 
 __all__ = [

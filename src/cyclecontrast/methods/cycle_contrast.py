@@ -146,7 +146,7 @@ class IntraImage(IntraVideo):
 
 
 class CycleOnly(CycleContrast):
-    """Eq. 5 alone (Table 5); with `own_key_in_support` another view of the query's frame, k++, is in its support."""
+    """Eq. 5 alone (Table 5); with `query_frame_in_support` k++, another view of its frame, is in its support."""
 
     learns_from = "cycles across videos"
     reads = CycleContrast.reads - {"queue_size", "cycle_weight", "cycle_start"}
@@ -158,7 +158,7 @@ class CycleOnly(CycleContrast):
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
         """Return two frames of the video, and k++ of the query's frame where it is wanted."""
-        return (False, _query_again) if options.own_key_in_support else super().frames(options)
+        return (False, _query_again) if options.query_frame_in_support else super().frames(options)
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the cycle loss of a micro-batch; views[2], where there is one, is k++."""

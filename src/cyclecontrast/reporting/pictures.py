@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import cv2
 
-from cyclecontrast.config.fields import is_own
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.data.dataset import ViewDataset
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels
@@ -66,7 +66,7 @@ def data_address(image: Pixels, quality: int = QUALITY) -> str:
 def view_pairs(run: RunReport) -> PairSheet:
     """Make the pairs of views that began the run's first epoch."""
     config, store = run.config, run.frames.store
-    if own := [name for name in (config.augmentation, config.method) if is_own(name)]:
+    if own := [name for name in (config.augmentation, config.method) if is_user_defined(name)]:
         problem = f"The views of this run cannot be shown: no file says how the user's {' and '.join(own)} makes them."
         return PairSheet(run.name, "", (), problem)
     same_frame, _ = METHODS[config.method].frames(config)

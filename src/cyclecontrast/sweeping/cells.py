@@ -5,9 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cyclecontrast.config import MAY_CHANGE, EvaluateConfig, PretrainConfig
+from cyclecontrast.config import MAY_CHANGE, PROTOCOL_CONFIGS, EvaluateConfig, PretrainConfig
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.evaluation.protocol import CONFIGS
 from cyclecontrast.evaluation.runner import evaluate
 from cyclecontrast.files import replacing
 from cyclecontrast.training.pretrain import pretrain
@@ -25,7 +24,7 @@ class Evaluation(NamedTuple):
     def config(self, model: Path, seed: int) -> EvaluateConfig:
         """Return the options for one model; raises UserError."""
         named = {"model": str(model), "out": model / "results", "seed": seed}
-        return checked(CONFIGS[self.protocol], self.settings | named)
+        return checked(PROTOCOL_CONFIGS[self.protocol], self.settings | named)
 
 
 class Cell(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
-from cyclecontrast.config.fields import MOST
+from cyclecontrast.config.types import MAX_COUNT
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.methods import METHODS, Method, MomentumMethod
 from cyclecontrast.models.backbone import NAME
@@ -55,7 +55,7 @@ def resolve(
     chosen = {name: getattr(config, name) for name in config.model_fields_set}
     decided = auto_settings(chosen, data, machine, method) if config.preset == "auto" else {}
     resolved = checked(PretrainConfig, config.model_dump() | decided | chosen)
-    if problems := _misfits(resolved, config.asked(), machine.processes, method):
+    if problems := _misfits(resolved, config.requested(), machine.processes, method):
         raise UserError(*problems)
     return resolved
 
@@ -185,7 +185,7 @@ def _batch_size(num_videos: int, machine: Machine, frames: int, parts: int) -> i
 def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> int:
     """Return the epochs: those of the steps if set, else 200 as in the paper, more for few videos, fewer on a CPU."""
     if steps is not None:
-        return min(MOST, math.ceil(steps * batch_size / num_videos))
+        return min(MAX_COUNT, math.ceil(steps * batch_size / num_videos))
     epochs = max(200, math.ceil(MIN_STEPS * batch_size / num_videos))
     return min(epochs, max(1, MAX_STEPS_ON_CPU * batch_size // num_videos)) if cpu else epochs
 

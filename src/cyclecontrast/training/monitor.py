@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.fields import is_own
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.data.dataset import Batch, ViewDataset
 from cyclecontrast.errors import UserError
 from cyclecontrast.models.backbone import Backbone
@@ -127,7 +127,7 @@ def best_backbone(trainer: "Trainer") -> Backbone:
     step, best = chosen_step(run_folder.read_metrics(config.out), known), last
     if step < trainer.num_steps:
         try:
-            network = copy.deepcopy(last.network) if is_own(last.name) else None
+            network = copy.deepcopy(last.network) if is_user_defined(last.name) else None
             best = load_backbone(run_folder.best_folder(config.out, step), network=network).to(trainer.device)
             best.source = f"{last.source}, step {step:,} of {trainer.num_steps:,}, where it retrieved best"
         except UserError as error:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.fields import is_own
-from cyclecontrast.config.pretrain import OF_A_MACHINE
+from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.data.dataset import ViewDataset
 from cyclecontrast.distributed import ALONE, check_same, joined_world, maxima, wait_for_all
 from cyclecontrast.errors import UserError, out_of_memory
@@ -54,7 +53,7 @@ class Run:
             return ""
         health = f"health{self.judged_at}: {self.verdict}\n" if self.verdict is not None else ""
         command = f"cyclecontrast evaluate knn {self.folder} DATA, or embed, export, report"
-        if is_own(self.backbone.name):
+        if is_user_defined(self.backbone.name):
             command = f"in Python load_backbone({str(self.folder)!r}, network=...), then evaluate, embed, export"
         return f"{health}backbone: {self.folder / 'backbone.safetensors'}\nnext: {command}"
 
@@ -100,7 +99,7 @@ def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
     Raises UserError where the run is damaged, or where the processes differ.
     """
     config, world, store, run = trainer.config, trainer.world, dataset.store, trainer.config.out
-    check_same(config.model_dump(mode="json", exclude=set(OF_A_MACHINE)) | {"data": store.fingerprint}, world)
+    check_same(config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS)) | {"data": store.fingerprint}, world)
     before: dict[str, Any] = {}
     if config.resume is None:
         check_new_run(run)

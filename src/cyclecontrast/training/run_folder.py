@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from cyclecontrast.config.fields import is_url
+from cyclecontrast.config.types import is_url
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import remove, replacing
 from cyclecontrast.models.backbone import Backbone

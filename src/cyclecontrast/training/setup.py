@@ -92,7 +92,7 @@ def unread_options(config: PretrainConfig, parts: UserParts = NO_PARTS) -> list[
         "self_temperature": not config.self_batch,
         "epochs": config.steps is not None,
     }
-    return [name for name in type(config).model_fields if unread.get(name) and name in config.asked()]
+    return [name for name in type(config).model_fields if unread.get(name) and name in config.requested()]
 
 
 def count_videos(config: PretrainConfig) -> int:

@@ -61,7 +61,7 @@ class Trainer:
         """
         config, clock, is_first = self.config, Clock(), self.world.rank == 0
         row: Row = (run_folder.read_metrics(config.out) or [{}])[-1] if is_first else {}
-        read_errors.check(config.most_unreadable, start == self.num_steps)
+        read_errors.check(config.max_unreadable, start == self.num_steps)
         sampler = StepSampler(range(start, self.num_steps), config.batch_size, self.world.rank, self.world.size)
         batches = clock.timed(load_batches(dataset, sampler, pick_workers(config.workers, self.device)))
         ignore_worker_deaths()
@@ -82,10 +82,10 @@ class Trainer:
                             run_folder.append_metrics(config.out, row)
                             loggers.log(row)
                         monitor.conclude(done)
-                if last or done % config.checkpoint_every == 0 or read_errors.too_many(config.most_unreadable, last):
+                if last or done % config.checkpoint_every == 0 or read_errors.too_many(config.max_unreadable, last):
                     self.check_finite()
                     save_checkpoint(self, read_errors, done)
-                read_errors.check(config.most_unreadable, last)
+                read_errors.check(config.max_unreadable, last)
                 advance(monitor.last | row)
         return row
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.fields import OWN, is_own
+from cyclecontrast.config.types import USER_PREFIX, is_user_defined
 from cyclecontrast.data.augment import RECIPES, Augmentation, Recipe, check_augmentation, check_picklable
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.errors import UserError, attempt
@@ -47,7 +47,7 @@ def name_of(value: object) -> str:
     if isinstance(value, Backbone):
         return value.name
     name = getattr(value, "__name__", type(value).__name__)
-    return OWN + (re.sub(r"\W", "", name)[:100] or "unnamed")
+    return USER_PREFIX + (re.sub(r"\W", "", name)[:100] or "unnamed")
 
 
 def check_given(config: PretrainConfig, parts: UserParts) -> None:
@@ -57,7 +57,7 @@ def check_given(config: PretrainConfig, parts: UserParts) -> None:
         f"{option}: {name} is defined in your code, not in a file; pass it in Python: "
         f"cyclecontrast.pretrain({how}, {option}=...)"
         for option in UserParts._fields
-        if is_own(name := getattr(config, option)) and getattr(parts, option) is None
+        if is_user_defined(name := getattr(config, option)) and getattr(parts, option) is None
     ]
     if parts.backbone is not None and config.init is not None:
         problems.append("init: a network of your own starts with the weights that it has; leave init out")
@@ -100,11 +100,11 @@ def _network(value: object) -> Backbone:
     if not isinstance(value, nn.Module):
         raise UserError(f"backbone: a {type(value).__name__} is neither a name nor a torch.nn.Module")
     if not isinstance(value, Backbone):
-        return Backbone(value, f"{OWN}{type(value).__name__}", UNKNOWN_DIM)
-    if not is_own(value.name):
+        return Backbone(value, f"{USER_PREFIX}{type(value).__name__}", UNKNOWN_DIM)
+    if not is_user_defined(value.name):
         raise UserError(
-            f"backbone: name a Backbone of your own {OWN}<name>, not {value.name!r}; to start from the weights of a "
-            "model use init"
+            f"backbone: name a Backbone of your own {USER_PREFIX}<name>, not {value.name!r}; to start from the weights of "
+            "a model use init"
         )
     return value
 

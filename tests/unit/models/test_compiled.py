@@ -102,11 +102,11 @@ def test_a_compiler_that_fails_in_a_step_is_one_line(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(module, "BACKEND", broken)
     with pytest.raises(
-        UserError, match=r"^compile: torch.compile does not work here \(.*RuntimeError: no kernel\); mend"
+        UserError, match=r"^compile: torch.compile does not work here \(.*RuntimeError: no kernel\); fix"
     ):
         compiled(lambda x: x + 1)(torch.ones(3))
     monkeypatch.setattr(module, "BACKEND", "indoctor")
-    with pytest.raises(UserError, match=r"^compile: torch.compile does not work here \(.*indoctor.*\); mend"):
+    with pytest.raises(UserError, match=r"^compile: torch.compile does not work here \(.*indoctor.*\); fix"):
         compiled(lambda x: x + 1)(torch.ones(3))
 
 
