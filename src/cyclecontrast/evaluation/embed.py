@@ -293,7 +293,7 @@ def _write_npz(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> Non
         **origin,
         **{name: table[name].to_numpy() for name in ("index", "time")},
         "video": table["video"].to_numpy().astype(np.str_),
-        "vector": table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1),
+        "vector": table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, schema.field("vector").type.list_size),
     }
     with path.open("wb") as file:
         np.savez(file, **arrays)

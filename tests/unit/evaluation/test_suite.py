@@ -10,8 +10,8 @@ import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import AllConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.suite import Everything, evaluate_all
 from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
+from cyclecontrast.evaluation.suite import SuiteResult, evaluate_all
 
 MODEL = "random:resnet10-small-w8"
 
@@ -68,32 +68,8 @@ def test_what_was_evaluated_before_is_not_evaluated_again_unless_asked(root, tmp
     parts = json.loads(path.read_text())
     path.write_text(json.dumps({**parts, "metrics": {"top1_k6": 0.125}}))
     assert run(root, tmp_path).rows[0][0].metrics == {"top1_k6": 0.125}
-    assert "found from before" in capsys.readouterr().err
+    assert "found from an earlier evaluation" in capsys.readouterr().err
     assert run(root, tmp_path, again=True).rows[0][0].metrics != {"top1_k6": 0.125}
-
-
-@pytest.mark.parametrize("damaged", ["knn-*.json", "records/knn-*.parquet"])
-def test_a_damaged_result_or_record_is_told_and_made_anew(root, tmp_path, damaged, capsys):
-    """What was cut at any byte is never reused: the line names the file, and the same is found again."""
-    first = run(root / "good", tmp_path, only=("knn",)).rows
-    (path,) = (tmp_path / "out").glob(damaged)
-    whole = path.read_bytes()
-    for size in (0, 1, len(whole) // 2, len(whole) - 3):
-        path.write_bytes(whole[:size])
-        capsys.readouterr()
-        assert run(root / "good", tmp_path, only=("knn",)).rows == first
-        assert f"{path}: " in capsys.readouterr().err
-        assert path.read_bytes() == whole
-
-
-def test_a_result_takes_along_what_its_killed_evaluation_left(root, tmp_path, monkeypatch):
-    """Parts of an evaluation that was killed when its result was written are gone when that is found."""
-    with monkeypatch.context() as patch:
-        patch.setattr("cyclecontrast.evaluation.resume_cache.Unfinished.discard", lambda self: None)
-        first = run(root / "good", tmp_path, only=("knn",)).rows
-    assert list((tmp_path / "out" / "unfinished").glob("knn-*/*.npz"))
-    assert run(root / "good", tmp_path, only=("knn",)).rows == first
-    assert not (tmp_path / "out" / "unfinished").exists()
 
 
 def test_nothing_to_evaluate_is_an_error(tmp_path, root):
@@ -157,7 +133,7 @@ def test_published_figures_stand_beside_ours_only_where_all_agrees(num_test, cel
         ModelInfo("resnet18", "run", "f" * 16),
         DataInfo("ucf", "d" * 16, 95_370, num_test),
     )
-    text = str(Everything(((Result(about, {"hit@1": 0.5}, {}), None),), ()))
+    text = str(SuiteResult(((Result(about, {"hit@1": 0.5}, {}), None),), ()))
     assert "| 50.0 |" in text
     assert cell in text
     assert text.splitlines()[-1].startswith(footnote)

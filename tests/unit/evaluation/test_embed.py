@@ -1,9 +1,5 @@
 """Vectors of images: the crop, the frozen backbone, and the files of `embed`."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,15 +10,13 @@ from torch import nn
 from cyclecontrast.config import EmbedConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation import embeddings
-from cyclecontrast.evaluation.embed import embed
-from cyclecontrast.evaluation.embed import Loading, embed_batches, embed_images
+from cyclecontrast.evaluation import embed as module
+from cyclecontrast.evaluation.embed import Loading, embed, embed_batches, embed_images
 from cyclecontrast.evaluation.image_batches import CenterCrop, StoreImages, in_order, load_image_batches
-from cyclecontrast.evaluation.resume_cache import Unfinished
+from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import fingerprint
 
-SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
 MODEL = "resnet10-small-w8"
 CPU = torch.device("cpu")
 
@@ -39,9 +33,9 @@ def frames(tmp_path):
 
 
 @pytest.fixture
-def unfinished(tmp_path):
+def cache(tmp_path):
     """A place for parts."""
-    return Unfinished(tmp_path / "unfinished")
+    return ResumeCache(tmp_path / "unfinished")
 
 
 def config(frames, out, **changes):
@@ -79,34 +73,34 @@ def test_images_of_any_shape_give_the_same_crop_size(shape):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_vectors_equal_those_of_a_plain_loop(frames, unfinished, workers):
+def test_vectors_equal_those_of_a_plain_loop(frames, cache, workers):
     """Batches, workers and the device change nothing in what the backbone says of an image, nor in the order."""
     store = FrameStore.open(frames)
-    embedded = embed_images(make_backbone(MODEL), StoreImages(store), Loading(16, 2, workers, CPU), "", unfinished)
+    embedded = embed_images(make_backbone(MODEL), StoreImages(store), Loading(16, 2, workers, CPU), "", cache)
     np.testing.assert_allclose(embedded.vectors, plain_vectors(frames), rtol=1e-4, atol=1e-6)
     assert embedded.positions.tolist() == [0, 1, 2, 3, 4]
     assert embedded.problems == ()
 
 
-def test_the_backbone_is_frozen(frames, unfinished):
+def test_the_backbone_is_frozen(frames, cache):
     """No parameter and no BatchNorm buffer changes by one bit, and a backbone in training stays in training."""
     backbone = make_backbone(MODEL).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     images = StoreImages(FrameStore.open(frames))
-    first, second = (embed_images(backbone, images, Loading(16, 2, 0, CPU), title, unfinished) for title in "ab")
+    first, second = (embed_images(backbone, images, Loading(16, 2, 0, CPU), title, cache) for title in "ab")
     assert (first.vectors == second.vectors).all()
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
     assert all(module.training for module in backbone.modules())
 
 
-def test_images_that_cannot_be_read_are_left_out_and_named(frames, unfinished):
+def test_images_that_cannot_be_read_are_left_out_and_named(frames, cache):
     """The rest has its vectors, each with its position; batches without any readable image are no problem."""
     expected = plain_vectors(frames)
     for name in ("a/0.png", "a/1.png", "b c/1.png"):
         (frames / name).write_bytes(b"broken")
     images = StoreImages(FrameStore.open(frames))
     backbone = make_backbone(MODEL)
-    embedded = embed_images(backbone, images, Loading(16, 1, 0, CPU), "", unfinished)
+    embedded = embed_images(backbone, images, Loading(16, 1, 0, CPU), "", cache)
     assert embedded.positions.tolist() == [2, 3]
     np.testing.assert_allclose(embedded.vectors, expected[2:4], rtol=1e-4, atol=1e-6)
     assert [line.partition(": ")[2].partition(":")[0] for line in embedded.problems] == [
@@ -119,45 +113,45 @@ def test_images_that_cannot_be_read_are_left_out_and_named(frames, unfinished):
     assert [len(batch.problems) for batch in batches] == [2, 0, 1]
 
 
-def test_nothing_readable_is_an_error(frames, unfinished):
+def test_nothing_readable_is_an_error(frames, cache):
     """There is nothing to report on; the line says of what, and the first reasons follow."""
     for path in frames.rglob("*.png"):
         path.write_bytes(b"")
     images = StoreImages(FrameStore.open(frames))
     with pytest.raises(UserError, match="things: none of the 5 images can be read") as caught:
-        embed_images(make_backbone(MODEL), images, Loading(16, 2, 0, CPU), "things", unfinished)
+        embed_images(make_backbone(MODEL), images, Loading(16, 2, 0, CPU), "things", cache)
     assert len(caught.value.problems) == 4
 
 
-def test_what_was_embedded_before_a_stop_is_not_embedded_again(frames, unfinished, monkeypatch):
+def test_what_was_embedded_before_a_stop_is_not_embedded_again(frames, cache, monkeypatch):
     """Vectors and reports come together as if nothing had happened; only the part that was stopped is run again."""
-    monkeypatch.setattr(embeddings, "IMAGES_PER_PART", 2)
+    monkeypatch.setattr(module, "IMAGES_PER_PART", 2)
     (frames / "a" / "1.png").write_bytes(b"broken")
     images, backbone = StoreImages(FrameStore.open(frames)), make_backbone(MODEL)
-    whole = embed_images(backbone, images, Loading(16, 1, 0, CPU), "whole", unfinished)
+    whole = embed_images(backbone, images, Loading(16, 1, 0, CPU), "whole", cache)
     seen = []
 
-    def encode(backbone, batch, device, real=embeddings.encode):
+    def encode(backbone, batch, device, real=module.encode):
         seen.extend(batch.positions.tolist())
         if seen == [0, 2, 3]:
             raise KeyboardInterrupt
         return real(backbone, batch, device)
 
-    monkeypatch.setattr(embeddings, "encode", encode)
+    monkeypatch.setattr(module, "encode", encode)
     with pytest.raises(KeyboardInterrupt):
-        embed_images(backbone, images, Loading(16, 1, 0, CPU), "stopped", unfinished)
-    again = embed_images(backbone, images, Loading(16, 1, 0, CPU), "stopped", unfinished)
+        embed_images(backbone, images, Loading(16, 1, 0, CPU), "stopped", cache)
+    again = embed_images(backbone, images, Loading(16, 1, 0, CPU), "stopped", cache)
     assert seen == [0, 2, 3, 2, 3, 4]
     assert (again.vectors == whole.vectors).all()
     assert (again.positions.tolist(), again.problems) == ([0, 2, 3, 4], whole.problems)
 
 
-def test_a_backbone_that_gives_nan_is_refused(frames, unfinished):
+def test_a_backbone_that_gives_nan_is_refused(frames, cache):
     """Broken weights are not scored as if they knew nothing."""
     backbone = make_backbone(MODEL)
     nn.init.constant_(backbone.get_parameter("network.conv1.weight"), float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        embed_images(backbone, StoreImages(FrameStore.open(frames)), Loading(16, 2, 0, CPU), "", unfinished)
+        embed_images(backbone, StoreImages(FrameStore.open(frames)), Loading(16, 2, 0, CPU), "", cache)
 
 
 def test_no_progress_bar_where_nobody_watches(frames, capsys):
@@ -243,22 +237,3 @@ def test_a_folder_of_images_is_embedded_too(frames, tmp_path):
     table = pq.read_table(embed(config(frames / "a", tmp_path / "e.parquet")).out)
     assert table["video"].to_pylist() == ["0.png", "1.png", "10.png"]
     assert table["index"].to_pylist() == [0, 0, 0]
-
-
-def test_help_and_registry_need_no_torch():
-    """What the command line imports before it works must come up at once."""
-    code = "import sys, cyclecontrast.evaluation; assert not {'torch', 'sklearn', 'cv2'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
-def test_real_frames_are_embedded(tmp_path):
-    """Every frame of ETH-80 has its row, and frames of one object are more alike than those of different ones."""
-    out = tmp_path / "eth80.npz"
-    written = embed(config(SHARED / "video_frames" / "eth80" / "frames", out, batch_size=64, workers=1))
-    assert (written.num_frames, written.num_videos, written.skipped) == (1968, 48, ())
-    arrays = np.load(out)
-    unit = arrays["vector"] / np.linalg.norm(arrays["vector"], axis=1, keepdims=True)
-    same = arrays["video"][:, None] == arrays["video"][None]
-    similarity = unit @ unit.T
-    assert similarity[same].mean() > similarity[~same].mean()
