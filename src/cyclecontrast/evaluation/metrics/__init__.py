@@ -10,7 +10,14 @@ from cyclecontrast.evaluation.metrics.classification import (
     top_k_accuracy,
     vote,
 )
-from cyclecontrast.evaluation.metrics.masks import boundary_f, region_similarity
+from cyclecontrast.evaluation.metrics.masks import (
+    boundary_f,
+    iou_per_class,
+    mean_iou,
+    pixel_accuracy,
+    pixel_confusion,
+    region_similarity,
+)
 from cyclecontrast.evaluation.metrics.neighbors import (
     Neighbors,
     first_copies,
@@ -22,7 +29,6 @@ from cyclecontrast.evaluation.metrics.neighbors import (
     video_means,
 )
 from cyclecontrast.evaluation.metrics.retrieval import average_precision, hit_at_k
-from cyclecontrast.evaluation.metrics.segmentation import iou_per_class, mean_iou, pixel_accuracy, pixel_confusion
 from cyclecontrast.evaluation.metrics.tracking import (
     center_errors,
     official_center_errors,

@@ -1,4 +1,4 @@
-"""Boxes as the GOT-10k toolkit writes them: those of other trackers read, ours written.
+"""Files of boxes as the GOT-10k toolkit writes them: reads those of other trackers, writes ours.
 
 OTB: <tracker>/<sequence>.txt; GOT-10k: <tracker>/<sequence>/<sequence>_001.txt; a line x,y,w,h for each frame.
 """
@@ -8,28 +8,20 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from cyclecontrast.data.tracking_sequences import read_rows
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.metrics import Floats
-from cyclecontrast.evaluation.tracking.records import Tracked
+from cyclecontrast.evaluation.tracking.scores import Tracked
 
 ONE_OF_TWO = "human4.2"
-"""Human4 in the lists of those who count its empty file of boxes as a first target."""
+"""Human4, in lists that count its empty file of boxes as a first target."""
 REPETITION = "_001"
 MAX_NAMED = 3
 
 
-class Results(NamedTuple):
-    """What a tracker's folder holds: boxes (num_frames, 4) by sequence, and a line for all that is wrong with it."""
-
-    boxes: dict[str, Floats]
-    problems: tuple[str, ...]
-
-
 def trackers_in(folder: Path) -> list[Path]:
-    """Return the folders of trackers; raises UserError where there is none."""
+    """Return the folders of trackers; raises UserError where there are none."""
     found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     found = [path for path in found if not path.name.startswith(".")]
     if not found:
@@ -37,10 +29,12 @@ def trackers_in(folder: Path) -> list[Path]:
     return found
 
 
-def read_results(folder: Path, lengths: Mapping[str, int], skipped: Mapping[str, int]) -> Results:
-    """Read a tracker's boxes for the sequences of these lengths.
+def read_results(
+    folder: Path, lengths: Mapping[str, int], skipped: Mapping[str, int]
+) -> tuple[dict[str, Floats], list[str]]:
+    """Read a tracker's boxes (num_frames, 4) for the sequences of these lengths; returns a line for each problem too.
 
-    A file may begin `skipped` frames earlier than the sequence: the rows before it are passed over.
+    A file may begin `skipped` frames before the sequence: its first rows are then ignored.
     """
     paths = {same_name(path.stem.removesuffix(REPETITION)): path for path in _files(folder)}
     boxes: dict[str, Floats] = {}
@@ -58,17 +52,17 @@ def read_results(folder: Path, lengths: Mapping[str, int], skipped: Mapping[str,
     if missing:
         named = ", ".join(missing[:MAX_NAMED]) + (", ..." if len(missing) > MAX_NAMED else "")
         problems.append(f"{folder}: has no file for {len(missing)} of {len(lengths)} sequences ({named})")
-    return Results(boxes, tuple(problems))
+    return boxes, problems
 
 
 def same_name(name: str) -> str:
-    """Return a name that all spellings share: Jogging.1, Jogging-1, jogging_1; Human4, Human4-2."""
+    """Return one name for all spellings of a sequence: Jogging.1, Jogging-1, jogging_1; Human4, Human4-2."""
     name = re.sub(r"[-_](\d)$", r".\1", name.lower())
     return name.partition(".")[0] if name == ONE_OF_TWO else name
 
 
 def zip_results(tracked: Mapping[str, Tracked], layout: str) -> bytes:
-    """Write all boxes into an archive of text files, as the toolkit lays them out; GOT-10k's server takes its own."""
+    """Return a zip archive of all boxes in the toolkit's layout; that of GOT-10k is what its server takes."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, item in tracked.items():
