@@ -1,4 +1,4 @@
-"""The protocol `propagation`: the masks of a video's first frame are propagated to all frames; J, F and J&F of DAVIS."""
+"""The protocol `propagation`: the mask of a video's first frame is propagated to all frames, and scored as in DAVIS."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,7 @@ from cyclecontrast.data.davis import LISTS, Davis, MaskedVideo
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labels.text_lines import raise_problems
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.evaluation.embeddings import frozen
-from cyclecontrast.evaluation.finite import check_finite
+from cyclecontrast.evaluation.embed import check_finite, frozen
 from cyclecontrast.evaluation.image_batches import load_image_batches
 from cyclecontrast.evaluation.label_propagation import (
     LabelPropagation,
@@ -129,9 +128,7 @@ def _height_tag(config: PropagationConfig, heights: list[int]) -> str:
     return f"height{'=' if all(height == USUAL_HEIGHT for height in heights) else '<='}{USUAL_HEIGHT}"
 
 
-def _notes(
-    data: Davis, config: PropagationConfig, preset: Preset, heights: list[int], stride: int
-) -> Iterator[str]:
+def _notes(data: Davis, config: PropagationConfig, preset: Preset, heights: list[int], stride: int) -> Iterator[str]:
     if config.year is None:
         yield f"year: {data.year}" + ("" if data.year == "2017" else f", there is no {LISTS['2017'][0]}")
     num_small = sum(height < USUAL_HEIGHT for height in heights)

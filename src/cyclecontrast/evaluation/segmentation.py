@@ -19,8 +19,8 @@ from cyclecontrast.data.masked_images import MaskedImages, MaskedSplit
 from cyclecontrast.data.masks.codes import IGNORE
 from cyclecontrast.data.masks.layouts import Asked
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.breakdown import doubts
-from cyclecontrast.evaluation.embeddings import exact_convolutions
+from cyclecontrast.evaluation.classification import doubts
+from cyclecontrast.evaluation.embed import exact_convolutions
 from cyclecontrast.evaluation.image_batches import in_order, load_image_batches
 from cyclecontrast.evaluation.mask_files import (
     CLASS_LEGEND,

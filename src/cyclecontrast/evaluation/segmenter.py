@@ -22,9 +22,8 @@ from cyclecontrast.data.masked_images import MaskedSplit
 from cyclecontrast.data.masks.codes import IGNORE
 from cyclecontrast.data.pairs import ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.embeddings import exact_convolutions
+from cyclecontrast.evaluation.embed import check_finite, exact_convolutions
 from cyclecontrast.evaluation.epochs import train_epochs
-from cyclecontrast.evaluation.finite import check_finite
 from cyclecontrast.evaluation.image_batches import load_image_batches
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import Backbone, ResNet

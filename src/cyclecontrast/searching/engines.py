@@ -76,8 +76,8 @@ def make_engine(index: FrameIndex, by_faiss: bool) -> Engine:
 
 def sorted_into_cells(vectors: Floats) -> Approximate:
     """Let faiss sort vectors of length 1 into cells, which takes a while."""
-    from cyclecontrast.evaluation.retrieval.ranking import cells_of
+    from cyclecontrast.evaluation.retrieval import make_faiss_index
 
     with Console(stderr=True).status("faiss sorts the vectors into cells"):
-        cells = cells_of(vectors)
+        cells = make_faiss_index(vectors)
     return Approximate(vectors, cells, f"approximate: faiss looks into {cells.nprobe} of {cells.nlist} cells")

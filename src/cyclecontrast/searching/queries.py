@@ -44,7 +44,7 @@ class Encoder(NamedTuple):
         """Return the vector of an RGB image, of length 1."""
         import torch
 
-        from cyclecontrast.evaluation.embeddings import encode, frozen
+        from cyclecontrast.evaluation.embed import encode, frozen
         from cyclecontrast.evaluation.image_batches import CenterCrop, ImageBatch
 
         crop = np.ascontiguousarray(CenterCrop(self.image_size)(image, 0))

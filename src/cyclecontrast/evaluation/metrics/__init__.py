@@ -20,8 +20,6 @@ from cyclecontrast.evaluation.metrics.masks import (
 )
 from cyclecontrast.evaluation.metrics.neighbors import (
     Neighbors,
-    first_copies,
-    first_equals,
     nearest_in_block,
     nearest_neighbors,
     similarity_blocks,
@@ -47,8 +45,6 @@ __all__ = [
     "boundary_f",
     "center_errors",
     "confusion_matrix",
-    "first_copies",
-    "first_equals",
     "hit_at_k",
     "iou_per_class",
     "knn_scores",

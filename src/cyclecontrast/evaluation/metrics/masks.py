@@ -1,4 +1,7 @@
-"""Scores of masks: IoU over classes for segmentation, and J and F of an object as DAVIS defines them."""
+"""Scores of masks: of single objects, by region and boundary as in DAVIS; of classes, over the pixels of all images.
+
+Pixels of all images are counted together, and those of the ignored label not at all.
+"""
 
 import math
 
@@ -9,14 +12,59 @@ import numpy.typing as npt
 from cyclecontrast.evaluation.metrics.arrays import Integers, Masks
 from cyclecontrast.evaluation.metrics.classification import confusion_matrix
 
-IGNORE = 255
 TOLERANCE = 0.008
+IGNORE = 255
+
+
+def region_similarity(predicted: Masks, truth: Masks) -> float:
+    """Return J, the intersection over the union of two masks (height, width); 1 where both are empty."""
+    _check(predicted, truth)
+    union = np.count_nonzero(predicted | truth)
+    return float(np.count_nonzero(predicted & truth) / union) if union else 1.0
+
+
+def boundary_f(predicted: Masks, truth: Masks, tolerance: float = TOLERANCE) -> float:
+    """Return F, the harmonic mean of precision and recall of boundary pixels of two masks (height, width).
+
+    A pixel is right where the other boundary passes within the tolerance: a fraction of the image's diagonal, rounded
+    up to pixels, or from 1 on a number of pixels. F is 1 where neither mask has a boundary, 0 where one has none.
+    """
+    _check(predicted, truth)
+    radius = math.ceil(tolerance if tolerance >= 1 else tolerance * math.hypot(*truth.shape))
+    ours, theirs = boundary(predicted), boundary(truth)
+    if not (ours.any() and theirs.any()):
+        return float(ours.any() == theirs.any())
+    precision = np.count_nonzero(ours & _dilated(theirs, radius)) / np.count_nonzero(ours)
+    recall = np.count_nonzero(theirs & _dilated(ours, radius)) / np.count_nonzero(theirs)
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+
+def boundary(mask: Masks) -> Masks:
+    """Return the pixels (height, width) that differ from their neighbor to the right, below, or right below.
+
+    Beyond the image its last row and column are repeated.
+    """
+    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    found: Masks = (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
+    return found
+
+
+def _dilated(mask: Masks, radius: int) -> Masks:
+    """Return the pixels (height, width) within the radius, that of a disk, of a pixel of the mask."""
+    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    disk = (x**2 + y**2 <= radius**2).astype(np.uint8)
+    return cv2.dilate(mask.astype(np.uint8), disk).astype(np.bool_)  # type: ignore[no-any-return]
+
+
+def _check(predicted: Masks, truth: Masks) -> None:
+    if predicted.shape != truth.shape or predicted.dtype != np.bool_ or truth.dtype != np.bool_:
+        raise ValueError(f"masks of {predicted.dtype} {predicted.shape} and {truth.dtype} {truth.shape}")
 
 
 def pixel_confusion(
     predicted: Integers, truth: Integers, num_classes: int, ignore: int = IGNORE
 ) -> npt.NDArray[np.int64]:
-    """Count pixels by true class (rows) and predicted class (columns), for arrays of any one shape.
+    """Count pixels by true class (rows) and predicted class (columns); both arrays have one shape, any.
 
     Raises ValueError for a class outside 0..num_classes - 1 on a pixel that is not ignored.
     """
@@ -39,10 +87,10 @@ def iou_per_class(confusion: Integers) -> npt.NDArray[np.float64]:
 
 
 def mean_iou(predicted: Integers, truth: Integers, num_classes: int, ignore: int = IGNORE) -> float:
-    """Return the mean over classes of intersection over union, over the pixels of all images together.
+    """Return the mean over classes of intersection over union, pixels counted together over all images.
 
     A class that is neither true nor predicted anywhere is left out of the mean; one that is predicted but never true
-    counts as 0. Raises ValueError where every pixel is ignored.
+    counts as 0. Raises ValueError where no pixel counts.
     """
     confusion = pixel_confusion(predicted, truth, num_classes, ignore)
     if not confusion.any():
@@ -53,49 +101,3 @@ def mean_iou(predicted: Integers, truth: Integers, num_classes: int, ignore: int
 def pixel_accuracy(confusion: Integers) -> float:
     """Return the fraction of the counted pixels that is predicted right."""
     return float(np.trace(confusion) / confusion.sum())
-
-
-def region_similarity(predicted: Masks, truth: Masks) -> float:
-    """Return J, the intersection over union of two masks (height, width); 1 where both are empty."""
-    _check(predicted, truth)
-    union = np.count_nonzero(predicted | truth)
-    return float(np.count_nonzero(predicted & truth) / union) if union else 1.0
-
-
-def boundary_f(predicted: Masks, truth: Masks, tolerance: float = TOLERANCE) -> float:
-    """Return F, the harmonic mean of precision and recall of boundary pixels of two masks (height, width).
-
-    A boundary pixel is right where the other boundary is within the tolerance: a fraction of the image's diagonal,
-    rounded up to pixels, or a number of pixels from 1 on. F is 1 where neither mask has a boundary, 0 where one has
-    none.
-    """
-    _check(predicted, truth)
-    radius = math.ceil(tolerance if tolerance >= 1 else tolerance * math.hypot(*truth.shape))
-    ours, theirs = boundary(predicted), boundary(truth)
-    if not (ours.any() and theirs.any()):
-        return float(ours.any() == theirs.any())
-    precision = np.count_nonzero(ours & _dilated(theirs, radius)) / np.count_nonzero(ours)
-    recall = np.count_nonzero(theirs & _dilated(ours, radius)) / np.count_nonzero(theirs)
-    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
-
-
-def boundary(mask: Masks) -> Masks:
-    """Return the pixels (height, width) that differ from their neighbor to the right, below, or right below.
-
-    The last row and column of the image are repeated outside of it.
-    """
-    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
-    found: Masks = (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
-    return found
-
-
-def _dilated(mask: Masks, radius: int) -> Masks:
-    """Return the pixels (height, width) within this Euclidean distance of a pixel of the mask."""
-    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    disk = (x**2 + y**2 <= radius**2).astype(np.uint8)
-    return cv2.dilate(mask.astype(np.uint8), disk).astype(np.bool_)  # type: ignore[no-any-return]
-
-
-def _check(predicted: Masks, truth: Masks) -> None:
-    if predicted.shape != truth.shape or predicted.dtype != np.bool_ or truth.dtype != np.bool_:
-        raise ValueError(f"masks of {predicted.dtype} {predicted.shape} and {truth.dtype} {truth.shape}")

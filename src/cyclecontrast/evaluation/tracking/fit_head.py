@@ -16,9 +16,9 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.epochs import step_decay, train_epochs
 from cyclecontrast.evaluation.image_batches import load_image_batches
 from cyclecontrast.evaluation.predictions import Json
+from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.evaluation.tracking.siamfc import PRESETS, DenseFeatures, Head, Preset, make_head
 from cyclecontrast.evaluation.tracking.training_pairs import TrainingPairs, first_sizes, unpack, usable_frames
-from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.hardware import num_cores, pick_workers
 
 MOMENTUM = 0.9
@@ -95,9 +95,7 @@ def decay(preset: Preset) -> Callable[[int], float]:
     return lambda epoch: float(gamma**epoch)
 
 
-def head_loss(
-    head: Head, exemplars: Tensor, searches: Tensor, shifts: Tensor, stride: int, preset: Preset
-) -> Tensor:
+def head_loss(head: Head, exemplars: Tensor, searches: Tensor, shifts: Tensor, stride: int, preset: Preset) -> Tensor:
     """Return the loss of a batch of feature maps (batch, dim, h, w), with the targets' shifts in cells (batch, 2)."""
     responses = head(exemplars, searches)
     labels = make_labels(responses.shape[-1], preset.positive_distance / stride, shifts)

@@ -1,4 +1,4 @@
-"""The protocol `tracking`: a tracker follows one box through sequences or a video, by default SiamFC on the backbone."""
+"""The protocol `tracking`: a tracker, by default SiamFC on the backbone, follows a box through sequences or a video."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.tracking_sequences import Boxes
-from cyclecontrast.evaluation.embeddings import exact_convolutions
-from cyclecontrast.evaluation.finite import check_finite
+from cyclecontrast.evaluation.embed import check_finite, exact_convolutions
 from cyclecontrast.models.backbone import Backbone, ResNet
 from cyclecontrast.models.stride import TOTAL_STRIDE_8, restride
 
@@ -308,9 +307,7 @@ class SiamFC:
         step = self._pixels_per_step(maps.shape[-1], responses.shape[-1]) * sides[scale] / SEARCH_SIZE
         growth = 1 - SCALE_RATE + SCALE_RATE * SCALES[scale]
         self._side *= growth
-        self._target = Target(
-            target.y + dy * step, target.x + dx * step, target.height * growth, target.width * growth
-        )
+        self._target = Target(target.y + dy * step, target.x + dx * step, target.height * growth, target.width * growth)
         return self._target.box()
 
     def _maps(self, crops: Pixels) -> Tensor:

@@ -15,8 +15,8 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.pairs import FRAMES, POSITIVE, QUERY, random_stream
 from cyclecontrast.data.tracking_sequences import Boxes, Sequence
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.tracking.siamfc import SEARCH_SIZE, Preset, Target, crop_squares
 from cyclecontrast.evaluation.resume_cache import Arrays
+from cyclecontrast.evaluation.tracking.siamfc import SEARCH_SIZE, Preset, Target, crop_squares
 
 MAX_GAP = 100
 MAX_TRIES = 100
