@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclecontrast.config import TrackingConfig
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.pairs import ORDER, random_stream
 from cyclecontrast.data.tracking_sequences import Sequences
 from cyclecontrast.errors import UserError
@@ -199,7 +200,7 @@ def _batches(
     cache.arrays(_unread(pairs.epoch), lambda: {"problems": np.array(problems, str)})
 
 
-def _unchanged(image: np.ndarray, position: int) -> np.ndarray:
+def _unchanged(image: Pixels, position: int) -> Pixels:
     return image
 
 
@@ -212,4 +213,5 @@ def _doubts(losses: list[float], num_steps: int) -> Iterator[str]:
     if len(losses) > 1 and losses[-1] >= losses[0]:
         yield f"the loss of the head did not fall, from {losses[0]:.3g} to {losses[-1]:.3g}; try another learning_rate"
     if num_steps < FEW_STEPS:
-        yield f"the head was trained for {num_steps} steps, in the release for 58,300; raise pairs_per_sequence or epochs"
+        advice = "raise pairs_per_sequence or epochs"
+        yield f"the head was trained for {num_steps} steps, in the release for 58,300; {advice}"

@@ -114,10 +114,8 @@ def score_tracker(predicted: Mapping[str, Floats], truth: Mapping[str, Tracked],
     success, precision = (np.mean(curve, axis=0) for curve in zip(*curves.values(), strict=True))
     metrics = _read_curves(success, precision)
     if toolkit == layout == "got10k":
-        metrics = {
-            **_average_overlap([_visible_overlaps(predicted[name], truth[name]) for name in predicted]),
-            **metrics,
-        }
+        visible = [_visible_overlaps(boxes, truth[name]) for name, boxes in predicted.items()]
+        metrics = _average_overlap(visible) | metrics
     return {
         "mean": metrics,
         "success_curve": success.tolist(),
