@@ -81,13 +81,9 @@ def test_a_video_gives_boxes_and_shows_them(video, tmp_path):
 
     The new video shows the frames at their times, each with the outline of its box and unchanged inside.
     """
-    settings = {
-        "tracker": "identity",
-        "out": tmp_path / "out",
-        "box": "11,13,24,16.5",
-        "save": tmp_path / "new/out.mp4",
-    }
-    result = runner.evaluate("tracking", config_of(video, **settings))
+    save = tmp_path / "new" / "out.mp4"
+    config = config_of(video, tracker="identity", out=tmp_path / "out", box="11,13,24,16.5", save=save)
+    result = runner.evaluate("tracking", config)
     assert result.metrics == {}
     assert result.per_item["boxes"] == [[11, 13, 24, 16.5]] * 7
     assert result.about.data.num_test == 1
