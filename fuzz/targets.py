@@ -215,8 +215,7 @@ def read_labels(folder: Path) -> None:
 def read_boxes(folder: Path) -> None:
     """Open sequences, or the boxes of other trackers; there is a finite box for each frame."""
     from cyclecontrast.evaluation.tracking.data import open_sequences
-    from cyclecontrast.evaluation.tracking.scores import visible_frames
-    from cyclecontrast.evaluation.tracking.toolkit_files import read_results, trackers_in
+    from cyclecontrast.evaluation.tracking.scores import read_results, trackers_in, visible_frames
 
     if folder.name == "results":
         for tracker in trackers_in(folder):

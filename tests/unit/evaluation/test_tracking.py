@@ -14,7 +14,7 @@ from cyclecontrast.config import TrackingConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import runner
 from cyclecontrast.evaluation.tracking import protocol
-from cyclecontrast.evaluation.tracking.toolkit_files import same_name
+from cyclecontrast.evaluation.tracking.scores import same_name
 from cyclecontrast.evaluation.tracking.tracker import IdentityTracker, PerfectTracker
 from cyclecontrast.models.backbone import make_backbone
 from tests.make_sequences import write_frames, write_got10k, write_otb

@@ -23,7 +23,7 @@ from cyclecontrast.data.sequences.otb import from_official_start, open_otb
 from cyclecontrast.data.tracking_sequences import Boxes, Sequence, Sequences, check_in_image
 from cyclecontrast.data.video import VideoError
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.evaluation.tracking.toolkit_files import trackers_in
+from cyclecontrast.evaluation.tracking.scores import trackers_in
 from cyclecontrast.files import check_folder, replacing
 
 GOT10K_NAMES = ("got10k", "GOT-10k", "GOT10k", "got-10k", "GOT-10K")

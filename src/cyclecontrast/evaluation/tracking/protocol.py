@@ -26,9 +26,17 @@ from cyclecontrast.evaluation.tracking.data import (
     write_video,
 )
 from cyclecontrast.evaluation.tracking.fit_head import OPTIONS, FittedHead, fit_head
-from cyclecontrast.evaluation.tracking.scores import Tracked, from_table, plot_scores, score_tracker, to_table
+from cyclecontrast.evaluation.tracking.scores import (
+    Tracked,
+    from_table,
+    plot_scores,
+    read_results,
+    score_tracker,
+    to_table,
+    trackers_in,
+    zip_results,
+)
 from cyclecontrast.evaluation.tracking.siamfc import PRESETS, DenseFeatures, SiamFC, make_head
-from cyclecontrast.evaluation.tracking.toolkit_files import read_results, trackers_in, zip_results
 from cyclecontrast.evaluation.tracking.tracker import IdentityTracker, PerfectTracker, Tracker, follow
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.hardware import pick_device
