@@ -172,10 +172,10 @@ def _built_in(name: str) -> type[Protocol[Any, Any]]:
 
             return Tracking
         case "segmentation":
-            from cyclecontrast.evaluation.segmentation.protocol import Segmentation
+            from cyclecontrast.evaluation.segmentation import Segmentation
 
             return Segmentation
         case _:
-            from cyclecontrast.evaluation.propagation.protocol import Propagation
+            from cyclecontrast.evaluation.propagation import Propagation
 
             return Propagation

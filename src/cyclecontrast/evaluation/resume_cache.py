@@ -56,7 +56,7 @@ class ResumeCache:
         """Return the arrays stored under this name, or make and store them; strings are fine, objects are not."""
         path = self._path(name, ARRAYS)
         if path.exists():
-            with _explained(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            with _explained(path), path.open("rb") as stored, np.load(stored, allow_pickle=False) as arrays:
                 return dict(arrays)
         made = make()
         if objects := [key for key, value in made.items() if np.asarray(value).dtype.hasobject]:

@@ -1,12 +1,20 @@
-"""J and F of masks against counting by hand: sets of pixels, and distances between all pairs of boundary pixels."""
+"""Scores of masks against counting by hand, pixel by pixel; mean IoU also against scikit-learn."""
 
 import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import jaccard_score
 
-from cyclecontrast.evaluation.metrics import boundary_f, region_similarity
-from cyclecontrast.evaluation.metrics.masks import boundary
+from cyclecontrast.evaluation.metrics import (
+    boundary_f,
+    iou_per_class,
+    mean_iou,
+    pixel_accuracy,
+    pixel_confusion,
+    region_similarity,
+)
+from cyclecontrast.evaluation.metrics.masks import IGNORE, boundary
 
 
 def pixels(mask):
@@ -59,20 +67,20 @@ def square(top, left, side, shape=(40, 50)):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_j_is_intersection_over_union_of_sets(seed):
-    """J equals what Python's sets of pixels give."""
+    """J equals intersection over union of Python's sets of pixels."""
     one, other = blob(seed), blob(seed + 100)
     expected = len(pixels(one) & pixels(other)) / len(pixels(one) | pixels(other))
     assert region_similarity(one, other) == pytest.approx(expected, abs=1e-15)
 
 
 def test_j_of_two_empty_masks_is_one():
-    """An object that is gone, and predicted to be gone, is right; predicted to be there, it is wrong."""
+    """Two empty masks agree; an empty and a full one do not."""
     empty, full = np.zeros((4, 5), bool), np.ones((4, 5), bool)
     assert region_similarity(empty, empty) == 1.0
     assert region_similarity(full, empty) == region_similarity(empty, full) == 0.0
 
 
-def test_the_boundary_lies_towards_the_origin():
+def test_the_boundary_is_on_the_side_of_the_origin():
     """One pixel has a boundary of four: itself, and its neighbors above, left, and above left."""
     mask = np.zeros((5, 6), bool)
     mask[2, 3] = True
@@ -85,7 +93,7 @@ def test_the_boundary_lies_towards_the_origin():
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("radius", [1, 2, 5])
 def test_f_equals_matching_all_pairs_of_boundary_pixels(seed, radius):
-    """Dilation by a disk gives what the distances of all pairs give, at the image's edges too."""
+    """Dilation by a disk equals the distances of all pairs, at the image's edges too."""
     predicted, truth = blob(seed), blob(seed + 3)
     assert pixels(boundary(truth)) == boundary_by_hand(truth)
     assert boundary_f(predicted, truth, radius) == pytest.approx(f_by_hand(predicted, truth, radius), abs=1e-15)
@@ -109,10 +117,57 @@ def test_the_tolerance_is_part_of_the_diagonal_rounded_up(shape, radius):
 
 
 def test_masks_that_cannot_be_compared_are_refused():
-    """Other sizes, and numbers of objects in place of a mask, are mistakes of the caller."""
+    """Different sizes, and object numbers in place of a mask, raise ValueError."""
     mask = square(1, 1, 3)
     for score in (region_similarity, boundary_f):
         with pytest.raises(ValueError, match="masks of"):
             score(mask, mask[1:])
         with pytest.raises(ValueError, match="uint8"):
             score(mask.astype(np.uint8), mask)
+
+
+def plain_iou(predicted, truth, num_classes):
+    """Count intersections and unions pixel by pixel."""
+    both, either = [0] * num_classes, [0] * num_classes
+    for p, t in zip(predicted.ravel().tolist(), truth.ravel().tolist(), strict=True):
+        if t != IGNORE:
+            for label in {p, t}:
+                either[label] += 1
+            both[t] += p == t
+    return [b / e if e else None for b, e in zip(both, either, strict=True)]
+
+
+@pytest.mark.parametrize("num_classes", [2, 5, 150])
+def test_mean_iou_equals_loops_and_scikit_learn(num_classes):
+    """Ignored pixels are not counted, absent classes are left out; bytes do not overflow at 150 classes."""
+    rng = np.random.default_rng(num_classes)
+    truth = rng.integers(0, max(2, num_classes - 2), (3, 20, 30)).astype(np.uint8)
+    predicted = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(0, num_classes, truth.shape))
+    predicted = np.where(predicted == num_classes - 1, 0, predicted).astype(np.uint8)
+    truth[rng.random(truth.shape) < 0.2] = IGNORE
+    expected = [value for value in plain_iou(predicted, truth, num_classes) if value is not None]
+    counted = truth != IGNORE
+    assert mean_iou(predicted, truth, num_classes) == pytest.approx(np.mean(expected))
+    assert mean_iou(predicted, truth, num_classes) == pytest.approx(
+        jaccard_score(truth[counted], predicted[counted], average="macro")
+    )
+
+
+def test_scores_by_hand():
+    """A class that is predicted but never true has IoU 0, one that is neither is left out; accuracy is by pixel."""
+    truth = np.array([[0, 0, 1, 1], [0, 0, 255, 255]])
+    predicted = np.array([[0, 0, 1, 2], [0, 1, 3, 0]])
+    confusion = pixel_confusion(predicted, truth, 5)
+    assert confusion.tolist() == [[3, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0] * 5, [0] * 5, [0] * 5]
+    np.testing.assert_allclose(iou_per_class(confusion), [3 / 4, 1 / 3, 0, math.nan, math.nan])
+    assert mean_iou(predicted, truth, 5) == pytest.approx((3 / 4 + 1 / 3 + 0) / 3)
+    assert pixel_accuracy(confusion) == pytest.approx(4 / 6)
+    assert mean_iou(truth, truth, 2) == 1.0
+
+
+def test_masks_that_cannot_be_scored_are_refused():
+    """Different shapes, classes outside the range, and masks that are wholly ignored raise ValueError."""
+    zeros = np.zeros((2, 2), np.uint8)
+    for predicted, truth in ((zeros, zeros[:1]), (zeros + 3, zeros), (zeros, zeros + 3), (zeros, zeros + IGNORE)):
+        with pytest.raises(ValueError, match=r"differ|classes 3|ignored"):
+            mean_iou(predicted, truth, 3)

@@ -1,4 +1,4 @@
-"""Pairs of frames that train a tracker's head: the frames that may be used, and which two are drawn."""
+"""Pairs of frames that train a tracker's head: usable frames, the draw of two of them, and their crops."""
 
 import dataclasses
 
@@ -9,8 +9,20 @@ import torch
 
 from cyclecontrast.data.tracking_sequences import Sequence
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.tracking.pairs import TrainingPairs, choose_pair, first_sizes, unpack, usable_frames
-from cyclecontrast.evaluation.tracking.presets import RELEASE, VINCE
+from cyclecontrast.evaluation.tracking.siamfc import RELEASE, SIAMFC, VINCE
+from cyclecontrast.evaluation.tracking.training_pairs import (
+    INTERPOLATIONS,
+    TrainingPairs,
+    ViewDraw,
+    choose_pair,
+    draw_view,
+    exemplar_view,
+    first_sizes,
+    search_view,
+    target_shift,
+    unpack,
+    usable_frames,
+)
 
 
 def sequence_of(folder, boxes, cover=None, name="one"):
@@ -50,7 +62,7 @@ def write_images(sequence, size=(120, 160)):
     ],
 )
 def test_only_targets_of_a_sane_size_and_shape_are_used(tmp_path, box, height, width, usable):
-    """Sides of 20 to 500 pixels and 1 to 50 % of the image's, no side over 4 times the other (protocols.md §a)."""
+    """Sides of 20 to 500 pixels and 1 to 50 % of the image's, no side over 4 times the other."""
     assert list(usable_frames(sequence_of(tmp_path, [box]), height, width)) == ([0] if usable else [])
 
 
@@ -96,19 +108,20 @@ def pairs(tmp_path):
         made.append(sequence_of(tmp_path / name, boxes, name=name))
         write_images(made[-1])
     frames = tuple(usable_frames(sequence, 120, 160) for sequence in made)
-    return TrainingPairs(tuple(made), frames, 2, RELEASE, seed=0, epoch=0)
+    preset = dataclasses.replace(RELEASE, pairs_per_sequence=2)
+    return TrainingPairs(tuple(made), frames, preset, seed=0, epoch=0)
 
 
 def test_a_sequence_without_two_usable_frames_is_replaced(pairs):
-    """Positions go round the sequences; another one, drawn anew, stands in for what cannot be used."""
+    """Positions cycle through the sequences; a random other one replaces a sequence that cannot be used."""
     assert len(pairs) == 6
     assert [pairs.choose(position)[0] for position in (0, 2, 3, 5)] == [0, 2, 0, 2]
-    stand_ins = {dataclasses.replace(pairs, epoch=epoch).choose(1)[0] for epoch in range(20)}
-    assert stand_ins == {0, 2}
+    replacements = {dataclasses.replace(pairs, epoch=epoch).choose(1)[0] for epoch in range(20)}
+    assert replacements == {0, 2}
 
 
 def test_a_pair_is_a_function_of_seed_epoch_and_position(pairs):
-    """The same three give the same pixels; another of any gives others."""
+    """Equal seed, epoch and position give equal pixels; a change of one of them gives others."""
     variants = [pairs, dataclasses.replace(pairs, epoch=1), dataclasses.replace(pairs, seed=1)]
     images = [variant.image(position).tobytes() for variant in variants for position in (0, 3)]
     assert len(set(images)) == 6
@@ -117,7 +130,7 @@ def test_a_pair_is_a_function_of_seed_epoch_and_position(pairs):
 
 @pytest.mark.parametrize("preset", [RELEASE, VINCE])
 def test_a_pair_unpacks_into_its_two_crops(pairs, preset):
-    """The exemplar and the search crop come back whole from the one array they travel in."""
+    """The exemplar and the search crop come back from the one array that holds both."""
     packed = dataclasses.replace(pairs, preset=preset).image(0)
     exemplar, search = unpack(torch.from_numpy(packed).movedim(-1, 0)[None], preset)
     assert exemplar.shape == (1, 3, preset.exemplar_size, preset.exemplar_size)
@@ -126,8 +139,8 @@ def test_a_pair_unpacks_into_its_two_crops(pairs, preset):
     assert not packed[preset.exemplar_size :, preset.train_size :].any()
 
 
-def test_what_cannot_be_read_is_named(pairs):
-    """A missing image is an error that names it; its first images give sizes, or a line on each that is missing."""
+def test_unreadable_images_are_named(pairs):
+    """A missing image is an error with its name; `first_sizes` returns a line for each missing first image."""
     pairs.sequences[0].images[0].unlink()
     for path in pairs.sequences[2].images:
         path.unlink()
@@ -138,3 +151,79 @@ def test_what_cannot_be_read_is_named(pairs):
     ]
     with pytest.raises(UserError, match="ccc"):
         pairs.image(2)
+
+
+def smooth_noise(height=60, width=80):
+    """Return noise that is smooth enough to be resampled."""
+    small = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4, 3)).astype(np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+@pytest.mark.parametrize("preset", [RELEASE, SIAMFC, VINCE])
+def test_views_have_the_sizes_of_the_preset_wherever_the_target_lies(preset):
+    """Every stretch and every place of the target give full crops."""
+    image = smooth_noise(90, 120)
+    for number in range(20):
+        rng = np.random.default_rng(number)
+        box = np.array([*rng.uniform(-20, 100, 2), *rng.uniform(20, 60, 2)])
+        draws = draw_view(rng, preset, 0.33), draw_view(rng, preset, 0.05)
+        assert search_view(image, box, draws[0], preset).shape == (preset.train_size, preset.train_size, 3)
+        assert exemplar_view(image, box, draws[1], preset).shape == (preset.exemplar_size, preset.exemplar_size, 3)
+
+
+@pytest.mark.parametrize("size", [242, 243, 246, 247, 248, 255, 267, 268])
+def test_every_stretch_of_the_release_gives_a_whole_crop(size):
+    """255 pixels stretched by -5 % to 5 % give the middle 247 and then 239 pixels, padded where needed."""
+    draw = ViewDraw(size / 255, cv2.INTER_LINEAR, 8, 8)
+    assert search_view(smooth_noise(), np.array([30.0, 20, 20, 20]), draw, RELEASE).shape == (239, 239, 3)
+
+
+BOX = np.array([146.0, 106, 31, 31])
+"""Around the pixel at y 120, x 160, the first being 0."""
+
+
+def spot_at(y, x, height=240, width=320):
+    """Draw a dark image with one bright spot."""
+    image = np.zeros((height, width, 3), np.uint8)
+    cv2.circle(image, (x, y), 4, (255, 255, 255), -1)
+    return image
+
+
+def middle_of(image):
+    """Return the center of brightness as y, x from the middle of the image."""
+    weights = image[..., 0].astype(float)
+    places = np.arange(len(image)) - (len(image) - 1) / 2
+    return np.array([(weights.sum(axis=1) * places).sum(), (weights.sum(axis=0) * places).sum()]) / weights.sum()
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_the_target_is_in_the_search_crop_at_its_label(number):
+    """Shifted, stretched and mirrored crops of VINCE show the target where `target_shift` puts the positives."""
+    draw = draw_view(np.random.default_rng(number), VINCE, 0.33)
+    crop = search_view(spot_at(120, 160), BOX, draw, VINCE)
+    # The corners of the crop are rounded to whole pixels, of which each is two of the crop.
+    np.testing.assert_allclose(middle_of(crop), target_shift(draw, VINCE), atol=2.5)
+    assert np.abs(target_shift(draw, VINCE)).max() <= 0.33 * 247
+
+
+def test_crops_of_the_release_move_by_four_pixels_at_most():
+    """The random crop of 239 from 247 moves the target, whose label stays in the middle."""
+    for top, left in ((0, 8), (8, 0), (4, 4)):
+        draw = ViewDraw(1.0, cv2.INTER_LINEAR, top, left)
+        found = middle_of(search_view(spot_at(120, 160), BOX, draw, RELEASE))
+        np.testing.assert_allclose(found, [4 - top, 4 - left], atol=1.5)
+        assert target_shift(draw, RELEASE) == (0, 0)
+
+
+def test_draws_cover_what_the_release_draws():
+    """Stretches of ±5 %, all five interpolations, all nine offsets; flips of half of VINCE's and none of the others."""
+    draws = [draw_view(np.random.default_rng(number), RELEASE, 0.0) for number in range(400)]
+    stretches = [draw.stretch for draw in draws]
+    assert 0.95 <= min(stretches) < 0.96 < 1.04 < max(stretches) <= 1.05
+    assert {draw.interpolation for draw in draws} == set(INTERPOLATIONS)
+    assert {draw.top for draw in draws} == {draw.left for draw in draws} == set(range(9))
+    assert not any(draw.flip or draw.dy or draw.dx for draw in draws)
+    vince = [draw_view(np.random.default_rng(number), VINCE, 0.33) for number in range(400)]
+    assert 0.4 < np.mean([draw.flip for draw in vince]) < 0.6
+    # A Laplace distribution of scale b has the mean deviation b, here 0.25 x 0.33.
+    assert np.mean([abs(draw.dx) for draw in vince]) == pytest.approx(0.25 * 0.33, rel=0.15)
