@@ -112,10 +112,10 @@ def main(arguments: list[str] | None = None) -> None:
     }
     found = {NUMPY: 1.0, EXACT: 1.0, SPREAD: 1.0}
     if importlib.util.find_spec("faiss") is not None:
-        from cyclecontrast.evaluation.retrieval.ranking import cells_of
+        from cyclecontrast.evaluation.retrieval import make_faiss_index
 
         began = time.perf_counter()
-        approximate = LoadedVectors(exact.vectors, exact.videos, cells_of(exact.vectors))
+        approximate = LoadedVectors(exact.vectors, exact.videos, make_faiss_index(exact.vectors))
         print(f"\n{approximate.description}; built in {time.perf_counter() - began:.0f} s")
         works[FAISS] = of_any(rows, lambda row: search(approximate, row))
         found[FAISS] = recall(exact, approximate, rows)

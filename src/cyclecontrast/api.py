@@ -13,8 +13,7 @@ from cyclecontrast import config
 from cyclecontrast.config import ExportConfig, ReportConfig, SearchConfig, SweepConfig
 from cyclecontrast.config.fields import Place
 from cyclecontrast.errors import UserError, attempt, checked
-from cyclecontrast.evaluation import check_options, evaluate_checked, told_apart
-from cyclecontrast.evaluation.registry import PROTOCOLS
+from cyclecontrast.evaluation.protocol import CONFIGS, Protocol, config_class_of
 from cyclecontrast.files import check_new_run, is_model
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class Command(NamedTuple):
     def call(self, options: BaseModel, *objects: Any) -> Any:
         """Call the function with checked options, and with what only Python can pass."""
         if self.alone and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-            from cyclecontrast.training.leading import check_alone
+            from cyclecontrast.training.distributed import check_alone
 
             check_alone(self.alone)
         done = self.load()(*self.protocol, options, *objects)
@@ -135,19 +134,19 @@ COMMANDS = {
 }
 EVALUATIONS = {
     name: Command(
-        protocol.config,
+        protocol_config,
         ("model", "data"),
-        "evaluation:evaluate_and_tell",
+        "evaluation.runner:evaluate",
         (name,),
-        then=("reporting.after:after_evaluation",),
+        then=("evaluation.runner:print_path", "reporting.after:after_evaluation"),
     )
-    for name, protocol in PROTOCOLS.items()
+    for name, protocol_config in CONFIGS.items()
 } | {
     "all": Command(
         config.AllConfig,
         ("model",),
-        "evaluation.everything:run_all",
-        then=("reporting.after:after_evaluation", "evaluation.everything:check_all"),
+        "evaluation.suite:evaluate_all",
+        then=("reporting.after:after_evaluation", "evaluation.suite:check_complete"),
     )
 }
 
@@ -194,19 +193,32 @@ def pretrain(
 
 
 def evaluate(
-    protocol: str | type[config.EvaluateConfig],
+    protocol: str | type[Protocol[Any, Any]],
     model: "str | Path | Backbone",
     data: str | Path | None = None,
     **settings: Any,
 ) -> Any:
     """Evaluate a model by a protocol; the options are those of `cyclecontrast evaluate`; raises UserError.
 
-    `model` may be a backbone itself; a protocol of your own is named by its config. Returns a Result; for the protocol
-    `all`, which takes `data_root` and not `data`, an Everything with many of them. Of several processes that torchrun
-    started, the first alone returns something.
+    `model` may be a backbone itself, and `protocol` a subclass of cyclecontrast.evaluation.protocol.Protocol. Returns
+    a Result; for the protocol `all`, which takes `data_root` and not `data`, a SuiteResult with many of them. Of
+    several processes that torchrun started, rank 0 alone returns something.
     """
-    options, backbone = check_options(protocol, model, data, settings)
-    done = evaluate_checked(protocol, options, backbone)
+    name, backbone = name_and_backbone(model)
+    values = {"model": name, **({} if data is None else {"data": data}), **settings}
+    if protocol == "all" and backbone is not None:
+        raise UserError("model: protocol all takes the name of a model, not a backbone; name a file or a run")
+    options: config.EvaluateConfig | config.AllConfig
+    if protocol == "all":
+        options = checked(config.AllConfig, values)
+        from cyclecontrast.evaluation.suite import evaluate_all
+
+        done: Any = evaluate_all(options)
+    else:
+        options = checked(config_class_of(protocol), values)
+        from cyclecontrast.evaluation.runner import evaluate
+
+        done = evaluate(protocol, options, backbone)
     if backbone is None:
         from cyclecontrast.reporting.after import after_evaluation
 
@@ -214,12 +226,22 @@ def evaluate(
     return done
 
 
+def name_and_backbone(model: "str | Path | Backbone") -> "tuple[str, Backbone | None]":
+    """Return the name of a model, and the backbone where it is one itself; raises UserError where it is neither."""
+    if isinstance(model, str | Path):
+        return str(model), None
+    if not hasattr(model, "normalise"):  # to check its class would import PyTorch
+        what = type(model).__name__
+        raise UserError(f"model: a {what} is neither a name nor a Backbone; make one by cyclecontrast.Backbone(...)")
+    return model.name, model
+
+
 def embed(model: "str | Path | Backbone", data: str | Path, **settings: Any) -> "Embedded":
     """Write a vector for every frame; the options are those of `cyclecontrast embed`; raises UserError.
 
     `model` may be a backbone itself.
     """
-    name, backbone = told_apart(model)
+    name, backbone = name_and_backbone(model)
     values, command = {"model": name, "data": data, **settings}, COMMANDS["embed"]
     options = command.check(values) if backbone is None else checked(command.config, values)
     return command.call(options, backbone)  # type: ignore[no-any-return]
@@ -232,7 +254,7 @@ def export(model: "str | Path | Backbone", **settings: Any) -> "Export":
     """
     from cyclecontrast.exporting.command import export_backbone
 
-    name, backbone = told_apart(model)
+    name, backbone = name_and_backbone(model)
     return export_backbone(checked(ExportConfig, {"model": name, **settings}), backbone)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from cyclecontrast.data.images import Pixels, open_image
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.unfinished import Arrays
+from cyclecontrast.evaluation.resume_cache import Arrays
 
 LEGEND_HEIGHT = 24
 

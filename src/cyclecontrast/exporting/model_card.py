@@ -10,7 +10,7 @@ import tomli_w
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.config.pretrain import OF_A_MACHINE
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.evaluation.result import Result
+from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.exporting.formats import Job
 from cyclecontrast.loss.objectives import learns_from
 from cyclecontrast.models.checkpoint import fingerprint

@@ -9,7 +9,7 @@ from typing import Any
 
 from cyclecontrast.config import AllConfig, EvaluateConfig, PretrainConfig, ReportConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.record import results_folder
+from cyclecontrast.evaluation.predictions import results_folder
 from cyclecontrast.reporting.page import write_report
 from cyclecontrast.reporting.runs import is_run
 from cyclecontrast.training.pretrain import Run

@@ -18,7 +18,7 @@ from cyclecontrast.data.remote import Remote
 from cyclecontrast.data.store_files import VIDEO_SCHEMA
 from cyclecontrast.data.table_files import read_table
 from cyclecontrast.errors import UserError, attempt, checked
-from cyclecontrast.evaluation.result import Result
+from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone, noted_fingerprint
 from cyclecontrast.training.run_folder import read_about, read_metrics

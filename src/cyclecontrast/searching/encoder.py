@@ -31,7 +31,7 @@ class QueryEncoder(NamedTuple):
         """Return the vector of an RGB image (height, width, 3), scaled to length 1 (dim,)."""
         import torch
 
-        from cyclecontrast.evaluation.embeddings import encode, frozen
+        from cyclecontrast.evaluation.embed import encode, frozen
         from cyclecontrast.evaluation.image_batches import CenterCrop, ImageBatch
 
         crop = np.ascontiguousarray(CenterCrop(self.image_size)(image, 0))

@@ -136,7 +136,7 @@ def load_vectors(index: FrameIndex, use_faiss: bool) -> LoadedVectors:
     vectors = index.load_vectors()
     if not use_faiss:
         return LoadedVectors(vectors, index.video)
-    from cyclecontrast.evaluation.retrieval.ranking import cells_of
+    from cyclecontrast.evaluation.retrieval import make_faiss_index
 
     with Console(stderr=True).status("faiss clusters the vectors"):
-        return LoadedVectors(vectors, index.video, cells_of(vectors))
+        return LoadedVectors(vectors, index.video, make_faiss_index(vectors))

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from cyclecontrast.config import MAY_CHANGE, EvaluateConfig, PretrainConfig
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.evaluation import evaluate_config
-from cyclecontrast.evaluation.registry import PROTOCOLS
+from cyclecontrast.evaluation.protocol import CONFIGS
+from cyclecontrast.evaluation.runner import evaluate
 from cyclecontrast.files import replacing
 from cyclecontrast.training.pretrain import pretrain_alone as pretrain
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, read_about
@@ -25,7 +25,7 @@ class Evaluation(NamedTuple):
     def config(self, model: Path, seed: int) -> EvaluateConfig:
         """Return the options for one model; raises UserError."""
         named = {"model": str(model), "out": model / "results", "seed": seed}
-        return checked(PROTOCOLS[self.protocol].config, self.settings | named)
+        return checked(CONFIGS[self.protocol], self.settings | named)
 
 
 class Cell(NamedTuple):
@@ -102,8 +102,8 @@ def run_cell(cell: Cell) -> dict[str, dict[str, float]]:
     if not is_trained(cell):
         _train(cell)
     return {
-        evaluation.protocol: evaluate_config(
-            evaluation.protocol, evaluation.config(cell.run, cell.seed), reuse=True
+        evaluation.protocol: evaluate(
+            evaluation.protocol, evaluation.config(cell.run, cell.seed), reuse=True, alone=True
         ).metrics
         for evaluation in cell.evaluations
     }

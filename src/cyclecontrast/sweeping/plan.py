@@ -10,7 +10,7 @@ from cyclecontrast.config import PretrainConfig, SweepConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.layouts import find_layouts
 from cyclecontrast.errors import UserError, attempt, checked
-from cyclecontrast.evaluation.registry import PROTOCOLS
+from cyclecontrast.evaluation.protocol import find_protocol
 from cyclecontrast.files import LOCK_FILE, check_folder
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.hardware import num_cores, pick_device, pick_precision
@@ -94,8 +94,7 @@ def _check_labels(config: SweepConfig, table: Table, folder: Path) -> None:
     if not {layout.kind for layout in find_layouts(on, depth=0)} & set(table.kinds):
         raise UserError(f"on: {on}: holds no labels for {table.name}; name with --on {_wanted(table)}")
     for evaluation in _evaluations(config, table):
-        protocol = PROTOCOLS[evaluation.protocol].load()
-        protocol.open_data(evaluation.config(folder, 0))
+        find_protocol(evaluation.protocol)(evaluation.config(folder, 0)).open()
 
 
 def _wanted(table: Table) -> str:

@@ -1,23 +1,27 @@
 """One process or many: what crosses between processes, and nothing else, is here."""
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, out_of_memory
 from cyclecontrast.models.encoders import Features, encode_in_groups
 
 LONGEST_STEP = timedelta(minutes=10)
 """A process that is silent for so long counts as lost."""
 LONGEST_WAIT = timedelta(hours=12)
 """The others wait while the first process prepares videos."""
+CPU = torch.device("cpu")
+
+T = TypeVar("T")
 
 
 class World(NamedTuple):
@@ -206,3 +210,97 @@ def together(work: str = "training", way_on: str = "--resume goes on from the la
             f"another process of this {work} has ended or is silent ({reason}); what it said last tells why. Start "
             f"all again; {way_on}"
         ) from error
+
+
+@contextlib.contextmanager
+def joined_command() -> Iterator[World]:
+    """Join the processes of torchrun for a command other than training; a failure in one process ends all.
+
+    Only rank 0 writes to stderr. Where processes fail, all end once each has reached the next exchange of objects or
+    the end of the block: rank 0 raises UserError with the lines of all, the others UserError without a line.
+    """
+    with joined_world(CPU) as world, contextlib.ExitStack() as stack:
+        if world.rank:
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        try:
+            yield world
+            _exchange_problems(None, world)
+        except _SharedFailureError:
+            raise
+        except (UserError, OSError, torch.OutOfMemoryError) as error:
+            if world.size == 1:
+                raise
+            _exchange_problems(_lines_of(error), world)
+
+
+def gather_objects(value: T, world: World) -> list[T]:
+    """Return in rank 0 the values of all processes, in the order of their ranks; in the others an empty list.
+
+    Called within `joined_command`; raises UserError where a process failed.
+    """
+    if world.size == 1:
+        return [value]
+    _exchange_problems(None, world)
+    values: list[Any] = [None] * world.size if world.rank == 0 else []
+    with _command_together():
+        dist.gather_object(value, values or None, 0, group=world.patient)
+    return values
+
+
+def broadcast_object(value: T, world: World) -> T:
+    """Return the value of rank 0 in every process; as `gather_objects` otherwise."""
+    if world.size == 1:
+        return value
+    _exchange_problems(None, world)
+    held = [value]
+    with _command_together():
+        dist.broadcast_object_list(held, 0, group=world.patient)
+    return held[0]
+
+
+def check_alone(what: str) -> None:
+    """Raise UserError, with a line in rank 0, where torchrun started several processes for a command of one."""
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        with joined_command() as world:
+            if world.size > 1:
+                raise UserError(runs_alone(what))
+
+
+def runs_alone(what: str) -> str:
+    """Return the line about work that several processes cannot share."""
+    return f"{what} runs in one process, and {os.environ.get('WORLD_SIZE')} were started; start it without torchrun"
+
+
+class _SharedFailureError(UserError):
+    """A failure that no other process has to be informed of."""
+
+
+def _exchange_problems(problems: Sequence[str] | None, world: World) -> None:
+    """Raise UserError where any process has problems: with all lines in rank 0, without a line in the others."""
+    if world.size == 1:
+        return
+    found: list[Any] = [None] * world.size
+    with _command_together():
+        dist.all_gather_object(found, problems, group=world.patient)
+    failed = [lines for lines in found if lines is not None]
+    if failed:
+        raise _SharedFailureError(*dict.fromkeys(line for lines in failed for line in lines) if world.rank == 0 else ())
+
+
+def _lines_of(error: Exception) -> tuple[str, ...]:
+    """Return the lines of an error that the user can fix."""
+    if isinstance(error, UserError):
+        return error.problems
+    if isinstance(error, OSError):
+        return (f"{error.filename or 'the data'}: {error.strerror or error}",)
+    return (out_of_memory(error),)
+
+
+@contextlib.contextmanager
+def _command_together() -> Iterator[None]:
+    """Report in a line that another process of a command is gone."""
+    try:
+        with together("command", "the same command resumes where it stopped"):
+            yield
+    except UserError as error:
+        raise _SharedFailureError(*error.problems) from error

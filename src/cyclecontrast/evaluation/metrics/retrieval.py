@@ -1,4 +1,4 @@
-"""Scores of retrieval: is something of the query's class among what lies nearest, and how far up all of it lies."""
+"""Scores of retrieval: whether the query's class is among its nearest neighbors, and how high its items rank."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,7 +7,7 @@ from cyclecontrast.evaluation.metrics.arrays import Floats, Integers
 
 
 def hit_at_k(neighbor_labels: Integers, query_labels: Integers, k: int) -> float:
-    """Return the part of queries whose label (num_queries,) is among those of the k nearest (protocols.md §d).
+    """Return the fraction of queries whose label (num_queries,) is among those of the k nearest.
 
     `neighbor_labels` (num_queries, num_neighbors) are the gallery's labels, nearest first.
     """

@@ -48,7 +48,7 @@ def official_center_errors(predicted: Floats, truth: Floats) -> Floats:
 
 
 def success_curve(overlap: Floats, num_bins: int = 21) -> Floats:
-    """Return the part of frames whose overlap is above each of `num_bins` thresholds from 0 to 1 (num_bins,).
+    """Return the fraction of frames whose overlap is above each of `num_bins` thresholds from 0 to 1 (num_bins,).
 
     No overlap is above 1: the mean of a perfect curve is 20/21.
     """
@@ -57,7 +57,7 @@ def success_curve(overlap: Floats, num_bins: int = 21) -> Floats:
 
 
 def precision_curve(errors: Floats) -> Floats:
-    """Return the part of frames whose center error is at most 0, 1, ... 50 pixels (51,)."""
+    """Return the fraction of frames whose center error is at most 0, 1, ... 50 pixels (51,)."""
     curve: Floats = (errors[:, None] <= np.arange(FARTHEST + 1)).mean(axis=0)
     return curve
 

@@ -8,19 +8,17 @@ import pyarrow as pa
 from cyclecontrast.config import PropagationConfig
 from cyclecontrast.data.davis import LISTS, Davis, MaskedVideo
 from cyclecontrast.data.labels.text_lines import raise_problems
-from cyclecontrast.evaluation.embeddings import frozen
+from cyclecontrast.evaluation.embed import frozen
 from cyclecontrast.evaluation.mask_files import unpacked
+from cyclecontrast.evaluation.predictions import DataInfo, Record
 from cyclecontrast.evaluation.propagation.presets import Preset, preset_for
 from cyclecontrast.evaluation.propagation.score import score
 from cyclecontrast.evaluation.propagation.videos import USUAL_HEIGHT, How, follow
-from cyclecontrast.evaluation.result import DataInfo
-from cyclecontrast.evaluation.two_steps import Predictions
-from cyclecontrast.evaluation.unfinished import Arrays, Unfinished
+from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
+from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.hardware import pick_device, pick_workers
 from cyclecontrast.models.stride import restride
-
-__all__ = ["describe", "open_data", "predict", "score"]
 
 STRIDES = (1, 2, 1, 1)
 """Of the stages, not dilated, unlike those of tracking (protocols.md §g)."""
@@ -53,7 +51,7 @@ def describe(data: Davis, config: PropagationConfig) -> DataInfo:
     return DataInfo(str(data.root), data.fingerprint, 0, len(data.videos))
 
 
-def predict(backbone: Backbone, data: Davis, config: PropagationConfig, unfinished: Unfinished) -> Predictions:
+def predict(backbone: Backbone, data: Davis, config: PropagationConfig, unfinished: ResumeCache) -> Predictions:
     """Follow the objects of each video's first mask; a video with a file that cannot be read is left out."""
     device = pick_device(config.device)
     preset = preset_for(config.preset, backbone)
@@ -102,3 +100,26 @@ def _notes(data: Davis, config: PropagationConfig, preset: Preset, followed: lis
     if stride != USUAL_STRIDE:
         reach = f"the radius of {preset.radius} cells is {preset.radius * stride} pixels"
         yield f"the feature map has a cell every {stride} pixels where the papers have {USUAL_STRIDE}; {reach}"
+
+
+class Propagation(Protocol[PropagationConfig, Davis]):
+    """The protocol as a class."""
+
+    name = "propagation"
+    config_class = PropagationConfig
+
+    def open(self) -> Davis:
+        """Open the data."""
+        return open_data(self.config)
+
+    def describe(self, data: Davis) -> DataInfo:
+        """Return which data these are."""
+        return describe(data, self.config)
+
+    def predict(self, backbone: Backbone, data: Davis, cache: ResumeCache) -> Predictions:
+        """Compute all predictions."""
+        return predict(backbone, data, self.config, cache)
+
+    def score(self, record: Record) -> Score:
+        """Score a record."""
+        return score(record, self.config)

@@ -10,9 +10,9 @@ from cyclecontrast.config import PropagationConfig
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.evaluation.mask_files import decode_mask
 from cyclecontrast.evaluation.metrics import boundary_f, region_similarity
+from cyclecontrast.evaluation.predictions import Record
 from cyclecontrast.evaluation.propagation.drawing import VideoMasks, draw_sheet, draw_video
-from cyclecontrast.evaluation.record import Record
-from cyclecontrast.evaluation.two_steps import Score
+from cyclecontrast.evaluation.protocol import Score
 
 RECALL_FROM = 0.5
 

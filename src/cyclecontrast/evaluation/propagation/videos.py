@@ -13,12 +13,12 @@ from torch import Tensor
 from cyclecontrast.data.davis import MaskedVideo
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.evaluation.finite import check_finite
+from cyclecontrast.evaluation.embed import check_finite
 from cyclecontrast.evaluation.image_batches import ImageBatch, load_image_batches
 from cyclecontrast.evaluation.mask_files import encode_mask, packed
 from cyclecontrast.evaluation.propagation.labels import Propagation, labels_of_mask, mask_of_labels
 from cyclecontrast.evaluation.propagation.presets import Preset
-from cyclecontrast.evaluation.unfinished import Arrays
+from cyclecontrast.evaluation.resume_cache import Arrays
 from cyclecontrast.models.backbone import Backbone
 
 USUAL_HEIGHT = 480

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.embeddings import frozen
+from cyclecontrast.evaluation.embed import frozen
 from cyclecontrast.models.backbone import Backbone, ResNet
 from cyclecontrast.models.stride import TOTAL_STRIDE_8, PerStage, restride
 

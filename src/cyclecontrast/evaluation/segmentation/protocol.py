@@ -17,19 +17,17 @@ from cyclecontrast.data.labels.text_lines import raise_problems
 from cyclecontrast.data.masked_images import MaskedImages, MaskedSplit
 from cyclecontrast.data.masks.layouts import Asked
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.breakdown import doubts
-from cyclecontrast.evaluation.embeddings import frozen
+from cyclecontrast.evaluation.classification import doubts
+from cyclecontrast.evaluation.embed import frozen
 from cyclecontrast.evaluation.image_batches import in_order, load_image_batches
 from cyclecontrast.evaluation.mask_files import encode_mask, packed, unpacked
-from cyclecontrast.evaluation.result import DataInfo
+from cyclecontrast.evaluation.predictions import DataInfo, Record
+from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
+from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.evaluation.segmentation.scoring import score
 from cyclecontrast.evaluation.segmentation.training import Hardware, Segmenter, fit, make_segmenter
-from cyclecontrast.evaluation.two_steps import Predictions
-from cyclecontrast.evaluation.unfinished import Arrays, Unfinished
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.hardware import pick_device, pick_workers
-
-__all__ = ["describe", "open_data", "predict", "score"]
 
 EPOCHS = {"ade20k": 60}
 OTHER_EPOCHS = 45
@@ -56,7 +54,7 @@ def describe(data: MaskedImages, config: SegmentationConfig) -> DataInfo:
     return DataInfo(str(data.root), data.fingerprint, len(data.train), len(data.test))
 
 
-def predict(backbone: Backbone, data: MaskedImages, config: SegmentationConfig, unfinished: Unfinished) -> Predictions:
+def predict(backbone: Backbone, data: MaskedImages, config: SegmentationConfig, unfinished: ResumeCache) -> Predictions:
     """Train a head, then segment each test image; all images and masks are read once before."""
     device = pick_device(config.device)
     hardware = Hardware(device, pick_workers(config.workers, device))
@@ -78,7 +76,7 @@ def predict(backbone: Backbone, data: MaskedImages, config: SegmentationConfig, 
     )
 
 
-def find_readable(split: MaskedSplit, title: str, workers: int, unfinished: Unfinished) -> Readable:
+def find_readable(split: MaskedSplit, title: str, workers: int, unfinished: ResumeCache) -> Readable:
     """Read every image and mask once; raises UserError where none can be read."""
     found = unfinished.arrays(title, lambda: _read_all(split, title, workers))
     positions, problems = found["positions"].tolist(), tuple(found["problems"].tolist())
@@ -105,7 +103,7 @@ def _whole(image: Pixels, position: int) -> Pixels:
 
 
 def _segment_all(
-    segmenter: Segmenter, test: MaskedSplit, positions: Sequence[int], hardware: Hardware, unfinished: Unfinished
+    segmenter: Segmenter, test: MaskedSplit, positions: Sequence[int], hardware: Hardware, unfinished: ResumeCache
 ) -> pa.Table:
     """Return the record: id, predicted mask and true mask of each image, masks as PNG."""
     parts = []
@@ -143,3 +141,26 @@ def _tag(data: MaskedImages, config: SegmentationConfig) -> str:
     return (
         f"segmentation {recipe}head={config.head} {how} layout={layout} crop={config.crop_size} stride={config.stride}"
     )
+
+
+class Segmentation(Protocol[SegmentationConfig, MaskedImages]):
+    """The protocol as a class."""
+
+    name = "segmentation"
+    config_class = SegmentationConfig
+
+    def open(self) -> MaskedImages:
+        """Open the data."""
+        return open_data(self.config)
+
+    def describe(self, data: MaskedImages) -> DataInfo:
+        """Return which data these are."""
+        return describe(data, self.config)
+
+    def predict(self, backbone: Backbone, data: MaskedImages, cache: ResumeCache) -> Predictions:
+        """Compute all predictions."""
+        return predict(backbone, data, self.config, cache)
+
+    def score(self, record: Record) -> Score:
+        """Score a record."""
+        return score(record, self.config)

@@ -10,9 +10,9 @@ from cyclecontrast.data.masks.codes import IGNORE
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.mask_files import decode_mask
 from cyclecontrast.evaluation.metrics import iou_per_class, pixel_accuracy, pixel_confusion
-from cyclecontrast.evaluation.record import Record
+from cyclecontrast.evaluation.predictions import Record
+from cyclecontrast.evaluation.protocol import Score
 from cyclecontrast.evaluation.segmentation.picture import draw_pairs
-from cyclecontrast.evaluation.two_steps import Score
 
 NUM_DRAWN = 8
 

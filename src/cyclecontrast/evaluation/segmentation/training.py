@@ -15,14 +15,13 @@ from cyclecontrast.data.masked_images import MaskedSplit
 from cyclecontrast.data.masks.codes import IGNORE
 from cyclecontrast.data.pairs import ORDER, random_stream
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.embeddings import frozen
+from cyclecontrast.evaluation.embed import check_finite, frozen
 from cyclecontrast.evaluation.epochs import train_epochs
-from cyclecontrast.evaluation.finite import check_finite
 from cyclecontrast.evaluation.image_batches import load_image_batches
+from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.evaluation.segmentation.crops import RandomCrop
 from cyclecontrast.evaluation.segmentation.dense import Dense, enlarge, make_dense
 from cyclecontrast.evaluation.segmentation.heads import make_head
-from cyclecontrast.evaluation.unfinished import Unfinished
 from cyclecontrast.models.backbone import Backbone
 
 MOMENTUM = 0.9
@@ -62,7 +61,7 @@ def fit(
     epochs: int,
     config: SegmentationConfig,
     hardware: Hardware,
-    unfinished: Unfinished,
+    unfinished: ResumeCache,
 ) -> float:
     """Train in place on the images at these positions, and return the mean loss of the last epoch."""
     dense, head = segmenter

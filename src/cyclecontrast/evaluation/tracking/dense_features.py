@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cyclecontrast.evaluation.embeddings import exact_convolutions
+from cyclecontrast.evaluation.embed import exact_convolutions
 from cyclecontrast.models.backbone import Backbone, ResNet
 from cyclecontrast.models.stride import TOTAL_STRIDE_8, restride
 

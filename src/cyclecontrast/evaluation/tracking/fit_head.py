@@ -15,12 +15,12 @@ from cyclecontrast.data.tracking_sequences import Sequences
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.epochs import step_decay, train_epochs
 from cyclecontrast.evaluation.image_batches import load_image_batches
+from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.evaluation.tracking.dense_features import DenseFeatures, stride_of
 from cyclecontrast.evaluation.tracking.head import Head, make_head
 from cyclecontrast.evaluation.tracking.pairs import TrainingPairs, as_packed, first_sizes, unpack, usable_frames
 from cyclecontrast.evaluation.tracking.presets import PRESETS, Preset
 from cyclecontrast.evaluation.tracking.response_loss import LOSSES, make_labels
-from cyclecontrast.evaluation.unfinished import Unfinished
 from cyclecontrast.models.hardware import num_cores, pick_workers
 
 MOMENTUM = 0.9
@@ -57,7 +57,7 @@ class FittedHead(NamedTuple):
     problems: tuple[str, ...]
 
 
-def fit_head(features: DenseFeatures, train: Sequences, config: TrackingConfig, unfinished: Unfinished) -> FittedHead:
+def fit_head(features: DenseFeatures, train: Sequences, config: TrackingConfig, unfinished: ResumeCache) -> FittedHead:
     """Train the head on the maps of the frozen backbone; raises UserError where there is too little to train on."""
     plan, notes = _fill_epochs(Plan.of(config), len(train), config.pairs_per_sequence is not None)
     workers = pick_workers(config.workers, features.device)
@@ -122,7 +122,7 @@ def _fill_epochs(plan: Plan, num_sequences: int, was_asked: bool) -> tuple[Plan,
 
 
 def _open_pairs(
-    train: Sequences, plan: Plan, seed: int, unfinished: Unfinished
+    train: Sequences, plan: Plan, seed: int, unfinished: ResumeCache
 ) -> tuple[TrainingPairs, tuple[str, ...], list[str]]:
     """Find the frames to train on; returns what is to be noted, and a line for each image that cannot be read."""
     sizes = unfinished.arrays("sizes of training images", lambda: first_sizes(train.sequences, num_cores()))
@@ -153,7 +153,7 @@ class _Batch(NamedTuple):
 
 
 def _batches(
-    features: DenseFeatures, pairs: TrainingPairs, plan: Plan, workers: int, unfinished: Unfinished
+    features: DenseFeatures, pairs: TrainingPairs, plan: Plan, workers: int, unfinished: ResumeCache
 ) -> Iterator[_Batch]:
     """Yield the whole batches of an epoch, and keep a line on each image that cannot be read."""
     problems: list[str] = []

@@ -10,8 +10,8 @@ import numpy as np
 
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluation.resume_cache import Arrays
 from cyclecontrast.evaluation.tracking.tracker import Box, Tracker
-from cyclecontrast.evaluation.unfinished import Arrays
 
 DEPTH = 16
 """Frames that are decoded ahead."""

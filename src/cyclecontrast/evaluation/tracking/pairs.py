@@ -13,6 +13,7 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.pairs import FRAMES, POSITIVE, QUERY, random_stream
 from cyclecontrast.data.tracking_sequences import Sequence
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluation.resume_cache import Arrays
 from cyclecontrast.evaluation.tracking.presets import Preset
 from cyclecontrast.evaluation.tracking.training_views import (
     ViewDraw,
@@ -21,7 +22,6 @@ from cyclecontrast.evaluation.tracking.training_views import (
     search_view,
     target_shift,
 )
-from cyclecontrast.evaluation.unfinished import Arrays
 
 MAX_GAP = 100
 MAX_TRIES = 100

@@ -14,7 +14,9 @@ from cyclecontrast.data.decode import DecodedFrame
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.tracking_sequences import Sequence, Sequences, check_in_image
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.result import DataInfo, Json
+from cyclecontrast.evaluation.predictions import DataInfo, Json, Record
+from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
+from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.evaluation.tracking.follow import follow
 from cyclecontrast.evaluation.tracking.open_data import TrackingData, open_data
 from cyclecontrast.evaluation.tracking.records import FROM_SIXTH, to_table
@@ -22,13 +24,9 @@ from cyclecontrast.evaluation.tracking.scores import score
 from cyclecontrast.evaluation.tracking.siamfc import OF_TRAINING, prepare_tracker
 from cyclecontrast.evaluation.tracking.tracker import IdentityTracker, PerfectTracker, PreparedTracker, Tracker
 from cyclecontrast.evaluation.tracking.video_file import VideoFile, draw, write_video
-from cyclecontrast.evaluation.two_steps import Predictions
-from cyclecontrast.evaluation.unfinished import Arrays, Unfinished
 from cyclecontrast.models.backbone import Backbone
 
 T = TypeVar("T")
-
-__all__ = ["describe", "open_data", "predict", "score"]
 
 
 class _UnreadableFrameError(UserError):
@@ -44,7 +42,7 @@ def describe(data: TrackingData, config: TrackingConfig) -> DataInfo:
     return DataInfo(str(config.data), data.fingerprint, train, tested)
 
 
-def predict(backbone: Backbone, data: TrackingData, config: TrackingConfig, unfinished: Unfinished) -> Predictions:
+def predict(backbone: Backbone, data: TrackingData, config: TrackingConfig, unfinished: ResumeCache) -> Predictions:
     """Train the head where there is one, then track; what was tracked before a stop is not tracked again."""
     prepared = _prepare(backbone, data, config, unfinished)
     problems = [*(data.train.problems if data.train else ()), *prepared.problems]
@@ -66,14 +64,16 @@ def predict(backbone: Backbone, data: TrackingData, config: TrackingConfig, unfi
     return Predictions(table, prepared.tag, notes, tuple(problems), details, used, frozenset(idle))
 
 
-def _prepare(backbone: Backbone, data: TrackingData, config: TrackingConfig, unfinished: Unfinished) -> PreparedTracker:
+def _prepare(
+    backbone: Backbone, data: TrackingData, config: TrackingConfig, unfinished: ResumeCache
+) -> PreparedTracker:
     if config.tracker == "siamfc":
         return prepare_tracker(backbone, config, data.train, unfinished)
     return PreparedTracker(IdentityTracker(), f"tracking tracker={config.tracker}")
 
 
 def _track_sequences(
-    tracker: Tracker, data: Sequences, config: TrackingConfig, unfinished: Unfinished, problems: list[str]
+    tracker: Tracker, data: Sequences, config: TrackingConfig, unfinished: ResumeCache, problems: list[str]
 ) -> Iterator[pa.Table]:
     for position, sequence in enumerate(data.sequences):
         title = f"{sequence.name} {position + 1}/{len(data)}"
@@ -101,7 +101,7 @@ def _images(sequence: Sequence) -> Iterator[Pixels]:
 
 
 def _track_video(
-    tracker: Tracker, video: VideoFile, config: TrackingConfig, unfinished: Unfinished, problems: list[str]
+    tracker: Tracker, video: VideoFile, config: TrackingConfig, unfinished: ResumeCache, problems: list[str]
 ) -> pa.Table:
     def make() -> Arrays:
         notices: list[str] = []
@@ -134,3 +134,26 @@ def _speed(table: pa.Table) -> Json:
     updates = table["seconds"].to_numpy()[table["frame"].to_numpy() > 0]
     total = float(updates.sum())
     return {"frames_per_second": round(len(updates) / total, 1)} if total > 0 else {}
+
+
+class Tracking(Protocol[TrackingConfig, TrackingData]):
+    """The protocol as a class."""
+
+    name = "tracking"
+    config_class = TrackingConfig
+
+    def open(self) -> TrackingData:
+        """Open the data."""
+        return open_data(self.config)
+
+    def describe(self, data: TrackingData) -> DataInfo:
+        """Return which data these are."""
+        return describe(data, self.config)
+
+    def predict(self, backbone: Backbone, data: TrackingData, cache: ResumeCache) -> Predictions:
+        """Compute all predictions."""
+        return predict(backbone, data, self.config, cache)
+
+    def score(self, record: Record) -> Score:
+        """Score a record."""
+        return score(record, self.config)

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from cyclecontrast.data.tracking_sequences import Sequence
 from cyclecontrast.evaluation.metrics import Floats, Masks
-from cyclecontrast.evaluation.unfinished import Arrays
+from cyclecontrast.evaluation.resume_cache import Arrays
 
 FROM_SIXTH = ".from6"
 """Follows the name of Tiger1 where it is tracked as the authors of OTB do, without its first five frames."""

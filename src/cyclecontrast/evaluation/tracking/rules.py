@@ -15,7 +15,7 @@ from cyclecontrast.evaluation.metrics import (
     precision_curve,
     success_curve,
 )
-from cyclecontrast.evaluation.result import Json
+from cyclecontrast.evaluation.predictions import Json
 from cyclecontrast.evaluation.tracking.records import Tracked
 
 PRECISION_AT = 20

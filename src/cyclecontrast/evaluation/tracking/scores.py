@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 from cyclecontrast.config import TrackingConfig
-from cyclecontrast.evaluation.record import Record
+from cyclecontrast.evaluation.predictions import Record
+from cyclecontrast.evaluation.protocol import Score
 from cyclecontrast.evaluation.tracking.plots import Curve, plot_precision, plot_success
 from cyclecontrast.evaluation.tracking.records import FROM_SIXTH, Tracked, from_table
 from cyclecontrast.evaluation.tracking.rules import Rules, TrackerScore, score_tracker
 from cyclecontrast.evaluation.tracking.toolkit_files import read_results, trackers_in, zip_results
-from cyclecontrast.evaluation.two_steps import Score
 
 GOT10K_NOTES = (
     "ao, sr_50, sr_75: over all frames but the first of each sequence",

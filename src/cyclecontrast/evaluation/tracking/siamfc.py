@@ -8,8 +8,8 @@ from torch import Tensor
 from cyclecontrast.config import TrackingConfig
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.tracking_sequences import Sequences
-from cyclecontrast.evaluation.embeddings import exact_convolutions
-from cyclecontrast.evaluation.finite import check_finite
+from cyclecontrast.evaluation.embed import check_finite, exact_convolutions
+from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.evaluation.tracking.crops import Target, crop_squares
 from cyclecontrast.evaluation.tracking.dense_features import DenseFeatures, stride_of
 from cyclecontrast.evaluation.tracking.fit_head import FittedHead, fit_head
@@ -17,7 +17,6 @@ from cyclecontrast.evaluation.tracking.head import Head, raw_head
 from cyclecontrast.evaluation.tracking.presets import PRESETS, SEARCH_SIZE, head_shape
 from cyclecontrast.evaluation.tracking.response_peak import UPSAMPLED_SIZE, UPSAMPLING, find_peak
 from cyclecontrast.evaluation.tracking.tracker import Box, PreparedTracker
-from cyclecontrast.evaluation.unfinished import Unfinished
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.hardware import pick_device
 
@@ -29,7 +28,7 @@ OF_TRAINING = ("epochs", "batch_size", "learning_rate", "pairs_per_sequence", "t
 
 
 def prepare_tracker(
-    backbone: Backbone, config: TrackingConfig, train: Sequences | None, unfinished: Unfinished
+    backbone: Backbone, config: TrackingConfig, train: Sequences | None, unfinished: ResumeCache
 ) -> PreparedTracker:
     """Train the head on these sequences, or with None correlate the raw features; raises UserError."""
     features = DenseFeatures.of(backbone, pick_device(config.device))

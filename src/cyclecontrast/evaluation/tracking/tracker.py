@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.evaluation.result import Json
+from cyclecontrast.evaluation.predictions import Json
 
 Box = npt.NDArray[np.float64]
 """x, y, w, h (4,) in pixels; the first pixel is 1, as OTB and GOT-10k count."""

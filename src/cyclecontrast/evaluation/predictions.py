@@ -1,36 +1,39 @@
-"""What an evaluation found, and everything needed to know what it is the result of; it knows no protocol.
+"""What an evaluation leaves on disk: a record of predictions, written before they are scored, and a result.
 
-A result is a file of its own for each protocol, model, data and settings, so that none is taken for another's.
+    <results>/records/<record key>.parquet   one row per test item, with all that scoring needs
+    <results>/<key>.json                     metrics, their breakdown, and where they come from
+
+Keys name the protocol, the model's and the data's content, and the settings, so that no file is taken for another.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from cyclecontrast.data.regular_files import read_regular
+from cyclecontrast.config import AllConfig, EvaluateConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.versions import package_versions
 
-NO_PART_OF_KEY = frozenset(
+NOT_IN_KEY = frozenset(
     {"model", "data", "classes", "train_data", "out", "save", "score_only", "report", "workers", "device"}
 )
-"""Settings that name a file, which a fingerprint stands for, or do not change the numbers."""
+"""Settings that name a file, whose content a fingerprint stands for, or that do not change the numbers."""
 MAX_LISTED = 10
-MOST_BYTES = 2**30
 
 Json = dict[str, Any]
 
 
 class ModelInfo(NamedTuple):
-    """Which backbone: `fingerprint` names its content, `source` says where it came from."""
+    """Which backbone: `fingerprint` identifies its weights, `source` says where they came from."""
 
     name: str
     source: str
@@ -38,7 +41,7 @@ class ModelInfo(NamedTuple):
 
 
 class DataInfo(NamedTuple):
-    """Which images: `fingerprint` names their content; numbers are those of the level, images or videos."""
+    """Which data: `fingerprint` identifies their content; numbers are those of the level, images or videos."""
 
     path: str
     fingerprint: str
@@ -50,8 +53,7 @@ class DataInfo(NamedTuple):
 class About:
     """The origin of predictions; `tag` names the variant of the protocol, and only equal tags may be compared.
 
-    `problems` has a line for each item of the data that could not be used; `scoring` names the settings that
-    predictions do not depend on.
+    `problems` has a line for each item that could not be used; `scoring` names the settings of scoring alone.
     """
 
     protocol: str
@@ -68,12 +70,12 @@ class About:
     @property
     def key(self) -> str:
         """Name of the files of this result."""
-        return self._key(NO_PART_OF_KEY)
+        return self._key(NOT_IN_KEY)
 
     @property
     def record_key(self) -> str:
-        """Name of the record, which the settings of the scoring step do not change."""
-        return self._key(NO_PART_OF_KEY | set(self.scoring))
+        """Name of the record, which the settings of scoring do not change."""
+        return self._key(NOT_IN_KEY | set(self.scoring))
 
     def _key(self, left_out: Collection[str]) -> str:
         settings = {name: value for name, value in self.config.items() if name not in left_out}
@@ -87,8 +89,45 @@ class About:
 
     @staticmethod
     def from_json(values: Json) -> "About":
-        """Rebuild what `to_json` gave; raises ValueError where a part is missing or of another kind."""
+        """Rebuild what `to_json` returned; raises ValueError where a part is missing or of another type."""
         return TypeAdapter(About).validate_python(values)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Predictions: one row per test item, with all that its score needs."""
+
+    about: About
+    table: pa.Table
+
+    def save(self, folder: Path) -> Path:
+        """Write <folder>/records/<key>.parquet and return its path."""
+        path = record_path(folder, self.about.record_key)
+        with replacing(path) as aside:
+            about = json.dumps(self.about.to_json())
+            pq.write_table(self.table.replace_schema_metadata({"about": about}), aside)
+        return path
+
+    @staticmethod
+    def load(path: Path) -> "Record":
+        """Read what `save` wrote; raises UserError."""
+        try:
+            table = pq.read_table(path)
+            about = About.from_json(json.loads((table.schema.metadata or {})[b"about"]))
+            return Record(about, table.replace_schema_metadata())
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{path}: the record cannot be read ({reason}); evaluate without --score-only") from error
+
+
+def find_records(folder: Path, protocol: str) -> list[Record]:
+    """Read all records of a protocol below a folder of results."""
+    return [Record.load(path) for path in sorted((folder / "records").glob(f"{protocol}-*.parquet"))]
+
+
+def record_path(folder: Path, key: str) -> Path:
+    """Return where the record with this key lies below a folder of results."""
+    return folder / "records" / f"{key}.parquet"
 
 
 @dataclass(frozen=True)
@@ -111,7 +150,7 @@ class Result:
 
     def save(self, folder: Path) -> Path:
         """Write <folder>/<key>.json, one line per part, and return its path."""
-        path = folder / f"{self.about.key}.json"
+        path = result_path(folder, self.about.key)
         parts: Json = {"metrics": self.metrics, **self.about.to_json(), "per_item": self.per_item}
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(part, allow_nan=False)}" for name, part in parts.items())
         with replacing(path) as aside:
@@ -122,18 +161,16 @@ class Result:
     def load(path: Path) -> "Result":
         """Read what `save` wrote; raises UserError."""
         try:
-            parts = json.loads(read_regular(path, MOST_BYTES))
-            metrics = {str(name): float(value) for name, value in parts.pop("metrics").items()}
-            if odd := [name for name, value in metrics.items() if not math.isfinite(value)]:
-                raise ValueError(f"no number in {', '.join(odd)}")
-            per_item = dict(parts.pop("per_item"))
+            parts = json.loads(path.read_text())
+            metrics = {name: float(value) for name, value in parts.pop("metrics").items()}
+            per_item = parts.pop("per_item")
             return Result(About.from_json(parts), metrics, per_item)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).partition("\n")[0]
-            raise UserError(f"{path}: is no result of `cyclecontrast evaluate` ({reason})") from error
+            raise UserError(f"{path}: is not a result of `cyclecontrast evaluate` ({reason})") from error
 
     def __str__(self) -> str:
-        """Return the result as text to print: percentages, then what was decided on the way."""
+        """Return the result as text: percentages, notes, then what was left out."""
         about = self.about
         width = max(map(len, self.metrics), default=0)
         return "\n".join(
@@ -153,3 +190,15 @@ class Result:
             yield from (f"    {problem}" for problem in problems[:MAX_LISTED])
             if len(problems) > MAX_LISTED:
                 yield f"    ... and {len(problems) - MAX_LISTED} more, in the result's file"
+
+
+def result_path(folder: Path, key: str) -> Path:
+    """Return where the result with this key lies in a folder of results."""
+    return folder / f"{key}.json"
+
+
+def results_folder(config: EvaluateConfig | AllConfig) -> Path:
+    """Return the folder of results: `out`, else that of the run that is evaluated, else ./results."""
+    if config.out is not None:
+        return config.out
+    return Path(config.model) / "results" if Path(config.model).is_dir() else Path("results")

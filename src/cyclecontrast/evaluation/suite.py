@@ -10,21 +10,20 @@ import torch
 from cyclecontrast.config import AllConfig, EvaluateConfig
 from cyclecontrast.data.layouts import Kind, Layout, find_layouts
 from cyclecontrast.errors import UserError, checked, out_of_memory
-from cyclecontrast.evaluation.record import results_folder
+from cyclecontrast.evaluation.predictions import Result, results_folder
+from cyclecontrast.evaluation.protocol import CONFIGS
 from cyclecontrast.evaluation.references import Compared, compare
-from cyclecontrast.evaluation.registry import PROTOCOLS
-from cyclecontrast.evaluation.result import Result
-from cyclecontrast.evaluation.two_steps import evaluate, find_result
+from cyclecontrast.evaluation.runner import evaluate
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
-from cyclecontrast.training.leading import check_alone
+from cyclecontrast.training.distributed import check_alone
 
 Settings = dict[str, Any]
 
 
 class Plan(NamedTuple):
-    """One evaluation to be done."""
+    """One evaluation to do."""
 
     protocol: str
     data: Path
@@ -51,14 +50,14 @@ PLANS: dict[Kind, tuple[tuple[str, Settings], ...]] = {
 """What is evaluated on each kind of data."""
 
 
-class Everything(NamedTuple):
-    """All results, the random baseline's beside the model's (None: not asked for), and what could not be evaluated."""
+class SuiteResult(NamedTuple):
+    """All results, each beside the random baseline's (None: not requested), and a line for each failed evaluation."""
 
     rows: tuple[tuple[Result, Result | None], ...]
     problems: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return the table in Markdown; what is published stands in it where all agrees, else below, with why not."""
+        """Return the table in Markdown; published figures stand in it where all settings agree, else in a footnote."""
         lines: list[tuple[str, ...]] = [("protocol", "data", "metric", "%", "random %", "published %")]
         footnotes: dict[str, int] = {}
         for result, baseline in self.rows:
@@ -78,43 +77,25 @@ class Everything(NamedTuple):
         yield from map("not evaluated: {}".format, self.problems)
 
 
-def run_all(config: AllConfig) -> Everything:
-    """As `evaluate_all`; where it is stopped it says how to go on."""
-    try:
-        return evaluate_all(config)
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt("interrupted; the same command goes on where it was") from interrupt
-
-
-def check_all(config: AllConfig, done: Everything) -> None:
-    """Print the table and raise UserError where something failed, so that scripts notice."""
-    if done.problems:
-        print(done, flush=True)
-        raise UserError(
-            "not everything could be evaluated: see `not evaluated` below the table; put that right, and the same "
-            "command evaluates what is missing"
-        )
-
-
-def evaluate_all(config: AllConfig) -> Everything:
+def evaluate_all(config: AllConfig) -> SuiteResult:
     """Evaluate by every protocol that fits a data set below the root; one that fails does not stop the others.
 
     Raises UserError where nothing is found, nothing can be evaluated, or torchrun started several processes.
     """
     check_alone("evaluate all")
     backbone = load_backbone(config.model, config.seed)
-    plans = [plan for plan in _plans(config.data_root) if plan.protocol in (config.only or PROTOCOLS)]
+    plans = [plan for plan in _plans(config.data_root) if plan.protocol in (config.only or CONFIGS)]
     if not plans:
         what = f"for {', '.join(config.only)} " if config.only else ""
         raise UserError(f"data_root: {config.data_root}: holds no data {what}in a layout that a protocol reads")
     models = [(config.model, backbone), *([_baseline(backbone, config.seed)] if config.baseline else [])]
-    done = Everything((), ())
+    done = SuiteResult((), ())
     for number, plan in enumerate(plans, start=1):
         print(f"[{number}/{len(plans)}] {plan}", file=sys.stderr)
         problems: list[str] = []
         results = [_attempt(model, network, plan, config, problems) for model, network in models]
         row = () if results[0] is None else ((results[0], results[-1] if config.baseline else None),)
-        done = Everything(done.rows + row, done.problems + tuple(problems))
+        done = SuiteResult(done.rows + row, done.problems + tuple(problems))
         if done.rows:
             with replacing(_folder(config) / "all.md") as aside:
                 aside.write_text(f"{done}\n")
@@ -123,18 +104,33 @@ def evaluate_all(config: AllConfig) -> Everything:
     return done
 
 
+def check_complete(config: AllConfig, done: SuiteResult) -> None:
+    """Print the table and raise UserError where an evaluation failed, so that scripts notice."""
+    if done.problems:
+        print(done, flush=True)
+        raise UserError(
+            "not everything could be evaluated: see `not evaluated` below the table; fix that, and the same command "
+            "evaluates what is missing"
+        )
+
+
 def _baseline(backbone: Backbone, seed: int) -> tuple[str, Backbone]:
-    """Return random weights of the same network, which sees images as the model does."""
+    """Return random weights of the same network, with the model's image size and normalisation."""
     name = f"random:{backbone.name}"
     random = load_backbone(name, seed)
     random.image_size, random.mean, random.std = backbone.image_size, backbone.mean, backbone.std
     return name, random
 
 
-def _attempt(model: str, backbone: Backbone, plan: Plan, asked: AllConfig, problems: list[str]) -> Result | None:
-    """Evaluate, or add to `problems` why not; what does not fit into the memory does not stop the others either."""
+def _attempt(model: str, backbone: Backbone, plan: Plan, config: AllConfig, problems: list[str]) -> Result | None:
+    """Evaluate, or add to `problems` why not."""
+    shared = {"workers": config.workers, "image_size": config.image_size, "epochs": config.epochs}
+    fields = CONFIGS[plan.protocol].model_fields
+    known = {name: value for name, value in shared.items() if value is not None and name in fields}
     try:
-        return _evaluate(backbone, model, plan, asked)
+        base = {"model": model, "data": plan.data, "out": _folder(config), "seed": config.seed, "device": config.device}
+        options: EvaluateConfig = checked(CONFIGS[plan.protocol], {**base, **known, **plan.settings})
+        return evaluate(plan.protocol, options, backbone, reuse=not config.again, alone=True)
     except UserError as error:
         problems += [f"{plan}: {problem}" for problem in error.problems]
     except torch.OutOfMemoryError as error:
@@ -157,22 +153,6 @@ def _training(layout: Layout, got10k: Path | None) -> Settings:
     if layout.kind != "otb":
         return {}
     return {"train_data": got10k} if got10k is not None else {"train": False}
-
-
-def _evaluate(backbone: Backbone, model: str, plan: Plan, asked: AllConfig) -> Result:
-    protocol = PROTOCOLS[plan.protocol]
-    shared = {"workers": asked.workers, "image_size": asked.image_size, "epochs": asked.epochs}
-    known = {
-        name: value for name, value in shared.items() if value is not None and name in protocol.config.model_fields
-    }
-    base = {"model": model, "data": plan.data, "out": _folder(asked), "seed": asked.seed, "device": asked.device}
-    config: EvaluateConfig = checked(protocol.config, {**base, **known, **plan.settings})
-    data = protocol.load().open_data(config)
-    found = None if asked.again else find_result(backbone, data, config)
-    if found is not None:
-        print("  found from before; --again evaluates it again", file=sys.stderr)
-        return found
-    return evaluate(backbone, data, config)
 
 
 def _folder(config: AllConfig) -> Path:
