@@ -143,7 +143,7 @@ def read_model(folder: Path) -> None:
     """Load a backbone, and see that it gives finite numbers."""
     import torch
 
-    from cyclecontrast.evaluation.finite import check_finite
+    from cyclecontrast.evaluation.embed import check_finite
     from cyclecontrast.models.checkpoint import load_backbone
 
     files = [path for path in folder.iterdir() if path.suffix in (".pth", ".safetensors")]
@@ -255,35 +255,6 @@ def read_masks(folder: Path) -> None:
         _tell(davis.problems)
 
 
-def read_record(folder: Path) -> None:
-    """Read results, and score records again as `--score-only` does; metrics are finite."""
-    from cyclecontrast.config import KnnConfig, PropagationConfig, TrackingConfig
-    from cyclecontrast.evaluation.record import find_records
-    from cyclecontrast.evaluation.registry import find_protocol
-    from cyclecontrast.evaluation.result import Result
-
-    config = {"knn": KnnConfig, "tracking": TrackingConfig, "propagation": PropagationConfig}[folder.name]
-    for path in sorted(folder.glob("*.json")):
-        result = Result.load(path)
-        assert all(math.isfinite(value) for value in result.metrics.values())
-        assert str(result)
-    for record in find_records(folder, folder.name):
-        made = find_protocol(folder.name).load().score(record, config.model_validate({"model": "m", "data": "d"}))
-        assert all(math.isfinite(value) for value in made.metrics.values())
-
-
-def read_unfinished(folder: Path) -> None:
-    """Find the parts of an evaluation that was stopped; what is damaged is made anew."""
-    from cyclecontrast.evaluation.unfinished import Unfinished
-
-    parts = Unfinished(folder)
-    with parts.alone():
-        made = parts.arrays("embedded", lambda: {"vectors": np.zeros((3, 4))})
-        assert all(not array.dtype.hasobject for array in made.values())
-        state = parts.load_state("epoch")
-        assert state is None or isinstance(state, dict)
-
-
 TARGETS = {
     target.name: target
     for target in (
@@ -298,7 +269,5 @@ TARGETS = {
         Target("labels", samples.labels, read_labels),
         Target("boxes", samples.boxes, read_boxes),
         Target("masks", samples.masks, read_masks),
-        Target("records", samples.records, read_record),
-        Target("unfinished", samples.unfinished, read_unfinished),
     )
 }

@@ -17,11 +17,11 @@ from cyclecontrast.evaluation import evaluate
 from cyclecontrast.evaluation.action import clip_images, protocol, training
 from cyclecontrast.evaluation.action.classifier import ClipClassifier
 from cyclecontrast.evaluation.action.clip_images import ClipView, RandomClips, SpreadClips
-from cyclecontrast.evaluation.embeddings import Loading
+from cyclecontrast.evaluation.embed import Loading
 from cyclecontrast.evaluation.epochs import step_decay
 from cyclecontrast.evaluation.image_batches import CenterCrop, CenterCrops, load_image_batches
-from cyclecontrast.evaluation.two_steps import Predictions
-from cyclecontrast.evaluation.unfinished import Unfinished
+from cyclecontrast.evaluation.protocol import Predictions
+from cyclecontrast.evaluation.resume_cache import Unfinished
 from cyclecontrast.models.backbone import make_backbone
 from tests.make_videos import write_images
 

@@ -15,7 +15,7 @@ import pytest
 from cyclecontrast.cli import main
 from cyclecontrast.config import SweepConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.result import Result
+from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.sweeping.plan import make_plan
 from tests.unit.evaluation.test_retrieval import make_data
 from tests.unit.sweeping.test_sweep import make_tracks

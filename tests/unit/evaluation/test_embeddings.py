@@ -16,9 +16,9 @@ from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import embeddings
 from cyclecontrast.evaluation.embed import embed
-from cyclecontrast.evaluation.embeddings import Loading, embed_batches, embed_images
+from cyclecontrast.evaluation.embed import Loading, embed_batches, embed_images
 from cyclecontrast.evaluation.image_batches import CenterCrop, StoreImages, in_order, load_image_batches
-from cyclecontrast.evaluation.unfinished import Unfinished
+from cyclecontrast.evaluation.resume_cache import Unfinished
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import fingerprint
 

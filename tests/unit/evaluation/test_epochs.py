@@ -9,7 +9,7 @@ from torch import nn
 
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.epochs import step_decay, train_epochs
-from cyclecontrast.evaluation.unfinished import Unfinished
+from cyclecontrast.evaluation.resume_cache import Unfinished
 
 STEPS = 4
 

@@ -10,8 +10,8 @@ import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import AllConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.everything import Everything, evaluate_all
-from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo, Result
+from cyclecontrast.evaluation.suite import Everything, evaluate_all
+from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
 
 MODEL = "random:resnet10-small-w8"
 
@@ -89,7 +89,7 @@ def test_a_damaged_result_or_record_is_told_and_made_anew(root, tmp_path, damage
 def test_a_result_takes_along_what_its_killed_evaluation_left(root, tmp_path, monkeypatch):
     """Parts of an evaluation that was killed when its result was written are gone when that is found."""
     with monkeypatch.context() as patch:
-        patch.setattr("cyclecontrast.evaluation.unfinished.Unfinished.discard", lambda self: None)
+        patch.setattr("cyclecontrast.evaluation.resume_cache.Unfinished.discard", lambda self: None)
         first = run(root / "good", tmp_path, only=("knn",)).rows
     assert list((tmp_path / "out" / "unfinished").glob("knn-*/*.npz"))
     assert run(root / "good", tmp_path, only=("knn",)).rows == first

@@ -16,7 +16,7 @@ from cyclecontrast.evaluation import evaluate, finetune, two_steps
 from cyclecontrast.evaluation.image_batches import CenterCrop
 from cyclecontrast.evaluation.random_views import RandomView
 from cyclecontrast.evaluation.sgd_probe import initial_head
-from cyclecontrast.evaluation.unfinished import Unfinished
+from cyclecontrast.evaluation.resume_cache import Unfinished
 from cyclecontrast.models.backbone import make_backbone
 
 MODEL = "resnet10-small-w8"

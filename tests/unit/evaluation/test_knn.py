@@ -12,8 +12,8 @@ import torch
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation import Result, evaluate, knn, two_steps
-from cyclecontrast.evaluation.breakdown import breakdown, not_tested
-from cyclecontrast.evaluation.record import Record, results_folder
+from cyclecontrast.evaluation.classification import breakdown, not_tested
+from cyclecontrast.evaluation.predictions import Record, results_folder
 from cyclecontrast.models.backbone import Backbone, make_backbone
 from cyclecontrast.models.checkpoint import save_backbone
 

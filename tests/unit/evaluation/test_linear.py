@@ -19,7 +19,7 @@ from cyclecontrast.evaluation import convex_probe, evaluate, linear, random_view
 from cyclecontrast.evaluation.epochs import step_decay
 from cyclecontrast.evaluation.metrics import top_k_accuracy
 from cyclecontrast.evaluation.random_views import RandomView
-from cyclecontrast.evaluation.unfinished import Unfinished
+from cyclecontrast.evaluation.resume_cache import Unfinished
 from cyclecontrast.models.backbone import make_backbone
 
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"

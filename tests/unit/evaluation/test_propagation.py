@@ -20,7 +20,7 @@ from cyclecontrast.evaluation.propagation.labels import Propagation, labels_of_m
 from cyclecontrast.evaluation.propagation.presets import PRESETS, context_frames, preset_for
 from cyclecontrast.evaluation.propagation.score import score
 from cyclecontrast.evaluation.propagation.videos import network_size
-from cyclecontrast.evaluation.record import Record
+from cyclecontrast.evaluation.predictions import Record
 from cyclecontrast.models.backbone import Backbone, make_backbone
 
 MODEL = "random:resnet10-w8"

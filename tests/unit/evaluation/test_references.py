@@ -7,7 +7,7 @@ import pytest
 
 from cyclecontrast.evaluation.references import ITEMS, SETTINGS, compare, load_references
 from cyclecontrast.evaluation.registry import PROTOCOLS
-from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo, Result
+from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
 
 PAPER = {"1": 22, "2": 12, "3": 5, "4": 6, "9": 21, "10": 6, "11": 55}
 OURS = {"CycleContrast": "Ours"}

@@ -18,9 +18,9 @@ from cyclecontrast.config import RetrievalConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation import evaluate
 from cyclecontrast.evaluation.metrics import average_precision, hit_at_k, similarity_blocks
-from cyclecontrast.evaluation.record import find_records
+from cyclecontrast.evaluation.predictions import find_records
 from cyclecontrast.evaluation.retrieval import protocol, ranking, video_vectors
-from cyclecontrast.evaluation.two_steps import evaluate as evaluate_backbone
+from cyclecontrast.evaluation.protocol import evaluate as evaluate_backbone
 from cyclecontrast.models.backbone import make_backbone
 from tests.make_videos import write_images
 

@@ -16,7 +16,7 @@ from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation import evaluate, two_steps
 from cyclecontrast.evaluation.mask_files import decode_mask
 from cyclecontrast.evaluation.metrics import iou_per_class, mean_iou, pixel_accuracy, pixel_confusion
-from cyclecontrast.evaluation.record import find_records
+from cyclecontrast.evaluation.predictions import find_records
 from cyclecontrast.evaluation.segmentation import protocol, training
 from cyclecontrast.evaluation.segmentation.crops import RandomCrop
 from cyclecontrast.evaluation.segmentation.dense import enlarge, make_dense

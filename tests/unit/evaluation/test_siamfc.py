@@ -21,7 +21,7 @@ from cyclecontrast.evaluation.tracking.presets import RELEASE, SIAMFC, VINCE, he
 from cyclecontrast.evaluation.tracking.response_loss import balanced_loss, focal_loss, make_labels
 from cyclecontrast.evaluation.tracking.response_peak import WINDOW, find_peak, make_window
 from cyclecontrast.evaluation.tracking.siamfc import SiamFC, prepare_tracker
-from cyclecontrast.evaluation.unfinished import Unfinished
+from cyclecontrast.evaluation.resume_cache import Unfinished
 from cyclecontrast.models.backbone import make_backbone
 
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ import pytest
 from cyclecontrast.config import KnnConfig, LinearConfig
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation import Result, embeddings, evaluate, linear
-from cyclecontrast.evaluation.record import Record, find_records, read_record
-from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo
+from cyclecontrast.evaluation.predictions import Record, find_records, read_record
+from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import save_backbone
 

@@ -13,7 +13,7 @@ import torch
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import Result, evaluate
 from cyclecontrast.evaluation import linear as linear_protocol
-from cyclecontrast.evaluation.unfinished import Unfinished
+from cyclecontrast.evaluation.resume_cache import Unfinished
 from faults.killing import killed_before
 
 HOLD = """
@@ -264,7 +264,7 @@ def test_a_result_comes_last(data, tmp_path, monkeypatch):
     monkeypatch.setattr(linear_protocol, "score", lambda *given: score(*given)._replace(files={"txt": b"all"}))
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("cyclecontrast.evaluation.result.Result.save", _stop)
+        patch.setattr("cyclecontrast.evaluation.predictions.Result.save", _stop)
         with pytest.raises(KeyboardInterrupt):
             linear(data, out)
     assert [path.suffix for path in out.glob("linear-*")] == [".txt"]

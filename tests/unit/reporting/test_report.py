@@ -18,7 +18,7 @@ from cyclecontrast.config import PrepareConfig, PretrainConfig, ReportConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo, Result
+from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
 from cyclecontrast.loss import baseline_objectives, objectives
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import fingerprint, save_backbone
