@@ -1,4 +1,4 @@
-"""Two processes embed, evaluate and sweep together: the numbers are those of one, and the first alone speaks."""
+"""Two processes embed and evaluate together: the numbers are those of one, and the first alone speaks."""
 
 import json
 import os
@@ -13,17 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cyclecontrast.cli import main
-from cyclecontrast.config import SweepConfig
-from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.predictions import Result
-from cyclecontrast.sweeping.plan import make_plan
 from tests.unit.evaluation.test_retrieval import make_data
 from tests.unit.sweeping.test_sweep import make_tracks
 
 MODEL = "random:resnet10-small-w8"
 SMALL = ["--image-size=16", "--workers=0", "--device=cpu"]
-TINY_SWEEP = {"small": True, "seeds": 1, "steps": 10, "backbone": "resnet10-small-w8", "image_size": 16}
-TINY_SWEEP |= {"batch_size": 4, "workers": 0, "device": "cpu"}
 
 SCRIPT = """
 import contextlib, io, json, os, sys
@@ -31,9 +26,8 @@ from cyclecontrast import cli
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import embeddings
 from cyclecontrast.evaluation.retrieval import video_vectors
-from cyclecontrast.sweeping import cells, workers
 
-rank, encode, encoded, pretrain = int(os.environ["RANK"]), embeddings.encode, [], cells.pretrain
+rank, encode, encoded = int(os.environ["RANK"]), embeddings.encode, []
 ports, commands, faults = json.loads(sys.stdin.read())
 
 def counted(backbone, batch, device):
@@ -46,13 +40,7 @@ def counted(backbone, batch, device):
         raise UserError("the images of process 1 are gone")
     return encode(backbone, batch, device)
 
-def trained(config):
-    encoded.append(config.objective)
-    return pretrain(config)
-
 embeddings.encode = video_vectors.encode = counted
-cells.pretrain = trained
-workers._in_process = lambda cell, at_once: workers.run_cell(cell)
 for port, command, fault in zip(ports, commands, faults):
     os.environ["MASTER_PORT"] = str(port)
     out, err = io.StringIO(), io.StringIO()
@@ -122,7 +110,6 @@ def commands_of(tracks, videos, out):
     """Return all commands by name; those that are refused have an output of their own."""
     data, small = [str(tracks), *SMALL, "--batch-size=2"], ["--batch-size=3", "--per-video=3", "--level=frame"]
     never = f"--out={out / 'never'}"
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY_SWEEP.items() if value is not True]
     embed = [["embed", model, *data, f"--out={out / 'never.npz'}"] for model in (MODEL, f"{MODEL[:-1]}9")]
     return {
         **{name: ["evaluate", name, MODEL, *data, f"--out={out / name}"] for name in ("knn", "linear")},
@@ -137,7 +124,6 @@ def commands_of(tracks, videos, out):
         "report": ["report", str(videos), f"--out={out / 'never.html'}"],
         "no model": ["evaluate", "knn", str(tracks / "train.txt"), *data, never],
         "another model": embed,
-        "sweep": ["sweep", "table4", str(tracks), f"--out={out / 'sweep'}", "--small", "--no-flip", "--jobs=1", *flags],
     }
 
 
@@ -157,7 +143,7 @@ def ran(tracks, tmp_path_factory):
     commands = commands_of(tracks, videos, root / "two")
     said = dict(zip(commands, run_two(list(commands.values())), strict=True))
     alone = commands_of(tracks, videos, root / "one")
-    assert [main(alone[name]) for name in alone if name not in REFUSED] == [0] * 6
+    assert [main(alone[name]) for name in alone if name not in REFUSED] == [0] * 5
     return Ran(said, root / "two", root / "one")
 
 
@@ -208,17 +194,6 @@ def test_what_does_not_go_together_is_refused_once(ran, name):
     assert not list(ran.two.glob("never*"))
 
 
-def test_a_sweep_is_shared(ran):
-    """Each process trains its cells, alone; the table is that of one process, and the first tells of all cells."""
-    first, other = ran.said["sweep"]
-    assert (first[0], other[:3]) == (0, [0, "", ""]), first
-    tables = [json.loads((folder / "sweep" / "table4.json").read_text()) for folder in (ran.one, ran.two)]
-    assert tables[0]["rows"] == tables[1]["rows"]
-    trained = [[word for word in said[3] if isinstance(word, str)] for said in (first, other)]
-    assert trained == [["intra-image", "cycle"], ["intra-video"]]
-    assert [f"[{number}/3]" in first[2] for number in (1, 2, 3)] == [True] * 3
-
-
 def test_an_error_or_the_end_of_one_process_ends_the_other(tracks, tmp_path):
     """The first tells in a line what the second met, or that it is gone; what was embedded stays for one process."""
     knn, whole = (["evaluate", "knn", MODEL, str(tracks), f"--out={tmp_path / x}", *SMALL] for x in ("out", "whole"))
@@ -243,14 +218,3 @@ def test_a_mistake_of_ours_lets_no_process_wait(tracks, tmp_path, rank):
     (said,) = run_two([knn], [{"kind": "is wrong", "rank": rank, "after": 0}])
     assert said[rank] is None
     assert said[1 - rank][0] == 2
-
-
-def test_processes_beside_the_first_plan_a_sweep_without_preparing(tracks, tmp_path, monkeypatch):
-    """Only the first prepares videos: the others would wait for its lock, or for each other's."""
-    videos = make_data(tmp_path / "data") / "videos"
-    prepared = []
-    monkeypatch.setattr("cyclecontrast.sweeping.plan.prepare_videos", prepared.append)
-    asked = {"table": "table4", "data": videos, "on": tracks, "out": tmp_path / "out"}
-    with pytest.raises(UserError, match="frames"):
-        make_plan(SweepConfig(**asked, **TINY_SWEEP), 2, prepares=False)
-    assert not prepared
