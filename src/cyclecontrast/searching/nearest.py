@@ -11,8 +11,10 @@ from rich.console import Console
 
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.metrics import Floats, Integers, Masks
-from cyclecontrast.searching.index import ROWS_PER_BLOCK, FrameIndex
+from cyclecontrast.searching.index import FrameIndex
 
+ROWS_IN_MEMORY = 65_536
+"""Rows of a block of vectors in memory: few blocks keep BLAS busy, and each bounds what is multiplied again."""
 FAISS_GROWTH = 4
 """How many times as many candidates faiss is asked for while too few of them may be shown."""
 
@@ -108,7 +110,7 @@ class LoadedVectors:
     def search(self, query: Floats, allowed: Masks, top: int, per_video: int | None = None) -> tuple[Integers, Floats]:
         """Return rows and similarities as `nearest_rows` does."""
         if self.cells is None:
-            size, num_rows = ROWS_PER_BLOCK, len(self.vectors)
+            size, num_rows = ROWS_IN_MEMORY, len(self.vectors)
             blocks = ((start, self.vectors[start : start + size]) for start in range(0, num_rows, size))
             return nearest_rows(query, blocks, self.videos, allowed, top, per_video)
         return self._search_cells(query, allowed, top, per_video)
