@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from cyclecontrast.models.backbone import Backbone
     from cyclecontrast.reporting.page import Report
     from cyclecontrast.searching.results import Results
-    from cyclecontrast.sweeping.outcome import Sweep
+    from cyclecontrast.sweeping.results import Sweep
     from cyclecontrast.training.pretrain import Run
 
 

@@ -15,7 +15,7 @@ from cyclecontrast.distributed import check_alone
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.runner import evaluate
 from cyclecontrast.reporting.page import write_report
-from cyclecontrast.sweeping.paired import Gain, gain
+from cyclecontrast.sweeping.results import Gain, gain
 from cyclecontrast.training.pretrain import pretrain
 from cyclecontrast.training.progress import console
 
