@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cyclecontrast.data.prepare import PrepareSummary
     from cyclecontrast.demo_run import Demo
     from cyclecontrast.evaluation.embed import Embedded
-    from cyclecontrast.exporting.command import Export
+    from cyclecontrast.exporting.export import Export
     from cyclecontrast.loss.step import Objective
     from cyclecontrast.models.backbone import Backbone
     from cyclecontrast.reporting.page import Report
@@ -129,7 +129,7 @@ COMMANDS = {
     ),
     "embed": Command(config.EmbedConfig, ("model", "data"), "evaluation.embed:embed"),
     "search": Command(config.SearchConfig, ("index",), "searching.command:run_search", alone="search"),
-    "export": Command(config.ExportConfig, ("model",), "exporting.command:export_backbone", alone="export"),
+    "export": Command(config.ExportConfig, ("model",), "exporting.export:export_backbone", alone="export"),
     "report": Command(config.ReportConfig, ("runs",), "reporting.page:write_report", alone="report"),
     "sweep": Command(config.SweepConfig, ("table", "data"), "sweeping.command:run_sweep"),
 }
@@ -230,7 +230,7 @@ def export(model: "str | Path | Backbone", **settings: Any) -> "Export":
 
     `model` may be a backbone itself.
     """
-    from cyclecontrast.exporting.command import export_backbone
+    from cyclecontrast.exporting.export import export_backbone
 
     name, backbone = told_apart(model)
     return export_backbone(checked(ExportConfig, {"model": name, **settings}), backbone)

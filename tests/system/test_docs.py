@@ -27,7 +27,7 @@ from cyclecontrast.evaluation.embed import Embedded
 from cyclecontrast.evaluation.registry import PROTOCOLS
 from cyclecontrast.evaluation.result import Result
 from cyclecontrast.evaluation.tracking.records import SCHEMA as TRACKING
-from cyclecontrast.exporting.command import Export
+from cyclecontrast.exporting.export import Export
 from cyclecontrast.models.checkpoint import Architecture
 from cyclecontrast.reporting.page import Report
 from cyclecontrast.reporting.quantities import QUANTITIES
