@@ -33,15 +33,14 @@ def export(folder, backbone, format_name, name):
     return export_backbone(ExportConfig(model=str(folder), format=format_name, out=folder / "out" / name))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet10-small-w4"])
-def test_safetensors(tmp_path, name):
+def test_safetensors(tmp_path):
     """The printed code loads the same backbone: architecture, image size, normalisation and features."""
-    backbone = shaken(name)
+    backbone = shaken("resnet10-small-w4")
     backbone.mean = (0.1, 0.2, 0.3)
     made = export(tmp_path, backbone, "safetensors", "mine.safetensors")
     variables = execute(made.snippet, pixels=pixels())
     loaded = variables["backbone"]
-    assert (loaded.name, loaded.image_size, loaded.mean) == (name, 64, (0.1, 0.2, 0.3))
+    assert (loaded.name, loaded.image_size, loaded.mean) == ("resnet10-small-w4", 64, (0.1, 0.2, 0.3))
     torch.testing.assert_close(variables["features"], features(backbone), **CLOSE)
     torch.testing.assert_close(variables["map"], last_map(backbone), **CLOSE)
     assert sorted(path.name for path in made.path.parent.iterdir()) == ["mine.json", "mine.safetensors"]
@@ -81,9 +80,7 @@ def test_timm(tmp_path, name):
     torch.testing.assert_close(variables["map"], last_map(backbone, images), **CLOSE)
 
 
-@pytest.mark.parametrize(
-    ("name", "format_name"), [("timm:test_vit", "timm"), ("timm:resnet18", "timm"), ("timm:resnet18", "torchvision")]
-)
+@pytest.mark.parametrize(("name", "format_name"), [("timm:test_vit", "timm"), ("timm:resnet18", "torchvision")])
 def test_networks_of_timm(tmp_path, name, format_name):
     """A backbone of timm is exported to timm under its own name, and a plain ResNet of timm to torchvision too."""
     pytest.importorskip("timm")
