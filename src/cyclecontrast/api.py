@@ -125,7 +125,7 @@ COMMANDS = {
     "demo": Command(config.DemoConfig, (), "demo_run:run_demo"),
     "prepare": Command(config.PrepareConfig, ("videos",), "data.prepare:prepare", alone="prepare"),
     "pretrain": Command(
-        config.PretrainConfig, ("data",), "training.pretrain:pretrain", then=("reporting.after:after_training",)
+        config.PretrainConfig, ("data",), "training.pretrain:pretrain", then=("reporting.page:after_training",)
     ),
     "embed": Command(config.EmbedConfig, ("model", "data"), "evaluation.embed:embed"),
     "search": Command(config.SearchConfig, ("index",), "searching.command:run_search", alone="search"),
@@ -139,7 +139,7 @@ EVALUATIONS = {
         ("model", "data"),
         "evaluation:evaluate_and_tell",
         (name,),
-        then=("reporting.after:after_evaluation",),
+        then=("reporting.page:after_evaluation",),
     )
     for name, protocol in PROTOCOLS.items()
 } | {
@@ -147,15 +147,13 @@ EVALUATIONS = {
         config.AllConfig,
         ("model",),
         "evaluation.everything:run_all",
-        then=("reporting.after:after_evaluation", "evaluation.everything:check_all"),
+        then=("reporting.page:after_evaluation", "evaluation.everything:check_all"),
     )
 }
 
 RUNS = {
-    "ls": Command(
-        config.ListConfig, ("folders",), "runs.listing:list_runs", alone="runs", then=("runs.listing:tell_apart",)
-    ),
-    "compare": Command(config.CompareConfig, ("runs",), "runs.comparison:compare_runs", alone="runs"),
+    "ls": Command(config.ListConfig, ("folders",), "runs:list_runs", alone="runs", then=("runs:print_problems",)),
+    "compare": Command(config.CompareConfig, ("runs",), "runs:compare_runs", alone="runs"),
 }
 
 
@@ -208,7 +206,7 @@ def evaluate(
     options, backbone = check_options(protocol, model, data, settings)
     done = evaluate_checked(protocol, options, backbone)
     if backbone is None:
-        from cyclecontrast.reporting.after import after_evaluation
+        from cyclecontrast.reporting.page import after_evaluation
 
         after_evaluation(options, done)
     return done

@@ -29,8 +29,8 @@ from cyclecontrast.evaluation.result import Result
 from cyclecontrast.evaluation.tracking.records import SCHEMA as TRACKING
 from cyclecontrast.exporting.export import Export
 from cyclecontrast.models.checkpoint import Architecture
+from cyclecontrast.reporting.curves import METRICS
 from cyclecontrast.reporting.page import Report
-from cyclecontrast.reporting.quantities import QUANTITIES
 from cyclecontrast.training.pretrain import Run
 from cyclecontrast.training.run_folder import About, Health
 from tests.system.test_supply import WATCH
@@ -242,7 +242,7 @@ def test_metrics_are_those_that_are_written(material):
     """metrics.jsonl has the columns that the page names: all that a report draws, and all that a run wrote."""
     lines = [json.loads(line) for line in (material / "run" / "metrics.jsonl").read_text().splitlines()]
     written = {name for line in lines for name in line}
-    drawn = {quantity.key for quantity in QUANTITIES}
+    drawn = {quantity.key for quantity in METRICS}
     unseen = {"same_frame_loss", "order_loss", "self_batch_loss"}
     assert set(FILES["metrics.jsonl"]) == written | drawn
     assert drawn - written == unseen

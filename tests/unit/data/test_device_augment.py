@@ -18,7 +18,7 @@ from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.further_views import three_pairs
 from cyclecontrast.data.pairs import FramePairs, collate, load_batches
 from cyclecontrast.models.hardware import pick_executor
-from cyclecontrast.reporting.pictures import view_pairs
+from cyclecontrast.reporting.inputs import view_pairs
 from cyclecontrast.reporting.runs import read_run
 from tests import make_videos as make
 from tests.unit.training.test_pretrain import lines_of, run
