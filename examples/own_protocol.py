@@ -12,7 +12,7 @@ import numpy as np
 
 import cyclecontrast as cc
 from cyclecontrast.config import ClassifyConfig
-from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
 from cyclecontrast.evaluation.classification import describe, embed_items, open_data, parts, rank, ranked_table, score
 from cyclecontrast.evaluation.two_steps import Predictions

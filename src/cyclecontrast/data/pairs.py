@@ -19,13 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from cyclecontrast.data.augment import Recipe, apply_view, cut_view, draw_view, smallest_crop
 from cyclecontrast.data.device_augment import numbers_of
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.further_views import FurtherFrames, no_further
 from cyclecontrast.data.images import Pixels, decode_image
 from cyclecontrast.data.loader_workers import LONGEST_READ, QUIET_SECONDS, begin_worker, received
 from cyclecontrast.data.own_augment import Augmentation, make_own_view
-from cyclecontrast.data.patient_read import read_patiently
 from cyclecontrast.data.permutation import Keys, draw_keys, shuffled
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 
 QUERY, POSITIVE, FRAMES, ORDER, FURTHER_FRAMES, FURTHER = range(6)
@@ -196,7 +195,7 @@ class FramePairs(Dataset[ViewPair]):
         last = () if avoid is None else (avoid,)
         for candidate in chain((other for other in others if other != avoid), last):
             try:
-                data = read_patiently(self.store, video, candidate, self.sleep)
+                data = self.store.read_with_retry(video, candidate, self.sleep)
                 return Frame(decode_image(data, self._enough()), candidate)
             except ValueError as error:
                 bad.append(BadFrame(video, candidate, str(error)))

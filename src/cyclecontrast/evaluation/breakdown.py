@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from cyclecontrast.data.labels.text_lines import MAX_LISTED
+from cyclecontrast.data.text_lines import MAX_LISTED
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.metrics import Integers, confusion_matrix, per_class_accuracy
 from cyclecontrast.evaluation.result import Json

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cyclecontrast.config import ClassifyConfig, EvaluateConfig
-from cyclecontrast.data.labeled import LabeledImages, Numbers, Split
+from cyclecontrast.data.labeled_images import LabeledImages, Numbers, Split
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.breakdown import breakdown
 from cyclecontrast.evaluation.embeddings import Loading, embed_images, parts_of_images

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cyclecontrast.config import EmbedConfig
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.embeddings import Embeddings, Loading, embed_batches, parts_of_images
 from cyclecontrast.evaluation.image_batches import StoreImages

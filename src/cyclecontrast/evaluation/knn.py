@@ -1,7 +1,7 @@
 """The protocol `knn`: weighted votes of the most similar training items (protocols.md §b); nothing is trained."""
 
 from cyclecontrast.config import KnnConfig
-from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.evaluation.breakdown import not_learned, not_tested
 from cyclecontrast.evaluation.classification import (
     describe,

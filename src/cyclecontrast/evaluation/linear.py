@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cyclecontrast.config import LinearConfig
-from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import classification, convex_probe, sgd_probe
 from cyclecontrast.evaluation.breakdown import doubts, not_learned, not_tested

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cyclecontrast.config import AllConfig, EvaluateConfig
-from cyclecontrast.data.regular_files import size_of_own
-from cyclecontrast.data.table_files import read_bounded
+from cyclecontrast.data.storage import size_within_folder
+from cyclecontrast.data.tables import read_bounded
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.result import About
 from cyclecontrast.files import replacing
@@ -53,7 +53,7 @@ class Record:
 def read_record(path: Path) -> Record:
     """Read a record's file; raises UserError."""
     try:
-        size_of_own(path)
+        size_within_folder(path)
         table, metadata = read_bounded(path), pq.read_schema(path).metadata or {}
         if metadata[SEAL] != _seal(metadata[ABOUT], table):
             raise ValueError("it is not as it was written")

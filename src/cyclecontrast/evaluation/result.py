@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from cyclecontrast.data.regular_files import read_regular
+from cyclecontrast.data.storage import read_regular
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.versions import package_versions

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclecontrast.config import LinearConfig
-from cyclecontrast.data.labeled import Numbers, Split
+from cyclecontrast.data.labeled_images import Numbers, Split
 from cyclecontrast.evaluation.embeddings import Loading, encode, frozen
 from cyclecontrast.evaluation.epochs import step_decay, train_epochs
 from cyclecontrast.evaluation.metrics import Floats

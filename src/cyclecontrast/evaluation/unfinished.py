@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cyclecontrast.data.regular_files import read_regular
+from cyclecontrast.data.storage import read_regular
 from cyclecontrast.files import locked, remove, replacing
 
 MOST_CHARACTERS = 100

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.reporting.atlas import Atlas, Tile
 from cyclecontrast.reporting.cycle_paths import Chosen, CyclePaths, choose, follow

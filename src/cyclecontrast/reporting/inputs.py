@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.reporting.atlas import Atlas, Tile
 from cyclecontrast.reporting.pictures import shortened

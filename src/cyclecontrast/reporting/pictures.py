@@ -6,9 +6,9 @@ from typing import NamedTuple
 import cv2
 
 from cyclecontrast.config.fields import is_own
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.pairs import FramePairs
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.loss.objectives import pick_objective
 from cyclecontrast.reporting.runs import RunReport

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.config.pretrain import NOT_OF_THE_METHOD, OF_A_MACHINE
-from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.remote import Remote
-from cyclecontrast.data.store_files import VIDEO_SCHEMA
-from cyclecontrast.data.table_files import read_table
+from cyclecontrast.data.remote import RemoteFiles
+from cyclecontrast.data.store import FrameStore
+from cyclecontrast.data.store_format import VIDEO_SCHEMA
+from cyclecontrast.data.tables import read_table
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluation.result import Result
 from cyclecontrast.models.backbone import Backbone
@@ -199,7 +199,7 @@ def _skipped(root: Path | str) -> tuple[SkippedVideo, ...]:
     if isinstance(root, Path):
         return _skipped_in(root / name) if (root / name).is_file() else ()
     try:
-        with Remote(root).fetched(name) as folder:
+        with RemoteFiles(root).fetched(name) as folder:
             return _skipped_in(folder / name)
     except FileNotFoundError:
         return ()

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from cyclecontrast.config import ReportConfig
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embeddings import Loading, embed_batches
 from cyclecontrast.evaluation.metrics import Floats, Integers, unit_vectors

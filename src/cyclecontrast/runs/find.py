@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cyclecontrast.data.folder_walk import natural_order
+from cyclecontrast.data.folders import natural_order
 from cyclecontrast.errors import printable
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, METRICS
 

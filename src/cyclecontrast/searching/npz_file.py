@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cyclecontrast.data.regular_files import size_of_own
-from cyclecontrast.data.table_files import MOST_TIMES, MOST_UNPACKED
+from cyclecontrast.data.storage import size_within_folder
+from cyclecontrast.data.tables import MOST_TIMES, MOST_UNPACKED
 from cyclecontrast.searching.vector_file import LONGEST_TEXT, Columns
 
 
@@ -36,7 +36,7 @@ class NpzFile:
     @staticmethod
     def open(path: Path) -> "NpzFile":
         """Look at the arrays; raises ValueError where they are not those of `embed`, and OSError."""
-        size = size_of_own(path)
+        size = size_within_folder(path)
         with _archive(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
             if unpacked > MOST_UNPACKED + MOST_TIMES * size:

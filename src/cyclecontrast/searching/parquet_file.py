@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cyclecontrast.data.table_files import read_about, read_batches, read_table
+from cyclecontrast.data.tables import read_about, read_batches, read_table
 from cyclecontrast.searching.vector_file import LONGEST_TEXT, Columns
 
 

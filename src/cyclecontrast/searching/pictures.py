@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cyclecontrast.config.fields import is_url
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels, resize_short_side
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.searching.index import FrameIndex
 

@@ -6,9 +6,9 @@ import tomllib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.regular_files import read_regular
-from cyclecontrast.data.store_files import read_videos
+from cyclecontrast.data.storage import read_regular
+from cyclecontrast.data.store import FrameStore
+from cyclecontrast.data.store_format import read_videos
 from cyclecontrast.errors import UserError
 from cyclecontrast.searching.index import FrameIndex
 

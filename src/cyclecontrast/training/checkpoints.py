@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cyclecontrast.data.regular_files import read_regular
+from cyclecontrast.data.storage import read_regular
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import remove, sync
 from cyclecontrast.models.backbone import Backbone

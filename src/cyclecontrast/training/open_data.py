@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cyclecontrast.config import PrepareConfig, PretrainConfig
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.folders import find_videos
 from cyclecontrast.data.further_views import no_further
 from cyclecontrast.data.pairs import FramePairs, random_stream
 from cyclecontrast.data.prepare import prepare
-from cyclecontrast.data.video import find_videos
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.training.own import NOTHING_OWN, Own, objective_of, recipe_of
 from cyclecontrast.training.presets import DataSize, num_held_out

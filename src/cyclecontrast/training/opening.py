@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import check_new_run
 from cyclecontrast.loss.baseline_objectives import ignored_positive

@@ -10,9 +10,9 @@ from torch import nn
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.config.fields import OWN, is_own
 from cyclecontrast.data.augment import RECIPES, Recipe
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.further_views import no_further
 from cyclecontrast.data.own_augment import Augmentation, check_sendable, try_augmentation
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.loss.objectives import pick_objective
 from cyclecontrast.loss.step import Needs, Objective

@@ -11,8 +11,8 @@ import torch
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.config.fields import is_own
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import Batch, FramePairs, load_batches
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import locked
 from cyclecontrast.loss.objectives import measure

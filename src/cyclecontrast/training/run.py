@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cyclecontrast.config.fields import is_own
 from cyclecontrast.config.pretrain import OF_A_MACHINE
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, out_of_memory
 from cyclecontrast.files import check_new_run, remove
 from cyclecontrast.models.checkpoint import fingerprint, misfits

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from cyclecontrast.config.fields import Count, Fraction, is_url
 from cyclecontrast.config.seal import sealed
-from cyclecontrast.data.regular_files import read_regular
+from cyclecontrast.data.storage import read_regular
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import remove, replacing
 from cyclecontrast.models.backbone import Backbone

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import Batch
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.training.distributed import World, gather_bytes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.regular_files import read_regular
+from cyclecontrast.data.storage import read_regular
 from cyclecontrast.files import remove, replacing
 from cyclecontrast.training.progress import Row
 from cyclecontrast.training.verdict import Verdict

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cyclecontrast.data.regular_files import read_regular
+from cyclecontrast.data.storage import read_regular
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import remove, replacing
 from cyclecontrast.loss.losses import positive_comes_first, soft_nearest_neighbor

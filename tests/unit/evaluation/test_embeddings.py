@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cyclecontrast.config import EmbedConfig
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import embeddings
 from cyclecontrast.evaluation.embed import embed

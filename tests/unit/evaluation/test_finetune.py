@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cyclecontrast.config import FinetuneConfig
-from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.data.pairs import ORDER, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import evaluate, finetune, two_steps

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from cyclecontrast.config import LinearConfig
-from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import convex_probe, evaluate, linear, random_views, sgd_probe, two_steps
 from cyclecontrast.evaluation.epochs import step_decay

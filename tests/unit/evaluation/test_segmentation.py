@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 
 from cyclecontrast.config import SegmentationConfig
+from cyclecontrast.data.mask_layouts import IGNORE
 from cyclecontrast.data.masked_images import MaskedImages
-from cyclecontrast.data.masks.codes import IGNORE
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation import evaluate, two_steps
 from cyclecontrast.evaluation.mask_files import decode_mask

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from cyclecontrast.config import TrackingConfig
-from cyclecontrast.data.sequences.got10k import open_got10k
-from cyclecontrast.data.tracking_sequences import Sequence, Sequences
+from cyclecontrast.data.tracking_sequences import Sequence, Sequences, open_got10k
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.tracking import fit_head as fitting
 from cyclecontrast.evaluation.tracking.dense_features import DenseFeatures, stride_of

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cyclecontrast as cc
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.reporting.atlas import PER_ROW, Atlas
 from cyclecontrast.reporting.cycle_paths import choose, follow

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cyclecontrast.config import PrepareConfig, PretrainConfig, ReportConfig
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.prepare import prepare
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo, Result
 from cyclecontrast.loss import baseline_objectives, objectives

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.reporting import maps, sample
 from cyclecontrast.reporting.atlas import PER_ROW, Atlas
 from cyclecontrast.reporting.neighbors import find_neighbors, nearest_of_other_videos, strangers_before_own

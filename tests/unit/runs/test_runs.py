@@ -260,7 +260,7 @@ def test_what_is_no_run_cannot_be_compared(made, tmp_path):
 
 def test_neither_needs_the_data(made, tmp_path, monkeypatch):
     """What the runs were trained on may be gone or far away: it is not asked for."""
-    monkeypatch.setattr("cyclecontrast.data.frames.FrameStore.open", lambda root: pytest.fail("opened"))
+    monkeypatch.setattr("cyclecontrast.data.store.FrameStore.open", lambda root: pytest.fail("opened"))
     assert len(cc.runs.ls(made).runs) == 3
     assert len(cc.runs.compare(made / "other", made / "a" / "one").runs) == 2
 

@@ -150,7 +150,7 @@ def test_an_image_that_is_none_is_told(page):
     """A damaged one, an empty one and one that claims too many pixels get a line, and the server goes on."""
     header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
     huge = b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + zlib.crc32(header).to_bytes(4, "big") + bytes(4) + b"IDAT" + bytes(9)
-    for data, words in ((NO_FACE, "image"), (b"", "is empty"), (huge, "pixels"), (b"<svg/>", "none of those")):
+    for data, words in ((NO_FACE, "image"), (b"", "is empty"), (huge, "pixels"), (b"<svg/>", "unknown format")):
         problem = json.loads(request(page[0], "/search", "POST", data)[2])["problem"]
         assert words in problem
         assert "\n" not in problem

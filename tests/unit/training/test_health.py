@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.config.seal import sealed
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import load_backbone

@@ -14,8 +14,8 @@ import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import EvaluateConfig, PretrainConfig
 from cyclecontrast.data.augment import Recipe
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import FramePairs, load_batches
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import checked
 from cyclecontrast.loss import OBJECTIVES, Term, ignored_positive, ignored_video, only_intra
 from cyclecontrast.models.checkpoint import fingerprint

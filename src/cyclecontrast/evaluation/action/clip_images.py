@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cyclecontrast.data.augment import Recipe, apply_view, draw_view
-from cyclecontrast.data.clip_sampling import ClipShape, random_clip, spread_clips
-from cyclecontrast.data.clips import measure, read_frames
+from cyclecontrast.data.clips import ClipShape, measure, random_clip, read_frames, spread_clips
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_videos import VideoSplit
 from cyclecontrast.data.pairs import FRAMES, QUERY, random_stream

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from cyclecontrast.config import ActionConfig
-from cyclecontrast.data.clip_sampling import ClipShape
+from cyclecontrast.data.clips import ClipShape
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.action.classifier import ClipClassifier

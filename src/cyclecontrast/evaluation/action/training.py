@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclecontrast.config import ActionConfig
-from cyclecontrast.data.clip_sampling import ClipShape
+from cyclecontrast.data.clips import ClipShape
 from cyclecontrast.data.labeled_videos import VideoSplit
 from cyclecontrast.data.pairs import ORDER, random_stream
 from cyclecontrast.errors import UserError

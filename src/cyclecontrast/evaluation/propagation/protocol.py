@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from cyclecontrast.config import PropagationConfig
 from cyclecontrast.data.davis import LISTS, Davis, MaskedVideo
-from cyclecontrast.data.labels.text_lines import raise_problems
+from cyclecontrast.data.text_lines import raise_problems
 from cyclecontrast.evaluation.embeddings import frozen
 from cyclecontrast.evaluation.mask_files import unpacked
 from cyclecontrast.evaluation.propagation.presets import Preset, preset_for

@@ -13,9 +13,8 @@ import torch
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.labels.text_lines import raise_problems
 from cyclecontrast.data.masked_images import MaskedImages, MaskedSplit
-from cyclecontrast.data.masks.layouts import Asked
+from cyclecontrast.data.text_lines import raise_problems
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.breakdown import doubts
 from cyclecontrast.evaluation.embeddings import frozen
@@ -48,7 +47,7 @@ class Readable(NamedTuple):
 
 def open_data(config: SegmentationConfig) -> MaskedImages:
     """Read the lists and folders of the data; raises UserError."""
-    return MaskedImages.open(config.data, Asked(config.num_classes, config.ignore_label, config.train_list))
+    return MaskedImages.open(config.data, config.num_classes, config.ignore_label, config.train_list)
 
 
 def describe(data: MaskedImages, config: SegmentationConfig) -> DataInfo:

@@ -6,7 +6,7 @@ import numpy as np
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.masks.codes import IGNORE
+from cyclecontrast.data.mask_layouts import IGNORE
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.mask_files import decode_mask
 from cyclecontrast.evaluation.metrics import iou_per_class, pixel_accuracy, pixel_confusion

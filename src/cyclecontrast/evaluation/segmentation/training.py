@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cyclecontrast.config import SegmentationConfig
+from cyclecontrast.data.mask_layouts import IGNORE
 from cyclecontrast.data.masked_images import MaskedSplit
-from cyclecontrast.data.masks.codes import IGNORE
 from cyclecontrast.data.pairs import ORDER, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embeddings import frozen

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cyclecontrast.config import TrackingConfig
-from cyclecontrast.data.sequences.got10k import open_got10k
-from cyclecontrast.data.sequences.otb import from_official_start, open_otb
-from cyclecontrast.data.tracking_sequences import Sequence, Sequences
+from cyclecontrast.data.tracking_sequences import Sequence, Sequences, from_official_start, open_got10k, open_otb
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.tracking.records import FROM_SIXTH
 from cyclecontrast.evaluation.tracking.toolkit_files import trackers_in

@@ -13,11 +13,10 @@ import cv2
 import numpy as np
 
 from cyclecontrast.config import PrepareConfig
-from cyclecontrast.data.decode import DecodedFrame, open_video
+from cyclecontrast.data.decode import DecodedFrame, VideoError, open_video
+from cyclecontrast.data.frame_sampling import EveryKth
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.policies import EveryKth
 from cyclecontrast.data.tracking_sequences import check_in_image
-from cyclecontrast.data.video import VideoError
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.metrics import Floats
 from cyclecontrast.evaluation.tracking.tracker import Box
