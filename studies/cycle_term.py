@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from cyclecontrast.config import KnnConfig, LinearConfig, PretrainConfig
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import Batch, load_batches
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE, make_data
 from cyclecontrast.errors import checked
 from cyclecontrast.evaluation.runner import evaluate

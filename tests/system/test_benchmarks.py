@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.loss.losses import info_nce
 from cyclecontrast.models import compiled
 

@@ -19,7 +19,7 @@ import pytest
 import cyclecontrast as cc
 from cyclecontrast import loss
 from cyclecontrast.data.prepare import PrepareSummary
-from cyclecontrast.data.store_files import FRAME_SCHEMA, VIDEO_SCHEMA
+from cyclecontrast.data.store_format import FRAME_SCHEMA, VIDEO_SCHEMA
 from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
 from cyclecontrast.demo_run import Demo
 from cyclecontrast.evaluation import metrics

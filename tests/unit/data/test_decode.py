@@ -1,4 +1,4 @@
-"""Guards the search for videos and the decoder, with videos whose frames tell their own number."""
+"""The decoder, with videos whose frames show their own number."""
 
 import os
 import struct
@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyclecontrast.data.decode import decode_frames, open_video
-from cyclecontrast.data.policies import Clock, EveryKth, Keyframes, PerSecond, SpreadEvenly, evenly
-from cyclecontrast.data.upright import Scaler
-from cyclecontrast.data.video import VideoError, find_videos
+from cyclecontrast.data.decode import Clock, Scaler, VideoError, decode_frames, open_video
+from cyclecontrast.data.folders import find_videos
+from cyclecontrast.data.frame_sampling import EveryKth, Keyframes, PerSecond, SpreadEvenly
 from tests import make_videos as make
 
 REAL = Path(__file__).parents[3] / ".." / "shared" / "data" / "video_misc"
+
+
 MANY_PIXELS = 10_000_000
 
 
@@ -43,6 +44,8 @@ def reason(path, **options):
 
 
 EXACT = {"qmin": "1", "qmax": "1"}
+
+
 CONTAINERS = {
     "h264.mp4": {"options": {"bf": "3", "g": "7"}},
     "h264.MOV": {"options": {"bf": "3", "x264-params": "open-gop=1:keyint=6"}},
@@ -86,17 +89,6 @@ def test_one_frame_is_the_middle_and_more_than_all_is_all(tmp_path):
     path = make.write_numbered(tmp_path / "a.mp4", num_frames=9)
     assert [number for number, _ in numbers_and_times(path, SpreadEvenly(1))] == [4]
     assert [number for number, _ in numbers_and_times(path, SpreadEvenly(100))] == list(range(9))
-
-
-@given(num_all=st.integers(1, 500), num_picked=st.integers(1, 500))
-def test_spread_is_even(num_all, num_picked):
-    """Picks are distinct, in range, and no two gaps between them differ by more than one frame."""
-    picked = evenly(num_all, num_picked)
-    gaps = np.diff(picked)
-    assert len(picked) == min(num_all, num_picked)
-    assert 0 <= picked[0] <= picked[-1] < num_all
-    assert len(gaps) == 0 or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)
-    assert abs(picked[0] - (num_all - 1 - picked[-1])) <= 1
 
 
 def test_variable_frame_rate_follows_the_times(tmp_path):
@@ -290,41 +282,6 @@ def test_one_frame_files(tmp_path):
     path = make.write_numbered(tmp_path / "a.mp4", num_frames=1)
     for policy in (SpreadEvenly(4), SpreadEvenly(1), PerSecond(2), EveryKth(3), Keyframes()):
         assert numbers_and_times(path, policy) == [(0, 0.0)]
-
-
-def test_find_videos(tmp_path):
-    """Suffixes of any case, all depths, unicode names, links; no dotfiles, no other files, sorted by id."""
-    root = tmp_path / "videos"
-    names = ["b/clip.mp4", "a/clip.mp4", "UP.MP4", "ünï/видео 1.mkv", "x.mp4/inner.webm", "B.avi"]
-    for name in [*names, ".hidden.mp4", ".cache/a.mp4", "notes.txt", "a/clip.jpg"]:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"12345")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "far.mov").write_bytes(b"1")
-    (root / "link").symlink_to(elsewhere)
-    (root / "linked.mp4").symlink_to(elsewhere / "far.mov")
-    (root / "a" / "loop").symlink_to(root)
-    found = find_videos(root)
-    assert [video.id for video in found] == sorted([*names, "link/far.mov", "linked.mp4"])
-    assert all(video.path == root / video.id and not video.reason for video in found)
-    assert {video.size_bytes for video in found} == {5, 1}
-
-
-def test_names_and_files_that_cannot_be_opened_are_found_with_a_reason(tmp_path):
-    """A name that is not UTF-8, a link to nowhere and a pipe are reported instead of ending the search."""
-    try:
-        (tmp_path / os.fsdecode(b"bad\xff.mp4")).write_bytes(b"1")
-    except OSError:
-        pytest.skip("this file system takes UTF-8 names only")
-    (tmp_path / "broken.mp4").symlink_to(tmp_path / "nowhere")
-    os.mkfifo(tmp_path / "pipe.mp4")
-    (tmp_path / "self.txt").symlink_to(tmp_path / "self.txt")
-    assert [(video.id, video.reason) for video in find_videos(tmp_path)] == [
-        ("bad\\xff.mp4", "the name is not valid UTF-8"),
-        ("broken.mp4", "no such file"),
-        ("pipe.mp4", "not a regular file"),
-    ]
 
 
 def test_decoding_needs_no_torch():

@@ -1,4 +1,4 @@
-"""Parquet files of a known schema: what is read from them has its columns, of its types, with nothing odd in them."""
+"""Parquet files that others wrote, read in bounded memory and checked against a schema."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cyclecontrast.data.regular_files import size_of_own
+from cyclecontrast.data.storage import size_within_folder
 
 MOST_UNPACKED = 2**27
 MOST_TIMES = 100
-"""A table may take so many times its file in memory, and any table so many bytes: tables of frames take about 10."""
+"""A table may unpack to MOST_UNPACKED bytes plus MOST_TIMES its file; tables of frames take about 10 times it."""
 NUMBER = 8
 ROWS_PER_BATCH = 65_536
 
@@ -22,30 +22,29 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> pa
 
 
 def read_batches(
-    path: Path, schema: pa.Schema, columns: Sequence[str] = (), most_rows: int = ROWS_PER_BATCH, first_group: int = 0
+    path: Path, schema: pa.Schema, columns: Sequence[str] = (), most_rows: int | None = None, first_group: int = 0
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of all columns of the schema, or of some; no more than a batch of them is held in memory.
+    """Yield all columns of the schema, or some, in batches of at most `most_rows`, from row group `first_group` on.
 
-    Rows come from the first row group, or from a later one on, so many at once.
-
-    Raises ValueError, in a few words, unless each column of the schema is there with exactly its type, and those that
-    are read hold no gaps, no text but UTF-8, no whole number below 0 and no infinite one. Raises OSError.
+    Raises ValueError unless each column of the schema is there with exactly its type, and those that are read hold no
+    nulls, no text that is not UTF-8, no negative integer and no infinite number. Raises OSError.
     """
     wanted = _wanted(schema, columns)
-    size_of_own(path)
+    size_within_folder(path)
     try:
-        if problems := list(_unlike(pq.read_schema(path), schema)):
+        if problems := list(_schema_problems(pq.read_schema(path), schema)):
             raise ValueError(", ".join(problems))
         for batch in _bounded_batches(path, wanted, most_rows, first_group):
             batch.validate(full=True)
-            _check_values(batch)
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                _check_values(name, column)
             yield batch
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"cannot be read ({str(error).partition(chr(10))[0]})") from error
+        raise _unreadable(error) from error
 
 
 def read_bounded(path: Path) -> pa.Table:
-    """Return all of any Parquet file; raises ValueError before it takes memory out of all proportion to the file.
+    """Return all of any Parquet file; raises ValueError before it takes memory out of proportion to the file.
 
     Raises what pyarrow raises where the file is damaged.
     """
@@ -54,29 +53,31 @@ def read_bounded(path: Path) -> pa.Table:
 
 
 def read_about(path: Path) -> pq.FileMetaData:
-    """Return what a table says of itself; raises ValueError where that is nothing, or too much, and OSError."""
-    size_of_own(path)
+    """Return the metadata of a Parquet file; raises ValueError where it is damaged or claims too much, and OSError."""
+    size_within_folder(path)
     try:
         about = pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"cannot be read ({str(error).partition(chr(10))[0]})") from error
+        raise _unreadable(error) from error
     groups = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
-    # Runs of one value unpack to more than their pages hold. What is said of a column may abort pyarrow: not asked for.
+    # Run-length encoded columns unpack to more than their pages hold. Column statistics may abort pyarrow: not used.
     _check_bytes(max(groups, about.num_rows * about.num_columns * NUMBER), path)
     return about
 
 
 def _bounded_batches(
-    path: Path, wanted: pa.Schema, most_rows: int = ROWS_PER_BATCH, first_group: int = 0
+    path: Path, wanted: pa.Schema, most_rows: int | None = None, first_group: int = 0
 ) -> Iterator[pa.RecordBatch]:
     num_rows, num_bytes = read_about(path).num_rows, 0
     in_lists = sum(field.type.list_size for field in wanted if pa.types.is_fixed_size_list(field.type))
     _check_bytes(num_rows * in_lists * NUMBER, path)
     texts = [field.name for field in wanted if field.type == pa.string()]
-    # What is buffered before its turn is the whole file; and threads would each keep some memory for later.
+    # Pre-buffering holds the whole file in memory, and each thread would keep a part of what it used.
     with pq.ParquetFile(path, read_dictionary=texts, pre_buffer=False) as file:
         groups = range(first_group, file.num_row_groups)
-        for batch in file.iter_batches(most_rows, row_groups=groups, columns=wanted.names, use_threads=False):
+        for batch in file.iter_batches(
+            most_rows or ROWS_PER_BATCH, row_groups=groups, columns=wanted.names, use_threads=False
+        ):
             num_bytes += sum(_text_bytes(batch[name]) for name in texts)
             _check_bytes(num_bytes, path)
             columns = [batch[name].cast(pa.string()) if name in texts else batch[name] for name in wanted.names]
@@ -93,11 +94,15 @@ def _check_bytes(unpacked: int, path: Path) -> None:
         raise ValueError(f"unpacks to {unpacked:,} bytes, more than any table of its size")
 
 
+def _unreadable(error: Exception) -> ValueError:
+    return ValueError(f"cannot be read ({str(error).partition(chr(10))[0]})")
+
+
 def _wanted(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
     return pa.schema([schema.field(name) for name in columns or schema.names])
 
 
-def _unlike(found: pa.Schema, schema: pa.Schema) -> Iterator[str]:
+def _schema_problems(found: pa.Schema, schema: pa.Schema) -> Iterator[str]:
     if missing := [name for name in schema.names if name not in found.names]:
         yield f"lacks {', '.join(missing)}"
     for field in schema:
@@ -107,17 +112,10 @@ def _unlike(found: pa.Schema, schema: pa.Schema) -> Iterator[str]:
             yield f"has {found.field(field.name).type} for {field.type} in {field.name}"
 
 
-def _check_values(batch: pa.RecordBatch) -> None:
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if what := _odd_values(column):
-            raise ValueError(f"has {what} in {name}")
-
-
-def _odd_values(column: pa.Array) -> str:
+def _check_values(name: str, column: pa.Array) -> None:
     if column.null_count:
-        return "gaps"
+        raise ValueError(f"has gaps in {name}")
     if pa.types.is_integer(column.type) and len(column) and pc.min(column).as_py() < 0:
-        return "numbers below 0"
+        raise ValueError(f"has numbers below 0 in {name}")
     if pa.types.is_floating(column.type) and pc.any(pc.is_inf(column)).as_py():
-        return "infinite numbers"
-    return ""
+        raise ValueError(f"has infinite numbers in {name}")

@@ -1,7 +1,6 @@
-"""Frames on disk, however they lie: found by number, read with one read, and clear words where they cannot be."""
+"""Prepared stores: frames by number with one read each, and clear messages for tables and shards that do not fit."""
 
 import gc
-import io
 import json
 import multiprocessing
 import os
@@ -13,13 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from cyclecontrast.data import frame_bytes as module
-from cyclecontrast.data import table_files
-from cyclecontrast.data.folder_walk import natural_order
-from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.images import decode_image, resize_short_side
+from cyclecontrast.data import storage, tables
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 
 
@@ -32,14 +27,6 @@ def tree(root, *names):
     return root
 
 
-def listing(store):
-    """Every video's id with the content of its frames."""
-    return {
-        store.video_id(v): [store.read(v, i).decode() for i in range(store.frames_in(v))]
-        for v in range(store.num_videos)
-    }
-
-
 def problem_of(path):
     """The single line that opening tells the user."""
     with pytest.raises(UserError) as caught:
@@ -48,122 +35,6 @@ def problem_of(path):
     assert "\n" not in line
     assert str(path) in line
     return line
-
-
-# --- folders of images
-
-
-def test_a_leaf_folder_is_a_video_in_natural_order(tmp_path):
-    """Frame 2 comes before frame 10, whatever the file system lists first; suffixes may be upper-case."""
-    tree(tmp_path, "x/y/frame_10.jpg", "x/y/frame_2.JPG", "x/y/frame_1.PNG", "x/z/1.webp", "ünï cödé/ß 1.jpeg")
-    tree(tmp_path, "x/y/.hidden.jpg", ".trash/1.jpg", "x/y/notes.txt", "x/empty.txt")
-    store = FrameStore.open(tmp_path)
-    assert listing(store) == {
-        "x/y": ["x/y/frame_1.PNG", "x/y/frame_2.JPG", "x/y/frame_10.jpg"],
-        "x/z": ["x/z/1.webp"],
-        "ünï cödé": ["ünï cödé/ß 1.jpeg"],
-    }
-    assert (store.layout, store.num_videos, store.num_frames) == ("tree of frames", 3, 5)
-    assert [store.find(store.video_id(v)) for v in range(3)] == [0, 1, 2]
-    assert np.isnan(store.time(0, 0))
-
-
-def test_natural_order_is_total():
-    """Names that differ in leading zeros only have an order of their own, not that of the file system."""
-    names = ["f1", "f01", "f001", "f1a", "f", "f10", "g", "1", "", "٣"]
-    assert len({natural_order(name) for name in names}) == len(names)
-    backwards = names[::-1]
-    assert sorted(names, key=natural_order) == sorted(backwards, key=natural_order)
-    assert sorted(["f10", "f2", "f1b", "f1"], key=natural_order) == ["f1", "f1b", "f2", "f10"]
-
-
-def test_links_are_followed_but_not_in_circles(tmp_path):
-    """A linked folder is a video, and a link to a parent ends the search there."""
-    tree(tmp_path, "far/v/1.jpg", "root/a/1.jpg")
-    (tmp_path / "root" / "linked").symlink_to(tmp_path / "far" / "v")
-    (tmp_path / "root" / "a" / "loop").symlink_to(tmp_path / "root")
-    assert listing(FrameStore.open(tmp_path / "root")) == {"a": ["root/a/1.jpg"], "linked": ["far/v/1.jpg"]}
-
-
-def test_a_flat_folder_holds_videos_of_one_image(tmp_path):
-    """Images directly in the folder are each a video of their own."""
-    store = FrameStore.open(tree(tmp_path, "b10.jpg", "b2.png", "notes.txt"))
-    assert store.layout == "flat folder of images"
-    assert listing(store) == {"b2.png": ["b2.png"], "b10.jpg": ["b10.jpg"]}
-
-
-@pytest.mark.parametrize("split", ["", "train/"])
-def test_r2v2_is_parsed_by_width(tmp_path, split):
-    """Ids may hold - and _, folders may be -- or -_, and below train/ the ids say so."""
-    names = ["--/--0YwlG-GIM_000149", "--/--0YwlG-GIM_000299", "--/--0YwlG-GIN_000001", "-_/-__-_-_-_-__000150"]
-    names += ["AB/AB_00000000_000150", "AB/AB_00000000_000009"]
-    store = FrameStore.open(tree(tmp_path, *(f"{split}{name}.jpg" for name in names)))
-    assert {key: len(value) for key, value in listing(store).items()} == {
-        f"{split}--0YwlG-GIM": 2,
-        f"{split}--0YwlG-GIN": 1,
-        f"{split}-__-_-_-_-_": 1,
-        f"{split}AB_00000000": 2,
-    }
-    assert store.read(store.find(f"{split}AB_00000000"), 0).endswith(b"_000009.jpg")
-
-
-def test_r2v2_on_a_disk_without_case(tmp_path):
-    """Where AB and ab are one folder, their videos still are two; a stray image does not merge the others."""
-    tree(tmp_path, "AB/ABcdefghijk_000001.jpg", "AB/abcdefghijk_000001.jpg", "AB/thumb.jpg")
-    assert sorted(listing(FrameStore.open(tmp_path))) == ["AB", "ABcdefghijk", "abcdefghijk"]
-
-
-def test_folders_without_images_are_told(tmp_path):
-    """An empty folder, one of text, an absent one and a file are each one clear line."""
-    assert "holds no images" in problem_of(tmp_path)
-    tree(tmp_path, "a/notes.txt")
-    assert "holds no images" in problem_of(tmp_path)
-    assert "no such folder" in problem_of(tmp_path / "absent")
-    assert "no such folder" in problem_of(tmp_path / "a" / "notes.txt")
-
-
-def test_a_name_that_is_not_utf8_is_told(tmp_path):
-    """A name that cannot be written to tables is named, not a traceback."""
-    tree(tmp_path, "a/1.jpg")
-    (tmp_path / "a" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
-    with pytest.raises(UserError, match=r"caf.*not UTF-8"):
-        FrameStore.open(tmp_path)
-
-
-def test_a_folder_that_cannot_be_listed_is_told(tmp_path, monkeypatch):
-    """A folder that may not be opened is not left out in silence."""
-    tree(tmp_path, "a/1.jpg", "b/1.jpg")
-    scandir = os.scandir
-
-    def guarded(path):
-        if str(path).endswith("/b"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(UserError, match=r"/b: cannot be listed \(Permission denied\)"):
-        FrameStore.open(tmp_path)
-
-
-def test_an_unreadable_frame_is_named(tmp_path):
-    """The error of a broken frame says which frame of which video it is."""
-    tree(tmp_path, "a/v/1.jpg", "b/1.jpg")
-    with pytest.raises(UserError, match="frame 0 of a/v: the image does not decode"):
-        FrameStore.open(tmp_path).image(0, 0)
-    (tmp_path / "a" / "v" / "1.jpg").unlink()
-    (tmp_path / "a" / "v" / "2.jpg").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"frame 0 of a/v: .*No such file"):
-        FrameStore.open(tmp_path).image(0, 0)
-
-
-def test_real_tracks_open_in_order(shared):
-    """The GTSRB tracks are 556 videos of 15 frames each, decoded to RGB."""
-    store = FrameStore.open(shared / "video_frames" / "gtsrb" / "frames")
-    assert (store.num_videos, store.num_frames) == (556, 8340)
-    assert store.image(3, 14).shape[2] == 3
-
-
-# --- prepared stores
 
 
 def columns():
@@ -249,7 +120,7 @@ def num_handles(root):
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")
 def test_open_handles_are_bounded_and_given_back(root, monkeypatch):
     """A store of very many shards does not use up the process's files, and a dropped store gives them back."""
-    monkeypatch.setattr(module, "MOST_HANDLES", 1)
+    monkeypatch.setattr(storage, "MOST_HANDLES", 1)
     store = FrameStore.open(root)
     for _ in range(2):
         assert read_all(store) == [content(row) for row in range(6)]
@@ -313,7 +184,7 @@ def test_a_store_survives_pickling(root, tmp_path):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
 def test_a_table_is_read_in_any_number_of_batches(root, monkeypatch, rows):
     """A video may go on in the next batch of rows, and what is out of order between two batches is told."""
-    monkeypatch.setattr(table_files, "ROWS_PER_BATCH", rows)
+    monkeypatch.setattr(tables, "ROWS_PER_BATCH", rows)
     store = FrameStore.open(root)
     assert [store.frames_in(v) for v in range(3)] == [2, 3, 1]
     assert read_all(store) == [content(row) for row in range(6)]
@@ -359,7 +230,7 @@ def test_a_table_that_changes_while_in_use_is_told(root):
     """Times are read when they are asked for, and are never those of other frames."""
     store = FrameStore.open(root)
     write_frames(root, {name: column[:5] for name, column in columns().items()})
-    with pytest.raises(UserError, match=r"frames.parquet: has changed since it was opened; give"):
+    with pytest.raises(UserError, match=r"frames.parquet: has changed since it was opened; run"):
         store.time(0, 0)
     (root / "frames.parquet").unlink()
     with pytest.raises(UserError, match=r"frames.parquet: No such file or directory; prepare the videos again"):
@@ -484,7 +355,7 @@ def test_a_shard_cut_while_in_use_is_told(root):
     """A shard that shrinks after opening gives an error, not half a frame."""
     store = FrameStore.open(root)
     (root / "shards" / "000001.tar").write_bytes(b"")
-    with pytest.raises(UserError, match=r"000001.tar is shorter than frames.parquet says"):
+    with pytest.raises(UserError, match=r"000001.tar: frame 0 of ü.mkv: is shorter than frames.parquet says"):
         store.image(2, 0)
 
 
@@ -510,90 +381,7 @@ def test_the_fingerprint_stays_what_it_is(root, tmp_path):
     assert FrameStore.open(tree(tmp_path / "tree", "a/1.jpg", "b/2.jpg")).fingerprint == "d899e410632c2d7c"
 
 
-def test_the_fingerprint_of_a_tree(tmp_path):
-    """Moving a tree keeps its fingerprint; other names, another grouping or one frame more change it."""
-    seen = {FrameStore.open(tree(tmp_path / name, "a/1.jpg", "b/2.jpg")).fingerprint for name in ("one", "two")}
-    assert len(seen) == 1
-    for number, names in enumerate((["a/1.jpg", "c/2.jpg"], ["a/1.jpg", "b/3.jpg"], ["a/1.jpg", "b/2.jpg", "b/3.jpg"])):
-        seen.add(FrameStore.open(tree(tmp_path / str(number), *names)).fingerprint)
-    assert len(seen) == 4
-
-
 def test_store_json_needs_only_its_two_words(root):
     """Whatever else store.json says does not matter to reading."""
     (root / "store.json").write_text(json.dumps({"version": 1, "format": "cyclecontrast-frames"}))
     assert FrameStore.open(root).num_frames == 6
-
-
-# --- pixels
-
-
-def encoded(image, kind, **options):
-    """An image file written by Pillow."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-RGB = np.random.default_rng(0).integers(0, 256, (5, 8, 3), np.uint8)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "PPM", "TIFF"])
-def test_lossless_images_decode_to_rgb(kind):
-    """Red stays red: channels come in the order R, G, B."""
-    assert np.array_equal(decode_image(encoded(Image.fromarray(RGB), kind)), RGB)
-
-
-def test_other_depths_and_channels_decode_to_rgb():
-    """Gray becomes three equal channels, 16 bits become 8, alpha and palettes are resolved."""
-    gray = RGB[..., 0]
-    for data in (
-        encoded(Image.fromarray(gray), "PNG"),
-        encoded(Image.fromarray(gray.astype(np.uint16) * 257), "PNG"),
-        encoded(Image.fromarray(gray), "JPEG", quality=100),
-    ):
-        image = decode_image(data)
-        assert (image.dtype, image.shape) == (np.uint8, (5, 8, 3))
-        assert np.abs(image.astype(int) - gray[..., None]).max() <= 2
-    alpha = Image.fromarray(np.dstack([RGB, np.full((5, 8), 99, np.uint8)]))
-    assert np.array_equal(decode_image(encoded(alpha, "PNG")), RGB)
-    palette = Image.fromarray(RGB).quantize(16)
-    assert np.array_equal(decode_image(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
-
-
-def test_a_rotated_jpeg_stands_upright():
-    """The orientation in EXIF is applied."""
-    ramp = np.broadcast_to(np.arange(0, 256, 8, dtype=np.uint8)[:, None, None], (32, 16, 3))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image = decode_image(encoded(Image.fromarray(np.ascontiguousarray(ramp)), "JPEG", exif=exif, quality=100))
-    assert image.shape == (16, 32, 3)
-    assert image[:, 0].mean() > 240
-    assert image[:, -1].mean() < 10
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@pytest.mark.parametrize("kept", [0, 1, 20, 0.5, 0.9])
-def test_broken_bytes_are_a_value_error(kind, kept):
-    """Empty, cut and foreign bytes do not decode to something."""
-    data = encoded(Image.fromarray(np.tile(RGB, (20, 20, 1))), kind)
-    with pytest.raises(ValueError, match="image"):
-        decode_image(data[: kept if isinstance(kept, int) else int(kept * len(data))])
-    with pytest.raises(ValueError, match="does not decode"):
-        decode_image(b"GIF of a cat" * 10)
-
-
-@pytest.mark.parametrize(("shape", "expected"), [((40, 60), (20, 30)), ((60, 40), (30, 20)), ((10, 10), (20, 20))])
-def test_the_short_side_is_resized(shape, expected):
-    """The short side gets the size asked for, the other follows; a constant image stays constant."""
-    image = resize_short_side(np.full((*shape, 3), 77, np.uint8), 20)
-    assert image.shape == (*expected, 3)
-    assert (image == 77).all()
-
-
-def test_shrinking_averages_and_nothing_is_done_at_size():
-    """A fine checkerboard becomes gray, not noise; an image of the size comes back as it is."""
-    board = (np.indices((40, 40)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
-    assert np.abs(resize_short_side(board, 20).astype(int) - 127.5).max() <= 1
-    assert resize_short_side(board, 40) is board
-    assert resize_short_side(np.zeros((1, 500, 3), np.uint8), 3).shape == (3, 1500, 3)

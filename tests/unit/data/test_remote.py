@@ -17,15 +17,14 @@ from types import SimpleNamespace
 import fsspec
 import pytest
 import torch
-from cyclecontrast.data.pairs import FramePairs, load_batches
 
 import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import EmbedConfig, PrepareConfig, PretrainConfig
-from cyclecontrast.data import patient_read, remote
+from cyclecontrast.data import remote, storage
 from cyclecontrast.data.augment import RECIPES
-from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.patient_read import read_patiently
+from cyclecontrast.data.pairs import FramePairs, load_batches
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, checked
 from tests import make_videos as make
 from tests.unit.training.test_pretrain import run
@@ -181,7 +180,7 @@ def test_a_store_survives_a_pickle(folder, server):
     store = FrameStore.open(server.url)
     store.read(0, 0)
     again = pickle.loads(pickle.dumps(store))
-    assert again.source.remote.opened == {}
+    assert again.source.files.opened == {}
     assert again.read(5, 3) == FrameStore.open(folder / "store").read(5, 3)
 
 
@@ -221,7 +220,7 @@ def test_a_training_is_the_same_to_the_bit(near, server, tmp_path, monkeypatch, 
 
     No read is tried twice: a file system that was opened before a fork would fail once in each worker.
     """
-    monkeypatch.setattr(patient_read, "PAUSES", ())
+    monkeypatch.setattr(storage, "PAUSES", ())
     far = run(server.url, tmp_path / "far", workers=workers).folder
     assert (far / "backbone.safetensors").read_bytes() == (near / "backbone.safetensors").read_bytes()
     assert f'data = "{server.url}"' in (far / "config.toml").read_text()
@@ -231,21 +230,21 @@ def test_a_training_is_the_same_to_the_bit(near, server, tmp_path, monkeypatch, 
 
 def test_processes_do_not_share_connections(folder, server, monkeypatch):
     """What opened a store before its workers were forked reads on beside and after them, and nothing fails once."""
-    monkeypatch.setattr(patient_read, "PAUSES", ())
+    monkeypatch.setattr(storage, "PAUSES", ())
     near, far = FrameStore.open(folder / "store"), FrameStore.open(server.url)
     far.read(0, 0)
     batches = load_batches(FramePairs(far, RECIPES["moco-v2"], 16, 0), range(4), 6, 0, 1, 1)
     first = next(batches)
-    assert read_patiently(far, 2, 2, pytest.fail) == near.read(2, 2)
+    assert far.read_with_retry(2, 2, pytest.fail) == near.read(2, 2)
     rest = list(batches)
-    assert read_patiently(far, 3, 3, pytest.fail) == near.read(3, 3)
+    assert far.read_with_retry(3, 3, pytest.fail) == near.read(3, 3)
     alone = load_batches(FramePairs(near, RECIPES["moco-v2"], 16, 0), range(4), 6, 0, 1, 0)
     assert all(torch.equal(a.query, b.query) for a, b in zip([first, *rest], alone, strict=True))
 
 
 def test_a_training_goes_on_from_the_url(near, server, tmp_path, monkeypatch):
     """A server that fails ends it in a line with a checkpoint; resumed once it is back, it ends the same to the bit."""
-    monkeypatch.setattr(patient_read, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(storage, "PAUSES", (0.0, 0.0))
     out = tmp_path / "run"
 
     def fault(_):
@@ -294,27 +293,26 @@ def test_a_frame_that_cannot_be_read_is_tried_again(server, monkeypatch, fault):
     frame = store.read(4, 2)
     monkeypatch.setattr(remote, "REQUEST_SECONDS", 0.2)
     server.fault = fault
-    line = line_of(lambda: read_patiently(store, 4, 2, slept.append))
-    wanted = (
-        rf"{server.url}/shards/000004\.tar: cannot be read \({FAULTS[fault]}; tried 6 times in 34 s\); mend the storage"
-    )
+    line = line_of(lambda: store.read_with_retry(4, 2, slept.append))
+    why = rf"{FAULTS[fault]}; tried 6 times in 34 s"
+    wanted = rf"{server.url}/shards/000004\.tar: cannot be read \({why}\); check the storage"
     assert re.fullmatch(wanted, line)
-    assert slept == list(patient_read.PAUSES)
+    assert slept == list(storage.PAUSES)
 
     def mend(_):
         server.fault = None
         server.ends.set()
 
-    assert read_patiently(store, 4, 2, mend) == frame
+    assert store.read_with_retry(4, 2, mend) == frame
 
 
 def test_a_server_that_comes_to_ignore_ranges_is_told_at_once(server):
     """A whole shard for a frame is not asked for again."""
     store = FrameStore.open(server.url)
     server.fault = "ignores ranges"
-    line = line_of(lambda: read_patiently(store, 0, 0, lambda _: pytest.fail("tried again")))
+    line = line_of(lambda: store.read_with_retry(0, 0, lambda _: pytest.fail("tried again")))
     assert re.search(
-        r"its server sends [\d,]+ bytes of shards/000000\.tar where [\d,]+ are asked for: it does not", line
+        r"its server sends [\d,]+ bytes of shards/000000\.tar where [\d,]+ are requested: it does not", line
     )
 
 
@@ -323,14 +321,14 @@ def test_a_server_that_comes_to_ignore_ranges_is_told_at_once(server):
     [
         (
             "ignores ranges",
-            r"sends [\d,]+ bytes of store\.json where 1 are asked for: it does not serve ranges; take one",
+            r"sends [\d,]+ bytes of store\.json where 1 are requested: it does not serve ranges; use one",
         ),
         (404, r"holds no prepared store \(.*store/store\.json is missing\); make one with"),
         (
             401,
-            r"/store\.json: cannot be read \(its server answers 401 Unauthorized\); see to the address, the network",
+            r"/store\.json: cannot be read \(its server answers 401 Unauthorized\); check the address, the network",
         ),
-        (500, r"/store\.json: cannot be read \(its server answers 500 Internal Server Error\); see to"),
+        (500, r"/store\.json: cannot be read \(its server answers 500 Internal Server Error\); check"),
     ],
 )
 def test_what_cannot_be_opened_is_told(server, tmp_path, capsys, fault, wanted):
@@ -434,7 +432,7 @@ WITHOUT = """
 import sys
 sys.modules[sys.argv[1]] = None
 from cyclecontrast.errors import UserError
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 try:
     store = FrameStore.open(sys.argv[2])
     store.read(0, 0)
@@ -454,7 +452,7 @@ print({"fsspec", "aiohttp", "asyncio"} & set(sys.modules))
         ),
         ("s3fs", "s3://bucket/store", r"s3 cannot be read \(.*s3fs.*\); pip install 'cyclecontrast\[remote\]'"),
         ("fsspec", "s3://bucket/store", r"s3 cannot be read \(.*fsspec.*\); pip install 'cyclecontrast\[remote\]'"),
-        ("adlfs", "abfs://bucket/store", r"abfs cannot be read \(.*adlfs.*\); install what it names"),
+        ("adlfs", "abfs://bucket/store", r"abfs cannot be read \(.*adlfs.*\); install the package it names"),
         (
             "none",
             "bogus://bucket/store",
