@@ -27,12 +27,13 @@ from cyclecontrast.evaluation.embed import Embedded
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.evaluation.protocol import CONFIGS, find_protocol
 from cyclecontrast.evaluation.tracking.scores import SCHEMA as TRACKING
-from cyclecontrast.exporting.command import Export
+from cyclecontrast.exporting.export import Export
 from cyclecontrast.models.checkpoint import Architecture
 from cyclecontrast.reporting.page import Report
 from cyclecontrast.reporting.quantities import QUANTITIES
 from cyclecontrast.training.pretrain import Run
-from cyclecontrast.training.run_folder import About, Health
+from cyclecontrast.training.run_folder import Health
+from cyclecontrast.evaluation.predictions import About
 from tests.system.test_supply import WATCH
 
 ROOT = Path(__file__).parents[2]

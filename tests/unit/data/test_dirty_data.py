@@ -21,7 +21,9 @@ from cyclecontrast.data import pairs as pairs_module
 from cyclecontrast.data.augment import RECIPES
 from cyclecontrast.data.further_views import three_pairs
 from cyclecontrast.data.loader import received
-from cyclecontrast.data.pairs import BadFrame, Batch, FramePairs, load_batches
+from cyclecontrast.data.pairs import BadFrame, FramePairs
+from cyclecontrast.data.dataset import Batch
+from cyclecontrast.data.loader import load_batches
 from cyclecontrast.data.storage import PAUSES
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import shard_path

@@ -23,7 +23,8 @@ from cyclecontrast.cli import main
 from cyclecontrast.config import EmbedConfig, PrepareConfig, PretrainConfig
 from cyclecontrast.data import remote, storage
 from cyclecontrast.data.augment import RECIPES
-from cyclecontrast.data.pairs import FramePairs, load_batches
+from cyclecontrast.data.pairs import FramePairs
+from cyclecontrast.data.loader import load_batches
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, checked
 from tests import make_videos as make

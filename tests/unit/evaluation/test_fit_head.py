@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cyclecontrast.config import TrackingConfig
-from cyclecontrast.data.sequences.got10k import open_got10k
+from cyclecontrast.data.tracking_sequences import open_got10k
 from cyclecontrast.data.tracking_sequences import Sequence, Sequences
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.resume_cache import ResumeCache

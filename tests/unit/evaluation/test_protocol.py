@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from cyclecontrast.config.everything import ProtocolName
+from cyclecontrast.config.evaluate import ProtocolName
 
 import cyclecontrast as cc
 from cyclecontrast.config import EvaluateConfig, PretrainConfig

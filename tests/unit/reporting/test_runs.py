@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from cyclecontrast.config import PrepareConfig
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.errors import UserError
 from cyclecontrast.reporting.runs import by_data, one_per_method, read_run, read_runs

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from cyclecontrast.training.open_data import split_videos
-from cyclecontrast.training.opening import unread_options
+from cyclecontrast.training.setup import split_videos
+from cyclecontrast.training.setup import unread_options
 
 from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
 from cyclecontrast.errors import UserError, checked

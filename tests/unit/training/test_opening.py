@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
-from cyclecontrast.training.memory import least_memory
-from cyclecontrast.training.opening import open_training
+from cyclecontrast.training.setup import least_memory
+from cyclecontrast.training.setup import open_training
 
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
