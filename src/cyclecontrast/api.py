@@ -152,8 +152,10 @@ EVALUATIONS = {
 }
 
 RUNS = {
-    "ls": Command(config.ListConfig, ("folders",), "runs:list_runs", alone="runs", then=("runs:print_problems",)),
-    "compare": Command(config.CompareConfig, ("runs",), "runs:compare_runs", alone="runs"),
+    "ls": Command(
+        config.ListConfig, ("folders",), "runs.tables:list_runs", alone="runs", then=("runs.tables:print_problems",)
+    ),
+    "compare": Command(config.CompareConfig, ("runs",), "runs.tables:compare_runs", alone="runs"),
 }
 
 
