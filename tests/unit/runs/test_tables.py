@@ -11,10 +11,10 @@ from collections import Counter
 import pytest
 
 import cyclecontrast as cc
-from cyclecontrast import runs
 from cyclecontrast.api import RUNS
 from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError
+from cyclecontrast.runs import tables
 from tests.make_reports import BACKBONE, metrics_row, write_frames, write_result, write_run
 
 VERDICTS = {"one": "healthy", "two": "under-trained", "other": "healthy"}
@@ -152,7 +152,7 @@ def terminal(monkeypatch):
 def test_a_terminal_folds_long_texts(terminal):
     """On a terminal no line is wider than it, and no text is lost."""
     terminal(30)
-    shown = runs.text_table(("run", "note"), [("a" * 50, "b" * 30)])
+    shown = tables.text_table(("run", "note"), [("a" * 50, "b" * 30)])
     assert max(map(len, shown.splitlines())) <= 30
     assert (shown.count("a"), shown.count("b")) == (50, 30)
 
@@ -168,7 +168,7 @@ def test_a_narrow_terminal_has_a_block_per_run(made, terminal, width):
     assert len(blocks) == (3 if width < 40 else 1)
     if width < 40:
         expected = [
-            "".join(f"{name}:{cell}" for name, cell in zip(runs.COLUMNS, one.cells(), strict=True) if cell)
+            "".join(f"{name}:{cell}" for name, cell in zip(tables.COLUMNS, one.cells(), strict=True) if cell)
             for one in found.runs
         ]
         assert ["".join(block.split()) for block in blocks] == [text.replace(" ", "") for text in expected]
@@ -184,7 +184,7 @@ def test_json_output_keeps_problems_apart(tmp_path, monkeypatch, capsys):
         onerror(PermissionError(13, "Permission denied", f"{root}/shut\x1b"))
         return iter(())
 
-    monkeypatch.setattr("cyclecontrast.runs.os.walk", walk)
+    monkeypatch.setattr("cyclecontrast.runs.tables.os.walk", walk)
     assert main(["runs", "ls", str(tmp_path), "--json"]) == 0
     output = capsys.readouterr()
     assert json.loads(output.out) == []

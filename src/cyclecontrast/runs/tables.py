@@ -1,4 +1,4 @@
-"""Many runs at a glance: `ls` lists the runs below folders, `compare` shows runs side by side."""
+"""The commands `runs ls` and `runs compare`: a row for each run below some folders, and a column for each run."""
 
 import io
 import json
@@ -18,12 +18,10 @@ from rich.text import Text
 
 from cyclecontrast.config import CompareConfig, ListConfig
 from cyclecontrast.data.folders import natural_order
-from cyclecontrast.errors import UserError, checked, printable
+from cyclecontrast.errors import UserError, printable
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.reporting.results import RANDOM, ResultTable, summarize
 from cyclecontrast.reporting.runs import RunReport, read_files, read_results, read_runs
-
-__all__ = ["compare", "ls"]
 
 RUN_FILES = ("config.toml", "run.json", "metrics.jsonl")
 COLUMNS = ("run", "changed", "status", "verdict", "method", "backbone", "steps", "seed", "data", "best results", "note")
@@ -34,19 +32,6 @@ UNLIMITED = 10**6
 """Characters of a line where the output is not a terminal."""
 MIN_COLUMN, GAP = 5, 2
 """Characters of a column whose texts are folded, and between two columns."""
-
-
-def ls(*folders: str | Path, **settings: Any) -> "Listing":
-    """List the runs below folders (default: the current one); options as of `cyclecontrast runs ls`.
-
-    Raises UserError if a folder does not exist.
-    """
-    return list_runs(checked(ListConfig, {**({"folders": folders} if folders else {}), **settings}))
-
-
-def compare(*runs: str | Path) -> "Comparison":
-    """Show runs side by side, as `cyclecontrast runs compare`; raises UserError if a run cannot be read."""
-    return compare_runs(checked(CompareConfig, {"runs": runs}))
 
 
 class Best(NamedTuple):
