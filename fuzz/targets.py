@@ -214,15 +214,14 @@ def read_labels(folder: Path) -> None:
 
 def read_boxes(folder: Path) -> None:
     """Open sequences, or the boxes of other trackers; there is a finite box for each frame."""
-    from cyclecontrast.evaluation.tracking.open_data import open_sequences
-    from cyclecontrast.evaluation.tracking.records import visible_frames
-    from cyclecontrast.evaluation.tracking.toolkit_files import read_results, trackers_in
+    from cyclecontrast.evaluation.tracking.data import open_sequences
+    from cyclecontrast.evaluation.tracking.scores import read_results, trackers_in, visible_frames
 
     if folder.name == "results":
         for tracker in trackers_in(folder):
-            found = read_results(tracker, {"Car": 3, "David": 3}, {})
-            assert all(boxes.shape == (3, 4) and np.isfinite(boxes).all() for boxes in found.boxes.values())
-            _tell(found.problems)
+            found, problems = read_results(tracker, {"Car": 3, "David": 3}, {})
+            assert all(boxes.shape == (3, 4) and np.isfinite(boxes).all() for boxes in found.values())
+            _tell(problems)
         return
     opened = open_sequences(folder)
     for sequence in opened.sequences:

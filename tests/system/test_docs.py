@@ -26,7 +26,7 @@ from cyclecontrast.evaluation import metrics
 from cyclecontrast.evaluation.embed import Embedded
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.evaluation.protocol import CONFIGS, find_protocol
-from cyclecontrast.evaluation.tracking.records import SCHEMA as TRACKING
+from cyclecontrast.evaluation.tracking.scores import SCHEMA as TRACKING
 from cyclecontrast.exporting.command import Export
 from cyclecontrast.models.checkpoint import Architecture
 from cyclecontrast.reporting.page import Report

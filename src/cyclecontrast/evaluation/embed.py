@@ -287,13 +287,13 @@ def _write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) ->
 
 
 def _write_npz(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    table = pa.concat_tables(tables).combine_chunks()
+    table, dim = pa.concat_tables(tables).combine_chunks(), schema.field("vector").type.list_size
     origin = {name.decode(): text.decode() for name, text in schema.metadata.items()}
     arrays: dict[str, Any] = {
         **origin,
         **{name: table[name].to_numpy() for name in ("index", "time")},
         "video": table["video"].to_numpy().astype(np.str_),
-        "vector": table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1),
+        "vector": table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim),
     }
     with path.open("wb") as file:
         np.savez(file, **arrays)

@@ -128,9 +128,8 @@ def find_protocol(protocol: str | type[Protocol[Any, Any]]) -> type[Protocol[Any
         return _built_in(protocol)
     if not (isinstance(protocol, type) and issubclass(protocol, Protocol)):
         raise UserError("protocol: neither a name nor a subclass of cyclecontrast.evaluation.protocol.Protocol")
-    missing = sorted(protocol.__abstractmethods__) + [
-        name for name in ("name", "config_class") if not hasattr(protocol, name)
-    ]
+    named = [name for name in ("name", "config_class") if not hasattr(protocol, name)]
+    missing = sorted([*protocol.__abstractmethods__, *named])
     if missing:
         raise UserError(f"protocol: {protocol.__name__} does not define {', '.join(missing)}")
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", protocol.name):
@@ -173,10 +172,10 @@ def _built_in(name: str) -> type[Protocol[Any, Any]]:
 
             return Tracking
         case "segmentation":
-            from cyclecontrast.evaluation.segmentation.protocol import Segmentation
+            from cyclecontrast.evaluation.segmentation import Segmentation
 
             return Segmentation
         case _:
-            from cyclecontrast.evaluation.propagation.protocol import Propagation
+            from cyclecontrast.evaluation.propagation import Propagation
 
             return Propagation
