@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import track
 
-from cyclecontrast.config.fields import is_url
+from cyclecontrast.config.types import is_url
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels, resize_short_side
 from cyclecontrast.errors import UserError

@@ -27,7 +27,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainT
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cyclecontrast.config.fields import STRICT, Few
+from cyclecontrast.config.types import STRICT, Few
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import decode_image
 from cyclecontrast.data.store_files import read_videos
@@ -264,8 +264,8 @@ class _SameOrigin:
 
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        is_own = origin is None or origin.partition("://")[2] == headers.get("host")
-        app = self.app if is_own else PlainTextResponse("Forbidden", 403)
+        is_user_defined = origin is None or origin.partition("://")[2] == headers.get("host")
+        app = self.app if is_user_defined else PlainTextResponse("Forbidden", 403)
         await app(scope, receive, send_with_headers)
 
 

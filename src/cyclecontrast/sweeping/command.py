@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from cyclecontrast.config import SweepConfig
+from cyclecontrast.distributed import World, broadcast_object, gather_objects, joined_command
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import locked
 from cyclecontrast.sweeping.page import write_files
@@ -12,19 +13,13 @@ from cyclecontrast.sweeping.plan import Plan, make_plan
 from cyclecontrast.sweeping.results import RowValues, Sweep
 from cyclecontrast.sweeping.tables import Row, Table
 from cyclecontrast.sweeping.trials import Finished, run_trials
-from cyclecontrast.training.distributed import World, broadcast_object, gather_objects, joined_command
 from cyclecontrast.training.progress import console
 
 
 def run_sweep(config: SweepConfig) -> Sweep | None:
-    """As `make_sweep`, but where a trial failed print the table and raise UserError, for scripts to notice."""
-    return make_sweep(config, needs_all=True)
-
-
-def make_sweep(config: SweepConfig, needs_all: bool = False) -> Sweep | None:
     """Train and evaluate what is not done yet and write the table into the sweep's folder; raises UserError.
 
-    A trial that fails is reported and the others run; where all fail, or with `needs_all` any, it raises UserError. The
+    A trial that fails is reported and the others run; where all fail, it raises UserError. The
     processes of torchrun share the trials; rank 0 writes the table and returns it, the others return None.
     """
     with joined_command() as world, contextlib.ExitStack() as stack:
@@ -32,10 +27,7 @@ def make_sweep(config: SweepConfig, needs_all: bool = False) -> Sweep | None:
         finished = _run_together(plan, world)
         if world.rank:
             return None
-        sweep = _tabulate(plan, config.seeds, finished)
-        if needs_all:
-            _check_finished(sweep)
-        return sweep
+        return _tabulate(plan, config.seeds, finished)
 
 
 def _plan_together(config: SweepConfig, world: World, stack: contextlib.ExitStack) -> Plan:
@@ -92,16 +84,6 @@ def _row_values(row: Row, table: Table, finished: list[Finished]) -> RowValues:
             if value is not None:
                 values[metric.title][one.trial.seed] = value
     return RowValues(row, values)
-
-
-def _check_finished(sweep: Sweep) -> None:
-    failed = dict.fromkeys(problem.partition(": ")[0] for problem in sweep.problems)
-    if failed:
-        print(sweep, flush=True)
-        raise UserError(
-            f"{len(failed)} of {len(sweep.rows) * sweep.num_seeds} trials are not finished: {'; '.join(failed)}; the "
-            f"same command resumes them; to train a damaged trial again, delete its folder in {sweep.folder / 'runs'}"
-        )
 
 
 def _make_reporter(total: int, table: Table) -> Callable[[Finished], None]:

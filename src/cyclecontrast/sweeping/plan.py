@@ -16,9 +16,9 @@ from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.hardware import num_cores, pick_device, pick_precision
 from cyclecontrast.sweeping.tables import SIZE_TABLES, TABLES, Row, Table, rows_of
 from cyclecontrast.sweeping.trials import Trial, check_unchanged, evaluation_config, training_settings
+from cyclecontrast.training.auto_settings import DataSize, Machine, auto_settings, resolve
 from cyclecontrast.training.loggers import check_loggers
-from cyclecontrast.training.open_data import count_videos, prepare_videos, size_of
-from cyclecontrast.training.presets import DataSize, Machine, auto_settings, resolve
+from cyclecontrast.training.setup import count_videos, frame_size, prepare_videos
 
 PASSED_ON = ("preset", "backbone", "image_size", "batch_size", "epochs", "steps")
 LABELS = {
@@ -58,7 +58,7 @@ def make_plan(config: SweepConfig, num_processes: int = 1, prepares: bool = True
         prepare_videos(trial)
     store, device = FrameStore.open(data), pick_device(config.device)
     is_cpu = device.type == "cpu"
-    size, machine, settings = size_of(store), Machine(is_cpu), _settings(config)
+    size, machine, settings = frame_size(store), Machine(is_cpu), _settings(config)
     queue_size = auto_settings(settings, size, machine)["cycle_queue_size"] if config.small else None
     rows = rows_of(config.table, queue_size)
     jobs = config.jobs or (max(1, num_cores() // 2 // num_processes) if is_cpu else 1)

@@ -130,6 +130,17 @@ class Sweep:
         return next(one for one in self.rows if one.row.key == self.table.chosen)
 
     @property
+    def failure(self) -> str:
+        """A line if trials failed, so that the command fails."""
+        failed = dict.fromkeys(problem.partition(": ")[0] for problem in self.problems)
+        if not failed:
+            return ""
+        return (
+            f"{len(failed)} of {len(self.rows) * self.num_seeds} trials are not finished: {'; '.join(failed)}; the same "
+            f"command resumes them; to train a damaged trial again, delete its folder in {self.folder / 'runs'}"
+        )
+
+    @property
     def title(self) -> str:
         """Such as `Table 4: losses, by image classification`."""
         return f"Table {self.table.number}: {self.table.title[0].lower()}{self.table.title[1:]}"

@@ -138,12 +138,12 @@ def _support_rows(table: str, papers_sizes: Sequence[int], queue_size: int | Non
     for papers, size in zip(papers_sizes, sizes, strict=True):
         settings = _cycle(support_size=size, **queue)
         if table == "table5":
-            settings |= {"method": "cycle-only", "own_key_in_support": True}
+            settings |= {"method": "cycle-only", "query_frame_in_support": True}
         rows.append(Row(str(papers), f"U = {size:,}", f"support-{size}", settings, size, _if_other(papers, size)))
     if table == "table5":
         like = rows[1]
         key, name, folder = f"{like.key} without k++", f"{like.name} without k++", f"{like.folder}-without"
-        rows.append(Row(key, name, folder, like.settings | {"own_key_in_support": False}, papers=like.papers))
+        rows.append(Row(key, name, folder, like.settings | {"query_frame_in_support": False}, papers=like.papers))
     return tuple(rows)
 
 

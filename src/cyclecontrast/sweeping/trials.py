@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from threadpoolctl import threadpool_limits
 
-from cyclecontrast.config import MAY_CHANGE, EvaluateConfig, PretrainConfig
+from cyclecontrast.config import MAY_CHANGE, PROTOCOL_CONFIGS, EvaluateConfig, PretrainConfig
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.evaluation.protocol import CONFIGS
 from cyclecontrast.evaluation.runner import evaluate
 from cyclecontrast.files import replacing
 from cyclecontrast.models.hardware import num_cores
-from cyclecontrast.training.pretrain import pretrain_alone as pretrain
+from cyclecontrast.training.pretrain import pretrain
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, read_about
 
 Settings = dict[str, Any]
@@ -91,7 +90,7 @@ def training_settings(config: PretrainConfig) -> Settings:
 
 def evaluation_config(protocol: str, settings: Settings, model: Path, seed: int) -> EvaluateConfig:
     """Return the options of an evaluation of one run; raises UserError."""
-    return checked(CONFIGS[protocol], {**settings, "model": str(model), "out": model / "results", "seed": seed})
+    return checked(PROTOCOL_CONFIGS[protocol], {**settings, "model": str(model), "out": model / "results", "seed": seed})
 
 
 def check_unchanged(trial: Trial) -> None:
@@ -142,7 +141,7 @@ def _train(trial: Trial) -> None:
     else:
         shutil.rmtree(trial.run, ignore_errors=True)  # it was stopped before its first step
         config = trial.pretraining
-    pretrain(config)
+    pretrain(config, alone=True)
 
 
 def _is_started(trial: Trial) -> bool:

@@ -19,7 +19,7 @@ from cyclecontrast.config import SweepConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.sweeping import trials
 from cyclecontrast.sweeping.plan import make_plan
-from cyclecontrast.training.presets import Machine
+from cyclecontrast.training.auto_settings import Machine
 from tests import make_videos as make
 
 TINY = {
