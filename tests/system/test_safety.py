@@ -41,7 +41,7 @@ from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.reporting.page import write_report
 from cyclecontrast.training import run_folder
 from tests import make_videos as make
-from tests.unit.reporting.test_report import Page
+from tests.make_reports import Page
 
 SOURCE = Path(cyclecontrast.__file__).parent
 EVIL = '"><script>alert(1)</script>'
@@ -314,7 +314,7 @@ def test_a_lock_empties_no_other_file(store, tmp_path, kind):
         os.mkfifo(store / LOCK_FILE)
     else:
         (store / LOCK_FILE).symlink_to(tmp_path / "precious")
-    assert f"{store / LOCK_FILE}: is no lock but a link" in problem_of(run, tmp_path)
+    assert f"{store / LOCK_FILE}: is a link or a device" in problem_of(run, tmp_path)
     assert (tmp_path / "precious").read_text() == "precious"
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cyclecontrast.config import ActionConfig, ClassifyConfig, EmbedConfig, RetrievalConfig
 from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.distributed import World, gather_objects, joined_command
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.image_batches import (
     CenterCrop,
@@ -33,7 +34,6 @@ from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device, pick_workers
-from cyclecontrast.training.distributed import World, gather_objects, joined_command
 
 IMAGES_PER_PART = 2**14
 ROWS_PER_GROUP = 8192

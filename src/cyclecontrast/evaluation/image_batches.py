@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels, resize_short_side
-from cyclecontrast.data.loader_workers import LONGEST_READ, QUIET_SECONDS, begin_worker, received
+from cyclecontrast.data.loader import CHECK_SECONDS, HANG_SECONDS, begin_worker, received
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.metrics import Integers
 
@@ -116,11 +116,11 @@ def load_image_batches(
         collate_fn=_collate,
         num_workers=workers,
         worker_init_fn=begin_worker,
-        timeout=QUIET_SECONDS if workers > 0 else 0,
+        timeout=CHECK_SECONDS if workers > 0 else 0,
         pin_memory=torch.cuda.is_available(),
     )
     console = Console(stderr=True)
-    batches_read = received(iter(loader), "the images", LONGEST_READ + max(map(len, batches), default=0))
+    batches_read = received(iter(loader), "the images", HANG_SECONDS + max(map(len, batches), default=0))
     yield from track(
         batches_read, title, len(batches), console=console, disable=not console.is_terminal, transient=True
     )

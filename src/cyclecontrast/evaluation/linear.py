@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.distributed import runs_alone
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import ClassificationProtocol, Items, doubts, not_learned, not_tested
 from cyclecontrast.evaluation.embed import Loading, encode, frozen
@@ -29,7 +30,6 @@ from cyclecontrast.evaluation.predictions import Json
 from cyclecontrast.evaluation.protocol import Part, Predictions
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import Backbone
-from cyclecontrast.training.distributed import runs_alone
 
 MAX_CONVEX = 50_000
 SGD_ONLY = ("epochs", "learning_rate")

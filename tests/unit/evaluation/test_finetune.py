@@ -11,7 +11,7 @@ from torch import nn
 import cyclecontrast as cc
 from cyclecontrast.config import FinetuneConfig
 from cyclecontrast.data.labeled import LabeledImages
-from cyclecontrast.data.pairs import ORDER, random_stream
+from cyclecontrast.data.random_streams import ORDER, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import finetune
 from cyclecontrast.evaluation.epochs import RandomView
