@@ -35,7 +35,7 @@ from cyclecontrast.loss.step import Losses, Step, own_in
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_precision, pick_workers
-from cyclecontrast.training.distributed import World
+from cyclecontrast.distributed import World
 from cyclecontrast.training.open_data import make_pairs, size_of
 from cyclecontrast.training.presets import Machine, resolve
 from cyclecontrast.training.pretrain import num_steps

@@ -24,7 +24,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_precision, pick_workers
-from cyclecontrast.training.distributed import World
+from cyclecontrast.distributed import World
 from cyclecontrast.training.health import measure_health, watch
 from cyclecontrast.training.open_data import make_health_pairs, make_pairs, size_of
 from cyclecontrast.training.presets import Machine, resolve

@@ -11,11 +11,11 @@ from typing import NamedTuple
 from cyclecontrast.config import DemoConfig, KnnConfig, LinearConfig, PrepareConfig, PretrainConfig, ReportConfig
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
+from cyclecontrast.distributed import check_alone
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.runner import evaluate
 from cyclecontrast.reporting.page import write_report
 from cyclecontrast.sweeping.paired import Gain, gain
-from cyclecontrast.training.distributed import check_alone
 from cyclecontrast.training.pretrain import pretrain
 from cyclecontrast.training.progress import console
 

@@ -21,7 +21,7 @@ from cyclecontrast.data.clip_sampling import ClipShape, random_clip, spread_clip
 from cyclecontrast.data.clips import measure, read_frames
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
-from cyclecontrast.data.pairs import FRAMES, ORDER, QUERY, random_stream
+from cyclecontrast.data.random_streams import FRAMES, ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import breakdown, doubts, not_learned, not_tested
 from cyclecontrast.evaluation.embed import Loading, check_finite, concatenated, exact_convolutions

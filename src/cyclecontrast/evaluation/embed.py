@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cyclecontrast.config import ActionConfig, ClassifyConfig, EmbedConfig, RetrievalConfig
 from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.distributed import World, gather_objects, joined_command
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.image_batches import (
     CenterCrop,
@@ -33,7 +34,6 @@ from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device, pick_workers
-from cyclecontrast.training.distributed import World, gather_objects, joined_command
 
 IMAGES_PER_PART = 2**14
 ROWS_PER_GROUP = 8192
@@ -287,13 +287,13 @@ def _write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) ->
 
 
 def _write_npz(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    table = pa.concat_tables(tables).combine_chunks()
+    table, dim = pa.concat_tables(tables).combine_chunks(), schema.field("vector").type.list_size
     origin = {name.decode(): text.decode() for name, text in schema.metadata.items()}
     arrays: dict[str, Any] = {
         **origin,
         **{name: table[name].to_numpy() for name in ("index", "time")},
         "video": table["video"].to_numpy().astype(np.str_),
-        "vector": table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1),
+        "vector": table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim),
     }
     with path.open("wb") as file:
         np.savez(file, **arrays)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cyclecontrast.data.augment import Recipe, apply_view, draw_view
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.pairs import ORDER, QUERY, random_stream
+from cyclecontrast.data.random_streams import ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import exact_convolutions
 from cyclecontrast.evaluation.image_batches import Crop, ImageBatch, Images, load_image_batches

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclecontrast.config import FinetuneConfig
-from cyclecontrast.config.fields import is_own
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.data.labeled import LabeledImages
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import ClassificationProtocol, doubts, not_learned, not_tested
@@ -100,7 +100,7 @@ class Finetune(ClassificationProtocol[FinetuneConfig]):
 def make_classifier(backbone: Backbone, num_classes: int, seed: int) -> Backbone:
     """Return a copy of the backbone that gives logits (batch, num_classes) by a new last layer."""
     classifier = copy.deepcopy(backbone).requires_grad_(True)
-    network = nn.Sequential(classifier.network, Pooled()) if is_own(backbone.name) else classifier.network
+    network = nn.Sequential(classifier.network, Pooled()) if is_user_defined(backbone.name) else classifier.network
     classifier.network = nn.Sequential(network, initial_head(backbone.dim, num_classes, seed))
     classifier.dim, classifier.source = num_classes, f"{backbone.source}, fine-tuned"
     return classifier

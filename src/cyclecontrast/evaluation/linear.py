@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.distributed import runs_alone
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import ClassificationProtocol, Items, doubts, not_learned, not_tested
 from cyclecontrast.evaluation.embed import Loading, encode, frozen
@@ -29,7 +30,6 @@ from cyclecontrast.evaluation.predictions import Json
 from cyclecontrast.evaluation.protocol import Part, Predictions
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import Backbone
-from cyclecontrast.training.distributed import runs_alone
 
 MAX_CONVEX = 50_000
 SGD_ONLY = ("epochs", "learning_rate")
@@ -171,7 +171,7 @@ def fit_convex(vectors: Floats, labels: Integers, videos: Integers, seed: int) -
     """Choose C on held-out videos of the training split, then fit to all of it; labels are 0 .. num_classes - 1."""
     validation = _validate(vectors, labels, videos, seed)
     c = max(C_GRID, key=lambda c: validation[c]) if validation else DEFAULT_C
-    scaler = StandardScaler()
+    scaler = StandardScaler(copy=False)
     model = LogisticRegression(C=c, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
     converged = _fit(model, scaler.fit_transform(vectors.astype(np.float64)), labels)
     notes = [] if validation else [f"C={c:g} was not chosen by validation: no class has two videos"]
@@ -188,7 +188,7 @@ def _validate(vectors: Floats, labels: Integers, videos: Integers, seed: int) ->
     right = dict.fromkeys(C_GRID, 0)
     total = 0
     for held_out in folds(labels, videos, seed):
-        scaler = StandardScaler()
+        scaler = StandardScaler(copy=False)
         train = scaler.fit_transform(vectors[~held_out].astype(np.float64))
         test = scaler.transform(vectors[held_out].astype(np.float64))
         model = LogisticRegression(tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True)

@@ -9,17 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from cyclecontrast.config import (
-    ActionConfig,
-    EvaluateConfig,
-    FinetuneConfig,
-    KnnConfig,
-    LinearConfig,
-    PropagationConfig,
-    RetrievalConfig,
-    SegmentationConfig,
-    TrackingConfig,
-)
+from cyclecontrast.config import PROTOCOL_CONFIGS, EvaluateConfig
 from cyclecontrast.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -102,47 +92,35 @@ class Protocol(ABC, Generic[ConfigT, DataT]):
 
         A protocol that does more than embed leaves this as it is, and runs in one process.
         """
-        from cyclecontrast.training.distributed import runs_alone
+        from cyclecontrast.distributed import runs_alone
 
         raise UserError(runs_alone(f"evaluate {self.name}"))
-
-
-CONFIGS: dict[str, type[EvaluateConfig]] = {
-    "knn": KnnConfig,
-    "linear": LinearConfig,
-    "finetune": FinetuneConfig,
-    "retrieval": RetrievalConfig,
-    "action": ActionConfig,
-    "tracking": TrackingConfig,
-    "segmentation": SegmentationConfig,
-    "propagation": PropagationConfig,
-}
-"""The options of each built-in protocol."""
 
 
 def find_protocol(protocol: str | type[Protocol[Any, Any]]) -> type[Protocol[Any, Any]]:
     """Return a protocol's class by its name, or check a class of the user's; raises UserError."""
     if isinstance(protocol, str):
-        if protocol not in CONFIGS:
-            raise UserError(f"protocol {protocol!r} is none of {', '.join(CONFIGS)}{did_you_mean(protocol, CONFIGS)}")
+        if protocol not in PROTOCOL_CONFIGS:
+            raise UserError(
+                f"protocol {protocol!r} is none of {', '.join(PROTOCOL_CONFIGS)}{did_you_mean(protocol, PROTOCOL_CONFIGS)}"
+            )
         return _built_in(protocol)
     if not (isinstance(protocol, type) and issubclass(protocol, Protocol)):
         raise UserError("protocol: neither a name nor a subclass of cyclecontrast.evaluation.protocol.Protocol")
-    missing = sorted(protocol.__abstractmethods__) + [
-        name for name in ("name", "config_class") if not hasattr(protocol, name)
-    ]
+    named = [name for name in ("name", "config_class") if not hasattr(protocol, name)]
+    missing = sorted([*protocol.__abstractmethods__, *named])
     if missing:
         raise UserError(f"protocol: {protocol.__name__} does not define {', '.join(missing)}")
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", protocol.name):
         raise UserError(f"protocol: name {protocol.name!r}: use lower-case letters, digits and hyphens")
-    if protocol.name in CONFIGS and protocol is not _built_in(protocol.name):
+    if protocol.name in PROTOCOL_CONFIGS and protocol is not _built_in(protocol.name):
         raise UserError(f"protocol: {protocol.__name__} has the name of the built-in {protocol.name}; rename it")
     return protocol
 
 
 def config_class_of(protocol: str | type[Protocol[Any, Any]]) -> type[EvaluateConfig]:
     """Return the options of a protocol; raises UserError. A name needs no PyTorch."""
-    return CONFIGS[protocol] if protocol in CONFIGS else find_protocol(protocol).config_class
+    return PROTOCOL_CONFIGS[protocol] if protocol in PROTOCOL_CONFIGS else find_protocol(protocol).config_class
 
 
 def _built_in(name: str) -> type[Protocol[Any, Any]]:

@@ -57,7 +57,7 @@ class Reference:
 
 
 class Compared(NamedTuple):
-    """Published figures by metric, and all in which the measured ones differ; comparable where that is nothing."""
+    """Published figures by metric, and a line for each difference of the measured ones; comparable without any."""
 
     references: dict[str, Reference]
     differences: tuple[str, ...]

@@ -56,8 +56,8 @@ class ResumeCache:
         """Return the arrays stored under this name, or make and store them; strings are fine, objects are not."""
         path = self._path(name, ARRAYS)
         if path.exists():
-            with _explained(path), np.load(path, allow_pickle=False) as file:
-                return dict(file)
+            with _explained(path), path.open("rb") as stored, np.load(stored, allow_pickle=False) as arrays:
+                return dict(arrays)
         made = make()
         if objects := [key for key, value in made.items() if np.asarray(value).dtype.hasobject]:
             raise TypeError(f"{name}: {', '.join(objects)} would be pickled")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal, overload
 
 from cyclecontrast.config import EvaluateConfig
+from cyclecontrast.distributed import ALONE, World, broadcast_object, joined_command
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.embed import check_same_work, gather_part
 from cyclecontrast.evaluation.predictions import (
@@ -26,7 +27,6 @@ from cyclecontrast.files import check_folder, is_model, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device
-from cyclecontrast.training.distributed import ALONE, World, broadcast_object, joined_command
 
 AnyProtocol = Protocol[Any, Any]
 

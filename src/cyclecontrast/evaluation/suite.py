@@ -7,17 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cyclecontrast.config import AllConfig, EvaluateConfig
+from cyclecontrast.config import PROTOCOL_CONFIGS, AllConfig, EvaluateConfig
 from cyclecontrast.data.layouts import Kind, Layout, find_layouts
+from cyclecontrast.distributed import check_alone
 from cyclecontrast.errors import UserError, checked, out_of_memory
 from cyclecontrast.evaluation.predictions import Result, results_folder
-from cyclecontrast.evaluation.protocol import CONFIGS
 from cyclecontrast.evaluation.references import Compared, compare
 from cyclecontrast.evaluation.runner import evaluate
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
-from cyclecontrast.training.distributed import check_alone
 
 Settings = dict[str, Any]
 
@@ -56,6 +55,16 @@ class SuiteResult(NamedTuple):
     rows: tuple[tuple[Result, Result | None], ...]
     problems: tuple[str, ...]
 
+    @property
+    def failure(self) -> str:
+        """A line if something could not be evaluated, so that the command fails."""
+        if not self.problems:
+            return ""
+        return (
+            "not everything could be evaluated: see `not evaluated` below the table, fix it, and repeat the command to "
+            "evaluate what is missing"
+        )
+
     def __str__(self) -> str:
         """Return the table in Markdown; published figures stand in it where all settings agree, else in a footnote."""
         lines: list[tuple[str, ...]] = [("protocol", "data", "metric", "%", "random %", "published %")]
@@ -84,7 +93,7 @@ def evaluate_all(config: AllConfig) -> SuiteResult:
     """
     check_alone("evaluate all")
     backbone = load_backbone(config.model, config.seed)
-    plans = [plan for plan in _plans(config.data_root) if plan.protocol in (config.only or CONFIGS)]
+    plans = [plan for plan in _plans(config.data_root) if plan.protocol in (config.only or PROTOCOL_CONFIGS)]
     if not plans:
         what = f"for {', '.join(config.only)} " if config.only else ""
         raise UserError(f"data_root: {config.data_root}: holds no data {what}in a layout that a protocol reads")
@@ -104,16 +113,6 @@ def evaluate_all(config: AllConfig) -> SuiteResult:
     return done
 
 
-def check_complete(config: AllConfig, done: SuiteResult) -> None:
-    """Print the table and raise UserError where an evaluation failed, so that scripts notice."""
-    if done.problems:
-        print(done, flush=True)
-        raise UserError(
-            "not everything could be evaluated: see `not evaluated` below the table; fix that, and the same command "
-            "evaluates what is missing"
-        )
-
-
 def _baseline(backbone: Backbone, seed: int) -> tuple[str, Backbone]:
     """Return random weights of the same network, with the model's image size and normalisation."""
     name = f"random:{backbone.name}"
@@ -125,11 +124,11 @@ def _baseline(backbone: Backbone, seed: int) -> tuple[str, Backbone]:
 def _attempt(model: str, backbone: Backbone, plan: Plan, config: AllConfig, problems: list[str]) -> Result | None:
     """Evaluate, or add to `problems` why not."""
     shared = {"workers": config.workers, "image_size": config.image_size, "epochs": config.epochs}
-    fields = CONFIGS[plan.protocol].model_fields
+    fields = PROTOCOL_CONFIGS[plan.protocol].model_fields
     known = {name: value for name, value in shared.items() if value is not None and name in fields}
     try:
         base = {"model": model, "data": plan.data, "out": _folder(config), "seed": config.seed, "device": config.device}
-        options: EvaluateConfig = checked(CONFIGS[plan.protocol], {**base, **known, **plan.settings})
+        options: EvaluateConfig = checked(PROTOCOL_CONFIGS[plan.protocol], {**base, **known, **plan.settings})
         return evaluate(plan.protocol, options, backbone, reuse=not config.again, alone=True)
     except UserError as error:
         problems += [f"{plan}: {problem}" for problem in error.problems]

@@ -17,7 +17,7 @@ from cyclecontrast.training.pretrain import Run
 
 def after_training(config: PretrainConfig, run: Run) -> None:
     """Write the page of a finished training, in the first process and unless it was asked not to."""
-    if config.report and run.tells:
+    if config.report and run.is_first:
         _write_page(run.folder, config.workers, config.device)
 
 

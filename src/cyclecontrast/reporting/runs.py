@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 
-from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.pretrain import NOT_OF_THE_METHOD, OF_A_MACHINE
+from cyclecontrast.config import MACHINE_SETTINGS, RUNTIME_SETTINGS, PretrainConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.remote import Remote
 from cyclecontrast.data.store_files import VIDEO_SCHEMA
@@ -26,7 +25,7 @@ from cyclecontrast.training.verdict import Verdict
 
 NEEDED = ("versions", "num_videos", "num_frames", "num_single_frame_videos", "num_steps", "device", "precision")
 """What the page says of every run."""
-NO_PART_OF_METHOD = (OF_A_MACHINE - {"data"}) | NOT_OF_THE_METHOD | {"seed"}
+NO_PART_OF_METHOD = (MACHINE_SETTINGS - {"data"}) | RUNTIME_SETTINGS | {"seed"}
 
 
 class RunFiles(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cyclecontrast.config.fields import is_url
+from cyclecontrast.config.types import is_url
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels, resize_short_side
 from cyclecontrast.errors import UserError

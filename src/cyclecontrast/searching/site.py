@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from cyclecontrast.config.fields import STRICT, Few
+from cyclecontrast.config.types import STRICT, Few
 from cyclecontrast.data.images import Pixels, decode_image
 from cyclecontrast.errors import UserError
 from cyclecontrast.searching.engines import Engine

@@ -5,12 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cyclecontrast.config import MAY_CHANGE, EvaluateConfig, PretrainConfig
+from cyclecontrast.config import MAY_CHANGE, PROTOCOL_CONFIGS, EvaluateConfig, PretrainConfig
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.evaluation.protocol import CONFIGS
 from cyclecontrast.evaluation.runner import evaluate
 from cyclecontrast.files import replacing
-from cyclecontrast.training.pretrain import pretrain_alone as pretrain
+from cyclecontrast.training.pretrain import pretrain
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, read_about
 
 Settings = dict[str, Any]
@@ -25,7 +24,7 @@ class Evaluation(NamedTuple):
     def config(self, model: Path, seed: int) -> EvaluateConfig:
         """Return the options for one model; raises UserError."""
         named = {"model": str(model), "out": model / "results", "seed": seed}
-        return checked(CONFIGS[self.protocol], self.settings | named)
+        return checked(PROTOCOL_CONFIGS[self.protocol], self.settings | named)
 
 
 class Cell(NamedTuple):
@@ -115,7 +114,7 @@ def _train(cell: Cell) -> None:
     else:
         shutil.rmtree(cell.run, ignore_errors=True)  # it was stopped before its first step
         config = cell.pretraining
-    pretrain(config)
+    pretrain(config, alone=True)
 
 
 def _has_begun(cell: Cell) -> bool:

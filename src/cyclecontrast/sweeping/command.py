@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from cyclecontrast.config import SweepConfig
+from cyclecontrast.distributed import World, joined_world
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import locked
 from cyclecontrast.sweeping.cells import Cell
@@ -13,27 +14,17 @@ from cyclecontrast.sweeping.plan import Plan, make_plan
 from cyclecontrast.sweeping.shares import help_run, run_together
 from cyclecontrast.sweeping.tables import Row, Table
 from cyclecontrast.sweeping.workers import Finished
-from cyclecontrast.training.distributed import World, joined_world
 from cyclecontrast.training.leading import CPU, leading
 from cyclecontrast.training.progress import console
 
 
 def run_sweep(config: SweepConfig) -> Sweep | None:
-    """As `make_sweep`; where a cell failed it prints the table itself and raises UserError, so that scripts notice."""
-    return _sweep(config, _check_finished)
-
-
-def make_sweep(config: SweepConfig) -> Sweep | None:
     """Train and evaluate what is not done yet and write the table into `config.out`; raises UserError.
 
     A cell that fails is told of and the others go on; raises UserError where none ends well, or where another process
     is at work in the folder. Of several processes that torchrun started each takes its share of the cells; the first
     writes the table, the others return None.
     """
-    return _sweep(config, lambda sweep: None)
-
-
-def _sweep(config: SweepConfig, check: Callable[[Sweep], None]) -> Sweep | None:
     with joined_world(CPU) as world:
         if world.rank:
             help_run(config, world)
@@ -43,20 +34,7 @@ def _sweep(config: SweepConfig, check: Callable[[Sweep], None]) -> Sweep | None:
             with locked(plan.folder, "out"):
                 for leftover in (*plan.folder.glob("*.part"), *plan.folder.glob("runs/*.part")):
                     leftover.unlink()
-                sweep = _carry_out(plan, config.seeds, world)
-            check(sweep)
-            return sweep
-
-
-def _check_finished(sweep: Sweep) -> None:
-    failed = dict.fromkeys(problem.partition(": ")[0] for problem in sweep.problems)
-    if failed:
-        print(sweep, flush=True)
-        raise UserError(
-            f"{len(failed)} of {len(sweep.rows) * sweep.num_seeds} cells are not finished: {'; '.join(failed)}; the "
-            f"same command goes on; a cell that is damaged is trained anew once its folder in {sweep.folder / 'runs'} "
-            "is deleted"
-        )
+                return _carry_out(plan, config.seeds, world)
 
 
 def _carry_out(plan: Plan, num_seeds: int, world: World) -> Sweep:

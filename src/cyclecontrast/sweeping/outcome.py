@@ -98,6 +98,17 @@ class Sweep:
         return f"Table {self.table.number}: {self.table.title[0].lower()}{self.table.title[1:]}"
 
     @property
+    def failure(self) -> str:
+        """A line if cells failed, so that the command fails."""
+        failed = dict.fromkeys(problem.partition(": ")[0] for problem in self.problems)
+        if not failed:
+            return ""
+        return (
+            f"{len(failed)} of {len(self.rows) * self.num_seeds} cells are not finished: {'; '.join(failed)}; repeat "
+            f"the command to continue; delete the folder of a damaged cell in {self.folder / 'runs'} to train it again"
+        )
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Heads of the columns; the paper's come last."""
         papers = dict.fromkeys(one.column for one in published_in(self.table.name))

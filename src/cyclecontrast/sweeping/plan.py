@@ -16,9 +16,9 @@ from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.hardware import num_cores, pick_device, pick_precision
 from cyclecontrast.sweeping.cells import Cell, Evaluation, check_begun, settings_of
 from cyclecontrast.sweeping.tables import TABLES, Row, Table, rows_of
+from cyclecontrast.training.auto_settings import DataSize, Machine, auto_settings, resolve
 from cyclecontrast.training.loggers import check_loggers
-from cyclecontrast.training.open_data import count_videos, prepare_videos, size_of
-from cyclecontrast.training.presets import DataSize, Machine, auto_settings, resolve
+from cyclecontrast.training.setup import count_videos, frame_size, prepare_videos
 
 PASSED_ON = ("preset", "backbone", "image_size", "batch_size", "epochs", "steps")
 SCALED = ("table5", "table6", "table7")
@@ -48,7 +48,7 @@ def make_plan(config: SweepConfig, processes: int = 1, prepares: bool = True) ->
         prepare_videos(trial)
     store, device = FrameStore.open(data), pick_device(config.device)
     cpu = device.type == "cpu"
-    size, machine, settings = size_of(store), Machine(cpu), _settings(config)
+    size, machine, settings = frame_size(store), Machine(cpu), _settings(config)
     queue = auto_settings(settings, size, machine)["cycle_queue_size"] if config.small else None
     rows = rows_of(config.table, queue)
     jobs = config.jobs or (max(1, num_cores() // 2 // processes) if cpu else 1)

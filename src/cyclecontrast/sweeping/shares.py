@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable
 
 from cyclecontrast.config import SweepConfig
+from cyclecontrast.distributed import World
 from cyclecontrast.errors import UserError
 from cyclecontrast.sweeping.plan import Plan, make_plan
 from cyclecontrast.sweeping.workers import Finished, run_cells
-from cyclecontrast.training.distributed import World
 from cyclecontrast.training.leading import ask, serve
 
 PLAN, RUN = 0, 1

@@ -129,12 +129,12 @@ def _supports(table: str, sizes: Sequence[int], queue: int | None) -> tuple[Row,
     for size, own in zip(sizes, ours, strict=True):
         settings = _cycle(support_size=own, **keys)
         if table == "table5":
-            settings |= {"method": "cycle-only", "own_key_in_support": True}
+            settings |= {"method": "cycle-only", "query_frame_in_support": True}
         rows.append(Row(str(size), f"U = {own:,}", f"support-{own}", settings, own, _other(own, size)))
     if table == "table5":
         like = rows[1]
         key, name, folder = f"{like.key} without k++", f"{like.name} without k++", f"{like.folder}-without"
-        rows.append(Row(key, name, folder, like.settings | {"own_key_in_support": False}, papers=like.papers))
+        rows.append(Row(key, name, folder, like.settings | {"query_frame_in_support": False}, papers=like.papers))
     return tuple(rows)
 
 

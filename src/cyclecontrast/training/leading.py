@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.distributed as dist
 
+from cyclecontrast.distributed import World, joined_world, peer_errors, wait_for_all
 from cyclecontrast.errors import UserError, out_of_memory
-from cyclecontrast.training.distributed import World, joined_world, meet, together
 
 DONE, FAILED = -1, -2
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def check_alone(what: str) -> None:
         return
     with joined_world(CPU) as world:
         if world.size > 1:
-            meet(world)
+            wait_for_all(world)
             raise UserError(*([runs_alone(what)] if world.rank == 0 else []))
 
 
@@ -115,4 +115,4 @@ def _received(own: bytes, world: World) -> list[bytes]:
 
 
 def _at_work() -> contextlib.AbstractContextManager[None]:
-    return together("command", "the same command goes on where it was")
+    return peer_errors("command", "the same command goes on where it was")

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 import cv2
 import numpy as np
 import pytest
+from cyclecontrast.training.presets import Machine
 from scipy.stats import ttest_rel
 
 import cyclecontrast as cc
@@ -24,7 +25,6 @@ from cyclecontrast.sweeping.paired import Gain, gain
 from cyclecontrast.sweeping.plan import make_plan
 from cyclecontrast.sweeping.plot import draw
 from cyclecontrast.sweeping.tables import TABLES, Metric, rows_of, scaled
-from cyclecontrast.training.presets import Machine
 
 TINY = {
     **{"small": True, "seeds": 1, "steps": 3, "backbone": "resnet10-small-w8", "image_size": 16, "batch_size": 4},
@@ -168,7 +168,7 @@ def test_a_sweep_with_failed_cells_ends_with_exit_code_2(tracks, tmp_path, monke
     printed = capsys.readouterr()
     assert printed.out == (tmp_path / "out" / "table4.md").read_text()
     (line,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: 1 of 3 cells are not finished: full, seed 0; the same command goes on")
+    assert line.startswith("error: 1 of 3 cells are not finished: full, seed 0; repeat the command to continue")
     monkeypatch.setattr(cells, "pretrain", train)
     assert main(command) == 0
     assert capsys.readouterr().out == (tmp_path / "out" / "table4.md").read_text()
@@ -435,7 +435,7 @@ def test_the_papers_sizes_are_the_papers_without_small():
         for table in ("table5", "table6", "table7", "table8")
     }
     assert [one["support_size"] for one in knobs["table5"]] == [128, 256, 512, 16384, 256]
-    assert [one["own_key_in_support"] for one in knobs["table5"]] == [True, True, True, True, False]
+    assert [one["query_frame_in_support"] for one in knobs["table5"]] == [True, True, True, True, False]
     assert {row.settings["objective"] for row in rows_of("table5")} == {"cycle-only"}
     assert knobs["table6"] == [{"support_size": size} for size in (256, 1024, 4096, 16384)]
     assert [one.get("top_k") for one in knobs["table7"]] == [8, 16, 32, 128, 256, None]

@@ -1,6 +1,5 @@
 """Scores of predictions: pure functions on arrays."""
 
-from cyclecontrast.evaluation.metrics.arrays import Floats, Integers, Masks
 from cyclecontrast.evaluation.metrics.classification import (
     confusion_matrix,
     knn_scores,
@@ -11,6 +10,7 @@ from cyclecontrast.evaluation.metrics.classification import (
     vote,
 )
 from cyclecontrast.evaluation.metrics.masks import (
+    Masks,
     boundary_f,
     iou_per_class,
     mean_iou,
@@ -19,14 +19,17 @@ from cyclecontrast.evaluation.metrics.masks import (
     region_similarity,
 )
 from cyclecontrast.evaluation.metrics.neighbors import (
+    Floats,
+    Integers,
     Neighbors,
+    average_precision,
+    hit_at_k,
     nearest_in_block,
     nearest_neighbors,
     similarity_blocks,
     unit_vectors,
     video_means,
 )
-from cyclecontrast.evaluation.metrics.retrieval import average_precision, hit_at_k
 from cyclecontrast.evaluation.metrics.tracking import (
     center_errors,
     official_center_errors,

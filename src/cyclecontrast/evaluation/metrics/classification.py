@@ -3,8 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from cyclecontrast.evaluation.metrics.arrays import Floats, Integers
-from cyclecontrast.evaluation.metrics.neighbors import Neighbors, nearest_neighbors
+from cyclecontrast.evaluation.metrics.neighbors import Floats, Integers, Neighbors, nearest_neighbors
 
 
 def rank_classes(scores: Floats, num: int) -> Integers:

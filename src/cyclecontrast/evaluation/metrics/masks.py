@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cyclecontrast.evaluation.metrics.arrays import Integers, Masks
 from cyclecontrast.evaluation.metrics.classification import confusion_matrix
+from cyclecontrast.evaluation.metrics.neighbors import Integers
+
+Masks = npt.NDArray[np.bool_]
 
 TOLERANCE = 0.008
 IGNORE = 255

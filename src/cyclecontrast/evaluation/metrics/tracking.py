@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cyclecontrast.evaluation.metrics.arrays import Floats
+from cyclecontrast.evaluation.metrics.neighbors import Floats
 
 FARTHEST = 50
 """Largest distance of the precision curve, in pixels."""
