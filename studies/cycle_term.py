@@ -37,7 +37,7 @@ from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_precision, pick_workers
 from cyclecontrast.distributed import World
 from cyclecontrast.training.open_data import make_pairs, size_of
-from cyclecontrast.training.presets import Machine, resolve
+from cyclecontrast.training.auto_settings import Machine, resolve
 from cyclecontrast.training.pretrain import num_steps
 from cyclecontrast.training.train_step import train_step
 from cyclecontrast.training.training import Hardware, Training, make_training, restore, state_of

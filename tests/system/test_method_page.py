@@ -8,16 +8,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from cyclecontrast.loss.objectives import OBJECTIVES
 
 import cyclecontrast
 from cyclecontrast.config import DECIDED_BY_AUTO, PRESETS, PretrainConfig, SweepConfig
 from cyclecontrast.errors import checked
 from cyclecontrast.evaluation.protocol import CONFIGS
-from cyclecontrast.loss.objectives import OBJECTIVES
 from cyclecontrast.reporting.curves import QUANTITIES
 from cyclecontrast.sweeping.tables import TABLES
 from cyclecontrast.training import verdict
-from cyclecontrast.training.presets import DataSize, Machine, resolve
+from cyclecontrast.training.auto_settings import DataSize, Machine, resolve
 
 DOCS = Path(__file__).parents[2] / "docs"
 SOURCE = Path(cyclecontrast.__file__).parent

@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cyclecontrast.evaluation.record import read_record
 from PIL import Image
 from PIL.ImageFile import ImageFile
 from safetensors.torch import save_file

@@ -7,11 +7,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cyclecontrast.evaluation.action.classifier import ClipClassifier
-from cyclecontrast.evaluation.action.clip_images import ClipView, RandomClips, SpreadClips
-from cyclecontrast.evaluation.embeddings import Loading
-from cyclecontrast.evaluation.two_steps import Predictions
-from cyclecontrast.evaluation.unfinished import Unfinished
 
 import cyclecontrast as cc
 from cyclecontrast.cli import main
@@ -19,12 +14,6 @@ from cyclecontrast.config import ActionConfig
 from cyclecontrast.data.clip_sampling import ClipShape
 from cyclecontrast.data.labeled_videos import LabeledVideos
 from cyclecontrast.errors import UserError
-<<<<<<< HEAD
-from cyclecontrast.evaluation import evaluate
-from cyclecontrast.evaluation.action import clip_images, protocol, training
-from cyclecontrast.evaluation.epochs import step_decay
-from cyclecontrast.evaluation.image_batches import CenterCrop, CenterCrops, load_image_batches
-=======
 from cyclecontrast.evaluation import action
 from cyclecontrast.evaluation.action import Action, ClipClassifier, ClipView, RandomClips, SpreadClips
 from cyclecontrast.evaluation.embed import Loading
@@ -32,7 +21,6 @@ from cyclecontrast.evaluation.epochs import EpochReader, step_decay
 from cyclecontrast.evaluation.image_batches import CenterCrop, CenterCrops, load_image_batches
 from cyclecontrast.evaluation.protocol import Predictions
 from cyclecontrast.evaluation.resume_cache import ResumeCache
->>>>>>> refs/heads/evalcore
 from cyclecontrast.models.backbone import make_backbone
 from tests.make_videos import write_images
 

@@ -5,23 +5,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cyclecontrast.evaluation.embeddings import Loading, embed_batches, embed_images
-from cyclecontrast.evaluation.unfinished import Unfinished
 from torch import nn
 
 from cyclecontrast.config import EmbedConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.errors import UserError
-<<<<<<< HEAD:tests/unit/evaluation/test_embeddings.py
-from cyclecontrast.evaluation import embeddings
-from cyclecontrast.evaluation.embed import embed
-from cyclecontrast.evaluation.image_batches import CenterCrop, StoreImages, in_order, load_image_batches
-=======
 from cyclecontrast.evaluation import embed as module
 from cyclecontrast.evaluation.embed import Loading, embed, embed_batches, embed_images
 from cyclecontrast.evaluation.image_batches import CenterCrop, StoreImages, in_order, load_image_batches
 from cyclecontrast.evaluation.resume_cache import ResumeCache
->>>>>>> refs/heads/evalcore:tests/unit/evaluation/test_embed.py
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import fingerprint
 

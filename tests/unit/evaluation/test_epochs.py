@@ -5,15 +5,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from cyclecontrast.evaluation.unfinished import Unfinished
 from torch import nn
 
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.epochs import step_decay, train_epochs
-<<<<<<< HEAD
-=======
 from cyclecontrast.evaluation.resume_cache import ResumeCache
->>>>>>> refs/heads/evalcore
 
 STEPS = 4
 

@@ -6,25 +6,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from cyclecontrast.data.pairs import ORDER, random_stream
-from cyclecontrast.evaluation.random_views import RandomView
-from cyclecontrast.evaluation.sgd_probe import initial_head
-from cyclecontrast.evaluation.unfinished import Unfinished
 from torch import nn
 
 import cyclecontrast as cc
 from cyclecontrast.config import FinetuneConfig
 from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.random_streams import ORDER, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import finetune
 from cyclecontrast.evaluation.epochs import RandomView
 from cyclecontrast.evaluation.finetune import Finetune
 from cyclecontrast.evaluation.image_batches import CenterCrop
-<<<<<<< HEAD
-=======
 from cyclecontrast.evaluation.linear import initial_head
 from cyclecontrast.evaluation.resume_cache import ResumeCache
->>>>>>> refs/heads/evalcore
 from cyclecontrast.models.backbone import make_backbone
 
 MODEL = "resnet10-small-w8"

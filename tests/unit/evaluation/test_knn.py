@@ -5,20 +5,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cyclecontrast.evaluation.breakdown import breakdown, not_tested
-from cyclecontrast.evaluation.record import Record, results_folder
 
 import cyclecontrast as cc
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.errors import UserError, checked
-<<<<<<< HEAD
-from cyclecontrast.evaluation import Result, evaluate, knn, two_steps
-from cyclecontrast.models.backbone import Backbone, make_backbone
-from cyclecontrast.models.checkpoint import save_backbone
-=======
 from cyclecontrast.models.backbone import make_backbone
 from tests.unit.evaluation.test_classification import make_colors
->>>>>>> refs/heads/evalcore
 
 MODEL = "random:resnet10-small-w8"
 SETTINGS = {"image_size": 16, "workers": 0, "device": "cpu", "batch_size": 8}

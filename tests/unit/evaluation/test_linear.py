@@ -7,8 +7,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from cyclecontrast.evaluation.random_views import RandomView
-from cyclecontrast.evaluation.unfinished import Unfinished
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
@@ -22,10 +20,7 @@ from cyclecontrast.evaluation import linear
 from cyclecontrast.evaluation.epochs import RECIPE, RandomView, step_decay
 from cyclecontrast.evaluation.linear import DEFAULT_C, Linear, fit_convex, folds, initial_head
 from cyclecontrast.evaluation.metrics import top_k_accuracy
-<<<<<<< HEAD
-=======
 from cyclecontrast.evaluation.resume_cache import ResumeCache
->>>>>>> refs/heads/evalcore
 from cyclecontrast.models.backbone import make_backbone
 
 MODEL = "random:resnet10-small-w8"

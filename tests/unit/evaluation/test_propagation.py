@@ -7,25 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from cyclecontrast.evaluation.record import Record
 from PIL import Image
 
 from cyclecontrast.config import PropagationConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation import mask_files, propagation, runner
 from cyclecontrast.evaluation.mask_files import decode_mask, encode_mask
-<<<<<<< HEAD
-from cyclecontrast.evaluation.propagation import labels as spread
-from cyclecontrast.evaluation.propagation import protocol
-from cyclecontrast.evaluation.propagation import score as scoring
-from cyclecontrast.evaluation.propagation.labels import Propagation, labels_of_mask, mask_of_labels, propagate
-from cyclecontrast.evaluation.propagation.presets import PRESETS, context_frames, preset_for
-from cyclecontrast.evaluation.propagation.score import score
-from cyclecontrast.evaluation.propagation.videos import network_size
-=======
 from cyclecontrast.evaluation.predictions import Record
 from cyclecontrast.evaluation.propagation import Propagation, network_size
->>>>>>> refs/heads/evalcore
 from cyclecontrast.models.backbone import Backbone, make_backbone
 
 MODEL = "random:resnet10-w8"

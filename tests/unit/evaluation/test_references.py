@@ -4,16 +4,9 @@ import re
 from dataclasses import replace
 
 import pytest
-<<<<<<< HEAD
-from cyclecontrast.evaluation.registry import PROTOCOLS
-from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo, Result
-=======
 
 from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
 from cyclecontrast.evaluation.protocol import CONFIGS
-from cyclecontrast.evaluation.references import ITEMS, SETTINGS, compare, load_references
->>>>>>> refs/heads/evalcore
-
 from cyclecontrast.evaluation.references import ITEMS, SETTINGS, compare, load_references
 
 PAPER = {"1": 22, "2": 12, "3": 5, "4": 6, "9": 21, "10": 6, "11": 55}

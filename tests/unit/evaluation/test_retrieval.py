@@ -8,8 +8,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from cyclecontrast.evaluation.record import find_records
-from cyclecontrast.evaluation.two_steps import evaluate as evaluate_backbone
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
@@ -17,16 +15,10 @@ from sklearn.metrics import average_precision_score
 import cyclecontrast as cc
 from cyclecontrast.config import RetrievalConfig
 from cyclecontrast.errors import UserError, checked
-<<<<<<< HEAD
-from cyclecontrast.evaluation import evaluate
-from cyclecontrast.evaluation.metrics import average_precision, hit_at_k, similarity_blocks
-from cyclecontrast.evaluation.retrieval import protocol, ranking, video_vectors
-=======
 from cyclecontrast.evaluation import retrieval
 from cyclecontrast.evaluation.metrics import average_precision, hit_at_k, similarity_blocks, unit_vectors
 from cyclecontrast.evaluation.predictions import find_records
 from cyclecontrast.evaluation.retrieval import Retrieval, VideoItems, clip_indices, embed_videos, frame_indices
->>>>>>> refs/heads/evalcore
 from cyclecontrast.models.backbone import make_backbone
 from tests.make_videos import write_images
 

@@ -10,15 +10,11 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
-from cyclecontrast.evaluation.result import Result
 
 from cyclecontrast.cli import main
 from cyclecontrast.config import SweepConfig
 from cyclecontrast.errors import UserError
-<<<<<<< HEAD:tests/unit/evaluation/test_distributed_evaluation.py
-=======
 from cyclecontrast.evaluation.predictions import Result
->>>>>>> refs/heads/evalcore:tests/unit/evaluation/test_runner_torchrun.py
 from cyclecontrast.sweeping.plan import make_plan
 from tests.unit.evaluation.test_retrieval import make_data
 from tests.unit.sweeping.test_sweep import make_tracks

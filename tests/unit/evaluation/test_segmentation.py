@@ -6,27 +6,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from cyclecontrast.evaluation.record import find_records
 from PIL import Image
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.masks.codes import IGNORE
 from cyclecontrast.errors import UserError, checked
-<<<<<<< HEAD
-from cyclecontrast.evaluation import evaluate, two_steps
-from cyclecontrast.evaluation.mask_files import decode_mask
-from cyclecontrast.evaluation.metrics import iou_per_class, mean_iou, pixel_accuracy, pixel_confusion
-from cyclecontrast.evaluation.segmentation import protocol, training
-from cyclecontrast.evaluation.segmentation.crops import RandomCrop
-from cyclecontrast.evaluation.segmentation.dense import enlarge, make_dense
-from cyclecontrast.evaluation.segmentation.heads import make_head
-from cyclecontrast.evaluation.segmentation.picture import palette
-from cyclecontrast.evaluation.segmentation.training import pixel_loss, split_batches
-=======
 from cyclecontrast.evaluation import runner, segmentation, segmenter
 from cyclecontrast.evaluation.mask_files import decode_mask, palette
 from cyclecontrast.evaluation.predictions import find_records
->>>>>>> refs/heads/evalcore
 from cyclecontrast.models.backbone import make_backbone
 
 MODEL = "random:resnet10-small-w8"

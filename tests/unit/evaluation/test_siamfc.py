@@ -6,20 +6,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from cyclecontrast.evaluation.unfinished import Unfinished
 from torch import nn
 
 from cyclecontrast.errors import UserError
-<<<<<<< HEAD
-from cyclecontrast.evaluation.tracking import fit_head as fitting
-from cyclecontrast.evaluation.tracking.dense_features import DenseFeatures, stride_of
-from cyclecontrast.evaluation.tracking.fit_head import Plan, decay, fit_head, make_optimizer
-from cyclecontrast.evaluation.tracking.head import Head, correlate, make_head, raw_head
-from cyclecontrast.evaluation.tracking.presets import RELEASE, SIAMFC, VINCE, head_shape
-from cyclecontrast.evaluation.tracking.response_loss import balanced_loss, focal_loss, make_labels
-from cyclecontrast.evaluation.tracking.response_peak import WINDOW, find_peak, make_window
-from cyclecontrast.evaluation.tracking.siamfc import SiamFC, prepare_tracker
-=======
 from cyclecontrast.evaluation.tracking.siamfc import (
     RELEASE,
     SIAMFC,
@@ -35,7 +24,6 @@ from cyclecontrast.evaluation.tracking.siamfc import (
     head_shape,
     make_head,
 )
->>>>>>> refs/heads/evalcore
 from cyclecontrast.models.backbone import make_backbone
 from tests.make_sequences import moving_square
 

@@ -5,18 +5,13 @@ import json
 import cv2
 import numpy as np
 import pytest
-from cyclecontrast.evaluation.everything import Everything, evaluate_all
-from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo, Result
 
 import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import AllConfig
 from cyclecontrast.errors import UserError
-<<<<<<< HEAD:tests/unit/evaluation/test_everything.py
-=======
 from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
 from cyclecontrast.evaluation.suite import SuiteResult, evaluate_all
->>>>>>> refs/heads/evalcore:tests/unit/evaluation/test_suite.py
 
 MODEL = "random:resnet10-small-w8"
 

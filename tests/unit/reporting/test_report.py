@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
-from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo, Result
 from cyclecontrast.training.open_data import make_pairs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,10 +19,7 @@ from cyclecontrast.config import PrepareConfig, PretrainConfig, ReportConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.errors import UserError, checked
-<<<<<<< HEAD
-=======
 from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
->>>>>>> refs/heads/evalcore
 from cyclecontrast.loss import baseline_objectives, objectives
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import fingerprint, save_backbone

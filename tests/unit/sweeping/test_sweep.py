@@ -11,7 +11,6 @@ from concurrent.futures import Future
 import cv2
 import numpy as np
 import pytest
-from cyclecontrast.training.presets import Machine
 from scipy.stats import ttest_rel
 
 import cyclecontrast as cc
@@ -25,6 +24,7 @@ from cyclecontrast.sweeping.paired import Gain, gain
 from cyclecontrast.sweeping.plan import make_plan
 from cyclecontrast.sweeping.plot import draw
 from cyclecontrast.sweeping.tables import TABLES, Metric, rows_of, scaled
+from cyclecontrast.training.auto_settings import Machine
 
 TINY = {
     **{"small": True, "seeds": 1, "steps": 3, "backbone": "resnet10-small-w8", "image_size": 16, "batch_size": 4},
@@ -362,7 +362,7 @@ def test_a_sweep_of_an_older_version_goes_on_where_auto_decides_the_same(swept, 
     (out / "runs" / "full-seed1" / "run.json").unlink()
     assert values_of(cc.sweep("table4", tracks, out=out, **TINY | {"seeds": 2})) == values_of(swept)
     assert trained == ["full-seed1"]
-    monkeypatch.setattr("cyclecontrast.training.presets._learning_rate", lambda *_: 0.5)
+    monkeypatch.setattr("cyclecontrast.training.auto_settings._learning_rate", lambda *_: 0.5)
     with pytest.raises(UserError, match=r"begun with learning_rate [\d.]+, not 0\.5; name another"):
         cc.sweep("table4", tracks, out=out, **TINY | {"seeds": 2})
 

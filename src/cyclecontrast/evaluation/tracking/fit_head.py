@@ -10,12 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cyclecontrast.config import TrackingConfig
-<<<<<<< HEAD
-from cyclecontrast.data.random_streams import ORDER, random_stream
-=======
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.pairs import ORDER, random_stream
->>>>>>> refs/heads/evalcore
+from cyclecontrast.data.random_streams import ORDER, random_stream
 from cyclecontrast.data.tracking_sequences import Sequences
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.epochs import step_decay, train_epochs

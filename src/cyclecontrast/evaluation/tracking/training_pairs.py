@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.pairs import FRAMES, POSITIVE, QUERY, random_stream
+from cyclecontrast.data.random_streams import FRAMES, POSITIVE, QUERY, random_stream
 from cyclecontrast.data.tracking_sequences import Boxes, Sequence
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.resume_cache import Arrays
