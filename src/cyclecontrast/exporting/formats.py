@@ -7,7 +7,8 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from cyclecontrast.models.backbone import NAME, Backbone, ResNet, make_backbone
+from cyclecontrast.config.types import RESNET
+from cyclecontrast.models.backbone import Backbone, ResNet, make_backbone
 
 Renaming: TypeAlias = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 """Patterns of torchvision's names, and what stands in their place elsewhere."""
@@ -57,7 +58,7 @@ def resnet_shape(backbone: Backbone) -> Shape | None:
     if name.startswith("timm:"):
         name = name.removeprefix("timm:").partition(".")[0]
         return Shape(int(name.removeprefix("resnet")), 64, False) if name in PLAIN_OF_TIMM else None
-    match = NAME.fullmatch(name)
+    match = RESNET.fullmatch(name)
     return Shape(int(match[1]), int(match[3] or 64), match[2] is not None) if match else None
 
 
