@@ -12,7 +12,7 @@ from cyclecontrast.api import demo, embed, evaluate, export, prepare, pretrain, 
 from cyclecontrast.errors import UserError
 
 if TYPE_CHECKING:
-    from cyclecontrast.loss.step import Losses, Needs, Objective, Step
+    from cyclecontrast.methods import Losses, Method
     from cyclecontrast.models.backbone import Backbone
     from cyclecontrast.models.checkpoint import load_backbone
 
@@ -20,9 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Backbone",
     "Losses",
-    "Needs",
-    "Objective",
-    "Step",
+    "Method",
     "UserError",
     "demo",
     "embed",
@@ -39,7 +37,7 @@ __all__ = [
 _IMPORTED_WHEN_USED = {
     "Backbone": "cyclecontrast.models.backbone",
     "load_backbone": "cyclecontrast.models.checkpoint",
-    **dict.fromkeys(("Losses", "Needs", "Objective", "Step"), "cyclecontrast.loss.step"),
+    **dict.fromkeys(("Losses", "Method"), "cyclecontrast.methods"),
 }
 
 

@@ -31,16 +31,17 @@ from cyclecontrast.files import check_new_run, is_model
 if TYPE_CHECKING:
     from torch import nn
 
-    from cyclecontrast.data.own_augment import Augmentation
+    from cyclecontrast.data.augment import Augmentation
     from cyclecontrast.data.prepare import PrepareSummary
     from cyclecontrast.demo_run import Demo
     from cyclecontrast.evaluation.embed import Embedded
-    from cyclecontrast.exporting.command import Export
-    from cyclecontrast.loss.step import Objective
+    from cyclecontrast.evaluation.protocol import Protocol
+    from cyclecontrast.exporting.export import Export
+    from cyclecontrast.methods import Method
     from cyclecontrast.models.backbone import Backbone
     from cyclecontrast.reporting.page import Report
     from cyclecontrast.searching.results import Results
-    from cyclecontrast.sweeping.outcome import Sweep
+    from cyclecontrast.sweeping.results import Sweep
     from cyclecontrast.training.pretrain import Run
 
 
@@ -57,19 +58,19 @@ def pretrain(
     *,
     backbone: "str | nn.Module | None" = None,
     augmentation: "str | Augmentation | None" = None,
-    method: "str | Objective | None" = None,
+    method: "str | type[Method] | None" = None,
     **options: Any,
 ) -> "Run":
     """Train a backbone on unlabeled videos. Raises UserError.
 
     Instead of a name, `backbone` takes a network: images (batch, 3, h, w) → vectors (batch, dim) or a map;
-    `augmentation` a function: (frame, numpy generator, side) → view; and `method` an `Objective`. To resume such a run,
-    pass them again.
+    `augmentation` a function: (frame, numpy generator, side) → view; and `method` a subclass of `Method`. To resume such
+    a run, pass them again.
     """
     chosen = {"data": data, "backbone": backbone, "augmentation": augmentation, "method": method}
     options |= {name: value for name, value in chosen.items() if value is not None}
     config, user_parts = _take_user_parts(options)
-    from cyclecontrast.reporting.after import after_training
+    from cyclecontrast.reporting.page import after_training
     from cyclecontrast.training import pretrain as training
 
     run = training.pretrain(config, *user_parts)
@@ -86,10 +87,10 @@ def _take_user_parts(options: dict[str, Any]) -> tuple[PretrainConfig, tuple[Any
     }
     if not parts:
         return check_options(PretrainConfig, options), ()
-    from cyclecontrast.training.own import name_of, take_own
+    from cyclecontrast.training.user_parts import name_of, take_user_parts
 
     problems: list[str] = []
-    taken = attempt(lambda: take_own(parts), problems)
+    taken = attempt(lambda: take_user_parts(parts), problems)
     named = options | {name: name_of(part) for name, part in parts.items()}
     config = attempt(lambda: check_options(PretrainConfig, named), problems)
     if taken is None or config is None:
@@ -98,35 +99,37 @@ def _take_user_parts(options: dict[str, Any]) -> tuple[PretrainConfig, tuple[Any
 
 
 def evaluate(
-    protocol: str | type[EvaluateConfig],
+    protocol: "str | type[Protocol[Any, Any]]",
     model: "str | Path | Backbone",
     data: str | Path | None = None,
     **options: Any,
 ) -> Any:
     """Evaluate a model by a protocol and write the result. Raises UserError.
 
-    `model` may be a `Backbone`. A protocol of your own is given by its config class. The protocol `all` takes
-    `data_root` in place of `data`. Returns a Result, for `all` an Everything with many; in a process that torchrun
-    started, None unless it is the first.
+    `model` may be a `Backbone`, and `protocol` a subclass of `cyclecontrast.evaluation.protocol.Protocol`. The protocol
+    `all` takes `data_root` in place of `data`. Returns a Result, for `all` a SuiteResult with many; in a process that
+    torchrun started, None unless it is the first.
     """
-    from cyclecontrast.evaluation import evaluate_and_tell
-    from cyclecontrast.evaluation.registry import find_protocol
+    from cyclecontrast.evaluation.protocol import config_class_of
 
     name, backbone = _name_and_backbone(model)
     options |= {"model": name} if data is None else {"model": name, "data": data}
     config: EvaluateConfig | AllConfig
     if protocol != "all":
-        config = _check_beside_backbone(find_protocol(protocol).config, options, backbone)
-        result: Any = evaluate_and_tell(protocol, config, backbone)
+        config = _check_beside_backbone(config_class_of(protocol), options, backbone)
+        from cyclecontrast.evaluation import runner
+
+        result: Any = runner.evaluate(protocol, config, backbone)
+        runner.print_path(config, result)
     elif backbone is not None:
         raise UserError("model: protocol all needs the name of a model, not a Backbone; name a file or a run")
     else:
         config = check_options(AllConfig, options)
-        from cyclecontrast.evaluation.everything import run_all
+        from cyclecontrast.evaluation.suite import evaluate_all
 
-        result = run_all(config)
+        result = evaluate_all(config)
     if backbone is None:
-        from cyclecontrast.reporting.after import after_evaluation
+        from cyclecontrast.reporting.page import after_evaluation
 
         after_evaluation(config, result)
     return result
@@ -159,7 +162,7 @@ def export(model: "str | Path | Backbone", **options: Any) -> "Export":
     """Write a backbone in a format that other tools load. `model` may be a `Backbone`. Raises UserError."""
     name, backbone = _name_and_backbone(model)
     config = _check_beside_backbone(ExportConfig, {"model": name, **options}, backbone)
-    from cyclecontrast.exporting.command import export_backbone
+    from cyclecontrast.exporting.export import export_backbone
 
     return export_backbone(config, backbone)
 

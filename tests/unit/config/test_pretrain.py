@@ -190,7 +190,7 @@ def test_mistakes_beside_resume_are_reported(tmp_path):
 
 def test_former_names_are_accepted():
     """Files with the former names of options are read, and a file with both names is a mistake."""
-    former = {"objective": "cycle-only", "most_unreadable": 0.5, "own_key_in_support": True}
+    former = {"objective": "cycle-only", "max_unreadable": 0.5, "own_key_in_support": True}
     config = checked(PretrainConfig, BASE | former)
     assert (config.method, config.max_unreadable, config.query_frame_in_support) == ("cycle-only", 0.5, True)
     with pytest.raises(UserError, match="unknown option objective"):

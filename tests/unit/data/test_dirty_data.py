@@ -16,19 +16,19 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from cyclecontrast.data.further_views import three_pairs
+from cyclecontrast.data.pairs import BadFrame, Batch, FramePairs, load_batches
+from cyclecontrast.training.unreadable import UNREADABLE, Unreadable, read_unreadable
 
 import cyclecontrast as cc
 from cyclecontrast.data import pairs as pairs_module
 from cyclecontrast.data.augment import RECIPES
 from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.further_views import three_pairs
-from cyclecontrast.data.loader_workers import received
-from cyclecontrast.data.pairs import BadFrame, Batch, FramePairs, load_batches
+from cyclecontrast.data.loader import received
 from cyclecontrast.data.patient_read import PAUSES, read_patiently
 from cyclecontrast.data.store_files import FrameRow, shard_path, write_frames, write_settings
+from cyclecontrast.distributed import World
 from cyclecontrast.errors import UserError
-from cyclecontrast.training.distributed import World
-from cyclecontrast.training.unreadable import UNREADABLE, Unreadable, read_unreadable
 from tests.unit.training.test_pretrain import lines_of, run
 
 RECIPE = RECIPES["moco-v2"]
@@ -288,8 +288,8 @@ def test_a_worker_that_is_killed_ends_in_a_line(tmp_path):
 
 def test_reading_that_hangs_ends_in_a_line(tmp_path, monkeypatch):
     """A worker that hears no signal and gives nothing is given up after the longest wait, and is gone then."""
-    monkeypatch.setattr(pairs_module, "QUIET_SECONDS", 0.2)
-    monkeypatch.setattr(pairs_module, "LONGEST_READ", 0.0)
+    monkeypatch.setattr(pairs_module, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(pairs_module, "HANG_SECONDS", 0.0)
     store = FrameStore.open(write_tree(tmp_path / "data"))
     pairs = FramePairs(replace(store, source=Acting(store.source, lambda frame: time.sleep(3600))), RECIPE, 8, 0)
     batches = load_batches(pairs, range(8), 2, 0, 1, 1)
