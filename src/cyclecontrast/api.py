@@ -239,5 +239,5 @@ def _name_and_backbone(model: "str | Path | Backbone") -> tuple[str, "Backbone |
         return str(model), None
     if not hasattr(model, "normalise"):  # its class cannot be checked without importing PyTorch
         kind = type(model).__name__
-        raise UserError(f"model: a {kind} is neither a name nor a Backbone; wrap a network in cyclecontrast.Backbone")
+        raise UserError(f"model: a {kind} is neither a name nor a Backbone; make one by cyclecontrast.Backbone(...)")
     return model.name, model
