@@ -7,12 +7,11 @@ from typing import Any
 
 import tomli_w
 
-from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.pretrain import OF_A_MACHINE
+from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.evaluation.result import Result
+from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.exporting.formats import Job
-from cyclecontrast.loss.objectives import learns_from
+from cyclecontrast.methods import learns_from
 from cyclecontrast.models.checkpoint import fingerprint
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, how_to_restore, read_about
 from cyclecontrast.versions import package_versions
@@ -56,7 +55,7 @@ def _settings(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, UserError) as error:
         reason = str(error).replace("\n", "; ")
         raise UserError(f"{run / CONFIG}: is damaged ({reason}); {how_to_restore(run, CONFIG)}") from error
-    settings = config.model_dump(mode="json", exclude=set(OF_A_MACHINE), exclude_none=True)
+    settings = config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS), exclude_none=True)
     return settings | ({"init": Path(settings["init"]).name} if "init" in settings else {})
 
 

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from cyclecontrast.config.fields import OWN, is_own
+from cyclecontrast.config.types import USER_PREFIX, is_user_defined
 from cyclecontrast.exporting.formats import Format, Job
 from cyclecontrast.models.checkpoint import BACKBONE_FILE, save_backbone
 
@@ -19,8 +19,8 @@ def _write(job: Job) -> None:
 
 def _snippet(job: Job) -> str:
     size, network = job.backbone.image_size, ""
-    if is_own(job.backbone.name):
-        network = f", network={job.backbone.name.removeprefix(OWN)}()"
+    if is_user_defined(job.backbone.name):
+        network = f", network={job.backbone.name.removeprefix(USER_PREFIX)}()"
     lines = f"""import cyclecontrast
 
 backbone = cyclecontrast.load_backbone({str(job.path)!r}{network})

@@ -9,7 +9,7 @@ from typing import Any
 
 from cyclecontrast.config import AllConfig, EvaluateConfig, PretrainConfig, ReportConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.record import results_folder
+from cyclecontrast.evaluation.predictions import results_folder
 from cyclecontrast.reporting.page import write_report
 from cyclecontrast.reporting.runs import is_run
 from cyclecontrast.training.pretrain import Run
@@ -17,7 +17,7 @@ from cyclecontrast.training.pretrain import Run
 
 def after_training(config: PretrainConfig, run: Run) -> None:
     """Write the page of a finished training, in the first process and unless it was asked not to."""
-    if config.report and run.tells:
+    if config.report and run.is_first:
         _write_page(run.folder, config.workers, config.device)
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from cyclecontrast.loss.objectives import needs_of
+from cyclecontrast.methods import METHODS
 from cyclecontrast.reporting.quantities import QUANTITIES, Quantity
 from cyclecontrast.reporting.runs import RunReport
 
@@ -78,7 +78,7 @@ def draw_charts(runs: Sequence[RunReport], colors: Sequence[int]) -> list[Chart]
 
 def _own_terms(runs: Sequence[RunReport]) -> list[Quantity]:
     """Return the terms that objectives of the user's own have named, in the order in which they were measured."""
-    rows = (row for run in runs if needs_of(run.config.method) is None for row in run.metrics)
+    rows = (row for run in runs if run.config.method not in METHODS for row in run.metrics)
     keys = dict.fromkeys(key for row in rows for key in row if key.endswith("_loss"))
     known = {quantity.key for quantity in QUANTITIES}
     title = {key: key.replace("_", " ").capitalize() for key in keys if key not in known}

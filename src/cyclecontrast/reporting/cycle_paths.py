@@ -7,8 +7,7 @@ import numpy.typing as npt
 import torch
 
 from cyclecontrast.evaluation.metrics import Floats, Integers
-from cyclecontrast.loss.losses import soft_nearest_neighbor
-from cyclecontrast.training.watched_cycles import Cycles, closed, supports
+from cyclecontrast.training.health import Cycles, is_support
 
 
 class CyclePaths(NamedTuple):
@@ -33,15 +32,14 @@ class CyclePaths(NamedTuple):
 def follow(cycles: Cycles, temperature: float) -> CyclePaths:
     """Follow every cycle from its query to its soft nearest neighbor and back, at the temperature of the training."""
     own = cycles.video[:, None] == cycles.video
-    through = supports(cycles.video)
-    neighbor = soft_nearest_neighbor(cycles.query, cycles.positive[through], temperature, own[:, through])
+    through, neighbor = is_support(cycles.video), cycles.neighbors(temperature)
     to_support = (cycles.query @ cycles.positive.T / temperature).masked_fill(own | ~through, -torch.inf)
     back = (neighbor @ cycles.positive.T).masked_fill(own | through, -torch.inf)
     return CyclePaths(
         to_support.softmax(dim=1).numpy(),
         back.numpy(),
         (neighbor * cycles.positive).sum(dim=1).numpy(),
-        closed(cycles, temperature).numpy(),
+        cycles.closed(temperature).numpy(),
     )
 
 

@@ -12,7 +12,8 @@ from cyclecontrast.reporting.atlas import Atlas, Tile
 from cyclecontrast.reporting.cycle_paths import Chosen, CyclePaths, choose, follow
 from cyclecontrast.reporting.pictures import frame_name
 from cyclecontrast.reporting.runs import RunReport
-from cyclecontrast.training.watched_cycles import Cycles, read_cycles, supports
+from cyclecontrast.training.health import Cycles, is_support
+from cyclecontrast.training.run_folder import read_cycles
 
 NUM_QUERIES = 12
 """Of each kind."""
@@ -167,7 +168,7 @@ def _titles(chosen: Chosen) -> dict[str, tuple[int, ...]]:
 
 def _meaning(run: RunReport, cycles: Cycles) -> str:
     kept = "held-out videos" if run.health.get("held_out") else "the videos of the training"
-    through = int(supports(cycles.video).sum())
+    through = int(is_support(cycles.video).sum())
     return (
         f"{len(cycles.video):,} cycles on {kept}. Each goes from a query to its soft nearest neighbor in {through:,} "
         "frames, taken from half of the videos but the query's own, and from there back: it closes where another frame "

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import jinja2
 
 from cyclecontrast.config import ReportConfig
-from cyclecontrast.config.fields import is_own
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import check_folder, replacing
-from cyclecontrast.loss.objectives import learns_from
+from cyclecontrast.methods import learns_from
 from cyclecontrast.reporting import curves, cycles, inputs, maps, neighbors, pictures, results
 from cyclecontrast.reporting.atlas import PER_ROW, Atlas
 from cyclecontrast.reporting.inputs import Fact, InputSheet
@@ -188,16 +188,16 @@ def _measured_on(run: RunReport) -> str:
 def _evaluating(run: RunReport) -> str:
     """Return how a run is evaluated: of a network of the user's no file says how to make it."""
     folder = os.path.abspath(run.folder)
-    if is_own(run.config.backbone):
+    if is_user_defined(run.config.backbone):
         return f"cyclecontrast.evaluate('knn', cyclecontrast.load_backbone({folder!r}, network=...), 'LABELED')"
     return f"cyclecontrast evaluate knn {shlex.quote(folder)} LABELED"
 
 
 def _commands(run: RunReport) -> list[Fact]:
     folder, config = os.path.abspath(run.folder), run.config
-    of_user = [name for name in ("backbone", "augmentation", "method") if is_own(getattr(config, name))]
+    of_user = [name for name in ("backbone", "augmentation", "method") if is_user_defined(getattr(config, name))]
     again = f"cyclecontrast pretrain --config {shlex.quote(os.path.join(folder, 'config.toml'))} --out AGAIN"
-    own_network = is_own(config.backbone)
+    own_network = is_user_defined(config.backbone)
     take = f"cyclecontrast export {shlex.quote(folder)}"
     load = f"cyclecontrast.load_backbone({folder!r}, network=...)"
     return [

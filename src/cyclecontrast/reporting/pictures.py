@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import cv2
 
-from cyclecontrast.config.fields import is_own
+from cyclecontrast.config.types import is_user_defined
+from cyclecontrast.data.dataset import ViewDataset
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.pairs import FramePairs
 from cyclecontrast.errors import UserError
-from cyclecontrast.loss.objectives import pick_objective
+from cyclecontrast.methods import METHODS
 from cyclecontrast.reporting.runs import RunReport
-from cyclecontrast.training.open_data import make_pairs
+from cyclecontrast.training.setup import make_dataset
 
 NUM_PAIRS = 10
 LARGEST_VIEW = 112
@@ -66,28 +66,28 @@ def data_address(image: Pixels, quality: int = QUALITY) -> str:
 def view_pairs(run: RunReport) -> PairSheet:
     """Make the pairs of views that began the run's first epoch."""
     config, store = run.config, run.frames.store
-    if own := [name for name in (config.augmentation, config.method) if is_own(name)]:
+    if own := [name for name in (config.augmentation, config.method) if is_user_defined(name)]:
         problem = f"The views of this run cannot be shown: no file says how the user's {' and '.join(own)} makes them."
         return PairSheet(run.name, "", (), problem)
-    needs = pick_objective(config.method, config.positives, config.own_key_in_support).needs
-    seen = "One frame twice" if needs.same_frame else "Two frames of one video"
+    same_frame, _ = METHODS[config.method].frames(config)
+    seen = "One frame twice" if same_frame else "Two frames of one video"
     meaning = f"{seen}, augmented by {config.augmentation}, {config.image_size} × {config.image_size} pixels."
     if store is None:
         return PairSheet(run.name, meaning, (), run.frames.problem)
     try:
-        pairs = make_pairs(config, store)
+        pairs = make_dataset(config, store)
         made = tuple(_pair(pairs, store, position) for position in range(min(NUM_PAIRS, store.num_videos)))
     except UserError as error:
         return PairSheet(run.name, meaning, (), f"The views of this run cannot be shown: {error}")
     return PairSheet(run.name, meaning, made, "")
 
 
-def _pair(pairs: FramePairs, store: FrameStore, position: int) -> Pair:
-    sample = pairs[position]
+def _pair(pairs: ViewDataset, store: FrameStore, position: int) -> Pair:
+    sample = pairs.sample(position)
     video = shortened(store.video_id(sample.video))
     return Pair(
-        Picture(data_address(_shrunk(sample.query)), f"query: a view of {video}"),
-        Picture(data_address(_shrunk(sample.positive)), f"positive: a view of {video}"),
+        Picture(data_address(_shrunk(sample.views[0])), f"query: a view of {video}"),
+        Picture(data_address(_shrunk(sample.views[1])), f"positive: a view of {video}"),
     )
 
 

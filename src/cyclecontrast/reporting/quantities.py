@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from cyclecontrast.loss.objectives import needs_of
+from cyclecontrast.methods import METHODS
 from cyclecontrast.reporting.runs import RunReport
 
 
@@ -24,8 +24,8 @@ class Quantity(NamedTuple):
 
 
 def _queue_candidates(run: RunReport) -> int | None:
-    needs = needs_of(run.config.method)
-    return run.config.queue_size + 1 if needs is not None and needs.has_intra else None
+    method = METHODS.get(run.config.method)
+    return run.config.queue_size + 1 if method is not None and method.has_intra else None
 
 
 def _intra_candidates(run: RunReport) -> int | None:
@@ -33,18 +33,18 @@ def _intra_candidates(run: RunReport) -> int | None:
 
 
 def _cycle_candidates(run: RunReport) -> int | None:
-    needs = needs_of(run.config.method)
-    if needs is None or not needs.has_cycle:
+    method = METHODS.get(run.config.method)
+    if method is None or not method.has_cycle:
         return None
     return max(1, run.config.cycle_queue_size + _of_the_step(run) - run.config.support_size) + 1
 
 
 def _of_the_step(run: RunReport) -> int:
     """Return how many candidates a query has in the step itself: all that is enqueued but its own video's."""
-    needs = needs_of(run.config.method)
-    if needs is None or not (run.config.batch_keys or needs.in_batch):
+    method = METHODS.get(run.config.method)
+    if method is None or not (run.config.batch_keys or method.always_batch_keys):
         return 0
-    return needs.num_enqueued * (run.config.batch_size - 1)
+    return method.num_enqueued * (run.config.batch_size - 1)
 
 
 def _of(
@@ -55,8 +55,8 @@ def _of(
 
 
 def _has_weight(run: RunReport) -> bool:
-    needs = needs_of(run.config.method)
-    return needs is None or needs.weighs_cycle
+    method = METHODS.get(run.config.method)
+    return method is None or (method.has_intra and method.has_cycle)
 
 
 def _found_by_chance(candidates: int) -> float:

@@ -14,14 +14,18 @@ __all__ = ["compare", "ls"]
 
 
 def ls(*folders: str | Path, **settings: Any) -> "Listing":
-    """Find the runs below folders, or here; the options are those of `cyclecontrast runs ls`; raises UserError."""
-    from cyclecontrast.runs.listing import list_runs
+    """List the runs below folders (default: here). Raises UserError."""
+    config = checked(ListConfig, {**({"folders": folders} if folders else {}), **settings})
+    from cyclecontrast.runs.listing import list_runs, tell_apart
 
-    return list_runs(checked(ListConfig, {**({"folders": folders} if folders else {}), **settings}))
+    listing = list_runs(config)
+    tell_apart(config, listing)
+    return listing
 
 
 def compare(*runs: str | Path) -> "Comparison":
-    """Set runs side by side, as `cyclecontrast runs compare`; raises UserError where a file of one is damaged."""
+    """Compare runs: settings that differ, losses, health and results. Raises UserError if a file is damaged."""
+    config = checked(CompareConfig, {"runs": runs})
     from cyclecontrast.runs.comparison import compare_runs
 
-    return compare_runs(checked(CompareConfig, {"runs": runs}))
+    return compare_runs(config)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cyclecontrast.config import ListConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.result import Result
+from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.reporting.results import RANDOM
 from cyclecontrast.reporting.runs import read_files, read_results
 from cyclecontrast.runs.find import OF_A_RUN, find_runs

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from cyclecontrast.training.watched_cycles import MOST_KEPT, Cycles, closed, is_kept, read_cycles, supports
 from safetensors.torch import load_file, save_file
 
 import cyclecontrast as cc
@@ -16,7 +17,6 @@ from cyclecontrast.reporting.atlas import PER_ROW, Atlas
 from cyclecontrast.reporting.cycle_paths import choose, follow
 from cyclecontrast.reporting.cycles import MOST_STAGES, explore
 from cyclecontrast.reporting.runs import read_run
-from cyclecontrast.training.watched_cycles import MOST_KEPT, Cycles, closed, is_kept, read_cycles, supports
 from tests.browser import PHONE, chromium, opened, overflow
 from tests.unit.reporting.test_report import write_frames
 from tests.unit.training.test_health import TINY

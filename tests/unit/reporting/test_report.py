@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
+from cyclecontrast.training.open_data import make_pairs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from cyclecontrast.config import PrepareConfig, PretrainConfig, ReportConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo, Result
+from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
 from cyclecontrast.loss import baseline_objectives, objectives
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import fingerprint, save_backbone
@@ -27,7 +28,6 @@ from cyclecontrast.reporting.atlas import Atlas
 from cyclecontrast.reporting.page import Section, write_report
 from cyclecontrast.reporting.runs import read_run
 from cyclecontrast.training import run_folder
-from cyclecontrast.training.open_data import make_pairs
 from tests.make_videos import write_numbered
 
 BACKBONE = "resnet10-small-w4"

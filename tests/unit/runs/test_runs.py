@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import cyclecontrast as cc
-from cyclecontrast.api import RUNS
 from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError
 from cyclecontrast.runs import text_table
@@ -77,7 +76,7 @@ def test_runs_are_found_and_told_as_their_files_say(made, labeled):
             about[key] for key in ("status", "verdict", "reason")
         ]
         assert (row["steps_done"], row["num_steps"], row["backbone"]) == (3, 3, "resnet10-small-w8")
-    assert (rows["one"]["seed"], rows["two"]["seed"], rows["other"]["objective"]) == (1, 2, "intra-video")
+    assert (rows["one"]["seed"], rows["two"]["seed"], rows["other"]["method"]) == (1, 2, "intra-video")
 
 
 def test_results_of_a_run_are_its_own_and_not_mixed(made):
@@ -263,16 +262,3 @@ def test_neither_needs_the_data(made, tmp_path, monkeypatch):
     monkeypatch.setattr("cyclecontrast.data.frames.FrameStore.open", lambda root: pytest.fail("opened"))
     assert len(cc.runs.ls(made).runs) == 3
     assert len(cc.runs.compare(made / "other", made / "a" / "one").runs) == 2
-
-
-@pytest.mark.parametrize("verb", RUNS)
-def test_help_names_the_verbs_and_their_options(verb, capsys):
-    """The overview names `runs`, its own names the verbs, and theirs each option as it is given."""
-    shown = []
-    for words in (["--help"], ["runs", "--help"], ["runs", verb, "--help"]):
-        assert main(words) == 0
-        shown.append(capsys.readouterr().out)
-    assert "runs " in shown[0]
-    assert all(f"  {name} " in shown[1] for name in RUNS)
-    for name, field in RUNS[verb].config.model_fields.items():
-        assert (name.upper() if name in RUNS[verb].positional else f"--{field.alias or name}") in shown[2]
