@@ -41,7 +41,7 @@ from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.reporting.page import write_report
 from cyclecontrast.training import run_folder
 from tests import make_videos as make
-from tests.unit.reporting.test_report import Page
+from tests.make_reports import Page
 
 SOURCE = Path(cyclecontrast.__file__).parent
 EVIL = '"><script>alert(1)</script>'

@@ -18,7 +18,7 @@ from cyclecontrast.data.augment import RECIPES, Crop, Jitter, View, apply_view, 
 from cyclecontrast.data.device_augment import finish_views, numbers_of
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.models.hardware import pick_executor
-from cyclecontrast.reporting.pictures import view_pairs
+from cyclecontrast.reporting.inputs import view_pairs
 from cyclecontrast.reporting.runs import read_run
 from tests import make_videos as make
 from tests.unit.training.test_pretrain import lines_of, run

@@ -1,4 +1,4 @@
-"""The page in a real browser, on a phone and on a desk: all of it is seen, reached and named, without a script."""
+"""The page in a real browser, on a phone and on a desktop: everything is visible, reachable and has a name."""
 
 import itertools
 import shutil
@@ -6,24 +6,13 @@ import shutil
 import pytest
 
 import cyclecontrast as cc
-from cyclecontrast.config import ReportConfig
-from cyclecontrast.reporting.page import write_report
 from tests.browser import DESKTOP, PHONE, chromium, opened, overflow
-from tests.unit.reporting.test_report import write_frames, write_result
+from tests.make_reports import report, write_result
+from tests.unit.reporting.conftest import ODD, SETTINGS
 
-ODD = (
-    "<b>bold</b> & \"quoted\" 'name'",
-    "<img src=x onerror=alert(1)>",
-    "🐘🐘🐘 elephants",
-    "סרטון בעברית 12 (a)",
-    "x" * 200,
-    "many words " * 18,
-    "plain/below/folders",
-)
-RUN = "<i>run עברית 🐘 " + 100 * "y" + "0"
-TINY = {"backbone": "resnet10-small-w4", "image_size": 16, "batch_size": 8, "workers": 0, "device": "cpu"}
 SCHEMES = ("light", "dark")
 NARROW = {"width": 320, "height": 640}
+UNFOLD = "document.querySelectorAll('details').forEach(one => { one.open = true; })"
 
 CONTRASTS = """() => {
   const channels = text => text.match(/[\\d.]+/g).map(Number);
@@ -59,63 +48,43 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A folder with videos of odd names and two runs of other objectives, one of them evaluated and with an odd name.
-
-    The first was trained by 60 steps and wrote its own page.
-    """
-    root = tmp_path_factory.mktemp("pages")
-    data = write_frames(root / "data", [*ODD, *(f"video{number}" for number in range(14))], num_frames=4)
-    cc.pretrain(data, out=root / RUN, steps=60, log_every=5, holdout=0, **TINY)
-    write_result(root / RUN, {"top1": 0.625, "top5": 0.875}, model="resnet10-small-w4", notes=("a <note>",))
-    cc.pretrain(data, out=root / "other1", steps=2, method="intra-video", report=False, **TINY)
-    write_result(root / "other1", {"top1": 0.5, "top5": 0.75})
-    return root
-
-
-@pytest.fixture(scope="module")
-def single(root):
+def single(trained):
     """The address of the page that the training wrote."""
-    return (root / RUN / "report.html").as_uri()
+    return (trained / "report.html").as_uri()
 
 
 @pytest.fixture(scope="module")
-def double(root):
-    """The address of the page of both runs."""
-    options = ReportConfig(runs=(root / RUN, root / "other1"), out=root / "both.html", workers=0, device="cpu")
-    return write_report(options).path.as_uri()
+def double(trained, tree, tmp_path_factory):
+    """The address of the page of two runs of different methods, both with results."""
+    root = tmp_path_factory.mktemp("double")
+    cc.pretrain(tree, out=root / "other1", steps=2, method="intra-video", report=False, **SETTINGS)
+    write_result(root / "other1", {"top1": 0.5, "top5": 0.75})
+    report(trained, root / "other1", out=root / "both.html")
+    return (root / "both.html").as_uri()
 
 
 @pytest.fixture(scope="module")
-def signs(root, shared):
-    """The address of the page of a short training on traffic signs."""
-    data = shared / "video_frames" / "gtsrb"
-    return (cc.pretrain(data, out=root / "signs", steps=30, flip=False, **TINY).folder / "report.html").as_uri()
-
-
-@pytest.fixture(scope="module", params=["single", "double", "signs"])
-def page(request, browser):
-    """One of the pages on a desk, with everything unfolded."""
-    with opened(browser, request.getfixturevalue(request.param)) as page:
-        page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+def page(browser, double):
+    """The page of two runs on a desktop, unfolded."""
+    with opened(browser, double) as page:
+        page.evaluate(UNFOLD)
         yield page
 
 
-@pytest.mark.parametrize("size", [NARROW, PHONE, DESKTOP], ids=["narrow", "phone", "desk"])
-@pytest.mark.parametrize("which", ["single", "double", "signs"])
-def test_nothing_sticks_out(request, browser, size, which):
+@pytest.mark.parametrize("size", [NARROW, PHONE, DESKTOP], ids=["narrow", "phone", "desktop"])
+def test_nothing_is_wider_than_the_window(browser, double, size):
     """The page is as wide as its window, folded and unfolded, whatever videos and runs are called."""
-    with opened(browser, request.getfixturevalue(which), size) as page:
+    with opened(browser, double, size) as page:
         assert overflow(page) == 0
-        page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        page.evaluate(UNFOLD)
         assert overflow(page) == 0
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_text_can_be_read(browser, double, scheme):
-    """All text stands out from its ground by 4.5 to 1 (WCAG 1.4.3), and the dark page is dark."""
+def test_all_text_is_readable(browser, double, scheme):
+    """All text has a contrast of 4.5 to 1 (WCAG 1.4.3), and the dark page is dark."""
     with opened(browser, double, PHONE, color_scheme=scheme) as page:
-        page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        page.evaluate(UNFOLD)
         found = page.evaluate(CONTRASTS)
         assert len(found) > 300
         assert [one for one in found if one[0] < 4.5] == []
@@ -124,7 +93,7 @@ def test_every_text_can_be_read(browser, double, scheme):
 
 
 def test_everything_has_a_name(page):
-    """Pictures, tiles, maps, charts and regions say what they are, and no name has become markup."""
+    """Images, sprites, maps, charts and regions have names, and no name has become markup."""
     names = page.evaluate(
         "[...document.querySelectorAll('img, svg, [role=img], [role=region], nav')]"
         ".map(one => one.getAttribute('aria-label') || one.getAttribute('alt'))"
@@ -135,19 +104,19 @@ def test_everything_has_a_name(page):
 
 
 def test_names_are_text(browser, single):
-    """A video whose name is markup is called so below its picture."""
+    """A video whose name is markup is called so below its image."""
     with opened(browser, single) as page:
         assert page.locator("figcaption", has_text=ODD[1]).count() > 0
 
 
-def test_pictures_are_drawn(page):
-    """Each tile shows its part of a picture that is there, at a place inside it."""
-    tiles = page.evaluate(
-        "[...document.querySelectorAll('.tile')].map(one => getComputedStyle(one)).map(style => "
+def test_sprites_are_drawn(page):
+    """Each sprite shows a part of a sheet that is there, at a place inside of it."""
+    sprites = page.evaluate(
+        "[...document.querySelectorAll('.sprite')].map(one => getComputedStyle(one)).map(style => "
         "[style.backgroundImage.slice(0, 27), style.backgroundSize, style.backgroundPosition])"
     )
-    assert len(tiles) > 50
-    for image, size, position in tiles:
+    assert len(sprites) > 50
+    for image, size, position in sprites:
         assert image == 'url("data:image/jpeg;base64'
         across, down = (float(part.removesuffix("%")) for part in size.split())
         assert across == 3200
@@ -156,7 +125,7 @@ def test_pictures_are_drawn(page):
 
 
 def test_headings_are_in_order(page):
-    """There is one title, and no level is left out on the way down."""
+    """There is one title, and no level of headings is skipped on the way down."""
     levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map(one => +one.tagName[1])")
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -164,7 +133,7 @@ def test_headings_are_in_order(page):
 
 
 def test_every_chart_has_its_numbers(page):
-    """Behind each chart, and below each data set's maps, stands a table."""
+    """Each chart and the maps of each data set have a table."""
     counts = page.evaluate("[...document.querySelectorAll('.chart')].map(one => one.querySelectorAll('td').length)")
     assert len(counts) > 10
     assert all(counts)
@@ -175,9 +144,9 @@ def test_every_chart_has_its_numbers(page):
 
 
 def test_all_is_reached_by_keyboard(browser, double):
-    """Tab goes to every link, fold, table and command, and past the hundreds of dots; the first stop skips ahead."""
+    """Tab reaches every link, fold, table and command, but no dot; the first stop skips to the content."""
     with opened(browser, double) as page:
-        page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        page.evaluate(UNFOLD)
         wanted = page.evaluate("document.querySelectorAll('a, input, summary, [role=region], pre[tabindex]').length")
         note = "document.activeElement.dataset.reached = 1; document.activeElement.textContent"
         page.keyboard.press("Tab")
@@ -194,14 +163,14 @@ def test_all_is_reached_by_keyboard(browser, double):
 
 
 SHOWN = """(dot) => {
-  const [tile, text] = ["::before", "::after"].map(part => getComputedStyle(dot, part));
-  return [tile.content, text.content, tile.backgroundImage.slice(0, 16), tile.backgroundPosition, tile.width];
+  const [sprite, text] = ["::before", "::after"].map(part => getComputedStyle(dot, part));
+  return [sprite.content, text.content, sprite.backgroundImage.slice(0, 16), sprite.backgroundPosition, sprite.width];
 }"""
 
 
-@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desk"])
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_a_dot_shows_its_frame(browser, single, size):
-    """Pointed at, or tapped, a dot shows its tile and its name, which no edge of the window cuts off."""
+    """A dot shows its sprite and its name when hovered over or tapped, and no edge of the window cuts them off."""
     with opened(browser, single, size, has_touch=True) as page:
         dots = page.locator(".map .dot")
         for number in (0, dots.count() // 2, dots.count() - 1):
@@ -210,8 +179,8 @@ def test_a_dot_shows_its_frame(browser, single, size):
             dot.hover(force=True)
             on_top = page.locator(".dot:hover")
             name, place = on_top.get_attribute("data-name"), on_top.get_attribute("style").partition("--at:")[2]
-            tile, text, image, position, width = on_top.evaluate(SHOWN)
-            assert (tile, image, width) == ('""', 'url("data:image/', "96px")
+            sprite, text, image, position, width = on_top.evaluate(SHOWN)
+            assert (sprite, image, width) == ('""', 'url("data:image/', "96px")
             assert text.replace("\\", "") == f'"{name}"'
             assert position == place
             page.mouse.move(0, 0)
@@ -221,19 +190,50 @@ def test_a_dot_shows_its_frame(browser, single, size):
             page.evaluate("document.activeElement.blur()")
 
 
-def test_printed_it_is_whole(browser, double):
-    """On paper tiles and dots keep their pictures and colors."""
+def test_the_printed_page_has_its_images(browser, double):
+    """On paper sprites and dots keep their images and colors."""
     with opened(browser, double) as page:
         page.emulate_media(media="print")
-        for part in (".tile", ".dot"):
+        for part in (".sprite", ".dot"):
             assert page.evaluate(f"getComputedStyle(document.querySelector('{part}')).printColorAdjust") == "exact"
 
 
-def test_it_is_read_where_scripts_are_forbidden(browser, root, single, tmp_path):
-    """From another folder, with scripts forbidden and no network, the page is the same picture."""
-    shutil.copy(root / RUN / "report.html", tmp_path / "mail.html")
+def test_the_page_needs_no_script_and_no_network(browser, trained, single, tmp_path):
+    """From another folder, with scripts disabled and offline, the page looks the same."""
+    shutil.copy(trained / "report.html", tmp_path / "mail.html")
     pictures = []
     for url, allowed in ((single, True), ((tmp_path / "mail.html").as_uri(), False)):
         with opened(browser, url, PHONE, java_script_enabled=allowed, offline=True) as page:
             pictures.append(page.screenshot())
     assert pictures[0] == pictures[1]
+
+
+def test_the_explorer_by_keyboard(browser, single):
+    """The Tab and arrow keys choose another query and another step, and their cycle is shown."""
+    with opened(browser, single) as tab:
+        shown = tab.locator(".path:visible")
+        first = shown.get_attribute("id")
+        tab.locator(".queries input").first.focus()
+        tab.keyboard.press("ArrowRight")
+        assert shown.count() == 1
+        assert shown.get_attribute("id") != first
+        assert shown.locator(".stage:visible").count() == 1
+        last = shown.locator(".stage:visible").get_attribute("class")
+        tab.keyboard.press("Tab")
+        tab.keyboard.press("ArrowLeft")
+        assert shown.locator(".stage:visible").count() == 1
+        assert shown.locator(".stage:visible").get_attribute("class") != last
+        tab.keyboard.press("Tab")
+        tab.keyboard.press("Enter")
+        assert shown.locator("table").is_visible()
+
+
+def test_the_explorer_on_a_phone(browser, single):
+    """On a phone the sprites of a cycle are large enough, in light and in dark mode."""
+    for scheme in SCHEMES:
+        with opened(browser, single, PHONE, color_scheme=scheme) as tab:
+            assert overflow(tab) == 0
+            sprites = tab.locator(".path:visible .stage:visible .sprite")
+            assert sprites.count() > 4
+            assert all(sprite.bounding_box()["width"] > 40 for sprite in sprites.all())
+            assert all(sprite.get_attribute("aria-label") for sprite in sprites.all())
