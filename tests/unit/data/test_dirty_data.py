@@ -15,21 +15,20 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from cyclecontrast.data.further_views import three_pairs
+from cyclecontrast.data.pairs import BadFrame, FramePairs
+from cyclecontrast.training.unreadable import UNREADABLE, Unreadable, read_unreadable
 
 import cyclecontrast as cc
 from cyclecontrast.data import pairs as pairs_module
 from cyclecontrast.data.augment import RECIPES
-from cyclecontrast.data.further_views import three_pairs
-from cyclecontrast.data.loader import received
-from cyclecontrast.data.pairs import BadFrame, FramePairs
 from cyclecontrast.data.dataset import Batch
-from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.loader import load_batches, received
 from cyclecontrast.data.storage import PAUSES
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import shard_path
-from cyclecontrast.errors import UserError
 from cyclecontrast.distributed import World
-from cyclecontrast.training.unreadable import UNREADABLE, Unreadable, read_unreadable
+from cyclecontrast.errors import UserError
 from tests.unit.data.test_storage import NUM_VIDEOS, Failing, no_sleep, one_line, write_store, write_tree
 from tests.unit.training.test_pretrain import lines_of, run
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from cyclecontrast.data.pairs import video_at
 from cyclecontrast.data.permutation import draw_keys
-from cyclecontrast.data.random_streams import NUM_ROUNDS, shuffled
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from cyclecontrast.data import permutation
+from cyclecontrast.data.random_streams import NUM_ROUNDS, shuffled
 
 MANY = 8_000
 

@@ -10,9 +10,7 @@ import pytest
 import torch
 from cyclecontrast.config.seal import sealed
 from cyclecontrast.training.health_metrics import Retrieval, deviation
-from cyclecontrast.training.health import alignment, rank_me, same_video_recall, uniformity
 from cyclecontrast.training.open_data import make_health_pairs, make_pairs
-from cyclecontrast.training.setup import split_videos
 from cyclecontrast.training.train_step import train_step
 from cyclecontrast.training.training import Hardware, make_training, state_of
 from safetensors.torch import load_file
@@ -27,11 +25,20 @@ from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.auto_settings import DataSize, Machine, resolve
 from cyclecontrast.training.checkpoints import save_checkpoint
-from cyclecontrast.training.health import Measured, Watched, measure_health, watch
-from cyclecontrast.training.monitor import steps_between
-from cyclecontrast.training.monitor import read_verdict
+from cyclecontrast.training.health import (
+    Measured,
+    Watched,
+    alignment,
+    measure_health,
+    rank_me,
+    same_video_recall,
+    uniformity,
+    watch,
+)
+from cyclecontrast.training.monitor import read_verdict, steps_between
 from cyclecontrast.training.pretrain import pretrain
 from cyclecontrast.training.progress import _tell
+from cyclecontrast.training.setup import split_videos
 from cyclecontrast.training.verdict import Known, best_step, chosen_step, is_more, judge
 from tests import make_videos as make
 
