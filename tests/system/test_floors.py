@@ -13,10 +13,11 @@ SOURCE = Path(cyclecontrast.__file__).parent
 FLOORS = (
     ("config",),
     ("errors",),
-    ("files", "versions", "unfailing_stderr", "charts"),
+    ("files", "versions", "charts", "distributed"),
     ("data",),
     ("models",),
     ("loss",),
+    ("methods",),
     ("training",),
     ("evaluation",),
     ("exporting", "reporting", "searching", "sweeping"),
@@ -27,7 +28,7 @@ FLOORS = (
     ("cli", "__main__"),
 )
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
-PURE = ("config", "loss/attention.py", "loss/losses.py", "loss/baseline_losses.py", "evaluation/metrics")
+PURE = ("config", "loss", "evaluation/metrics")
 
 
 def imports_of(path):
