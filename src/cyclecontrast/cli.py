@@ -155,7 +155,7 @@ def _read_options(name: str, command: Command, arguments: list[str]) -> Callable
     if shown:
         return partial(_to_toml, made)
     if command.one_process and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        from cyclecontrast.training.leading import check_alone
+        from cyclecontrast.distributed import check_alone
 
         check_alone(name.partition(" ")[0] if name.startswith("runs") else name)
     many = [values.pop(option, ()) for option in command.positional if _is_many(command.options[option])]

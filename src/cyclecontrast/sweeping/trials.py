@@ -90,7 +90,9 @@ def training_settings(config: PretrainConfig) -> Settings:
 
 def evaluation_config(protocol: str, settings: Settings, model: Path, seed: int) -> EvaluateConfig:
     """Return the options of an evaluation of one run; raises UserError."""
-    return checked(PROTOCOL_CONFIGS[protocol], {**settings, "model": str(model), "out": model / "results", "seed": seed})
+    return checked(
+        PROTOCOL_CONFIGS[protocol], {**settings, "model": str(model), "out": model / "results", "seed": seed}
+    )
 
 
 def check_unchanged(trial: Trial) -> None:

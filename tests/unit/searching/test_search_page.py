@@ -140,7 +140,7 @@ def test_a_frame_finds_other_frames(page, footage):
         ("/search/40", "the index has 40 frames and no frame 40"),
         ("/search/1?top=0", "top: input should be greater than or equal to 1"),
         ("/search/1?top=9999", "top: input should be less than or equal to 200"),
-        ("/search/1?path=/etc/passwd", "path is no option"),
+        ("/search/1?path=/etc/passwd", "unknown option path"),
     ],
 )
 def test_wrong_options_are_reported(page, place, words):
