@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from cyclecontrast.demo_run import Demo
     from cyclecontrast.evaluation.embed import Embedded
     from cyclecontrast.evaluation.protocol import Protocol
-    from cyclecontrast.exporting.command import Export
+    from cyclecontrast.exporting.export import Export
     from cyclecontrast.methods import Method
     from cyclecontrast.models.backbone import Backbone
     from cyclecontrast.reporting.page import Report
@@ -64,13 +64,13 @@ def pretrain(
     """Train a backbone on unlabeled videos. Raises UserError.
 
     Instead of a name, `backbone` takes a network: images (batch, 3, h, w) → vectors (batch, dim) or a map;
-    `augmentation` a function: (frame, numpy generator, side) → view; and `method` a subclass of `Method`. To resume such
+    `augmentation` a function (frame, numpy generator, side) → view; and `method` a subclass of `Method`. To resume such
     a run, pass them again.
     """
     chosen = {"data": data, "backbone": backbone, "augmentation": augmentation, "method": method}
     options |= {name: value for name, value in chosen.items() if value is not None}
     config, user_parts = _take_user_parts(options)
-    from cyclecontrast.reporting.after import after_training
+    from cyclecontrast.reporting.page import after_training
     from cyclecontrast.training import pretrain as training
 
     run = training.pretrain(config, *user_parts)
@@ -129,7 +129,7 @@ def evaluate(
 
         result = evaluate_all(config)
     if backbone is None:
-        from cyclecontrast.reporting.after import after_evaluation
+        from cyclecontrast.reporting.page import after_evaluation
 
         after_evaluation(config, result)
     return result
@@ -162,7 +162,7 @@ def export(model: "str | Path | Backbone", **options: Any) -> "Export":
     """Write a backbone in a format that other tools load. `model` may be a `Backbone`. Raises UserError."""
     name, backbone = _name_and_backbone(model)
     config = _check_beside_backbone(ExportConfig, {"model": name, **options}, backbone)
-    from cyclecontrast.exporting.command import export_backbone
+    from cyclecontrast.exporting.export import export_backbone
 
     return export_backbone(config, backbone)
 
@@ -239,5 +239,5 @@ def _name_and_backbone(model: "str | Path | Backbone") -> tuple[str, "Backbone |
         return str(model), None
     if not hasattr(model, "normalise"):  # its class cannot be checked without importing PyTorch
         kind = type(model).__name__
-        raise UserError(f"model: a {kind} is neither a name nor a Backbone; wrap a network in cyclecontrast.Backbone")
+        raise UserError(f"model: a {kind} is neither a name nor a Backbone; make one by cyclecontrast.Backbone(...)")
     return model.name, model

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import EmbedConfig, PrepareConfig, SearchConfig
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.prepare import prepare
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import embed
 from cyclecontrast.evaluation.metrics import unit_vectors
@@ -226,7 +226,7 @@ def test_vectors_of_a_parquet_file_are_read_in_blocks(tmp_path, monkeypatch):
         (f"INDEX --video a --frame 0 --device cpu --model {MODEL}", ["--model and --device need --image or --serve"]),
         (
             "INDEX --serve --videos none --data none",
-            ["videos: none: no such folder; name with --serve: folder of the source videos", "data: none: no such"],
+            ["videos: none: no such folder; name the folder of the source videos", "data: none: no such"],
         ),
         (
             "INDEX --serve --image q.png --html p.html",
