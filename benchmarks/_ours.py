@@ -19,9 +19,9 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.pairs import FramePairs, load_batches
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.models.hardware import num_cores, pick_precision, pick_workers
-from cyclecontrast.training.distributed import ALONE, World
+from cyclecontrast.distributed import ALONE, World
 from cyclecontrast.training.opening import open_training
-from cyclecontrast.training.presets import Machine
+from cyclecontrast.training.auto_settings import Machine
 from cyclecontrast.training.progress import Clock
 from cyclecontrast.training.soundness import Soundness
 from cyclecontrast.training.train_step import StepResult, train_step

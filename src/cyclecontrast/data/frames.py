@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cyclecontrast.config.fields import is_url
+from cyclecontrast.config.types import is_url
 from cyclecontrast.data.frame_bytes import Bytes, FoundFrames, pieces_of
 from cyclecontrast.data.image_folders import open_images
 from cyclecontrast.data.images import Pixels, decode_image

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cyclecontrast.config.fields import OWN, is_own
+from cyclecontrast.config.types import USER_PREFIX, is_user_defined
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.models.backbone import NAME, Backbone, ResNet, make_backbone, pooled
@@ -108,7 +108,7 @@ def _write_safetensors(backbone: Backbone, path: Path, _: str) -> None:
 
 def _load_safetensors(backbone: Backbone, path: Path) -> str:
     size = backbone.image_size
-    network = f", network={backbone.name.removeprefix(OWN)}()" if is_own(backbone.name) else ""
+    network = f", network={backbone.name.removeprefix(USER_PREFIX)}()" if is_user_defined(backbone.name) else ""
     code = f"""import cyclecontrast
 
 backbone = cyclecontrast.load_backbone({str(path)!r}{network})

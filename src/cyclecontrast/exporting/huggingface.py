@@ -9,14 +9,13 @@ from typing import Any
 import tomli_w
 from safetensors.torch import save
 
-from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.pretrain import OF_A_MACHINE
+from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.image_batches import CROP_MARGIN
-from cyclecontrast.evaluation.result import Result
+from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.exporting.formats import Format, Renaming, ResNetShape, renamed, resnet_shape, weights_of
 from cyclecontrast.files import sync
-from cyclecontrast.loss.objectives import learns_from
+from cyclecontrast.methods import learns_from
 from cyclecontrast.models.backbone import BLOCKS, Backbone
 from cyclecontrast.models.checkpoint import fingerprint
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, read_about
@@ -169,7 +168,7 @@ def _settings(file: Path) -> dict[str, Any]:
         config = checked(PretrainConfig, tomllib.loads(file.read_text()))
     except (OSError, ValueError, UserError) as error:
         raise UserError(f"{file}: cannot be read ({'; '.join(str(error).splitlines())}); correct it") from error
-    settings = config.model_dump(mode="json", exclude=set(OF_A_MACHINE), exclude_none=True)
+    settings = config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS), exclude_none=True)
     return settings | ({"init": Path(settings["init"]).name} if "init" in settings else {})
 
 

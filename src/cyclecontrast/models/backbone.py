@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cyclecontrast.config.fields import is_own
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -46,7 +46,7 @@ class Backbone(nn.Module):
         """
         if stage not in (1, 2, 3, 4):
             raise ValueError(f"stage {stage}: a backbone has stages 1 to 4")
-        if is_own(self.name):
+        if is_user_defined(self.name):
             return self._own_map(images, stage)
         if isinstance(self.network, ResNet):
             return self.network.stage(images, stage)

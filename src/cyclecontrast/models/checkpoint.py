@@ -20,7 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from cyclecontrast.config.fields import Count, Positive, is_own
+from cyclecontrast.config.types import Count, Positive, is_user_defined
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.models.backbone import BLOCKS, Backbone, ResNet, load_timm, make_backbone
@@ -110,7 +110,7 @@ def noted_fingerprint(run: Path) -> str:
         about = _description(_backbone_of_run(run))
     except (UserError, OSError, safetensors.SafetensorError):
         return ""
-    return about.fingerprint if about is not None and is_own(about.name) else ""
+    return about.fingerprint if about is not None and is_user_defined(about.name) else ""
 
 
 def _backbone_of_run(folder: Path) -> Path:
@@ -124,7 +124,7 @@ def _backbone_of_run(folder: Path) -> Path:
 def _load_file(path: Path, network: nn.Module | None) -> Backbone:
     weights = _read(path)
     about = _description(path)
-    if network is not None and (about is None or not is_own(about.name)):
+    if network is not None and (about is None or not is_user_defined(about.name)):
         raise UserError(f"network: {path} holds no network of your own; leave it out")
     if about is not None:
         backbone = _filled(_sketch(about, path, network), weights, f"{path} ({about.source})")
@@ -227,7 +227,7 @@ def _num_blocks(weights: Weights, stage: int) -> int:
 
 
 def _sketch(about: Architecture, path: Path, network: nn.Module | None) -> Backbone:
-    if not is_own(about.name):
+    if not is_user_defined(about.name):
         return _sketch_named(about.name, path)
     if network is None:
         raise UserError(
@@ -262,8 +262,8 @@ def misfits(sketch: Backbone, weights: Weights, source: str) -> list[str]:
     wanted = sketch.network.state_dict()
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
     problems = [f"{source}: {_some(missing)} missing for {sketch.name}"] if missing else []
-    if isinstance(sketch.network, ResNet) or is_own(sketch.name):
-        heads = () if is_own(sketch.name) else HEADS
+    if isinstance(sketch.network, ResNet) or is_user_defined(sketch.name):
+        heads = () if is_user_defined(sketch.name) else HEADS
         extra = sorted(key for key in weights if key not in wanted and not key.startswith(heads))
         problems += [f"{source}: {_some(extra)} unknown to {sketch.name}"] if extra else []
     there = {key: weights[key] for key in wanted if key in weights}

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from matplotlib.ticker import MaxNLocator
 
 from cyclecontrast.charts import COLORS, LINE, MUTED, TEXT, new_figure, save_figure
-from cyclecontrast.loss.objectives import needs_of
+from cyclecontrast.methods import METHODS
 from cyclecontrast.reporting.runs import RunReport
 
 INCHES = 5.0, 2.9
@@ -160,15 +160,15 @@ def chance_levels(run: RunReport) -> dict[str, float]:
     """Return what guessing gives, by metric: 1 / number of candidates, or the logarithm of the number as a loss."""
     levels = {"health_same_video": run.health.get("chance"), "health_cycle_closed": run.health.get("cycle_chance")}
     known = {key: value for key, value in levels.items() if value is not None}
-    needs, config = needs_of(run.config.method), run.config
-    if needs is None:
+    method, config = METHODS.get(run.config.method), run.config
+    if method is None:
         return known
-    in_step = needs.num_enqueued * (config.batch_size - 1) if config.batch_keys or needs.in_batch else 0
-    if needs.has_intra:
+    in_step = method.num_enqueued * (config.batch_size - 1) if config.batch_keys or method.always_batch_keys else 0
+    if method.has_intra:
         in_queue = config.queue_size + 1
         known |= {"health_queue_accuracy": 1 / in_queue, "health_queue_loss": math.log(in_queue)}
         known |= {"intra_accuracy": 1 / (in_queue + in_step), "intra_loss": math.log(in_queue + in_step)}
-    if needs.has_cycle:
+    if method.has_cycle:
         ends = max(1, config.cycle_queue_size + in_step - config.support_size) + 1
         known |= {"cycle_closed": 1 / ends, "cycle_loss": math.log(ends)}
     return known
@@ -176,7 +176,7 @@ def chance_levels(run: RunReport) -> dict[str, float]:
 
 def _other_losses(runs: Sequence[RunReport]) -> list[MetricInfo]:
     """Return the loss terms that methods of the user's have named, in the order in which they were logged."""
-    rows = (row for run in runs if needs_of(run.config.method) is None for row in run.metrics)
+    rows = (row for run in runs if run.config.method not in METHODS for row in run.metrics)
     keys = dict.fromkeys(key for row in rows for key in row if key.endswith("_loss"))
     known = {info.key for info in METRICS}
     titles = {key: key.replace("_", " ").capitalize() for key in keys if key not in known}
@@ -205,8 +205,8 @@ def _chart(info: MetricInfo, runs: Sequence[RunReport], colors: Sequence[int]) -
 
 def _points(run: RunReport, key: str) -> list[tuple[int, float]]:
     """Return step and value of each measurement, also of the one before the first step."""
-    needs = needs_of(run.config.method)
-    if key == "cycle_weight" and needs is not None and not needs.weighs_cycle:
+    method = METHODS.get(run.config.method)
+    if key == "cycle_weight" and method is not None and not (method.has_intra and method.has_cycle):
         return []
     points = [(row["step"], row[key]) for row in run.metrics if row.get(key) is not None]
     at_start = run.health.get("at_start", {}).get(key)

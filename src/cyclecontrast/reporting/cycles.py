@@ -10,10 +10,10 @@ import torch
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.metrics import Floats, Integers
-from cyclecontrast.loss.losses import soft_nearest_neighbor
 from cyclecontrast.reporting.runs import RunReport
 from cyclecontrast.reporting.sprites import Sprite, SpriteSheet, frame_name
-from cyclecontrast.training.watched_cycles import Cycles, closed, read_cycles, supports
+from cyclecontrast.training.health import Cycles, is_support
+from cyclecontrast.training.run_folder import read_cycles
 
 NUM_QUERIES = 12
 """Of each group."""
@@ -125,17 +125,15 @@ def _explore(run: RunReport, store: FrameStore, saved: dict[int, Cycles], sheet:
 def follow(cycles: Cycles, temperature: float) -> CyclePaths:
     """Follow every cycle from its query to its soft nearest neighbor and back, at the temperature of the training."""
     same_video = cycles.video[:, None] == cycles.video
-    in_support = supports(cycles.video)
-    neighbor = soft_nearest_neighbor(
-        cycles.query, cycles.positive[in_support], temperature, same_video[:, in_support]
-    )  # NxD
+    in_support = is_support(cycles.video)
+    neighbor = cycles.neighbors(temperature)  # NxD
     logits = (cycles.query @ cycles.positive.T / temperature).masked_fill(same_video | ~in_support, -torch.inf)  # NxN
     back = (neighbor @ cycles.positive.T).masked_fill(same_video | in_support, -torch.inf)  # NxN
     return CyclePaths(
         logits.softmax(dim=1).numpy(),
         back.numpy(),
         (neighbor * cycles.positive).sum(dim=1).numpy(),
-        closed(cycles, temperature).numpy(),
+        cycles.closed(temperature).numpy(),
     )
 
 
@@ -169,7 +167,7 @@ def _meaning(run: RunReport, cycles: Cycles) -> str:
     which = "held-out videos" if run.health.get("held_out") else "training videos"
     return (
         f"{len(cycles.video):,} cycles on {which}. Each goes from a query to its soft nearest neighbor in a support of "
-        f"{int(supports(cycles.video).sum()):,} frames from half of the other videos, and from there back: it closes "
+        f"{int(is_support(cycles.video).sum()):,} frames from half of the other videos, and from there back: it closes "
         "if the query's positive, another frame of its video (green frame), is nearer than every frame of the other "
         "half. Weights and cosine similarities are those of the projector at temperature "
         f"{run.config.temperature:g}. The network saw crops of the frames shown."

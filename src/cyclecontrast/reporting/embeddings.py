@@ -14,7 +14,7 @@ from sklearn.manifold import TSNE
 from cyclecontrast.config import ReportConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.evaluation.embeddings import Loading, embed_batches
+from cyclecontrast.evaluation.embed import Loading, embed_batches
 from cyclecontrast.evaluation.metrics import Floats, Integers, unit_vectors
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cyclecontrast.config.fields import is_own
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.errors import UserError
-from cyclecontrast.loss.objectives import pick_objective
+from cyclecontrast.methods import METHODS
 from cyclecontrast.reporting.runs import RunReport
 from cyclecontrast.reporting.sprites import Sprite, SpriteSheet, jpeg_url, shortened
-from cyclecontrast.training.open_data import make_pairs
+from cyclecontrast.training.setup import make_dataset
 
 NUM_SHOWN = 60
 NUM_EXTREMES = 5
@@ -106,20 +106,20 @@ def extremes(store: FrameStore) -> list[tuple[str, str]]:
 def view_pairs(run: RunReport) -> ViewSheet:
     """Make the first pairs of views of the run's first epoch again."""
     config, store = run.config, run.store
-    if user_parts := [name for name in (config.augmentation, config.method) if is_own(name)]:
+    if user_parts := [name for name in (config.augmentation, config.method) if is_user_defined(name)]:
         problem = f"The views cannot be shown: the files of a run do not contain the user's {' and '.join(user_parts)}."
         return ViewSheet(run.name, "", [], problem)
-    same_frame = pick_objective(config.method, config.positives, config.own_key_in_support).needs.same_frame
+    same_frame, _ = METHODS[config.method].frames(config)
     views = "Two views of one frame" if same_frame else "Views of two frames of one video"
     meaning = f"{views}, augmented by {config.augmentation}, {config.image_size} × {config.image_size} pixels."
     if store is None:
         return ViewSheet(run.name, meaning, [], run.store_problem)
     try:
-        samples = make_pairs(config, store)
+        dataset = make_dataset(config, store)
         pairs = []
-        for sample in (samples[position] for position in range(min(NUM_PAIRS, store.num_videos))):
+        for sample in (dataset.sample(position) for position in range(min(NUM_PAIRS, store.num_videos))):
             video = shortened(store.video_id(sample.video))
-            query, positive = _view_url(sample.query), _view_url(sample.positive)
+            query, positive = _view_url(sample.views[0]), _view_url(sample.views[1])
             pairs.append(((query, f"query: a view of {video}"), (positive, f"positive: a view of {video}")))
     except UserError as error:
         return ViewSheet(run.name, meaning, [], f"The views of this run cannot be shown: {error}")

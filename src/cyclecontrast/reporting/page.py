@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jinja2
 
 from cyclecontrast.config import AllConfig, EvaluateConfig, PretrainConfig, ReportConfig
-from cyclecontrast.config.fields import is_own
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.record import results_folder
+from cyclecontrast.evaluation.predictions import results_folder
 from cyclecontrast.files import check_folder, replacing
-from cyclecontrast.loss.objectives import learns_from
+from cyclecontrast.methods import learns_from
 from cyclecontrast.reporting import cycles, results
 from cyclecontrast.reporting.curves import INCHES, draw_charts
 from cyclecontrast.reporting.embeddings import (
@@ -91,7 +91,7 @@ def write_report(config: ReportConfig, sections: Sequence[Section] = ()) -> Repo
 
 def after_training(config: PretrainConfig, run: "Run") -> None:
     """Write the page of a finished training from the first process, unless the options say not to."""
-    if config.report and run.tells:
+    if config.report and run.is_first:
         _write_or_warn(run.folder, config.workers, config.device)
 
 
@@ -224,19 +224,19 @@ def _measured_on(run: RunReport) -> str:
 
 def _evaluate_command(run: RunReport) -> str:
     folder = os.path.abspath(run.folder)
-    if is_own(run.config.backbone):  # the command line cannot make a network of the user's
+    if is_user_defined(run.config.backbone):  # the command line cannot make a network of the user's
         return f"cyclecontrast.evaluate('knn', cyclecontrast.load_backbone({folder!r}, network=...), 'LABELED')"
     return f"cyclecontrast evaluate knn {shlex.quote(folder)} LABELED"
 
 
 def _commands(run: RunReport) -> list[tuple[str, str]]:
     folder, config = os.path.abspath(run.folder), run.config
-    has_user_parts = any(is_own(getattr(config, name)) for name in ("backbone", "augmentation", "method"))
+    has_user_parts = any(is_user_defined(getattr(config, name)) for name in ("backbone", "augmentation", "method"))
     again = f"cyclecontrast pretrain --config {shlex.quote(os.path.join(folder, 'config.toml'))} --out AGAIN"
     load = ("Load it in Python", f"cyclecontrast.load_backbone({folder!r}, network=...)")
     export = ("Export it for other tools", f"cyclecontrast export {shlex.quote(folder)}")
     return [
         *([] if has_user_parts else [("Repeat the training", again)]),
         ("Evaluate it on labeled images", _evaluate_command(run)),
-        load if is_own(config.backbone) else export,
+        load if is_user_defined(config.backbone) else export,
     ]

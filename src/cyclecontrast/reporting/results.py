@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cyclecontrast.evaluation.result import Result
+from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.reporting.runs import RunReport
 
 RANDOM = "random weights"

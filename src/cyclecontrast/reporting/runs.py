@@ -11,14 +11,13 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.pretrain import NOT_OF_THE_METHOD, OF_A_MACHINE
+from cyclecontrast.config import MACHINE_SETTINGS, RUNTIME_SETTINGS, PretrainConfig
 from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.remote import Remote
 from cyclecontrast.data.store_files import VIDEO_SCHEMA
 from cyclecontrast.data.table_files import read_table
 from cyclecontrast.errors import UserError, attempt, checked
-from cyclecontrast.evaluation.result import Result
+from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone, noted_fingerprint
 from cyclecontrast.training.run_folder import read_about, read_metrics
@@ -26,7 +25,7 @@ from cyclecontrast.training.verdict import Verdict
 
 REQUIRED = ("versions", "num_videos", "num_frames", "num_single_frame_videos", "num_steps", "device", "precision")
 """Entries of run.json that every page shows."""
-NOT_OF_A_METHOD = (OF_A_MACHINE - {"data"}) | NOT_OF_THE_METHOD | {"seed"}
+NOT_OF_A_METHOD = (MACHINE_SETTINGS - {"data"}) | RUNTIME_SETTINGS | {"seed"}
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,11 @@ def ls(*folders: str | Path, **settings: Any) -> "Listing":
     Raises UserError if a folder does not exist.
     """
     config = checked(ListConfig, {**({"folders": folders} if folders else {}), **settings})
-    from cyclecontrast.runs.tables import list_runs
+    from cyclecontrast.runs.tables import list_runs, print_problems
 
-    return list_runs(config)
+    listing = list_runs(config)
+    print_problems(config, listing)
+    return listing
 
 
 def compare(*runs: str | Path) -> "Comparison":

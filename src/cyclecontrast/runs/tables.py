@@ -19,7 +19,7 @@ from rich.text import Text
 from cyclecontrast.config import CompareConfig, ListConfig
 from cyclecontrast.data.folder_walk import natural_order
 from cyclecontrast.errors import UserError, printable
-from cyclecontrast.evaluation.result import Result
+from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.reporting.results import RANDOM, ResultTable, summarize
 from cyclecontrast.reporting.runs import RunReport, read_files, read_results, read_runs
 

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from cyclecontrast.data.further_views import three_pairs
+from cyclecontrast.data.pairs import FramePairs, collate, load_batches
 
 import cyclecontrast as cc
 from cyclecontrast.data.augment import RECIPES, Crop, Jitter, View, apply_view, cut_view, draw_view
 from cyclecontrast.data.device_augment import finish_views, numbers_of
 from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.further_views import three_pairs
-from cyclecontrast.data.pairs import FramePairs, collate, load_batches
 from cyclecontrast.models.hardware import pick_executor
 from cyclecontrast.reporting.inputs import view_pairs
 from cyclecontrast.reporting.runs import read_run

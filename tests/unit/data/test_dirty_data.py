@@ -16,19 +16,19 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from cyclecontrast.data.further_views import three_pairs
+from cyclecontrast.data.pairs import BadFrame, Batch, FramePairs, load_batches
+from cyclecontrast.training.unreadable import UNREADABLE, Unreadable, read_unreadable
 
 import cyclecontrast as cc
 from cyclecontrast.data import pairs as pairs_module
 from cyclecontrast.data.augment import RECIPES
 from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.further_views import three_pairs
-from cyclecontrast.data.loader_workers import received
-from cyclecontrast.data.pairs import BadFrame, Batch, FramePairs, load_batches
+from cyclecontrast.data.loader import received
 from cyclecontrast.data.patient_read import PAUSES, read_patiently
 from cyclecontrast.data.store_files import FrameRow, shard_path, write_frames, write_settings
+from cyclecontrast.distributed import World
 from cyclecontrast.errors import UserError
-from cyclecontrast.training.distributed import World
-from cyclecontrast.training.unreadable import UNREADABLE, Unreadable, read_unreadable
 from tests.unit.training.test_pretrain import lines_of, run
 
 RECIPE = RECIPES["moco-v2"]
@@ -288,8 +288,8 @@ def test_a_worker_that_is_killed_ends_in_a_line(tmp_path):
 
 def test_reading_that_hangs_ends_in_a_line(tmp_path, monkeypatch):
     """A worker that hears no signal and gives nothing is given up after the longest wait, and is gone then."""
-    monkeypatch.setattr(pairs_module, "QUIET_SECONDS", 0.2)
-    monkeypatch.setattr(pairs_module, "LONGEST_READ", 0.0)
+    monkeypatch.setattr(pairs_module, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(pairs_module, "HANG_SECONDS", 0.0)
     store = FrameStore.open(write_tree(tmp_path / "data"))
     pairs = FramePairs(replace(store, source=Acting(store.source, lambda frame: time.sleep(3600))), RECIPE, 8, 0)
     batches = load_batches(pairs, range(8), 2, 0, 1, 1)
@@ -451,7 +451,7 @@ def test_more_than_the_limit_ends_it(store, views, is_last, ends):
     if not ends:
         unreadable.check(0.1, is_last)
         return
-    with pytest.raises(UserError, match=r"more than --most-unreadable 0\.1: frame 0 of v0: broken; mend") as caught:
+    with pytest.raises(UserError, match=r"more than --max-unreadable 0\.1: frame 0 of v0: broken; mend") as caught:
         unreadable.check(0.1, is_last)
     one_line(caught)
 
@@ -503,7 +503,7 @@ BROKEN = {(0, 1), (2, 0), (2, 1), (2, 2), (6, 0)}
 @pytest.mark.parametrize("workers", [0, 4])
 def test_a_training_names_what_it_could_not_read(tmp_path, capsys, workers):
     """Interrupted and resumed, a run with broken frames has the metrics, counts and names of an uninterrupted one."""
-    data, options = write_tree(tmp_path / "data", BROKEN), {"steps": 6, "checkpoint_every": 3, "most_unreadable": 1.0}
+    data, options = write_tree(tmp_path / "data", BROKEN), {"steps": 6, "checkpoint_every": 3, "max_unreadable": 1.0}
     whole = run(data, tmp_path / "whole", **options)
     assert whole.metrics["replaced_frames"] > 0
     told = capsys.readouterr().err
@@ -533,14 +533,14 @@ def test_a_training_names_what_it_could_not_read(tmp_path, capsys, workers):
 def test_a_training_of_which_too_much_is_unreadable_stops(tmp_path):
     """Over the limit a run stops with a line and a checkpoint, again when resumed; with a higher limit it goes on."""
     data = write_tree(tmp_path / "data", BROKEN)
-    told = r"show another frame than was drawn.*more than --most-unreadable 0\.1: frame .*--resume"
+    told = r"show another frame than was drawn.*more than --max-unreadable 0\.1: frame .*--resume"
     with pytest.raises(UserError, match=told) as caught:
         run(data, tmp_path / "run", steps=4)
     one_line(caught)
     for _ in range(2):
         with pytest.raises(UserError, match=told):
             cc.pretrain(resume=tmp_path / "run")
-    done = cc.pretrain(resume=tmp_path / "run", most_unreadable=0.9)
+    done = cc.pretrain(resume=tmp_path / "run", max_unreadable=0.9)
     assert [row["step"] for row in lines_of(done.folder)] == [1, 2, 3, 4]
 
 

@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat, savemat
 
+import cyclecontrast as cc
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.data.labeled import LabeledImages
 from cyclecontrast.data.labels.mat_file import MOST_BYTES, read_records
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation import evaluate, knn
+from cyclecontrast.evaluation.knn import Knn
 
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
@@ -225,13 +226,13 @@ def test_a_list_is_known_by_what_it_chooses(tmp_path):
     for name, numbers in texts.items():
         (tmp_path / name).write_text("\n".join(wnid(number) for number in numbers))
         settings = {"image_size": 8, "workers": 0, "device": "cpu", "k": (1,), "out": tmp_path / "out"}
-        result = evaluate("knn", "random:resnet10-small-w8", root, classes=tmp_path / name, **settings)
+        result = cc.evaluate("knn", "random:resnet10-small-w8", root, classes=tmp_path / name, **settings)
         keys[name] = result.about.key
         assert result.per_item["classes"] == sorted(wnid(number) for number in numbers)
     assert keys["one"] == keys["other"] != keys["third"]
     one = class_list(tmp_path, wnid(0))
     with pytest.raises(UserError, match="holds one class"):
-        knn.open_data(KnnConfig(model="m", data=root, classes=one))
+        Knn(KnnConfig(model="m", data=root, classes=one)).open()
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "RGB", "P", "RGBA", "LA", "I;16"])

@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from cyclecontrast.data.further_views import no_further, other_half, query_again, three_pairs
+from cyclecontrast.data.pairs import Batch, FramePairs, collate, load_batches, video_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cyclecontrast.data import pairs as module
 from cyclecontrast.data.augment import RECIPES, draw_view, smallest_crop
 from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.further_views import no_further, other_half, query_again, three_pairs
 from cyclecontrast.data.images import decode_image
-from cyclecontrast.data.pairs import Batch, FramePairs, collate, load_batches, video_at
 from cyclecontrast.errors import UserError
 
 RECIPE = RECIPES["moco-v2"]

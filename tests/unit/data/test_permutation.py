@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from cyclecontrast.data.pairs import video_at
+from cyclecontrast.data.permutation import NUM_ROUNDS, draw_keys, shuffled
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from cyclecontrast.data import permutation
-from cyclecontrast.data.pairs import video_at
-from cyclecontrast.data.permutation import NUM_ROUNDS, draw_keys, shuffled
 
 MANY = 8_000
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import fsspec
 import pytest
 import torch
+from cyclecontrast.data.pairs import FramePairs, load_batches
 
 import cyclecontrast as cc
 from cyclecontrast.cli import main
@@ -24,7 +25,6 @@ from cyclecontrast.config import EmbedConfig, PrepareConfig, PretrainConfig
 from cyclecontrast.data import patient_read, remote
 from cyclecontrast.data.augment import RECIPES
 from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.pairs import FramePairs, load_batches
 from cyclecontrast.data.patient_read import read_patiently
 from cyclecontrast.errors import UserError, checked
 from tests import make_videos as make

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cyclecontrast.data.permutation import draw_keys, shuffled
 
 from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.permutation import draw_keys, shuffled
 from tests.make_index import make_index
 
 SMAPS = Path("/proc/self/smaps")

@@ -9,7 +9,7 @@ import pytest
 from cyclecontrast.data.sequences.got10k import open_got10k
 from cyclecontrast.data.sequences.otb import open_otb
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.tracking.open_data import open_sequences
+from cyclecontrast.evaluation.tracking.data import open_sequences
 
 FOLDERS = """
 Basketball Biker Bird1 Bird2 BlurBody BlurCar1 BlurCar2 BlurCar3 BlurCar4 BlurFace BlurOwl Board Bolt Bolt2 Box Boy

@@ -8,19 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-
-import cyclecontrast as cc
-from cyclecontrast.config import PretrainConfig
 from cyclecontrast.config.seal import sealed
-from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.errors import UserError, checked
-from cyclecontrast.models.backbone import make_backbone
-from cyclecontrast.models.checkpoint import load_backbone
-from cyclecontrast.training import run_folder
-from cyclecontrast.training.checkpoints import save_checkpoint
-from cyclecontrast.training.distributed import World
-from cyclecontrast.training.health import Measured, Watched, measure_health, steps_between, watch
 from cyclecontrast.training.health_metrics import (
     Retrieval,
     alignment,
@@ -29,13 +17,25 @@ from cyclecontrast.training.health_metrics import (
     same_video_recall,
     uniformity,
 )
-from cyclecontrast.training.monitor import read_verdict
 from cyclecontrast.training.open_data import make_health_pairs, make_pairs, split_videos
-from cyclecontrast.training.presets import DataSize, Machine, resolve
-from cyclecontrast.training.pretrain import pretrain
-from cyclecontrast.training.progress import _tell
 from cyclecontrast.training.train_step import train_step
 from cyclecontrast.training.training import Hardware, make_training, state_of
+from safetensors.torch import load_file
+
+import cyclecontrast as cc
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.distributed import World
+from cyclecontrast.errors import UserError, checked
+from cyclecontrast.models.backbone import make_backbone
+from cyclecontrast.models.checkpoint import load_backbone
+from cyclecontrast.training import run_folder
+from cyclecontrast.training.auto_settings import DataSize, Machine, resolve
+from cyclecontrast.training.checkpoints import save_checkpoint
+from cyclecontrast.training.health import Measured, Watched, measure_health, steps_between, watch
+from cyclecontrast.training.monitor import read_verdict
+from cyclecontrast.training.pretrain import pretrain
+from cyclecontrast.training.progress import _tell
 from cyclecontrast.training.verdict import Known, best_step, chosen_step, is_more, judge
 from tests import make_videos as make
 
@@ -397,7 +397,7 @@ def test_few_videos_are_judged_without_cycles(tree, tmp_path):
     assert not any("health_cycle_closed" in row for row in lines_of(done.folder))
     assert json.loads((done.folder / "run.json").read_text())["health"]["cycle_chance"] is None
     page = cc.report(done.folder).path.read_text()
-    assert "by way of half of the other videos" not in page
+    assert "through half of the other videos" not in page
     assert "Rank (RankMe)" in page
 
 
@@ -412,7 +412,7 @@ def test_a_run_from_before_errors_were_written_is_shown(tree, tmp_path):
     health = run_folder.read_about(older)["health"]
     del health["at_start"]["health_same_video_error"]
     run_folder.change_about(older, health=health)
-    assert "Same video found" in cc.report(older).path.read_text()
+    assert "Same-video retrieval" in cc.report(older).path.read_text()
     assert cc.pretrain(resume=older).verdict.word == whole.verdict.word
 
 
