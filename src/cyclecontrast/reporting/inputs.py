@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from cyclecontrast.config.types import is_user_defined
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods import METHODS
 from cyclecontrast.reporting.runs import RunReport

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cyclecontrast.config import CompareConfig, ListConfig
-from cyclecontrast.data.folder_walk import natural_order
+from cyclecontrast.data.folders import natural_order
 from cyclecontrast.errors import UserError, printable
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.reporting.results import RANDOM, ResultTable, summarize

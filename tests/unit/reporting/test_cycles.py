@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cyclecontrast as cc
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.reporting.cycles import MAX_STAGES, choose, explore, follow
 from cyclecontrast.reporting.runs import read_run
 from cyclecontrast.training.health import Cycles, is_support

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.reporting.inputs import contact_sheet, list_inputs, view_pairs
 from cyclecontrast.reporting.runs import read_run
 from cyclecontrast.reporting.sprites import SpriteSheet

@@ -246,6 +246,6 @@ def test_what_cannot_be_compared(made, tmp_path):
 
 def test_the_data_are_not_needed(made, monkeypatch):
     """The training data may be gone or far away: they are not opened."""
-    monkeypatch.setattr("cyclecontrast.data.frames.FrameStore.open", lambda root: pytest.fail("opened"))
+    monkeypatch.setattr("cyclecontrast.data.store.FrameStore.open", lambda root: pytest.fail("opened"))
     assert len(cc.runs.ls(made).runs) == 3
     assert len(cc.runs.compare(made / "other3", made / "a" / "one1").runs) == 2
