@@ -103,8 +103,8 @@ def _network(value: object) -> Backbone:
         return Backbone(value, f"{USER_PREFIX}{type(value).__name__}", UNKNOWN_DIM)
     if not is_user_defined(value.name):
         raise UserError(
-            f"backbone: name a Backbone of your own {USER_PREFIX}<name>, not {value.name!r}; to start from the weights of "
-            "a model use init"
+            f"backbone: name a Backbone of your own {USER_PREFIX}<name>, not {value.name!r}; to start from the "
+            "weights of a model use init"
         )
     return value
 
