@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 
 import cv2
 import numpy as np
-from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo, Result
 
 from cyclecontrast.config import PretrainConfig, ReportConfig
+from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import fingerprint, save_backbone
 from cyclecontrast.reporting.curves import METRICS

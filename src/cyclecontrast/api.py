@@ -64,8 +64,8 @@ def pretrain(
     """Train a backbone on unlabeled videos. Raises UserError.
 
     Instead of a name, `backbone` takes a network: images (batch, 3, h, w) → vectors (batch, dim) or a map;
-    `augmentation` a function: (frame, numpy generator, side) → view; and `method` a subclass of `Method`. To resume
-    such a run, pass them again.
+    `augmentation` a function (frame, numpy generator, side) → view; and `method` a subclass of `Method`. To resume such
+    a run, pass them again.
     """
     chosen = {"data": data, "backbone": backbone, "augmentation": augmentation, "method": method}
     options |= {name: value for name, value in chosen.items() if value is not None}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cyclecontrast.training.open_data import make_pairs
 
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.reporting.inputs import contact_sheet, list_inputs, view_pairs
 from cyclecontrast.reporting.runs import read_run
 from cyclecontrast.reporting.sprites import SpriteSheet

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import EmbedConfig, PrepareConfig, SearchConfig
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.prepare import prepare
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import embed
 from cyclecontrast.evaluation.metrics import unit_vectors

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-from cyclecontrast.training.open_data import split_videos
-from cyclecontrast.training.opening import unread_options
 
 from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.training.auto_settings import DataSize, Machine, auto_settings, resolve
+from cyclecontrast.training.setup import split_videos, unread_options
 
 BASE = {"data": Path("d"), "out": Path("o")}
 
