@@ -11,7 +11,6 @@ from collections import Counter
 import pytest
 
 import cyclecontrast as cc
-from cyclecontrast.api import RUNS
 from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError
 from cyclecontrast.runs import tables
@@ -247,19 +246,6 @@ def test_what_cannot_be_compared(made, tmp_path):
 
 def test_the_data_are_not_needed(made, monkeypatch):
     """The training data may be gone or far away: they are not opened."""
-    monkeypatch.setattr("cyclecontrast.data.frames.FrameStore.open", lambda root: pytest.fail("opened"))
+    monkeypatch.setattr("cyclecontrast.data.store.FrameStore.open", lambda root: pytest.fail("opened"))
     assert len(cc.runs.ls(made).runs) == 3
     assert len(cc.runs.compare(made / "other3", made / "a" / "one1").runs) == 2
-
-
-@pytest.mark.parametrize("verb", RUNS)
-def test_help(verb, capsys):
-    """The overview names `runs`, its own help the verbs, and theirs each option."""
-    shown = []
-    for words in (["--help"], ["runs", "--help"], ["runs", verb, "--help"]):
-        assert main(words) == 0
-        shown.append(capsys.readouterr().out)
-    assert "runs " in shown[0]
-    assert all(f"  {name} " in shown[1] for name in RUNS)
-    for name, field in RUNS[verb].config.model_fields.items():
-        assert (name.upper() if name in RUNS[verb].positional else f"--{field.alias or name}") in shown[2]
