@@ -13,17 +13,9 @@ SOURCE = Path(cyclecontrast.__file__).parent
 FLOORS = (
     ("config",),
     ("errors",),
-<<<<<<< HEAD
     ("files", "versions", "charts", "distributed"),
-    ("data",),
-    ("models",),
-    ("loss",),
-=======
-    ("files", "versions", "charts"),
     ("data", "loss"),
     ("models",),
-    ("distributed",),
->>>>>>> refs/heads/cli
     ("methods",),
     ("training",),
     ("evaluation",),
