@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyclecontrast.data.decode import Clock, Scaler, VideoError, decode_frames, open_video
+from cyclecontrast.data.decode import Clock, Scaler, VideoError, open_video
 from cyclecontrast.data.folders import find_videos
 from cyclecontrast.data.frame_sampling import EveryKth, Keyframes, PerSecond, SpreadEvenly
 from tests import make_videos as make
@@ -27,7 +27,8 @@ MANY_PIXELS = 10_000_000
 
 def decode(path, policy, size=256, max_pixels=MANY_PIXELS):
     """All picked frames."""
-    return list(decode_frames(path, policy, size, max_pixels))
+    with open_video(path, max_pixels) as video:
+        return list(video.frames(policy, size))
 
 
 def numbers_and_times(path, policy):

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cyclecontrast.data.tracking_sequences import open_got10k, open_otb
+from cyclecontrast.data.tracking_sequences import from_official_start, open_got10k, open_otb
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.tracking.open_data import open_sequences
 
@@ -122,7 +122,7 @@ def test_tiger1_both_ways(tmp_path):
     for name in ("Tiger1", "Tiger2"):
         write_sequence(tmp_path, name, range(1, 355))
     assert [len(sequence) for sequence in open_otb(tmp_path).sequences] == [354, 354]
-    tiger, other = open_otb(tmp_path, official_tiger1=True).sequences
+    tiger, other = map(from_official_start, open_otb(tmp_path).sequences)
     assert (len(tiger), tiger.files[0], tiger.boxes[0, 0], len(other)) == (349, "0006.jpg", 6, 354)
     assert len(tiger.boxes) == 349
 
