@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.pairs import Batch
+from cyclecontrast.data.dataset import Batch
 from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device, pick_precision
 from cyclecontrast.training import run_folder
-from cyclecontrast.training.distributed import World
-from cyclecontrast.training.presets import DataSize, Machine, resolve
+from cyclecontrast.distributed import World
+from cyclecontrast.training.auto_settings import DataSize, Machine, resolve
 from cyclecontrast.training.run import keep
 from cyclecontrast.training.train_step import train_step
 from cyclecontrast.training.training import Hardware, make_training

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.evaluation.embeddings import Loading, embed_images, frozen
+from cyclecontrast.evaluation.embed import Loading, embed_images, frozen
 from cyclecontrast.evaluation.image_batches import StoreImages
-from cyclecontrast.evaluation.unfinished import Unfinished
+from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import Backbone, make_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device, pick_workers
 
@@ -81,7 +81,7 @@ def measure(backbone: Backbone, images: StoreImages, loading: Loading, repeats: 
     """Time both in turns, after one of each that does not count, and print the ratio."""
     rates: dict[str, list[float]] = {"bare": [], "ours": []}
     for turn in range(repeats + 1):
-        unfinished = Unfinished(folder / f"unfinished{turn}")
+        unfinished = ResumeCache(folder / f"unfinished{turn}")
         rates["bare"].append(rate(len(images), forward_pass, backbone, len(images), loading))
         rates["ours"].append(rate(len(images), embed_images, backbone, images, loading, "embedding", unfinished))
     print(

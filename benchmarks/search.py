@@ -26,10 +26,9 @@ import pyarrow.parquet as pq
 from _turns import Work, parser_of, print_table, ratio, take_turns, timed
 
 from cyclecontrast.evaluation.embed import ROWS_PER_GROUP
-from cyclecontrast.evaluation.metrics import Floats, unit_vectors
-from cyclecontrast.searching.engines import Engine, make_engine, sorted_into_cells
+from cyclecontrast.evaluation.metrics import Floats, Integers, unit_vectors
 from cyclecontrast.searching.index import FrameIndex
-from cyclecontrast.searching.nearest import Nearest, Wanted, allowed_rows
+from cyclecontrast.searching.nearest import LoadedVectors, allowed_rows, load_vectors
 
 FRAMES_PER_VIDEO, TOP = 100, 24
 NUMPY, EXACT, SPREAD, FAISS = "numpy, unordered", "exact", "exact, 2 of each video at most", "faiss"
@@ -56,9 +55,9 @@ def plain(vectors: Floats, query: Floats) -> object:
     return np.argpartition(vectors @ query, -TOP)[-TOP:]
 
 
-def ask(engine: Engine, index: FrameIndex, row: int, per_video: int | None = None) -> Nearest:
-    """Find the frames most like one, as the server does."""
-    return engine.find(engine.vectors[row], index.video, Wanted(TOP, per_video, allowed_rows(index.video, row, False)))
+def search(loaded: LoadedVectors, row: int, per_video: int | None = None) -> Integers:
+    """Find the frames most similar to one, as the server does."""
+    return loaded.search(loaded.vectors[row], allowed_rows(loaded.videos, row, False), TOP, per_video)[0]
 
 
 def of_any(rows: Iterator[int], action: Callable[[int], object]) -> Work:
@@ -66,12 +65,10 @@ def of_any(rows: Iterator[int], action: Callable[[int], object]) -> Work:
     return timed(lambda: action(next(rows)))
 
 
-def recall(index: FrameIndex, exact: Engine, other: Engine, rows: Iterator[int]) -> float:
-    """Return the part of the nearest that another search finds."""
-    asked = [next(rows) for _ in range(20)]
-    return statistics.mean(
-        float(np.isin(ask(exact, index, row).rows, ask(other, index, row).rows).mean()) for row in asked
-    )
+def recall(exact: LoadedVectors, other: LoadedVectors, rows: Iterator[int]) -> float:
+    """Return the fraction of the nearest that another search finds."""
+    queries = [next(rows) for _ in range(20)]
+    return statistics.mean(float(np.isin(search(exact, row), search(other, row)).mean()) for row in queries)
 
 
 def run_command(path: Path) -> None:
@@ -102,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         before, began = own_mb(), time.perf_counter()
         index = FrameIndex.open(path)
-        exact = make_engine(index, by_faiss=False)
+        exact = load_vectors(index, use_faiss=False)
         loaded = time.perf_counter() - began
     added = f"{own_mb() - before:,.0f}"
     print()
@@ -110,16 +107,18 @@ def main(arguments: list[str] | None = None) -> None:
     rows = iter(np.random.default_rng(1).integers(0, asked.frames, 10_000).tolist())
     works = {
         NUMPY: of_any(rows, lambda row: plain(exact.vectors, exact.vectors[row])),
-        EXACT: of_any(rows, lambda row: ask(exact, index, row)),
-        SPREAD: of_any(rows, lambda row: ask(exact, index, row, per_video=2)),
+        EXACT: of_any(rows, lambda row: search(exact, row)),
+        SPREAD: of_any(rows, lambda row: search(exact, row, per_video=2)),
     }
     found = {NUMPY: 1.0, EXACT: 1.0, SPREAD: 1.0}
     if importlib.util.find_spec("faiss") is not None:
+        from cyclecontrast.evaluation.retrieval import make_faiss_index
+
         began = time.perf_counter()
-        approximate = sorted_into_cells(exact.vectors)
-        print(f"\n{approximate.line}; built in {time.perf_counter() - began:.0f} s")
-        works[FAISS] = of_any(rows, lambda row: ask(approximate, index, row))
-        found[FAISS] = recall(index, exact, approximate, rows)
+        approximate = LoadedVectors(exact.vectors, exact.videos, make_faiss_index(exact.vectors))
+        print(f"\n{approximate.description}; built in {time.perf_counter() - began:.0f} s")
+        works[FAISS] = of_any(rows, lambda row: search(approximate, row))
+        found[FAISS] = recall(exact, approximate, rows)
     costs = take_turns(works, asked.repetitions)
     print()
     columns = ["a query of the server", "seconds", "goal", "/ numpy", f"of the {TOP} nearest"]

@@ -14,10 +14,7 @@ import torch
 from _turns import seconds
 
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.evaluation.tracking.dense_features import DenseFeatures
-from cyclecontrast.evaluation.tracking.head import make_head
-from cyclecontrast.evaluation.tracking.presets import RELEASE, SEARCH_SIZE
-from cyclecontrast.evaluation.tracking.siamfc import SCALES, SiamFC
+from cyclecontrast.evaluation.tracking.siamfc import RELEASE, SCALES, SEARCH_SIZE, DenseFeatures, SiamFC, make_head
 from cyclecontrast.models.backbone import make_backbone
 
 WARM_UP = 2
@@ -40,7 +37,7 @@ def synthetic_frames(num_frames: int) -> list[Pixels]:
 def main(name: str = "resnet18", num_frames: str = "20", device_name: str = "cpu") -> None:
     """Print the median of both and their ratio."""
     device = torch.device(device_name)
-    features = DenseFeatures.of(make_backbone(name), device)
+    features = DenseFeatures(make_backbone(name), device)
     head = make_head(features.backbone.dim, RELEASE, seed=0).eval()
     tracker = SiamFC(features, head, RELEASE.exemplar_size)
     frames = synthetic_frames(int(num_frames) + WARM_UP)

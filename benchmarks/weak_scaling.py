@@ -27,7 +27,7 @@ from _ours import Steps, make_store, open_ours, seconds_of_the_next, steps_of
 from _turns import Costs, parser_of, print_table, ratio, take_turns
 
 from cyclecontrast.models.hardware import limited_threads, num_cores
-from cyclecontrast.training.distributed import ALONE, World, average, joined_world, largest
+from cyclecontrast.distributed import ALONE, World, average, joined_world, largest
 
 CPU = torch.device("cpu")
 NUM_PROCESSES = 2

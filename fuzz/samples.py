@@ -1,7 +1,5 @@
 """Valid data of every kind, small and made in code: what the fuzzers begin with. A folder for each variant."""
 
-import json
-import random
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -294,30 +292,3 @@ def masks(root: Path) -> None:
             image_file(root / "davis" / "JPEGImages" / "480p" / name / f"{number:05d}.jpg", number)
             mask_file(root / "davis" / "Annotations" / "480p" / name / f"{number:05d}.png", (0, 1, 2))
     text_file(root / "davis" / "ImageSets" / "2017" / "val.txt", ("bear", "dog"))
-
-
-def records(root: Path) -> None:
-    """Evaluate a model, so that records and results are there to be read again."""
-    import cyclecontrast as cc
-
-    class_folders(root / ".labeled")
-    boxes(root / ".boxes")
-    masks(root / ".masks")
-    shutil.copytree(root / ".boxes" / "otb", root / ".otb")
-    common = {"model": f"random:{MODEL}", "workers": 0, "device": "cpu"}
-    cc.evaluate("knn", data=root / ".labeled", out=root / "knn", k=(1, 2), image_size=16, **common)
-    cc.evaluate("tracking", data=root / ".otb", out=root / "tracking", tracker="identity", **common)
-    cc.evaluate("propagation", data=root / ".masks" / "davis", out=root / "propagation", **common)
-
-
-def unfinished(root: Path) -> None:
-    """Keep two parts of an evaluation that was stopped: arrays, and the state of a training."""
-    import torch
-
-    from cyclecontrast.evaluation.unfinished import Unfinished
-
-    rng = random.Random(0)
-    parts = Unfinished(root / "parts")
-    parts.arrays("embedded", lambda: {"vectors": np.full((3, 4), rng.random()), "problems": np.array(["a", "b"])})
-    parts.save_state("epoch", {"weights": {"w": torch.ones(3, 4)}, "epoch": 3, "losses": [0.5, 0.25], "name": "a"})
-    (root / "parts" / "about.json").write_text(json.dumps({"epoch": 3}))

@@ -143,7 +143,7 @@ def read_model(folder: Path) -> None:
     """Load a backbone, and see that it gives finite numbers."""
     import torch
 
-    from cyclecontrast.evaluation.finite import check_finite
+    from cyclecontrast.evaluation.embed import check_finite
     from cyclecontrast.models.checkpoint import load_backbone
 
     files = [path for path in folder.iterdir() if path.suffix in (".pth", ".safetensors")]
@@ -214,15 +214,14 @@ def read_labels(folder: Path) -> None:
 
 def read_boxes(folder: Path) -> None:
     """Open sequences, or the boxes of other trackers; there is a finite box for each frame."""
-    from cyclecontrast.evaluation.tracking.open_data import open_sequences
-    from cyclecontrast.evaluation.tracking.records import visible_frames
-    from cyclecontrast.evaluation.tracking.toolkit_files import read_results, trackers_in
+    from cyclecontrast.evaluation.tracking.data import open_sequences
+    from cyclecontrast.evaluation.tracking.scores import read_results, trackers_in, visible_frames
 
     if folder.name == "results":
         for tracker in trackers_in(folder):
-            found = read_results(tracker, {"Car": 3, "David": 3}, {})
-            assert all(boxes.shape == (3, 4) and np.isfinite(boxes).all() for boxes in found.boxes.values())
-            _tell(found.problems)
+            found, problems = read_results(tracker, {"Car": 3, "David": 3}, {})
+            assert all(boxes.shape == (3, 4) and np.isfinite(boxes).all() for boxes in found.values())
+            _tell(problems)
         return
     opened = open_sequences(folder)
     for sequence in opened.sequences:
@@ -255,35 +254,6 @@ def read_masks(folder: Path) -> None:
         _tell(davis.problems)
 
 
-def read_record(folder: Path) -> None:
-    """Read results, and score records again as `--score-only` does; metrics are finite."""
-    from cyclecontrast.config import KnnConfig, PropagationConfig, TrackingConfig
-    from cyclecontrast.evaluation.record import find_records
-    from cyclecontrast.evaluation.registry import find_protocol
-    from cyclecontrast.evaluation.result import Result
-
-    config = {"knn": KnnConfig, "tracking": TrackingConfig, "propagation": PropagationConfig}[folder.name]
-    for path in sorted(folder.glob("*.json")):
-        result = Result.load(path)
-        assert all(math.isfinite(value) for value in result.metrics.values())
-        assert str(result)
-    for record in find_records(folder, folder.name):
-        made = find_protocol(folder.name).load().score(record, config.model_validate({"model": "m", "data": "d"}))
-        assert all(math.isfinite(value) for value in made.metrics.values())
-
-
-def read_unfinished(folder: Path) -> None:
-    """Find the parts of an evaluation that was stopped; what is damaged is made anew."""
-    from cyclecontrast.evaluation.unfinished import Unfinished
-
-    parts = Unfinished(folder)
-    with parts.alone():
-        made = parts.arrays("embedded", lambda: {"vectors": np.zeros((3, 4))})
-        assert all(not array.dtype.hasobject for array in made.values())
-        state = parts.load_state("epoch")
-        assert state is None or isinstance(state, dict)
-
-
 TARGETS = {
     target.name: target
     for target in (
@@ -298,7 +268,5 @@ TARGETS = {
         Target("labels", samples.labels, read_labels),
         Target("boxes", samples.boxes, read_boxes),
         Target("masks", samples.masks, read_masks),
-        Target("records", samples.records, read_record),
-        Target("unfinished", samples.unfinished, read_unfinished),
     )
 }

@@ -23,21 +23,24 @@ import torch
 from torch import Tensor, nn
 
 from cyclecontrast.config import KnnConfig, LinearConfig, PretrainConfig
-from cyclecontrast.data.pairs import Batch, load_batches
+from cyclecontrast.data.dataset import Batch
+from cyclecontrast.data.loader import load_batches
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE, make_data
 from cyclecontrast.errors import checked
-from cyclecontrast.evaluation import evaluate_config
+from cyclecontrast.evaluation.runner import evaluate
 from cyclecontrast.loss.attention import log_sum_exp
 from cyclecontrast.loss.losses import soft_nearest_neighbor
-from cyclecontrast.loss.objectives import cycle_only, intra_video, measure, split_candidates
-from cyclecontrast.loss.step import Losses, Step, own_in
+from cyclecontrast.loss.objectives import cycle_only, intra_video, split_candidates
+from cyclecontrast.data.clips import measure
+from cyclecontrast.loss.step import Step, own_in
+from cyclecontrast.methods.method import Losses
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_precision, pick_workers
-from cyclecontrast.training.distributed import World
+from cyclecontrast.distributed import World
 from cyclecontrast.training.open_data import make_pairs, size_of
-from cyclecontrast.training.presets import Machine, resolve
+from cyclecontrast.training.auto_settings import Machine, resolve
 from cyclecontrast.training.pretrain import num_steps
 from cyclecontrast.training.train_step import train_step
 from cyclecontrast.training.training import Hardware, Training, make_training, restore, state_of
@@ -137,14 +140,14 @@ def train_first(training: Training, batches: Iterable[Batch], steps: range, prep
         return train(training, batches, steps, VARIANTS["cycle, λ 1"])
 
 
-def evaluate(training: Training, labeled: Path) -> tuple[float, float]:
+def evaluate_training(training: Training, labeled: Path) -> tuple[float, float]:
     """Return the accuracies by kNN and by a linear probe."""
     with tempfile.TemporaryDirectory() as folder:
         save_backbone(training.encoder.backbone.eval(), Path(folder))
         training.encoder.backbone.train()
         asked = {"model": folder, "data": labeled, "out": Path(folder) / "results", "image_size": IMAGE_SIZE}
-        knn = evaluate_config("knn", checked(KnnConfig, asked | {"k": (20,)}))
-        linear = evaluate_config("linear", checked(LinearConfig, asked | {"probe": "lbfgs"}))
+        knn = evaluate("knn", checked(KnnConfig, asked | {"k": (20,)}), alone=True)
+        linear = evaluate("linear", checked(LinearConfig, asked | {"probe": "lbfgs"}), alone=True)
     return knn.metrics["top1_k20"], linear.metrics["top1"]
 
 
@@ -166,7 +169,7 @@ def study(config: PretrainConfig, labeled: Path, start: float, prepare: bool, na
     for name in names:
         restore(training, state)
         closed = train(training, batches(rest), rest, VARIANTS[name])
-        knn, linear = evaluate(training, labeled)
+        knn, linear = evaluate_training(training, labeled)
         found = f"kNN {knn:.1%}  linear {linear:.1%}  cycles closed {closed:.1%}"
         print(f"seed {config.seed}  {name:<23} {found}", flush=True)
 

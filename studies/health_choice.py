@@ -17,17 +17,17 @@ from scipy.stats import spearmanr
 
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.pairs import load_batches
+from cyclecontrast.data.loader import load_batches
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE, make_data
 from cyclecontrast.errors import UserError
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_precision, pick_workers
-from cyclecontrast.training.distributed import World
+from cyclecontrast.distributed import World
 from cyclecontrast.training.health import measure_health, watch
 from cyclecontrast.training.open_data import make_health_pairs, make_pairs, size_of
-from cyclecontrast.training.presets import Machine, resolve
+from cyclecontrast.training.auto_settings import Machine, resolve
 from cyclecontrast.training.train_step import train_step
 from cyclecontrast.training.training import Hardware, make_training
 from cyclecontrast.training.verdict import Known, Row, chosen_step

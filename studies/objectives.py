@@ -22,7 +22,7 @@ from cyclecontrast.loss.objectives import OBJECTIVES
 SPEC = SyntheticSpec()
 NUM_INSTANCES = SPEC.num_categories * SPEC.num_test_per_category
 OPTIONS: dict[str, dict[str, Any]] = {
-    "cycle-only": {"own_key_in_support": True},
+    "cycle-only": {"query_frame_in_support": True},
     "byol": {"positives": "video"},
     "simsiam": {"positives": "video"},
 }

@@ -21,7 +21,7 @@ import cv2
 import cyclecontrast as cc
 from cyclecontrast.config import AllConfig
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.evaluation.everything import evaluate_all
+from cyclecontrast.evaluation.suite import evaluate_all
 
 OBJECTIVES = ("intra-image", "intra-video", "cycle")
 FRAMES = ("video_frames/*/frames/*/*", "tracking/otb/*/img", "tracking/got10k/val/*", "davis/JPEGImages/480p/*")

@@ -1,17 +1,18 @@
 """From a folder of unlabeled videos to an image backbone, by cross-video cycle-consistency.
 
-The commands are functions of the same names: `cyclecontrast.pretrain("videos", out="run")`. Nothing heavy is imported
-before it is used.
+The commands are functions of the same names: `cyclecontrast.pretrain("videos", out="run")`. PyTorch is imported when it
+is needed.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cyclecontrast import runs
+from cyclecontrast.api import demo, embed, evaluate, export, prepare, pretrain, report, search, sweep
+from cyclecontrast.errors import UserError
+
 if TYPE_CHECKING:
-    from cyclecontrast import runs
-    from cyclecontrast.api import demo, embed, evaluate, export, prepare, pretrain, report, search, sweep
-    from cyclecontrast.errors import UserError
-    from cyclecontrast.loss.step import Losses, Needs, Objective, Step
+    from cyclecontrast.methods import Losses, Method
     from cyclecontrast.models.backbone import Backbone
     from cyclecontrast.models.checkpoint import load_backbone
 
@@ -19,9 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Backbone",
     "Losses",
-    "Needs",
-    "Objective",
-    "Step",
+    "Method",
     "UserError",
     "demo",
     "embed",
@@ -35,12 +34,10 @@ __all__ = [
     "search",
     "sweep",
 ]
-
-_HOMES = {
-    "UserError": "cyclecontrast.errors",
+_IMPORTED_WHEN_USED = {
     "Backbone": "cyclecontrast.models.backbone",
     "load_backbone": "cyclecontrast.models.checkpoint",
-    **dict.fromkeys(("Losses", "Needs", "Objective", "Step"), "cyclecontrast.loss.step"),
+    **dict.fromkeys(("Losses", "Method"), "cyclecontrast.methods"),
 }
 
 
@@ -49,8 +46,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "runs":
-        return importlib.import_module(f"cyclecontrast.{name}")
-    if name in __all__:
-        return getattr(importlib.import_module(_HOMES.get(name, "cyclecontrast.api")), name)
-    raise AttributeError(f"module 'cyclecontrast' has no attribute {name!r}")
+    if name not in _IMPORTED_WHEN_USED:
+        raise AttributeError(f"module 'cyclecontrast' has no attribute {name!r}")
+    return getattr(importlib.import_module(_IMPORTED_WHEN_USED[name]), name)

@@ -1,16 +1,58 @@
-"""The way in for `cyclecontrast`, `python -m cyclecontrast` and torchrun."""
+"""The entry point of `cyclecontrast`, `python -m cyclecontrast` and torchrun."""
 
+import contextlib
+import os
 import signal
 import sys
+from types import FrameType
+from typing import Any, TextIO, cast
 
-from cyclecontrast.unfailing_stderr import guard_stderr
+
+class _UnfailingStream:
+    """A stream that ignores errors of writing."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+def guard_stderr() -> None:
+    """Let days of work continue if standard error fails: a closed pipe, a full disk, or none at all."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the free number, which would go to a data file otherwise
+    stream = sys.stderr or os.fdopen(2, "w", closefd=False)
+    sys.stderr = cast(TextIO, _UnfailingStream(stream))
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; during an import, which it would break, end the process instead."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"interrupted\n")
+            os._exit(128 + number)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def run() -> int:
-    """Import the door and go through it; Ctrl-C ends the imports without a word, which an exception would break."""
+    """Run the command line; returns the exit code."""
     guard_stderr()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, interrupt)
     from cyclecontrast.cli import main
 
     return main()

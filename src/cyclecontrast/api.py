@@ -1,167 +1,56 @@
-"""The commands as functions with the same names and options; each imports what it needs when it is called."""
+"""The commands as Python functions: `cyclecontrast.pretrain("videos", out="run")`.
 
-import importlib
+A function takes the options of the command with its name (`cyclecontrast pretrain --help` lists them, `PretrainConfig`
+defines them), checks them, and only then imports what it needs.
+"""
+
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
-from cyclecontrast import config
-from cyclecontrast.config import ExportConfig, ReportConfig, SearchConfig, SweepConfig
-from cyclecontrast.config.fields import Place
-from cyclecontrast.errors import UserError, attempt, checked
-from cyclecontrast.evaluation import check_options, evaluate_checked, told_apart
-from cyclecontrast.evaluation.registry import PROTOCOLS
+from cyclecontrast.config import (
+    AllConfig,
+    DemoConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PrepareConfig,
+    PretrainConfig,
+    ReportConfig,
+    SearchConfig,
+    SweepConfig,
+)
+from cyclecontrast.config.types import MODEL, is_url
+from cyclecontrast.errors import Config, UserError, attempt, checked
 from cyclecontrast.files import check_new_run, is_model
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from cyclecontrast.data.own_augment import Augmentation
+    from cyclecontrast.data.augment import Augmentation
     from cyclecontrast.data.prepare import PrepareSummary
     from cyclecontrast.demo_run import Demo
     from cyclecontrast.evaluation.embed import Embedded
-    from cyclecontrast.exporting.command import Export
-    from cyclecontrast.loss.step import Objective
+    from cyclecontrast.evaluation.protocol import Protocol
+    from cyclecontrast.exporting.export import Export
+    from cyclecontrast.methods import Method
     from cyclecontrast.models.backbone import Backbone
     from cyclecontrast.reporting.page import Report
     from cyclecontrast.searching.results import Results
-    from cyclecontrast.sweeping.outcome import Sweep
+    from cyclecontrast.sweeping.results import Sweep
     from cyclecontrast.training.pretrain import Run
 
 
-class Command(NamedTuple):
-    """A command's options, which of them have no flag, and the function that takes them, as `module:function`."""
+def prepare(videos: str | Path, **options: Any) -> "PrepareSummary":
+    """Extract frames of videos into a store on disk. Raises UserError."""
+    config = check_options(PrepareConfig, {"videos": videos, **options})
+    from cyclecontrast.data import prepare as preparation
 
-    config: type[BaseModel]
-    positional: tuple[str, ...]
-    function: str
-    protocol: tuple[str, ...] = ()
-    alone: str = ""
-    """Its name, where several processes that torchrun started cannot share its work, and it does not tell itself."""
-    then: tuple[str, ...] = ()
-    """Functions, as `module:function`, that take the options and the result when it is done."""
-
-    def run(self, values: dict[str, Any]) -> Any:
-        """Check the options and call the function; its result prints itself. Raises UserError."""
-        return self.call(self.check(values))
-
-    def check(self, values: dict[str, Any]) -> BaseModel:
-        """Return the options; raises UserError with all that is wrong or missing, before anything heavy is imported."""
-        problems: list[str] = []
-        options = attempt(lambda: checked(self.config, values), problems)
-        names = {name: value for name, value in values.items() if _is_name(value)}
-        for name in ("videos", "data", "data_root"):
-            attempt(partial(self._check_input, name, names.get(name)), problems)
-        for name in ("index", "image"):
-            attempt(partial(self._check_file, name, names.get(name)), problems)
-        for name in () if values.get("score_only") else ("model", "init"):
-            attempt(partial(_check_model, name, names.get(name)), problems)
-        if self.config is config.PretrainConfig and values.get("resume") is None and "out" in names:
-            attempt(lambda: check_new_run(Path(names["out"])), problems)
-        if problems or options is None:
-            raise UserError(*problems)
-        return options
-
-    def _check_input(self, name: str, value: Any) -> None:
-        may_be_file = self.config is config.TrackingConfig
-        if value is None or os.path.isdir(value) or (may_be_file and os.path.isfile(value)):
-            return
-        what = "is not a folder" if os.path.exists(value) else f"no such {'file or ' if may_be_file else ''}folder"
-        raise UserError(f"{name}: {value}: {what}; name {self._help_of(name, ';')}")
-
-    def _check_file(self, name: str, value: Any) -> None:
-        if value is None or os.path.isfile(value):
-            return
-        what = "is no file" if os.path.exists(value) else "no such file"
-        raise UserError(f"{name}: {value}: {what}; name {self._help_of(name, ':')}")
-
-    def _help_of(self, name: str, end: str) -> str:
-        """Return what the help says of an option, as far as it says what to name."""
-        return str(self.config.model_fields[name].description).partition(end)[0]
-
-    def call(self, options: BaseModel, *objects: Any) -> Any:
-        """Call the function with checked options, and with what only Python can pass."""
-        if self.alone and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-            from cyclecontrast.training.leading import check_alone
-
-            check_alone(self.alone)
-        done = self.load()(*self.protocol, options, *objects)
-        for name in self.then:
-            _loaded(name)(options, done)
-        return done
-
-    def load(self) -> Callable[..., Any]:
-        """Return the function, importing what it needs."""
-        return _loaded(self.function)
-
-
-def _loaded(name: str) -> Callable[..., Any]:
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(f"cyclecontrast.{module}"), function)  # type: ignore[no-any-return]
-
-
-def _is_name(value: Any) -> bool:
-    """Tell whether a file may be called so; what may not be is told by the config."""
-    try:
-        TypeAdapter(Place).validate_python(value)
-    except ValidationError:
-        return False
-    return True
-
-
-def _check_model(name: str, value: Any) -> None:
-    if value is not None and not is_model(str(value)):
-        raise UserError(
-            f"{name} {value}: no such file or folder; name a run, a backbone or checkpoint file, timm:<name>, "
-            "or random:<backbone>"
-        )
-
-
-COMMANDS = {
-    "demo": Command(config.DemoConfig, (), "demo_run:run_demo"),
-    "prepare": Command(config.PrepareConfig, ("videos",), "data.prepare:prepare", alone="prepare"),
-    "pretrain": Command(
-        config.PretrainConfig, ("data",), "training.pretrain:pretrain", then=("reporting.after:after_training",)
-    ),
-    "embed": Command(config.EmbedConfig, ("model", "data"), "evaluation.embed:embed"),
-    "search": Command(config.SearchConfig, ("index",), "searching.command:run_search", alone="search"),
-    "export": Command(config.ExportConfig, ("model",), "exporting.command:export_backbone", alone="export"),
-    "report": Command(config.ReportConfig, ("runs",), "reporting.page:write_report", alone="report"),
-    "sweep": Command(config.SweepConfig, ("table", "data"), "sweeping.command:run_sweep"),
-}
-EVALUATIONS = {
-    name: Command(
-        protocol.config,
-        ("model", "data"),
-        "evaluation:evaluate_and_tell",
-        (name,),
-        then=("reporting.after:after_evaluation",),
-    )
-    for name, protocol in PROTOCOLS.items()
-} | {
-    "all": Command(
-        config.AllConfig,
-        ("model",),
-        "evaluation.everything:run_all",
-        then=("reporting.after:after_evaluation", "evaluation.everything:check_all"),
-    )
-}
-
-RUNS = {
-    "ls": Command(
-        config.ListConfig, ("folders",), "runs.listing:list_runs", alone="runs", then=("runs.listing:tell_apart",)
-    ),
-    "compare": Command(config.CompareConfig, ("runs",), "runs.comparison:compare_runs", alone="runs"),
-}
-
-
-def prepare(videos: str | Path, **settings: Any) -> "PrepareSummary":
-    """Turn videos into a store of frames; the options are those of `cyclecontrast prepare`."""
-    return COMMANDS["prepare"].run({"videos": videos, **settings})  # type: ignore[no-any-return]
+    return preparation.prepare(config)
 
 
 def pretrain(
@@ -169,101 +58,186 @@ def pretrain(
     *,
     backbone: "str | nn.Module | None" = None,
     augmentation: "str | Augmentation | None" = None,
-    method: "str | Objective | None" = None,
-    **settings: Any,
+    method: "str | type[Method] | None" = None,
+    **options: Any,
 ) -> "Run":
-    """Train a backbone on videos without labels; the options are those of `cyclecontrast pretrain`.
+    """Train a backbone on unlabeled videos. Raises UserError.
 
-    In place of a name, `backbone` takes a network of your own, from images (batch, 3, h, w) to vectors (batch, dim) or
-    a map; `augmentation` a function (frame, numpy generator, side) → view; `method` an `Objective`. Resuming a run
-    takes the same again. Raises UserError.
+    Instead of a name, `backbone` takes a network: images (batch, 3, h, w) → vectors (batch, dim) or a map;
+    `augmentation` a function (frame, numpy generator, side) → view; and `method` a subclass of `Method`. To resume such
+    a run, pass them again.
     """
-    given = {"data": data, "backbone": backbone, "augmentation": augmentation, "method": method}
-    values = {name: value for name, value in given.items() if value is not None} | settings
-    command, problems = COMMANDS["pretrain"], list[str]()
-    objects = {name: values[name] for name in list(given)[1:] if not isinstance(values.get(name, ""), str)}
-    if not objects:
-        return command.run(values)  # type: ignore[no-any-return]
-    from cyclecontrast.training.own import name_of, take_own
+    chosen = {"data": data, "backbone": backbone, "augmentation": augmentation, "method": method}
+    options |= {name: value for name, value in chosen.items() if value is not None}
+    config, user_parts = _take_user_parts(options)
+    from cyclecontrast.reporting.page import after_training
+    from cyclecontrast.training import pretrain as training
 
-    own = attempt(lambda: take_own(objects), problems)
-    options = attempt(lambda: command.check(values | {name: name_of(objects[name]) for name in objects}), problems)
-    if own is None or options is None:
+    run = training.pretrain(config, *user_parts)
+    after_training(config, run)
+    return run
+
+
+def _take_user_parts(options: dict[str, Any]) -> tuple[PretrainConfig, tuple[Any, ...]]:
+    """Return the config, in which files know a user's own parts by name, and these parts if there are any."""
+    parts = {
+        name: options[name]
+        for name in ("backbone", "augmentation", "method")
+        if not isinstance(options.get(name, ""), str)
+    }
+    if not parts:
+        return check_options(PretrainConfig, options), ()
+    from cyclecontrast.training.user_parts import name_of, take_user_parts
+
+    problems: list[str] = []
+    taken = attempt(lambda: take_user_parts(parts), problems)
+    named = options | {name: name_of(part) for name, part in parts.items()}
+    config = attempt(lambda: check_options(PretrainConfig, named), problems)
+    if taken is None or config is None:
         raise UserError(*problems)
-    return command.call(options, own)  # type: ignore[no-any-return]
+    return config, (taken,)
 
 
 def evaluate(
-    protocol: str | type[config.EvaluateConfig],
+    protocol: "str | type[Protocol[Any, Any]]",
     model: "str | Path | Backbone",
     data: str | Path | None = None,
-    **settings: Any,
+    **options: Any,
 ) -> Any:
-    """Evaluate a model by a protocol; the options are those of `cyclecontrast evaluate`; raises UserError.
+    """Evaluate a model by a protocol and write the result. Raises UserError.
 
-    `model` may be a backbone itself; a protocol of your own is named by its config. Returns a Result; for the protocol
-    `all`, which takes `data_root` and not `data`, an Everything with many of them. Of several processes that torchrun
-    started, the first alone returns something.
+    `model` may be a `Backbone`, and `protocol` a subclass of `cyclecontrast.evaluation.protocol.Protocol`. The protocol
+    `all` takes `data_root` in place of `data`. Returns a Result, for `all` a SuiteResult with many; in a process that
+    torchrun started, None unless it is the first.
     """
-    options, backbone = check_options(protocol, model, data, settings)
-    done = evaluate_checked(protocol, options, backbone)
+    from cyclecontrast.evaluation.protocol import config_class_of
+
+    name, backbone = _name_and_backbone(model)
+    options |= {"model": name} if data is None else {"model": name, "data": data}
+    config: EvaluateConfig | AllConfig
+    if protocol != "all":
+        config = _check_beside_backbone(config_class_of(protocol), options, backbone)
+        from cyclecontrast.evaluation import runner
+
+        result: Any = runner.evaluate(protocol, config, backbone)
+        runner.print_path(config, result)
+    elif backbone is not None:
+        raise UserError("model: protocol all needs the name of a model, not a Backbone; name a file or a run")
+    else:
+        config = check_options(AllConfig, options)
+        from cyclecontrast.evaluation.suite import evaluate_all
+
+        result = evaluate_all(config)
     if backbone is None:
-        from cyclecontrast.reporting.after import after_evaluation
+        from cyclecontrast.reporting.page import after_evaluation
 
-        after_evaluation(options, done)
-    return done
+        after_evaluation(config, result)
+    return result
 
 
-def embed(model: "str | Path | Backbone", data: str | Path, **settings: Any) -> "Embedded":
-    """Write a vector for every frame; the options are those of `cyclecontrast embed`; raises UserError.
+def embed(model: "str | Path | Backbone", data: str | Path, **options: Any) -> "Embedded | None":
+    """Write a vector for every frame. `model` may be a `Backbone`. Raises UserError.
 
-    `model` may be a backbone itself.
+    Returns None in a process that torchrun started, unless it is the first.
     """
-    name, backbone = told_apart(model)
-    values, command = {"model": name, "data": data, **settings}, COMMANDS["embed"]
-    options = command.check(values) if backbone is None else checked(command.config, values)
-    return command.call(options, backbone)  # type: ignore[no-any-return]
+    name, backbone = _name_and_backbone(model)
+    config = _check_beside_backbone(EmbedConfig, {"model": name, "data": data, **options}, backbone)
+    from cyclecontrast.evaluation import embed as embedding
+
+    return embedding.embed(config, backbone)
 
 
-def export(model: "str | Path | Backbone", **settings: Any) -> "Export":
-    """Write a backbone for other tools; the options are those of `cyclecontrast export`; raises UserError.
+def search(index: str | Path, **options: Any) -> "Results":
+    """Find the frames most similar to an image or to a frame of a video. Raises UserError.
 
-    `model` may be a backbone itself.
+    With `serve`, it answers queries in the browser until it raises KeyboardInterrupt.
     """
-    from cyclecontrast.exporting.command import export_backbone
-
-    name, backbone = told_apart(model)
-    return export_backbone(checked(ExportConfig, {"model": name, **settings}), backbone)
-
-
-def report(*runs: str | Path, **settings: Any) -> "Report":
-    """Write one page about runs; the options are those of `cyclecontrast report`; raises UserError."""
-    from cyclecontrast.reporting.page import write_report
-
-    return write_report(checked(ReportConfig, {"runs": runs, **settings}))
-
-
-def search(index: str | Path, **settings: Any) -> "Results":
-    """Find the frames most like an image or a frame; the options are those of `cyclecontrast search`.
-
-    Raises UserError; with `serve`, KeyboardInterrupt when the page is closed.
-    """
+    config = check_options(SearchConfig, {"index": index, **options})
     from cyclecontrast.searching.command import run_search
 
-    return run_search(checked(SearchConfig, {"index": index, **settings}))
+    return run_search(config)
 
 
-def sweep(table: str, data: str | Path, **settings: Any) -> "Sweep | None":
-    """Train and evaluate every row of an ablation table; options as of `cyclecontrast sweep`; raises UserError.
+def export(model: "str | Path | Backbone", **options: Any) -> "Export":
+    """Write a backbone in a format that other tools load. `model` may be a `Backbone`. Raises UserError."""
+    name, backbone = _name_and_backbone(model)
+    config = _check_beside_backbone(ExportConfig, {"model": name, **options}, backbone)
+    from cyclecontrast.exporting.export import export_backbone
 
-    Cells that failed are in the result's `problems`; where all did, it raises. Of several processes that torchrun
-    started, the first alone returns something.
+    return export_backbone(config, backbone)
+
+
+def report(*runs: str | Path, **options: Any) -> "Report":
+    """Write one static HTML page about runs. Raises UserError."""
+    config = check_options(ReportConfig, {"runs": runs, **options})
+    from cyclecontrast.reporting.page import write_report
+
+    return write_report(config)
+
+
+def sweep(table: str, data: str | Path, **options: Any) -> "Sweep | None":
+    """Train and evaluate every row of a table of the paper. Raises UserError if every training fails.
+
+    Trainings that fail are in the result's `problems`. Returns None in a process that torchrun started, unless it is
+    the first.
     """
-    from cyclecontrast.sweeping.command import make_sweep
+    config = check_options(SweepConfig, {"table": table, "data": data, **options})
+    from cyclecontrast.sweeping.command import run_sweep
 
-    return make_sweep(checked(SweepConfig, {"table": table, "data": data, **settings}))
+    return run_sweep(config)
 
 
-def demo(**settings: Any) -> "Demo":
-    """Go the whole path on built-in videos; the options are those of `cyclecontrast demo`."""
-    return COMMANDS["demo"].run(settings)  # type: ignore[no-any-return]
+def demo(**options: Any) -> "Demo":
+    """Train, evaluate and report on built-in videos, in minutes. Raises UserError."""
+    config = check_options(DemoConfig, options)
+    from cyclecontrast.demo_run import run_demo
+
+    return run_demo(config)
+
+
+def check_options(config: type[Config], options: Mapping[str, Any]) -> Config:
+    """Check the options and whether the files that they name exist. Raises UserError that lists every mistake."""
+    problems: list[str] = []
+    made = attempt(lambda: checked(config, options), problems)
+    wrong = {problem.partition(" ")[0].rstrip(":") for problem in problems}
+    right = {name: value for name, value in options.items() if value not in (None, "auto") and name not in wrong}
+    for name, field in config.model_fields.items():
+        if name in right and not (name == "model" and right.get("score_only")):
+            attempt(partial(_check_exists, name, str(right[name]), field), problems)
+    if config is PretrainConfig and "out" in right and options.get("resume") is None:
+        attempt(lambda: check_new_run(Path(right["out"])), problems)
+    if problems or made is None:
+        raise UserError(*problems)
+    return made
+
+
+def _check_exists(name: str, value: str, field: FieldInfo) -> None:
+    extra = field.json_schema_extra
+    kind = extra.get("names") if isinstance(extra, dict) else None
+    if not kind or is_url(value):
+        return
+    if kind == "model":
+        if not is_model(value):
+            raise UserError(f"{name} {value}: no such file or folder; name {MODEL}")
+        return
+    is_folder, is_file = os.path.isdir(value), os.path.isfile(value)
+    if {"folder": is_folder, "file": is_file, "path": is_folder or is_file}[str(kind)]:
+        return
+    what = {"path": "file or folder"}.get(str(kind), kind)
+    problem = f"is not a {what}" if os.path.exists(value) else f"no such {what}"
+    raise UserError(f"{name}: {value}: {problem}; name {str(field.description).partition(' (')[0]}")
+
+
+def _check_beside_backbone(config: type[Config], options: Mapping[str, Any], backbone: "Backbone | None") -> Config:
+    """Check options of which the model need not exist, if a Backbone takes its place."""
+    return check_options(config, options) if backbone is None else checked(config, options)
+
+
+def _name_and_backbone(model: "str | Path | Backbone") -> tuple[str, "Backbone | None"]:
+    """Return the name of a model, and the model if it is a Backbone. Raises UserError if it is neither."""
+    if isinstance(model, str | Path):
+        return str(model), None
+    if not hasattr(model, "normalise"):  # its class cannot be checked without importing PyTorch
+        kind = type(model).__name__
+        raise UserError(f"model: a {kind} is neither a name nor a Backbone; make one by cyclecontrast.Backbone(...)")
+    return model.name, model

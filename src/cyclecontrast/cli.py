@@ -1,60 +1,109 @@
-"""The door: parse, call, print. Options are the fields of the configs; nothing heavy is imported before its use."""
+"""The command line, made of the configs: it parses options, calls a function of `api.py`, and prints the result."""
 
 import argparse
 import errno
 import os
-import signal
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cyclecontrast import __version__
-from cyclecontrast.api import COMMANDS, EVALUATIONS, RUNS, Command
-from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
+from cyclecontrast import __version__, api, runs
+from cyclecontrast.config import (
+    DECIDED_BY_AUTO,
+    PROTOCOL_CONFIGS,
+    AllConfig,
+    CompareConfig,
+    DemoConfig,
+    EmbedConfig,
+    ExportConfig,
+    ListConfig,
+    PrepareConfig,
+    PretrainConfig,
+    ReportConfig,
+    SearchConfig,
+    SweepConfig,
+)
+from cyclecontrast.config.pretrain import RENAMED
+from cyclecontrast.config.types import GROUPS
 from cyclecontrast.errors import UserError, attempt, checked, did_you_mean
 
 HELP = ("-h", "--help")
-
-
-class Group(NamedTuple):
-    """Commands behind a word of their own: what they are, and what they take."""
-
-    commands: dict[str, Command]
-    kind: str
-    words: str
-    about: str
-
-
-GROUPS = {
-    "evaluate": Group(EVALUATIONS, "protocol", "MODEL DATA", "Frozen backbone → numbers"),
-    "runs": Group(RUNS, "verb", "FOLDER", "Many runs at a glance"),
-}
-OUTSIDE_OUR_POWER = {
+MAX_CHOICES = 40
+"""Characters of choices that are shown in place of a value; longer lists are in the help of the option."""
+ENVIRONMENT_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
 }
+"""Errors of the system that are not bugs of this program."""
+
+
+class Command(NamedTuple):
+    """The options of a command, the function that it calls, and the options that need no flag.
+
+    A result prints itself. If it has a `failure`, a line about what is missing in it, the command fails.
+    """
+
+    config: type[BaseModel]
+    function: Callable[..., Any]
+    positional: tuple[str, ...] = ()
+    one_process: bool = False
+    """It refuses to be one of several processes that torchrun started."""
+
+    @property
+    def options(self) -> dict[str, FieldInfo]:
+        """The options by the names that users give them."""
+        return {field.alias or name: field for name, field in self.config.model_fields.items()}
+
+
+COMMANDS = {
+    "demo": Command(DemoConfig, api.demo, one_process=True),
+    "prepare": Command(PrepareConfig, api.prepare, ("videos",), one_process=True),
+    "pretrain": Command(PretrainConfig, api.pretrain, ("data",)),
+    **{
+        f"evaluate {name}": Command(config, partial(api.evaluate, name), ("model", "data"))
+        for name, config in PROTOCOL_CONFIGS.items()
+    },
+    "evaluate all": Command(AllConfig, partial(api.evaluate, "all"), ("model",), one_process=True),
+    "embed": Command(EmbedConfig, api.embed, ("model", "data")),
+    "search": Command(SearchConfig, api.search, ("index",), one_process=True),
+    "export": Command(ExportConfig, api.export, ("model",), one_process=True),
+    "report": Command(ReportConfig, api.report, ("runs",), one_process=True),
+    "runs ls": Command(ListConfig, runs.ls, ("folders",), one_process=True),
+    "runs compare": Command(CompareConfig, runs.compare, ("runs",), one_process=True),
+    "sweep": Command(SweepConfig, api.sweep, ("table", "data")),
+}
+FAMILIES = {
+    "evaluate": ("PROTOCOL", "Evaluate a backbone by a protocol"),
+    "runs": ("VERB", "Look at many runs"),
+}
+"""Commands of two words, by the first: what the second is, and what they do."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    """Run a command. Returns the exit code: 0, 2 for an error that users can fix, 130 if interrupted."""
     try:
-        if text := _dispatch(list(sys.argv[1:] if arguments is None else arguments)):
+        call = read(list(sys.argv[1:] if arguments is None else arguments))
+        result = call()
+        if result is not None and (text := str(result)):
             print(text, flush=True)
+        if failure := getattr(result, "failure", ""):
+            raise UserError(failure)
     except UserError as error:
-        for problem in error.problems:  # none where another process tells
+        for problem in error.problems:  # none if another process reports them
             print(f"error: {problem}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports it again at its end
         return 1
     except OSError as error:
-        if error.errno not in OUTSIDE_OUR_POWER:
+        if error.errno not in ENVIRONMENT_ERRORS:
             raise
         print(f"error: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
         return 2
@@ -64,60 +113,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _dispatch(arguments: list[str]) -> str:
+def read(arguments: list[str]) -> Callable[[], Any]:
+    """Return the function call that a command line requests; help is a call that returns a text. Raises UserError."""
     if not arguments or arguments[0] in HELP:
-        return _overview()
+        return _overview
     if arguments[0] == "--version":
-        return f"cyclecontrast {__version__}"
+        return partial(str, f"cyclecontrast {__version__}")
     name, rest = arguments[0], arguments[1:]
-    if name not in GROUPS:
-        return _call(name, _find(COMMANDS, name, "command", (*COMMANDS, *GROUPS)), rest)
-    group = GROUPS[name]
-    if not rest or rest[0] in HELP:
-        return _members(name, group)
-    return _call(f"{name} {rest[0]}", _find(group.commands, rest[0], group.kind, group.commands), rest[1:])
+    if name in FAMILIES:
+        if not rest or rest[0] in HELP:
+            return partial(_family_help, name)
+        kind, known = FAMILIES[name][0].lower(), [full.split()[1] for full in COMMANDS if full.startswith(f"{name} ")]
+        if rest[0] not in known:
+            raise _unknown(kind, rest[0], known)
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    elif name not in COMMANDS:
+        raise _unknown("command", name, dict.fromkeys(full.split()[0] for full in COMMANDS))
+    return _read_options(name, COMMANDS[name], rest)
 
 
-def _find(commands_by_name: dict[str, Command], name: str, kind: str, known: Sequence[str] | dict[str, Any]) -> Command:
-    if name not in commands_by_name:
-        raise UserError(f"{kind} {name!r} is unknown{did_you_mean(name, known)}; there are: {', '.join(known)}")
-    return commands_by_name[name]
+def _unknown(kind: str, word: str, known: Iterable[str]) -> UserError:
+    return UserError(f"unknown {kind} {word!r}{did_you_mean(word, known)}; known: {', '.join(known)}")
 
 
-def _call(name: str, command: Command, arguments: list[str]) -> str:
+def _read_options(name: str, command: Command, arguments: list[str]) -> Callable[[], Any]:
     parser = _make_parser(name, command)
     if any(word in HELP for word in arguments):
-        return parser.format_help()
-    problems: list[str] = []
+        return parser.format_help
     parsed, unknown = parser.parse_known_args(arguments)
     given = vars(parsed)
-    flags = [f"--{field.replace('_', '-')}" for field in _options(command) if field not in command.positional]
-    problems += [f"{word} is no option{did_you_mean(word, flags)}" for word in unknown if word.startswith("-")]
+    flags = [_flag(option) for option in command.options if option not in command.positional]
+    problems = [f"unknown option {word}{did_you_mean(word, flags)}" for word in unknown if word.startswith("-")]
     if unknown and not problems:
-        problems += [f"{' '.join(unknown)!r} is one argument too many"]
-    file, show = given.pop("config", None), given.pop("print_config", False)
+        problems.append(f"unexpected argument {' '.join(unknown)!r}")
+    file, shown = given.pop("config", None), given.pop("print_config", False)
     values = _read_toml(file) | given
-    made = attempt(lambda: checked(command.config, values) if show else command.check(values), problems)
+    check = checked if shown else api.check_options
+    made = attempt(lambda: check(command.config, values), problems)
     if problems or made is None:
         raise UserError(*problems)
-    if show:
-        return _to_toml(made)
-    result = _run(command, made)
-    return "" if result is None else str(result)  # another process tells
+    if shown:
+        return partial(_to_toml, made)
+    if command.one_process and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        from cyclecontrast.distributed import check_alone
 
-
-def _run(command: Command, options: BaseModel) -> Any:
-    """Call a command; from here on Ctrl-C is an exception, where it was the end while modules were imported."""
-    command.load()
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    return command.call(options)
-
-
-def _to_toml(made: BaseModel) -> str:
-    undecided = made.undecided() if hasattr(made, "undecided") else set()
-    values = {name: value for name, value in made.model_dump(mode="json", by_alias=True).items() if value is not None}
-    return tomli_w.dumps({name: "auto" if name in undecided else value for name, value in values.items()}).rstrip()
+        check_alone(name.partition(" ")[0] if name.startswith("runs") else name)
+    many = [values.pop(option, ()) for option in command.positional if _is_many(command.options[option])]
+    return partial(command.function, *(value for several in many for value in several), **values)
 
 
 def _read_toml(file: str | None) -> dict[str, Any]:
@@ -128,7 +170,16 @@ def _read_toml(file: str | None) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"config: {file} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"config: {file} is no TOML ({error})") from error
+        raise UserError(f"config: {file} is not TOML ({error})") from error
+
+
+def _to_toml(config: BaseModel) -> str:
+    undecided = config.undecided() if isinstance(config, PretrainConfig) else set()
+    values = {name: value for name, value in config.model_dump(mode="json", by_alias=True).items() if value is not None}
+    return tomli_w.dumps({name: "auto" if name in undecided else value for name, value in values.items()}).rstrip()
+
+
+# --- the options of a command, and their help
 
 
 class _Parser(argparse.ArgumentParser):
@@ -139,73 +190,121 @@ class _Parser(argparse.ArgumentParser):
 def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"cyclecontrast {name}",
+        usage=" ".join([f"cyclecontrast {name}", *_required(command), "[options]"]),
         description=command.config.__doc__,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("--help", "-h", action="store_true", help="show this and stop")
-    parser.add_argument("--config", metavar="FILE", help="TOML file of options; flags override it")
-    parser.add_argument("--print-config", action="store_true", help="show the options as TOML and stop")
-    for field_name, field in _options(command).items():
-        if field_name in command.positional:
-            number = "*" if _is_many(field) else "?"
-            parser.add_argument(field_name, metavar=field_name.upper(), nargs=number, help=field.description)
-            continue
-        decided = command.config is PretrainConfig and field_name in DECIDED_BY_AUTO
-        _add_flag(parser, field_name, field, "auto; paper: " if decided else "")
-        if field_name == "method":
-            parser.add_argument("--objective", dest="method", help=argparse.SUPPRESS)
+    for option in command.positional:
+        field = command.options[option]
+        number = "*" if _is_many(field) else "?"  # what is missing is reported with all other mistakes
+        parser.add_argument(option, metavar=option.upper(), nargs=number, help=_escape(str(field.description)))
+    groups = {_extra(field, "group") or "options" for field in command.options.values()}
+    for group in (group for group in GROUPS if group in groups):
+        section = parser.add_argument_group(group)
+        for option, field in command.options.items():
+            if option not in command.positional and (_extra(field, "group") or "options") == group:
+                _add_flag(section, option, field, command)
+    general = parser.add_argument_group("general")
+    general.add_argument("--config", metavar="FILE", help="TOML file of options, which flags override")
+    general.add_argument("--print-config", action="store_true", help="print the options as TOML and exit")
+    general.add_argument("--help", "-h", action="store_true", help="show this help message and exit")
     return parser
 
 
-def _options(command: Command) -> dict[str, FieldInfo]:
-    """Return the options by the names that users give them."""
-    return {field.alias or name: field for name, field in command.config.model_fields.items()}
+def _required(command: Command) -> list[str]:
+    """Return the required options as the usage shows them."""
+    words = [f"{option.upper()}{' ...' * _is_many(command.options[option])}" for option in command.positional]
+    required = (option for option, field in command.options.items() if field.is_required())
+    flags = [f"{_flag(option)} {_metavar(option, command.options[option])}" for option in required]
+    return words + [flag for flag in flags if flag[2:].split()[0].replace("-", "_") not in command.positional]
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo, before_default: str) -> None:
-    flag = f"--{name.replace('_', '-')}"
-    text = f"{field.description}{_default(field, before_default)}".replace("%", "%%")
+def _add_flag(section: argparse._ArgumentGroup, name: str, field: FieldInfo, command: Command) -> None:
+    text = _escape(f"{field.description}{_long_choices(field)}{_default(name, field, command)}")
+    settings: dict[str, Any] = {"nargs": "+" if _is_many(field) else None, "metavar": _metavar(name, field)}
     if field.annotation is bool:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-    elif _is_many(field):
-        parser.add_argument(flag, nargs="+", metavar="N", help=text)
-    else:
-        choices = [str(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
-        parser.add_argument(flag, metavar="|".join(choices) if choices else name.split("_")[-1].upper(), help=text)
+        settings = {"action": argparse.BooleanOptionalAction}
+    section.add_argument(_flag(name), help=text, **settings)
+    for former, current in RENAMED.items():
+        if current == name and command.config is PretrainConfig:
+            section.add_argument(_flag(former), dest=name, help=argparse.SUPPRESS, **settings)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def _extra(field: FieldInfo, key: str) -> str:
+    extra = field.json_schema_extra
+    return str(extra.get(key, "")) if isinstance(extra, dict) else ""
 
 
 def _is_many(field: FieldInfo) -> bool:
-    return getattr(field.annotation, "__origin__", None) is tuple
+    return get_origin(field.annotation) is tuple
 
 
-def _default(field: FieldInfo, before: str) -> str:
-    if field.is_required() or field.default is None or isinstance(field.default, bool):
+def _choices(field: FieldInfo) -> list[str]:
+    values = get_args(field.annotation)
+    nested = [choice for value in values for choice in get_args(value)]
+    return [choice for choice in (*values, *nested) if isinstance(choice, str)]
+
+
+def _metavar(name: str, field: FieldInfo) -> str:
+    choices = "|".join(_choices(field))
+    if choices and len(choices) <= MAX_CHOICES and not _is_many(field):
+        return choices
+    return _extra(field, "metavar") or name.split("_")[-1].upper()
+
+
+def _long_choices(field: FieldInfo) -> str:
+    choices = _choices(field)
+    return f": {', '.join(choices)}" if len("|".join(choices)) > MAX_CHOICES else ""
+
+
+def _default(name: str, field: FieldInfo, command: Command) -> str:
+    if field.is_required() or field.default in (None, ()):
         return ""
     value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-    return f" [{before}{value}]"
+    value = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+    decided = command.config is PretrainConfig and name in DECIDED_BY_AUTO
+    return f" (default: {'auto; paper: ' * decided}{value})"
 
 
 def _overview() -> str:
-    width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:<{width}}{command.config.__doc__}" for name, command in COMMANDS.items()]
-    lines += [f"  {name:<{width}}{group.about}: {', '.join(group.commands)}." for name, group in GROUPS.items()]
+    lines = {name.split()[0]: str(command.config.__doc__) for name, command in COMMANDS.items()}
+    lines |= {family: f"{about}." for family, (_, about) in FAMILIES.items()}
+    width = max(map(len, lines)) + 2
     return "\n".join(
         (
             "usage: cyclecontrast COMMAND ...",
             "",
             "From a folder of unlabeled videos to an image backbone.",
             "",
-            *lines,
+            *(f"  {name:<{width}}{about}" for name, about in lines.items()),
             "",
             "cyclecontrast COMMAND --help shows the options of a command.",
         )
     )
 
 
-def _members(name: str, group: Group) -> str:
-    width = max(map(len, group.commands)) + 2
-    lines = [f"  {member:<{width}}{command.config.__doc__}" for member, command in group.commands.items()]
-    usage = f"usage: cyclecontrast {name} {group.kind.upper()} {group.words} ..."
-    return "\n".join([usage, "", *lines, "", f"cyclecontrast {name} {group.kind.upper()} --help shows the options."])
+def _family_help(family: str) -> str:
+    kind, about = FAMILIES[family]
+    members = {name.split()[1]: command for name, command in COMMANDS.items() if name.startswith(f"{family} ")}
+    width = max(map(len, members)) + 2
+    return "\n".join(
+        (
+            f"usage: cyclecontrast {family} {kind} ...",
+            "",
+            f"{about}.",
+            "",
+            *(f"  {name:<{width}}{command.config.__doc__}" for name, command in members.items()),
+            "",
+            f"cyclecontrast {family} {kind} --help shows the options.",
+        )
+    )

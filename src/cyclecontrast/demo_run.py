@@ -11,11 +11,11 @@ from typing import NamedTuple
 from cyclecontrast.config import DemoConfig, KnnConfig, LinearConfig, PrepareConfig, PretrainConfig, ReportConfig
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
+from cyclecontrast.distributed import check_alone
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.evaluation import evaluate_config
+from cyclecontrast.evaluation.runner import evaluate
 from cyclecontrast.reporting.page import write_report
-from cyclecontrast.sweeping.paired import Gain, gain
-from cyclecontrast.training.leading import check_alone
+from cyclecontrast.sweeping.results import Gain, gain
 from cyclecontrast.training.pretrain import pretrain
 from cyclecontrast.training.progress import console
 
@@ -90,9 +90,9 @@ def run_demo(config: DemoConfig) -> Demo:
     frames, labeled = make_data(config.out, config.workers)
     objectives = ("intra-image", "intra-video", "cycle") if config.compare else ("cycle",)
     runs = [_train(config, frames, objective, seed) for objective in objectives for seed in range(config.seeds)]
-    evaluate = partial(_evaluate, labeled, config.workers)
-    rows = [evaluate("random initialisation", f"random:{BACKBONE}", runs[-1].out / "results")]
-    rows += [evaluate(run.method, str(run.out), run.out / "results") for run in runs]
+    measure = partial(_evaluate, labeled, config.workers)
+    rows = [measure("random initialisation", f"random:{BACKBONE}", runs[-1].out / "results")]
+    rows += [measure(run.method, str(run.out), run.out / "results") for run in runs]
     page = ReportConfig(runs=tuple(run.out for run in runs), out=config.out / "report.html", workers=config.workers)
     report = write_report(page)
     return Demo(tuple(rows), report.path, time.monotonic() - began)
@@ -134,6 +134,6 @@ def _train(config: DemoConfig, frames: Path, objective: str, seed: int) -> Pretr
 
 def _evaluate(labeled: Path, workers: int | None, name: str, model: str, out: Path) -> Row:
     asked = {"model": model, "data": labeled, "out": out, "image_size": IMAGE_SIZE, "workers": workers}
-    knn = evaluate_config("knn", checked(KnnConfig, asked | {"k": (20,)}))
-    linear = evaluate_config("linear", checked(LinearConfig, asked | {"probe": "lbfgs"}))
+    knn = evaluate("knn", checked(KnnConfig, asked | {"k": (20,)}), alone=True)
+    linear = evaluate("linear", checked(LinearConfig, asked | {"probe": "lbfgs"}), alone=True)
     return Row(name, {"knn": knn.metrics["top1_k20"], "linear": linear.metrics["top1"]})

@@ -1,17 +1,17 @@
-"""The one exception that users are meant to read; everything else is a bug and keeps its traceback."""
+"""The exception whose text is for users. Any other exception is a bug and keeps its traceback."""
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cyclecontrast.config.fields import UNSHOWN
+from cyclecontrast.config.types import HIDDEN_VALUE
 
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What breaks a line, steers a terminal or turns the order of what stands beside it; and what is no character."""
-LONGEST = 100
+"""Characters that break a line, control a terminal or reverse the direction of text, and lone surrogates."""
+MAX_SHOWN = 100
 """Characters of a wrong value that are shown."""
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """Something the user can mend: each problem is one line that says what, where, and what to do."""
+    """Something the user can fix: each problem is one line that says what is wrong, where, and what to do."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = tuple(map(printable, problems))
@@ -30,21 +30,12 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """Return a text of one line, with what is unprintable written out."""
+    """Return a text as one line, with unprintable characters escaped."""
     return UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 
 
-def checked(config: type[Config], values: Mapping[str, Any]) -> Config:
-    """Build a config from plain values, where `auto` is as good as unset; raises UserError listing every mistake."""
-    asked = {name: value for name, value in values.items() if not (isinstance(value, str) and value == "auto")}
-    try:
-        return config.model_validate(asked)
-    except ValidationError as error:
-        raise UserError(*_all_mistakes(config, asked, error)) from None
-
-
 def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
-    """Return what the action returns; where it fails, add its lines to `problems`, so that all are told at once."""
+    """Return the result of an action, or add its UserError to `problems`, so that all are reported together."""
     try:
         return action()
     except UserError as error:
@@ -53,85 +44,97 @@ def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
 
 
 def out_of_memory(error: BaseException) -> str:
-    """Return what a device says that has no room left, in a line."""
+    """Return one line about an out-of-memory error of a device."""
     reason = str(error).partition("\n")[0]
     return f"the memory of the device is too small ({reason})"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the most similar known word, or nothing."""
-    close = difflib.get_close_matches(name[:LONGEST], list(known), n=1)
+    """Return a hint that names the known word with these initials, or the most similar one, or nothing."""
+    words = list(known)
+    close = [word for word in words if _initials(word) == name.lstrip("-")]
+    close = close or difflib.get_close_matches(name[:MAX_SHOWN], words, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-class _Mistake(NamedTuple):
-    line: str
-    options: frozenset[str]
-    is_gap: bool
+def _initials(word: str) -> str:
+    parts = re.findall(r"[^-_ ]+", word)
+    return "".join(part[0] for part in parts) if len(parts) > 1 else ""
 
 
-def _all_mistakes(config: type[BaseModel], asked: Mapping[str, Any], error: ValidationError) -> Iterator[str]:
-    """Tell what is wrong by itself, then what of the rest does not fit together.
+def checked(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """Build a config from plain values, where `auto` is the same as unset.
 
-    Pydantic looks at the whole only where each part is right: so what was told of is left out, and it looks again. A
-    line that names such an option is not told: it would speak of its default. What is missing only since is not told
-    either, but given a stand-in.
+    Raises UserError that lists every mistake.
     """
-    told: set[str] = set()
+    values = {name: value for name, value in values.items() if not (isinstance(value, str) and value == "auto")}
+    try:
+        return config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(*_describe_all(config, values, error)) from None
+
+
+def _describe_all(config: type[BaseModel], values: Mapping[str, Any], error: ValidationError) -> Iterator[str]:
+    """Describe the wrong values, then what is wrong with the combination of the others.
+
+    Pydantic checks combinations only if every value is right. So wrong values are left out, or replaced if they are
+    required, and the others are checked again. Then a line that names such an option would be about its default, and an
+    option is missing only because another one was left out: neither is reported.
+    """
     required = {name for name, field in config.model_fields.items() if field.is_required()}
+    wrong: set[str] = set()
     while True:
-        mistakes = [
-            _Mistake(line, _options_of(line, item, config.model_fields.keys() - required), item["type"] == "missing")
+        found = [
+            (line, _options_in(line, item, config.model_fields.keys() - required), item["type"] == "missing")
             for item in error.errors()
-            for line in _explain(item, config.model_fields)
+            for line in _describe(item, config.model_fields)
         ]
-        fresh = (mistake for mistake in mistakes if not mistake.options & told)
-        yield from (mistake.line for mistake in fresh if not (told and mistake.is_gap))
-        new = frozenset[str]().union(*(mistake.options for mistake in mistakes)) - told
+        yield from (line for line, options, missing in found if not options & wrong and not (wrong and missing))
+        new = set[str]().union(*(options for _, options, _ in found)) - wrong
         if not new:
             return
-        told |= new
+        wrong |= new
+        right = {name: value for name, value in values.items() if name not in wrong}
         try:
-            rest = {name: value for name, value in asked.items() if name not in told}
-            config.model_validate(dict.fromkeys(required & told, "-") | rest)
-        except ValidationError as of_the_rest:
-            error = of_the_rest
+            config.model_validate(dict.fromkeys(required & wrong, "-") | right)
+        except ValidationError as next_error:
+            error = next_error
         else:
             return
 
 
-def _options_of(line: str, item: Any, known: Set[str]) -> frozenset[str]:
-    """Return the option that is wrong, or those of the known ones that a line about the whole names."""
+def _options_in(line: str, item: Any, optional: Iterable[str]) -> set[str]:
+    """Return the wrong option, or the options that a line about a combination names."""
     if item["loc"]:
-        return frozenset({_name(item)})
-    words = re.findall(r"[a-z]+(?:[-_][a-z]+)*", line)
-    return frozenset(word.replace("-", "_") for word in words) & known
+        return {_name_of(item)}
+    words = {word.replace("-", "_") for word in re.findall(r"[a-z]+(?:[-_][a-z]+)*", line)}
+    return words.intersection(optional)
 
 
-def _explain(item: Any, known: Iterable[str]) -> tuple[str, ...]:
+def _describe(item: Any, known: Iterable[str]) -> tuple[str, ...]:
     if not item["loc"]:
         return item["ctx"]["error"].args  # type: ignore[no-any-return]
-    name = _name(item)
+    name = _name_of(item)
     if item["type"] == "extra_forbidden":
-        return (f"{name[:LONGEST]} is no option{did_you_mean(name, known)}",)
+        return (f"unknown option {name[:MAX_SHOWN]}{did_you_mean(name, known)}",)
     if item["type"] == "missing":
         return (f"{name} is missing",)
-    if item["type"] == UNSHOWN:
+    if item["type"] == HIDDEN_VALUE:
         return (f"{name}: {item['msg']}",)
-    message, value = item["msg"].removeprefix("Value error, "), _shown(item["input"])
+    message, value = item["msg"].removeprefix("Value error, "), _shorten(item["input"])
     hint = ""
     if item["type"] == "literal_error":
         hint = did_you_mean(value, re.findall(r"'(.*?)'", item["ctx"]["expected"]))
     return (f"{name}: {message[:1].lower()}{message[1:]}, not {value}{hint}",)
 
 
-def _name(item: Any) -> str:
+def _name_of(item: Any) -> str:
     return ".".join(part for part in item["loc"] if isinstance(part, str))
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     try:
         text = repr(value)
-    except ValueError:  # Python writes no whole number of more than some thousand digits
-        return "a number without end"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    except ValueError:  # Python does not write integers of more than 4,300 digits
+        return "a number with thousands of digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -1,7 +1,7 @@
-"""Whatever a command is asked for, it does it or says in lines what is wrong: never a traceback.
+"""A command does what any options request, or says in lines what is wrong: never a traceback.
 
-What is drawn follows the JSON schema of the configs, so that a new option is drawn, too. `FUZZ_EXAMPLES=2000` tries as
-many, by chance instead of the same ones again.
+Options are drawn from the JSON schemas of the configs, so that new options are drawn too. `FUZZ_EXAMPLES=2000` tries as
+many, drawn at random instead of the same ones every time.
 """
 
 import contextlib
@@ -22,15 +22,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import cyclecontrast as cc
-from cyclecontrast.api import COMMANDS, EVALUATIONS
-from cyclecontrast.cli import main
+from cyclecontrast.api import check_options
+from cyclecontrast.cli import COMMANDS, main
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.training import memory
 from tests import make_videos as make
 
 MORE = int(os.environ.get("FUZZ_EXAMPLES", "0"))
-KINDS = COMMANDS | {f"evaluate {name}": command for name, command in EVALUATIONS.items()}
 SMALL = {
     "backbone": "resnet10-small-w1",
     "image_size": 16,
@@ -49,7 +48,7 @@ NAMES = {
     "compile": [False],  # it takes minutes; tests/unit/models/test_compiled.py
 }
 NEEDED = {
-    **dict.fromkeys(("data", "data_root", "videos", "runs"), "tree"),
+    **dict.fromkeys(("data", "data_root", "videos", "runs", "folders"), "tree"),
     **{"model": "random:resnet10-small-w1", "table": "table4", "out": "b.npz", "index": "none.npz"},
 }
 SELDOM = {"init", "device", "resume"}
@@ -86,13 +85,13 @@ TEXT = st.sampled_from(
 
 
 def profile(examples):
-    """Return the settings of a test: few examples, always the same, or as many as asked for."""
+    """Return the settings of a test: a few examples, always the same, or as many as requested."""
     few = {"max_examples": MORE or examples, "derandomize": not MORE, "database": None}
     return settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, **few)
 
 
 def right(name, schema):
-    """Draw what the schema of an option allows, numbers from the lower end: larger ones train for hours."""
+    """Draw what the schema of an option allows, with small numbers, because large ones train for hours."""
     if name in NAMES:
         return st.sampled_from(NAMES[name])
     if "anyOf" in schema:
@@ -115,7 +114,7 @@ def right(name, schema):
 
 @st.composite
 def options_of(draw, config):
-    """Draw a few options of a config: right ones, and in half of the draws one or two that are likely wrong."""
+    """Draw a few options of a config: valid ones, and in half of the draws one or two that are likely invalid."""
     properties = config.model_json_schema()["properties"]
     usual = st.sampled_from([name for name in properties if name not in SELDOM])
     values = {name: draw(right(name, properties[name])) for name in draw(st.sets(usual, max_size=8))}
@@ -126,7 +125,7 @@ def options_of(draw, config):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Data of every kind, in a folder each."""
+    """Write data of every kind, each into its folder."""
     root, rng = tmp_path_factory.mktemp("any"), np.random.default_rng(0)
 
     def write(path):
@@ -151,7 +150,7 @@ def places(tmp_path_factory):
 
 
 def check_refusal(error, out):
-    """Each problem is one line, and there is no trace of a run that did not begin."""
+    """Check that each problem is one line, and that a run that did not start left nothing."""
     event("stopped" if out.exists() else "refused")
     assert error.problems
     assert all(line and len(line.splitlines()) == 1 for line in error.problems)
@@ -159,11 +158,13 @@ def check_refusal(error, out):
         assert json.loads((out / "run.json").read_text())["status"].startswith("stopped: ")
 
 
-@profile(30)
+@profile(15)
 @given(asked=options_of(PretrainConfig))
 def test_any_config_trains_or_is_refused(places, asked):
-    """Two steps of whatever is drawn end in finite metrics and weights, and in a run that can be taken up again, or in
-    lines and with nothing written."""
+    """Any options train two steps to finite metrics and weights and a run that can be resumed, or are refused in lines.
+
+    Then nothing is written.
+    """
     out, before = places / "out", {path: path.stat().st_mtime_ns for path in places.rglob("*")}
     values = SMALL | {"data": "tree"} | asked | {"workers": 0, "out": out, "report": False}
     if values["steps"] in (None, "auto", 10**9, *range(3, 50)):
@@ -189,15 +190,15 @@ def test_any_config_trains_or_is_refused(places, asked):
 
 
 @profile(100)
-@given(kind=st.sampled_from([*KINDS]), data=st.data())
+@given(kind=st.sampled_from([*COMMANDS]), data=st.data())
 def test_any_options_are_checked(places, kind, data):
-    """Every command takes options of any type and value, or refuses them in lines."""
-    config = KINDS[kind].config
+    """Every command accepts options of any type and value, or refuses them in lines."""
+    config = COMMANDS[kind].config
     needed = {name: NEEDED[name] for name, field in config.model_fields.items() if field.is_required()}
     values = needed | data.draw(options_of(config))
     with contextlib.chdir(places):
         try:
-            assert isinstance(KINDS[kind].check(values), config)
+            assert isinstance(check_options(config, values), config)
             event("taken")
         except UserError as error:
             check_refusal(error, places / "nowhere")
@@ -205,7 +206,7 @@ def test_any_options_are_checked(places, kind, data):
 
 @st.composite
 def files_of(draw, config):
-    """Draw the file of a config: TOML of some options, one in eight of any kind, or no TOML at all."""
+    """Draw a config file: TOML with some options, any TOML, or no TOML at all."""
     properties = config.model_json_schema()["properties"]
     broken = [b"seed = 1\nseed = 2", b"\xff", b"seed = " + b"9" * 5000, b"seed = " + b"[" * 2000]
     if draw(st.integers(0, 7)) == 0:
@@ -221,9 +222,10 @@ def files_of(draw, config):
 
 @st.composite
 def words_of(draw, command):
-    """Draw a command line: flags with right values, and in half of the draws with any text beside them."""
+    """Draw a command line: flags with valid values, and in half of the draws with any text between them."""
     properties = command.config.model_json_schema()["properties"]
-    names = draw(st.lists(st.sampled_from([name for name in properties if name not in command.positional]), max_size=4))
+    flags = [name for name in properties if name not in command.positional]
+    names = draw(st.lists(st.sampled_from(flags), max_size=4)) if flags else []
     words = [word for name in names for word in (flag_of(name), str(draw(right(name, properties[name]))))]
     flag = st.sampled_from([*map(flag_of, properties), "--no-flip", "--sped", "-x", "--"])
     for word in draw(st.lists(flag | TEXT | st.text(max_size=5), max_size=4)) if draw(st.booleans()) else []:
@@ -232,12 +234,12 @@ def words_of(draw, command):
 
 
 def flag_of(name):
-    """Return an option as it stands on the command line."""
+    """Return the flag of an option."""
     return f"--{name.replace('_', '-')}"
 
 
 def call(arguments):
-    """Come through the door as from a terminal; returns the exit code, what was printed, and the messages."""
+    """Run a command as from a terminal; returns the exit code, what was printed, and the messages."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(arguments)
@@ -248,17 +250,16 @@ def call(arguments):
     return code, *texts
 
 
-@profile(150)
-@given(kind=st.sampled_from([*KINDS]), data=st.data())
+@profile(120)
+@given(kind=st.sampled_from([*COMMANDS]), data=st.data())
 def test_any_words_are_answered(places, kind, data):
-    """Whatever stands on the command line and in the file, the options are shown, and are the same when given again,
-    or every message is a line and the exit code is 2."""
-    file, config = places / "drawn.toml", KINDS[kind].config
+    """For any command line and file, the printed options give themselves again, or the exit code is 2 with lines."""
+    file, config = places / "drawn.toml", COMMANDS[kind].config
     file.write_bytes(data.draw(files_of(config)))
-    needed = [NEEDED[name] for name in KINDS[kind].positional] + ["--out", NEEDED["out"]] * (
+    needed = [NEEDED[name] for name in COMMANDS[kind].positional] + ["--out", NEEDED["out"]] * (
         "out" in config.model_fields
     )
-    words = [*kind.split(), "--print-config", "--config", str(file), *needed, *data.draw(words_of(KINDS[kind]))]
+    words = [*kind.split(), "--print-config", "--config", str(file), *needed, *data.draw(words_of(COMMANDS[kind]))]
     code, out, err = call(words)
     event(f"exit code {code}")
     assert code in (0, 2)

@@ -13,7 +13,7 @@ SOURCE = Path(cyclecontrast.__file__).parent
 FLOORS = (
     ("config",),
     ("errors",),
-    ("files", "versions", "unfailing_stderr"),
+    ("files", "versions", "unfailing_stderr", "charts"),
     ("data",),
     ("models",),
     ("loss",),

@@ -122,7 +122,7 @@ def test_an_input_is_a_function_of_its_number(base, tmp_path):
 @pytest.mark.parametrize("suffix", mutate.WAYS)
 def test_every_way_changes_valid_files(suffix, base, tmp_path):
     """What knows a format takes a valid file of it apart, and puts another together."""
-    names = ("videos", "frames", "labels", "models", "unfinished", "configs", "store", "boxes", "runs")
+    names = ("videos", "frames", "labels", "models", "configs", "store", "boxes", "runs")
     made = (path for name in names for path in base(name).rglob(f"*{suffix}"))
     path = next((path for path in made if path.is_file()), None)
     if path is None:

@@ -8,16 +8,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from cyclecontrast.loss.objectives import OBJECTIVES
 
 import cyclecontrast
 from cyclecontrast.config import DECIDED_BY_AUTO, PRESETS, PretrainConfig, SweepConfig
 from cyclecontrast.errors import checked
-from cyclecontrast.evaluation.registry import PROTOCOLS
-from cyclecontrast.loss.objectives import OBJECTIVES
+from cyclecontrast.evaluation.protocol import CONFIGS
 from cyclecontrast.reporting.curves import QUANTITIES
 from cyclecontrast.sweeping.tables import TABLES
 from cyclecontrast.training import verdict
-from cyclecontrast.training.presets import DataSize, Machine, resolve
+from cyclecontrast.training.auto_settings import DataSize, Machine, resolve
 
 DOCS = Path(__file__).parents[2] / "docs"
 SOURCE = Path(cyclecontrast.__file__).parent
@@ -76,7 +76,7 @@ def test_links_lead_somewhere():
 
 def test_every_option_and_command_exists():
     """Each option is one of the command before it, or without a command of any; each protocol and table runs."""
-    configs = {name: protocol.config for name, protocol in PROTOCOLS.items()} | dict.fromkeys(TABLES, SweepConfig)
+    configs = CONFIGS | dict.fromkeys(TABLES, SweepConfig)
     spans = [span for span in re.findall(r"`([^`]+)`", PAGE) if re.match(r"--|(pretrain|evaluate|sweep) ", span)]
     assert len(spans) > 40
     for span in spans:
@@ -119,7 +119,7 @@ def test_every_part_of_the_paper_has_a_row():
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives_need_what_the_page_says(name):
     """Each objective has a row, with the views and keys and queues that it asks for."""
-    _, loss, _, views, queues, _ = row_of("Objectives", f"`{name}`")
+    _, loss, _, views, queues, _ = row_of("Methods", f"`{name}`")
     needs = OBJECTIVES[name].needs
     assert "losses." in loss
     assert views == f"{len(needs.queries)} / {len(needs.keys)} / {needs.num_enqueued}"

@@ -1,23 +1,46 @@
-"""Every option of every command, as typed records; it knows nothing of pixels, networks or losses."""
+"""Every option of every command, with its type, default and help. It imports nothing of the rest of the package."""
 
-from cyclecontrast.config.classification import ClassifyConfig, FinetuneConfig, KnnConfig, LinearConfig
-from cyclecontrast.config.clips import ActionConfig, RetrievalConfig
-from cyclecontrast.config.evaluate import EvaluateConfig
-from cyclecontrast.config.everything import AllConfig
-from cyclecontrast.config.masks import PropagationConfig, SegmentationConfig
-from cyclecontrast.config.outputs import DemoConfig, EmbedConfig, ExportConfig, ReportConfig
-from cyclecontrast.config.prepare import PrepareConfig
+from cyclecontrast.config.commands import (
+    CompareConfig,
+    DemoConfig,
+    EmbedConfig,
+    ExportConfig,
+    ListConfig,
+    PrepareConfig,
+    ReportConfig,
+    SearchConfig,
+    SweepConfig,
+)
+from cyclecontrast.config.evaluate import (
+    PROTOCOL_CONFIGS,
+    ActionConfig,
+    AllConfig,
+    ClassifyConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    KnnConfig,
+    LinearConfig,
+    PropagationConfig,
+    RetrievalConfig,
+    SegmentationConfig,
+    TrackingConfig,
+)
 from cyclecontrast.config.presets import PRESETS
-from cyclecontrast.config.pretrain import DECIDED_BY_AUTO, MAY_CHANGE, PretrainConfig
-from cyclecontrast.config.runs import CompareConfig, ListConfig
-from cyclecontrast.config.search import SearchConfig
-from cyclecontrast.config.sweep import SweepConfig
-from cyclecontrast.config.tracking import TrackingConfig
+from cyclecontrast.config.pretrain import (
+    DECIDED_BY_AUTO,
+    MACHINE_SETTINGS,
+    MAY_CHANGE,
+    RUNTIME_SETTINGS,
+    PretrainConfig,
+)
 
 __all__ = [
     "DECIDED_BY_AUTO",
+    "MACHINE_SETTINGS",
     "MAY_CHANGE",
     "PRESETS",
+    "PROTOCOL_CONFIGS",
+    "RUNTIME_SETTINGS",
     "ActionConfig",
     "AllConfig",
     "ClassifyConfig",

@@ -1,72 +1,127 @@
-"""The faithful presets of our method: what the text says, and what the release runs."""
+"""The presets `paper` and `release`: what each paper says, and what its authors' code runs."""
 
-from cyclecontrast.config.sources import SOURCES
+Settings = dict[str, object]
 
-PRESETS: dict[str, dict[str, object]] = {
-    "paper": {
+_OURS: Settings = {
+    "temperature": 0.07,
+    "cycle_weight": 0.1,
+    "cycle_start": 0.0,
+    "queue_size": 65_536,
+    "support_size": 16_384,
+    "top_k": None,
+    "batch_keys": False,
+    "split_by": "frame",
+    "momentum": 0.999,
+    "momentum_ramp": 0,
+    "bn_groups": 8,
+    "image_size": 224,
+    "min_crop": 0.2,
+    "flip": True,
+    "epochs": 200,
+    "learning_rate": 0.06,
+    "warmup": 0.0,
+    "sgd_momentum": 0.9,
+    "weight_decay": 1e-4,
+}
+PRESETS: dict[str, Settings] = {
+    "paper": _OURS
+    | {
         "backbone": "resnet18",
         "projector": "linear",
         "projector_dim": 64,
-        "temperature": 0.07,
-        "cycle_weight": 0.1,
-        "cycle_start": 0.0,
-        "queue_size": 65_536,
         "cycle_queue_size": 65_536,
-        "support_size": 16_384,
-        "top_k": None,
-        "batch_keys": False,
         "mask_own_video": True,
-        "split_by": "frame",
         "distinct_frames": True,
-        "momentum": 0.999,
-        "momentum_ramp": 0,
-        "bn_groups": 8,
-        "image_size": 224,
         "augmentation": "moco-v1",
-        "min_crop": 0.2,
-        "flip": True,
         "batch_size": 256,
-        "epochs": 200,
-        "learning_rate": 0.06,
         "schedule": "step",
-        "warmup": 0.0,
-        "sgd_momentum": 0.9,
-        "weight_decay": 1e-4,
     },
-    "release": {
+    "release": _OURS
+    | {
         "backbone": "resnet50",
         "projector": "mlp",
         "projector_dim": 128,
-        "temperature": 0.07,
-        "cycle_weight": 0.1,
-        "cycle_start": 0.0,
-        "queue_size": 65_536,
         "cycle_queue_size": 81_920,
-        "support_size": 16_384,
-        "top_k": None,
-        "batch_keys": False,
         "mask_own_video": False,
-        "split_by": "frame",
         "distinct_frames": False,
-        "momentum": 0.999,
-        "momentum_ramp": 0,
-        "bn_groups": 8,
-        "image_size": 224,
         "augmentation": "moco-v2",
-        "min_crop": 0.2,
-        "flip": True,
         "batch_size": 512,
-        "epochs": 200,
-        "learning_rate": 0.06,
         "schedule": "cosine",
-        "warmup": 0.0,
-        "sgd_momentum": 0.9,
-        "weight_decay": 1e-4,
     },
 }
-"""Faithful settings by name: `paper` is what the text says, `release` what the authors' script runs."""
+"""Cross-video cycle-consistency (Wu & Wang 2021)."""
+
+_MOCO_V2_VIEWS: Settings = {"augmentation": "moco-v2", "min_crop": 0.2, "flip": True}
+_RESNET50: Settings = _MOCO_V2_VIEWS | {"backbone": "resnet50", "schedule": "cosine"}
+_VINCE: Settings = {
+    "projector": "mlp",
+    "queue_size": 65_536,
+    "momentum": 0.999,
+    "weight_decay": 1e-4,
+    "distinct_frames": False,
+    "epochs": 92,
+}
+_BASELINES: dict[str, Settings] = {
+    "seco": _RESNET50
+    | {
+        "projector": "mlp",
+        "projector_dim": 128,
+        "temperature": 0.1,
+        "queue_size": 131_072,
+        "momentum": 0.999,
+        "batch_size": 512,
+        "epochs": 400,
+        "learning_rate": 0.2,
+        "warmup": 5 / 400,
+    },
+    "simsiam": _RESNET50
+    | {
+        "projector": "mlp3-bn",
+        "projector_dim": 2048,
+        "batch_size": 512,
+        "epochs": 100,
+        "learning_rate": 0.1,
+        "warmup": 0.0,
+    },
+    "simclr": _RESNET50
+    | {"projector": "mlp-bn", "projector_dim": 128, "temperature": 0.1, "epochs": 100, "warmup": 0.1},
+    "byol": _RESNET50
+    | {
+        "projector": "mlp-bn",
+        "projector_dim": 256,
+        "momentum": 0.99,
+        "momentum_rise": True,
+        "bn_groups": 1,
+        "epochs": 300,
+        "warmup": 10 / 300,
+    },
+}
+BASELINE_PRESETS: dict[str, dict[str, Settings]] = {
+    "paper": _BASELINES
+    | {
+        "vince": _VINCE | {"projector_dim": 64, "temperature": 0.07, "batch_size": 64, "learning_rate": 0.03},
+    },
+    "release": _BASELINES
+    | {
+        "vince": _VINCE
+        | _MOCO_V2_VIEWS
+        | {
+            "projector_dim": 128,
+            "temperature": 0.2,
+            "self_batch": True,
+            "batch_size": 224,
+            "learning_rate": 0.105,
+        },
+    },
+}
+"""What the sources of the baseline methods say, laid over PRESETS.
+
+`paper` is the smaller network of a source, `release` the larger one, where it has two. A batch counts videos: VINCE's
+batches of 256 and 896 rows are four of each video, and its million and 286,000 steps are 92 passes over the 696,082
+videos of R2V2. The learning rates and batches of SimCLR and BYOL are left out, because they belong to LARS.
+"""
 
 
-def of_preset(preset: str, objective: str) -> dict[str, object]:
-    """Return what the preset says of our method, and over it what an objective's own source says."""
-    return PRESETS.get(preset, {}) | SOURCES.get(preset, {}).get(objective, {})
+def preset_settings(preset: str, method: str) -> Settings:
+    """Return the settings of a preset for a method; none for `auto`, which training/presets.py decides."""
+    return PRESETS.get(preset, {}) | BASELINE_PRESETS.get(preset, {}).get(method, {})

@@ -1,17 +1,21 @@
 """Random views of a frame: parameters are drawn once per view, then applied by an executor that draws nothing.
 
-The executor here is OpenCV's, for worker processes (device_augment.py has the other, for batches on a device); it knows
-nothing of where frames or random numbers come from.
+Here is OpenCV's executor, for worker processes; device_augment.py has the one for batches on a device.
 """
 
 import math
+import pickle
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
 
 from cyclecontrast.data.images import Pixels
+from cyclecontrast.errors import UserError
+
+Augmentation: TypeAlias = Callable[[Pixels, np.random.Generator, int], Pixels]
+"""A user's: a frame RGB uint8 (height, width, 3), the generator of this view, the side → RGB uint8 (side, side, 3)."""
 
 
 class Recipe(NamedTuple):
@@ -36,15 +40,6 @@ LEAST_SIGMA = 1e-3
 ASPECT = (3 / 4, 4 / 3)
 
 
-class Crop(NamedTuple):
-    """A box in pixels of the frame."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-
 class Jitter(NamedTuple):
     """Colour changes: factors around 1, hue in turns, and the order in which they are applied."""
 
@@ -56,9 +51,12 @@ class Jitter(NamedTuple):
 
 
 class View(NamedTuple):
-    """Everything random about one view; `blur` is σ in pixels at a side of 224, 0 for none."""
+    """Everything random about one view.
 
-    crop: Crop
+    `crop`: left, top, width, height in pixels of the frame; `blur`: σ in pixels at a side of 224, 0 for none.
+    """
+
+    crop: tuple[int, int, int, int]
     flip: bool
     jitter: Jitter | None
     gray: bool
@@ -98,14 +96,14 @@ def apply_view(image: Pixels, view: View, size: int) -> Pixels:
 
 
 def cut_view(image: Pixels, view: View, size: int) -> Pixels:
-    """Execute the part of a view that other executors take up: cropped, resized to (size, size, 3), mirrored."""
+    """Execute the first part of a view, which all executors share: crop, resize to (size, size, 3), flip."""
     left, top, width, height = view.crop
     pixels = _resized(image[top : top + height, left : left + width], size)
     return cv2.flip(pixels, 1) if view.flip else pixels
 
 
 def _resized(pixels: Pixels, size: int) -> Pixels:
-    """Resize to (size, size, 3); to shrink, average whole blocks of pixels, which OpenCV does fastest."""
+    """Resize to (size, size, 3); to shrink, average whole blocks of pixels, OpenCV's fastest way."""
     height, width = pixels.shape[:2]
     if min(height, width) > size:
         blocks = max(2, round((height + width) / (2 * size))) * size
@@ -114,16 +112,16 @@ def _resized(pixels: Pixels, size: int) -> Pixels:
     return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)  # type: ignore[no-any-return]
 
 
-def _draw_crop(rng: np.random.Generator, height: int, width: int, min_crop: float) -> Crop:
+def _draw_crop(rng: np.random.Generator, height: int, width: int, min_crop: float) -> tuple[int, int, int, int]:
     for _ in range(10):
         area = height * width * rng.uniform(min_crop, 1.0)
         aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            return Crop(int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h)
+            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
     w = min(width, max(1, round(height * ASPECT[1])))
     h = min(height, max(1, round(width / ASPECT[0])))
-    return Crop((width - w) // 2, (height - h) // 2, w, h)
+    return (width - w) // 2, (height - h) // 2, w, h
 
 
 def _draw_jitter(rng: np.random.Generator, strength: tuple[float, float, float, float]) -> Jitter:
@@ -158,3 +156,44 @@ def _hue(pixels: Pixels, turns: float) -> Pixels:
 
 
 _CHANGES: tuple[Callable[[Pixels, float], Pixels], ...] = (_brightness, _contrast, _saturation, _hue)
+
+
+def user_view(augmentation: Augmentation, image: Pixels, rng: np.random.Generator, size: int) -> Pixels:
+    """Return a view by a user's function, which gets a copy of the frame; raises UserError for a wrong result."""
+    view: object = augmentation(image.copy(), rng, size)
+    expected = f"uint8 ({size}, {size}, 3)"
+    if not isinstance(view, np.ndarray):
+        raise UserError(f"augmentation: returns a {type(view).__name__}, not an array {expected}")
+    if view.dtype != np.uint8 or view.shape != (size, size, 3):
+        raise UserError(f"augmentation: returns {view.dtype} {view.shape}, not {expected}")
+    return view
+
+
+def check_augmentation(augmentation: Augmentation, image: Pixels, size: int) -> None:
+    """Try a user's function twice on an image; raises UserError where it fails or the two views differ."""
+    try:
+        first, second = (
+            user_view(augmentation, image, np.random.Generator(np.random.Philox(key=0)), size) for _ in "12"
+        )
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"augmentation: fails on a frame {image.shape} ({type(error).__name__}: {reason})") from error
+    if not np.array_equal(first, second):
+        raise UserError(
+            "augmentation: returns two different views for one frame and one generator; draw from the generator "
+            "alone, or no run can be repeated"
+        )
+
+
+def check_picklable(name: str, function: object) -> None:
+    """Raise UserError where a function cannot be sent to data loading processes."""
+    try:
+        pickle.dumps(function)
+    except Exception as error:  # pickle raises many kinds
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{name}: cannot be sent to the processes that load data ({reason}); define it with def or class at the "
+            "top of a file, or set workers=0"
+        ) from error

@@ -1,7 +1,6 @@
-"""The other executor of views: colours and blur of a whole batch, on any device, from numbers that were drawn before.
+"""The device executor of views: colors and blur of a whole batch on any device, from numbers drawn before.
 
-A worker that leaves them to the device still crops, resizes and mirrors (`cut_view`): frames come in many sizes and
-have two to nine times the bytes of a view, all of which would have to travel.
+Workers still crop, resize and flip (`cut_view`): frames come in many sizes and have two to nine times a view's bytes.
 """
 
 import torch
@@ -18,14 +17,14 @@ RED, GREEN, BLUE = 0.299, 0.587, 0.114
 
 
 def numbers_of(view: View) -> tuple[float, ...]:
-    """Return what is left to do to a view that is cut, as `finish_views` takes it."""
+    """Return the rest of a view after `cut_view`, as numbers for `finish_views`."""
     *factors, order = view.jitter or NEUTRAL
     return (*factors, *order, float(view.gray), view.blur)
 
 
 @torch.no_grad()
 def finish_views(pixels: Tensor, numbers: Tensor) -> Tensor:
-    """Do to cut views what `apply_view` does behind its cut, each change rounded to bytes as there.
+    """Finish cut views as `apply_view` does, each change rounded to bytes as there.
 
     Shapes: pixels uint8 (batch, 3, size, size) on any device; numbers float (batch, 10) on the host, where one sees
     without waiting which hues turn and which views are blurred. Returns pixels of the same kind, channels-last. Not for

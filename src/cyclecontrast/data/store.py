@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cyclecontrast.config.fields import is_url
+from cyclecontrast.config.types import is_url
 from cyclecontrast.data.image_folders import ImageFiles, open_image_folder, text_pieces
 from cyclecontrast.data.images import MOST_BYTES, Pixels, decode_image
 from cyclecontrast.data.remote import RemoteFiles

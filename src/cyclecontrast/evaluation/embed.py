@@ -1,6 +1,11 @@
-"""The command `embed`: one row per frame, (video, index, time, vector), as Parquet or npz."""
+"""Images → vectors of a frozen backbone, shared by the processes of torchrun; and the command `embed`.
 
-from collections.abc import Iterable, Iterator
+Vectors are computed in single precision, by algorithms that give the same input the same numbers.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,21 +13,158 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
-from cyclecontrast.config import EmbedConfig
+from cyclecontrast.config import ActionConfig, ClassifyConfig, EmbedConfig, RetrievalConfig
 from cyclecontrast.data.store import FrameStore
+from cyclecontrast.distributed import World, gather_objects, joined_command
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.evaluation.embeddings import Embeddings, Loading, embed_batches, parts_of_images
-from cyclecontrast.evaluation.image_batches import StoreImages
-from cyclecontrast.evaluation.shares import Work, all_gathered, help_embed
+from cyclecontrast.evaluation.image_batches import (
+    CenterCrop,
+    ImageBatch,
+    Images,
+    StoreImages,
+    in_order,
+    load_image_batches,
+)
+from cyclecontrast.evaluation.protocol import Part
+from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
-from cyclecontrast.models.hardware import limited_threads, pick_device
-from cyclecontrast.training.distributed import World, joined_world
-from cyclecontrast.training.leading import CPU, leading
+from cyclecontrast.models.hardware import limited_threads, pick_device, pick_workers
 
+IMAGES_PER_PART = 2**14
 ROWS_PER_GROUP = 8192
+
+
+class Loading(NamedTuple):
+    """How images reach the network; `image_size` is the side of the crop in pixels."""
+
+    image_size: int
+    batch_size: int
+    workers: int
+    device: torch.device
+
+    @staticmethod
+    def of(config: ClassifyConfig | RetrievalConfig | ActionConfig | EmbedConfig, backbone: Backbone) -> "Loading":
+        """Resolve what the options leave open; raises UserError for an absent device."""
+        size = config.image_size or backbone.image_size
+        device = pick_device(config.device)
+        return Loading(size, config.batch_size, pick_workers(config.workers, device), device)
+
+
+class Embeddings(NamedTuple):
+    """Vectors float32 (num_images, dim), the position of each, and a line for each unreadable image."""
+
+    vectors: npt.NDArray[np.float32]
+    positions: npt.NDArray[np.int64]
+    problems: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def frozen(backbone: Backbone, device: torch.device) -> Iterator[Backbone]:
+    """Hold a backbone in evaluation mode on the device, and its convolutions to exact repeatable arithmetic.
+
+    Afterwards it is on its former device, and each of its modules in its former mode.
+    """
+    modes = [(module, module.training) for module in backbone.modules()]
+    home = next(backbone.parameters()).device
+    backbone.eval().to(device)
+    with exact_convolutions():
+        try:
+            yield backbone
+        finally:
+            backbone.to(home)
+            for module, mode in modes:
+                module.training = mode
+
+
+def exact_convolutions() -> contextlib.AbstractContextManager[None]:
+    """Hold convolutions on a GPU to single precision and to deterministic algorithms."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def check_finite(values: Tensor, backbone: Backbone) -> None:
+    """Raise UserError where a backbone's features, or what was computed from them, are not finite."""
+    if not bool(values.isfinite().all()):
+        raise UserError(f"{backbone.source}: the backbone gives values that are not finite; its weights are broken")
+
+
+def encode(backbone: Backbone, batch: ImageBatch, device: torch.device) -> Tensor:
+    """Return the representations of a batch (batch, dim); raises UserError where they are not finite."""
+    with torch.inference_mode():
+        features: Tensor = backbone(backbone.normalise(batch.pixels.to(device, non_blocking=True))).float()
+        check_finite(features, backbone)
+    return features
+
+
+def embed_batches(
+    backbone: Backbone, images: Images, loading: Loading, title: str, batches: Sequence[Sequence[int]] | None = None
+) -> Iterator[Embeddings]:
+    """Embed the centre crops of all images, or of these batches of positions, batch by batch in order."""
+    batches = in_order(len(images), loading.batch_size) if batches is None else batches
+    loaded = load_image_batches(images, CenterCrop(loading.image_size), batches, loading.workers, title)
+    with frozen(backbone, loading.device):
+        for batch in loaded:
+            size = len(batch.positions)
+            vectors = encode(backbone, batch, loading.device).cpu() if size else torch.empty(0, backbone.dim)
+            yield Embeddings(vectors.numpy(), batch.positions.numpy(), batch.problems)
+
+
+def embed_images(backbone: Backbone, images: Images, loading: Loading, title: str, cache: ResumeCache) -> Embeddings:
+    """Embed all readable images, except those embedded before a stop; raises UserError where none is readable."""
+    parts = concatenated(find_parts(image_parts(backbone, images, loading, title), cache))
+    positions, problems = parts["positions"], parts["problems"].tolist()
+    if len(positions) == 0:
+        raise UserError(f"{title}: none of the {len(images):,} images can be read", *problems[:3])
+    return Embeddings(parts["vectors"], positions, tuple(problems))
+
+
+def image_parts(backbone: Backbone, images: Images, loading: Loading, title: str) -> list[Part]:
+    """Return all images, in order, as parts whose items are whole batches."""
+    batches = in_order(len(images), loading.batch_size)
+    per_part = max(1, IMAGES_PER_PART // loading.batch_size)
+    make = partial(_embed_part, backbone, images, loading, title)
+    groups = (batches[start : start + per_part] for start in range(0, len(batches), per_part))
+    return [Part(f"{title}-{group[0][0]}-{group[-1][-1]}", group, make) for group in groups]
+
+
+def _embed_part(
+    backbone: Backbone, images: Images, loading: Loading, title: str, batches: Sequence[Sequence[int]]
+) -> Arrays:
+    made = list(embed_batches(backbone, images, loading, title, batches))
+    return {
+        "vectors": np.concatenate([batch.vectors for batch in made]),
+        "positions": np.concatenate([batch.positions for batch in made]),
+        "problems": np.array([problem for batch in made for problem in batch.problems], dtype=str),
+    }
+
+
+def find_parts(parts: Sequence[Part], cache: ResumeCache) -> list[Arrays]:
+    """Return the arrays of all parts, from the cache or embedded now."""
+    return [cache.arrays(part.name, partial(part.make, part.items)) for part in parts]
+
+
+def check_same_work(key: str, world: World) -> None:
+    """Raise UserError unless all processes have the same model, data and settings, which `key` identifies."""
+    keys = gather_objects(key, world)
+    odd = [rank for rank, other in enumerate(keys) if other != keys[0]]
+    if odd:
+        raise UserError(f"process {odd[0]} has another model, other data or other settings; start all with the same")
+
+
+def gather_part(part: Part, world: World) -> Arrays | None:
+    """Embed a part, every process a contiguous slice of it; returns the whole part in rank 0, None in the others."""
+    start, end = (len(part.items) * rank // world.size for rank in (world.rank, world.rank + 1))
+    slices = gather_objects(part.make(part.items[start:end]) if end > start else None, world)
+    return concatenated([arrays for arrays in slices if arrays is not None]) if world.rank == 0 else None
+
+
+def concatenated(parts: Sequence[Arrays]) -> dict[str, npt.NDArray[Any]]:
+    """Join the arrays of all parts by name."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 class Embedded(NamedTuple):
@@ -35,97 +177,24 @@ class Embedded(NamedTuple):
     skipped: tuple[str, ...]
 
     def __str__(self) -> str:
-        line = f"{self.num_frames:,} frames of {self.num_videos:,} videos, {self.dim} numbers each → {self.out}"
+        line = f"{self.num_frames:,} frames of {self.num_videos:,} videos, {self.dim}-dimensional vectors → {self.out}"
         return "\n".join([f"{line}; {len(self.skipped)} skipped:" if self.skipped else line, *self.skipped])
 
 
-class _Rows(NamedTuple):
-    videos: npt.NDArray[np.object_]
-    indices: npt.NDArray[np.int32]
-    times: npt.NDArray[np.float64]
-    vectors: npt.NDArray[np.float32]
-
-
 def embed(config: EmbedConfig, backbone: Backbone | None = None) -> Embedded | None:
-    """Embed every frame and write the file in one piece; raises UserError with all that is wrong, writing nothing.
+    """Embed every frame and write one file with a row per frame: (video, index, time, vector).
 
-    A `backbone` is taken as it is, whatever the config names. Of several processes that torchrun started each
-    embeds its share; the first writes, the others return None.
+    A `backbone` is taken as it is, whatever the config names. Of several processes that torchrun started each embeds
+    its share; rank 0 writes, the others return None. Raises UserError with all that is wrong, and then writes nothing.
     """
-    with joined_world(CPU) as world:
-        if world.rank:
-            help_embed(lambda: _work(config, *_open(config, backbone)), config.device, world)
-            return None
-        with leading(world):
-            return _embed(config, world, backbone)
-
-
-def _embed(config: EmbedConfig, world: World, given: Backbone | None) -> Embedded:
-    backbone, store = _open(config, given)
-    about = {
-        "model": _lasting(config.model),
-        "seed": str(config.seed),
-        "data": config.data if isinstance(config.data, str) else str(config.data.absolute()),
-        "model_name": backbone.name,
-        "model_source": backbone.source,
-        "model_fingerprint": fingerprint(backbone),
-        "data_fingerprint": store.fingerprint,
-        "image_size": str(config.image_size or backbone.image_size),
-    }
-    tally = _Tally()
-    if world.size == 1:
-        batches = embed_batches(backbone, StoreImages(store), Loading.of(config, backbone), "embedding")
-    else:
-        parts = all_gathered(_work(config, backbone, store), world)
-        batches = (Embeddings(part["vectors"], part["positions"], tuple(part["problems"].tolist())) for part in parts)
-    rows = tally.counted(batches, store)
-    with limited_threads(pick_device(config.device)), replacing(config.out) as aside:
-        write = _write_parquet if config.out.suffix.lower() == ".parquet" else _write_npz
-        write(aside, rows, about, backbone.dim)
-        if tally.num_frames == 0:
-            raise UserError(f"{config.data}: none of its {len(tally.skipped)} frames can be read", *tally.skipped[:3])
-    return Embedded(config.out, tally.num_frames, len(tally.videos), backbone.dim, tuple(tally.skipped))
-
-
-def _lasting(model: str) -> str:
-    """Return a MODEL by a name that holds in any folder."""
-    if model.startswith("random:"):
-        return model
-    if not model.startswith("timm:"):
-        return str(Path(model).absolute())
-    name, _, file = model.partition("@")
-    return f"{name}@{Path(file).absolute()}" if file else name
-
-
-def _work(config: EmbedConfig, backbone: Backbone, store: FrameStore) -> Work:
-    loading = Loading.of(config, backbone)
-    key = f"{fingerprint(backbone)} {store.fingerprint} {loading.image_size} {loading.batch_size}"
-    return Work(key, parts_of_images(backbone, StoreImages(store), loading, "embedding"))
-
-
-class _Tally:
-    """Counts what passes, so that rows need not be kept to be counted."""
-
-    def __init__(self) -> None:
-        self.num_frames = 0
-        self.videos: set[int] = set()
-        self.skipped: list[str] = []
-
-    def counted(self, batches: Iterable[Embeddings], store: FrameStore) -> Iterator[_Rows]:
-        """Turn positions into rows that name their frame."""
-        for batch in batches:
-            videos = StoreImages(store).videos(batch.positions)
-            self.num_frames += len(videos)
-            self.videos.update(videos.tolist())
-            self.skipped += batch.problems
-            yield _rows(store, videos, batch)
-
-
-def _rows(store: FrameStore, videos: npt.NDArray[np.integer], batch: Embeddings) -> _Rows:
-    index = (batch.positions - store.starts[videos]).astype(np.int32)
-    names = np.array([store.video_id(int(video)) for video in videos], np.object_)
-    time = np.array([store.time(int(v), int(i)) for v, i in zip(videos, index, strict=True)], np.float64)
-    return _Rows(names, index, time, batch.vectors)
+    with joined_command() as world:
+        backbone, store = _open(config, backbone)
+        with limited_threads(pick_device(config.device)):
+            batches = _embed_store(config, backbone, store, world)
+            if world.rank == 0:
+                return _write(config, backbone, store, batches)
+            assert not list(batches)
+    return None
 
 
 def _open(config: EmbedConfig, given: Backbone | None) -> tuple[Backbone, FrameStore]:
@@ -140,43 +209,91 @@ def _open(config: EmbedConfig, given: Backbone | None) -> tuple[Backbone, FrameS
     return backbone, store
 
 
-def _write_parquet(path: Path, rows: Iterable[_Rows], about: dict[str, str], dim: int) -> None:
-    columns = [
-        ("video", pa.string()),
-        ("index", pa.int32()),
-        ("time", pa.float64()),
-        ("vector", pa.list_(pa.float32(), dim)),
-    ]
-    with pq.ParquetWriter(path, pa.schema(columns, about)) as writer:
-        for group in _grouped(rows):
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(group.vectors.ravel()), dim)
-            arrays = [pa.array(group.videos, pa.string()), pa.array(group.indices), pa.array(group.times), vectors]
-            writer.write_table(pa.table(arrays, schema=writer.schema))
+def _embed_store(config: EmbedConfig, backbone: Backbone, store: FrameStore, world: World) -> Iterator[Embeddings]:
+    loading, images = Loading.of(config, backbone), StoreImages(store)
+    if world.size == 1:
+        yield from embed_batches(backbone, images, loading, "embedding")
+        return
+    check_same_work(f"{fingerprint(backbone)} {store.fingerprint} {loading.image_size} {loading.batch_size}", world)
+    for part in image_parts(backbone, images, loading, "embedding"):
+        arrays = gather_part(part, world)
+        if arrays is not None:
+            yield Embeddings(arrays["vectors"], arrays["positions"], tuple(arrays["problems"].tolist()))
 
 
-def _grouped(rows: Iterable[_Rows]) -> Iterator[_Rows]:
-    waiting: list[_Rows] = []
-    for batch in rows:
-        waiting.append(batch)
-        if sum(len(b.indices) for b in waiting) >= ROWS_PER_GROUP:
-            yield _joined(waiting)
-            waiting = []
-    if waiting:
-        yield _joined(waiting)
+def _write(config: EmbedConfig, backbone: Backbone, store: FrameStore, batches: Iterator[Embeddings]) -> Embedded:
+    origin = {
+        "model": _lasting_name(config.model),
+        "seed": str(config.seed),
+        "data": config.data if isinstance(config.data, str) else str(config.data.absolute()),
+        "model_name": backbone.name,
+        "model_source": backbone.source,
+        "model_fingerprint": fingerprint(backbone),
+        "data_fingerprint": store.fingerprint,
+        "image_size": str(config.image_size or backbone.image_size),
+    }
+    schema = _schema(backbone.dim).with_metadata(origin)
+    seen: list[npt.NDArray[np.integer]] = []
+    skipped: list[str] = []
+
+    def tables() -> Iterator[pa.Table]:
+        for batch in batches:
+            seen.append(StoreImages(store).videos(batch.positions))
+            skipped.extend(batch.problems)
+            yield _table(store, seen[-1], batch, schema)
+
+    with replacing(config.out) as aside:
+        write = _write_parquet if config.out.suffix.lower() == ".parquet" else _write_npz
+        write(aside, tables(), schema)
+        videos = np.concatenate(seen)
+        if not len(videos):
+            raise UserError(f"{config.data}: none of its {len(skipped)} frames can be read", *skipped[:3])
+    return Embedded(config.out, len(videos), len(np.unique(videos)), backbone.dim, tuple(skipped))
 
 
-def _joined(batches: Iterable[_Rows]) -> _Rows:
-    return _Rows(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+def _lasting_name(model: str) -> str:
+    """Return a MODEL by a name that is valid in any working directory."""
+    if model.startswith("random:"):
+        return model
+    if not model.startswith("timm:"):
+        return str(Path(model).absolute())
+    name, _, file = model.partition("@")
+    return f"{name}@{Path(file).absolute()}" if file else name
 
 
-def _write_npz(path: Path, rows: Iterable[_Rows], about: dict[str, str], dim: int) -> None:
-    columns = _joined(list(rows))
+def _schema(dim: int) -> pa.Schema:
+    vector = pa.list_(pa.float32(), dim)
+    return pa.schema([("video", pa.string()), ("index", pa.int32()), ("time", pa.float64()), ("vector", vector)])
+
+
+def _table(store: FrameStore, videos: npt.NDArray[np.integer], batch: Embeddings, schema: pa.Schema) -> pa.Table:
+    indices = (batch.positions - store.starts[videos]).astype(np.int32)
+    times = [store.time(int(video), int(index)) for video, index in zip(videos, indices, strict=True)]
+    names = [store.video_id(int(video)) for video in videos]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(batch.vectors.ravel()), batch.vectors.shape[1])
+    return pa.table([pa.array(names, pa.string()), indices, pa.array(times, pa.float64()), vectors], schema=schema)
+
+
+def _write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    with pq.ParquetWriter(path, schema) as writer:
+        waiting: list[pa.Table] = []
+        for table in tables:
+            waiting.append(table)
+            if sum(map(len, waiting)) >= ROWS_PER_GROUP:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+
+
+def _write_npz(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    table, dim = pa.concat_tables(tables).combine_chunks(), schema.field("vector").type.list_size
+    origin = {name.decode(): text.decode() for name, text in schema.metadata.items()}
     arrays: dict[str, Any] = {
-        **about,
-        "video": columns.videos.astype(np.str_),
-        "index": columns.indices,
-        "time": columns.times,
-        "vector": columns.vectors,
+        **origin,
+        **{name: table[name].to_numpy() for name in ("index", "time")},
+        "video": table["video"].to_numpy().astype(np.str_),
+        "vector": table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim),
     }
     with path.open("wb") as file:
         np.savez(file, **arrays)

@@ -1,4 +1,4 @@
-"""Images → batches of pixels: decoded, cropped and stacked by worker processes; it knows nothing of networks."""
+"""Images → batches of pixels: decoded, cropped and stacked by worker processes; no network is involved."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cyclecontrast.data.images import Pixels, resize_short_side
-from cyclecontrast.data.loader_workers import LONGEST_READ, QUIET_SECONDS, begin_worker, received
+from cyclecontrast.data.loader import CHECK_SECONDS, HANG_SECONDS, begin_worker, received
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.metrics import Integers
@@ -51,7 +51,7 @@ class StoreImages:
 
 
 class ImageBatch(NamedTuple):
-    """Pixels uint8 (batch, 3, size, size) of the readable positions, and a line for each that is not."""
+    """Pixels uint8 (batch, 3, size, size) of the readable positions, and a line for each unreadable one."""
 
     positions: Tensor
     pixels: Tensor
@@ -65,12 +65,12 @@ class _Item(NamedTuple):
 
 
 Crop = Callable[[Pixels, int], Pixels]
-"""What is done to the image at a position; its result has the same size for all."""
+"""Transforms the image at a position; all results have the same size."""
 
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """Short side to 8/7 of the size (224: 256), then the middle (protocols.md §b)."""
+    """Scale the short side to 8/7 of the size (256 for 224), then crop the middle."""
 
     size: int
 
@@ -108,7 +108,7 @@ class _Cropped(Dataset[_Item]):
 def load_image_batches(
     images: Images, crop: Crop, batches: Sequence[Sequence[int]], workers: int, title: str
 ) -> Iterator[ImageBatch]:
-    """Yield the batches of these positions in order, with a progress bar where someone watches."""
+    """Yield the batches of these positions in order, with a progress bar in a terminal."""
     workers = min(workers, len(batches) - 1)
     loader = DataLoader(
         _Cropped(images, crop),
@@ -116,11 +116,11 @@ def load_image_batches(
         collate_fn=_collate,
         num_workers=workers,
         worker_init_fn=begin_worker,
-        timeout=QUIET_SECONDS if workers > 0 else 0,
+        timeout=CHECK_SECONDS if workers > 0 else 0,
         pin_memory=torch.cuda.is_available(),
     )
     console = Console(stderr=True)
-    batches_read = received(iter(loader), "the images", LONGEST_READ + max(map(len, batches), default=0))
+    batches_read = received(iter(loader), "the images", HANG_SECONDS + max(map(len, batches), default=0))
     yield from track(
         batches_read, title, len(batches), console=console, disable=not console.is_terminal, transient=True
     )

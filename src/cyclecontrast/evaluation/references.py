@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from cyclecontrast.evaluation.result import Result
+from cyclecontrast.evaluation.predictions import Result
 
 METHOD = "CycleContrast"
 UCF101 = {"split": 1, "fps": 16, "image_size": 224, "flip": True, "bn": "eval", "num_clips": 10}
@@ -57,7 +57,7 @@ class Reference:
 
 
 class Compared(NamedTuple):
-    """Published figures by metric, and all in which the measured ones differ; comparable where that is nothing."""
+    """Published figures by metric, and a line for each difference of the measured ones; comparable without any."""
 
     references: dict[str, Reference]
     differences: tuple[str, ...]

@@ -1,1 +1,1 @@
-"""A backbone → what other tools load, one file per tool. Importing this imports no PyTorch."""
+"""Export a backbone in the format of another tool."""

@@ -1,77 +1,85 @@
-"""What a format of `export` is made of, and what all of them ask of a backbone."""
+"""File formats of other tools: safetensors, torchvision, timm, ONNX, detectron2.
 
+Each has a function that writes a backbone and one that returns the code that loads it.
+"""
+
+import contextlib
+import io
+import pickle
 import re
+import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from torch import Tensor
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from cyclecontrast.models.backbone import NAME, Backbone, ResNet, make_backbone
+from cyclecontrast.config.types import RESNET, USER_PREFIX, is_user_defined
+from cyclecontrast.errors import UserError
+from cyclecontrast.files import replacing
+from cyclecontrast.models.backbone import Backbone, ResNet, make_backbone, pooled
+from cyclecontrast.models.checkpoint import BACKBONE_FILE, save_backbone
 
 Renaming: TypeAlias = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
-"""Patterns of torchvision's names, and what stands in their place elsewhere."""
-PLAIN_OF_TIMM = ("resnet18", "resnet34", "resnet50")
-"""Networks of timm that carry torchvision's names and compute the same."""
-
-
-class Job(NamedTuple):
-    """What is to be written where; `model` is what the user named, a run or anything else that holds a backbone."""
-
-    backbone: Backbone
-    path: Path
-    model: str
+"""Patterns in torchvision's parameter names, and their replacements in another tool's names."""
+PLAIN_TIMM_RESNETS = ("resnet18", "resnet34", "resnet50")
+"""Networks of timm with torchvision's parameter names and the same computation."""
+ONNX_OPSET = 18
+MAX_ONNX_BYTES = 2**31 - 2**20
+"""Protocol buffers are limited to 2 GiB, which includes the graph itself."""
 
 
 class Format(NamedTuple):
-    """One kind of output.
+    """A format of `export`.
 
-    `default` is its name without --out, and a `suffix` is one that others read it by. `holds` tells which backbones it
-    can hold, `needs` the modules that writing it takes, which the extra of the format's name installs.
+    `default` is the output without --out, `suffix` the only one allowed (empty: any that no other format has);
+    `supports(backbone)`, `write(backbone, path, model)` where `model` is the MODEL that the user named, and
+    `snippet(backbone, path)`; `modules` must be installed and come with the extra of the format's name.
     """
 
     default: str
     suffix: str
-    holds: Callable[[Backbone], bool]
-    write: Callable[[Job], None]
-    snippet: Callable[[Job], str]
-    needs: tuple[str, ...] = ()
+    supports: Callable[[Backbone], bool]
+    write: Callable[[Backbone, Path, str], None]
+    snippet: Callable[[Backbone, Path], str]
+    modules: tuple[str, ...] = ()
 
 
-class Shape(NamedTuple):
-    """Which ResNet a backbone is; the standard one has 64 channels behind its stem, and its stem is not small."""
+class ResNetShape(NamedTuple):
+    """Which ResNet a backbone is: depth, channels of the stem, and whether the stem is the small one (3x3, no pool)."""
 
     depth: int
     width: int
     is_small: bool
 
-    @property
-    def is_torchvisions(self) -> bool:
-        """Whether torchvision has a class for it."""
-        return self.depth != 10 and self.width == 64 and not self.is_small
 
-
-def resnet_shape(backbone: Backbone) -> Shape | None:
-    """Return which ResNet with torchvision's names this is, a plain one of timm too; None where it is none."""
+def resnet_shape(backbone: Backbone) -> ResNetShape | None:
+    """Return which ResNet with torchvision's parameter names this is (also plain ones of timm), or None."""
     name = backbone.name
     if name.startswith("timm:"):
         name = name.removeprefix("timm:").partition(".")[0]
-        return Shape(int(name.removeprefix("resnet")), 64, False) if name in PLAIN_OF_TIMM else None
-    match = NAME.fullmatch(name)
-    return Shape(int(match[1]), int(match[3] or 64), match[2] is not None) if match else None
+        return ResNetShape(int(name.removeprefix("resnet")), 64, False) if name in PLAIN_TIMM_RESNETS else None
+    match = RESNET.fullmatch(name)
+    return ResNetShape(int(match[1]), int(match[3] or 64), match[2] is not None) if match else None
 
 
-def is_torchvisions(backbone: Backbone) -> bool:
-    """Whether torchvision has a class for this network."""
+def in_torchvision(backbone: Backbone) -> bool:
+    """Return whether torchvision has a class for this network."""
     shape = resnet_shape(backbone)
-    return shape is not None and shape.is_torchvisions
+    return shape is not None and shape.depth != 10 and shape.width == 64 and not shape.is_small
 
 
 def as_resnet(backbone: Backbone) -> ResNet | None:
-    """Return the network as a ResNet of ours, a plain one of timm too; None where it is none."""
+    """Return the network as our ResNet class (plain ones of timm are converted); None if it is not a ResNet."""
+    if isinstance(backbone.network, ResNet):
+        return backbone.network
     shape = resnet_shape(backbone)
-    if shape is None or isinstance(backbone.network, ResNet):
-        return backbone.network if isinstance(backbone.network, ResNet) else None
+    if shape is None:
+        return None
     network = make_backbone(f"resnet{shape.depth}").network.eval()
     network.load_state_dict(backbone.network.state_dict())
     assert isinstance(network, ResNet)
@@ -79,12 +87,219 @@ def as_resnet(backbone: Backbone) -> ResNet | None:
 
 
 def renamed(key: str, names: Renaming) -> str:
-    """Return another tool's name of a weight: each pattern in turn is replaced."""
+    """Return another tool's name of a parameter."""
     for pattern, name in names:
         key = re.sub(pattern, name, key)
     return key
 
 
 def weights_of(backbone: Backbone) -> dict[str, Tensor]:
-    """Return the weights by name, on the CPU, each with memory of its own."""
+    """Return the parameters and statistics by name, contiguous and on the CPU."""
     return {key: value.detach().cpu().contiguous() for key, value in backbone.network.state_dict().items()}
+
+
+def _write_safetensors(backbone: Backbone, path: Path, _: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        weights = save_backbone(backbone, Path(folder))
+        weights.with_suffix(".json").rename(path.with_suffix(".json"))
+        weights.rename(path)
+
+
+def _load_safetensors(backbone: Backbone, path: Path) -> str:
+    size = backbone.image_size
+    network = f", network={backbone.name.removeprefix(USER_PREFIX)}()" if is_user_defined(backbone.name) else ""
+    code = f"""import cyclecontrast
+
+backbone = cyclecontrast.load_backbone({str(path)!r}{network})
+# pixels: uint8 (batch, 3, height, width), RGB; trained at {size} x {size}
+# features = backbone(backbone.normalise(pixels))   # (batch, {backbone.dim})
+"""
+    stage = "# map = backbone.feature_map(backbone.normalise(pixels), 4)   # of stage 4, or 1 to 3"
+    return code if network else f"{code}{stage}: (batch, channels, h, w)\n"
+
+
+def _write_state_dict(backbone: Backbone, path: Path, _: str) -> None:
+    with replacing(path) as part:
+        torch.save(weights_of(backbone), part)
+
+
+def _load_torchvision(backbone: Backbone, path: Path) -> str:
+    shape = resnet_shape(backbone)
+    assert shape is not None
+    return f"""import torch
+import torchvision
+from torchvision.models.feature_extraction import create_feature_extractor
+
+model = torchvision.models.resnet{shape.depth}()
+weights = torch.load({str(path)!r}, weights_only=True)
+missing, unknown = model.load_state_dict(weights, strict=False)
+assert set(missing) == {{"fc.weight", "fc.bias"}} and not unknown
+model.fc = torch.nn.Identity()   # or your classifier on {backbone.dim} features
+model.eval()
+{_normalize(backbone)}
+# features = model(normalize(images))   # (batch, {backbone.dim})
+# map = create_feature_extractor(model, ["layer4"])(normalize(images))["layer4"]   # (batch, {backbone.dim}, h, w)
+"""
+
+
+def _in_timm(backbone: Backbone) -> bool:
+    """Return whether timm can build this network: its own ones, and ResNets with the standard stem of 64 channels."""
+    shape = resnet_shape(backbone)
+    return backbone.name.startswith("timm:") or (shape is not None and shape.width == 64 and not shape.is_small)
+
+
+def _load_timm(backbone: Backbone, path: Path) -> str:
+    name, arguments = backbone.name.removeprefix("timm:"), "num_classes=0"
+    if name == "resnet10":
+        name, arguments = "resnet18", f"{arguments}, layers=(1, 1, 1, 1)"
+    code = f"""import timm
+import torchvision
+
+model = timm.create_model({name!r}, {arguments}, checkpoint_path={str(path)!r})
+model.eval()
+{_normalize(backbone)}
+# features = model(normalize(images))   # (batch, {backbone.dim})
+"""
+    if resnet_shape(backbone) is None:
+        return code
+    return f"{code}# map = model.forward_features(normalize(images))   # (batch, {backbone.dim}, h, w)\n"
+
+
+def _normalize(backbone: Backbone) -> str:
+    size = backbone.image_size
+    return f"""normalize = torchvision.transforms.Normalize({list(backbone.mean)}, {list(backbone.std)})
+# images: float (batch, 3, height, width), RGB from 0 to 1; trained at {size} x {size}"""
+
+
+class _PixelsToFeatures(nn.Module):
+    """Pixels uint8 (batch, 3, h, w) → features, and for a ResNet also the map of its last stage.
+
+    Normalisation is part of the graph, so that nobody can forget it.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.network = as_resnet(backbone) or backbone.network
+        self.mean = nn.Buffer(torch.tensor(backbone.mean).view(3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(backbone.std).view(3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        images = (pixels.float() / 255 - self.mean) / self.std
+        if isinstance(self.network, ResNet):
+            map_ = self.network.stage(images, 4)
+            return self.network.avgpool(map_).flatten(1), map_
+        return (pooled(self.network(images)),)
+
+
+def _write_onnx(backbone: Backbone, path: Path, _: str) -> None:
+    program = _onnx_program(backbone)
+    program.model.metadata_props.update(
+        {"name": backbone.name, "source": backbone.source, "image_size": str(backbone.image_size)}
+    )
+    with replacing(path) as part:
+        program.save(part, external_data=False)
+
+
+def _onnx_program(backbone: Backbone) -> Any:
+    """Return the exporter's program. Raises UserError if PyTorch cannot express the network in ONNX."""
+    graph, size = _PixelsToFeatures(backbone).eval(), backbone.image_size
+    is_resnet = isinstance(graph.network, ResNet)
+    dynamic = {0: "batch", 2: "height", 3: "width"} if is_resnet else {0: "batch"}
+    # Height and width differ, because the exporter could take equal sides for one another.
+    pixels = torch.zeros(2, 3, size, size + 32 if is_resnet else size, dtype=torch.uint8)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter warns about itself
+        try:
+            return torch.onnx.export(
+                graph,
+                (pixels,),
+                dynamo=True,
+                dynamic_shapes=(dynamic,),
+                opset_version=ONNX_OPSET,
+                input_names=["pixels"],
+                output_names=["features", "map"] if is_resnet else ["features"],
+                verbose=False,
+            )
+        except Exception as error:  # tracing a network can raise anything
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise UserError(
+                f"format onnx: PyTorch cannot export {backbone.name} ({reason}); choose another format"
+            ) from error
+
+
+def _load_onnx(backbone: Backbone, path: Path) -> str:
+    size, is_resnet = backbone.image_size, as_resnet(backbone) is not None
+    sides = f"height, width), RGB; trained at {size} x {size}" if is_resnet else f"{size}, {size}), RGB"
+    outputs = "features, map" if is_resnet else "(features,)"
+    shapes = f"(batch, {backbone.dim})" + (f" and (batch, {backbone.dim}, h, w)" if is_resnet else "")
+    return f"""import onnxruntime
+
+session = onnxruntime.InferenceSession({str(path)!r})   # opset {ONNX_OPSET}
+# pixels: uint8 array (batch, 3, {sides}; the graph normalises them itself
+# {outputs} = session.run(None, {{"pixels": pixels}})   # {shapes}
+"""
+
+
+def _fits_onnx(backbone: Backbone) -> bool:
+    return sum(value.numel() * value.element_size() for value in backbone.parameters()) < MAX_ONNX_BYTES
+
+
+DETECTRON2_NAMES: Renaming = (
+    (r"^(?=conv1|bn1)", "stem."),
+    (r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}"),
+    (r"\bbn(\d)\b", r"conv\1.norm"),
+    (r"\bdownsample\.0\b", "shortcut"),
+    (r"\bdownsample\.1\b", "shortcut.norm"),
+)
+
+
+def _write_detectron2(backbone: Backbone, path: Path, _: str) -> None:
+    weights = {
+        renamed(key, DETECTRON2_NAMES): value.numpy()
+        for key, value in weights_of(backbone).items()
+        if not key.endswith("num_batches_tracked")  # detectron2's frozen batch norm has none
+    }
+    content = {"model": weights, "__author__": "cyclecontrast", "matching_heuristics": True}
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=4)
+    # By its public constructor, because NumPy 1 does not know the inner modules that NumPy 2 pickles an array by.
+    pickler.dispatch_table = {np.ndarray: _rebuild_array}
+    pickler.dump(content)
+    with replacing(path) as part:
+        part.write_bytes(buffer.getvalue())
+
+
+def _rebuild_array(array: NDArray[Any]) -> tuple[type[NDArray[Any]], tuple[Any, ...]]:
+    return np.ndarray, (array.shape, array.dtype.str, bytearray(array.tobytes()))
+
+
+def _load_detectron2(backbone: Backbone, path: Path) -> str:
+    shape = resnet_shape(backbone)
+    assert shape is not None
+    mean, std = ([round(255 * value, 3) for value in values] for values in (backbone.mean, backbone.std))
+    basic = "" if shape.depth == 50 else "cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64\n"
+    return f"""from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone
+
+cfg = get_cfg()   # or your own config; these weights need the following settings
+cfg.MODEL.WEIGHTS = {str(path)!r}
+cfg.MODEL.RESNETS.DEPTH = {shape.depth}
+{basic}cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+cfg.MODEL.PIXEL_MEAN = {mean}
+cfg.MODEL.PIXEL_STD = {std}
+cfg.INPUT.FORMAT = "RGB"
+# to fine-tune every layer, as MoCo does: cfg.MODEL.BACKBONE.FREEZE_AT = 0, cfg.MODEL.RESNETS.NORM = "SyncBN"
+# images: float (batch, 3, height, width), RGB from 0 to 255, minus PIXEL_MEAN, divided by PIXEL_STD
+# backbone = build_backbone(cfg)
+# DetectionCheckpointer(backbone).load(cfg.MODEL.WEIGHTS)
+# map = backbone(images)["res4"]   # (batch, {backbone.dim // 2}, h, w)
+"""
+
+
+SAFETENSORS = Format(BACKBONE_FILE, ".safetensors", lambda backbone: True, _write_safetensors, _load_safetensors)
+TORCHVISION = Format("backbone.pth", "", in_torchvision, _write_state_dict, _load_torchvision)
+TIMM = Format("backbone.pth", "", _in_timm, _write_state_dict, _load_timm)
+ONNX = Format("backbone.onnx", ".onnx", _fits_onnx, _write_onnx, _load_onnx, ("onnx", "onnxruntime", "onnxscript"))
+DETECTRON2 = Format("backbone.pkl", ".pkl", in_torchvision, _write_detectron2, _load_detectron2)

@@ -1,7 +1,7 @@
-"""Softmax attention of queries over constant keys, block by block: memory does not grow with the number of keys.
+"""Softmax attention of queries over constant keys, in blocks: memory does not grow with the number of keys.
 
-Shapes: query (batch, dim), keys (num_keys, dim); `ignore` is bool, one row per query or one row for all, True where a
-key is no candidate. Gradient through the query only, once; in fp32 at least, whatever autocast says.
+Shapes: query (batch, dim), keys (num_keys, dim); `ignore` is a bool mask, one row per query or one row for all; True:
+the key is not a candidate. First-order gradient through the query only; at least fp32, also under autocast.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-BLOCK = 2**22  # similarities at a time, 16 MiB: small beside a network, large enough to keep a GPU busy
+BLOCK = 2**22  # similarities at a time: 16 MiB is small beside a network and keeps a GPU busy
 
 
 def log_sum_exp(query: Tensor, keys: Tensor, temperature: float, ignore: Tensor | None = None) -> Tensor:
@@ -35,14 +35,14 @@ def best_similarity(query: Tensor, keys: Tensor, ignore: Tensor | None = None) -
 
 
 def all_but_best(query: Tensor, keys: Tensor, number: int, ignore: Tensor | None = None) -> Tensor:
-    """Ignore all keys but so many of each query's most similar candidates (batch, num_keys)."""
-    places = _places_of_best(_wide(query.detach()), keys.detach(), number, ignore)
-    others = torch.ones(len(query), len(keys), dtype=torch.bool, device=query.device).scatter_(1, places, False)
+    """Return the mask (batch, num_keys) that ignores all but each query's `number` most similar candidates."""
+    indices = _indices_of_best(_wide(query.detach()), keys.detach(), number, ignore)
+    others = torch.ones(len(query), len(keys), dtype=torch.bool, device=query.device).scatter_(1, indices, False)
     return others if ignore is None else others.logical_or_(ignore)
 
 
 class _LogSumExp(Function):
-    """The gradient is the soft mean, which one pass over the keys finds along with the value."""
+    """The gradient is the soft mean, computed in the same pass over the keys as the value."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, ignore: Tensor | None) -> Tensor:
@@ -58,7 +58,7 @@ class _LogSumExp(Function):
 
 
 class _SoftMean(Function):
-    """The weights are computed again for the gradient: what is kept does not grow with the number of keys."""
+    """The backward pass recomputes the weights, so saved memory does not grow with the number of keys."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, ignore: Tensor | None) -> Tensor:
@@ -78,9 +78,9 @@ def _wide(query: Tensor) -> Tensor:
 
 
 def _attend(query: Tensor, keys: Tensor, ignore: Tensor | None, with_mean: bool = True) -> tuple[Tensor, Tensor]:
-    """Return log Σ exp (batch, 1) and the soft mean (batch, dim), zero where it is not wanted.
+    """Return log Σ exp (batch, 1) and the soft mean (batch, dim), zero without `with_mean`.
 
-    Sums are relative to the highest logit so far, first to the lowest number: -inf minus -inf would be nan.
+    Sums are relative to the highest logit so far, at first the lowest number: -inf minus -inf would be nan.
     """
     highest = query.new_full((len(query), 1), torch.finfo(query.dtype).min)
     total, mean = torch.zeros_like(highest), torch.zeros_like(query)
@@ -90,7 +90,7 @@ def _attend(query: Tensor, keys: Tensor, ignore: Tensor | None, with_mean: bool 
         total.mul_(shrink).add_(weights.sum(dim=1, keepdim=True))
         if with_mean:
             mean.mul_(shrink).addmm_(weights, block)
-    # The highest adds 1 to the total: less than 1 means that there is no candidate.
+    # The highest logit adds 1 to the total: less than 1 means no candidate.
     return highest + total.log(), mean / total.clamp(min=1)
 
 
@@ -106,20 +106,20 @@ def _gradient_of_mean(
     return result
 
 
-def _places_of_best(query: Tensor, keys: Tensor, number: int, ignore: Tensor | None) -> Tensor:
-    """Return where each query's most similar keys are (batch, number), in no order."""
-    best, places = query.new_empty(len(query), 0), torch.empty(len(query), 0, dtype=torch.long, device=query.device)
+def _indices_of_best(query: Tensor, keys: Tensor, number: int, ignore: Tensor | None) -> Tensor:
+    """Return the indices of each query's most similar keys (batch, number), unordered."""
+    best, indices = query.new_empty(len(query), 0), torch.empty(len(query), 0, dtype=torch.long, device=query.device)
     for start, block, similarity in _blocks(query, keys, ignore):
         found = similarity.topk(min(number, len(block)), dim=1)
-        best, places = torch.cat((best, found.values), dim=1), torch.cat((places, found.indices + start), dim=1)
+        best, indices = torch.cat((best, found.values), dim=1), torch.cat((indices, found.indices + start), dim=1)
         if best.shape[1] > number:
             best, order = best.topk(number, dim=1)
-            places = places.gather(1, order)
-    return places
+            indices = indices.gather(1, order)
+    return indices
 
 
 def _blocks(query: Tensor, keys: Tensor, ignore: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield where a block of keys starts, the block, and its similarities, -inf where a key is no candidate."""
+    """Yield the start of a block of keys, the block, and its similarities, -inf where a key is not a candidate."""
     size = max(1, BLOCK // max(1, len(query)))
     ignore = None if ignore is None else ignore.expand(len(query), len(keys))
     for start in range(0, len(keys), size):
@@ -131,6 +131,6 @@ def _blocks(query: Tensor, keys: Tensor, ignore: Tensor | None) -> Iterator[tupl
 
 
 def _similarity(query: Tensor, keys: Tensor) -> Tensor:
-    """Multiply as precisely as the numbers are, within autocast too, which leaves the other products here alone."""
+    """Multiply in the precision of the inputs, also under autocast."""
     with torch.autocast(query.device.type, enabled=False):
         return query @ keys.T

@@ -1,13 +1,20 @@
-"""What this machine can do: its device, and the precision that pays on it."""
+"""What this machine can do: its device, the precision and number of workers that pay on it, and torch.compile."""
 
 import contextlib
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 
 from cyclecontrast.errors import UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+BACKEND = "inductor"
+"""Of torch.compile."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -38,7 +45,7 @@ def pick_precision(name: str, device: torch.device) -> str:
 def pick_executor(name: str, device: torch.device) -> str:
     """Return where views are augmented, cpu or device; `auto` is the device where that is CUDA.
 
-    A CPU takes ten to twenty times as long for colours and blur of a whole batch as its workers do by OpenCV.
+    On a CPU the batched executor takes ten to twenty times as long as OpenCV in the workers.
     """
     if name != "auto":
         return name
@@ -51,7 +58,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def pick_workers(workers: int | None, device: torch.device) -> int:
-    """Return the number of worker processes: what was asked, or on a CPU the cores that networks leave free."""
+    """Return the number of worker processes: as set, or on a CPU the cores that networks leave free."""
     if workers is not None:
         return workers
     if device.type == "cpu":
@@ -61,9 +68,9 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
 
 @contextlib.contextmanager
 def limited_threads(device: torch.device) -> Iterator[None]:
-    """Leave cores to the worker processes while a network runs on the CPU: sharing a core costs both most of it.
+    """Leave cores to the worker processes while a network runs on the CPU; sharing a core slows both.
 
-    The number depends on the machine alone, not on the workers, because sums depend on it in their last bits.
+    The number of threads depends on the machine alone, not on the workers: sums depend on it in their last bits.
     """
     before = torch.get_num_threads()
     if device.type == "cpu":
@@ -87,3 +94,43 @@ def _cpu_has_bf16() -> bool:
     processor = Path("/proc/cpuinfo")
     flags = processor.read_text().split() if processor.exists() else []
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def compiled(function: Callable[P, T]) -> Callable[P, T]:
+    """Return the function compiled by torch.compile, for each input shape anew; its first call may raise UserError."""
+    from torch._dynamo.exc import TorchDynamoException  # two seconds of imports
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # raised while PyTorch imports itself
+        try:
+            fast = torch.compile(function, dynamic=False, backend=BACKEND)
+        except RuntimeError as error:
+            raise _refused(error) from error
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return fast(*args, **kwargs)
+        except TorchDynamoException as error:
+            raise _refused(error) from error
+
+    return call
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise UserError where torch.compile does not work for the device; takes half a minute on a slow machine.
+
+    It also resets the compiler, which compiles each function only a limited number of times per process.
+    """
+
+    def some_kernel(numbers: torch.Tensor) -> torch.Tensor:
+        return numbers.sin() + 1
+
+    torch.compiler.reset()
+    compiled(some_kernel)(torch.ones(8, device=device))
+
+
+def _refused(error: Exception) -> UserError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # Some messages say what happened in their second line.
+    reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
+    return UserError(f"compile: torch.compile does not work here ({reason}); fix it or leave out --compile")

@@ -1,187 +1,291 @@
-"""Metrics of runs → charts: coordinates, axes and the numbers behind them, drawn by the template as SVG."""
+"""What a run measures, in words, and its charts: inline SVG in the common style, each with its numbers."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-from cyclecontrast.loss.objectives import needs_of
-from cyclecontrast.reporting.quantities import QUANTITIES, Quantity
+from matplotlib.ticker import MaxNLocator
+
+from cyclecontrast.charts import COLORS, LINE, MUTED, TEXT, new_figure, save_figure
+from cyclecontrast.methods import METHODS
 from cyclecontrast.reporting.runs import RunReport
 
-WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 48, 10, 12, 26
-LINE = 13
-"""Height of a line of text."""
+INCHES = 5.0, 2.9
+PLACE = (0.13, 0.12, 0.82, 0.83)
+"""Left, bottom, width and height of the axes: the same in all charts, so that they line up."""
+FONT_SIZE, LINE_WIDTH, DOT_WIDTH = 11, 2, 6
+"""In points, of which an inch has 72; the page scales the chart to the width of its column."""
+LABEL_HEIGHT = 0.07
+"""Of a chance level's label, as a part of the chart's height."""
 MAX_POINTS = 100
+ROUND = (1, 2, 2.5, 5, 10)
+"""Steps between the marks of an axis, up to a power of ten."""
+THEME = {TEXT: "text", MUTED: "muted", LINE: "line"} | {color: f"c{number}" for number, color in enumerate(COLORS)}
+"""Colors of the charts, and the variables of the page's style sheet that replace them: they follow the dark mode."""
 
 
-class Point(NamedTuple):
-    """A value of a metric, and the step of it."""
+class MetricInfo(NamedTuple):
+    """A column of metrics.jsonl: its title, its meaning and the part of the page that shows it."""
 
-    step: float
-    value: float
-
-
-class Series(NamedTuple):
-    """One run's values; `color` is the number of its method among the runs shown."""
-
-    name: str
-    color: int
-    points: tuple[Point, ...]
+    key: str
+    title: str
+    meaning: str
+    percent: bool = False
+    part: Literal["training", "health", "schedule"] = "training"
 
 
-class Tick(NamedTuple):
-    """A mark on an axis: where, and what stands there."""
-
-    at: float
-    label: str
-
-
-class Line(NamedTuple):
-    """A series as an SVG path; of one point alone it is a dot."""
-
-    color: int
-    path: str
-    is_dot: bool
+METRICS = (
+    MetricInfo("loss", "Loss", "The loss that is minimised."),
+    MetricInfo(
+        "intra_loss",
+        "Intra loss",
+        "Cross-entropy of finding the other view of the same video among all candidates. "
+        "For simsiam and byol: negative cosine similarity of the prediction and the other view.",
+    ),
+    MetricInfo(
+        "same_frame_loss",
+        "Same-frame loss",
+        "Cross-entropy of telling the other view of the query's frame from another frame of its video.",
+    ),
+    MetricInfo(
+        "order_loss",
+        "Order loss",
+        "Cross-entropy of predicting whether the query's frame comes before or after the other frames of its video.",
+    ),
+    MetricInfo(
+        "self_batch_loss",
+        "Self-batch loss",
+        "Cross-entropy of finding the other queries of the same video among all queries of the batch.",
+    ),
+    MetricInfo(
+        "cycle_loss",
+        "Cycle loss",
+        "Cross-entropy of getting back to the query's video from its soft nearest neighbor in other videos.",
+    ),
+    MetricInfo(
+        "intra_accuracy",
+        "Positives found",
+        "Share of queries that are more similar to their positive than to any other candidate.",
+        percent=True,
+    ),
+    MetricInfo("cycle_closed", "Cycles closed", "Share of queries whose cycle ends in their own video.", percent=True),
+    MetricInfo("gradient_norm", "Gradient norm", "Norm of the gradient before clipping."),
+    MetricInfo(
+        "health_same_video",
+        "Same-video retrieval",
+        "Share of views whose nearest other view, by the backbone's features, is of the same video.",
+        percent=True,
+        part="health",
+    ),
+    MetricInfo(
+        "health_cycle_closed",
+        "Cycles closed",
+        "Share of views whose cycle through half of the other videos ends in their own video.",
+        percent=True,
+        part="health",
+    ),
+    MetricInfo(
+        "health_rank",
+        "Rank (RankMe)",
+        "Effective number of dimensions of the projector's vectors; 1 means collapse.",
+        part="health",
+    ),
+    MetricInfo(
+        "health_deviation",
+        "Deviation",
+        "Standard deviation per dimension of the unit vectors, times √dim: 0 if all are equal, 1 if evenly spread.",
+        part="health",
+    ),
+    MetricInfo(
+        "health_alignment",
+        "Alignment",
+        "Mean squared distance between two views of a video; lower is better.",
+        part="health",
+    ),
+    MetricInfo(
+        "health_uniformity",
+        "Uniformity",
+        "How evenly the vectors cover the unit sphere; lower is more even.",
+        part="health",
+    ),
+    MetricInfo(
+        "health_queue_accuracy",
+        "Positives found in the queue",
+        "Share of views that are more similar to their positive than to any key in the queue.",
+        percent=True,
+        part="health",
+    ),
+    MetricInfo(
+        "health_queue_loss",
+        "Loss against the queue",
+        "Rises at first, while keys replace the random vectors in the queue.",
+        part="health",
+    ),
+    MetricInfo("learning_rate", "Learning rate", "Step size of the optimizer.", part="schedule"),
+    MetricInfo(
+        "cycle_weight",
+        "Weight of the cycle loss (λ)",
+        "0 while the cycle loss is only measured.",
+        part="schedule",
+    ),
+)
 
 
 class Chart(NamedTuple):
-    """Everything that the template needs to draw one chart and to say it in words and numbers."""
+    """A chart: its words, the content of its <svg> element, and its numbers as a table."""
 
     title: str
     meaning: str
-    alt: str
     part: str
-    lines: tuple[Line, ...]
-    chances: tuple[Tick, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    alt: str
+    svg: str
+    columns: list[str]
+    rows: list[list[str]]
 
 
-class _Axis(NamedTuple):
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def at(self, value: float) -> float:
-        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+class _Series(NamedTuple):
+    name: str
+    color: int
+    points: list[tuple[int, float]]
 
 
 def draw_charts(runs: Sequence[RunReport], colors: Sequence[int]) -> list[Chart]:
-    """Draw every quantity that some run has measured."""
-    drawn = (_draw(quantity, runs, colors) for quantity in (*QUANTITIES, *_own_terms(runs)))
-    return [chart for chart in drawn if chart is not None]
+    """Draw every metric that at least one run has measured; `colors` are numbers of the style's colors."""
+    charts = (_chart(info, runs, colors) for info in (*METRICS, *_other_losses(runs)))
+    return [chart for chart in charts if chart is not None]
 
 
-def _own_terms(runs: Sequence[RunReport]) -> list[Quantity]:
-    """Return the terms that objectives of the user's own have named, in the order in which they were measured."""
-    rows = (row for run in runs if needs_of(run.config.method) is None for row in run.metrics)
+def chance_levels(run: RunReport) -> dict[str, float]:
+    """Return what guessing gives, by metric: 1 / number of candidates, or the logarithm of the number as a loss."""
+    levels = {"health_same_video": run.health.get("chance"), "health_cycle_closed": run.health.get("cycle_chance")}
+    known = {key: value for key, value in levels.items() if value is not None}
+    method, config = METHODS.get(run.config.method), run.config
+    if method is None:
+        return known
+    in_step = method.num_enqueued * (config.batch_size - 1) if config.batch_keys or method.always_batch_keys else 0
+    if method.has_intra:
+        in_queue = config.queue_size + 1
+        known |= {"health_queue_accuracy": 1 / in_queue, "health_queue_loss": math.log(in_queue)}
+        known |= {"intra_accuracy": 1 / (in_queue + in_step), "intra_loss": math.log(in_queue + in_step)}
+    if method.has_cycle:
+        ends = max(1, config.cycle_queue_size + in_step - config.support_size) + 1
+        known |= {"cycle_closed": 1 / ends, "cycle_loss": math.log(ends)}
+    return known
+
+
+def _other_losses(runs: Sequence[RunReport]) -> list[MetricInfo]:
+    """Return the loss terms that methods of the user's have named, in the order in which they were logged."""
+    rows = (row for run in runs if run.config.method not in METHODS for row in run.metrics)
     keys = dict.fromkeys(key for row in rows for key in row if key.endswith("_loss"))
-    known = {quantity.key for quantity in QUANTITIES}
-    title = {key: key.replace("_", " ").capitalize() for key in keys if key not in known}
-    return [Quantity(key, name, "A term of the user's own objective.") for key, name in title.items()]
+    known = {info.key for info in METRICS}
+    titles = {key: key.replace("_", " ").capitalize() for key in keys if key not in known}
+    return [MetricInfo(key, title, "A loss term of the user's method.") for key, title in titles.items()]
 
 
-def _draw(quantity: Quantity, runs: Sequence[RunReport], colors: Sequence[int]) -> Chart | None:
-    all_series = [
-        Series(run.name, color, points)
-        for run, color in zip(runs, colors, strict=True)
-        if quantity.is_of(run) and (points := tuple(_thinned(_points(run, quantity.key))))
-    ]
-    if not all_series:
+def _chart(info: MetricInfo, runs: Sequence[RunReport], colors: Sequence[int]) -> Chart | None:
+    series, chances = [], set()
+    for run, color in zip(runs, colors, strict=True):
+        if points := _averaged(_points(run, info.key)):
+            series.append(_Series(run.name, color, points))
+            chances.add(chance_levels(run).get(info.key))
+    if not series:
         return None
-    shown = {series.name for series in all_series}
-    guessed = {quantity.chance(run) for run in runs if run.name in shown} if quantity.chance else set()
-    chances = sorted(value for value in guessed if value is not None)
-    x, y = _axes(all_series, chances, quantity)
-    lines = tuple(Line(series.color, _path(series.points, x, y), len(series.points) == 1) for series in all_series)
-    return Chart(
-        quantity.title,
-        quantity.meaning,
-        _in_words(quantity, all_series, chances),
-        quantity.part,
-        lines,
-        tuple(Tick(y.at(value), label) for value, label in _apart(chances, y, quantity)),
-        tuple(Tick(x.at(value), f"{value:,.0f}") for value in _ticks(x.low, x.high, 4) if value == round(value)),
-        tuple(Tick(y.at(value), _axis_text(value, quantity)) for value in _ticks(y.low, y.high, 4)),
-        ("step", *(series.name for series in all_series)),
-        tuple(_rows(quantity, all_series)),
-    )
+    levels = sorted(level for level in chances if level is not None)
+    texts = [
+        f"{name}: {_text(points[0][1], info)} at step {points[0][0]:,}, {_text(points[-1][1], info)} at step "
+        f"{points[-1][0]:,}"
+        for name, _, points in series
+    ]
+    texts += [f"chance level: {', '.join(_text(level, info) for level in levels)}"] if levels else []
+    alt = f"{info.title}. {'; '.join(texts)}."
+    columns = ["step", *(name for name, _, _ in series)]
+    return Chart(info.title, info.meaning, info.part, alt, _draw(info, series, levels), columns, _rows(info, series))
 
 
-def _apart(chances: list[float], y: _Axis, quantity: Quantity) -> Iterator[tuple[float, str]]:
-    """Yield the values of guessing, each with its label; one too near to the last that has a label gets none."""
-    last = math.inf
-    for value in chances:
-        is_free = abs(y.at(value) - last) >= LINE
-        last = y.at(value) if is_free else last
-        yield value, f"chance {_text(value, quantity)}" if is_free else ""
-
-
-def _points(run: RunReport, key: str) -> list[Point]:
-    """Return what was measured in the steps, and before it, where it is known, the value before the first."""
-    points = [Point(row["step"], row[key]) for row in run.metrics if row.get(key) is not None]
+def _points(run: RunReport, key: str) -> list[tuple[int, float]]:
+    """Return step and value of each measurement, also of the one before the first step."""
+    method = METHODS.get(run.config.method)
+    if key == "cycle_weight" and method is not None and not (method.has_intra and method.has_cycle):
+        return []
+    points = [(row["step"], row[key]) for row in run.metrics if row.get(key) is not None]
     at_start = run.health.get("at_start", {}).get(key)
-    return points if at_start is None or not points else [Point(0, at_start), *points]
+    return points if at_start is None or not points else [(0, at_start), *points]
 
 
-def _thinned(points: list[Point]) -> Iterator[Point]:
-    """Average neighboring points where there are more than can be told apart; the step is the last one's."""
-    size = math.ceil(len(points) / MAX_POINTS)
-    for start in range(0, len(points), max(1, size)):
-        group = points[start : start + size]
-        yield Point(group[-1].step, sum(point.value for point in group) / len(group))
+def _averaged(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Average neighboring points down to MAX_POINTS; the step is the last one of each group."""
+    size = max(1, math.ceil(len(points) / MAX_POINTS))
+    groups = (points[start : start + size] for start in range(0, len(points), size))
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
-def _axes(all_series: list[Series], chances: list[float], quantity: Quantity) -> tuple[_Axis, _Axis]:
-    steps = [point.step for series in all_series for point in series.points]
-    values = [point.value for series in all_series for point in series.points] + chances
+def _draw(info: MetricInfo, series: list[_Series], levels: list[float]) -> str:
+    figure, (axes,) = new_figure(*INCHES)
+    figure.set_layout_engine(None)
+    axes.set_position(PLACE)
+    for _, color, points in series:
+        width = LINE_WIDTH if len(points) > 1 else DOT_WIDTH  # a line from a point to itself is a dot
+        line = points if len(points) > 1 else points * 2
+        axes.plot(*zip(*line, strict=True), color=COLORS[color], linewidth=width, solid_capstyle="round", clip_on=False)
+    low, high = _limits(info, [value for one in series for _, value in one.points] + levels, bool(levels))
+    axes.set(xlim=(0, max(step for one in series for step, _ in one.points)), ylim=(low, high))
+    last = math.inf
+    for level in levels:
+        axes.axhline(level, color=MUTED, linestyle="--", linewidth=1, clip_on=False)
+        height = (level - low) / (high - low)
+        if abs(height - last) >= LABEL_HEIGHT:  # labels of near levels would overlap
+            last = height
+            style = {"transform": axes.transAxes, "ha": "right", "size": FONT_SIZE, "color": MUTED, "gid": "chance"}
+            axes.text(1, height + 0.015, f"chance {_text(level, info)}", **style)
+    axes.grid(visible=False, axis="x")
+    axes.grid(clip_on=False, axis="y")
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(labelsize=FONT_SIZE, bottom=False, left=False)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=ROUND, integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
+    axes.yaxis.set_major_formatter(lambda value, _: _tick(value, info))
+    return _themed(save_figure(figure, "svg").decode())
+
+
+def _limits(info: MetricInfo, values: list[float], has_chance: bool) -> tuple[float, float]:
+    """Return the range of the vertical axis: from 0, except for losses that are compared with a chance level."""
     low, high = min(values), max(values)
-    if low >= 0 and (quantity.chance is None or quantity.percent):
+    if low >= 0 and (info.percent or not has_chance):
         low = 0.0
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    low = low - margin if low != 0 else low
-    return _Axis(0, max(steps), LEFT, WIDTH - RIGHT), _Axis(low, high + margin, HEIGHT - BOTTOM, TOP)
+    return low - margin if low != 0 else low, high + margin
 
 
-def _path(points: tuple[Point, ...], x: _Axis, y: _Axis) -> str:
-    places = [f"{x.at(point.step)} {y.at(point.value)}" for point in points]
-    return f"M{'L'.join(places if len(places) > 1 else places * 2)}"
+def _themed(svg: str) -> str:
+    """Return the content of an <svg> element in the colors and the font of the page, without what it does not need."""
+    content = svg[svg.index("<g ") : svg.rindex("</svg>")]
+    for color, variable in THEME.items():
+        content = content.replace(color, f"var(--{variable})")
+    content = content.replace('id="chance"', 'class="chance"')
+    content = re.sub(r' id="[^"]*"| transform="rotate[^"]*"|font-family: [^;]*; ', "", content)
+    content = re.sub(r"(?<= d=\")[^\"]*", lambda path: re.sub(r"-?\d+\.\d+", _rounded, path[0]), content)
+    return re.sub(r"\s*\n\s*", " ", content)
 
 
-def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Return round numbers between low and high, some `about` of them."""
-    rough = (high - low) / about
-    power = 10 ** math.floor(math.log10(rough))
-    width = next(width for factor in (1, 2, 2.5, 5, 10) if (width := factor * power) >= rough * 0.999)
-    return [number * width for number in range(math.ceil(low / width - 1e-9), math.floor(high / width + 1e-9) + 1)]
+def _rounded(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.1f}"
 
 
-def _text(value: float, quantity: Quantity) -> str:
-    if quantity.percent:
+def _tick(value: float, info: MetricInfo) -> str:
+    return f"{round(100 * value, 10):g} %" if info.percent else f"{round(value, 10):g}"
+
+
+def _text(value: float, info: MetricInfo) -> str:
+    if info.percent:
         return f"{100 * value:.1f} %" if value >= 0.0005 or value == 0 else "< 0.1 %"
     return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
 
 
-def _axis_text(value: float, quantity: Quantity) -> str:
-    return f"{100 * value:g} %" if quantity.percent else f"{round(value, 10):g}"
-
-
-def _in_words(quantity: Quantity, all_series: list[Series], chances: list[float]) -> str:
-    told = [
-        f"{series.name}: {_text(series.points[0].value, quantity)} at step {series.points[0].step:,.0f}, "
-        f"{_text(series.points[-1].value, quantity)} at step {series.points[-1].step:,.0f}"
-        for series in all_series
+def _rows(info: MetricInfo, series: list[_Series]) -> list[list[str]]:
+    by_step = [dict(one.points) for one in series]
+    steps = sorted({step for values in by_step for step in values})
+    return [
+        [f"{step:,}", *(_text(values[step], info) if step in values else "–" for values in by_step)] for step in steps
     ]
-    chance = [f"chance: {', '.join(_text(value, quantity) for value in chances)}"] if chances else []
-    return f"{quantity.title}. {'; '.join([*told, *chance])}."
-
-
-def _rows(quantity: Quantity, all_series: list[Series]) -> Iterator[tuple[str, ...]]:
-    by_step = [{point.step: point.value for point in series.points} for series in all_series]
-    for step in sorted({step for values in by_step for step in values}):
-        cells = (_text(values[step], quantity) if step in values else "–" for values in by_step)
-        yield (f"{step:,.0f}", *cells)

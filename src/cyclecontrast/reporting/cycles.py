@@ -1,202 +1,208 @@
-"""The cycle explorer: a query's way through other videos and back, from checkpoint to checkpoint, in pictures."""
+"""The cycle explorer: a query's path through other videos and back, from checkpoint to checkpoint, in images."""
 
-from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
+import numpy.typing as npt
+import torch
 
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
-from cyclecontrast.reporting.atlas import Atlas, Tile
-from cyclecontrast.reporting.cycle_paths import Chosen, CyclePaths, choose, follow
-from cyclecontrast.reporting.pictures import frame_name
+from cyclecontrast.evaluation.metrics import Floats, Integers
 from cyclecontrast.reporting.runs import RunReport
-from cyclecontrast.training.watched_cycles import Cycles, read_cycles, supports
+from cyclecontrast.reporting.sprites import Sprite, SpriteSheet, frame_name
+from cyclecontrast.training.health import Cycles, is_support
+from cyclecontrast.training.run_folder import read_cycles
 
 NUM_QUERIES = 12
-"""Of each kind."""
-MOST_STAGES = 8
-NUM_PARTS, NUM_ENDS = 8, 5
+"""Of each group."""
+MAX_STAGES = 8
+NUM_WEIGHTS, NUM_ENDS = 8, 5
 SIDE = 80
-LEAST_SHOWN = 0.001
+MIN_SHOWN = 0.001
 
 
-class Part(NamedTuple):
-    """A frame of another video, and its weight in the soft nearest neighbor."""
+class CyclePaths(NamedTuple):
+    """All cycles of one measurement; N is the number of pairs of views, and each query has one cycle.
 
-    tile: Tile
-    weight: float
+    weights (N, N): of each positive in a query's soft nearest neighbor (Eq. 3), 0 outside the support.
+    back (N, N): cosine similarity of that neighbor and each negative, -inf for what is not a negative.
+    positive (N,): cosine similarity of that neighbor and the query's positive. closed (N,): whether that is highest.
+    """
+
+    weights: Floats
+    back: Floats
+    positive: Floats
+    closed: npt.NDArray[np.bool_]
 
     @property
-    def percent(self) -> str:
-        """The weight as it is shown."""
-        return _percent(self.weight)
-
-
-class End(NamedTuple):
-    """A frame where the way back may end, and the cosine of the soft nearest neighbor and it."""
-
-    tile: Tile
-    similarity: float
-    is_home: bool
+    def margin(self) -> Floats:
+        """Similarity of the positive minus that of the nearest negative (N,); the cycle fails below 0."""
+        return np.asarray(self.positive - self.back.max(axis=1))
 
 
 class Stage(NamedTuple):
-    """A query's cycle after so many steps; `rest` is the weight of all that is not among the parts, or nothing."""
+    """A query's cycle at a training step.
+
+    weights: the frames with the largest weights in the soft nearest neighbor; `rest` is the weight of all others as
+    text, empty if there is none. ends: the query's positive and the nearest negatives with their cosine similarities,
+    most similar first, and whether each is the positive.
+    """
 
     step: int
     closed: bool
     margin: float
-    parts: tuple[Part, ...]
+    positive: float
+    weights: list[tuple[Sprite, float]]
     rest: str
-    ends: tuple[End, ...]
+    ends: list[tuple[Sprite, float, bool]]
 
 
 class CycleQuery(NamedTuple):
     """A query and its cycle at every stage."""
 
-    tile: Tile
-    stages: tuple[Stage, ...]
+    sprite: Sprite
+    stages: list[Stage]
 
     @property
     def largest_weight(self) -> float:
         """The largest weight of a frame at any stage."""
-        return max(part.weight for stage in self.stages for part in stage.parts)
-
-
-class Kind(NamedTuple):
-    """Queries that are telling in the same way."""
-
-    title: str
-    queries: tuple[CycleQuery, ...]
+        return max(weight for stage in self.stages for _, weight in stage.weights)
 
 
 class CycleSheet(NamedTuple):
-    """The explorer of a run; `problem` says why it has none. `rates` tells how many cycles closed at each stage."""
+    """The explorer of a run, or the problem why it has none.
+
+    groups: queries by title. rates: the share of closed cycles by step.
+    """
 
     run: str
-    meaning: str
-    kinds: tuple[Kind, ...]
-    rates: tuple[tuple[str, str], ...]
-    atlas: Atlas | None
-    problem: str
-
-
-class _Frames(NamedTuple):
-    """Frames as tiles, each read once, by the number of the pair."""
-
-    store: FrameStore
-    cycles: Cycles
-    atlas: Atlas
-
-    def tile(self, pair: int, role: int) -> Tile:
-        """Return the tile of a query (role 0) or a positive (role 1); raises UserError where it cannot be read."""
-        key = video, index = int(self.cycles.video[pair]), int(self.cycles.frames[pair, role])
-        known = self.atlas.find(key)
-        number = self.atlas.place(key, self.store.image(video, index)) if known is None else known
-        return Tile(self.atlas, number, frame_name(self.store.video_id(video), index))
+    meaning: str = ""
+    groups: tuple[tuple[str, list[CycleQuery]], ...] = ()
+    rates: tuple[tuple[str, str], ...] = ()
+    sheet: SpriteSheet | None = None
+    problem: str = ""
 
 
 def explore(run: RunReport, name: str) -> CycleSheet:
-    """Make the explorer of a run from the cycles that its measurements of health kept, with an atlas of this name."""
-    store, nothing = run.frames.store, ((), (), None)
-    if store is None:
-        return CycleSheet(run.name, "", *nothing, run.frames.problem)
+    """Make the explorer of a run from the cycles that its health measurements saved; `name` is of its sprite sheet."""
+    if run.store is None:
+        return CycleSheet(run.name, problem=run.store_problem)
     try:
-        kept = read_cycles(run.folder)
-        if not kept:
-            return CycleSheet(run.name, "", *nothing, _why_none(run))
-        _check_same(store, kept)
-        return _explore(run, store, {step: kept[step] for step in _spread_out(sorted(kept))}, Atlas(name, SIDE))
+        saved = read_cycles(run.folder)
+        if saved:
+            _check_frames(saved[min(saved)], run.store)
+            return _explore(run, run.store, saved, SpriteSheet(name, SIDE))
     except UserError as error:
-        return CycleSheet(run.name, "", *nothing, f"The cycles cannot be shown: {error}")
-
-
-def _why_none(run: RunReport) -> str:
+        return CycleSheet(run.name, problem=f"The cycles cannot be shown: {error}")
     if not run.config.health_every:
-        return "No cycles were kept, for no health was measured (health_every is 0)."
-    return "No cycles were kept: there are fewer than four videos to measure them on, or nothing was measured yet."
+        return CycleSheet(run.name, problem="No cycles were saved, because health was not measured (health_every 0).")
+    reason = "there are fewer than four videos to measure them on, or nothing was measured yet"
+    return CycleSheet(run.name, problem=f"No cycles were saved: {reason}.")
 
 
-def _check_same(store: FrameStore, kept: Mapping[int, Cycles]) -> None:
-    """Raise UserError where not all measurements are of the same frames, or where the data have none such."""
-    first = next(iter(kept.values()))
-    for cycles in kept.values():
-        if not _equal(cycles.video, first.video) or not _equal(cycles.frames, first.frames):
-            raise UserError("they were not measured on the same frames throughout")
-    video, frames = first.video.numpy(), first.frames.numpy()
-    if video.min() < 0 or video.max() >= store.num_videos or frames.min() < 0:
-        raise UserError("they are of other videos than those that lie there now")
-    if (frames.max(axis=1) >= np.diff(store.starts)[video]).any():
-        raise UserError("they are of other frames than those that lie there now")
+def _check_frames(cycles: Cycles, store: FrameStore) -> None:
+    """Raise UserError if the data do not have the frames of the cycles: they have changed since the run."""
+    video, frames = cycles.video.numpy(), cycles.frames.numpy()
+    if video.max() >= store.num_videos or (frames.max(axis=1) >= np.diff(store.starts)[video]).any():
+        raise UserError("they are of videos or frames that the data no longer have")
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool((one == other).all())
-
-
-def _spread_out(steps: Sequence[int]) -> list[int]:
-    """Return at most so many steps as there is room for, first and last among them."""
-    places = np.linspace(0, len(steps) - 1, min(MOST_STAGES, len(steps)))
-    return [steps[place] for place in sorted({round(place) for place in places})]
-
-
-def _explore(run: RunReport, store: FrameStore, kept: Mapping[int, Cycles], atlas: Atlas) -> CycleSheet:
-    paths = {step: follow(cycles, run.config.temperature) for step, cycles in kept.items()}
-    first, last = paths[min(paths)], paths[max(paths)]
-    cycles = next(iter(kept.values()))
-    frames = _Frames(store, cycles, atlas)
-    chosen = choose(first, last, cycles.video.numpy(), NUM_QUERIES)
-    kinds = tuple(
-        Kind(title, tuple(_query(frames, query, paths) for query in queries))
-        for title, queries in _titles(chosen).items()
-        if queries
-    )
+def _explore(run: RunReport, store: FrameStore, saved: dict[int, Cycles], sheet: SpriteSheet) -> CycleSheet:
+    steps = sorted(saved)
+    places = np.linspace(0, len(steps) - 1, min(MAX_STAGES, len(steps)))
+    paths = {steps[place]: follow(saved[steps[place]], run.config.temperature) for place in places.round().astype(int)}
+    cycles = saved[steps[0]]
+    groups = []
+    for title, queries in choose(paths[min(paths)], paths[max(paths)], cycles.video.numpy(), NUM_QUERIES).items():
+        shown = [_query(store, cycles, sheet, query, paths) for query in queries]
+        groups += [(title, shown)] if shown else []
     rates = tuple((f"{step:,}", _percent(float(path.closed.mean()))) for step, path in paths.items())
-    return CycleSheet(run.name, _meaning(run, cycles), kinds, rates, frames.atlas, "")
+    return CycleSheet(run.name, _meaning(run, cycles), tuple(groups), rates, sheet)
 
 
-def _titles(chosen: Chosen) -> dict[str, tuple[int, ...]]:
-    return {
-        "Closed by the widest margin": chosen.confident,
-        "Failed by the widest margin": chosen.failed,
-        "Most improved": chosen.improved,
+def follow(cycles: Cycles, temperature: float) -> CyclePaths:
+    """Follow every cycle from its query to its soft nearest neighbor and back, at the temperature of the training."""
+    same_video = cycles.video[:, None] == cycles.video
+    in_support = is_support(cycles.video)
+    neighbor = cycles.neighbors(temperature)  # NxD
+    logits = (cycles.query @ cycles.positive.T / temperature).masked_fill(same_video | ~in_support, -torch.inf)  # NxN
+    back = (neighbor @ cycles.positive.T).masked_fill(same_video | in_support, -torch.inf)  # NxN
+    return CyclePaths(
+        logits.softmax(dim=1).numpy(),
+        back.numpy(),
+        (neighbor * cycles.positive).sum(dim=1).numpy(),
+        cycles.closed(temperature).numpy(),
+    )
+
+
+def choose(first: CyclePaths, last: CyclePaths, video: Integers, number: int) -> dict[str, list[int]]:
+    """Choose up to `number` queries for each group; all are of different videos.
+
+    They close or fail by the widest margin at the last step, or failed at the first step, close at the last and have
+    gained most.
+    """
+    gained = last.margin - first.margin
+    groups = {
+        "Closed by the widest margin": (last.closed, last.margin),
+        "Failed by the widest margin": (~last.closed, -last.margin),
+        "Most improved": (~first.closed & last.closed, gained),
     }
+    waiting = {
+        title: [int(query) for query in np.argsort(-merit, kind="stable") if fits[query]]
+        for title, (fits, merit) in groups.items()
+    }
+    chosen: dict[str, list[int]] = {title: [] for title in groups}
+    taken: set[int] = set()
+    for title in list(groups) * number:  # in turns, so that no group takes all the videos
+        free = [query for query in waiting[title] if int(video[query]) not in taken]
+        chosen[title] += free[:1]
+        taken.update(int(video[query]) for query in free[:1])
+        waiting[title] = free[1:]
+    return chosen
 
 
 def _meaning(run: RunReport, cycles: Cycles) -> str:
-    kept = "held-out videos" if run.health.get("held_out") else "the videos of the training"
-    through = int(supports(cycles.video).sum())
+    which = "held-out videos" if run.health.get("held_out") else "training videos"
     return (
-        f"{len(cycles.video):,} cycles on {kept}. Each goes from a query to its soft nearest neighbor in {through:,} "
-        "frames, taken from half of the videos but the query's own, and from there back: it closes where another frame "
-        "of the query's own video (framed in green) is nearer than every frame of the other half. Below the ways back "
-        "are cosines. Shown are whole frames; the network saw crops of them, and both weights and cosines are those of "
-        f"its projector, at the temperature {run.config.temperature:g}."
+        f"{len(cycles.video):,} cycles on {which}. Each goes from a query to its soft nearest neighbor in a support of "
+        f"{int(is_support(cycles.video).sum()):,} frames from half of the other videos, and from there back: it closes "
+        "if the query's positive, another frame of its video (green frame), is nearer than every frame of the other "
+        "half. Weights and cosine similarities are those of the projector at temperature "
+        f"{run.config.temperature:g}. The network saw crops of the frames shown."
     )
 
 
-def _query(frames: _Frames, query: int, paths: Mapping[int, CyclePaths]) -> CycleQuery:
-    stages = tuple(_stage(frames, query, step, path) for step, path in paths.items())
-    return CycleQuery(frames.tile(query, 0), stages)
+def _query(
+    store: FrameStore, cycles: Cycles, sheet: SpriteSheet, query: int, paths: dict[int, CyclePaths]
+) -> CycleQuery:
+    def sprite(pair: int, view: int) -> Sprite:
+        video, index = int(cycles.video[pair]), int(cycles.frames[pair, view])
+        name = frame_name(store.video_id(video), index)
+        return sheet.sprite((video, index), name, partial(store.image, video, index))
+
+    stages = []
+    for step, path in paths.items():
+        weights, back = path.weights[query], path.back[query]
+        largest = [int(pair) for pair in np.argsort(-weights, kind="stable")[:NUM_WEIGHTS] if weights[pair] > 0]
+        nearest = [int(pair) for pair in np.argsort(-back, kind="stable")[:NUM_ENDS] if np.isfinite(back[pair])]
+        positive = float(path.positive[query])
+        ends = [(sprite(query, 1), positive, True), *((sprite(pair, 1), float(back[pair]), False) for pair in nearest)]
+        rest = 1 - sum(round(float(weights[pair]), 3) for pair in largest)
+        stages.append(
+            Stage(
+                step,
+                bool(path.closed[query]),
+                float(path.margin[query]),
+                positive,
+                [(sprite(pair, 1), float(weights[pair])) for pair in largest],
+                _percent(rest) if rest >= MIN_SHOWN else "",
+                sorted(ends, key=lambda end: -end[1]),
+            )
+        )
+    return CycleQuery(sprite(query, 0), stages)
 
 
-def _stage(frames: _Frames, query: int, step: int, path: CyclePaths) -> Stage:
-    weights, back = path.weights[query], path.back[query]
-    best = [int(pair) for pair in np.argsort(-weights, kind="stable")[:NUM_PARTS] if weights[pair] > 0]
-    rivals = [int(pair) for pair in np.argsort(-back, kind="stable")[:NUM_ENDS] if np.isfinite(back[pair])]
-    ends = [End(frames.tile(query, 1), float(path.home[query]), True)]
-    ends += [End(frames.tile(pair, 1), float(back[pair]), False) for pair in rivals]
-    return Stage(
-        step,
-        bool(path.closed[query]),
-        float(path.margin[query]),
-        tuple(Part(frames.tile(pair, 1), float(weights[pair])) for pair in best),
-        _percent(rest) if (rest := 1 - sum(round(float(weights[pair]), 3) for pair in best)) >= LEAST_SHOWN else "",
-        tuple(sorted(ends, key=lambda end: -end.similarity)),
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"

@@ -1,109 +1,131 @@
-"""What went in: a contact sheet of frames of many videos, how many there are, and what was skipped."""
+"""The data of the runs on the page: a contact sheet of the videos, skipped videos, and the first augmented views."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
+from cyclecontrast.config.types import is_user_defined
+from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
-from cyclecontrast.reporting.atlas import Atlas, Tile
-from cyclecontrast.reporting.pictures import shortened
-from cyclecontrast.reporting.runs import DataGroup, SkippedVideo
+from cyclecontrast.methods import METHODS
+from cyclecontrast.reporting.runs import RunReport
+from cyclecontrast.reporting.sprites import Sprite, SpriteSheet, jpeg_url, shortened
+from cyclecontrast.training.setup import make_dataset
 
 NUM_SHOWN = 60
 NUM_EXTREMES = 5
-MOST_SKIPPED = 200
-
-
-class Fact(NamedTuple):
-    """A short thing to know."""
-
-    name: str
-    value: str
+MAX_SKIPPED = 200
+NUM_PAIRS = 10
+MAX_VIEW_SIDE = 112
 
 
 class InputSheet(NamedTuple):
-    """The data of some runs: facts, frames of as many videos, and the videos with fewest and most frames.
-
-    `problem` says what cannot be shown or is not as it was.
-    """
+    """The data of some runs; `extremes` are the shortest and longest videos with their numbers of frames."""
 
     data: str
-    runs: tuple[str, ...]
-    facts: tuple[Fact, ...]
+    runs: list[str]
+    facts: list[tuple[str, str]]
     meaning: str
-    tiles: tuple[Tile, ...]
-    extremes: tuple[tuple[str, str], ...]
-    skipped: tuple[SkippedVideo, ...]
+    sprites: list[Sprite]
+    extremes: list[tuple[str, str]]
+    skipped: list[tuple[str, str]]
     num_skipped: int
     problem: str
 
 
-class _Shown(NamedTuple):
-    tiles: tuple[Tile, ...]
-    num_unreadable: int
+class ViewSheet(NamedTuple):
+    """The first views of a run as images: URL and text alternative of each query and its positive."""
+
+    run: str
+    meaning: str
+    pairs: list[tuple[tuple[str, str], tuple[str, str]]]
+    problem: str
 
 
-def list_inputs(group: DataGroup, atlas: Atlas, seed: int) -> InputSheet:
-    """Tell and show what the runs on one data set learned from."""
-    store, skipped = group.frames.store, group.frames.skipped
-    shown = _shown(store, atlas, seed) if store else _Shown((), 0)
+def list_inputs(runs: list[RunReport], sheet: SpriteSheet, seed: int) -> InputSheet:
+    """Describe the data that these runs share."""
+    store, skipped = runs[0].store, runs[0].skipped
+    sprites, meaning = contact_sheet(store, sheet, seed) if store else ([], "")
     return InputSheet(
-        group.data,
-        tuple(run.name for run in group.runs),
-        tuple(_facts(group)),
-        _meaning(store, shown) if store else "",
-        shown.tiles,
-        extremes(store) if store else (),
-        tuple(SkippedVideo(shortened(video.id), video.reason) for video in skipped[:MOST_SKIPPED]),
+        str(runs[0].config.data),
+        [run.name for run in runs],
+        list(_facts(runs[0])),
+        meaning,
+        sprites,
+        extremes(store) if store else [],
+        [(shortened(video), reason) for video, reason in skipped[:MAX_SKIPPED]],
         len(skipped),
-        group.frames.problem,
+        runs[0].store_problem,
     )
 
 
-def _facts(group: DataGroup) -> list[Fact]:
-    about, store = group.runs[0].about, group.frames.store
-    facts = [
-        Fact("Videos", f"{about['num_videos']:,}"),
-        Fact("Held out", f"{about['num_held_out']:,} videos" if about.get("num_held_out") else "none"),
-        Fact("Frames", f"{about['num_frames']:,}"),
-        Fact("Single-frame", f"{about['num_single_frame_videos']:,} videos"),
-    ]
-    if store:
-        facts.append(Fact("Skipped", f"{len(group.frames.skipped):,}"))
-        counts = np.diff(store.starts)
+def _facts(run: RunReport) -> Iterator[tuple[str, str]]:
+    about = run.about
+    yield "Videos", f"{about['num_videos']:,}"
+    yield "Held out", f"{about['num_held_out']:,} videos" if about.get("num_held_out") else "none"
+    yield "Frames", f"{about['num_frames']:,}"
+    yield "Single-frame", f"{about['num_single_frame_videos']:,} videos"
+    if run.store:
+        yield "Skipped", f"{len(run.skipped):,}"
+        counts = np.diff(run.store.starts)
         spread = f"{counts.min():,} to {counts.max():,}, median {np.median(counts):,.0f}"
-        facts.append(Fact("Frames per video", spread if counts.min() < counts.max() else f"{counts.min():,}"))
-    return facts
+        yield "Frames per video", spread if counts.min() < counts.max() else f"{counts.min():,}"
 
 
-def _shown(store: FrameStore, atlas: Atlas, seed: int) -> _Shown:
-    """Place a random frame of a random video of each of NUM_SHOWN equal parts of the store."""
+def contact_sheet(store: FrameStore, sheet: SpriteSheet, seed: int) -> tuple[list[Sprite], str]:
+    """Return a random frame of a random video from each of NUM_SHOWN equal parts of the store, and a sentence."""
     rng = np.random.default_rng(seed)
     bounds = np.linspace(0, store.num_videos, min(NUM_SHOWN, store.num_videos) + 1).astype(np.int64)
-    tiles, num_unreadable = [], 0
+    sprites, num_unreadable = [], 0
     for video in rng.integers(bounds[:-1], bounds[1:]).tolist():
-        index = int(rng.integers(store.frames_in(video)))
+        read = partial(store.image, video, int(rng.integers(store.frames_in(video))))
         try:
-            number = atlas.place(video, store.image(video, index))
+            sprites.append(sheet.sprite(video, store.video_id(video), read))
         except UserError:
             num_unreadable += 1
-        else:
-            tiles.append(Tile(atlas, number, store.video_id(video)))
-    return _Shown(tuple(tiles), num_unreadable)
+    which = "every video" if store.num_videos <= NUM_SHOWN else "random videos from all parts of the data"
+    lost = f" {num_unreadable} of the frames cannot be read." if num_unreadable else ""
+    shown = f"{len(sprites)} of {store.num_videos:,}"
+    return sprites, f"One random frame of {which}, cropped to a square: {shown} videos.{lost}"
 
 
-def _meaning(store: FrameStore, shown: _Shown) -> str:
-    spread = "every video" if store.num_videos <= NUM_SHOWN else "random videos from the first to the last"
-    lost = f" {shown.num_unreadable} drawn frames cannot be read." if shown.num_unreadable else ""
-    return f"One random frame, cut to a square, of {spread}: {len(shown.tiles)} of {store.num_videos:,}.{lost}"
-
-
-def extremes(store: FrameStore) -> tuple[tuple[str, str], ...]:
-    """Return the videos with fewest and those with most frames, with their numbers; none where all have as many."""
+def extremes(store: FrameStore) -> list[tuple[str, str]]:
+    """Return the videos with fewest and with most frames, with their numbers; none if all have the same number."""
     counts = np.diff(store.starts)
     if counts.min() == counts.max():
-        return ()
+        return []
     order = np.argsort(counts, kind="stable")
     ends = order if len(order) <= 2 * NUM_EXTREMES else np.concatenate([order[:NUM_EXTREMES], order[-NUM_EXTREMES:]])
-    return tuple((shortened(store.video_id(int(video))), f"{counts[video]:,}") for video in ends)
+    return [(shortened(store.video_id(int(video))), f"{counts[video]:,}") for video in ends]
+
+
+def view_pairs(run: RunReport) -> ViewSheet:
+    """Make the first pairs of views of the run's first epoch again."""
+    config, store = run.config, run.store
+    if user_parts := [name for name in (config.augmentation, config.method) if is_user_defined(name)]:
+        problem = f"The views cannot be shown: the files of a run do not contain the user's {' and '.join(user_parts)}."
+        return ViewSheet(run.name, "", [], problem)
+    same_frame = METHODS[config.method].frames(config)[0]
+    views = "Two views of one frame" if same_frame else "Views of two frames of one video"
+    meaning = f"{views}, augmented by {config.augmentation}, {config.image_size} × {config.image_size} pixels."
+    if store is None:
+        return ViewSheet(run.name, meaning, [], run.store_problem)
+    try:
+        dataset = make_dataset(config, store)
+        pairs = []
+        for sample in (dataset.sample(position) for position in range(min(NUM_PAIRS, store.num_videos))):
+            video = shortened(store.video_id(sample.video))
+            query, positive = _view_url(sample.views[0]), _view_url(sample.views[1])
+            pairs.append(((query, f"query: a view of {video}"), (positive, f"positive: a view of {video}")))
+    except UserError as error:
+        return ViewSheet(run.name, meaning, [], f"The views of this run cannot be shown: {error}")
+    return ViewSheet(run.name, meaning, pairs, "")
+
+
+def _view_url(view: Pixels) -> str:
+    side = min(len(view), MAX_VIEW_SIDE)
+    return jpeg_url(view if side == len(view) else cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA))

@@ -1,40 +1,51 @@
-"""Runs → one HTML file that needs nothing else: no server, no network, no script."""
+"""The command `report`: runs as one HTML file that needs no server, no network and no script."""
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
-from cyclecontrast.config import ReportConfig
-from cyclecontrast.config.fields import is_own
+from cyclecontrast.config import AllConfig, EvaluateConfig, PretrainConfig, ReportConfig
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import check_folder, replacing
-from cyclecontrast.loss.objectives import learns_from
-from cyclecontrast.reporting import curves, cycles, inputs, maps, neighbors, pictures, results
-from cyclecontrast.reporting.atlas import PER_ROW, Atlas
-from cyclecontrast.reporting.inputs import Fact, InputSheet
-from cyclecontrast.reporting.maps import MapSheet
-from cyclecontrast.reporting.neighbors import NeighborSheet
-from cyclecontrast.reporting.runs import DataGroup, RunReport, by_data, one_per_method, read_runs
-from cyclecontrast.reporting.sample import embed_group
+from cyclecontrast.methods import learns_from
+from cyclecontrast.reporting import cycles, results
+from cyclecontrast.reporting.curves import INCHES, draw_charts
+from cyclecontrast.reporting.embeddings import (
+    MAX_DOTS,
+    MAX_DOTS_ON_PAGE,
+    MapSheet,
+    QueryGroup,
+    draw_maps,
+    embed_sample,
+    find_neighbors,
+)
+from cyclecontrast.reporting.inputs import InputSheet, list_inputs, view_pairs
+from cyclecontrast.reporting.runs import RunReport, by_data, is_run, one_per_method, read_runs
+from cyclecontrast.reporting.sprites import PER_ROW, SpriteSheet
 
-MOST_BYTES = 15_000_000
-"""Of a page: more is refused by mail."""
-LEAST_PER_TILE = 600
-"""Bytes, with which the coarsest picture fits."""
+if TYPE_CHECKING:
+    from cyclecontrast.training.pretrain import Run
+
+MAX_BYTES = 15_000_000
+"""Of a page: mail servers refuse more."""
+MIN_SPRITE_BYTES = 600
+"""The coarsest sprite needs fewer."""
 NUM_COLORS = 8
 NUM_OPEN_QUERIES = 4
-NEAR, DOT, INPUT = 96, 64, 112
-"""Sides of tiles in pixels: of neighbors, of the maps, of the contact sheet."""
+NEIGHBOR_SIDE, DOT_SIDE, INPUT_SIDE = 96, 64, 112
+"""Sides of the sprites in pixels."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A written page; its text is its path."""
+    """A written page."""
 
     path: Path
 
@@ -43,7 +54,7 @@ class Report:
 
 
 class Section(NamedTuple):
-    """Something more to tell: paragraphs, then a table, whose first column names the rows."""
+    """An additional section: paragraphs, then a table whose first column names the rows."""
 
     title: str
     paragraphs: tuple[str, ...]
@@ -52,94 +63,93 @@ class Section(NamedTuple):
 
 
 class DataSheets(NamedTuple):
-    """All that is shown of one data set, and the pictures that it is shown with."""
+    """What the page shows of one data set: neighbors and map as far as its frames can be shown."""
 
+    data: str
     inputs: InputSheet
-    neighbors: NeighborSheet
-    map: MapSheet
-    atlases: tuple[Atlas, ...]
+    groups: list[QueryGroup]
+    map: MapSheet | None
+    problem: str
+    sprites: list[SpriteSheet]
 
 
 def write_report(config: ReportConfig, sections: Sequence[Section] = ()) -> Report:
-    """Write the page of some runs; raises UserError with every problem, and then nothing is written."""
+    """Write the page of some runs; raises UserError with all problems, and nothing is written then."""
     path = config.out or config.runs[0] / "report.html"
     if path.is_dir():
-        raise UserError(f"out: {path} is a folder; name a file to write")
+        raise UserError(f"out: {path} is a folder; name a file")
     runs = read_runs(config.runs)
     check_folder(path.absolute().parent)
-    num_maps = len(one_per_method(runs))
-    shown = [_look(group, number, num_maps, config) for number, group in enumerate(by_data(runs))]
-    page = render(runs, shown, sections).encode("utf-8", "replace")
-    with replacing(path) as aside:
-        aside.write_bytes(page)
+    max_dots = min(MAX_DOTS, MAX_DOTS_ON_PAGE // len(one_per_method(runs)))
+    data = [_look_at(group, number, max_dots, config) for number, group in enumerate(by_data(runs))]
+    page = render(runs, data, sections).encode("utf-8", "replace")
+    with replacing(path) as part:
+        part.write_bytes(page)
     return Report(path)
 
 
-def _look(group: DataGroup, number: int, num_maps: int, config: ReportConfig) -> DataSheets:
-    """Embed frames of a data set, and make its sheets of them."""
-    embedded = embed_group(group, config)
-    sides = {"inputs": INPUT, "near": NEAR, "map": DOT}
-    atlases = {name: Atlas(f"{name}-{number}", side) for name, side in sides.items()}
-    return DataSheets(
-        inputs.list_inputs(group, atlases["inputs"], config.seed),
-        neighbors.find_neighbors(embedded, atlases["near"], config.seed),
-        maps.draw_maps(embedded, atlases["map"], num_maps, config.seed),
-        tuple(atlas for atlas in atlases.values() if len(atlas)),
-    )
+def after_training(config: PretrainConfig, run: "Run") -> None:
+    """Write the page of a finished training from the first process, unless the options say not to."""
+    if config.report and run.is_first:
+        _write_or_warn(run.folder, config.workers, config.device)
 
 
-def render(runs: Sequence[RunReport], shown: Sequence[DataSheets], sections: Sequence[Section] = ()) -> str:
+def after_evaluation(config: EvaluateConfig | AllConfig, result: Any) -> None:
+    """Write the page of the run that has a new result; `result` is None in all processes but the first."""
+    from cyclecontrast.evaluation.predictions import results_folder
+
+    run = Path(config.model)
+    if not config.report or result is None or not is_run(run):
+        return
+    if results_folder(config).resolve() == (run / "results").resolve():
+        _write_or_warn(run, config.workers, config.device)
+
+
+def _write_or_warn(run: Path, workers: int | None, device: str) -> None:
+    """Write a page; if that fails, it costs one line on stderr, because the training or evaluation is done."""
+    try:
+        page = write_report(ReportConfig(runs=(run,), workers=workers, device=device))
+    except KeyboardInterrupt:
+        problem = "interrupted"
+    except UserError as error:
+        problem = error.problems[0]
+    except Exception as error:  # whatever happens here must not fail the training
+        problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    else:
+        print(f"report: {page}", file=sys.stderr)
+        return
+    print(f"report: not written ({problem}); try `cyclecontrast report {run}`", file=sys.stderr)
+
+
+def _look_at(runs: list[RunReport], number: int, max_dots: int, config: ReportConfig) -> DataSheets:
+    """Embed frames of the data that these runs share, and show them."""
+    sides = {"inputs": INPUT_SIDE, "near": NEIGHBOR_SIDE, "map": DOT_SIDE}
+    sprites = {name: SpriteSheet(f"{name}-{number}", side) for name, side in sides.items()}
+    shown = list_inputs(runs, sprites["inputs"], config.seed)
+    groups: list[QueryGroup] = []
+    map_sheet = None
+    try:
+        sample, models, problem = embed_sample(runs, config)
+        if sample is not None:
+            groups = find_neighbors(sample, models, sprites["near"], config.seed)
+            map_sheet = draw_maps(sample, models, sprites["map"], max_dots, config.seed)
+    except UserError as error:
+        problem = f"The frames cannot be shown: {error}"
+    return DataSheets(shown.data, shown, groups, map_sheet, problem, [one for one in sprites.values() if len(one)])
+
+
+def render(runs: Sequence[RunReport], data: Sequence[DataSheets], sections: Sequence[Section] = ()) -> str:
     """Return the page as HTML; every text that comes from data is escaped.
 
-    Raises UserError where so much is to be told that the page would be larger than MOST_BYTES.
+    Raises UserError if the texts alone would make the page larger than MAX_BYTES.
     """
-    colors, statuses = _colors(runs), {run.about.get("status", "finished") for run in runs}
+    methods = list(dict.fromkeys(run.method for run in runs))
+    colors = [methods.index(run.method) % NUM_COLORS for run in runs]  # runs that differ in their seed share a color
+    with_status = any(run.about.get("status", "finished") != "finished" for run in runs)
     explored = [cycles.explore(run, f"cycles-{number}") for number, run in enumerate(one_per_method(runs))]
-    atlases = [atlas for sheets in shown for atlas in sheets.atlases]
-    atlases += [sheet.atlas for sheet in explored if sheet.atlas is not None]
-    page = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side",
-            summary=_summary(runs),
-            runs=list(zip(runs, colors, [_facts(run, statuses != {"finished"}) for run in runs], strict=True)),
-            sections=sections,
-            results=results.summarize(runs, colors),
-            all_results=results.list_all(runs, colors),
-            shown=shown,
-            atlases=atlases,
-            num_open=NUM_OPEN_QUERIES,
-            charts=curves.draw_charts(runs, colors),
-            chart_size=curves,
-            cycles=explored,
-            most_stages=cycles.MOST_STAGES,
-            pairs=[pictures.view_pairs(run) for run in one_per_method(runs)],
-            health_of={run.name: _measured_on(run) for run in runs if run.verdict},
-            evaluating=_evaluating(runs[0]),
-            commands={run.name: _commands(run) for run in runs},
-        )
-    )
-    return _with_pictures(page, atlases)
-
-
-def _with_pictures(page: str, atlases: Sequence[Atlas]) -> str:
-    """Put each atlas where the style sheet names it; all share the bytes that the text leaves.
-
-    The name stands between quotation marks, which no text from data has, for there they are escaped.
-    """
-    room = MOST_BYTES - len(page.encode("utf-8", "replace"))
-    num_tiles = [len(atlas) + PER_ROW for atlas in atlases]
-    if room < LEAST_PER_TILE * sum(num_tiles):
-        raise UserError(f"runs: too many for one page of {MOST_BYTES // 10**6} MB; name fewer")
-    for atlas, num in zip(atlases, num_tiles, strict=True):
-        address = atlas.picture(room * num // sum(num_tiles))
-        page = page.replace(f'url("{atlas.name}")', f"url({address})")
-    return page
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    sprites = [sheet for shown in data for sheet in shown.sprites]
+    sprites += [one.sheet for one in explored if one.sheet is not None]
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cyclecontrast.reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -147,61 +157,87 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    page = environment.get_template("page.html").render(
+        title=runs[0].name if len(runs) == 1 else f"Comparison of {len(runs)} runs",
+        summary=_summary(runs),
+        runs=list(zip(runs, colors, [_facts(run, with_status) for run in runs], strict=True)),
+        sections=sections,
+        results=results.summarize(runs, colors),
+        all_results=results.list_all(runs, colors),
+        data=data,
+        sprites=sprites,
+        num_open=NUM_OPEN_QUERIES,
+        charts=draw_charts(runs, colors),
+        chart_size=[round(72 * inches, 1) for inches in INCHES],
+        cycles=explored,
+        max_stages=cycles.MAX_STAGES,
+        views=[view_pairs(run) for run in one_per_method(runs)],
+        health_of={run.name: _measured_on(run) for run in runs if run.verdict},
+        evaluate_command=_evaluate_command(runs[0]),
+        commands={run.name: _commands(run) for run in runs},
+    )
+    return _with_sprites(page, sprites)
 
 
-def _colors(runs: Sequence[RunReport]) -> list[int]:
-    """Number the methods: runs that differ in their seed only share a color."""
-    methods = list(dict.fromkeys(run.method for run in runs))
-    return [methods.index(run.method) % NUM_COLORS for run in runs]
+def _with_sprites(page: str, sheets: Sequence[SpriteSheet]) -> str:
+    """Put each sheet where the style sheet names it; they share the bytes that the text leaves.
+
+    The name stands between quotation marks, which are escaped in all text that comes from data.
+    """
+    free = MAX_BYTES - len(page.encode("utf-8", "replace"))
+    num_sprites = [len(sheet) + PER_ROW for sheet in sheets]
+    if free < MIN_SPRITE_BYTES * sum(num_sprites):
+        raise UserError(f"runs: too many for one page of {MAX_BYTES // 10**6} MB; name fewer")
+    for sheet, num in zip(sheets, num_sprites, strict=True):
+        page = page.replace(f'url("{sheet.name}")', f"url({sheet.to_url(free * num // sum(num_sprites))})")
+    return page
 
 
 def _summary(runs: Sequence[RunReport]) -> str:
     if len(runs) > 1:
-        return f"{len(runs)} image backbones trained on video without labels, compared."
+        return f"{len(runs)} image backbones, trained on videos without labels."
     config, about = runs[0].config, runs[0].about
     return (
-        f"An image backbone ({config.backbone}, {config.image_size} px) that learned without labels from "
-        f"{about['num_frames']:,} frames of {about['num_videos']:,} videos, by {learns_from(config.method)}."
+        f"An image backbone ({config.backbone}, {config.image_size} px), trained without labels on "
+        f"{about['num_frames']:,} frames of {about['num_videos']:,} videos. "
+        f"It learns from {learns_from(config.method)}."
     )
 
 
-def _facts(run: RunReport, with_status: bool) -> list[Fact]:
+def _facts(run: RunReport, with_status: bool) -> list[tuple[str, str]]:
     about, config = run.about, run.config
     total = int(about["num_steps"])
     steps = f"{run.steps_done:,}" if run.steps_done == total else f"{run.steps_done:,} of {total:,}"
     return [
-        Fact("Objective", config.method),
-        Fact("Backbone", f"{config.backbone}, {config.image_size} px"),
-        Fact("Steps", f"{steps}, {config.batch_size} videos each"),
-        Fact("Trained on", f"{about['device']}, {about['precision']}"),
-        *([Fact("Status", about.get("status", "finished"))] if with_status else []),
+        ("Method", config.method),
+        ("Backbone", f"{config.backbone}, {config.image_size} px"),
+        ("Steps", f"{steps}, {config.batch_size} videos each"),
+        ("Trained on", f"{about['device']}, {about['precision']}"),
+        *([("Status", about.get("status", "finished"))] if with_status else []),
     ]
 
 
 def _measured_on(run: RunReport) -> str:
-    """Say what the verdict of a run rests on."""
     health = run.health
-    kept = "that were held out" if health["held_out"] else "that it was trained on (none were held out)"
-    return f"Measured without labels on {health['views']:,} views of {health['videos']:,} videos {kept}."
+    videos = f"{health['videos']:,} held-out" if health["held_out"] else f"{health['videos']:,} training"
+    return f"Measured without labels on {health['views']:,} views of {videos} videos."
 
 
-def _evaluating(run: RunReport) -> str:
-    """Return how a run is evaluated: of a network of the user's no file says how to make it."""
+def _evaluate_command(run: RunReport) -> str:
     folder = os.path.abspath(run.folder)
-    if is_own(run.config.backbone):
+    if is_user_defined(run.config.backbone):  # the command line cannot make a network of the user's
         return f"cyclecontrast.evaluate('knn', cyclecontrast.load_backbone({folder!r}, network=...), 'LABELED')"
     return f"cyclecontrast evaluate knn {shlex.quote(folder)} LABELED"
 
 
-def _commands(run: RunReport) -> list[Fact]:
+def _commands(run: RunReport) -> list[tuple[str, str]]:
     folder, config = os.path.abspath(run.folder), run.config
-    of_user = [name for name in ("backbone", "augmentation", "method") if is_own(getattr(config, name))]
+    has_user_parts = any(is_user_defined(getattr(config, name)) for name in ("backbone", "augmentation", "method"))
     again = f"cyclecontrast pretrain --config {shlex.quote(os.path.join(folder, 'config.toml'))} --out AGAIN"
-    own_network = is_own(config.backbone)
-    take = f"cyclecontrast export {shlex.quote(folder)}"
-    load = f"cyclecontrast.load_backbone({folder!r}, network=...)"
+    load = ("Load it in Python", f"cyclecontrast.load_backbone({folder!r}, network=...)")
+    export = ("Export it for other tools", f"cyclecontrast export {shlex.quote(folder)}")
     return [
-        *([] if of_user else [Fact("Train it again", again)]),
-        Fact("Prove it on labels", _evaluating(run)),
-        Fact("Load it in Python", load) if own_network else Fact("Take it away", take),
+        *([] if has_user_parts else [("Repeat the training", again)]),
+        ("Evaluate it on labeled images", _evaluate_command(run)),
+        load if is_user_defined(config.backbone) else export,
     ]

@@ -1,18 +1,18 @@
-"""Results of evaluations → tables: a row per model, a column per protocol variant and data set, never mixed."""
+"""Results of evaluations as tables: a row per model, a column per protocol variant, metric and data set."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cyclecontrast.evaluation.result import Result
+from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.reporting.runs import RunReport
 
 RANDOM = "random weights"
 
 
 class Column(NamedTuple):
-    """What may be compared with one another: one variant of a protocol, on one data set, by one metric."""
+    """Values that may be compared: one variant of a protocol on one data set by one metric."""
 
     tag: str
     metric: str
@@ -21,7 +21,7 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A metric's value as text, as a fraction for its bar, and whether it is the best of its column."""
+    """A value as text and as a fraction for its bar; `is_best`: no other model has more in this column."""
 
     text: str
     fraction: float
@@ -29,7 +29,7 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One model, or the mean of a method over its seeds; `cells` holds None where nothing was measured."""
+    """One model, or the mean over the seeds of a method; a cell is None if nothing was measured."""
 
     name: str
     detail: str
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 
 class ResultTable(NamedTuple):
-    """What a table shows; a data set is named by its folder, and also by its content where folders have one name."""
+    """A table for the page or the terminal."""
 
     caption: str
     columns: tuple[Column, ...]
@@ -48,7 +48,7 @@ class ResultTable(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """A row before its cells are known; models of one `group` differ in their seed only."""
+    """The head of a row; models of one `group` differ only in their seed."""
 
     name: str
     detail: str
@@ -56,132 +56,101 @@ class _Model(NamedTuple):
     group: str
 
 
-class _Measured(NamedTuple):
-    model: _Model
-    result: Result
-
-
-Values = dict[_Model, dict[Column, list[float]]]
-
-
 def summarize(runs: Sequence[RunReport], colors: Sequence[int]) -> ResultTable | None:
-    """Return the first metric of every variant and data set, side by side; None where nothing was evaluated."""
+    """Return the first metric of every protocol variant and data set side by side; None without any result."""
     measured = _measured(runs, colors)
-    if not measured:
-        return None
-    values: Values = {}
-    for model, result in measured:
-        metric = next(iter(result.metrics))
-        _add(values, model, _column(result, metric), result.metrics[metric])
-    return _table("Accuracy and other metrics by model", values, ())
+    return _table("Accuracy and other metrics by model", measured, num_metrics=1) if measured else None
 
 
 def list_all(runs: Sequence[RunReport], colors: Sequence[int]) -> list[ResultTable]:
-    """Return one table with all metrics for each variant and data set."""
-    groups: dict[tuple[str, str], list[_Measured]] = {}
-    for one in _measured(runs, colors):
-        groups.setdefault((one.result.tag, one.result.about.data.fingerprint), []).append(one)
-    return [_full_table(group) for group in groups.values()]
+    """Return one table with all metrics for each protocol variant and data set."""
+    groups: dict[tuple[str, str], list[tuple[_Model, Result]]] = {}
+    for model, result in _measured(runs, colors):
+        groups.setdefault((result.tag, result.about.data.fingerprint), []).append((model, result))
+    tables = []
+    for group in groups.values():
+        about = group[0][1].about
+        caption = f"{about.tag} on {about.data.path}, {about.data.num_train:,} train and {about.data.num_test:,} test"
+        tables.append(_table(caption, group)._replace(notes=_notes(group)))
+    return tables
 
 
-def _full_table(group: list[_Measured]) -> ResultTable:
-    data = group[0].result.about.data
-    caption = f"{group[0].result.tag} on {data.path}, {data.num_train:,} train and {data.num_test:,} test"
-    values: Values = {}
-    for model, result in group:
-        for metric, value in result.metrics.items():
-            _add(values, model, _column(result, metric), value)
-    notes = dict.fromkeys(f"{model.name}: {note}" for model, result in group for note in _notes(result))
-    return _table(caption, values, tuple(notes))
+def _notes(measured: list[tuple[_Model, Result]]) -> tuple[str, ...]:
+    notes = []
+    for model, result in measured:
+        about = result.about
+        notes += [f"{model.name}: {note}" for note in about.notes]
+        if about.problems:
+            notes.append(f"{model.name}: {len(about.problems)} items could not be used; {about.key}.json lists them")
+    return tuple(dict.fromkeys(notes))
 
 
-def _notes(result: Result) -> tuple[str, ...]:
-    about = result.about
-    left_out = (f"{len(about.problems)} items left out, named in {about.key}.json",) if about.problems else ()
-    return about.notes + left_out
-
-
-def _measured(runs: Sequence[RunReport], colors: Sequence[int]) -> list[_Measured]:
-    """Return each result once, with its model; baselines come first, then the runs in their order."""
-    found: dict[tuple[str, str], _Measured] = {}
-    for run in runs:
-        for result in (result for result in run.results if result.metrics):
-            key = (result.about.key, result.about.model.fingerprint)
-            found.setdefault(key, _Measured(_model(result, runs, colors), result))
+def _measured(runs: Sequence[RunReport], colors: Sequence[int]) -> list[tuple[_Model, Result]]:
+    """Return each result once with its model: baselines first, then the runs in their order."""
+    found: dict[tuple[str, str], tuple[_Model, Result]] = {}
+    for result in (result for run in runs for result in run.results if result.metrics):
+        key = (result.about.key, result.about.model.fingerprint)
+        found.setdefault(key, (_model_of(result, runs, colors), result))
     order = {run.name: number for number, run in enumerate(runs)}
-    return sorted(
-        found.values(), key=lambda one: order.get(one.model.name, -1 if one.model.color is None else len(runs))
-    )
+    return sorted(found.values(), key=lambda pair: order.get(pair[0].name, -1))
 
 
-def _model(result: Result, runs: Sequence[RunReport], colors: Sequence[int]) -> _Model:
+def _model_of(result: Result, runs: Sequence[RunReport], colors: Sequence[int]) -> _Model:
     info, config = result.about.model, result.about.config
     for run, color in zip(runs, colors, strict=True):
-        if run.trained.fingerprint == info.fingerprint:
+        if run.fingerprint == info.fingerprint:
             return _Model(run.name, f"{info.name}, seed {run.config.seed}", color, run.method)
     if info.source == RANDOM:
         return _Model(RANDOM, f"{info.name}, seed {config.get('seed')}", None, f"{RANDOM} {info.name}")
     return _Model(info.source, info.name, None, info.fingerprint)
 
 
-def _column(result: Result, metric: str) -> Column:
-    data = result.about.data
-    return Column(result.tag, metric, Path(data.path).name, data.fingerprint)
-
-
-def _add(values: Values, model: _Model, column: Column, value: float) -> None:
-    values.setdefault(model, {}).setdefault(column, []).append(value)
-
-
-def _table(caption: str, values: Values, notes: tuple[str, ...]) -> ResultTable:
-    columns = tuple(dict.fromkeys(column for cells in values.values() for column in cells))
-    best = {column: _best(values, column) for column in columns}
+def _table(caption: str, measured: list[tuple[_Model, Result]], num_metrics: int | None = None) -> ResultTable:
+    """Make a table of the first metrics of each result, or of all."""
+    values: dict[_Model, dict[Column, list[float]]] = {}
+    for model, result in measured:
+        data = result.about.data
+        for metric in list(result.metrics)[:num_metrics]:
+            column = Column(result.tag, metric, Path(data.path).name, data.fingerprint)
+            values.setdefault(model, {}).setdefault(column, []).append(result.metrics[metric])
+    columns = list(dict.fromkeys(column for row in values.values() for column in row))
     rows: list[Row] = []
     for group in dict.fromkeys(model.group for model in values):
-        members = {model: cells for model, cells in values.items() if model.group == group}
-        rows += [_row(model, cells, columns, best) for model, cells in members.items()]
-        rows += [_mean_row(members, columns)] if len(members) > 1 else []
-    return ResultTable(caption, _told_apart(columns), tuple(rows), notes)
+        models = [model for model in values if model.group == group]
+        for model in models:
+            cells = (_cell(column, values[model], list(values.values())) for column in columns)
+            rows.append(Row(model.name, model.detail, model.color, False, tuple(cells)))
+        if len(models) > 1:
+            means = tuple(_mean([value for model in models for value in values[model].get(c, [])]) for c in columns)
+            rows.append(Row(f"mean of {len(models)} seeds", "± standard deviation", models[0].color, True, means))
+    return ResultTable(caption, tuple(_distinct(columns)), tuple(rows), ())
 
 
-def _told_apart(columns: tuple[Column, ...]) -> tuple[Column, ...]:
+def _cell(column: Column, row: dict[Column, list[float]], rows: list[dict[Column, list[float]]]) -> Cell | None:
+    """Show the value, or all values if a model was evaluated with several settings that have one tag."""
+    if column not in row:
+        return None
+    measured = [max(other[column]) for other in rows if column in other]
+    is_best = len(measured) > 1 and max(row[column]) == max(measured)
+    return Cell(" / ".join(map(_percent, row[column])), max(row[column]), is_best)
+
+
+def _mean(values: list[float]) -> Cell | None:
+    if not values:
+        return None
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return Cell(_percent(statistics.mean(values)) + spread, statistics.mean(values), False)
+
+
+def _distinct(columns: list[Column]) -> list[Column]:
+    """Add the fingerprint to the names of data sets that share their folder's name."""
     contents: dict[str, set[str]] = {}
     for column in columns:
         contents.setdefault(column.data, set()).add(column.fingerprint)
-    return tuple(
+    return [
         column._replace(data=f"{column.data} ({column.fingerprint[:6]})") if len(contents[column.data]) > 1 else column
         for column in columns
-    )
-
-
-def _best(values: Values, column: Column) -> float | None:
-    """Return the highest value of a column, None where there is nothing to compare it with."""
-    measured = [max(cells[column]) for cells in values.values() if column in cells]
-    return max(measured) if len(measured) > 1 else None
-
-
-def _row(
-    model: _Model, cells: dict[Column, list[float]], columns: Iterable[Column], best: dict[Column, float | None]
-) -> Row:
-    made = (_cell(cells[column], best[column]) if column in cells else None for column in columns)
-    return Row(model.name, model.detail, model.color, False, tuple(made))
-
-
-def _cell(values: list[float], best: float | None) -> Cell:
-    """Show one value, or all of them where a model was measured again with other settings."""
-    return Cell(" / ".join(_percent(value) for value in values), max(values), max(values) == best)
-
-
-def _mean_row(members: dict[_Model, dict[Column, list[float]]], columns: Iterable[Column]) -> Row:
-    cells: list[Cell | None] = []
-    for column in columns:
-        values = [value for measured in members.values() for value in measured.get(column, [])]
-        spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        cells.append(
-            Cell(_percent(statistics.mean(values)) + spread, statistics.mean(values), False) if values else None
-        )
-    first = next(iter(members))
-    return Row(f"mean of {len(members)} seeds", "± standard deviation", first.color, True, tuple(cells))
+    ]
 
 
 def _percent(value: float) -> str:

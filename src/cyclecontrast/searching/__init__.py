@@ -1,1 +1,1 @@
-"""Floor 6, what people ask: the frames most like this one. Importing this imports nothing heavy."""
+"""Search an index of frames for those most similar to an image or a frame. Importing this imports nothing heavy."""

@@ -1,73 +1,51 @@
-"""Options → the frames that are most like a query: printed, as a page, or by a server that is asked in the browser."""
+"""The command `search`: the frames most similar to a query, printed, as a page, or interactively in the browser."""
 
+import importlib.util
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING, NoReturn
 
 from cyclecontrast.config import SearchConfig
 from cyclecontrast.data.images import Pixels, load_image
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import check_folder
-from cyclecontrast.searching.engines import check_faiss, make_engine
+from cyclecontrast.searching.encoder import open_encoder
 from cyclecontrast.searching.index import FrameIndex
-from cyclecontrast.searching.nearest import Wanted, allowed_rows, nearest_rows
-from cyclecontrast.searching.page import write_page
-from cyclecontrast.searching.pictures import open_pictures
-from cyclecontrast.searching.queries import Encoder, Query, load_encoder, model_of
-from cyclecontrast.searching.results import Results, hits_of, name_of
-from cyclecontrast.searching.server import bind, serve
-from cyclecontrast.searching.site import Site
-from cyclecontrast.searching.source_videos import find_sources
+from cyclecontrast.searching.nearest import allowed_rows, check_faiss, load_vectors, nearest_rows
+from cyclecontrast.searching.page import open_thumbnails, write_page
+from cyclecontrast.searching.results import Results, frame_name, make_hits
+
+if TYPE_CHECKING:
+    from cyclecontrast.searching.routes import SearchService
 
 
 def run_search(config: SearchConfig) -> Results:
-    """Search once, or serve a page until interrupted; raises UserError with all that is wrong, writing nothing."""
+    """Search once, or serve the page until interrupted; raises UserError with all problems, writing nothing."""
     if config.serve:
-        with bind(config.port) as server:
-            serve(server, open_site(config))
-    return _search_once(config)
-
-
-def _search_once(config: SearchConfig) -> Results:
+        _serve(config)
     problems: list[str] = []
     attempt(lambda: _check_page(config.html), problems)
     image = attempt(lambda: _load(config.image), problems)
     index = attempt(lambda: FrameIndex.open(config.index), problems)
     if index is None:
         raise UserError(*problems)
-    row = attempt(lambda: _row(config, index), problems)
-    pictures = attempt(lambda: open_pictures(index, config.data), problems) if config.html is not None else None
-    encoder = attempt(lambda: _open_encoder(config, index), problems) if config.image is not None else None
+    row = attempt(lambda: _find_row(config, index), problems)
+    thumbnails = attempt(lambda: open_thumbnails(index, config.data), problems) if config.html else None
+    encoder = attempt(lambda: open_encoder(index, config.model, config.device), problems) if config.image else None
     if problems:
         raise UserError(*problems)
-    if config.image is not None and encoder is not None and image is not None:
-        query = Query(encoder.vector(image), config.image.name)
+    shown: Pixels | int
+    if config.image is not None and image is not None and encoder is not None:
+        query, name, shown = encoder.encode(image), config.image.name, image
+    elif row is not None:
+        query, name, shown = index.vector(row), frame_name(index, row), row
     else:
-        query = _frame_query(index, row)
-    wanted = Wanted(config.top, config.per_video, allowed_rows(index.video, row, config.other_videos))
-    nearest = nearest_rows(query.vector, index.blocks("searching"), index.video, wanted)
-    results = Results(query.name, hits_of(index, nearest), config.format, config.html)
-    if pictures is not None:
-        write_page(results, query, image, pictures)
+        raise ValueError("the config has neither an image nor a frame")
+    blocks, allowed = index.blocks_with_progress("searching"), allowed_rows(index.video, row, config.other_videos)
+    found = nearest_rows(query, blocks, index.video, allowed, config.top, config.per_video)
+    results = Results(name, make_hits(index, *found), config.format, config.html)
+    if config.html is not None and thumbnails is not None:
+        write_page(config.html, results, shown, thumbnails)
     return results
-
-
-def open_site(config: SearchConfig) -> Site:
-    """Open all that a page may ask for; raises UserError with all that is wrong."""
-    problems: list[str] = []
-    if config.faiss:
-        attempt(check_faiss, problems)
-    index = attempt(lambda: FrameIndex.open(config.index), problems)
-    if index is None:
-        raise UserError(*problems)
-    pictures = attempt(lambda: open_pictures(index, config.data), problems)
-    encoder = attempt(lambda: _open_encoder(config, index), problems)
-    sources = None
-    if pictures is not None:
-        sources = attempt(lambda: find_sources(index, pictures.store, config.videos), problems)
-    if pictures is None or encoder is None or sources is None or problems:
-        raise UserError(*problems)
-    return Site(index, make_engine(index, config.faiss), encoder, pictures, sources)
 
 
 def _check_page(page: Path | None) -> None:
@@ -82,7 +60,7 @@ def _load(image: Path | None) -> Pixels | None:
     return None if image is None else load_image(image)
 
 
-def _row(config: SearchConfig, index: FrameIndex) -> int | None:
+def _find_row(config: SearchConfig, index: FrameIndex) -> int | None:
     if config.video is None:
         return None
     if config.frame is not None:
@@ -90,14 +68,30 @@ def _row(config: SearchConfig, index: FrameIndex) -> int | None:
     return index.row_at(config.video, config.time or 0.0)
 
 
-def _open_encoder(config: SearchConfig, index: FrameIndex) -> Encoder:
-    model = model_of(index, config.model)
-    console = Console(stderr=True)
-    with console.status("loading the model"):
-        return load_encoder(index, model, config.device)
+def _serve(config: SearchConfig) -> NoReturn:
+    if any(importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn")):
+        raise UserError("serve: needs Starlette and uvicorn; pip install 'cyclecontrast[search]'")
+    from cyclecontrast.searching.routes import bind, serve
+
+    with bind(config.port) as listener:
+        serve(listener, open_service(config))
 
 
-def _frame_query(index: FrameIndex, row: int | None) -> Query:
-    if row is None:
-        raise ValueError("neither an image nor a frame is asked for")
-    return Query(index.vector(row), name_of(index, row), row)
+def open_service(config: SearchConfig) -> "SearchService":
+    """Load all that the page needs; raises UserError with all problems."""
+    from cyclecontrast.searching.routes import SearchService, find_source_videos
+
+    problems: list[str] = []
+    if config.faiss:
+        attempt(check_faiss, problems)
+    index = attempt(lambda: FrameIndex.open(config.index), problems)
+    if index is None:
+        raise UserError(*problems)
+    thumbnails = attempt(lambda: open_thumbnails(index, config.data), problems)
+    encoder = attempt(lambda: open_encoder(index, config.model, config.device), problems)
+    videos = None
+    if thumbnails is not None:
+        videos = attempt(lambda: find_source_videos(index, thumbnails.store, config.videos), problems)
+    if thumbnails is None or encoder is None or videos is None or problems:
+        raise UserError(*problems)
+    return SearchService(index, load_vectors(index, config.faiss), encoder, thumbnails, *videos)

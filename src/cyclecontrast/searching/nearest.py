@@ -1,72 +1,144 @@
-"""The rows nearest to a vector, exactly, whatever they are cut into: in one block, or block by block of a file."""
+"""Exact nearest neighbors of a query, block by block, and the vectors of an index held in memory for many queries."""
 
+import importlib.util
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from rich.console import Console
 
+from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.metrics import Floats, Integers, Masks
-from cyclecontrast.evaluation.metrics.neighbors import Block, nearest_in_block
-from cyclecontrast.searching.index import UnitBlock
+from cyclecontrast.searching.index import FrameIndex
 
-LONGEST = 1.001
-"""No vector that was scaled to length 1 in single precision is longer."""
-
-
-class Wanted(NamedTuple):
-    """How many rows are asked for, at most so many of one video, and whether each row may be one of them."""
-
-    top: int
-    per_video: int | None
-    allowed: Masks
+ROWS_IN_MEMORY = 65_536
+"""Rows of a block of vectors in memory: few blocks keep BLAS busy, and each bounds what is multiplied again."""
+FAISS_GROWTH = 4
+"""How many times as many candidates faiss is asked for while too few of them may be shown."""
 
 
-class Nearest(NamedTuple):
-    """Rows by their cosine similarity, the most similar first; equal ones by their number."""
+def nearest_rows(
+    query: Floats,
+    blocks: Iterable[tuple[int, Floats]],
+    videos: Integers,
+    allowed: Masks,
+    top: int,
+    per_video: int | None = None,
+) -> tuple[Integers, Floats]:
+    """Find the `top` rows most similar to a query (dim,), at most `per_video` of one video.
 
-    rows: Integers
-    similarities: Floats
-
-
-def nearest_rows(query: Floats, blocks: Iterable[UnitBlock], videos: Integers, wanted: Wanted) -> Nearest:
-    """Find the rows with the largest dot product with a query (dim,), all of them and it of length 1.
-
-    What is nearest of all is nearest in its block: blocks name their best, and the best of these is taken.
+    `blocks` are (start, vectors) with vectors and query of length 1; `videos` (num_rows,) says which video a row is of,
+    `allowed` (num_rows,) whether it may be found. Returns rows and cosine similarities, the most similar first and
+    equal ones in the order of the file. Each block names its best rows, so only those are kept in memory.
     """
-    rows: list[Integers] = [np.empty(0, np.int64)]
-    vectors: list[Floats] = [np.empty((0, len(query)), np.float32)]
-    for block in blocks:
-        here = slice(block.start, block.start + len(block.vectors))
-        found = _best(query, block.vectors, videos[here], np.flatnonzero(wanted.allowed[here]), wanted)
-        best = np.sort(found.rows)
-        rows.append(block.start + best)
-        vectors.append(block.vectors[best])
-    candidates = np.concatenate(rows)
-    found = _best(query, np.concatenate(vectors), videos[candidates], np.arange(len(candidates)), wanted)
-    return Nearest(candidates[found.rows], found.similarities)
+    best_rows: list[Integers] = [np.empty(0, np.int64)]
+    best_vectors: list[Floats] = [np.empty((0, len(query)), np.float32)]
+    for start, vectors in blocks:
+        here = slice(start, start + len(vectors))
+        rows, _ = _best(query, vectors, videos[here], np.flatnonzero(allowed[here]), top, per_video)
+        rows = np.sort(rows)
+        best_rows.append(start + rows)
+        best_vectors.append(vectors[rows])
+    candidates = np.concatenate(best_rows)
+    everything = np.arange(len(candidates))
+    rows, similarities = _best(query, np.concatenate(best_vectors), videos[candidates], everything, top, per_video)
+    return candidates[rows], similarities
 
 
-def _best(query: Floats, vectors: Floats, videos: Integers, rivals: Integers, wanted: Wanted) -> Nearest:
-    """Find the best rivals; where videos have their fill, their other frames are left out and it is looked again."""
-    error = np.array([LONGEST * vectors.shape[1] * np.finfo(np.float32).eps / 2 * np.linalg.norm(query)])
-    block = Block(query[None], (vectors @ query)[None], error)
+def _best(
+    query: Floats, vectors: Floats, videos: Integers, candidates: Integers, top: int, per_video: int | None
+) -> tuple[Integers, Floats]:
+    """Find the best candidates; once a video has its share, its other rows are dropped and the search repeats."""
+    products, limit = vectors @ query, per_video or top
     rows, similarities, counts = list[int](), list[float](), Counter[int]()
-    while len(rows) < wanted.top and len(rivals):
-        found = nearest_in_block(vectors, block, min(wanted.top, len(rivals)), rivals)
-        for row, similarity in zip(found.indices[0].tolist(), found.similarities[0].tolist(), strict=True):
-            if len(rows) < wanted.top and counts[videos[row]] < (wanted.per_video or wanted.top):
+    while len(rows) < top and len(candidates):
+        ranked, values = _ranked(query, vectors, products, candidates, top)
+        for row, similarity in zip(ranked.tolist(), values.tolist(), strict=True):
+            if len(rows) < top and counts[videos[row]] < limit:
                 counts[videos[row]] += 1
                 rows.append(row)
                 similarities.append(similarity)
-        full = [video for video, count in counts.items() if count == (wanted.per_video or wanted.top)]
-        rivals = rivals[~np.isin(rivals, found.indices[0]) & ~np.isin(videos[rivals], full)]
-    return Nearest(np.array(rows, np.int64), np.array(similarities))
+        full = [video for video, count in counts.items() if count == limit]
+        candidates = candidates[~np.isin(candidates, ranked) & ~np.isin(videos[candidates], full)]
+    return np.array(rows, np.int64), np.array(similarities)
+
+
+def _ranked(
+    query: Floats, vectors: Floats, products: Floats, candidates: Integers, top: int
+) -> tuple[Integers, Floats]:
+    """Return the `top` candidates by similarity, equal ones by row.
+
+    BLAS rounds equal rows differently, depending on where they are. All that may be among the top within rounding are
+    therefore multiplied again in double precision, in which equal rows have equal products.
+    """
+    rounding = 2 * vectors.shape[1] * np.finfo(np.float32).eps
+    place = max(0, len(candidates) - top)
+    bound = np.partition(products[candidates], place)[place] - rounding
+    near = candidates[products[candidates] >= bound]
+    exact = (vectors[near].astype(np.float64) * query).sum(axis=1)
+    order = np.lexsort((near, -exact))[:top]
+    return near[order], exact[order].astype(np.float32)
 
 
 def allowed_rows(videos: Integers, row: int | None, other_videos: bool) -> Masks:
-    """Return which rows may be found for a row that is the query, or for an image, which is none."""
-    allowed = np.ones(len(videos), np.bool_)
-    if row is not None:
-        allowed &= videos != videos[row] if other_videos else np.arange(len(videos)) != row
-    return allowed
+    """Return the rows that may be found (num_rows,): not the query itself, where it is a row, or not its video."""
+    if row is None:
+        return np.ones(len(videos), np.bool_)
+    return videos != videos[row] if other_videos else np.arange(len(videos)) != row  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class LoadedVectors:
+    """All vectors of an index (num_rows, dim) in memory, and which video each is of.
+
+    `cells` is an index of faiss, for approximate search; None searches exactly.
+    """
+
+    vectors: Floats
+    videos: Integers
+    cells: Any = None
+
+    @property
+    def description(self) -> str:
+        """How it searches."""
+        if self.cells is None:
+            return "exact search"
+        return f"approximate search: faiss looks into {self.cells.nprobe} of {self.cells.nlist} cells"
+
+    def search(self, query: Floats, allowed: Masks, top: int, per_video: int | None = None) -> tuple[Integers, Floats]:
+        """Return rows and similarities as `nearest_rows` does."""
+        if self.cells is None:
+            size, num_rows = ROWS_IN_MEMORY, len(self.vectors)
+            blocks = ((start, self.vectors[start : start + size]) for start in range(0, num_rows, size))
+            return nearest_rows(query, blocks, self.videos, allowed, top, per_video)
+        return self._search_cells(query, allowed, top, per_video)
+
+    def _search_cells(self, query: Floats, allowed: Masks, top: int, per_video: int | None) -> tuple[Integers, Floats]:
+        num_candidates = top
+        while True:
+            num_candidates = min(FAISS_GROWTH * num_candidates, len(self.vectors))
+            found = self.cells.search(query[None], num_candidates)[1][0]
+            rows = np.sort(found[found >= 0])
+            blocks = [(0, self.vectors[rows])]
+            best, similarities = nearest_rows(query, blocks, self.videos[rows], allowed[rows], top, per_video)
+            if len(best) == top or len(rows) < num_candidates or num_candidates == len(self.vectors):
+                return rows[best], similarities
+
+
+def check_faiss() -> None:
+    """Raise UserError where faiss is not installed."""
+    if importlib.util.find_spec("faiss") is None:
+        raise UserError("faiss: is not installed; pip install 'cyclecontrast[faiss]', or leave out --faiss")
+
+
+def load_vectors(index: FrameIndex, use_faiss: bool) -> LoadedVectors:
+    """Load all vectors of an index, and let faiss cluster them if requested; raises UserError."""
+    vectors = index.load_vectors()
+    if not use_faiss:
+        return LoadedVectors(vectors, index.video)
+    from cyclecontrast.evaluation.retrieval import make_faiss_index
+
+    with Console(stderr=True).status("faiss clusters the vectors"):
+        return LoadedVectors(vectors, index.video, make_faiss_index(vectors))

@@ -1,11 +1,11 @@
 "use strict";
 
-// The page asks the server and shows what it says. All text is set as text: names may hold anything.
+// Sends searches to the server and shows the answers. Names are set as text, never as HTML: they may contain anything.
 
-const MOST_BYTES = 32 * 2 ** 20;
-const at = (id) => document.getElementById(id);
+const MAX_BYTES = 32 * 2 ** 20;
+const byId = (id) => document.getElementById(id);
 const images = [];
-let newest = 0;
+let lastSearch = 0;
 let pending = null;
 let repeat = null;
 
@@ -21,92 +21,93 @@ function isolated(text) {
 }
 
 function options() {
-  const asked = new URLSearchParams({ top: at("top").value });
-  if (at("per-video").value) asked.set("per_video", at("per-video").value);
-  if (at("other-videos").checked) asked.set("other_videos", "true");
-  return asked;
+  const chosen = new URLSearchParams({ top: byId("top").value });
+  if (byId("per-video").value) chosen.set("per_video", byId("per-video").value);
+  if (byId("other-videos").checked) chosen.set("other_videos", "true");
+  return chosen;
 }
 
-function tell(problem) {
-  at("problem").textContent = problem;
-  at("problem").hidden = !problem;
+function showProblem(problem) {
+  byId("problem").textContent = problem;
+  byId("problem").hidden = !problem;
 }
 
 function clear() {
-  at("results").hidden = true;
-  at("results").removeAttribute("aria-busy");
-  at("status").textContent = "";
-  at("query").hidden = true;
-  at("heading").replaceChildren();
-  at("found").replaceChildren();
+  byId("results").hidden = true;
+  byId("results").removeAttribute("aria-busy");
+  byId("status").textContent = "";
+  byId("query").hidden = true;
+  byId("heading").replaceChildren();
+  byId("found").replaceChildren();
 }
 
-// What a place in the page's address asks of the server, null where it asks nothing.
+// Returns the request for a place in the page's address, null where it is not a search.
 function queryOf(place) {
   const [kind, number] = place.slice(1).split("=");
   if (!/^[0-9]{1,12}$/.test(number)) return null;
   if (kind === "frame") {
-    const show = (told) => showQuery(`/frame/${number}`, `Most like ${told.query.moment} of `, isolated(told.query.video));
+    const show = (answer) =>
+      showQuery(`/frame/${number}`, `Most similar to ${answer.query.moment} of `, isolated(answer.query.video));
     return { address: `/search/${number}`, request: {}, show };
   }
   if (kind === "image" && images[number]) {
     const { file, source } = images[number];
-    const show = () => showQuery(source, "Most like ", isolated(file.name || "the image"));
+    const show = () => showQuery(source, "Most similar to ", isolated(file.name || "the image"));
     return { address: "/search", request: { method: "POST", body: file }, show };
   }
   return null;
 }
 
-// The address of the page, and what an option asks again, change only with an answer to show.
-async function ask(place, focus = true, note = "") {
+// The page's address, and the search that an option repeats, change only once there is an answer to show.
+async function search(place, focus = true, note = "") {
   const { address, request, show } = queryOf(place);
-  const number = ++newest;
-  const results = at("results");
-  pending = () => ask(place, focus, note);
+  const number = ++lastSearch;
+  const results = byId("results");
+  pending = () => search(place, focus, note);
   results.hidden = false;
   results.setAttribute("aria-busy", "true");
-  at("status").textContent = "Searching …";
-  let told;
+  byId("status").textContent = "Searching …";
+  let answer;
   try {
     const response = await fetch(`${address}?${options()}`, request);
-    told = response.ok ? await response.json() : { problem: `The server refuses that (${response.statusText}).` };
+    answer = response.ok ? await response.json() : { problem: `The server refused the request (${response.status}).` };
   } catch {
-    told = { problem: "The server does not answer: it was ended, or the image is too large." };
+    answer = { problem: "The server does not respond: it was stopped, or the image is too large." };
   }
-  if (number !== newest) return;
+  if (number !== lastSearch) return;
   pending = null;
   results.removeAttribute("aria-busy");
-  tell(told.problem ?? note);
-  if (told.problem) {
+  showProblem(answer.problem ?? note);
+  if (answer.problem) {
     clear();
-    at("problem").scrollIntoView({ block: "center" });
+    byId("problem").scrollIntoView({ block: "center" });
     return;
   }
-  repeat = () => ask(place, false);
+  repeat = () => search(place, false);
   if (location.hash !== place) history.pushState(null, "", place);
-  show(told);
-  const count = told.frames.length;
-  at("status").textContent = count
-    ? `${count} frame${count === 1 ? "" : "s"}, the most similar first, in ${Math.ceil(1000 * told.seconds)} ms`
-    : "There are no other frames.";
-  at("found").replaceChildren(...told.frames.map(card));
+  show(answer);
+  const count = answer.frames.length;
+  byId("status").textContent = count
+    ? `${count} frame${count === 1 ? "" : "s"}, the most similar first, in ${Math.ceil(1000 * answer.seconds)} ms`
+    : "No other frames.";
+  byId("found").replaceChildren(...answer.frames.map(card));
   if (focus) {
-    at("heading").focus({ preventScroll: true });
+    byId("heading").focus({ preventScroll: true });
     window.scrollTo({ top: 0 });
   }
 }
 
 function showQuery(source, ...heading) {
-  at("query").src = source;
-  at("query").hidden = false;
-  at("heading").replaceChildren(...heading);
+  byId("query").src = source;
+  byId("query").hidden = false;
+  byId("heading").replaceChildren(...heading);
 }
 
 function card(frame) {
   const image = make("img", { src: `/frame/${frame.row}`, alt: "", loading: "lazy", decoding: "async" });
   const picture = make("button", { type: "button", class: "picture", "data-row": frame.row }, image);
   picture.setAttribute("aria-label", `Find frames like ${frame.moment} of ${frame.video}, similarity ${frame.similarity.toFixed(3)}`);
-  picture.addEventListener("click", () => ask(`#frame=${frame.row}`));
+  picture.addEventListener("click", () => search(`#frame=${frame.row}`));
   image.addEventListener("error", () => image.replaceWith(make("span", { class: "gone" }, "This frame cannot be read.")));
   const name = make("p", { class: "name", title: frame.video }, isolated(frame.video));
   const similarity = make("span", { class: "similarity" }, frame.similarity.toFixed(3));
@@ -134,36 +135,36 @@ function when(frame) {
 }
 
 function play(address, frame) {
-  at("player-name").replaceChildren(`${frame.moment} of `, isolated(frame.video));
-  at("player-problem").hidden = true;
-  at("video").hidden = false;
-  at("video").src = address;
-  at("player").showModal();
-  at("video").play().catch(() => {});
+  byId("player-name").replaceChildren(`${frame.moment} of `, isolated(frame.video));
+  byId("player-problem").hidden = true;
+  byId("video").hidden = false;
+  byId("video").src = address;
+  byId("player").showModal();
+  byId("video").play().catch(() => {});
 }
 
-function endPlaying() {
-  at("video").removeAttribute("src");
-  at("video").load();
+function stopVideo() {
+  byId("video").removeAttribute("src");
+  byId("video").load();
 }
 
-function cannotPlay() {
-  if (!at("video").hasAttribute("src")) return;
-  at("video").hidden = true;
-  at("player-problem").textContent = "This browser cannot decode the video; a video player of your own may.";
-  at("player-problem").hidden = false;
+function showVideoProblem() {
+  if (!byId("video").hasAttribute("src")) return;
+  byId("video").hidden = true;
+  byId("player-problem").textContent = "This browser cannot decode the video; try another video player.";
+  byId("player-problem").hidden = false;
 }
 
-function follow() {
+function openAddress() {
   const place = location.hash;
   if (place && !/^#(frame|image)=/.test(place)) return; // a link to a part of the page
   if (queryOf(place)) {
-    ask(place);
+    search(place);
     return;
   }
-  newest += 1;
+  lastSearch += 1;
   pending = repeat = null;
-  tell("");
+  showProblem("");
   clear();
 }
 
@@ -171,42 +172,42 @@ function megabytes(bytes) {
   return `${Math.ceil(10 * bytes / 2 ** 20) / 10} MB`;
 }
 
-function take(files) {
+function searchFile(files) {
   const [file] = files;
   if (!file) return;
-  if (file.size > MOST_BYTES) {
-    tell(`The image has ${megabytes(file.size)}, more than ${megabytes(MOST_BYTES)}.`);
+  if (file.size > MAX_BYTES) {
+    showProblem(`The image has ${megabytes(file.size)}; the limit is ${megabytes(MAX_BYTES)}.`);
     return;
   }
   images.push({ file, source: URL.createObjectURL(file) });
-  ask(`#image=${images.length - 1}`, true, files.length > 1 ? `Of ${files.length} files the first is taken.` : "");
+  search(`#image=${images.length - 1}`, true, files.length > 1 ? `Only the first of ${files.length} files is used.` : "");
 }
 
-at("ask").addEventListener("submit", (event) => event.preventDefault());
-at("choose").addEventListener("click", () => at("file").click());
-at("file").addEventListener("change", () => {
-  take([...at("file").files]);
-  at("file").value = "";
+byId("search").addEventListener("submit", (event) => event.preventDefault());
+byId("choose").addEventListener("click", () => byId("file").click());
+byId("file").addEventListener("change", () => {
+  searchFile([...byId("file").files]);
+  byId("file").value = "";
 });
-at("any").addEventListener("click", () => ask(`#frame=${Math.floor(Math.random() * Number(document.body.dataset.rows))}`));
-for (const id of ["top", "per-video", "other-videos"]) at(id).addEventListener("change", () => (pending ?? repeat)?.());
-document.addEventListener("paste", (event) => take([...(event.clipboardData?.files ?? [])]));
+byId("random").addEventListener("click", () => search(`#frame=${Math.floor(Math.random() * Number(document.body.dataset.rows))}`));
+for (const id of ["top", "per-video", "other-videos"]) byId(id).addEventListener("change", () => (pending ?? repeat)?.());
+document.addEventListener("paste", (event) => searchFile([...(event.clipboardData?.files ?? [])]));
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
-  at("drop").classList.add("over");
+  byId("drop").classList.add("over");
 });
 document.addEventListener("dragleave", (event) => {
-  if (event.relatedTarget === null) at("drop").classList.remove("over");
+  if (event.relatedTarget === null) byId("drop").classList.remove("over");
 });
 document.addEventListener("drop", (event) => {
   event.preventDefault();
-  at("drop").classList.remove("over");
+  byId("drop").classList.remove("over");
   const files = [...(event.dataTransfer?.files ?? [])];
-  if (files.length) take(files);
-  else tell("That was no image file: save the image first, or copy and paste it.");
+  if (files.length) searchFile(files);
+  else showProblem("This is not an image file: save the image first, or copy and paste it.");
 });
-at("close").addEventListener("click", () => at("player").close());
-at("player").addEventListener("close", endPlaying);
-at("video").addEventListener("error", cannotPlay);
-window.addEventListener("hashchange", follow);
-follow();
+byId("close").addEventListener("click", () => byId("player").close());
+byId("player").addEventListener("close", stopVideo);
+byId("video").addEventListener("error", showVideoProblem);
+window.addEventListener("hashchange", openAddress);
+openAddress();

@@ -1,1 +1,1 @@
-"""The paper's ablation tables, each in one command. Importing this imports no PyTorch."""
+"""The ablation tables of the paper, each with one command. Importing this imports no PyTorch."""

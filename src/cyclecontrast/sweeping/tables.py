@@ -1,22 +1,28 @@
-"""The rows of the paper's ablation tables: what each changes in a pretraining, and how it is evaluated."""
+"""The paper's ablation tables: what each row changes in a pretraining, how it is evaluated, and the paper's figures."""
 
+import json
 from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
 from typing import Any, NamedTuple
 
 from cyclecontrast.data.layouts import Kind
 
-QUEUE = 65_536
-SUPPORT = 16_384
-OBJECTIVES = {"intra-image": "intra-image", "intra-video": "intra-video", "cycle": "full"}
-SUPPORTS = {"table5": (128, 256, 512, 16_384), "table6": (256, 1024, 4096, 16_384)}
+QUEUE_SIZE = 65_536
+SUPPORT_SIZE = 16_384
+METHODS = {"intra-image": "intra-image", "intra-video": "intra-video", "cycle": "full"}
+"""The methods that the tables of losses compare, and what their rows are called."""
+SUPPORT_SIZES = {"table5": (128, 256, 512, 16_384), "table6": (256, 1024, 4096, 16_384)}
+SIZE_TABLES = ("table5", "table6", "table7")
+"""Tables whose rows are sizes, which --small scales with the queue."""
 TOP_KS = (8, 16, 32, 128, 256)
 WEIGHTS = (0.05, 0.1, 0.3, 0.5, 0.7, 1.0)
 
 
 class Row(NamedTuple):
-    """A setting: the paper's name of it, ours, that of its runs, what it changes, and its number where it is one.
+    """A setting: the paper's name (key), ours, that of its runs, what it changes, and its value where it is a number.
 
-    `papers` is the paper's number where ours is another.
+    `papers` is the paper's number where ours is a scaled one.
     """
 
     key: str
@@ -28,27 +34,30 @@ class Row(NamedTuple):
 
     @property
     def full_name(self) -> str:
-        """Its name with the paper's number."""
+        """The name, with the paper's number."""
         return f"{self.name} (paper: {self.papers})" if self.papers else self.name
 
 
 class Metric(NamedTuple):
-    """A column: a protocol, its metric (for kNN whatever k is behind it), and what people call it."""
+    """A column: a metric of a protocol (for kNN with any k), and its title."""
 
     protocol: str
     key: str
     title: str
 
-    def pick(self, metrics: dict[str, float]) -> float | None:
-        """Return the metric in percent; None where the result has none."""
+    def pick(self, metrics: dict[str, dict[str, float]]) -> float | None:
+        """Return this metric, of fractions by protocol, in percent; None where it is missing."""
+        named = metrics.get(self.protocol, {}).items()
         return next(
-            (100 * value for name, value in metrics.items() if name == self.key or name.startswith(f"{self.key}_k")),
-            None,
+            (100 * value for name, value in named if name == self.key or name.startswith(f"{self.key}_k")), None
         )
 
 
 class Table(NamedTuple):
-    """What is studied, on which kind of data, by which protocols; `chosen` is the row that the paper finds best."""
+    """A table: its kinds of data, protocols and metrics; `chosen` is the row that the paper finds best.
+
+    `axis` names the setting where it is a number, and `log` its scale in a chart.
+    """
 
     number: int
     title: str
@@ -61,7 +70,7 @@ class Table(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name on the command line."""
+        """The name on the command line."""
         return f"table{self.number}"
 
 
@@ -102,61 +111,101 @@ TABLES = {
 }
 
 
-def rows_of(table: str, queue: int | None = None) -> tuple[Row, ...]:
-    """Return a table's rows, with the paper's sizes, or scaled to a queue of this many keys."""
-    if table in SUPPORTS:
-        return _supports(table, SUPPORTS[table], queue)
+def rows_of(table: str, queue_size: int | None = None) -> tuple[Row, ...]:
+    """Return the rows of a table, with the paper's sizes or scaled to a queue of this many keys."""
+    if table in SUPPORT_SIZES:
+        return _support_rows(table, SUPPORT_SIZES[table], queue_size)
     if table == "table7":
-        return _top_ks(queue)
+        return _top_k_rows(queue_size)
     if table == "table8":
         return tuple(
             Row(str(weight), f"λ = {weight}", f"weight-{weight}", _cycle(cycle_weight=weight), weight)
             for weight in WEIGHTS
         )
-    return tuple(Row(key, name, name, {"method": key}) for key, name in OBJECTIVES.items())
+    return tuple(Row(key, name, name, {"method": key}) for key, name in METHODS.items())
 
 
-def scaled(sizes: Sequence[int], share: float) -> tuple[int, ...]:
-    """Return this share of each size; where the smallest would fall below 1, all are larger by the same factor."""
-    factor = max(share, 1 / min(sizes))
+def scaled(sizes: Sequence[int], fraction: float) -> tuple[int, ...]:
+    """Return this fraction of each size, or a larger one with which the smallest is 1."""
+    factor = max(fraction, 1 / min(sizes))
     return tuple(round(size * factor) for size in sizes)
 
 
-def _supports(table: str, sizes: Sequence[int], queue: int | None) -> tuple[Row, ...]:
-    ours = sizes if queue is None else scaled(sizes, queue / QUEUE)
-    keys = {} if queue is None else {"cycle_queue_size": queue}
+def _support_rows(table: str, papers_sizes: Sequence[int], queue_size: int | None) -> tuple[Row, ...]:
+    sizes = papers_sizes if queue_size is None else scaled(papers_sizes, queue_size / QUEUE_SIZE)
+    queue = {} if queue_size is None else {"cycle_queue_size": queue_size}
     rows = []
-    for size, own in zip(sizes, ours, strict=True):
-        settings = _cycle(support_size=own, **keys)
+    for papers, size in zip(papers_sizes, sizes, strict=True):
+        settings = _cycle(support_size=size, **queue)
         if table == "table5":
-            settings |= {"method": "cycle-only", "own_key_in_support": True}
-        rows.append(Row(str(size), f"U = {own:,}", f"support-{own}", settings, own, _other(own, size)))
+            settings |= {"method": "cycle-only", "query_frame_in_support": True}
+        rows.append(Row(str(papers), f"U = {size:,}", f"support-{size}", settings, size, _if_other(papers, size)))
     if table == "table5":
         like = rows[1]
         key, name, folder = f"{like.key} without k++", f"{like.name} without k++", f"{like.folder}-without"
-        rows.append(Row(key, name, folder, like.settings | {"own_key_in_support": False}, papers=like.papers))
+        rows.append(Row(key, name, folder, like.settings | {"query_frame_in_support": False}, papers=like.papers))
     return tuple(rows)
 
 
-def _top_ks(queue: int | None) -> tuple[Row, ...]:
-    support, keys = SUPPORT, {}
-    if queue is not None:
-        (support,) = scaled((SUPPORT,), queue / QUEUE)
-        keys = {"cycle_queue_size": queue}
-    ours = TOP_KS if queue is None else scaled(TOP_KS, support / SUPPORT)
+def _top_k_rows(queue_size: int | None) -> tuple[Row, ...]:
+    support_size, queue = SUPPORT_SIZE, {}
+    if queue_size is not None:
+        (support_size,) = scaled((SUPPORT_SIZE,), queue_size / QUEUE_SIZE)
+        queue = {"cycle_queue_size": queue_size}
+    ks = TOP_KS if queue_size is None else scaled(TOP_KS, support_size / SUPPORT_SIZE)
     rows = [
-        Row(str(k), f"K = {own:,}", f"k-{own}", _cycle(support_size=support, top_k=own, **keys), own, _other(own, k))
-        for k, own in zip(TOP_KS, ours, strict=True)
+        Row(
+            str(papers),
+            f"K = {k:,}",
+            f"k-{k}",
+            _cycle(support_size=support_size, top_k=k, **queue),
+            k,
+            _if_other(papers, k),
+        )
+        for papers, k in zip(TOP_KS, ks, strict=True)
     ]
-    whole = Row(
-        "all", f"all {support:,} of U", "all", _cycle(support_size=support, **keys), None, _other(support, SUPPORT)
-    )
-    return (*rows, whole)
+    name, papers = f"all {support_size:,} of U", _if_other(SUPPORT_SIZE, support_size)
+    return (*rows, Row("all", name, "all", _cycle(support_size=support_size, **queue), papers=papers))
 
 
 def _cycle(**settings: Any) -> dict[str, Any]:
     return {"method": "cycle", **settings}
 
 
-def _other(ours: int, papers: int) -> str:
+def _if_other(papers: int, ours: int) -> str:
     return "" if ours == papers else f"{papers:,}"
+
+
+class Published(NamedTuple):
+    """A figure of the paper in percent, with its row, metric, backbone and data; `note` says more about it."""
+
+    table: str
+    row: str
+    metric: str
+    percent: float
+    backbone: str
+    pretrained_on: str
+    evaluated_on: str
+    note: str
+
+    @property
+    def column(self) -> str:
+        """Name of its column."""
+        return f"paper ({self.backbone}, {self.pretrained_on} → {self.evaluated_on}) {self.metric}"
+
+    @property
+    def text(self) -> str:
+        """The figure with as many digits as the paper gives in this table."""
+        return f"{self.percent:.{2 if self.evaluated_on == 'ImageNet-100' else 1}f}"
+
+
+@cache
+def load_published() -> tuple[Published, ...]:
+    """Return the figures of the paper's Tables 2, 4, 5, 6, 7, 8 and 10, and those that its text adds to them."""
+    text = files("cyclecontrast.sweeping").joinpath("ablations.json").read_text(encoding="utf-8")
+    return tuple(Published(**row) for row in json.loads(text))
+
+
+def published_in(table: str) -> tuple[Published, ...]:
+    """Return the figures of one table."""
+    return tuple(one for one in load_published() if one.table == table)

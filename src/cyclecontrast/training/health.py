@@ -1,39 +1,67 @@
-"""How a network is doing on videos that it does not train on, measured without labels and without a trace.
+"""Health without labels: how a network does on videos, measured without leaving a trace in the training.
 
-Nothing that training reads is changed: networks are put into evaluation mode and back, and random numbers come from
-streams that belong to the measured videos alone.
+Networks are put into evaluation mode and back, and random numbers come from streams of the measured views alone. The
+metrics are pure functions on arrays (num_vectors, dim), in float64.
 """
 
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cyclecontrast.data.pairs import FramePairs, collate
-from cyclecontrast.loss.losses import info_nce, positive_comes_first
-from cyclecontrast.loss.step import Needs
-from cyclecontrast.models.encoders import Encoder, Features, Projections
-from cyclecontrast.training.health_metrics import alignment, deviation, rank_me, same_video_recall, uniformity
-from cyclecontrast.training.training import Training
-from cyclecontrast.training.watched_cycles import LEAST_VIDEOS_OF_CYCLES, Cycles, closed, supports
+from cyclecontrast.data.dataset import Batch, Sample, ViewDataset, collate
+from cyclecontrast.errors import UserError
+from cyclecontrast.loss import info_nce, is_nearest, soft_nearest_neighbor
+from cyclecontrast.methods.method import Method, MomentumMethod
+from cyclecontrast.models.encoder import Encoder, Features, Projections
 
-MOST_VIDEOS = 256
-ENOUGH_PAIRS, MOST_PAIRS_OF_A_VIDEO = 128, 4
-NUM_MEASUREMENTS = 20
-LEAST_STEPS = 25
-AT_ONCE = 128
+MAX_VIDEOS, MAX_PAIRS_OF_A_VIDEO, ENOUGH_PAIRS = 256, 4, 128
+MIN_VIDEOS_OF_CYCLES = 4
+"""With fewer, some query has no other video to go through and cannot close, or none to end in and cannot fail to."""
+CHUNK = 128
 
+Floats = npt.NDArray[np.floating]
 Signals = dict[str, float]
 
 
-class Watched(NamedTuple):
-    """Pairs of views of videos that health is measured on.
+def health_views(dataset: ViewDataset) -> Batch:
+    """Return pairs of views of up to 256 videos, of few videos up to 4 pairs each, without unreadable ones."""
+    num_videos = min(MAX_VIDEOS, dataset.num_videos)
+    times = min(MAX_PAIRS_OF_A_VIDEO, -(-ENOUGH_PAIRS // num_videos))
+    found = [
+        dataset.sample(epoch * dataset.num_videos + place) for epoch in range(times) for place in range(num_videos)
+    ]
+    readable: list[Sample | UserError] = [sample for sample in found if sample.num_replaced < 2]
+    batch = collate(readable or [*found])
+    assert isinstance(batch, Batch)
+    return batch
 
-    Shapes: query, positive uint8 (num_pairs, 3, size, size); video (num_pairs,); frames (num_pairs, 2), their numbers.
+
+def chance_level(video: Tensor) -> float:
+    """Return the fraction of views whose nearest other view is of their video by chance, of two views of each pair."""
+    same = int((video[:, None] == video).sum())
+    return float(4 * same - 2 * len(video)) / (2 * len(video) * (2 * len(video) - 1))
+
+
+def cycle_chance_level(video: Tensor) -> float | None:
+    """Return the fraction of cycles that close by chance; None for too few videos."""
+    if len(torch.unique(video)) < MIN_VIDEOS_OF_CYCLES:
+        return None
+    ends = ~is_support(video) & (video[:, None] != video)
+    return float((1 / (1 + ends.sum(dim=1))).mean())
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """What the watched cycles are made of: pairs of views of videos as unit vectors.
+
+    Shapes: query, positive (num_pairs, dim); video (num_pairs,); frames (num_pairs, 2), the frame number of each view.
+    A cycle goes through the positives of half of the other videos and ends among those of the other half.
     """
 
     query: Tensor
@@ -41,87 +69,77 @@ class Watched(NamedTuple):
     video: Tensor
     frames: Tensor
 
-    @property
-    def num_videos(self) -> int:
-        """Number of videos that the views are of."""
-        return len(torch.unique(self.video))
+    def neighbors(self, temperature: float) -> Tensor:
+        """Return each query's soft nearest neighbor among the support of other videos (num_pairs, dim)."""
+        through = is_support(self.video)
+        same_video = self.video[:, None] == self.video
+        return soft_nearest_neighbor(self.query, self.positive[through], temperature, same_video[:, through])
 
-    @property
-    def chance(self) -> float:
-        """Part of the views whose nearest other view is of their video by chance."""
-        own = self.video[:, None] == self.video
-        return float(4 * own.sum() - 2 * len(own)) / (2 * len(own) * (2 * len(own) - 1))
-
-    @property
-    def cycle_chance(self) -> float | None:
-        """Part of the cycles that close by chance; None where the videos are too few for cycles."""
-        if self.num_videos < LEAST_VIDEOS_OF_CYCLES:
-            return None
-        ends = ~supports(self.video) & (self.video[:, None] != self.video)
-        return float((1 / (1 + ends.sum(dim=1))).mean())
+    def closed(self, temperature: float) -> Tensor:
+        """Tell which queries cycle back to their own video (num_pairs,)."""
+        ends = ~is_support(self.video)
+        same_video = self.video[:, None] == self.video
+        return is_nearest(self.neighbors(temperature), self.positive, self.positive[ends], same_video[:, ends])
 
 
-class Measured(NamedTuple):
-    """The signals, and what the cycles among them were made of; None where the videos are too few for cycles."""
-
-    signals: Signals
-    cycles: Cycles | None
-
-
-class Vectors(NamedTuple):
-    """What the networks make of views: the backbone's representation, and the projectors' unit vectors."""
-
-    representation: Tensor
-    features: Features
-
-
-def watch(pairs: FramePairs) -> Watched:
-    """Make the views of up to 256 videos, of few videos up to 4 pairs each; what cannot be read is left out."""
-    num_videos = min(MOST_VIDEOS, pairs.num_videos)
-    times = min(MOST_PAIRS_OF_A_VIDEO, -(-ENOUGH_PAIRS // num_videos))
-    found = [pairs[epoch * pairs.num_videos + place] for epoch in range(times) for place in range(num_videos)]
-    readable = [pair for pair in found if pair.replaced < 2]  # both, where another video stands in
-    batch = collate(readable or found)
-    return Watched(batch.query, batch.positive, batch.video, batch.frames)
-
-
-def steps_between(health_every: int | None, num_steps: int) -> int:
-    """Return the steps between measurements: as asked (0 for none), or such that there are about twenty."""
-    return max(LEAST_STEPS, math.ceil(num_steps / NUM_MEASUREMENTS)) if health_every is None else health_every
+def is_support(video: Tensor) -> Tensor:
+    """Tell which views cycles go through (num_pairs,): those of every other video; they end among the rest."""
+    place: Tensor = torch.unique(video, return_inverse=True)[1]
+    return place % 2 == 0
 
 
 @torch.inference_mode()
-def measure_health(training: Training, watched: Watched) -> Measured:
-    """Return the signals, under their names in metrics.jsonl, and the cycles; what cannot be computed is absent.
+def measure_health(
+    method: Method, watched: Batch, temperature: float, mask_own_video: bool
+) -> tuple[Signals, Cycles | None]:
+    """Return the signals by their names in metrics.jsonl, and the watched cycles; what cannot be computed is absent.
 
-    Retrieval looks at the backbone's representation, which is what remains; rank, deviation, alignment and uniformity
-    at the projector's unit vectors, where a collapse begins; cycles go through the positives of half of the other
-    videos and end among those of the other half, where there are four videos or more; the queue's accuracy and loss
-    are those of queries with positives of the momentum encoder, their own videos' keys masked as the option says.
+    Retrieval uses the backbone's representation, which is what remains of a training; rank, deviation, alignment and
+    uniformity use the projector's unit vectors, where a collapse begins; cycles need four videos or more; the queue's
+    accuracy and loss compare queries with positives of the momentum encoder.
     """
-    needs, encoder, momentum_encoder = training.objective.needs, training.encoder, training.momentum_encoder
+    device = next(method.encoder.parameters()).device
+    video = watched.video.to(device)
     keys: Features | None = None
-    with _evaluating(encoder), _evaluating(momentum_encoder or nn.Identity()):
-        query, positive = (_encode(encoder, pixels, training) for pixels in watched[:2])
-        if needs.has_intra and momentum_encoder is not None:
-            keys = _encode(momentum_encoder, watched.positive, training).features
-    measured, cycling = _projectors(needs)
-    video, temperature = watched.video, training.config.temperature
-    spread = _spread(query, positive, measured, video)
-    signals = spread.copy()
-    cycles: Cycles | None = None
-    if watched.num_videos >= LEAST_VIDEOS_OF_CYCLES:
-        cycles = Cycles(query.features[cycling], positive.features[cycling], video, watched.frames)
-        signals["cycle_closed"] = float(closed(cycles, temperature).float().mean())
-    if keys is not None:
-        signals |= _queue(query.features.intra, keys.intra, video, training)
+    with _evaluating(method):
+        (query_representation, query), (positive_representation, positive) = (
+            _encode(method.encoder, view, device) for view in watched.views[:2]
+        )
+        if method.has_intra and isinstance(method, MomentumMethod):
+            keys = _encode(method.momentum_encoder, watched.views[1], device)[1]
+    projector = 1 if method.has_cycle and not method.has_intra else 0
+    first, second = query[projector].cpu().numpy(), positive[projector].cpu().numpy()
+    both = np.concatenate((first, second))
+    representation = torch.cat((query_representation, positive_representation)).cpu().numpy()
+    signals: Signals = {}
+    if is_finite := bool(np.isfinite(both).all() and np.isfinite(representation).all()):
+        rate, error = same_video_recall(representation, watched.video.tile(2).numpy())
+        signals = {
+            "same_video": rate,
+            "same_video_error": error,
+            "rank": rank_me(both),
+            "deviation": deviation(both),
+            "alignment": alignment(first, second),
+            "uniformity": uniformity(both),
+        }
+    cycles = None
+    if len(torch.unique(video)) >= MIN_VIDEOS_OF_CYCLES:
+        cycling = 1 if method.has_cycle else 0
+        cycles = Cycles(query[cycling], positive[cycling], video, watched.frames)
+        signals["cycle_closed"] = float(cycles.closed(temperature).float().mean())
+    if keys is not None and isinstance(method, MomentumMethod):
+        queue = method.intra_queue
+        ignore = (queue.video == video[:, None]) & mask_own_video
+        found = is_nearest(query.intra, keys.intra, queue.keys, ignore)
+        signals["queue_accuracy"] = float(found.float().mean())
+        signals["queue_loss"] = float(info_nce(query.intra, keys.intra, queue.keys, temperature, ignore))
     finite = {f"health_{name}": value for name, value in signals.items() if math.isfinite(value)}
-    return Measured(finite, cycles if spread else None)
+    return finite, cycles if is_finite else None
 
 
 @contextlib.contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode, and each of its modules back into the mode that it was in."""
+    """Put a network into evaluation mode, and each of its modules back into its mode."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -131,49 +149,69 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _encode(encoder: Encoder, pixels: Tensor, training: Training) -> Vectors:
-    """Encode in fp32: rounding to bf16 would give collapsed vectors a rank that they do not have."""
+def _encode(encoder: Encoder, pixels: Tensor, device: torch.device) -> tuple[Tensor, Features]:
+    """Return representations and unit vectors, in fp32: bf16 would give collapsed vectors a rank they do not have."""
     parts = []
-    for chunk in torch.split(pixels, AT_ONCE):
-        representation = encoder.backbone(encoder.backbone.normalise(chunk.to(training.hardware.device)))
+    for chunk in torch.split(pixels, CHUNK):
+        representation = encoder.backbone(encoder.backbone.normalise(chunk.to(device)))
         parts.append((representation, encoder.intra_projector(representation), encoder.cycle_projector(representation)))
     representation, intra, cycle = (torch.cat(part).float() for part in zip(*parts, strict=True))
-    return Vectors(representation, Projections(intra, cycle).features())
+    return representation, Projections(intra, cycle).features()
 
 
-class _Projectors(NamedTuple):
-    """Numbers of the trained projector that vectors are measured behind, and of the one for cycles."""
-
-    measured: int
-    cycling: int
-
-
-def _projectors(needs: Needs) -> _Projectors:
-    return _Projectors(1 if needs.has_cycle and not needs.has_intra else 0, 1 if needs.has_cycle else 0)
+def unit(vectors: Floats) -> npt.NDArray[np.float64]:
+    """Return the vectors at length 1; zero vectors stay zero."""
+    exact = vectors.astype(np.float64)
+    lengths: npt.NDArray[np.float64] = np.linalg.norm(exact, axis=1, keepdims=True)
+    return exact / np.maximum(lengths, 1e-12)
 
 
-def _spread(query: Vectors, positive: Vectors, projector: int, video: Tensor) -> Signals:
-    """Return how the vectors lie to each other; nothing where they are not finite."""
-    first, second = (vectors.features[projector].cpu().numpy() for vectors in (query, positive))
-    both = np.concatenate((first, second))
-    representation = torch.cat((query.representation, positive.representation)).cpu().numpy()
-    if not (np.isfinite(both).all() and np.isfinite(representation).all()):
-        return {}
-    found = same_video_recall(representation, video.tile(2).numpy())
-    return {
-        "same_video": found.rate,
-        "same_video_error": found.error,
-        "rank": rank_me(both),
-        "deviation": deviation(both),
-        "alignment": alignment(first, second),
-        "uniformity": uniformity(both),
-    }
+def same_video_recall(vectors: Floats, video: npt.NDArray[np.integer]) -> tuple[float, float]:
+    """Return the fraction of vectors whose nearest other vector, by cosine, is of the same video, and its error.
+
+    A tie with another video counts as missed, so equal vectors recall nothing. Views of one video are not independent:
+    the standard error is that of the mean over videos, nan for a single video.
+    """
+    similarity = unit(vectors) @ unit(vectors).T
+    same = video[:, None] == video
+    others = np.where(same, -np.inf, similarity).max(axis=1)
+    np.fill_diagonal(same, False)
+    found = np.where(same, similarity, -np.inf).max(axis=1) > others + 1e-9
+    place = np.unique(video, return_inverse=True)[1]
+    of_videos = np.bincount(place, found) / np.bincount(place)
+    error = of_videos.std(ddof=1) / np.sqrt(len(of_videos)) if len(of_videos) > 1 else np.nan
+    return float(found.mean()), float(error)
 
 
-def _queue(query: Tensor, positive: Tensor, video: Tensor, training: Training) -> Signals:
-    queue, config = training.intra_queue, training.config
-    own = (queue.video == video.to(queue.video)[:, None]) & config.mask_own_video
-    return {
-        "queue_accuracy": float(positive_comes_first(query, positive, queue.keys, own).float().mean()),
-        "queue_loss": float(info_nce(query, positive, queue.keys, config.temperature, own)),
-    }
+def rank_me(vectors: Floats) -> float:
+    """Return the effective number of dimensions: exp of the entropy of the singular values (Garrido et al. 2023).
+
+    Between 1, where all vectors lie on a line, and the smaller of their number and their length.
+    """
+    values = np.linalg.svd(vectors.astype(np.float64), compute_uv=False)
+    parts = values / max(values.sum(), 1e-300)
+    parts = parts[parts > 0]
+    return float(np.exp(-(parts * np.log(parts)).sum()))
+
+
+def deviation(vectors: Floats) -> float:
+    """Return the mean standard deviation of a dimension times √dim, of unit vectors.
+
+    1 where they spread evenly over the sphere, 0 where they are all the same (SimSiam, §4.1).
+    """
+    return float(unit(vectors).std(axis=0).mean() * np.sqrt(vectors.shape[1]))
+
+
+def alignment(first: Floats, second: Floats) -> float:
+    """Return the mean squared distance of two views of one thing as unit vectors (Wang & Isola 2020, α = 2)."""
+    return float(((unit(first) - unit(second)) ** 2).sum(axis=1).mean())
+
+
+def uniformity(vectors: Floats) -> float:
+    """Return log of the mean of exp(-2 · squared distance) over all pairs of unit vectors (Wang & Isola 2020, t = 2).
+
+    0 where all are the same; lower means a more even spread.
+    """
+    similarity = unit(vectors) @ unit(vectors).T
+    above = similarity[np.triu_indices(len(similarity), k=1)]
+    return float(np.log(np.exp(-2 * (2 - 2 * above)).mean()))

@@ -1,133 +1,145 @@
-"""When a run's health is measured, and what comes of it on disk: the verdict so far, its cycles, the best backbone."""
+"""The hook that measures health while a run trains and writes what follows: verdict, cycles, the best backbone."""
 
 import copy
+import math
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.fields import is_own
-from cyclecontrast.data.pairs import FramePairs
+from cyclecontrast.config.types import is_user_defined
+from cyclecontrast.data.dataset import Batch, ViewDataset
 from cyclecontrast.errors import UserError
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.training import run_folder
-from cyclecontrast.training.health import Signals, Watched, measure_health, watch
-from cyclecontrast.training.open_data import make_health_pairs
+from cyclecontrast.training.health import (
+    Cycles,
+    Signals,
+    chance_level,
+    cycle_chance_level,
+    health_views,
+    measure_health,
+)
 from cyclecontrast.training.progress import console
-from cyclecontrast.training.training import Training
 from cyclecontrast.training.verdict import Known, Verdict, best_step, chosen_step, judge
-from cyclecontrast.training.watched_cycles import Cycles, is_kept, write_cycles
+
+if TYPE_CHECKING:
+    from cyclecontrast.training.trainer import Trainer
+
+NUM_MEASUREMENTS, MIN_STEPS = 20, 25
+MAX_CYCLES_KEPT = 24
+"""Measurements whose cycles are kept, besides the one before the first step and the last."""
 
 
-@dataclass
+def steps_between(health_every: int | None, num_steps: int) -> int:
+    """Return the steps between measurements: as set (0 for none), or such that there are about twenty."""
+    return max(MIN_STEPS, math.ceil(num_steps / NUM_MEASUREMENTS)) if health_every is None else health_every
+
+
 class Monitor:
-    """The views that this process measures health on: only the first process has any, and only where it is wanted."""
+    """Measures health in the first process, where `health_every` is not 0; `last` has the last signals."""
 
-    training: Training
-    watched: Watched | None
-    seconds: float = 0.0
-    last: Signals = field(default_factory=dict)
-    cycles: Cycles | None = None
-    told: str = ""
-
-    def is_due(self, done: int) -> bool:
-        """Whether health is measured after so many steps; the same in all processes."""
-        every = self.training.config.health_every
-        return bool(every) and (done % (every or 1) == 0 or done == self.training.num_steps)
-
-    def measure(self, done: int) -> Signals:
-        """Return the signals after so many steps, nothing where none are due."""
-        if self.watched is None or not self.is_due(done):
-            return {}
-        began = time.perf_counter()
-        self.last, self.cycles = measure_health(self.training, self.watched)
-        self.seconds += time.perf_counter() - began
-        return self.last
-
-    def conclude(self, done: int) -> None:
-        """Write the verdict so far into run.json, tell a new alarm, keep the cycles and the best backbone."""
-        if self.watched is None or not self.is_due(done):
+    def __init__(self, trainer: "Trainer", dataset: ViewDataset, start: int) -> None:
+        """Make the watched views and, before the first step, measure what the network knows untrained."""
+        self._trainer, self._config = trainer, trainer.config
+        self._watched: Batch | None = None
+        self._cycles: Cycles | None = None
+        self._seconds, self._reported = 0.0, ""
+        self.last: Signals = {}
+        if trainer.world.rank or not self._config.health_every:
             return
-        config = self.training.config
-        self.keep_cycles(done)
-        verdict, about = read_verdict(config.out, config), run_folder.read_about(config.out)
-        if verdict is not None:
-            before = about["health"]
-            health = before | {"seconds": before.get("seconds", 0.0) + self.seconds}
-            run_folder.change_about(config.out, verdict=verdict.word, reason=verdict.reason, health=health)
-            self.seconds = 0.0
-            self._tell(verdict, done)
-        if config.select == "health" and best_step(run_folder.read_metrics(config.out)) == done:
-            run_folder.save_best(config.out, done, self.training.encoder.backbone)
-
-    def keep_cycles(self, done: int) -> None:
-        """Write what the last cycles were made of, where there were any, for the report to look at."""
-        config, cycles = self.training.config, self.cycles
-        if cycles is not None and is_kept(done, config.health_every or 1, self.training.num_steps):
-            write_cycles(config.out, done, cycles)
-
-    def _tell(self, verdict: Verdict, done: int) -> None:
-        if verdict.is_alarm and verdict.word != self.told and done < self.training.num_steps:
-            console.print(f"step {done:,}: {verdict}")
-        self.told = verdict.word
-
-
-def open_monitor(training: Training, pairs: FramePairs, start: int) -> Monitor:
-    """Make the views and, before the first step, measure what the network knows untrained."""
-    config = training.config
-    if training.hardware.world.rank or not config.health_every:
-        return Monitor(training, None)
-    watched = watch(make_health_pairs(config, pairs))
-    monitor = Monitor(training, watched)
-    if "health" not in run_folder.read_about(config.out):
+        self._watched = health_views(dataset)
+        out, video = self._config.out, self._watched.video
+        if "health" in run_folder.read_about(out):
+            return
         at_start: Signals = {}
         if start == 0:
-            at_start = monitor.measure(0)
-            monitor.keep_cycles(0)
+            at_start = self.measure(0)
+            self._keep_cycles(0)
         health = {
-            "held_out": config.holdout > 0,
-            "videos": watched.num_videos,
-            "views": 2 * len(watched.video),
-            "chance": watched.chance,
-            "cycle_chance": watched.cycle_chance,
+            "held_out": self._config.holdout > 0,
+            "videos": len(torch.unique(video)),
+            "views": 2 * len(video),
+            "chance": chance_level(video),
+            "cycle_chance": cycle_chance_level(video),
             "seconds": 0.0,
             "at_start": at_start,
         }
-        run_folder.change_about(config.out, health=health)
-    return monitor
+        run_folder.change_about(out, health=health)
+
+    def is_due(self, done: int) -> bool:
+        """Whether health is measured after so many steps; the same in all processes."""
+        every = self._config.health_every
+        return bool(every) and (done % (every or 1) == 0 or done == self._trainer.num_steps)
+
+    def measure(self, done: int) -> Signals:
+        """Return the signals after so many steps, nothing where none are due."""
+        if self._watched is None or not self.is_due(done):
+            return {}
+        began, config = time.perf_counter(), self._config
+        self.last, self._cycles = measure_health(
+            self._trainer.method, self._watched, config.temperature, config.mask_own_video
+        )
+        self._seconds += time.perf_counter() - began
+        return self.last
+
+    def conclude(self, done: int) -> None:
+        """Write the verdict so far into run.json, report a new alarm, keep the cycles and the best backbone."""
+        if self._watched is None or not self.is_due(done):
+            return
+        config = self._config
+        self._keep_cycles(done)
+        verdict = read_verdict(config)
+        if verdict is not None:
+            health = run_folder.read_about(config.out)["health"]
+            health |= {"seconds": health.get("seconds", 0.0) + self._seconds}
+            run_folder.change_about(config.out, verdict=verdict.word, reason=verdict.reason, health=health)
+            self._seconds = 0.0
+            if verdict.is_alarm and verdict.word != self._reported and done < self._trainer.num_steps:
+                console.print(f"step {done:,}: {verdict}")
+            self._reported = verdict.word
+        if config.select == "health" and best_step(run_folder.read_metrics(config.out)) == done:
+            run_folder.save_best(config.out, done, self._trainer.method.encoder.backbone)
+
+    def _keep_cycles(self, done: int) -> None:
+        """Write the last cycles for the report; not of each measurement, where health is measured very often."""
+        every, num_steps = self._config.health_every or 1, self._trainer.num_steps
+        stride = -(-num_steps // (every * MAX_CYCLES_KEPT)) * every
+        if self._cycles is not None and (done % stride == 0 or done == num_steps):
+            run_folder.write_cycles(self._config.out, done, self._cycles)
 
 
-def read_verdict(run: Path, config: PretrainConfig) -> Verdict | None:
-    """Judge a run by what its files say; None where no health was measured."""
-    known = _read_known(run, config)
-    return None if known is None else judge(run_folder.read_metrics(run), known)
+def read_verdict(config: PretrainConfig) -> Verdict | None:
+    """Judge a run by its files; None where no health was measured."""
+    known = _read_known(config)
+    return None if known is None else judge(run_folder.read_metrics(config.out), known)
 
 
-def best_backbone(training: Training) -> Backbone:
+def best_backbone(trainer: "Trainer") -> Backbone:
     """Return the backbone that remains: the last, or with `select` health an earlier one that was clearly better."""
-    config, last = training.config, training.encoder.backbone.eval()
-    known = _read_known(config.out, config)
+    config, last = trainer.config, trainer.method.encoder.backbone
+    last.eval()
+    known = _read_known(config)
     if config.select != "health" or known is None:
         return last
-    step = chosen_step(run_folder.read_metrics(config.out), known)
-    best = last
-    if step < training.num_steps:
+    step, best = chosen_step(run_folder.read_metrics(config.out), known), last
+    if step < trainer.num_steps:
         try:
-            network = copy.deepcopy(last.network) if is_own(last.name) else None
-            best = load_backbone(run_folder.best_folder(config.out, step), network=network)
-            best = best.to(training.hardware.device)
-            best.source = f"{last.source}, step {step:,} of {training.num_steps:,}, where it retrieved best"
+            network = copy.deepcopy(last.network) if is_user_defined(last.name) else None
+            best = load_backbone(run_folder.best_folder(config.out, step), network=network).to(trainer.device)
+            best.source = f"{last.source}, step {step:,} of {trainer.num_steps:,}, where it retrieved best"
         except UserError as error:
             console.print(f"--select health chose step {step:,}, whose backbone is lost ({error}): the last remains")
-            step = training.num_steps
+            step = trainer.num_steps
     run_folder.change_about(config.out, selected_step=step)
-    console.print(f"the backbone of step {step:,} of {training.num_steps:,} remains (--select health)")
+    console.print(f"the backbone of step {step:,} of {trainer.num_steps:,} remains (--select health)")
     return best
 
 
-def _read_known(run: Path, config: PretrainConfig) -> Known | None:
-    health = run_folder.read_about(run).get("health")
+def _read_known(config: PretrainConfig) -> Known | None:
+    health: dict[str, Any] | None = run_folder.read_about(config.out).get("health")
     if health is None:
         return None
     of_queue = config.queue_size, config.temperature

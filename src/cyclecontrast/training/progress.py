@@ -1,4 +1,4 @@
-"""What a person sees of a training while it runs: announcements, the bar, and where the time goes."""
+"""What a person sees of a training while it runs: messages on stderr, the progress bar, throughput."""
 
 import contextlib
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cyclecontrast.data.pairs import Batch
+from cyclecontrast.data.dataset import Batch
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -26,25 +26,25 @@ class Clock:
     since: float = field(default_factory=time.perf_counter)
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches, counting them and the time until each is there."""
+        """Yield the batches; count their views and the time spent waiting for each."""
         while True:
             began = time.perf_counter()
             batch = next(batches, None)
             if batch is None:
                 return
             self.waited += time.perf_counter() - began
-            self.images += (2 + len(batch.more)) * len(batch.video)
+            self.images += len(batch.views) * len(batch.video)
             yield batch
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out of the throughput what is done within."""
+        """Exclude the block from the throughput."""
         began = time.perf_counter()
         yield
         self.since += time.perf_counter() - began
 
     def lap(self) -> Row:
-        """Return throughput and the part of the time spent waiting for data, and begin anew."""
+        """Return views per second and the fraction of time spent waiting for data, and reset both."""
         now = time.perf_counter()
         row = {
             "images_per_second": self.images / (now - self.since),
@@ -56,27 +56,27 @@ class Clock:
 
 @contextlib.contextmanager
 def progress_bar(total: int, done: int, shown: bool) -> Iterator[Callable[[Row], None]]:
-    """Yield a function that takes the last metrics and moves the bar by one step; nothing shows off a terminal."""
+    """Yield a function that takes the last metrics and advances the bar by a step; shown in a terminal only."""
     columns = (
         TextColumn("pretrain"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[metrics]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not (shown and sys.stderr.isatty())) as progress:
-        task = progress.add_task("pretrain", total=total, completed=done, told="")
-        yield lambda row: progress.update(task, advance=1, told=_tell(row))
+        task = progress.add_task("pretrain", total=total, completed=done, metrics="")
+        yield lambda row: progress.update(task, advance=1, metrics=_in_words(row))
 
 
-def _tell(row: Row) -> str:
+def _in_words(row: Row) -> str:
     if "step" not in row:
         return ""
-    told = f"loss {row['loss']:.2f} "
+    words = f"loss {row['loss']:.2f} "
     if row["intra_loss"] is not None:
-        told += f"intra {row['intra_loss']:.2f} "
+        words += f"intra {row['intra_loss']:.2f} "
     if row["cycle_loss"] is not None:
-        told += f"cycle {row['cycle_loss']:.2f} closed {row['cycle_closed']:.0%} "
+        words += f"cycle {row['cycle_loss']:.2f} closed {row['cycle_closed']:.0%} "
     if row.get("health_same_video") is not None:
-        told += f"same video {row['health_same_video']:.0%} rank {row['health_rank']:.0f} "
-    return told + f"{row['images_per_second']:.0f} images/s data_wait {row['data_wait']:.0%}"
+        words += f"same video {row['health_same_video']:.0%} rank {row['health_rank']:.0f} "
+    return words + f"{row['images_per_second']:.0f} images/s data_wait {row['data_wait']:.0%}"

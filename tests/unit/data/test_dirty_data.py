@@ -15,19 +15,20 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from cyclecontrast.data.further_views import three_pairs
+from cyclecontrast.data.pairs import BadFrame, FramePairs
+from cyclecontrast.training.unreadable import UNREADABLE, Unreadable, read_unreadable
 
 import cyclecontrast as cc
 from cyclecontrast.data import pairs as pairs_module
 from cyclecontrast.data.augment import RECIPES
-from cyclecontrast.data.further_views import three_pairs
-from cyclecontrast.data.loader_workers import received
-from cyclecontrast.data.pairs import BadFrame, Batch, FramePairs, load_batches
+from cyclecontrast.data.dataset import Batch
+from cyclecontrast.data.loader import load_batches, received
 from cyclecontrast.data.storage import PAUSES
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import shard_path
+from cyclecontrast.distributed import World
 from cyclecontrast.errors import UserError
-from cyclecontrast.training.distributed import World
-from cyclecontrast.training.unreadable import UNREADABLE, Unreadable, read_unreadable
 from tests.unit.data.test_storage import NUM_VIDEOS, Failing, no_sleep, one_line, write_store, write_tree
 from tests.unit.training.test_pretrain import lines_of, run
 
@@ -180,8 +181,8 @@ def test_a_worker_that_is_killed_ends_in_a_line(tmp_path):
 
 def test_reading_that_hangs_ends_in_a_line(tmp_path, monkeypatch):
     """A worker that hears no signal and gives nothing is given up after the longest wait, and is gone then."""
-    monkeypatch.setattr(pairs_module, "QUIET_SECONDS", 0.2)
-    monkeypatch.setattr(pairs_module, "LONGEST_READ", 0.0)
+    monkeypatch.setattr(pairs_module, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(pairs_module, "HANG_SECONDS", 0.0)
     store = FrameStore.open(write_tree(tmp_path / "data"))
     pairs = FramePairs(replace(store, source=Acting(store.source, lambda frame: time.sleep(3600))), RECIPE, 8, 0)
     batches = load_batches(pairs, range(8), 2, 0, 1, 1)
@@ -393,7 +394,7 @@ BROKEN = {(0, 1), (2, 0), (2, 1), (2, 2), (6, 0)}
 
 def test_a_training_names_what_it_could_not_read(tmp_path, capsys):
     """Interrupted and resumed, a run with broken frames has the metrics, counts and names of an uninterrupted one."""
-    data, options = write_tree(tmp_path / "data", BROKEN), {"steps": 6, "checkpoint_every": 3, "most_unreadable": 1.0}
+    data, options = write_tree(tmp_path / "data", BROKEN), {"steps": 6, "checkpoint_every": 3, "max_unreadable": 1.0}
     whole = run(data, tmp_path / "whole", **options)
     assert whole.metrics["replaced_frames"] > 0
     told = capsys.readouterr().err
@@ -430,7 +431,7 @@ def test_a_training_of_which_too_much_is_unreadable_stops(tmp_path):
     for _ in range(2):
         with pytest.raises(UserError, match=told):
             cc.pretrain(resume=tmp_path / "run")
-    done = cc.pretrain(resume=tmp_path / "run", most_unreadable=0.9)
+    done = cc.pretrain(resume=tmp_path / "run", max_unreadable=0.9)
     assert [row["step"] for row in lines_of(done.folder)] == [1, 2, 3, 4]
 
 

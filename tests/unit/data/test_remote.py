@@ -17,13 +17,14 @@ from types import SimpleNamespace
 import fsspec
 import pytest
 import torch
+from cyclecontrast.data.pairs import FramePairs
 
 import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import EmbedConfig, PrepareConfig, PretrainConfig
 from cyclecontrast.data import remote, storage
 from cyclecontrast.data.augment import RECIPES
-from cyclecontrast.data.pairs import FramePairs, load_batches
+from cyclecontrast.data.loader import load_batches
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, checked
 from tests import make_videos as make

@@ -3,8 +3,9 @@
 import tracemalloc
 
 import numpy as np
+from cyclecontrast.data.permutation import draw_keys
 
-from cyclecontrast.data.permutation import draw_keys, shuffled
+from cyclecontrast.data.random_streams import shuffled
 
 NUM_VIDEOS = 2_700_000
 MB = 1_000_000

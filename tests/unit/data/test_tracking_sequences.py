@@ -8,7 +8,7 @@ import pytest
 
 from cyclecontrast.data.tracking_sequences import from_official_start, open_got10k, open_otb
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.tracking.open_data import open_sequences
+from cyclecontrast.evaluation.tracking.data import open_sequences
 
 FOLDERS = """
 Basketball Biker Bird1 Bird2 BlurBody BlurCar1 BlurCar2 BlurCar3 BlurCar4 BlurFace BlurOwl Board Bolt Bolt2 Box Boy

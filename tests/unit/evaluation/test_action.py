@@ -8,20 +8,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import ActionConfig
 from cyclecontrast.data.clips import ClipShape
 from cyclecontrast.data.labeled_videos import LabeledVideos
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation import evaluate
-from cyclecontrast.evaluation.action import clip_images, protocol, training
-from cyclecontrast.evaluation.action.classifier import ClipClassifier
-from cyclecontrast.evaluation.action.clip_images import ClipView, RandomClips, SpreadClips
-from cyclecontrast.evaluation.embeddings import Loading
-from cyclecontrast.evaluation.epochs import step_decay
+from cyclecontrast.evaluation import action
+from cyclecontrast.evaluation.action import Action, ClipClassifier, ClipView, RandomClips, SpreadClips
+from cyclecontrast.evaluation.embed import Loading
+from cyclecontrast.evaluation.epochs import EpochReader, step_decay
 from cyclecontrast.evaluation.image_batches import CenterCrop, CenterCrops, load_image_batches
-from cyclecontrast.evaluation.two_steps import Predictions
-from cyclecontrast.evaluation.unfinished import Unfinished
+from cyclecontrast.evaluation.protocol import Predictions
+from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import make_backbone
 from tests.make_videos import write_images
 
@@ -53,7 +52,7 @@ def data(tmp_path_factory):
 
 def run(data, out, **settings):
     """Evaluate by `action` with quick settings."""
-    return evaluate("action", MODEL, data, out=out, **{**SETTINGS, **settings})
+    return cc.evaluate("action", MODEL, data, out=out, **{**SETTINGS, **settings})
 
 
 def table_of(out):
@@ -73,11 +72,11 @@ def make_model(config, num_classes=3):
     return backbone, ClipClassifier(backbone, num_classes, config.dropout, config.seed)
 
 
-def epochs_of(data, config, folder):
-    """Return the epochs to train on."""
-    backbone = make_backbone("resnet10-small-w8", 0, 16)
-    train = LabeledVideos.open(data).train
-    return training.ClipEpochs(train, config, Loading.of(config, backbone), Unfinished(folder))
+def training_of(data, config, folder):
+    """Return what training takes besides the model: videos, options, how to load, and the reader of epochs."""
+    loading = Loading.of(config, make_backbone("resnet10-small-w8", 0, 16))
+    reader = EpochReader("action", "training videos", config.warmup_epochs + config.epochs, 0, ResumeCache(folder))
+    return LabeledVideos.open(data).train, config, loading, reader
 
 
 def changed(before, module):
@@ -140,9 +139,9 @@ def test_test_clips_are_centre_crops_of_spread_frames(data):
     clips = SpreadClips(test, ClipShape(4, 16.0), 3, 16)
     (batch,) = load_image_batches(clips, CenterCrops(16), [[1]], 0, "test")
     assert batch.pixels.shape == (1, 12, 3, 16, 16)
-    frames = clip_images.spread_clips(clip_images.measure(test.path(1)), ClipShape(4, 16.0), 3)
+    frames = action.spread_clips(action.measure(test.path(1)), ClipShape(4, 16.0), 3)
     assert frames.tolist() == [[0, 1, 3, 4], [6, 7, 9, 10], [14, 15, 17, 18]]
-    whole, scaled = (clip_images.read_frames(test.path(1), frames.ravel().tolist(), size) for size in (1000, 18))
+    whole, scaled = (action.read_frames(test.path(1), frames.ravel().tolist(), size) for size in (1000, 18))
     for number in range(12):
         found = batch.pixels[0, number].permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(found, CenterCrop(16)(scaled[number], 0))
@@ -161,7 +160,7 @@ def test_features_are_means_over_frames():
 
 
 def test_the_settings_of_the_protocol():
-    """Both modes begin with the numbers of protocols.md §c; what is asked for goes before them."""
+    """Both modes begin with the numbers of the paper; set options override them."""
     finetune, linear = (ActionConfig(model=MODEL, data=".", mode=mode) for mode in ("finetune", "linear"))
     names = (
         "num_frames",
@@ -177,7 +176,7 @@ def test_the_settings_of_the_protocol():
     assert [getattr(linear, name) for name in names] == [8, 64, 10, 0.5, 16, 5, 1e-4, 16.0]
     assert linear.bn == "eval"
     assert ActionConfig(model=MODEL, data=".", mode="linear", dropout=0, num_frames=3).num_frames == 3
-    decay = step_decay(16, training.MILESTONES, training.FACTOR)
+    decay = step_decay(16, action.MILESTONES, action.FACTOR)
     expected = [1] * 6 + [0.3] * 4 + [0.09] * 4 + [0.027] * 2
     assert [decay(epoch) for epoch in range(16)] == pytest.approx(expected)
 
@@ -190,10 +189,10 @@ def test_an_option_of_the_other_mode_is_refused(data, tmp_path):
 
 def test_an_epoch_visits_each_clip_once_in_batches_of_nearly_one_size(data, tmp_path):
     """9 videos of 2 clips in batches of at most 4: five batches, no lone clip, another order in the next epoch."""
-    epochs = epochs_of(data, config_of(data), tmp_path)
+    videos, config, _, reader = training_of(data, config_of(data), tmp_path)
     orders = []
     for epoch in range(2):
-        batches = [batch.positions.tolist() for batch in epochs.batches(epoch)]
+        batches = [batch.positions.tolist() for batch in action._random_clip_batches(videos, config, 16, epoch, reader)]
         assert sorted(map(len, batches)) == [3, 3, 4, 4, 4]
         orders.append([position for batch in batches for position in batch])
         assert sorted(orders[-1]) == list(range(18))
@@ -215,7 +214,7 @@ def test_what_is_trained(data, tmp_path, settings, trained, counted):
     before = copy.deepcopy(backbone.state_dict())
     parameters = {name for name, _ in backbone.named_parameters()}
     head = model.head.weight.clone()
-    training.train(model, epochs_of(data, config, tmp_path))
+    action.train(model, *training_of(data, config, tmp_path))
     assert changed(before, backbone) == set()
     assert backbone.training
     found = changed(before, model.backbone)
@@ -231,7 +230,7 @@ def test_the_warm_up_trains_the_last_layer_only(data, tmp_path):
     config = config_of(data)
     backbone, model = make_model(config)
     model.train()
-    training._train_stage("warm-up", model, epochs_of(data, config, tmp_path), range(1), False)
+    action._train_stage(model, *training_of(data, config, tmp_path), "warm-up", range(1), False, lambda _: 1.0)
     found = changed(backbone.state_dict(), model.backbone)
     assert found
     assert not found & {name for name, _ in backbone.named_parameters()}
@@ -290,8 +289,8 @@ def test_videos_are_judged_by_the_mean_of_their_softmax(data):
     }
     labeled = LabeledVideos.open(data)
     labeled.test.labels[:2] = (2, 1)
-    table = protocol._table(tested, labeled)
-    scored = protocol.score(FakeRecord(table, ["a", "b", "c"]), None)
+    table = action._table(tested, labeled)
+    scored = Action(config_of(data)).score(FakeRecord(table, ["a", "b", "c"]))
     assert scored.metrics == {"clip_top1": 3 / 6, "video_top1": 1 / 2}
     assert scored.per_item["confusion"] == [[0, 0, 0], [0, 1, 0], [1, 0, 0]]
     assert scored.per_item["accuracy"] == [None, 1.0, 0.0]
@@ -311,7 +310,7 @@ def test_top_5_counts_where_there_are_more_than_five_classes(data):
     labeled.test.labels[:2] = (4, 5)
     probabilities = np.float32([[0.3, 0.2, 0.2, 0.15, 0.1, 0.05]] * 2)
     tested = {"videos": np.array([0, 1]), "clips": np.zeros(2, int), "probabilities": probabilities}
-    scored = protocol.score(FakeRecord(protocol._table(tested, labeled), list("abcdef")), None)
+    scored = Action(config_of(data)).score(FakeRecord(action._table(tested, labeled), list("abcdef")))
     assert scored.metrics == {"clip_top1": 0.0, "video_top1": 0.0, "video_top5": 0.5}
 
 
@@ -323,16 +322,15 @@ class Stopped(Exception):
     ("settings", "after"),
     [
         ({"mode": "finetune"}, 18 + 5),
-        ({"mode": "finetune"}, 3 * 18 - 1),
         ({"mode": "linear", "bn": "train"}, 3 * 18 - 1),
         ({"mode": "linear"}, 3 * 18 + 3),
     ],
 )
 def test_a_stopped_evaluation_ends_as_one_that_was_not(data, tmp_path, monkeypatch, settings, after):
     """Stopped in the first epoch after the warm-up, in the last one or in the test, it goes on to the same record."""
-    monkeypatch.setattr(protocol, "VIDEOS_PER_PART", 2)
+    monkeypatch.setattr(action, "VIDEOS_PER_PART", 2)
     uninterrupted = run(data, tmp_path / "whole", **settings)
-    calls, measure = [], clip_images.measure
+    calls, measure = [], action.measure
 
     def measure_or_stop(path):
         calls.append(path)
@@ -340,7 +338,7 @@ def test_a_stopped_evaluation_ends_as_one_that_was_not(data, tmp_path, monkeypat
             raise Stopped
         return measure(path)
 
-    monkeypatch.setattr(clip_images, "measure", measure_or_stop)
+    monkeypatch.setattr(action, "measure", measure_or_stop)
     with pytest.raises(Stopped):
         run(data, tmp_path / "halves", **settings)
     resumed = run(data, tmp_path / "halves", **settings)
@@ -391,24 +389,19 @@ def test_damage_is_told_and_the_rest_counts(data, tmp_path):
     check_damaged(data, tmp_path / "copy", tmp_path / "out")
 
 
-def test_damage_of_real_data_is_told_and_the_rest_counts(shared, tmp_path):
-    """The same of a copy of the Weizmann videos."""
-    check_damaged(shared / "ucf101_layout" / "weizmann4", tmp_path / "copy", tmp_path / "out")
-
-
 def test_damage_seen_before_a_stop_is_told_after_it(data, tmp_path, monkeypatch):
     """What the epochs left out is kept with them."""
     damaged_copy(data, tmp_path / "copy")
     whole = run(tmp_path / "copy", tmp_path / "whole")
-    test = protocol._test_part
+    test = action._test_part
 
     def stop(*_):
         raise Stopped
 
-    monkeypatch.setattr(protocol, "_test_part", stop)
+    monkeypatch.setattr(action, "_test_part", stop)
     with pytest.raises(Stopped):
         run(tmp_path / "copy", tmp_path / "halves")
-    monkeypatch.setattr(protocol, "_test_part", test)
+    monkeypatch.setattr(action, "_test_part", test)
     assert run(tmp_path / "copy", tmp_path / "halves").about.problems == whole.about.problems
 
 

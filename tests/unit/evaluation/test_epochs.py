@@ -9,7 +9,7 @@ from torch import nn
 
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.epochs import step_decay, train_epochs
-from cyclecontrast.evaluation.unfinished import Unfinished
+from cyclecontrast.evaluation.resume_cache import ResumeCache
 
 STEPS = 4
 
@@ -47,7 +47,7 @@ class Training:
     def run(self, folder, seed=0, epochs=5):
         """Train, with parts in the folder."""
         modules = {"network": self.network, "head": self.head}
-        args = self.optimizer, self.batches_of, self.parts_of, step_decay(epochs), epochs, seed, Unfinished(folder)
+        args = self.optimizer, self.batches_of, self.parts_of, step_decay(epochs), epochs, seed, ResumeCache(folder)
         return train_epochs("training", modules, *args)
 
     def state(self):

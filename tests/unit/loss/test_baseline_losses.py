@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cyclecontrast.loss.baseline_losses import (
+from cyclecontrast.loss.losses import (
     multi_positive_nce,
     negative_cosine,
     nt_xent,

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.dataset import Batch
 from cyclecontrast.loss import attention, cycle_consistency, info_nce, soft_nearest_neighbor
-from cyclecontrast.loss.losses import positive_comes_first
-from cyclecontrast.loss.objectives import OBJECTIVES, Candidates, LossSettings, Step, measure
-from cyclecontrast.models.encoders import Features
+from cyclecontrast.loss.losses import is_nearest
+from cyclecontrast.methods import CycleContrast, StepInfo
+from cyclecontrast.models.backbone import make_backbone
+from cyclecontrast.models.encoder import Features
 from tests.unit.loss.test_losses import unit
 
 BATCH, DIM, INTRA, CYCLE, SUPPORT = 256, 128, 65_536, 81_920, 16_384
@@ -58,27 +61,21 @@ def test_both_losses_need_little_at_the_papers_queues():
     assert bytes_of(losses)[0] < 50 * MB
 
 
-def papers_step():
-    """Return a step of the full objective with queues as large as the paper's, all options that need masks on."""
-    query, positive = (Features(*(unit(BATCH, DIM, seed + i).requires_grad_() for i in (0, 1))) for seed in (0, 2))
-    positive = Features(*(part.detach() for part in positive))
-    video = torch.arange(CYCLE) % (CYCLE // 4)
-    intra, cycle = (
-        Candidates(unit(size, DIM, size), video[:size], place=size - BATCH + torch.arange(BATCH))
-        for size in (INTRA, CYCLE)
-    )
-    settings = LossSettings(0.07, SUPPORT, None, mask_own_video=True, split_by="video")
-    return Step(query, positive, torch.arange(BATCH), intra, cycle, 0.1, 0, settings)
-
-
 @pytest.mark.parametrize("top_k", [None, 256])
-def test_the_full_objective_needs_little_at_the_papers_queues(top_k):
-    """Draw, masks and both losses, forward and backward, add less than 150 MB, and so do the rates."""
-    step, objective = papers_step(), OBJECTIVES["cycle"]
-    step = step._replace(settings=step.settings._replace(top_k=top_k))
-    assert bytes_of(lambda: objective.losses(step).total.backward())[0] < 150 * MB
-    if top_k is None:
-        assert bytes_of(lambda: measure(step, objective))[0] < 150 * MB
+def test_the_full_method_needs_little_at_the_papers_queues(top_k):
+    """Draw, masks, both losses and the rates, forward and backward, add less than 200 MB to the networks."""
+    sizes = {"queue_size": INTRA, "cycle_queue_size": CYCLE, "support_size": SUPPORT, "projector_dim": DIM}
+    options = PretrainConfig(data="d", out="o", temperature=0.07, split_by="video", top_k=top_k, **sizes)
+    method = CycleContrast(make_backbone("resnet10-small-w8"), options)
+    for queue in (method.intra_queue, method.cycle_queue):
+        queue.video.copy_(torch.arange(len(queue.video)) % (CYCLE // 4))
+    query, key = (Features(unit(BATCH, DIM, seed), unit(BATCH, DIM, seed + 1)) for seed in (0, 2))
+    for vectors in query:
+        vectors.requires_grad_()
+    method.encode, method.encode_keys = lambda view: query, lambda view, info: key
+    view = torch.zeros(BATCH, 3, 8, 8, dtype=torch.uint8)
+    batch = Batch((view, view), torch.arange(BATCH), torch.zeros(BATCH, 2))
+    assert bytes_of(lambda: method(batch, StepInfo(0, 10, measure=True)).total.backward())[0] < 200 * MB
 
 
 QUERY, POSITIVE = unit(16, 8, 0).requires_grad_(), unit(16, 8, 1)
@@ -87,7 +84,7 @@ WORK = {
     "soft_nearest_neighbor": lambda keys: soft_nearest_neighbor(QUERY, keys, 0.07),
     "support": lambda keys: cycle_consistency(QUERY, POSITIVE, keys, keys[:8], 0.07),
     "negatives": lambda keys: cycle_consistency(QUERY, POSITIVE, keys[:8], keys, 0.07),
-    "positive_comes_first": lambda keys: positive_comes_first(QUERY, POSITIVE, keys).sum(),
+    "is_nearest": lambda keys: is_nearest(QUERY, POSITIVE, keys).sum(),
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from cyclecontrast.loss import attention, cycle_consistency, info_nce, soft_nearest_neighbor
-from cyclecontrast.loss.losses import positive_comes_first
+from cyclecontrast.loss.losses import is_nearest
 
 
 def unit(rows, dim, seed, dtype=torch.float32):
@@ -169,7 +169,7 @@ def test_hand_computed_values():
     neighbor = soft_nearest_neighbor(e[:1], e[:2], 1.0)[0]
     norm = math.hypot(math.e, 1)
     assert neighbor.tolist() == pytest.approx([math.e / norm, 1 / norm, 0], rel=1e-6)
-    assert positive_comes_first(e[:2], e[[0, 2]], e[1:2]).tolist() == [True, False]
+    assert is_nearest(e[:2], e[[0, 2]], e[1:2]).tolist() == [True, False]
 
 
 @settings(deadline=None, max_examples=40)
@@ -238,7 +238,7 @@ def test_the_best_of_all_blocks_is_compared(batch, keys, block, kind, seed):
     query, positive, negatives = (unit(n, 2, seed + i, torch.float64) for i, n in enumerate((batch, batch, keys)))
     mask = draw_mask(kind, batch, keys, seed)
     with mock.patch.object(attention, "BLOCK", block):
-        first = positive_comes_first(query, positive, negatives, mask)
+        first = is_nearest(query, positive, negatives, mask)
     for q, p, row, ours in zip(query, positive, rows_of(mask, batch), first, strict=True):
         assert ours.item() == all(dot(q, p) > dot(q, u) for j, u in enumerate(negatives) if row is None or not row[j])
 

@@ -37,7 +37,7 @@ SETTINGS = {
 }
 PREDICTS = {"bn_groups": 1, "learning_rate": 0.1}
 OBJECTIVES = {
-    "cycle-only with k++": {"own_key_in_support": True, "learning_rate": 0.06, "steps": 160},
+    "cycle-only with k++": {"query_frame_in_support": True, "learning_rate": 0.06, "steps": 160},
     "vince": {"steps": 70},
     "seco": {},
     "simclr": {"positives": "video"},

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.models import compiled as module
-from cyclecontrast.models.compiled import check_compiler, compiled
-from cyclecontrast.training import opening
+from cyclecontrast.models import hardware as module
+from cyclecontrast.models.hardware import check_compiler, compiled
+from cyclecontrast.training import setup
 from tests import make_videos as make
 from tests.unit.training.test_pretrain import TINY, lines_of, run
 
@@ -37,7 +37,7 @@ def graphs(monkeypatch):
 
     torch._dynamo.reset()
     monkeypatch.setattr(module, "BACKEND", noting)
-    monkeypatch.setattr(opening, "check_compiler", lambda device: None)
+    monkeypatch.setattr(setup, "check_compiler", lambda device: None)
     return found
 
 
@@ -89,7 +89,7 @@ def test_without_a_compiler_nothing_begins(tree, tmp_path, monkeypatch):
         cc.pretrain(**TINY, data=tree, out=out, steps=2, compile=True, device="cpu")
     (line,) = refused.value.problems
     assert line.startswith("compile: torch.compile does not work here (InvalidCxxCompiler: No working C++ compiler")
-    assert line.endswith("mend it or leave out --compile")
+    assert line.endswith("fix it or leave out --compile")
     assert not out.exists()
 
 
@@ -102,11 +102,11 @@ def test_a_compiler_that_fails_in_a_step_is_one_line(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(module, "BACKEND", broken)
     with pytest.raises(
-        UserError, match=r"^compile: torch.compile does not work here \(.*RuntimeError: no kernel\); mend"
+        UserError, match=r"^compile: torch.compile does not work here \(.*RuntimeError: no kernel\); fix"
     ):
         compiled(lambda x: x + 1)(torch.ones(3))
     monkeypatch.setattr(module, "BACKEND", "indoctor")
-    with pytest.raises(UserError, match=r"^compile: torch.compile does not work here \(.*indoctor.*\); mend"):
+    with pytest.raises(UserError, match=r"^compile: torch.compile does not work here \(.*indoctor.*\); fix"):
         compiled(lambda x: x + 1)(torch.ones(3))
 
 

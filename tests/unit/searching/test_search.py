@@ -1,4 +1,4 @@
-"""The frames most like a query: the same as brute force, from any file, within limits, and every mistake in a line."""
+"""Searching an index: hits equal brute force, both file formats work, damaged files and mistakes give one line each."""
 
 import importlib
 import json
@@ -25,9 +25,8 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import embed
 from cyclecontrast.evaluation.metrics import unit_vectors
 from cyclecontrast.searching import index as index_module
-from cyclecontrast.searching.engines import make_engine
-from cyclecontrast.searching.index import FrameIndex, UnitBlock
-from cyclecontrast.searching.nearest import Wanted, allowed_rows, nearest_rows
+from cyclecontrast.searching.index import FrameIndex
+from cyclecontrast.searching.nearest import LoadedVectors, allowed_rows, load_vectors, nearest_rows
 from cyclecontrast.searching.results import moment
 from tests import make_videos as make
 
@@ -36,7 +35,7 @@ NAMES = ("a/one.mp4", "a/two.mp4", "three.mp4")
 
 
 def write_index(path, vectors, videos, about=None, indices=None, times=None):
-    """Write an index of these vectors (num_rows, dim) by plain means; videos are ids by row."""
+    """Write vectors (num_rows, dim) as an index without our own code; `videos` are the ids by row."""
     videos = list(videos)
     indices = [videos[:row].count(video) for row, video in enumerate(videos)] if indices is None else indices
     times = [index / 2 for index in indices] if times is None else times
@@ -51,7 +50,7 @@ def write_index(path, vectors, videos, about=None, indices=None, times=None):
 
 
 def brute_force(query, vectors, videos, allowed, top, per_video):
-    """Go through all rows in the order of their products in double precision, equal ones by number."""
+    """Return the hits by a plain loop over all rows, ordered by products in double precision, then by row."""
     products = [float(np.dot(query.astype(np.float64), vector.astype(np.float64))) for vector in vectors]
     taken = []
     for row in sorted(range(len(vectors)), key=lambda row: (-products[row], row)):
@@ -62,8 +61,8 @@ def brute_force(query, vectors, videos, allowed, top, per_video):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 9), st.integers(1, 12), st.booleans())
-def test_the_nearest_are_those_of_brute_force(seed, num_rows, num_kinds, top, other_videos):
-    """However many copies there are, whatever the blocks, with and without a limit for each video."""
+def test_nearest_rows_equal_brute_force(seed, num_rows, num_kinds, top, other_videos):
+    """With many equal rows, any size of block, and with or without a limit per video."""
     rng = np.random.default_rng(seed)
     kinds = unit_vectors(rng.standard_normal((num_kinds, 5), dtype=np.float32))
     vectors, videos = kinds[rng.integers(0, num_kinds, num_rows)], rng.integers(0, 4, num_rows)
@@ -75,16 +74,18 @@ def test_the_nearest_are_those_of_brute_force(seed, num_rows, num_kinds, top, ot
     ]
     assert allowed_rows(videos, row, other_videos).tolist() == allowed
     size = int(rng.integers(1, num_rows + 1))
-    blocks = [UnitBlock(start, vectors[start : start + size]) for start in range(0, num_rows, size)]
-    found = nearest_rows(query, blocks, videos, Wanted(top, per_video, np.array(allowed)))
+    blocks = [(start, vectors[start : start + size]) for start in range(0, num_rows, size)]
+    rows, similarities = nearest_rows(query, blocks, videos, np.array(allowed), top, per_video)
     expected = brute_force(query, vectors, videos, allowed, top, per_video)
-    assert found.rows.tolist() == expected
-    np.testing.assert_allclose(found.similarities, [query @ vectors[r] for r in expected], atol=1e-6)
+    assert rows.tolist() == expected
+    np.testing.assert_allclose(similarities, [query @ vectors[r] for r in expected], atol=1e-6)
+    in_memory = LoadedVectors(vectors, videos).search(query, np.array(allowed), top, per_video)
+    assert in_memory[0].tolist() == expected
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz"])
-def test_an_index_file_is_searched(suffix, tmp_path, monkeypatch):
-    """By frame, of either format, in blocks of any size: lengths do not count, the query itself is left out."""
+def test_search_by_frame_ranks_by_cosine_similarity(suffix, tmp_path, monkeypatch):
+    """Both formats, read in small blocks: the length of vectors does not matter, the query itself is left out."""
     monkeypatch.setattr(index_module, "ROWS_PER_BLOCK", 4)
     rng = np.random.default_rng(0)
     vectors, videos = rng.standard_normal((23, 6)) * rng.uniform(0.1, 9, (23, 1)), [NAMES[row % 3] for row in range(23)]
@@ -100,22 +101,22 @@ def test_an_index_file_is_searched(suffix, tmp_path, monkeypatch):
     assert sorted(hit.video for hit in others.hits) == [NAMES[0]] * 2 + [NAMES[2]] * 2
 
 
-def test_equal_frames_come_in_the_order_of_the_file(tmp_path):
-    """A network that says one thing of all gives the first rows, and a vector of zeros is similar to nothing."""
+def test_equal_frames_keep_the_order_of_the_file(tmp_path):
+    """A collapsed network gives the first rows; a vector of zeros is similar to nothing."""
     path = write_index(tmp_path / "i.npz", [[1, 1]] * 9 + [[0, 0]], ["a"] * 10)
     hits = cc.search(path, video="a", frame=2, top=99).hits
     assert [hit.frame for hit in hits] == [0, 1, 3, 4, 5, 6, 7, 8, 9]
     assert [round(hit.similarity, 6) for hit in hits] == [1.0] * 8 + [0.0]
 
 
-def test_a_frame_is_found_by_its_time(tmp_path):
-    """The nearest in time, of those whose time is known, is the query."""
+def test_a_time_selects_the_nearest_frame(tmp_path):
+    """Frames without a time are not considered; an index without times says so."""
     times = [0.0, 0.5, 1.0, np.nan]
     path = write_index(tmp_path / "i.parquet", np.eye(4), ["a"] * 4, times=times)
     for asked, frame in ((0.7, 1), ("0:00:00.8", 2), ("1:05", 2), (0, 0)):
         assert cc.search(path, video="a", time=asked).query == f"a at {moment(times[frame], frame)}"
     path = write_index(tmp_path / "j.parquet", np.eye(4), ["a"] * 4, times=[np.nan] * 4)
-    with pytest.raises(UserError, match="knows no times of a; name a frame by its index"):
+    with pytest.raises(UserError, match="has no times for a; select a frame by its index"):
         cc.search(path, video="a", time=1)
     assert cc.search(path, video="a", frame=3).hits[0].time is None
     assert "frame 0" in str(cc.search(path, video="a", frame=3))
@@ -133,19 +134,19 @@ def test_a_frame_is_found_by_its_time(tmp_path):
         (-61.5, "-0:01:01.5"),
     ],
 )
-def test_moments_are_told_as_people_do(seconds, text):
+def test_times_are_shown_with_tenths(seconds, text):
     """Tenths are rounded before they are split into minutes and hours."""
     assert moment(seconds, 3) == text
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("1:02:03.5", 3723.5), ("2:03", 123), ("12.5", 12.5), (7, 7)])
-def test_moments_are_read_as_they_are_told(text, seconds):
-    """What the results show can be asked for."""
+def test_times_can_be_given_as_they_are_shown(text, seconds):
+    """`--time` accepts the format of the results, shorter ones, and seconds."""
     assert SearchConfig(index="i.npz", video="a", time=text).time == seconds
 
 
-def test_the_table_shows_names_as_they_are(tmp_path, capsys):
-    """Nothing in a name steers the terminal or is taken for markup, and no long one is cut."""
+def test_the_table_escapes_names(tmp_path, capsys):
+    """Control characters and markup in a name do not reach the terminal, and long names are not cut."""
     names = ["q", "\x1b[31mred\n\u2028", "gpj\u202e.exe\u2066", "[bold]b[/bold]", "x" * 200, "עברית 🦊"]
     path = write_index(tmp_path / "i.npz", [[1, row] for row in range(6)], names)
     assert main(["search", str(path), "--video", "q", "--frame", "0"]) == 0
@@ -159,27 +160,27 @@ def test_the_table_shows_names_as_they_are(tmp_path, capsys):
     assert str(UserError("gpj\u202a.exe\u2069")) == r"gpj\u202a.exe\u2069"
 
 
-def test_json_is_for_programs(tmp_path, capsys):
-    """The same hits as the table, as JSON, where an unknown time is null."""
+def test_results_are_printed_as_json(tmp_path, capsys):
+    """`--format json` prints query and hits; an unknown time is null."""
     path = write_index(tmp_path / "i.npz", np.eye(3) + 0.5, ["a", "b", "b"], times=[1, 2.5, np.nan])
     assert main(["search", str(path), "--video", "a", "--frame", "0", "--format", "json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["query"] == "a at 0:00:01.0"
-    assert [(hit["rank"], hit["video"], hit["frame"], hit["time"]) for hit in told["frames"]] == [
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["query"] == "a at 0:00:01.0"
+    assert [(hit["rank"], hit["video"], hit["frame"], hit["time"]) for hit in printed["frames"]] == [
         (1, "b", 0, 2.5),
         (2, "b", 1, None),
     ]
-    assert told["frames"][0]["similarity"] == pytest.approx((1.5 * 0.5 * 2 + 0.25) / (1.5**2 + 2 * 0.5**2))
+    assert printed["frames"][0]["similarity"] == pytest.approx((1.5 * 0.5 * 2 + 0.25) / (1.5**2 + 2 * 0.5**2))
 
 
-def test_an_index_of_one_frame_has_no_others(tmp_path):
-    """That is told, and is no mistake."""
+def test_an_index_of_one_frame_has_no_hits(tmp_path):
+    """This is not an error, and the output says so."""
     path = write_index(tmp_path / "i.npz", [[1, 0]], ["a"])
-    assert str(cc.search(path, video="a", frame=0)).endswith("there are no other frames")
+    assert str(cc.search(path, video="a", frame=0)).endswith("no other frames")
 
 
-def test_a_search_by_frame_needs_no_torch(tmp_path):
-    """It answers at once: what takes seconds to import is not."""
+def test_a_search_by_frame_does_not_import_torch(tmp_path):
+    """Nor other packages that take seconds to import."""
     path = write_index(tmp_path / "i.parquet", np.eye(3), NAMES)
     code = (
         "import sys, cyclecontrast as cc; cc.search(sys.argv[1], video='three.mp4', frame=0); "
@@ -188,35 +189,24 @@ def test_a_search_by_frame_needs_no_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
-def test_memory_is_bounded_by_the_block(suffix, tmp_path, monkeypatch):
-    """Vectors of 41 MB pass in blocks of half a MB, and never take more than 12 MB."""
+def test_vectors_of_a_parquet_file_are_read_in_blocks(tmp_path, monkeypatch):
+    """20 MB of vectors in blocks of 0.5 MB never take more than 10 MB of memory."""
     monkeypatch.setattr(index_module, "ROWS_PER_BLOCK", 1024)
-    path = tmp_path / f"i{suffix}"
-    write_large(path, np.random.default_rng(0).standard_normal((80_000, 128), dtype=np.float32))
-    index = FrameIndex.open(path)
+    vectors = np.random.default_rng(0).standard_normal((40_000, 128), dtype=np.float32)
+    numbers = np.arange(len(vectors), dtype=np.int32)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 128)
+    columns = {"video": pa.array(["a"] * len(vectors)), "index": numbers, "time": numbers / 2, "vector": lists}
+    pq.write_table(pa.table(columns), tmp_path / "i.parquet", row_group_size=8192)
+    index = FrameIndex.open(tmp_path / "i.parquet")
     before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
     pa.set_memory_pool(pool)
     tracemalloc.start()
     try:
-        assert sum(len(block.vectors) for block in index.blocks("")) == 80_000
-        assert tracemalloc.get_traced_memory()[1] + pool.max_memory() < 12e6
+        assert sum(len(block) for _, block in index.blocks()) == 40_000
+        assert tracemalloc.get_traced_memory()[1] + pool.max_memory() < 10e6
     finally:
         tracemalloc.stop()
         pa.set_memory_pool(before)
-
-
-def write_large(path, vectors):
-    """Write an index of one video, in row groups as `embed` has them."""
-    numbers = np.arange(len(vectors), dtype=np.int32)
-    if path.suffix == ".npz":
-        np.savez(path, video=np.full(len(vectors), "a"), index=numbers, time=numbers / 2, vector=vectors)
-        return
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    video = pa.array(["a"] * len(vectors))
-    pq.write_table(
-        pa.table({"video": video, "index": numbers, "time": numbers / 2, "vector": lists}), path, row_group_size=8192
-    )
 
 
 # --- mistakes
@@ -225,8 +215,8 @@ def write_large(path, vectors):
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
-        ("INDEX", ["name one of --image FILE and --video ID, or --serve to ask in a page"]),
-        ("INDEX --image q.png --video a", ["name one of", "--video needs one of --frame N and --time SECONDS"]),
+        ("INDEX", ["give one of --image FILE and --video ID, or --serve to search in the browser"]),
+        ("INDEX --image q.png --video a", ["give one of", "--video needs one of --frame N and --time SECONDS"]),
         ("INDEX --video a --frame 1 --time 2", ["--video needs one of --frame N and --time SECONDS"]),
         ("INDEX --image q.png --time 2 --other-videos", ["--frame and --time need --video", "--other-videos needs"]),
         ("INDEX --video a --frame 0 --faiss --port 80", ["--faiss needs --serve", "--port needs --serve"]),
@@ -236,20 +226,23 @@ def write_large(path, vectors):
         (f"INDEX --video a --frame 0 --device cpu --model {MODEL}", ["--model and --device need --image or --serve"]),
         (
             "INDEX --serve --videos none --data none",
-            ["videos: none: no such folder; name folder of the source videos, to play them", "data: none: no such"],
+            ["videos: none: no such folder; name the folder of the source videos", "data: none: no such"],
         ),
-        ("INDEX --serve --image q.png --html p.html", ["--serve asks in the page: leave out --image, --html"]),
+        (
+            "INDEX --serve --image q.png --html p.html",
+            ["--serve takes its queries from the page; leave out --image, --html"],
+        ),
         ("INDEX --video a --frame 0 --html p.txt --top 0", ["html: must end in .html", "top: input should be"]),
         ("INDEX --video a --time soon", ["time: input should be a valid number"]),
         (
             "none.npz --image none.png --html p.html --data none",
             ["data: none", "index: none.npz: no such", "image: none.png: no such"],
         ),
-        ("i.txt --video a --frame 0", ["index: must end in .parquet or .npz", "index: i.txt: no such file"]),
+        ("i.txt --video a --frame 0", ["index: must end in .parquet or .npz"]),
         ("INDEX --video a/on.mp4 --frame 0", ["a/on.mp4 is not in INDEX; did you mean a/one.mp4?"]),
         ("INDEX --video two --frame 0", ["two is not in INDEX; did you mean a/two.mp4?"]),
         ("INDEX --video three.mp4 --frame 7", ["three.mp4 has no frame 7 in INDEX; it has 1, from 0 to 0"]),
-        ("INDEX --image q.png", ["INDEX does not say which model made its vectors; search it by --video"]),
+        ("INDEX --image q.png", ["INDEX does not say which model made its vectors; search it with --video"]),
         ("INDEX --image q.png --html .", ["html: must end in .html"]),
         (
             "INDEX --video x --frame 0 --html p.html",
@@ -257,22 +250,22 @@ def write_large(path, vectors):
         ),
     ],
 )
-def test_mistakes_are_told_together(words, lines, tmp_path, monkeypatch, capsys):
-    """Each in a line that says what to do, with exit code 2, and nothing is written."""
+def test_all_mistakes_are_reported_at_once(words, lines, tmp_path, monkeypatch, capsys):
+    """Each in one line that says what to do, with exit code 2; nothing is written."""
     monkeypatch.chdir(tmp_path)
     write_index(Path("INDEX.npz"), np.eye(3), NAMES)
     cv2.imwrite("q.png", np.zeros((8, 8, 3), np.uint8))
     before = sorted(Path().iterdir())
     assert main(["search", *words.replace("INDEX", "INDEX.npz").split()]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == len(lines), told
+    reported = capsys.readouterr().err.splitlines()
+    assert len(reported) == len(lines), reported
     for line in lines:
-        assert any(line.replace("INDEX", "INDEX.npz") in one for one in told), (line, told)
+        assert any(line.replace("INDEX", "INDEX.npz") in one for one in reported), (line, reported)
     assert sorted(Path().iterdir()) == before
 
 
 def damaged_files(folder):
-    """Yield files that say they are an index and are none, each with what is told of it."""
+    """Yield damaged or hostile index files, each with words of the message."""
     good = write_index(folder / "good.npz", np.eye(3), NAMES)
     for suffix in (".npz", ".parquet"):
         whole = write_index(folder / f"whole{suffix}", np.eye(3), NAMES).read_bytes()
@@ -291,7 +284,7 @@ def damaged_files(folder):
     np.savez(folder / "double.npz", **columns | {"vector": np.eye(3)})
     yield folder / "double.npz", "has float64 of shape (3, 3)"
     np.savez(folder / "short.npz", **columns | {"time": np.zeros(2)})
-    yield folder / "short.npz", "in time for 3 vectors"
+    yield folder / "short.npz", "has float64 of shape (2,) in time for 3 vectors"
     np.savez_compressed(folder / "bomb.npz", **columns | {"vector": np.zeros((20_000, 2000), np.float32)})
     yield folder / "bomb.npz", "unpacks to"
     header = {"descr": "<f4", "fortran_order": False, "shape": (10**12, 10**6)}
@@ -299,9 +292,9 @@ def damaged_files(folder):
         for name in columns:
             with archive.open(f"{name}.npy", "w") as file:
                 np.lib.format.write_array_header_1_0(file, header)
-    yield folder / "giant.npz", "fewer numbers in vector than it says"
+    yield folder / "giant.npz", "cannot be read (Unable to allocate"
     np.savez(folder / "object.npz", **columns | {"video": np.array([{}, [], 1], object)})
-    yield folder / "object.npz", "arrays of another kind"
+    yield folder / "object.npz", "Object arrays cannot be loaded"
     table = pq.read_table(write_index(folder / "whole.parquet", np.eye(3), NAMES))
     pq.write_table(table.drop(["time"]), folder / "lack.parquet")
     yield folder / "lack.parquet", "lacks time"
@@ -312,8 +305,8 @@ def damaged_files(folder):
     yield folder / "gaps.parquet", "gaps in vector"
 
 
-def test_a_damaged_index_is_told_in_a_line(tmp_path):
-    """Whatever is wrong with it: no traceback, no memory out of proportion, nothing is unpickled."""
+def test_a_damaged_index_gives_one_line(tmp_path):
+    """No traceback, no memory out of proportion to the file, and nothing is unpickled."""
     for path, words in damaged_files(tmp_path):
         with pytest.raises(UserError) as caught:
             cc.search(path, video=NAMES[0], frame=0)
@@ -352,8 +345,8 @@ def rows_of(path):
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz"])
-def test_an_image_finds_its_frame(footage, suffix, tmp_path, monkeypatch):
-    """From another folder, by what the index says of its model: the image of a frame is that frame's nearest."""
+def test_an_image_of_a_frame_finds_that_frame(footage, suffix, tmp_path, monkeypatch):
+    """The model is found from any folder by what the index says about it."""
     monkeypatch.chdir(tmp_path)
     store = FrameStore.open(footage / "frames")
     names, unit = rows_of(footage / "index.parquet")
@@ -367,8 +360,8 @@ def test_an_image_finds_its_frame(footage, suffix, tmp_path, monkeypatch):
         assert [hit.time for hit in hits] == [store.time(store.find(hit.video), hit.frame) for hit in hits]
 
 
-def test_embed_says_where_its_model_and_data_are(footage, tmp_path, monkeypatch):
-    """By names that hold in any folder: a file's whole path, a random network's name and seed."""
+def test_an_index_records_its_model_and_data(footage, tmp_path, monkeypatch):
+    """By absolute paths, or the name and seed of a random network, so that a search works from any folder."""
     cc.export(MODEL, out=tmp_path / "b.safetensors", seed=3)
     monkeypatch.chdir(tmp_path)
     settings = {"image_size": 32, "workers": 0, "device": "cpu"}
@@ -384,7 +377,7 @@ def test_embed_says_where_its_model_and_data_are(footage, tmp_path, monkeypatch)
 
 
 def stripped(footage, out, **changes):
-    """Write the index again, saying other things of its making."""
+    """Write the index again with other metadata; None removes an entry."""
     table = pq.read_table(footage / "index.parquet")
     about = {key.decode(): value.decode() for key, value in table.schema.metadata.items() if b"ARROW" not in key}
     about = {key: value for key, value in (about | changes).items() if value is not None}
@@ -395,20 +388,21 @@ def stripped(footage, out, **changes):
 @pytest.mark.parametrize(
     ("changes", "settings", "words"),
     [
-        ({}, {"model": "random:resnet10-small-w8"}, "model: random:resnet10-small-w8 is not the one that made"),
-        ({"seed": "1"}, {}, "is not the one that made"),
+        ({}, {"model": "random:resnet10-small-w8"}, "model: random:resnet10-small-w8 is not the model that made"),
+        ({"seed": "1"}, {}, "is not the model that made"),
         ({"model": None}, {}, "does not say where its model is; name it: --model MODEL"),
         ({"model": "/gone/run"}, {}, "model: /gone/run, which made"),
-        ({"model": "timm:resnet10t"}, {}, "which timm may have to fetch; if it may: --model timm:resnet10t"),
+        ({"model": "timm:resnet10t"}, {}, "which timm may have to download; to allow it: --model timm:resnet10t"),
         ({"image_size": "many"}, {}, "does not say which model made its vectors"),
+        ({"image_size": "0" * 12 + "9" * 12}, {}, "does not say which model made its vectors"),
         ({"data": None}, {}, "does not say where its frames are; name them: --data DATA"),
-        ({"data": "/gone/frames"}, {}, "data: /gone/frames, which has the frames of"),
-        ({"data": "https://example.org/frames"}, {}, "if its frames may be fetched: --data https://example.org/frames"),
-        ({"data_fingerprint": "0" * 16}, {}, "is not what"),
+        ({"data": "/gone/frames"}, {}, "data: /gone/frames, with the frames of"),
+        ({"data": "https://example.org/frames"}, {}, "to allow the download: --data https://example.org/frames"),
+        ({"data_fingerprint": "0" * 16}, {}, "is not the data that"),
     ],
 )
 def test_another_model_or_other_data_are_refused(footage, tmp_path, changes, settings, words):
-    """What a file names is taken only where it is on this machine and is what the file was made from."""
+    """The fingerprints must match, and what only the file names is never downloaded."""
     cv2.imwrite(str(tmp_path / "q.png"), np.full((40, 40, 3), 90, np.uint8))
     path = stripped(footage, tmp_path / "i.parquet", **changes)
     with pytest.raises(UserError) as caught:
@@ -419,21 +413,21 @@ def test_another_model_or_other_data_are_refused(footage, tmp_path, changes, set
 
 
 @pytest.mark.parametrize("settings", [{"image": "q.png"}, {"serve": True, "port": 0}], ids=["once", "served"])
-def test_vectors_of_another_length_than_the_model_gives_are_refused(footage, tmp_path, monkeypatch, settings):
-    """A file that names its model rightly and holds other vectors gets a line, not an error of a product."""
+def test_vectors_of_another_dimension_than_the_models_are_refused(footage, tmp_path, monkeypatch, settings):
+    """In one line, not with an error of the matrix product."""
     monkeypatch.chdir(tmp_path)
     cv2.imwrite("q.png", np.full((40, 40, 3), 90, np.uint8))
     table = pq.read_table(footage / "index.parquet")
     short = pa.array([vector[:9] for vector in table["vector"].to_pylist()], pa.list_(pa.float32(), 9))
     pq.write_table(table.set_column(3, pa.field("vector", short.type), short), "i.parquet")
-    with pytest.raises(UserError, match=r"index: i.parquet has vectors of 9 numbers, and .* gives 128; make") as caught:
+    with pytest.raises(UserError, match=r"index: i.parquet has 9-dimensional vectors, but .* gives 128") as caught:
         cc.search("i.parquet", **settings)
     assert len(caught.value.problems) == 1
 
 
 @pytest.mark.parametrize("words", [["search", "i.npz", "--video", "a", "--frame", "0"], ["runs", "ls", "."]])
-def test_nobody_need_listen(words, tmp_path):
-    """A closed output is no terminal, and no error."""
+def test_a_closed_output_is_not_an_error(words, tmp_path):
+    """Commands end well where stdout is closed."""
     write_index(tmp_path / "i.npz", np.eye(3), ["a"] * 3)
     (tmp_path / "run").mkdir()
     for name in ("config.toml", "run.json"):
@@ -445,18 +439,18 @@ def test_nobody_need_listen(words, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_index_of_an_earlier_version_is_searched_by_name(footage, tmp_path):
-    """--model and --data say what it does not, with the same hits."""
+def test_model_and_data_of_an_older_index_can_be_named(footage, tmp_path):
+    """--model and --data replace what the file does not say, with the same hits."""
     cv2.imwrite(str(tmp_path / "q.png"), np.full((40, 40, 3), 90, np.uint8))
     old = stripped(footage, tmp_path / "i.parquet", model=None, data=None, seed=None)
     asked = {"image": tmp_path / "q.png", "html": tmp_path / "p.html"}
-    told = cc.search(old, model=MODEL, data=footage / "frames", **asked)
-    assert told.hits == cc.search(footage / "index.parquet", **asked).hits
+    found = cc.search(old, model=MODEL, data=footage / "frames", **asked)
+    assert found.hits == cc.search(footage / "index.parquet", **asked).hits
     assert "data:image/jpeg;base64," in (tmp_path / "p.html").read_text()
 
 
-def test_a_frame_that_is_gone_is_told_on_its_card(tmp_path):
-    """The page shows the others, and names stay text."""
+def test_the_page_reports_unreadable_frames(tmp_path):
+    """A damaged frame is reported on its card, the others are shown, and names are escaped."""
     for number in range(3):
         path = tmp_path / "frames" / "<i>a&b" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -472,35 +466,46 @@ def test_a_frame_that_is_gone_is_told_on_its_card(tmp_path):
     assert "<script" not in page
 
 
-def test_faiss_is_asked_for_by_its_extra(footage, monkeypatch):
-    """Where it is missing, a line says what to install or to leave out."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"faiss: is not installed; pip install 'cyclecontrast\[faiss\]'"):
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("faiss", r"faiss: is not installed; pip install 'cyclecontrast\[faiss\]'"),
+        ("starlette", r"serve: needs Starlette and uvicorn; pip install 'cyclecontrast\[search\]'"),
+        ("uvicorn", r"serve: needs Starlette and uvicorn; pip install 'cyclecontrast\[search\]'"),
+    ],
+)
+def test_a_missing_extra_is_named(footage, monkeypatch, package, words):
+    """One line says what to install; a search without the page works without it."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find_spec(name))
+    with pytest.raises(UserError, match=words) as error:
         cc.search(footage / "index.parquet", serve=True, port=0, faiss=True)
+    assert len(error.value.problems) == 1
+    assert cc.search(footage / "index.parquet", video=NAMES[0], frame=0).hits
 
 
 def test_faiss_finds_the_same_in_a_small_index(footage):
-    """One cell is all there is: the hits are the exact ones, with what may not be shown left out."""
+    """A small index is a single cell, so the hits are the exact ones."""
     pytest.importorskip("faiss")
     index = FrameIndex.open(footage / "index.parquet")
-    exact, approximate = (make_engine(index, by_faiss) for by_faiss in (False, True))
+    exact, approximate = (load_vectors(index, use_faiss) for use_faiss in (False, True))
     for row, per_video, others in ((0, None, False), (5, 1, False), (9, 2, True)):
-        wanted = Wanted(6, per_video, allowed_rows(index.video, row, others))
-        ours, theirs = (engine.find(exact.vectors[row], index.video, wanted) for engine in (exact, approximate))
-        assert ours.rows.tolist() == theirs.rows.tolist()
+        allowed = allowed_rows(index.video, row, others)
+        ours, theirs = (each.search(exact.vectors[row], allowed, 6, per_video)[0] for each in (exact, approximate))
+        assert ours.tolist() == theirs.tolist()
 
 
 def test_the_benchmark_prints_its_tables(monkeypatch, capsys):
-    """At its smallest it measures the command, the loading and a query."""
+    """A tiny run measures the command, the loading and a query."""
     monkeypatch.syspath_prepend(Path(__file__).parents[3] / "benchmarks")
     importlib.import_module("search").main("--frames 500 --dim 8 --repetitions 1".split())
-    told = capsys.readouterr().out
-    assert told.count("\n| --- |") == 3
-    assert "| exact, 2 of each video at most |" in told
+    printed = capsys.readouterr().out
+    assert printed.count("\n| --- |") == 3
+    assert "| exact, 2 of each video at most |" in printed
 
 
-def test_a_page_that_lacks_model_and_frames_says_both(footage, tmp_path):
-    """Before anything is loaded or served, each in a line."""
+def test_serving_reports_missing_model_and_frames_together(footage, tmp_path):
+    """Each in one line, before anything is served."""
     path = stripped(footage, tmp_path / "i.parquet", model=None, data=None)
     with pytest.raises(UserError) as caught:
         cc.search(path, serve=True, port=0)

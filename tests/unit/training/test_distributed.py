@@ -17,67 +17,60 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from cyclecontrast.cli import main
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.distributed import ALONE, World, all_gather_objects, gather, maxima, means
+from cyclecontrast.methods import IntraVideo, StepInfo
 from cyclecontrast.models.backbone import make_backbone
-from cyclecontrast.models.encoders import Encoder
-from cyclecontrast.training.distributed import World, average_gradients, encode_keys, gather, largest_of_each
 from tests import make_videos as make
 
-NUM_GROUPS, SEED = 4, 5
+
+def draw_views():
+    """Draw a batch of views of all processes together."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (8, 16, 16, 3), generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2)
 
 
-def make_encoder():
-    """Build a small encoder with BatchNorm, the same in every process."""
+def make_method(world, seed=0):
+    """Build a small method, the same in every process."""
     torch.manual_seed(0)
-    return Encoder(make_backbone("resnet10-small-w8"), "linear", 8).train()
-
-
-def draw_images():
-    """Draw the batch of all processes together."""
-    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    return images.to(memory_format=torch.channels_last)
+    options = PretrainConfig(data="d", out="o", queue_size=16, bn_groups=4, precision="fp32", seed=seed)
+    return IntraVideo(make_backbone("resnet10-small-w8"), options, world).train()
 
 
 def work(rank, folder):
     """Do one process's part and save what it got."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    world, share = World(rank, 2), draw_images()[rank * 4 : rank * 4 + 4]
-    keys = encode_keys(make_encoder(), share, NUM_GROUPS, SEED, world)
-    layer = torch.nn.Linear(3, 1, bias=False)
-    layer.weight.data.fill_(1.0)
-    (layer(torch.full((1, 3), float(rank + 1)))).sum().backward()
-    average_gradients(layer, world)
-    conv = torch.nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
-    conv(draw_images()[rank : rank + 1]).square().sum().backward()
-    own = [parameter.grad.clone() for parameter in conv.parameters()]
-    average_gradients(conv, world)
-    means = [parameter.grad for parameter in conv.parameters()]
-    agreed = largest_of_each((rank, 5 - rank, 3), World(rank, 2, hosts=dist.group.WORLD))
-    everything = gather(torch.tensor([rank * 10, rank * 10 + 1]), world)
-    found = {"keys": keys.intra, "gradient": layer.weight.grad, "gathered": everything, "own": own, "means": means}
-    torch.save(found | {"agreed": agreed}, f"{folder}/{rank}.pt")
+    world = World(rank, 2, hosts=dist.group.WORLD, patient=dist.group.WORLD)
+    keys = make_method(world).encode_keys(draw_views()[rank * 4 : rank * 4 + 4], StepInfo(3, 10))
+    found = {
+        "keys": keys.intra,
+        "gathered": gather(torch.tensor([rank * 10, rank * 10 + 1]), world),
+        "maxima": maxima([rank, 5 - rank, 3], world),
+        "means": means([rank, 3.0], world),
+        "objects": all_gather_objects({"rank": rank}, world),
+    }
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_do_what_one_does(tmp_path):
-    """Keys are shuffled over all processes and come home; gradients are averaged; gathering keeps the order."""
+    """Keys are shuffled over all processes and return to their views; collectives keep the order of the ranks."""
     mp.spawn(work, args=(str(tmp_path),), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    alone = encode_keys(make_encoder(), draw_images(), NUM_GROUPS, SEED, World(0, 1))
-    together = torch.cat([part["keys"] for part in parts])
-    assert torch.allclose(together, alone.intra, atol=1e-6)
+    alone = make_method(ALONE).encode_keys(draw_views(), StepInfo(3, 10))
+    assert torch.allclose(torch.cat([part["keys"] for part in parts]), alone.intra, atol=1e-5)
     for part in parts:
-        assert part["gradient"].flatten().tolist() == [1.5, 1.5, 1.5]
         assert part["gathered"].tolist() == [0, 1, 10, 11]
-        assert part["agreed"] == [1, 5, 3]
-        for mean, *owns in zip(part["means"], *(other["own"] for other in parts), strict=True):
-            assert torch.equal(mean, sum(owns) / 2)
+        assert part["maxima"] == [1, 5, 3]
+        assert part["means"] == [0.5, 3.0]
+        assert part["objects"] == [{"rank": 0}, {"rank": 1}]
 
 
 def test_shuffling_mixes_the_processes():
-    """The groups of BatchNorm are drawn from the whole batch anew in every step, not from a process's own share."""
-    images, encoder = draw_images(), make_encoder()
-    first, second = (encode_keys(encoder, images, NUM_GROUPS, seed, World(0, 1)).intra for seed in (1, 2))
+    """The groups of BatchNorm are drawn from the whole batch anew in every step."""
+    method = make_method(ALONE)
+    first, second = (method.encode_keys(draw_views(), StepInfo(step, 10)).intra for step in (1, 2))
     assert not torch.allclose(first, second, atol=1e-4)
 
 
@@ -122,7 +115,7 @@ def test_half_an_environment_is_told(tmp_path, monkeypatch, capsys, named):
         monkeypatch.setenv(name, value)
     make.write_stripes(tmp_path / "tree")
     assert main(["pretrain", *asked(tmp_path / "tree", tmp_path / "run", steps=1)]) == 2
-    assert "the environment names several processes and cannot be (RANK=" in capsys.readouterr().err
+    assert "the environment is not one of torchrun (RANK=" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -203,6 +196,18 @@ def test_the_losses_of_two_processes_are_those_of_one(tree, tmp_path):
         assert other == pytest.approx(row, rel=1e-4)
 
 
+def test_two_processes_in_micro_batches_do_what_one_does(tree, tmp_path):
+    """Without the step's own keys and BatchNorm, two processes of two micro-batches each give one process's losses."""
+    changes = {"backbone": "timm:test_convnext", "image-size": 32, "projector": "linear", "precision": "fp32"}
+    changes |= {"steps": 4, "cycle-start": 0, "warmup": 0}
+    assert main(["pretrain", *asked(tree, tmp_path / "one", **changes), "--no-batch-keys"]) == 0
+    words = [*asked(tree, tmp_path / "two", **changes, accumulate=2), "--no-batch-keys"]
+    codes, said = ends_of(start_two(words))
+    assert codes == [0, 0], said
+    for row, other in zip(steps_of(tmp_path / "one"), steps_of(tmp_path / "two"), strict=True):
+        assert other == pytest.approx(row, rel=1e-4)
+
+
 @pytest.fixture(scope="module")
 def whole(tree, tmp_path_factory):
     """A run of two processes that nobody disturbs."""
@@ -212,10 +217,9 @@ def whole(tree, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_one_of_two_killed_ends_the_other_which_says_so(tree, whole, tmp_path, victim):
-    """The one that is left ends with a line and exit code 2, and resumed with both the run is the same to the bit."""
-    out = tmp_path / "run"
+def test_one_of_two_killed_ends_the_other(tree, whole, tmp_path):
+    """The other process ends with a line and exit code 2, and the run resumed by both is the same to the bit."""
+    out, victim = tmp_path / "run", 0
     processes = start_two(asked(tree, out, steps=12))
     wait_for_step(out, 6)
     processes[victim].kill()
@@ -231,16 +235,15 @@ def test_one_of_two_killed_ends_the_other_which_says_so(tree, whole, tmp_path, v
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-@pytest.mark.parametrize("signalled", [0, 1])
-def test_a_signal_to_one_ends_both_at_the_same_step(tree, whole, tmp_path, signalled):
+def test_a_signal_to_one_ends_both_at_the_same_step(tree, whole, tmp_path):
     """SIGTERM that reaches one process only lets both end behind the same step, with a checkpoint of it."""
     out = tmp_path / "run"
     processes = start_two(asked(tree, out, steps=12))
     wait_for_step(out, 2)
-    processes[signalled].terminate()
+    processes[1].terminate()
     codes, said = ends_of(processes)
     assert codes == [143, 143], said
-    assert all("goes on from it" in text for text in said)
+    assert all("continues from it" in text for text in said)
     codes, said = ends_of(start_two([f"--resume={out}"]))
     assert codes == [0, 0], said
     assert steps_of(out) == steps_of(whole)

@@ -138,7 +138,7 @@ def test_the_run_is_the_same_with_and_without(plain, logged):
     assert (one["verdict"], one["reason"]) == (two["verdict"], two["reason"])
     assert (plain / "backbone.safetensors").read_bytes() == (logged / "backbone.safetensors").read_bytes()
     assert {path.name for path in logged.iterdir()} - {path.name for path in plain.iterdir()} == set(BOTH)
-    assert len({one.method for one in read_runs([plain, logged], with_frames=False)}) == 1
+    assert len({one.method for one in read_runs([plain, logged], with_data=False)}) == 1
 
 
 def test_both_have_what_the_metrics_have(logged):

@@ -7,12 +7,11 @@ import torch
 
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
+from cyclecontrast.distributed import World
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.training import memory
-from cyclecontrast.training.distributed import World
-from cyclecontrast.training.memory import least_memory
-from cyclecontrast.training.opening import open_training
-from cyclecontrast.training.presets import Machine
+from cyclecontrast.training.auto_settings import Machine
+from cyclecontrast.training.setup import least_memory, open_training
 from tests import make_videos as make
 
 SMALL = {"backbone": "resnet10-small-w1", "image_size": 16, "batch_size": 4, "steps": 1, "workers": 0, "device": "cpu"}

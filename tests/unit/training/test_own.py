@@ -7,14 +7,15 @@ import signal
 import numpy as np
 import pytest
 import torch
+from cyclecontrast.data.pairs import FramePairs
 from safetensors.torch import load_file
 from torch import nn
 
 import cyclecontrast as cc
 from cyclecontrast.cli import main
-from cyclecontrast.config import EvaluateConfig, PretrainConfig
+from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.augment import Recipe
-from cyclecontrast.data.pairs import FramePairs, load_batches
+from cyclecontrast.data.loader import load_batches
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import checked
 from cyclecontrast.loss import OBJECTIVES, Term, ignored_positive, ignored_video, only_intra
@@ -533,30 +534,6 @@ def test_the_page_says_what_it_cannot_show(tree, tmp_path):
     assert "by an objective of its own, by_hand." in alone
     assert "cyclecontrast.load_backbone(" in alone
     assert "cyclecontrast pretrain --config" not in alone  # which could not train it again
-
-
-class ThirdConfig(EvaluateConfig):
-    """A protocol without functions beside it."""
-
-
-class KnnConfig(EvaluateConfig):
-    """One with the name of ours."""
-
-
-def test_a_protocol_without_its_functions_is_refused(tmp_path):
-    """A config without the functions beside it, or with a name that is taken, is told with all that lacks."""
-    lacks = f"protocol: {__name__} has no open_data, describe, predict, score beside"
-    with pytest.raises(cc.UserError) as error:
-        cc.evaluate(ThirdConfig, "random:resnet10-small-w8", tmp_path)
-    assert error.value.problems == (f"{lacks} ThirdConfig",)
-    with pytest.raises(cc.UserError) as error:
-        cc.evaluate(KnnConfig, "random:resnet10-small-w8", tmp_path)
-    assert error.value.problems == (
-        "protocol: KnnConfig has the name of KnnConfig's; call it otherwise",
-        f"{lacks} KnnConfig",
-    )
-    with pytest.raises(cc.UserError, match="is neither a name nor a config that extends"):
-        cc.evaluate(PretrainConfig, "random:resnet10-small-w8", tmp_path)
 
 
 def test_names_of_ones_own_are_plain_words():

@@ -1,6 +1,5 @@
 """Scores of predictions: pure functions on arrays."""
 
-from cyclecontrast.evaluation.metrics.arrays import Floats, Integers, Masks
 from cyclecontrast.evaluation.metrics.classification import (
     confusion_matrix,
     knn_scores,
@@ -10,19 +9,27 @@ from cyclecontrast.evaluation.metrics.classification import (
     top_k_accuracy,
     vote,
 )
-from cyclecontrast.evaluation.metrics.masks import boundary_f, region_similarity
+from cyclecontrast.evaluation.metrics.masks import (
+    Masks,
+    boundary_f,
+    iou_per_class,
+    mean_iou,
+    pixel_accuracy,
+    pixel_confusion,
+    region_similarity,
+)
 from cyclecontrast.evaluation.metrics.neighbors import (
+    Floats,
+    Integers,
     Neighbors,
-    first_copies,
-    first_equals,
+    average_precision,
+    hit_at_k,
     nearest_in_block,
     nearest_neighbors,
     similarity_blocks,
     unit_vectors,
     video_means,
 )
-from cyclecontrast.evaluation.metrics.retrieval import average_precision, hit_at_k
-from cyclecontrast.evaluation.metrics.segmentation import iou_per_class, mean_iou, pixel_accuracy, pixel_confusion
 from cyclecontrast.evaluation.metrics.tracking import (
     center_errors,
     official_center_errors,
@@ -41,8 +48,6 @@ __all__ = [
     "boundary_f",
     "center_errors",
     "confusion_matrix",
-    "first_copies",
-    "first_equals",
     "hit_at_k",
     "iou_per_class",
     "knn_scores",

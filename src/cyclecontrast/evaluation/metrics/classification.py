@@ -3,8 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from cyclecontrast.evaluation.metrics.arrays import Floats, Integers
-from cyclecontrast.evaluation.metrics.neighbors import Neighbors, nearest_neighbors
+from cyclecontrast.evaluation.metrics.neighbors import Floats, Integers, Neighbors, nearest_neighbors
 
 
 def rank_classes(scores: Floats, num: int) -> Integers:
@@ -15,14 +14,14 @@ def rank_classes(scores: Floats, num: int) -> Integers:
 
 
 def ranked_accuracy(ranked: Integers, labels: Integers, k: int) -> float:
-    """Return the part of items (num_items, num_ranked) whose label is among the first k."""
+    """Return the fraction of items (num_items, num_ranked) whose label is among the first k."""
     if not 1 <= k <= ranked.shape[1]:
         raise ValueError(f"top {k} of {ranked.shape[1]} ranked classes")
     return float((ranked[:, :k] == labels[:, None]).any(axis=1).mean())
 
 
 def top_k_accuracy(scores: Floats, labels: Integers, k: int) -> float:
-    """Return the part of items whose label (num_items,) is among the k classes of highest score."""
+    """Return the fraction of items whose label (num_items,) is among the k classes of highest score."""
     return ranked_accuracy(rank_classes(scores, k), labels, k)
 
 
@@ -33,7 +32,7 @@ def confusion_matrix(predicted: Integers, labels: Integers, num_classes: int) ->
 
 
 def per_class_accuracy(predicted: Integers, labels: Integers, num_classes: int) -> npt.NDArray[np.float64]:
-    """Return the part of each class's items that is predicted right (num_classes,); nan for a class without items."""
+    """Return the accuracy of each class (num_classes,); nan for a class without items."""
     counts = np.bincount(labels, minlength=num_classes).astype(np.float64)
     right = np.bincount(labels[predicted == labels], minlength=num_classes)
     accuracy: npt.NDArray[np.float64] = np.divide(right, counts, out=np.full(num_classes, np.nan), where=counts > 0)
@@ -56,5 +55,5 @@ def vote(neighbors: Neighbors, labels: Integers, k: int, temperature: float, num
 def knn_scores(
     train: Floats, train_labels: Integers, queries: Floats, k: int, temperature: float, num_classes: int
 ) -> Floats:
-    """Classify unit vectors by weighted voting of the k nearest (protocols.md §b) → (num_queries, num_classes)."""
+    """Classify unit vectors by weighted voting of the k nearest → (num_queries, num_classes)."""
     return vote(nearest_neighbors(train, queries, k), train_labels, k, temperature, num_classes)

@@ -1,17 +1,17 @@
-"""Exact nearest neighbors in bounded memory; ties go to the lower index, so that results repeat."""
+"""Exact nearest neighbors in bounded memory, with ties to the lower index so that results repeat; retrieval scores."""
 
-import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from cyclecontrast.evaluation.metrics.arrays import Floats, Integers
+Floats = npt.NDArray[np.floating]
+Integers = npt.NDArray[np.integer]
 
 SIMILARITIES_AT_ONCE = 2**24
 NUMBERS_AT_ONCE = 2**18
 GROUPS, GROUPS_PER_NEIGHBOR = 1024, 16
-DIGEST_SIZE = 16
 
 
 class Neighbors(NamedTuple):
@@ -24,7 +24,7 @@ class Neighbors(NamedTuple):
 class Block(NamedTuple):
     """Dot products of queries (num_queries, dim) with the gallery (num_queries, num_gallery).
 
-    `error` says how far rounding may have moved those of a query (num_queries,).
+    `error` bounds the rounding of each query's products (num_queries,).
     """
 
     queries: Floats
@@ -50,40 +50,19 @@ def video_means(vectors: Floats, videos: Integers, num_videos: int) -> Floats:
     return means
 
 
-def first_equals(vectors: Floats) -> Integers:
-    """Return for each row (num_rows,) the number of the first that equals it bit by bit, be it itself."""
-    # Digests are sorted in place of rows, which are many times as long.
-    digests = (hashlib.blake2b(row, digest_size=DIGEST_SIZE).digest() for row in np.ascontiguousarray(vectors))
-    keys = np.frombuffer(b"".join(digests), np.dtype((np.void, DIGEST_SIZE)))
-    _, firsts, groups = np.unique(keys, return_index=True, return_inverse=True)
-    return firsts[groups]
-
-
-def first_copies(firsts: Integers, k: int) -> Integers:
-    """Return the rows, in their order, that fewer than k equal ones precede: no other is among the k nearest.
-
-    `firsts` (num_rows,) are those of `first_equals`. A network that says one thing of all leaves k rows to compare.
-    """
-    order = np.argsort(firsts, kind="stable")
-    grouped = firsts[order]
-    places = np.arange(len(order)) - np.searchsorted(grouped, grouped)
-    return np.sort(order[places < k])
-
-
 def nearest_neighbors(
     gallery: Floats, queries: Floats, k: int, similarities_at_once: int = SIMILARITIES_AT_ONCE
 ) -> Neighbors:
     """Find the k rows of the gallery with the largest dot product with each query, in blocks of bounded memory."""
-    rivals = first_copies(first_equals(gallery), k)
     blocks = similarity_blocks(gallery, queries, similarities_at_once)
-    found = [nearest_in_block(gallery, block, k, rivals) for block in blocks]
+    found = [nearest_in_block(gallery, block, k) for block in blocks]
     return Neighbors(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
 def similarity_blocks(
     gallery: Floats, queries: Floats, similarities_at_once: int = SIMILARITIES_AT_ONCE
 ) -> Iterator[Block]:
-    """Yield the dot products of all queries with the gallery, so many at once, or those of one query."""
+    """Yield the dot products of all queries with the gallery, at most so many at once, or those of one query."""
     num_rows = max(1, similarities_at_once // len(gallery))
     longest = np.sqrt(np.einsum("id,id->i", gallery, gallery).max())
     for start in range(0, max(len(queries), 1), num_rows):
@@ -94,18 +73,19 @@ def similarity_blocks(
         yield Block(rows, similarities, error)
 
 
-def nearest_in_block(gallery: Floats, block: Block, k: int, rivals: Integers) -> Neighbors:
-    """Find the k nearest of the block's queries, among the rows that `first_copies` leaves.
+def nearest_in_block(gallery: Floats, block: Block, k: int, allowed: Integers | None = None) -> Neighbors:
+    """Find the k nearest of the block's queries, among all rows of the gallery or the allowed ones.
 
-    Rounding differs between equal items, by their place in the block. So whatever may be among the k nearest is
+    Rounding differs between equal items, by their place in the block. So all candidates for the k nearest are
     multiplied again in double precision: neither the order nor ties depend on blocks, threads or BLAS.
     """
-    if not 1 <= k <= len(gallery):
-        raise ValueError(f"{k} neighbors of a gallery of {len(gallery)}")
-    similarities = block.similarities if len(rivals) == len(gallery) else block.similarities[:, rivals]
+    allowed = np.arange(len(gallery)) if allowed is None else allowed
+    if not 1 <= k <= len(allowed):
+        raise ValueError(f"{k} neighbors of a gallery of {len(allowed)}")
+    similarities = block.similarities if len(allowed) == len(gallery) else block.similarities[:, allowed]
     bounds = _lower_bounds(similarities, k) - 2 * block.error
-    rows, places = np.divmod(np.flatnonzero(similarities >= bounds[:, None]), len(rivals))
-    indices = rivals[places]
+    rows, places = np.divmod(np.flatnonzero(similarities >= bounds[:, None]), len(allowed))
+    indices = allowed[places]
     exact = _products(gallery, block.queries, rows, indices)
     order = np.lexsort((indices, -exact, rows))
     firsts = np.searchsorted(rows, np.arange(len(bounds)))
@@ -114,10 +94,10 @@ def nearest_in_block(gallery: Floats, block: Block, k: int, rivals: Integers) ->
 
 
 def _lower_bounds(similarities: Floats, k: int) -> Floats:
-    """Return what the k nearest of each query reach at least (num_queries,), and few others do.
+    """Return for each query a similarity that its k nearest reach, and few other items do (num_queries,).
 
-    The k-th largest of the maxima of groups is never above the k-th largest of all, and takes one pass to find. Items
-    side by side, often frames of one video, fall into different groups.
+    The k-th largest of the maxima of groups is never above the k-th largest of all, and takes one pass to find.
+    Adjacent items, often frames of one video, fall into different groups.
     """
     num_queries, num_items = similarities.shape
     num_groups = min(num_items, max(GROUPS, GROUPS_PER_NEIGHBOR * k))
@@ -137,3 +117,31 @@ def _products(gallery: Floats, queries: Floats, rows: Integers, indices: Integer
         pairs *= queries[rows[part]]
         products[part] = pairs.sum(axis=1)
     return products
+
+
+def hit_at_k(neighbor_labels: Integers, query_labels: Integers, k: int) -> float:
+    """Return the fraction of queries whose label (num_queries,) is among those of the k nearest.
+
+    `neighbor_labels` (num_queries, num_neighbors) are the gallery's labels, nearest first.
+    """
+    if not 1 <= k <= neighbor_labels.shape[1]:
+        raise ValueError(f"hit@{k} of {neighbor_labels.shape[1]} neighbors")
+    return float((neighbor_labels[:, :k] == query_labels[:, None]).any(axis=1).mean())
+
+
+def average_precision(
+    similarities: Floats, gallery_labels: Integers, query_labels: Integers
+) -> npt.NDArray[np.float64]:
+    """Return the average precision of each query (num_queries,) over the whole gallery; nan without any of its class.
+
+    `similarities` are (num_queries, num_gallery). Equal ones count as one step, as in scikit-learn: so the value does
+    not depend on the gallery's order.
+    """
+    values = np.full(len(query_labels), np.nan)
+    for number, (row, label) in enumerate(zip(similarities, query_labels, strict=True)):
+        relevant = np.sort(row[gallery_labels == label])
+        if len(relevant):
+            num_found = len(relevant) - np.searchsorted(relevant, relevant)
+            num_seen = len(row) - np.searchsorted(np.sort(row), relevant)
+            values[number] = (num_found / num_seen).mean()
+    return values

@@ -2,32 +2,30 @@
 
 import numpy as np
 
-from cyclecontrast.evaluation.metrics.arrays import Floats
+from cyclecontrast.evaluation.metrics.neighbors import Floats
 
 FARTHEST = 50
 """Largest distance of the precision curve, in pixels."""
 
 
 def overlaps(predicted: Floats, truth: Floats, image_sizes: Floats | None = None) -> Floats:
-    """Return intersection over union (num_frames,), boxes being areas of the plane, as the GOT-10k toolkit does.
+    """Return intersection over union (num_frames,) of boxes as areas of the plane, as the GOT-10k toolkit does.
 
-    With the images' width and height (num_frames, 2), boxes are held inside as the toolkit holds them: a corner that
-    lies outside is moved to the edge, and then the size is cut.
+    With the images' width and height (num_frames, 2), boxes are first clipped as the toolkit clips them: a corner
+    outside the image is moved to the edge, then the size is cut.
     """
     if image_sizes is not None:
-        predicted, truth = _inside(predicted, image_sizes), _inside(truth, image_sizes)
-    shared = _shared_area(predicted, truth)
-    union = predicted[:, 2] * predicted[:, 3] + truth[:, 2] * truth[:, 3] - shared
+        predicted, truth = _clip(predicted, image_sizes), _clip(truth, image_sizes)
+    shared, union = _areas(predicted, truth)
     return np.clip(shared / (union + np.finfo(np.float64).eps), 0, 1)
 
 
 def official_overlaps(predicted: Floats, truth: Floats) -> Floats:
     """Return intersection over union (num_frames,) as the authors of OTB do: -1 where the true box is not positive.
 
-    They count whole pixels, a box ending at x + w - 1, and add 1 to each side: the same area.
+    They count whole pixels, a box ending at x + w - 1, and add 1 to each side, which gives the same area.
     """
-    shared = _shared_area(predicted, truth)
-    union = predicted[:, 2] * predicted[:, 3] + truth[:, 2] * truth[:, 3] - shared
+    shared, union = _areas(predicted, truth)
     overlap = np.divide(shared, union, out=np.zeros_like(shared), where=union != 0)
     return np.where((truth > 0).all(axis=1), overlap, -1)
 
@@ -48,7 +46,7 @@ def official_center_errors(predicted: Floats, truth: Floats) -> Floats:
 
 
 def success_curve(overlap: Floats, num_bins: int = 21) -> Floats:
-    """Return the part of frames whose overlap is above each of `num_bins` thresholds from 0 to 1 (num_bins,).
+    """Return the fraction of frames whose overlap is above each of `num_bins` thresholds from 0 to 1 (num_bins,).
 
     No overlap is above 1: the mean of a perfect curve is 20/21.
     """
@@ -57,19 +55,20 @@ def success_curve(overlap: Floats, num_bins: int = 21) -> Floats:
 
 
 def precision_curve(errors: Floats) -> Floats:
-    """Return the part of frames whose center error is at most 0, 1, ... 50 pixels (51,)."""
+    """Return the fraction of frames whose center error is at most 0, 1, ... 50 pixels (51,)."""
     curve: Floats = (errors[:, None] <= np.arange(FARTHEST + 1)).mean(axis=0)
     return curve
 
 
-def _shared_area(first: Floats, second: Floats) -> Floats:
+def _areas(first: Floats, second: Floats) -> tuple[Floats, Floats]:
+    """Return the areas (num_frames,) of the intersection and of the union."""
     low = np.maximum(first[:, :2], second[:, :2])
     high = np.minimum(first[:, :2] + first[:, 2:], second[:, :2] + second[:, 2:])
     sides = np.maximum(high - low, 0)
-    area: Floats = sides[:, 0] * sides[:, 1]
-    return area
+    shared = sides[:, 0] * sides[:, 1]
+    return shared, first[:, 2] * first[:, 3] + second[:, 2] * second[:, 3] - shared
 
 
-def _inside(boxes: Floats, image_sizes: Floats) -> Floats:
+def _clip(boxes: Floats, image_sizes: Floats) -> Floats:
     corners = np.clip(boxes[:, :2], 0, image_sizes)
     return np.hstack([corners, np.clip(boxes[:, 2:], 0, image_sizes - corners)])

@@ -1,1 +1,1 @@
-"""Tracking: a tracker follows a box through sequences or a video; scores, plots and other trackers beside it."""
+"""The protocol `tracking`."""

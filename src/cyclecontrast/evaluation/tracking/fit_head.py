@@ -1,4 +1,4 @@
-"""Trains the head on pairs of frames; the backbone is frozen (protocols.md §a, "Training")."""
+"""Trains the head of the tracker on pairs of frames; the backbone stays frozen."""
 
 import dataclasses
 import math
@@ -7,125 +7,161 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cyclecontrast.config import TrackingConfig
-from cyclecontrast.data.pairs import ORDER, random_stream
+from cyclecontrast.data.images import Pixels
+from cyclecontrast.data.random_streams import ORDER, random_stream
 from cyclecontrast.data.tracking_sequences import Sequences
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.epochs import step_decay, train_epochs
 from cyclecontrast.evaluation.image_batches import load_image_batches
-from cyclecontrast.evaluation.tracking.dense_features import DenseFeatures, stride_of
-from cyclecontrast.evaluation.tracking.head import Head, make_head
-from cyclecontrast.evaluation.tracking.pairs import TrainingPairs, as_packed, first_sizes, unpack, usable_frames
-from cyclecontrast.evaluation.tracking.presets import PRESETS, Preset
-from cyclecontrast.evaluation.tracking.response_loss import LOSSES, make_labels
-from cyclecontrast.evaluation.unfinished import Unfinished
+from cyclecontrast.evaluation.predictions import Json
+from cyclecontrast.evaluation.resume_cache import ResumeCache
+from cyclecontrast.evaluation.tracking.siamfc import PRESETS, DenseFeatures, Head, Preset, make_head
+from cyclecontrast.evaluation.tracking.training_pairs import TrainingPairs, first_sizes, unpack, usable_frames
 from cyclecontrast.models.hardware import num_cores, pick_workers
 
 MOMENTUM = 0.9
 QUARTERS = (0.25, 0.5, 0.75)
-FEWEST_STEPS = 50
-"""Of an epoch, where the number of pairs is not asked for."""
-
-
-class Plan(NamedTuple):
-    """How the head is trained: as the preset says, where no option says otherwise."""
-
-    preset: Preset
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    pairs_per_sequence: int
-
-    @staticmethod
-    def of(config: TrackingConfig) -> "Plan":
-        """Resolve what the options leave open."""
-        preset = PRESETS[config.preset]
-        names = Plan._fields[1:]
-        return Plan(preset, *(getattr(config, name) or getattr(preset, name) for name in names))
+FOCUS = 2.0
+OPTIONS = ("epochs", "batch_size", "learning_rate", "pairs_per_sequence")
+MIN_STEPS = 50
+"""Steps per epoch, where the number of pairs is not set."""
+FEW_STEPS = 400
+"""Steps in all below which a note says that the head may be undertrained."""
 
 
 class FittedHead(NamedTuple):
-    """A trained head, the plan that was followed, the mean loss of each epoch, and what a result says of it."""
+    """A trained head, and what its result reports: details, notes, and a line for each item left out."""
 
     head: Head
-    plan: Plan
-    losses: list[float]
-    num_steps: int
+    details: Json
     notes: tuple[str, ...]
     problems: tuple[str, ...]
 
 
-def fit_head(features: DenseFeatures, train: Sequences, config: TrackingConfig, unfinished: Unfinished) -> FittedHead:
-    """Train the head on the maps of the frozen backbone; raises UserError where there is too little to train on."""
-    plan, notes = _fill_epochs(Plan.of(config), len(train), config.pairs_per_sequence is not None)
+def preset_of(config: TrackingConfig) -> Preset:
+    """Return the preset with the options that override it."""
+    chosen = {name: getattr(config, name) for name in OPTIONS if getattr(config, name) is not None}
+    return dataclasses.replace(PRESETS[config.preset], **chosen)
+
+
+def fit_head(features: DenseFeatures, train: Sequences, config: TrackingConfig, cache: ResumeCache) -> FittedHead:
+    """Train a head on the feature maps of the frozen backbone; raises UserError where there is too little data."""
+    preset, notes = _fill_epochs(preset_of(config), len(train), config.pairs_per_sequence is not None)
+    pairs, more_notes, problems = _open_pairs(train, preset, config.seed, cache)
+    head = make_head(features.backbone.dim, preset, config.seed).to(features.device)
     workers = pick_workers(config.workers, features.device)
-    pairs, more_notes, found = _open_pairs(train, plan, config.seed, unfinished)
-    head = make_head(features.backbone.dim, plan.preset, config.seed).to(features.device)
     losses = train_epochs(
         "head",
         {"head": head},
-        make_optimizer(head, plan),
-        lambda epoch: _batches(features, dataclasses.replace(pairs, epoch=epoch), plan, workers, unfinished),
-        lambda batch: (_loss(head, batch, plan.preset),),
-        decay(plan),
-        plan.epochs,
+        make_optimizer(head, preset),
+        lambda epoch: _batches(features, dataclasses.replace(pairs, epoch=epoch), workers, cache),
+        lambda batch: (head_loss(head, *batch, preset),),
+        decay(preset),
+        preset.epochs,
         config.seed,
-        unfinished,
+        cache,
     )
-    num_steps = len(pairs) // plan.batch_size * plan.epochs
-    parts = [unfinished.arrays(_lost(epoch), dict)["problems"].tolist() for epoch in range(plan.epochs)]
-    problems = dict.fromkeys(line for part in (found, *parts) for line in part)
-    return FittedHead(head.eval(), plan, losses, num_steps, notes + more_notes, tuple(problems))
+    num_steps = len(pairs) // preset.batch_size * preset.epochs
+    details = {
+        "losses": [round(loss, 6) for loss in losses],
+        "head_dim": head.exemplar.out_channels,
+        "head_scale": head.scale,
+        "epochs": preset.epochs,
+        "learning_rate": preset.learning_rate,
+        "batch_size": preset.batch_size,
+        "pairs_per_sequence": preset.pairs_per_sequence,
+        "num_steps": num_steps,
+    }
+    for epoch in range(preset.epochs):
+        problems += cache.arrays(_unread(epoch), dict)["problems"].tolist()
+    notes = (*notes, *more_notes, *_doubts(losses, num_steps))
+    return FittedHead(head.eval(), details, notes, tuple(dict.fromkeys(problems)))
 
 
-def _lost(epoch: int) -> str:
-    """Name the part of an epoch that says which images could not be read in it."""
-    return f"unread by the head in epoch {epoch}"
-
-
-def make_optimizer(head: Head, plan: Plan) -> torch.optim.Optimizer:
+def make_optimizer(head: Head, preset: Preset) -> torch.optim.Optimizer:
     """Return the optimizer of the preset."""
-    if plan.preset.optimizer == "adam":
-        return torch.optim.Adam(head.parameters(), plan.learning_rate, weight_decay=plan.preset.weight_decay)
-    return torch.optim.SGD(head.parameters(), plan.learning_rate, MOMENTUM, weight_decay=plan.preset.weight_decay)
+    if preset.optimizer == "adam":
+        return torch.optim.Adam(head.parameters(), preset.learning_rate, weight_decay=preset.weight_decay)
+    return torch.optim.SGD(head.parameters(), preset.learning_rate, MOMENTUM, weight_decay=preset.weight_decay)
 
 
-def decay(plan: Plan) -> Callable[[int], float]:
-    """Return the factor on the learning rate of each epoch."""
-    if plan.preset.final_learning_rate is None:
-        return step_decay(plan.epochs, QUARTERS)
-    gamma = (plan.preset.final_learning_rate / plan.learning_rate) ** (1 / plan.epochs)
+def decay(preset: Preset) -> Callable[[int], float]:
+    """Return the factor on the learning rate as a function of the epoch."""
+    if preset.final_learning_rate is None:
+        return step_decay(preset.epochs, QUARTERS)
+    gamma = (preset.final_learning_rate / preset.learning_rate) ** (1 / preset.epochs)
     return lambda epoch: float(gamma**epoch)
 
 
-def _fill_epochs(plan: Plan, num_sequences: int, was_asked: bool) -> tuple[Plan, tuple[str, ...]]:
-    """Take more pairs per sequence where an epoch of few sequences would be too short to learn from.
+def head_loss(head: Head, exemplars: Tensor, searches: Tensor, shifts: Tensor, stride: int, preset: Preset) -> Tensor:
+    """Return the loss of a batch of feature maps (batch, dim, h, w), with the targets' shifts in cells (batch, 2)."""
+    responses = head(exemplars, searches)
+    labels = make_labels(responses.shape[-1], preset.positive_distance / stride, shifts)
+    return LOSSES[preset.loss](responses, labels)
+
+
+def make_labels(num_cells: int, positive_distance: float, shifts: Tensor) -> Tensor:
+    """Return labels of 0 and 1 (batch, num_cells, num_cells): 1 where |dy| + |dx| from the target is small enough.
+
+    Distances are in cells; `shifts` (batch, 2) are the targets' y, x from the middle of the map.
+    """
+    places = torch.arange(num_cells, device=shifts.device) - (num_cells - 1) / 2
+    dy, dx = ((places - shift[:, None]).abs() for shift in shifts.T)
+    near: Tensor = dy[:, :, None] + dx[:, None, :] <= positive_distance
+    return near.float()
+
+
+def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean of the focal cross-entropies, divided by the mean of their weights.
+
+    Gradients run through the weights too. The loss is 0 where all cells are certain beyond single precision.
+    """
+    probability = logits.sigmoid()
+    positive, negative = labels * (1 - probability) ** FOCUS, (1 - labels) * probability**FOCUS
+    losses = -positive * nn.functional.logsigmoid(logits) - negative * nn.functional.logsigmoid(-logits)
+    weight = (positive + negative).mean().clamp_min(torch.finfo(logits.dtype).tiny)
+    return (losses / weight).mean()
+
+
+def balanced_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy in which positives and negatives of the batch have half of the weight each."""
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    positive, negative = labels / labels.sum(), (1 - labels) / (1 - labels).sum()
+    return ((positive + negative) / 2 * losses).sum()
+
+
+LOSSES = {"focal": focal_loss, "balanced": balanced_loss}
+
+
+def _fill_epochs(preset: Preset, num_sequences: int, is_set: bool) -> tuple[Preset, tuple[str, ...]]:
+    """Take more pairs per sequence where few sequences would give an epoch of too few steps.
 
     The published schedules are made for the 9,335 sequences of GOT-10k: 1,166 steps an epoch.
     """
-    steps = num_sequences * plan.pairs_per_sequence // plan.batch_size
-    if was_asked and not steps:
+    steps = num_sequences * preset.pairs_per_sequence // preset.batch_size
+    if is_set and not steps:
         raise UserError(
-            f"pairs_per_sequence: {plan.pairs_per_sequence} of {num_sequences} sequences fill no batch of "
-            f"{plan.batch_size}; ask for {math.ceil(plan.batch_size / num_sequences)}, or a smaller batch_size"
+            f"pairs_per_sequence: {preset.pairs_per_sequence} of {num_sequences} sequences fill no batch of "
+            f"{preset.batch_size}; set {math.ceil(preset.batch_size / num_sequences)}, or a smaller batch_size"
         )
-    if was_asked or steps >= FEWEST_STEPS:
-        return plan, ()
-    needed = math.ceil(FEWEST_STEPS * plan.batch_size / num_sequences)
+    if is_set or steps >= MIN_STEPS:
+        return preset, ()
+    needed = math.ceil(MIN_STEPS * preset.batch_size / num_sequences)
     note = (
-        f"pairs_per_sequence: {needed} instead of {plan.pairs_per_sequence}, for an epoch of {num_sequences} training "
-        f"sequences would have {steps} steps"
+        f"pairs_per_sequence: {needed} instead of {preset.pairs_per_sequence}, because an epoch of {num_sequences} "
+        f"training sequences would have {steps} steps"
     )
-    return plan._replace(pairs_per_sequence=needed), (note,)
+    return dataclasses.replace(preset, pairs_per_sequence=needed), (note,)
 
 
 def _open_pairs(
-    train: Sequences, plan: Plan, seed: int, unfinished: Unfinished
+    train: Sequences, preset: Preset, seed: int, cache: ResumeCache
 ) -> tuple[TrainingPairs, tuple[str, ...], list[str]]:
-    """Find the frames to train on; returns what is to be noted, and a line for each image that cannot be read."""
-    sizes = unfinished.arrays("sizes of training images", lambda: first_sizes(train.sequences, num_cores()))
+    """Find the frames to train on; returns notes, and a line for each image that cannot be read."""
+    sizes = cache.arrays("sizes of training images", lambda: first_sizes(train.sequences, num_cores()))
     frames = tuple(
         usable_frames(sequence, height, width)
         for sequence, (height, width) in zip(train.sequences, sizes["sizes"].tolist(), strict=True)
@@ -138,42 +174,44 @@ def _open_pairs(
             "20 to 500 pixels, at most half as large as the image; name another train_data",
             *problems[:3],
         )
-    note = f"{left_out} of {len(frames)} training sequences have fewer than two usable frames; others stand in for them"
-    pairs = TrainingPairs(train.sequences, frames, plan.pairs_per_sequence, plan.preset, seed, epoch=0)
-    return pairs, (note,) if left_out else (), problems
-
-
-class _Batch(NamedTuple):
-    """Maps (batch, dim, h, w) of exemplars and search crops, and the targets' places in these, in cells (batch, 2)."""
-
-    exemplars: Tensor
-    searches: Tensor
-    stride: int
-    shifts: Tensor
+    note = f"{left_out} of {len(frames)} training sequences have fewer than two usable frames; others replace them"
+    return TrainingPairs(train.sequences, frames, preset, seed, epoch=0), (note,) if left_out else (), problems
 
 
 def _batches(
-    features: DenseFeatures, pairs: TrainingPairs, plan: Plan, workers: int, unfinished: Unfinished
-) -> Iterator[_Batch]:
-    """Yield the whole batches of an epoch, and keep a line on each image that cannot be read."""
+    features: DenseFeatures, pairs: TrainingPairs, workers: int, cache: ResumeCache
+) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+    """Yield the full batches of an epoch as feature maps, shifts in cells and stride; store the read errors."""
     problems: list[str] = []
+    preset = pairs.preset
     order = random_stream(pairs.seed, pairs.epoch, 0, ORDER).permutation(len(pairs)).tolist()
-    size = plan.batch_size
+    size = preset.batch_size
     batches = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
-    title = f"head, epoch {pairs.epoch + 1} of {plan.epochs}"
-    for batch in load_image_batches(pairs, as_packed, batches, workers, title):
+    title = f"head, epoch {pairs.epoch + 1} of {preset.epochs}"
+    for batch in load_image_batches(pairs, _unchanged, batches, workers, title):
         problems += batch.problems
         if not len(batch.positions):
             continue
-        # Tensors of inference mode cannot take part in a backward pass; their clones can.
-        exemplars, searches = (features(crops).clone() for crops in unpack(batch.pixels, plan.preset))
-        stride = stride_of(plan.preset.train_size, searches.shape[-1])
+        # Inference tensors cannot take part in a backward pass, but their clones can.
+        exemplars, searches = (features(crops).clone() for crops in unpack(batch.pixels, preset))
+        stride = round(preset.train_size / searches.shape[-1])
         shifts = torch.from_numpy(pairs.shifts(batch.positions.tolist())).to(features.device)
-        yield _Batch(exemplars, searches, stride, shifts / stride)
-    unfinished.arrays(_lost(pairs.epoch), lambda: {"problems": np.array(problems, str)})
+        yield exemplars, searches, shifts / stride, stride
+    cache.arrays(_unread(pairs.epoch), lambda: {"problems": np.array(problems, str)})
 
 
-def _loss(head: Head, batch: _Batch, preset: Preset) -> Tensor:
-    responses = head(batch.exemplars, batch.searches)
-    labels = make_labels(responses.shape[-1], preset.positive_distance / batch.stride, batch.shifts)
-    return LOSSES[preset.loss](responses, labels)
+def _unchanged(image: Pixels, position: int) -> Pixels:
+    return image
+
+
+def _unread(epoch: int) -> str:
+    """Return the name under which the read errors of an epoch are stored."""
+    return f"unread by the head in epoch {epoch}"
+
+
+def _doubts(losses: list[float], num_steps: int) -> Iterator[str]:
+    if len(losses) > 1 and losses[-1] >= losses[0]:
+        yield f"the loss of the head did not fall, from {losses[0]:.3g} to {losses[-1]:.3g}; try another learning_rate"
+    if num_steps < FEW_STEPS:
+        advice = "raise pairs_per_sequence or epochs"
+        yield f"the head was trained for {num_steps} steps, in the release for 58,300; {advice}"

@@ -1,6 +1,6 @@
-"""The protocol `tracking`: a tracker on frozen features follows one box through sequences or a video (§a)."""
+"""The protocol `tracking`: a tracker, by default SiamFC on the backbone, follows a box through sequences or a video."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -14,73 +14,160 @@ from cyclecontrast.data.decode import DecodedFrame
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.tracking_sequences import Sequence, Sequences, check_in_image
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.result import DataInfo, Json
-from cyclecontrast.evaluation.tracking.follow import follow
-from cyclecontrast.evaluation.tracking.open_data import TrackingData, open_data
-from cyclecontrast.evaluation.tracking.records import FROM_SIXTH, to_table
-from cyclecontrast.evaluation.tracking.scores import score
-from cyclecontrast.evaluation.tracking.siamfc import OF_TRAINING, prepare_tracker
-from cyclecontrast.evaluation.tracking.tracker import IdentityTracker, PerfectTracker, PreparedTracker, Tracker
-from cyclecontrast.evaluation.tracking.video_file import VideoFile, draw, write_video
-from cyclecontrast.evaluation.two_steps import Predictions
-from cyclecontrast.evaluation.unfinished import Arrays, Unfinished
+from cyclecontrast.evaluation.predictions import DataInfo, Json, Record
+from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
+from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
+from cyclecontrast.evaluation.tracking.data import (
+    FROM_SIXTH,
+    TrackingData,
+    VideoFile,
+    draw_box,
+    open_data,
+    write_video,
+)
+from cyclecontrast.evaluation.tracking.fit_head import OPTIONS, FittedHead, fit_head
+from cyclecontrast.evaluation.tracking.scores import (
+    Tracked,
+    from_table,
+    plot_scores,
+    read_results,
+    score_tracker,
+    to_table,
+    trackers_in,
+    zip_results,
+)
+from cyclecontrast.evaluation.tracking.siamfc import PRESETS, DenseFeatures, SiamFC, make_head
+from cyclecontrast.evaluation.tracking.tracker import IdentityTracker, PerfectTracker, Tracker, follow
 from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.models.hardware import pick_device
+
+OF_TRAINING = (*OPTIONS, "train_data")
+GOT10K_NOTES = (
+    "ao, sr_50, sr_75: over all frames but the first of each sequence",
+    "success, precision, success_rate: the mean over sequences, with their first frames",
+    "frames without a visible target (cover 0) are not counted",
+)
+NO_TRUTH_NOTE = "no metrics: only the server of GOT-10k knows the true boxes; upload the file that ends in .boxes.zip"
 
 T = TypeVar("T")
 
-__all__ = ["describe", "open_data", "predict", "score"]
-
 
 class _UnreadableFrameError(UserError):
-    """Damages its sequence, and no other."""
+    """An error that leaves out its sequence, but no other."""
 
 
-def describe(data: TrackingData, config: TrackingConfig) -> DataInfo:
-    """Name the sequences that train the head and those that are tracked."""
-    train = len(data.train) if data.train else 0
-    if isinstance(data.test, VideoFile):
-        return DataInfo(str(config.data), data.fingerprint, train, 1)
-    tested = sum(not sequence.name.endswith(FROM_SIXTH) for sequence in data.test.sequences)
-    return DataInfo(str(config.data), data.fingerprint, train, tested)
+class Tracking(Protocol[TrackingConfig, TrackingData]):
+    """Success and precision of a tracker on OTB or GOT-10k, or its boxes in a video."""
+
+    name = "tracking"
+    config_class = TrackingConfig
+
+    def open(self) -> TrackingData:
+        """Open what is tracked and what trains the head; raises UserError with all problems."""
+        return open_data(self.config)
+
+    def describe(self, data: TrackingData) -> DataInfo:
+        """Count the sequences that train the head and those that are tracked."""
+        train = len(data.train) if data.train else 0
+        tested = 1
+        if isinstance(data.test, Sequences):
+            tested = sum(not sequence.name.endswith(FROM_SIXTH) for sequence in data.test.sequences)
+        return DataInfo(str(self.config.data), data.fingerprint, train, tested)
+
+    def predict(self, backbone: Backbone, data: TrackingData, cache: ResumeCache) -> Predictions:
+        """Train the head where there is one, then track every sequence."""
+        tracker, head = make_tracker(backbone, data.train, self.config, cache)
+        problems = [*(data.train.problems if data.train else ()), *head.problems]
+        if isinstance(data.test, VideoFile):
+            tables = [_track_video(tracker, data.test, self.config, cache, problems)]
+        else:
+            problems += data.test.problems
+            tables = list(_track_sequences(tracker, data.test, self.config, cache, problems))
+        if not tables:
+            raise UserError(f"{self.config.data}: no sequence could be tracked", *problems)
+        table = pa.concat_tables(tables)
+        layout = "video" if isinstance(data.test, VideoFile) else data.test.layout
+        details = {**head.details, "layout": layout, "num_frames": len(table), **_speed(table)}
+        found = self.describe(data)
+        left_out = len(data.test.sequences) - len(tables) if isinstance(data.test, Sequences) else 0
+        return Predictions(
+            table,
+            _tag(self.config, head),
+            (*data.notes, *head.notes, *(_video_notes(self.config, details) if layout == "video" else ())),
+            problems,
+            details,
+            (found.num_train, found.num_test - left_out),
+            frozenset({"train", "exact_geometry", "fix_scale_penalty", "box", *(() if data.train else OF_TRAINING)}),
+        )
+
+    def score(self, record: Record) -> Score:
+        """Score the boxes, and those of other trackers beside them; the boxes of a video are only listed."""
+        layout = record.about.details["layout"]
+        tracked = from_table(record.table)
+        if layout == "video":
+            return Score({}, {"boxes": next(iter(tracked.values())).predicted.tolist()})
+        truth = select_sequences(tracked, self.config.toolkit)
+        files = {"boxes.zip": zip_results(truth, layout)}
+        if any(np.isnan(item.truth).any() for item in truth.values()):
+            frames = {name: {"frames": len(item.truth)} for name, item in truth.items()}
+            return Score({}, {"sequences": frames}, notes=(NO_TRUTH_NOTE,), files=files)
+        boxes = {name: item.predicted for name, item in truth.items()}
+        ours = score_tracker(boxes, truth, self.config.toolkit, layout)
+        others, notes = _score_others(self.config, tracked, truth, layout)
+        if layout == self.config.toolkit == "got10k":
+            notes = [*GOT10K_NOTES, *notes]
+        name = record.about.model.name if self.config.tracker == "siamfc" else self.config.tracker
+        return Score(
+            ours["mean"],
+            {**ours, "others": others},
+            f"toolkit={self.config.toolkit}",
+            notes,
+            files | plot_scores({name: ours, **others}),
+        )
 
 
-def predict(backbone: Backbone, data: TrackingData, config: TrackingConfig, unfinished: Unfinished) -> Predictions:
-    """Train the head where there is one, then track; what was tracked before a stop is not tracked again."""
-    prepared = _prepare(backbone, data, config, unfinished)
-    problems = [*(data.train.problems if data.train else ()), *prepared.problems]
-    if isinstance(data.test, VideoFile):
-        tables = [_track_video(prepared.tracker, data.test, config, unfinished, problems)]
+def make_tracker(
+    backbone: Backbone, train: Sequences | None, config: TrackingConfig, cache: ResumeCache
+) -> tuple[Tracker, FittedHead]:
+    """Return the tracker of the config, and the head that was trained for it: one without layers where `train` is None.
+
+    The tracker `perfect` is made anew for each sequence. Raises UserError where the head cannot be trained.
+    """
+    preset = PRESETS[config.preset]
+    raw = FittedHead(make_head(backbone.dim, preset, None), {}, (), ())
+    if config.tracker != "siamfc":
+        return IdentityTracker(), raw
+    features = DenseFeatures(backbone, pick_device(config.device))
+    if train is not None:
+        head = fit_head(features, train, config, cache)
     else:
-        problems += data.test.problems
-        tables = list(_track_sequences(prepared.tracker, data.test, config, unfinished, problems))
-    if not tables:
-        raise UserError(f"{config.data}: no sequence could be tracked", *problems)
-    table = pa.concat_tables(tables)
-    layout = "video" if isinstance(data.test, VideoFile) else data.test.layout
-    details = {**prepared.details, "layout": layout, "num_frames": len(table), **_speed(table)}
-    notes = (*data.notes, *prepared.notes, *(_video_notes(config, details) if layout == "video" else ()))
-    listed = describe(data, config)
-    lost = 0 if isinstance(data.test, VideoFile) else len(data.test.sequences) - len(tables)
-    used = (listed.num_train, listed.num_test - lost)
-    idle = {"train", "exact_geometry", "fix_scale_penalty", "box", *(() if data.train else OF_TRAINING)}
-    return Predictions(table, prepared.tag, notes, tuple(problems), details, used, frozenset(idle))
+        unused = [name for name in OF_TRAINING if name in config.model_fields_set]
+        notes = (f"{' and '.join(unused)} had no effect: no head is trained",) if unused else ()
+        head = raw._replace(notes=notes)
+    return (
+        SiamFC(features, head.head, preset.exemplar_size, config.exact_geometry, config.fix_scale_penalty),
+        head,
+    )
 
 
-def _prepare(backbone: Backbone, data: TrackingData, config: TrackingConfig, unfinished: Unfinished) -> PreparedTracker:
-    if config.tracker == "siamfc":
-        return prepare_tracker(backbone, config, data.train, unfinished)
-    return PreparedTracker(IdentityTracker(), f"tracking tracker={config.tracker}")
+def _tag(config: TrackingConfig, head: FittedHead) -> str:
+    if config.tracker != "siamfc":
+        return f"tracking tracker={config.tracker}"
+    trained = f"trained epochs={head.details['epochs']}" if head.details else "raw"
+    geometry = " geometry=exact" if config.exact_geometry else ""
+    penalty = " scale_penalty=fixed" if config.fix_scale_penalty else ""
+    return f"tracking tracker=siamfc preset={config.preset} head={trained}{geometry}{penalty}"
 
 
 def _track_sequences(
-    tracker: Tracker, data: Sequences, config: TrackingConfig, unfinished: Unfinished, problems: list[str]
+    tracker: Tracker, data: Sequences, config: TrackingConfig, cache: ResumeCache, problems: list[str]
 ) -> Iterator[pa.Table]:
     for position, sequence in enumerate(data.sequences):
         title = f"{sequence.name} {position + 1}/{len(data)}"
         tracker = PerfectTracker(sequence.boxes) if config.tracker == "perfect" else tracker
-        images = _watched(_images(sequence), title, len(sequence))
+        images = _with_progress(_images(sequence), title, len(sequence))
         try:
-            made = unfinished.arrays(
+            made = cache.arrays(
                 f"tracked-{position}-{sequence.name}", partial(follow, tracker, images, sequence.boxes[0])
             )
         except _UnreadableFrameError as error:
@@ -101,36 +188,68 @@ def _images(sequence: Sequence) -> Iterator[Pixels]:
 
 
 def _track_video(
-    tracker: Tracker, video: VideoFile, config: TrackingConfig, unfinished: Unfinished, problems: list[str]
+    tracker: Tracker, video: VideoFile, config: TrackingConfig, cache: ResumeCache, problems: list[str]
 ) -> pa.Table:
     def make() -> Arrays:
         notices: list[str] = []
-        images = _watched((frame.image for frame in video.frames(notices)), video.path.name)
+        images = _with_progress((frame.image for frame in video.frames(notices)), video.path.name)
         return {**follow(tracker, images, video.box), "notices": np.array(notices, dtype=str)}
 
-    made = unfinished.arrays("tracked", make)
+    made = cache.arrays("tracked", make)
     problems += made["notices"].tolist()
     if config.save is not None:
-        frames = zip(_watched(video.frames(), config.save.name, len(made["boxes"])), made["boxes"], strict=False)
-        write_video(config.save, (DecodedFrame(draw(frame.image, box), frame.time) for frame, box in frames))
+        frames = _with_progress(video.frames(), config.save.name, len(made["boxes"]))
+        drawn = (
+            DecodedFrame(draw_box(frame.image, box), frame.time)
+            for frame, box in zip(frames, made["boxes"], strict=False)
+        )
+        write_video(config.save, drawn)
     return to_table(video.path.name, made)
 
 
-def _watched(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
-    """Show a progress bar where someone watches."""
+def _with_progress(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
+    """Show a progress bar in a terminal."""
     console = Console(stderr=True)
     return track(items, title, total, console=console, disable=not console.is_terminal, transient=True)
 
 
 def _video_notes(config: TrackingConfig, details: Json) -> Iterator[str]:
-    speed = f", {details['frames_per_second']} a second" if "frames_per_second" in details else ""
+    speed = f", {details['frames_per_second']} per second" if "frames_per_second" in details else ""
     yield f"tracked {details['num_frames']:,} frames{speed}"
     if config.save is not None:
         yield f"the boxes are drawn in {config.save}"
 
 
 def _speed(table: pa.Table) -> Json:
-    """Return frames per second of the tracker alone, first frames aside, as the GOT-10k toolkit times it."""
+    """Return frames per second of the tracker alone, without first frames, as the GOT-10k toolkit times it."""
     updates = table["seconds"].to_numpy()[table["frame"].to_numpy() > 0]
     total = float(updates.sum())
     return {"frames_per_second": round(len(updates) / total, 1)} if total > 0 else {}
+
+
+def select_sequences(tracked: Mapping[str, Tracked], toolkit: str) -> dict[str, Tracked]:
+    """Return the sequences that a toolkit scores: Tiger1 has 354 frames there, or the 349 from the sixth on."""
+    sequences = {name: item for name, item in tracked.items() if not name.endswith(FROM_SIXTH)}
+    if toolkit == "official":
+        later = ((name, item) for name, item in tracked.items() if name.endswith(FROM_SIXTH))
+        sequences |= {name.removesuffix(FROM_SIXTH): item for name, item in later}
+    return sequences
+
+
+def _score_others(
+    config: TrackingConfig, tracked: Mapping[str, Tracked], truth: Mapping[str, Tracked], layout: str
+) -> tuple[dict[str, Json], list[str]]:
+    """Score each other tracker on the sequences in its folder; returns notes with its metrics and its problems too."""
+    lengths = {name: len(item.truth) for name, item in truth.items()}
+    skipped = {name: len(tracked[name].truth) - length for name, length in lengths.items()}
+    scores: dict[str, Json] = {}
+    notes = []
+    for folder in trackers_in(config.others) if config.others is not None else ():
+        boxes, problems = read_results(folder, lengths, skipped)
+        if boxes:
+            scores[folder.name] = score_tracker(boxes, truth, config.toolkit, layout)
+            metrics = scores[folder.name]["mean"]
+            numbers = ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
+            notes.append(f"others: {folder.name}, {len(boxes)} of {len(truth)} sequences: {numbers}")
+        notes += [f"others: {problem}; left out" for problem in problems]
+    return scores, notes

@@ -1,71 +1,271 @@
-"""The score of tracking from the record alone: ours, and results of other trackers beside it."""
+"""Boxes on disk → success and precision, as the GOT-10k toolkit or the authors of OTB compute them.
 
-from collections.abc import Mapping
+A record has a row for each frame. Results of other trackers are files as the GOT-10k toolkit writes them, a line
+x,y,w,h for each frame: <tracker>/<sequence>.txt for OTB, <tracker>/<sequence>/<sequence>_001.txt for GOT-10k.
+"""
 
-from cyclecontrast.config import TrackingConfig
-from cyclecontrast.evaluation.record import Record
-from cyclecontrast.evaluation.tracking.plots import Curve, plot_precision, plot_success
-from cyclecontrast.evaluation.tracking.records import FROM_SIXTH, Tracked, from_table
-from cyclecontrast.evaluation.tracking.rules import Rules, TrackerScore, score_tracker
-from cyclecontrast.evaluation.tracking.toolkit_files import read_results, trackers_in, zip_results
-from cyclecontrast.evaluation.two_steps import Score
+import io
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
 
-GOT10K_NOTES = (
-    "ao, sr_50, sr_75: over all frames but the first of each sequence",
-    "success, precision, success_rate: the mean over sequences, first frames counted",
-    "frames in which the target is out of sight (cover 0) count in none",
+import numpy as np
+import pyarrow as pa
+
+from cyclecontrast.charts import COLORS, new_figure, save_figure
+from cyclecontrast.data.tracking_sequences import Sequence, read_rows
+from cyclecontrast.errors import UserError
+from cyclecontrast.evaluation.metrics import (
+    Floats,
+    Masks,
+    center_errors,
+    official_center_errors,
+    official_overlaps,
+    overlaps,
+    precision_curve,
+    success_curve,
 )
-NO_TRUTH_NOTE = "no metrics: only the server of GOT-10k knows the true boxes; it takes the file that ends in .boxes.zip"
+from cyclecontrast.evaluation.predictions import Json
+from cyclecontrast.evaluation.resume_cache import Arrays
+
+PRECISION_AT = 20
+"""Pixels."""
+BOX = ("x", "y", "w", "h")
+SCHEMA = pa.schema(
+    [
+        ("sequence", pa.string()),
+        ("frame", pa.int32()),
+        *((name, pa.float64()) for name in BOX),
+        *((f"true_{name}", pa.float64()) for name in BOX),
+        ("visible", pa.bool_()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("seconds", pa.float64()),
+    ]
+)
+ONE_OF_TWO = "human4.2"
+"""Human4, in lists that count its empty file of boxes as a first target."""
+REPETITION = "_001"
+MAX_NAMED = 3
+LINE_STYLES = ("-", "--", "-.", ":")
+MAX_INSIDE = 12
+"""Number of lines up to which a legend is inside its plot."""
 
 
-def score(record: Record, config: TrackingConfig) -> Score:
-    """Score the tracked boxes, and those of other trackers beside them; a video's boxes are given as they are."""
-    layout = record.about.details["layout"]
-    tracked = from_table(record.table)
-    if layout == "video":
-        return Score({}, {"boxes": next(iter(tracked.values())).predicted.tolist()})
-    truth = as_toolkit_has_it(tracked, config.toolkit)
-    files = {"boxes.zip": zip_results(truth, layout)}
-    if not all(item.has_truth for item in truth.values()):
-        frames = {name: {"frames": len(item.truth)} for name, item in truth.items()}
-        return Score({}, {"sequences": frames}, notes=(NO_TRUTH_NOTE,), files=files)
-    rules = Rules(config.toolkit, layout)
-    ours = score_tracker({name: item.predicted for name, item in truth.items()}, truth, rules)
-    later = {name: len(tracked[name].truth) - len(item.truth) for name, item in truth.items()}
-    others, said = _score_others(config, truth, rules, later)
-    per_item = {**ours.to_json(), "others": {name: item.to_json() for name, item in others.items()}}
-    notes = GOT10K_NOTES + said if rules.as_got10k else said
-    name = record.about.model.name if config.tracker == "siamfc" else config.tracker
-    plots = _plots({name: ours, **others})
-    return Score(ours.metrics, per_item, f"toolkit={config.toolkit}", notes, files | plots)
+class Tracked(NamedTuple):
+    """A tracked sequence: predicted and true boxes (num_frames, 4), nan where unknown, and more per frame.
+
+    `visible` says whether the target can be seen; `image_sizes` are width and height (num_frames, 2).
+    """
+
+    predicted: Floats
+    truth: Floats
+    visible: Masks
+    image_sizes: Floats
+    seconds: Floats
 
 
-def as_toolkit_has_it(tracked: Mapping[str, Tracked], toolkit: str) -> dict[str, Tracked]:
-    """Return the sequences with Tiger1 as this toolkit has it: of 354 frames, or of the 349 from the sixth on."""
-    sequences = {name: item for name, item in tracked.items() if not name.endswith(FROM_SIXTH)}
+def to_table(name: str, made: Arrays, sequence: Sequence | None = None) -> pa.Table:
+    """Return the rows of a tracked sequence; boxes are rounded as the GOT-10k toolkit writes them."""
+    num = len(made["boxes"])
+    truth = np.full((num, 4), np.nan)
+    if sequence is not None:
+        truth[: len(sequence.boxes)] = sequence.boxes
+    columns = {
+        "sequence": [name] * num,
+        "frame": np.arange(num),
+        **dict(zip(BOX, made["boxes"].round(3).T, strict=True)),
+        **{f"true_{name}": pa.array(column, from_pandas=True) for name, column in zip(BOX, truth.T, strict=True)},
+        "visible": np.ones(num, bool) if sequence is None else visible_frames(sequence),
+        "width": made["image_sizes"][:, 0],
+        "height": made["image_sizes"][:, 1],
+        "seconds": made["seconds"],
+    }
+    return pa.Table.from_pydict(columns, schema=SCHEMA)
+
+
+def visible_frames(sequence: Sequence) -> Masks:
+    """Return whether the target can be seen in each frame (num_frames,): by its cover, or else by marks of absence."""
+    if sequence.cover is not None:
+        return sequence.cover > 0
+    return np.ones(len(sequence), bool) if sequence.absent is None else ~sequence.absent
+
+
+def from_table(table: pa.Table) -> dict[str, Tracked]:
+    """Return the tracked sequences by name, in the order of the record."""
+    names = table["sequence"].to_numpy()
+    starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
+    ends = np.r_[starts[1:], len(names)]
+    return {names[start]: _tracked(table.slice(start, end - start)) for start, end in zip(starts, ends, strict=True)}
+
+
+def _tracked(rows: pa.Table) -> Tracked:
+    def columns(*names: str) -> Floats:
+        return np.stack([rows[name].cast(pa.float64()).to_numpy() for name in names], axis=1)
+
+    return Tracked(
+        columns(*BOX),
+        columns(*(f"true_{name}" for name in BOX)),
+        rows["visible"].to_numpy(),
+        columns("width", "height"),
+        columns("seconds")[:, 0],
+    )
+
+
+def score_tracker(predicted: Mapping[str, Floats], truth: Mapping[str, Tracked], toolkit: str, layout: str) -> Json:
+    """Average the curves of the predicted sequences, each counting the same; the first frame counts.
+
+    `toolkit` (got10k, official) says whose formulas, `layout` (got10k, otb) which data set. Returns `mean`,
+    `success_curve`, `precision_curve`, and `sequences` with the same numbers for each.
+    """
+    curves = {name: _curves(boxes, truth[name], toolkit, layout) for name, boxes in predicted.items()}
+    success, precision = (np.mean(curve, axis=0) for curve in zip(*curves.values(), strict=True))
+    metrics = _read_curves(success, precision)
+    if toolkit == layout == "got10k":
+        visible = [_visible_overlaps(boxes, truth[name]) for name, boxes in predicted.items()]
+        metrics = _average_overlap(visible) | metrics
+    return {
+        "mean": metrics,
+        "success_curve": success.tolist(),
+        "precision_curve": precision.tolist(),
+        "sequences": {name: {**_read_curves(*pair), "frames": len(predicted[name])} for name, pair in curves.items()},
+    }
+
+
+def _curves(predicted: Floats, item: Tracked, toolkit: str, layout: str) -> tuple[Floats, Floats]:
+    """Return the success and the precision curve of a sequence.
+
+    GOT-10k has no valid box where the target cannot be seen; OTB does not say where that is. The GOT-10k toolkit has
+    101 thresholds on its own data, and clips boxes to the image.
+    """
+    counted = item.visible | (layout == "otb")
+    counted[0] = True
+    boxes, truth = np.concatenate([item.truth[:1], predicted[1:]])[counted], item.truth[counted]
     if toolkit == "official":
-        later = ((name, item) for name, item in tracked.items() if name.endswith(FROM_SIXTH))
-        sequences |= {name.removesuffix(FROM_SIXTH): item for name, item in later}
-    return sequences
+        return success_curve(official_overlaps(boxes, truth)), precision_curve(official_center_errors(boxes, truth))
+    errors = precision_curve(center_errors(boxes, truth))
+    if layout == "otb":
+        return success_curve(overlaps(boxes, truth)), errors
+    return success_curve(overlaps(boxes, truth, item.image_sizes[counted]), 101), errors
 
 
-def _score_others(
-    config: TrackingConfig, truth: Mapping[str, Tracked], rules: Rules, later: Mapping[str, int]
-) -> tuple[dict[str, TrackerScore], tuple[str, ...]]:
-    """Score each tracker over the sequences that its folder holds; the lines say how good it is, and what is wrong."""
-    lengths = {name: len(item.truth) for name, item in truth.items()}
-    scores, notes = {}, []
-    for folder in trackers_in(config.others) if config.others is not None else ():
-        results = read_results(folder, lengths, later)
-        if results.boxes:
-            scores[folder.name] = score_tracker(results.boxes, truth, rules)
-            numbers = ", ".join(f"{name} {100 * value:.2f} %" for name, value in scores[folder.name].metrics.items())
-            notes.append(f"others: {folder.name}, {len(results.boxes)} of {len(truth)} sequences: {numbers}")
-        notes += [f"others: {problem}; left out" for problem in results.problems]
-    return scores, tuple(notes)
+def _read_curves(success: Floats, precision: Floats) -> dict[str, float]:
+    return {
+        "success": float(success.mean()),
+        "precision": float(precision[PRECISION_AT]),
+        "success_rate": float(success[len(success) // 2]),
+    }
 
 
-def _plots(scores: Mapping[str, TrackerScore]) -> dict[str, bytes]:
-    success = {name: Curve(item.success, item.metrics["success"]) for name, item in scores.items()}
-    precision = {name: Curve(item.precision, item.metrics["precision"]) for name, item in scores.items()}
-    return {"success.png": plot_success(success), "precision.png": plot_precision(precision)}
+def _visible_overlaps(predicted: Floats, item: Tracked) -> Floats:
+    return overlaps(predicted[1:], item.truth[1:], item.image_sizes[1:])[item.visible[1:]]
+
+
+def _average_overlap(by_sequence: list[Floats]) -> dict[str, float]:
+    """Return GOT-10k's own metrics, means over the frames of all sequences together."""
+    overlap = np.concatenate(by_sequence)
+    if not len(overlap):
+        return {}
+    return {
+        "ao": float(overlap.mean()),
+        "sr_50": float((overlap > 0.5).mean()),
+        "sr_75": float((overlap > 0.75).mean()),
+    }
+
+
+def trackers_in(folder: Path) -> list[Path]:
+    """Return the folders of trackers; raises UserError where there are none."""
+    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    found = [path for path in found if not path.name.startswith(".")]
+    if not found:
+        raise UserError(f"others: {folder}: holds no folders of trackers; name one that holds <tracker>/<sequence>.txt")
+    return found
+
+
+def read_results(
+    folder: Path, lengths: Mapping[str, int], skipped: Mapping[str, int]
+) -> tuple[dict[str, Floats], list[str]]:
+    """Read a tracker's boxes (num_frames, 4) for the sequences of these lengths; returns a line for each problem too.
+
+    A file may begin `skipped` frames before the sequence: its first rows are then ignored.
+    """
+    paths = {same_name(path.stem.removesuffix(REPETITION)): path for path in _result_files(folder)}
+    boxes: dict[str, Floats] = {}
+    problems: list[str] = []
+    missing = []
+    for name, length in lengths.items():
+        path = paths.get(same_name(name))
+        if path is None:
+            missing.append(name)
+            continue
+        try:
+            boxes[name] = _read_boxes(path, length, skipped.get(name, 0))
+        except UserError as error:
+            problems += error.problems
+    if missing:
+        named = ", ".join(missing[:MAX_NAMED]) + (", ..." if len(missing) > MAX_NAMED else "")
+        problems.append(f"{folder}: has no file for {len(missing)} of {len(lengths)} sequences ({named})")
+    return boxes, problems
+
+
+def same_name(name: str) -> str:
+    """Return one name for all spellings of a sequence: Jogging.1, Jogging-1, jogging_1; Human4, Human4-2."""
+    name = re.sub(r"[-_](\d)$", r".\1", name.lower())
+    return name.partition(".")[0] if name == ONE_OF_TWO else name
+
+
+def zip_results(tracked: Mapping[str, Tracked], layout: str) -> bytes:
+    """Return a zip archive of all boxes in the toolkit's layout; that of GOT-10k is what its server takes."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, item in tracked.items():
+            for path, text in _lines_of(name, item, layout):
+                archive.writestr(zipfile.ZipInfo(path), text, zipfile.ZIP_DEFLATED)
+    return content.getvalue()
+
+
+def _result_files(folder: Path) -> Iterator[Path]:
+    yield from sorted(folder.glob(f"*/*{REPETITION}.txt"))
+    yield from sorted(folder.glob("*.txt"))
+
+
+def _read_boxes(path: Path, length: int, skipped: int) -> Floats:
+    boxes = read_rows(path, 4)
+    if len(boxes) == length + skipped:
+        return boxes[skipped:]
+    if len(boxes) != length:
+        raise UserError(f"{path}: {len(boxes)} boxes, expected {length}, one for each frame")
+    return boxes
+
+
+def _lines_of(name: str, item: Tracked, layout: str) -> Iterator[tuple[str, str]]:
+    boxes = "".join(f"{','.join(f'{number:.3f}' for number in box)}\n" for box in item.predicted.tolist())
+    if layout == "otb":
+        yield f"{name}.txt", boxes
+    else:
+        yield f"{name}/{name}{REPETITION}.txt", boxes
+        yield f"{name}/{name}_time.txt", "".join(f"{seconds:.8f}\n" for seconds in item.seconds.tolist())
+
+
+def plot_scores(scores: Mapping[str, Json]) -> dict[str, bytes]:
+    """Draw the success and the precision plot as PNG files, one line for each tracker, the best first."""
+    return {
+        "success.png": _plot(scores, "success", 1.0, "overlap threshold", "success rate"),
+        "precision.png": _plot(scores, "precision", 50.0, "center error threshold, pixels", "precision"),
+    }
+
+
+def _plot(scores: Mapping[str, Json], metric: str, end: float, x_label: str, y_label: str) -> bytes:
+    figure, (axes,) = new_figure()
+    for place, (name, score) in enumerate(sorted(scores.items(), key=lambda item: -item[1]["mean"][metric])):
+        curve = score[f"{metric}_curve"]
+        style = LINE_STYLES[place // len(COLORS) % len(LINE_STYLES)]
+        axes.plot(np.linspace(0, end, len(curve)), curve, style, label=f"{name} [{score['mean'][metric]:.3f}]")
+    axes.set(xlabel=x_label, ylabel=y_label, title=metric.capitalize(), xlim=(0, end), ylim=(0, 1.01))
+    if len(scores) > MAX_INSIDE:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    else:
+        axes.legend()
+    return save_figure(figure)

@@ -1,84 +1,273 @@
-"""SiamFC: the target is where the first image's features fit best; the size follows the best of three scales (§a)."""
+"""SiamFC on frozen features: presets, crops, network, and the tracker that follows the peak of the response.
 
-from collections.abc import Iterator
+SiamFC is Bertinetto et al., 2016. The preset `release` follows the tracking code of the paper's release, `vince` that
+of VINCE (Gordon et al., 2020).
+"""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cyclecontrast.config import TrackingConfig
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.tracking_sequences import Sequences
-from cyclecontrast.evaluation.embeddings import exact_convolutions
-from cyclecontrast.evaluation.finite import check_finite
-from cyclecontrast.evaluation.tracking.crops import Target, crop_squares
-from cyclecontrast.evaluation.tracking.dense_features import DenseFeatures, stride_of
-from cyclecontrast.evaluation.tracking.fit_head import FittedHead, fit_head
-from cyclecontrast.evaluation.tracking.head import Head, raw_head
-from cyclecontrast.evaluation.tracking.presets import PRESETS, SEARCH_SIZE, head_shape
-from cyclecontrast.evaluation.tracking.response_peak import UPSAMPLED_SIZE, UPSAMPLING, find_peak
-from cyclecontrast.evaluation.tracking.tracker import Box, PreparedTracker
-from cyclecontrast.evaluation.unfinished import Unfinished
-from cyclecontrast.models.backbone import Backbone
-from cyclecontrast.models.hardware import pick_device
+from cyclecontrast.data.tracking_sequences import Boxes
+from cyclecontrast.evaluation.embed import check_finite, exact_convolutions
+from cyclecontrast.models.backbone import Backbone, ResNet
+from cyclecontrast.models.stride import TOTAL_STRIDE_8, restride
 
+SEARCH_SIZE = 255
+"""Side of the search crop in pixels; the side of the exemplar belongs to the preset."""
 SCALES = tuple(1.0375**power for power in (-1, 0, 1))
 SCALE_RATE = 0.59
+SCALE_PENALTY = 0.9745
+WINDOW_INFLUENCE = 0.176
 RELEASED_STRIDE = 8
-FEW_STEPS = 400
-OF_TRAINING = ("epochs", "batch_size", "learning_rate", "pairs_per_sequence", "train_data")
+SMALL_STEM_STRIDES = (1, 2, 2, 2)
+"""Strides of the stages of a backbone for small images: those that it was trained with, a total stride of 8."""
+CONTEXT = 0.5
+SMALLEST_SIDE = 2.0
+UPSAMPLING = 16
+UPSAMPLED_SIZE = 17 * UPSAMPLING
+"""The release assumes responses of 17 cells; an exemplar of 120 pixels gives 18 cells, one of 127 gives 17."""
+_HANN = np.outer(np.hanning(UPSAMPLED_SIZE), np.hanning(UPSAMPLED_SIZE))
+WINDOW: npt.NDArray[np.float32] = (_HANN / _HANN.sum()).astype(np.float32)
+"""Hann window of the upsampled response; it sums to 1."""
 
 
-def prepare_tracker(
-    backbone: Backbone, config: TrackingConfig, train: Sequences | None, unfinished: Unfinished
-) -> PreparedTracker:
-    """Train the head on these sequences, or with None correlate the raw features; raises UserError."""
-    features = DenseFeatures.of(backbone, pick_device(config.device))
-    options = (config.exact_geometry, config.fix_scale_penalty)
-    size = PRESETS[config.preset].exemplar_size
-    if train is None:
-        unused = [name for name in OF_TRAINING if name in config.model_fields_set]
-        notes = (f"{' and '.join(unused)} did nothing: no head is trained",) if unused else ()
-        head = raw_head(backbone.dim, PRESETS[config.preset])
-        return PreparedTracker(SiamFC(features, head, size, *options), _tag(config, "head=raw"), notes)
-    fitted = fit_head(features, train, config, unfinished)
-    return PreparedTracker(
-        SiamFC(features, fitted.head, size, *options),
-        _tag(config, f"head=trained epochs={fitted.plan.epochs}"),
-        (*fitted.notes, *_doubts(fitted)),
-        fitted.problems,
-        {
-            "losses": [round(loss, 6) for loss in fitted.losses],
-            "head_dim": head_shape(backbone.dim, fitted.plan.preset)[0],
-            "head_scale": fitted.head.scale,
-            "epochs": fitted.plan.epochs,
-            "learning_rate": fitted.plan.learning_rate,
-            "batch_size": fitted.plan.batch_size,
-            "pairs_per_sequence": fitted.plan.pairs_per_sequence,
-            "num_steps": fitted.num_steps,
-        },
-    )
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of the crops in pixels, and how the head is trained.
+
+    `positive_distance` is the largest |dx| + |dy| of a positive from the target, in pixels of the search crop.
+    `final_learning_rate` is where an exponential decay ends; None: divide by ten after each quarter of the epochs.
+    `jitter` is the scale of the shifts of exemplar and search crop, as a fraction of their side; None: both crops are
+    cut from a larger one. `head_dim` and `head_scale` None: they follow from the width of the backbone.
+    """
+
+    exemplar_size: int
+    train_size: int
+    positive_distance: float
+    optimizer: Literal["adam", "sgd"]
+    loss: Literal["focal", "balanced"]
+    learning_rate: float
+    final_learning_rate: float | None
+    weight_decay: float
+    epochs: int
+    batch_size: int
+    pairs_per_sequence: int
+    head_dim: int | None = None
+    head_scale: float | None = None
+    jitter: tuple[float, float] | None = None
 
 
-def _tag(config: TrackingConfig, head: str) -> str:
-    options = (" geometry=exact" if config.exact_geometry else "") + (
-        " scale_penalty=fixed" if config.fix_scale_penalty else ""
-    )
-    return f"tracking tracker=siamfc preset={config.preset} {head}{options}"
+RELEASE = Preset(
+    exemplar_size=120,
+    train_size=239,
+    positive_distance=16,
+    optimizer="adam",
+    loss="focal",
+    learning_rate=1e-3,
+    final_learning_rate=1e-5,
+    weight_decay=0,
+    epochs=50,
+    batch_size=8,
+    pairs_per_sequence=1,
+)
+# Differs from the release: the original SiamFC trains an AlexNet without a convolution behind it; the preset `siamfc`
+# has its geometry, loss and optimizer, but trains the two 1x1 convolutions of `release` behind a frozen backbone.
+SIAMFC = Preset(
+    exemplar_size=127,
+    train_size=239,
+    positive_distance=16,
+    optimizer="sgd",
+    loss="balanced",
+    learning_rate=1e-2,
+    final_learning_rate=1e-5,
+    weight_decay=5e-4,
+    epochs=50,
+    batch_size=8,
+    pairs_per_sequence=1,
+)
+VINCE = Preset(
+    exemplar_size=120,
+    train_size=247,
+    positive_distance=20,
+    optimizer="adam",
+    loss="balanced",
+    learning_rate=1e-2,
+    final_learning_rate=None,
+    weight_decay=0,
+    epochs=40,
+    batch_size=256,
+    pairs_per_sequence=25,
+    head_dim=256,
+    head_scale=1e-3,
+    jitter=(0.05, 0.33),
+)
+PRESETS = {"release": RELEASE, "siamfc": SIAMFC, "vince": VINCE}
 
 
-def _doubts(fitted: FittedHead) -> Iterator[str]:
-    first, last = fitted.losses[0], fitted.losses[-1]
-    if len(fitted.losses) > 1 and last >= first:
-        yield f"the loss of the head did not fall, from {first:.3g} to {last:.3g}; try another learning_rate"
-    if fitted.num_steps < FEW_STEPS:
-        yield (
-            f"the head was trained for {fitted.num_steps} steps, in the release for 58,300; "
-            "raise pairs_per_sequence or epochs"
-        )
+class Target(NamedTuple):
+    """Center and size of a target in pixels, where the first pixel is 0."""
+
+    y: float
+    x: float
+    height: float
+    width: float
+
+    @staticmethod
+    def of(box: Boxes) -> "Target":
+        """Convert a box x, y, w, h (4,), where the first pixel is 1."""
+        x, y, width, height = map(float, box)
+        return Target(y - 1 + (height - 1) / 2, x - 1 + (width - 1) / 2, height, width)
+
+    def box(self) -> Boxes:
+        """Return x, y, w, h (4,), where the first pixel is 1."""
+        left, top = self.x + 1 - (self.width - 1) / 2, self.y + 1 - (self.height - 1) / 2
+        return np.array([left, top, self.width, self.height])
+
+    def exemplar_side(self) -> float:
+        """Return the side of the square that shows the target with its context."""
+        context = CONTEXT * (self.width + self.height)
+        return math.sqrt((self.width + context) * (self.height + context))
+
+
+def crop_squares(image: Pixels, y: float, x: float, sides: Sequence[float], size: int) -> Pixels:
+    """Cut squares around a point (first pixel: 0) and resize them to (num_sides, size, size, 3).
+
+    Corners are rounded. Only the part inside the image is resized; the rest has the mean color of the image. A square
+    outside the image is black.
+    """
+    crops = np.zeros((len(sides), size, size, 3), np.uint8)
+    mean = None
+    for crop, side in zip(crops, sides, strict=True):
+        top, bottom, out_top, out_height = _span(y, side, image.shape[0], size)
+        left, right, out_left, out_width = _span(x, side, image.shape[1], size)
+        if top >= bottom or left >= right:
+            continue
+        if min(out_height, out_width) < size:
+            mean = np.rint(cv2.mean(image)[:3]) if mean is None else mean
+            crop[:] = mean
+        part = image[top:bottom, left:right]
+        resized = cv2.resize(part, (out_width, out_height), interpolation=cv2.INTER_LINEAR)
+        crop[out_top : out_top + out_height, out_left : out_left + out_width] = resized
+    return crops
+
+
+def _span(center: float, side: float, length: int, size: int) -> tuple[int, int, int, int]:
+    """Return start and stop of a square along one axis of an image, and its start and length in the crop."""
+    side = max(side, SMALLEST_SIDE)
+    first, last = round(center - side / 2), round(center + side / 2)
+    start, stop = max(first, 0), min(last, length)
+    out_start = min(int(max(0.0, -first * size / (last - first))), size - 1)
+    out_size = max(1, round(size * (stop - start) / (last - first)))
+    return start, stop, out_start, min(out_size, size - out_start)
+
+
+class DenseFeatures:
+    """Stage 4 of a frozen copy of a ResNet at a total stride of 8: later stages are dilated instead of strided.
+
+    Raises UserError for a backbone that is not a ResNet.
+    """
+
+    def __init__(self, backbone: Backbone, device: torch.device) -> None:
+        network = backbone.network
+        has_small_stem = isinstance(network, ResNet) and isinstance(network.maxpool, nn.Identity)
+        dense = restride(backbone, SMALL_STEM_STRIDES) if has_small_stem else restride(backbone, *TOTAL_STRIDE_8)
+        self.backbone = dense.eval().to(device)
+        self.device = device
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 (batch, 3, h, w) → feature maps (batch, dim, h / 8, w / 8), rounded up."""
+        with exact_convolutions(), torch.inference_mode():
+            return self.backbone.feature_map(self.backbone.normalise(pixels.to(self.device)), 4)
+
+
+class Head(nn.Module):
+    """Cross-correlation of two feature maps, each behind a layer of its own."""
+
+    def __init__(self, exemplar: nn.Module, search: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.exemplar = exemplar
+        self.search = search
+        self.scale = scale
+
+    def forward(self, exemplar_maps: Tensor, search_maps: Tensor) -> Tensor:
+        """Return the responses (batch, h, w) of maps (batch, dim, h, w), pair by pair."""
+        return self.respond(self.exemplar(exemplar_maps), search_maps)
+
+    def respond(self, kernels: Tensor, search_maps: Tensor) -> Tensor:
+        """Return the responses (batch, h, w) to kernels, the outputs of `exemplar` for one map or for each map."""
+        return correlate(kernels, self.search(search_maps)) * self.scale
+
+
+def correlate(kernels: Tensor, maps: Tensor) -> Tensor:
+    """Slide each kernel (batch, dim, kh, kw) over its map (batch, dim, h, w): (batch, h - kh + 1, w - kw + 1).
+
+    A single kernel slides over all maps. One matrix product gives the products of all pairs of cells, which is several
+    times faster than a convolution with kernels as large as these.
+    """
+    (kernel_height, kernel_width), (height, width) = kernels.shape[2:], maps.shape[2:]
+    products = kernels.flatten(2).mT @ maps.flatten(2)
+    products = products.reshape(-1, kernel_height, kernel_width, height, width).contiguous()
+    batch, down, right, row, column = products.stride()
+    shape = (len(products), kernel_height, kernel_width, height - kernel_height + 1, width - kernel_width + 1)
+    # The product that cell (i, j) of the kernel adds to a response cell lies (i, j) cells further in its own plane.
+    return products.as_strided(shape, (batch, down + row, right + column, row, column)).sum(dim=(1, 2))
+
+
+def make_head(dim: int, preset: Preset, seed: int | None) -> Head:
+    """Return a head of two 1x1 convolutions with PyTorch's initial weights, or without layers where `seed` is None."""
+    out_dim, scale = head_shape(dim, preset)
+    if seed is None:
+        return Head(nn.Identity(), nn.Identity(), scale)
+    with torch.random.fork_rng(devices=()):
+        # torch.manual_seed would also seed the GPUs, whose state this block does not restore.
+        torch.default_generator.manual_seed(seed)
+        return Head(nn.Conv2d(dim, out_dim, 1), nn.Conv2d(dim, out_dim, 1), scale)
+
+
+def head_shape(dim: int, preset: Preset) -> tuple[int, float]:
+    """Return the width of the head and the factor on its response, for a backbone of this width.
+
+    2048 gives 1024 and 1e-5, 512 gives 512 and 1e-3, as released. For other widths the product of both is kept, so
+    that sums over the width stay alike.
+    """
+    out_dim = preset.head_dim or (dim // 2 if dim > 512 else dim)
+    product = 1024 * 1e-5 if dim > 512 else 512 * 1e-3
+    return out_dim, preset.head_scale or product / out_dim
+
+
+def find_peak(responses: npt.NDArray[np.float32], fix_scale_penalty: bool = False) -> tuple[int, float, float]:
+    """Upsample the responses of three scales (3, h, w), choose a scale, and find its peak under the window.
+
+    Returns the number of the scale, and the peak's distance dy, dx from the middle in upsampled pixels. The penalty on
+    a change of scale is a factor, which rewards it where peaks are negative, as they often are with a focal loss;
+    `fix_scale_penalty` lowers negative peaks too.
+    """
+    size = (UPSAMPLED_SIZE, UPSAMPLED_SIZE)
+    upsampled = [cv2.resize(response, size, interpolation=cv2.INTER_CUBIC) for response in responses]
+    peaks = np.array([float(response.max()) for response in upsampled])
+    penalised = peaks - (1 - SCALE_PENALTY) * (np.abs(peaks) if fix_scale_penalty else peaks)
+    penalised[1] = peaks[1]
+    scale = int(penalised.argmax())
+    # The penalty cancels out here, because the chosen response is normalised to sum 1.
+    response = upsampled[scale] - upsampled[scale].min()
+    response *= (1 - WINDOW_INFLUENCE) / (response.sum() + 1e-16)
+    response += WINDOW_INFLUENCE * WINDOW
+    row, column = np.unravel_index(int(response.argmax()), response.shape)
+    middle = (UPSAMPLED_SIZE - 1) / 2
+    return scale, row - middle, column - middle
 
 
 class SiamFC:
-    """Follows a target by features of the first image, which are never renewed; boxes are clamped to nothing.
+    """Follows a target by the features of the first image, which are never updated; boxes may leave the image.
 
     Differs from the release: the convolution of the exemplar runs once, not in every frame, with the same result.
     """
@@ -97,31 +286,28 @@ class SiamFC:
         self._exact_geometry = exact_geometry
         self._fix_scale_penalty = fix_scale_penalty
 
-    def init(self, image: Pixels, box: Box) -> None:
-        """Take the box in this image as the target."""
+    def init(self, image: Pixels, box: Boxes) -> None:
+        """Take the box (4,) in this image as the target."""
         self._target = Target.of(box)
         side = self._target.exemplar_side()
         self._side = side * SEARCH_SIZE / self._exemplar_size
-        crop = crop_squares(image, self._target.y, self._target.x, [side], self._exemplar_size)
-        maps = self._maps(crop)
+        maps = self._maps(crop_squares(image, self._target.y, self._target.x, [side], self._exemplar_size))
         with exact_convolutions(), torch.inference_mode():
             self._kernels = self._head.exemplar(maps)
 
-    def update(self, image: Pixels) -> Box:
-        """Return the box of the target in the next image; raises UserError where features are not finite."""
+    def update(self, image: Pixels) -> Boxes:
+        """Return the box (4,) of the target in the next image; raises UserError where features are not finite."""
         target = self._target
         sides = [self._side * scale for scale in SCALES]
         maps = self._maps(crop_squares(image, target.y, target.x, sides, SEARCH_SIZE))
         with exact_convolutions(), torch.inference_mode():
             responses = self._head.respond(self._kernels, maps)
         check_finite(responses, self._features.backbone)
-        peak = find_peak(responses.cpu().numpy(), self._fix_scale_penalty)
-        step = self._pixels_per_step(maps.shape[-1], responses.shape[-1]) * sides[peak.scale] / SEARCH_SIZE
-        growth = 1 - SCALE_RATE + SCALE_RATE * SCALES[peak.scale]
+        scale, dy, dx = find_peak(responses.cpu().numpy(), self._fix_scale_penalty)
+        step = self._pixels_per_step(maps.shape[-1], responses.shape[-1]) * sides[scale] / SEARCH_SIZE
+        growth = 1 - SCALE_RATE + SCALE_RATE * SCALES[scale]
         self._side *= growth
-        self._target = Target(
-            target.y + peak.dy * step, target.x + peak.dx * step, target.height * growth, target.width * growth
-        )
+        self._target = Target(target.y + dy * step, target.x + dx * step, target.height * growth, target.width * growth)
         return self._target.box()
 
     def _maps(self, crops: Pixels) -> Tensor:
@@ -129,7 +315,7 @@ class SiamFC:
 
     def _pixels_per_step(self, map_cells: int, response_cells: int) -> float:
         """Return how many pixels of the search crop a pixel of the upsampled response is."""
-        stride = stride_of(SEARCH_SIZE, map_cells)
+        stride = round(SEARCH_SIZE / map_cells)
         if self._exact_geometry or stride != RELEASED_STRIDE:
             return response_cells * stride / UPSAMPLED_SIZE
         return RELEASED_STRIDE / UPSAMPLING

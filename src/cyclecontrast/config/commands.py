@@ -1,0 +1,292 @@
+"""The options of the other commands: `demo`, `prepare`, `embed`, `search`, `export`, `report`, `sweep` and `runs`."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+
+from cyclecontrast.config.pretrain import LogTo
+from cyclecontrast.config.types import (
+    DEVICES,
+    LOADERS,
+    MODEL,
+    STRICT,
+    TRAINED_SIZE,
+    BackboneName,
+    Count,
+    Device,
+    Few,
+    HtmlFile,
+    IsNumber,
+    Name,
+    Place,
+    PlaceOrUrl,
+    Processes,
+    Rate,
+    Seed,
+    Side,
+    VectorFile,
+    Whole,
+    option,
+)
+
+MODEL_SEED = "seed of random:<backbone>"
+
+
+class DemoConfig(BaseModel):
+    """Train, evaluate and report on built-in videos, in minutes."""
+
+    model_config = STRICT
+    out: Place = option(Path("demo"), "folder of the demo's videos, frames, runs and report", "FOLDER")
+    compare: bool = option(False, "also train the ablations intra-image and intra-video")
+    seeds: Few = option(1, "trainings of each method", "N")
+    workers: Processes | None = option(None, "processes (default: the number of cores)", "N", "hardware")
+
+
+# --- prepare
+
+
+def _check_part(text: str) -> str:
+    part, parts = map(int, text.split("/"))
+    if part > parts:
+        raise ValueError(f"there are {parts} parts, counted from 1")
+    return text
+
+
+Part = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}/[1-9][0-9]{0,3}$"), AfterValidator(_check_part)]
+
+
+class PrepareConfig(BaseModel):
+    """Extract frames of videos into a store on disk."""
+
+    model_config = STRICT
+    videos: Place = option(..., "folder of video files, searched with all its subfolders", names="folder")
+    out: Place = option(..., "folder of the frame store, new or to be continued", "FOLDER", "output")
+    frames_per_video: Count | None = option(None, "this many frames of a video, evenly spaced (R2V2: 4)", "N")
+    fps: Rate | None = option(None, "frames per second (default: 2, unless frames are chosen otherwise)", "FPS")
+    every: Count | None = option(None, "every N-th frame", "N")
+    keyframes: bool = option(False, "keyframes only, which are fastest to decode")
+    size: Count = option(256, "short side of the frames; smaller frames are not enlarged", "PIXELS")
+    quality: Annotated[int, Field(ge=1, le=100), IsNumber] = option(90, "JPEG quality", "PERCENT")
+    max_pixels: Count = option(64_000_000, "skip videos with larger frames", "PIXELS")
+    shard_mb: Count = option(
+        256, "largest size of the videos of a shard; work is shared and resumed by shards", "MB", "output"
+    )
+    workers: Processes | None = option(
+        None, "processes; 0: work in this one (default: the number of cores)", "N", "hardware"
+    )
+    part: Part | None = option(
+        None, "prepare every N-th shard, starting with the I-th, if N machines share --out", "I/N", "hardware"
+    )
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        policies = {
+            "--frames-per-video": self.frames_per_video,
+            "--fps": self.fps,
+            "--every": self.every,
+            "--keyframes": self.keyframes or None,
+        }
+        chosen = [flag for flag, value in policies.items() if value is not None]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other; choose one")
+        return self
+
+
+# --- embed, search, export
+
+
+class EmbedConfig(BaseModel):
+    """Write a vector for every frame."""
+
+    model_config = STRICT
+    model: Name = option(..., MODEL, names="model")
+    data: PlaceOrUrl = option(
+        ...,
+        "a prepared store or its URL, a tree of frames, the R2V2 layout, or a folder of images",
+        names="folder",
+    )
+    out: VectorFile = option(..., "file to write, .parquet or .npz", "FILE", "output")
+    image_size: Side | None = option(None, TRAINED_SIZE, "PIXELS")
+    seed: Seed = option(0, MODEL_SEED, "SEED")
+    batch_size: Count = option(256, "images per forward pass", "IMAGES", "hardware")
+    workers: Processes | None = option(None, LOADERS, "N", "hardware")
+    device: Device = option("auto", DEVICES, "DEVICE", "hardware")
+
+
+CLOCK = re.compile(r"(?:([0-9]{1,6}):)?([0-9]{1,6}):([0-9]{1,2}(?:\.[0-9]{1,9})?)")
+
+
+def _to_seconds(value: object) -> object:
+    """Read h:mm:ss.s and mm:ss.s, which is how the results write a time."""
+    match = CLOCK.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    hours, minutes, seconds = match.groups(default="0")
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+
+
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False), IsNumber, BeforeValidator(_to_seconds)]
+
+
+class SearchConfig(BaseModel):
+    """Find the frames most similar to an image or to a frame of a video."""
+
+    model_config = STRICT
+    index: VectorFile = option(..., "a file that embed wrote, .parquet or .npz", names="file")
+    image: Place | None = option(None, "search for this image", "FILE", names="file")
+    video: Annotated[str, Field(min_length=1, max_length=10_000)] | None = option(
+        None, "search for a frame of this video, by its id in the index", "ID"
+    )
+    frame: Whole | None = option(None, "the frame of --video, by its index", "N")
+    time: Seconds | None = option(None, "the frame of --video nearest to this time: seconds or h:mm:ss", "TIME")
+    top: Few = option(10, "number of frames to find", "N")
+    per_video: Few | None = option(None, "at most this many frames of a video (default: any number)", "N")
+    other_videos: bool = option(False, "leave out the video of the query")
+    serve: bool = option(False, "search in the browser, at an address of this machine, until Ctrl-C")
+    port: Annotated[int, Field(ge=0, le=65535), IsNumber] | None = option(
+        None, "port of --serve; 0: any free port (default: 8765, or a free port)", "PORT"
+    )
+    faiss: bool = option(False, "with --serve: approximate search by faiss (an extra)")
+    model: Name | None = option(None, "the model of the index (default: where it was then)", "MODEL", names="model")
+    data: PlaceOrUrl | None = option(
+        None, "the frames of the index, for pictures (default: where they were then)", "DATA", names="folder"
+    )
+    videos: Place | None = option(
+        None, "with --serve: folder of the source videos (default: that of the run)", "FOLDER", names="folder"
+    )
+    format: Literal["table", "json"] = option("table", "format of the printed results", group="output")
+    html: HtmlFile | None = option(None, "write a page of pictures too", "FILE", "output")
+    device: Device = option("auto", DEVICES, "DEVICE", "hardware")
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if problems := [*(self._unfit_for_serve() if self.serve else self._unfit_for_search())]:
+            raise ValueError(*problems)
+        return self
+
+    def _unfit_for_serve(self) -> Iterator[str]:
+        named = [name for name in ("image", "video", "frame", "time", "html") if getattr(self, name) is not None]
+        named += ["format"] if self.format != "table" else []
+        if named:
+            yield f"--serve takes its queries from the page; leave out {', '.join(f'--{name}' for name in named)}"
+
+    def _unfit_for_search(self) -> Iterator[str]:
+        of_video, of_image = self.video is not None, self.image is not None
+        if of_image == of_video:
+            yield "give one of --image FILE and --video ID, or --serve to search in the browser"
+        if of_video and (self.frame is None) == (self.time is None):
+            yield "--video needs one of --frame N and --time SECONDS"
+        if not of_video and (self.frame is not None or self.time is not None):
+            yield "--frame and --time need --video ID"
+        if self.other_videos and of_image:
+            yield "--other-videos needs --video, because an image belongs to no video"
+        if self.faiss:
+            yield "--faiss needs --serve, because building its index takes longer than one search"
+        if self.port is not None:
+            yield "--port needs --serve"
+        if self.videos is not None:
+            yield "--videos needs --serve, whose page plays them"
+        if self.data is not None and self.html is None:
+            yield "--data needs --html or --serve, because it is for pictures"
+        encoding = [*(["--model"] if self.model else []), *(["--device"] if self.device != "auto" else [])]
+        if of_video and not of_image and encoding:
+            verb = "need" if encoding[1:] else "needs"
+            yield f"{' and '.join(encoding)} {verb} --image or --serve; the vector of a frame is in the index"
+
+
+class ExportConfig(BaseModel):
+    """Write a backbone in a format that other tools load."""
+
+    model_config = STRICT
+    model: Name = option(..., MODEL, names="model")
+    format: Literal["safetensors", "torchvision", "timm", "onnx", "detectron2", "huggingface"] = option(
+        "safetensors", "the tool or the format", "FORMAT"
+    )
+    seed: Seed = option(0, MODEL_SEED, "SEED")
+    out: Place | None = option(
+        None,
+        "file to write (default: backbone.safetensors, .pth, .onnx or .pkl), or folder for huggingface (default: "
+        "backbone-huggingface)",
+        "PATH",
+        "output",
+    )
+
+
+# --- about runs
+
+
+class ReportConfig(BaseModel):
+    """Write one static HTML page about runs."""
+
+    model_config = STRICT
+    runs: tuple[Place, ...] = Field(min_length=1, description="run folders, shown side by side")
+    out: HtmlFile | None = option(None, "file to write (default: report.html in the first run)", "FILE", "output")
+    seed: Seed = option(0, "seed of the random baseline and of the frames whose neighbors are shown", "SEED")
+    workers: Processes | None = option(None, LOADERS, "N", "hardware")
+    device: Device = option("auto", DEVICES, "DEVICE", "hardware")
+
+
+class ListConfig(BaseModel):
+    """List the runs below folders: progress, verdict and results."""
+
+    model_config = STRICT
+    folders: tuple[Place, ...] = Field(
+        (Path("."),), min_length=1, description="where to look (default: here); the insides of runs are skipped"
+    )
+    depth: Few = option(5, "levels of folders to look into; links are not followed", "N")
+    as_json: bool = Field(False, alias="json", description="print all that is known of each run as JSON")
+
+
+class CompareConfig(BaseModel):
+    """Compare runs: the settings that differ, losses, health and results."""
+
+    model_config = STRICT
+    runs: tuple[Place, ...] = Field(min_length=1, description="run folders, one column each")
+
+
+TableName = Literal["table2", "table4", "table5", "table6", "table7", "table8", "table10"]
+
+
+class SweepConfig(BaseModel):
+    """Reproduce a table of the paper: a row per setting, over seeds."""
+
+    model_config = STRICT
+    table: TableName = option(
+        ...,
+        "table2, table4, table10: losses, evaluated by tracking, images, actions; table5, table6: support size; "
+        "table7: K; table8: λ",
+    )
+    data: Place = option(
+        ..., "training data: a store, a folder of videos, a tree of frames, or the R2V2 layout", names="folder"
+    )
+    on: Place | None = option(
+        None,
+        "labeled data to evaluate on: images, for table2 an OTB root, for table10 UCF101 (default: DATA)",
+        "FOLDER",
+        names="path",
+    )
+    seeds: Few = option(3, "trainings of each row, with the seeds 0, 1, ...", "N")
+    small: bool = option(False, "scale U and K with the number of videos, and leave the rest to preset auto")
+    preset: Literal["paper", "release"] | None = option(
+        None, "settings that the row does not fix: paper or release (default: paper; auto with --small)", "PRESET"
+    )
+    backbone: BackboneName | None = option(
+        None, "resnet10, 18, 34 or 50, with -small and -wN (default: the preset's)", "NAME"
+    )
+    image_size: Side | None = option(None, "side of the square views (default: the preset's)", "PIXELS")
+    batch_size: Count | None = option(None, "videos per step (default: the preset's)", "VIDEOS")
+    epochs: Count | None = option(None, "passes over the videos (default: the preset's)", "EPOCHS")
+    steps: Count | None = option(None, "updates in total; overrides --epochs", "STEPS")
+    flip: bool = option(True, "mirror half of the views; turn off if left and right differ in meaning")
+    train: bool = option(True, "table2: train the head of the tracker; without, raw features are correlated")
+    train_data: Place | None = option(
+        None, "table2: GOT-10k root to train this head on (default: one beside the data)", "FOLDER"
+    )
+    jobs: Few | None = option(None, "trainings at the same time (default: half the cores; 1 on a GPU)", "N", "hardware")
+    workers: Processes | None = option(None, "processes of each training that load images", "N", "hardware")
+    device: Device = option("auto", DEVICES, "DEVICE", "hardware")
+    out: Place | None = option(None, "folder of runs and tables (default: sweeps/<table>)", "FOLDER", "output")
+    log_to: LogTo = option((), "log each training to tensorboard or wandb too", "LOGGER", "output")

@@ -1,0 +1,176 @@
+"""The types of option values, each with its bounds, and `option`, which defines one."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeGuard
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
+
+STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True, defer_build=True)
+GROUPS = ("data", "method", "model", "options", "optimisation", "hardware", "output")
+"""The groups of options, in the order in which the help shows them."""
+
+
+def option(
+    default: Any,
+    about: str,
+    metavar: str = "",
+    group: str = "options",
+    names: Literal["", "folder", "file", "path", "model"] = "",
+) -> Any:
+    """Return the field of an option: its default (... if it is required), its help, and the placeholder of its value.
+
+    `names` says what must exist before the command starts; `path` is a file or a folder.
+    """
+    return Field(default, description=about, json_schema_extra={"metavar": metavar, "group": group, "names": names})
+
+
+# --- numbers
+
+MAX_COUNT = 10**9
+"""A larger number of anything is a typing error, and would overflow somewhere."""
+
+
+def _refuse_boolean(value: object) -> object:
+    """Refuse what pydantic would read as 0 or 1."""
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
+    return value
+
+
+IsNumber = BeforeValidator(_refuse_boolean)
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT), IsNumber]
+Whole = Annotated[int, Field(ge=0, le=MAX_COUNT), IsNumber]
+Few = Annotated[int, Field(ge=1, le=10_000), IsNumber]
+"""A number of things that are made or held at the same time."""
+Length = Annotated[int, Field(ge=1, le=1_000_000), IsNumber]
+"""The dimension of a vector."""
+Processes = Annotated[int, Field(ge=0, le=1024), IsNumber]
+Seed = Annotated[int, Field(ge=0, lt=2**32), IsNumber]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), IsNumber]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), IsNumber]
+Fraction = Annotated[float, Field(ge=0, le=1), IsNumber]
+BelowOne = Annotated[float, Field(ge=0, lt=1), IsNumber]
+Rate = Annotated[float, Field(gt=0, le=10_000), IsNumber]
+"""Frames per second."""
+Side = Annotated[int, Field(ge=8, le=8192), IsNumber]
+"""The side of an image in pixels."""
+
+# --- names and places
+
+HIDDEN_VALUE = "hidden_value"
+"""The type of errors whose value is not repeated to the user, because it may hold a secret."""
+
+
+def _check_name(value: object) -> object:
+    """Refuse what is not the name of a file: empty (it would mean the current folder), too long, or not UTF-8."""
+    if not isinstance(value, str | os.PathLike) or not (name := str(value)):
+        raise ValueError("input should be a name")
+    try:
+        lengths = [len(part) for part in name.encode().split(b"/")]
+    except UnicodeEncodeError:
+        raise ValueError("input should be a name in UTF-8") from None
+    if "\0" in name or sum(lengths) + len(lengths) > 4096 or max(lengths) > 255:
+        raise ValueError("input should be a name that a file can have")
+    return value
+
+
+def is_url(place: object) -> TypeGuard[str]:
+    """Whether this is the URL of a place that is not on this machine."""
+    return isinstance(place, str) and "://" in place
+
+
+def _refuse_url(value: object) -> object:
+    if is_url(value):
+        raise PydanticCustomError(HIDDEN_VALUE, "is a URL; name a place on this machine")
+    return value
+
+
+def _path_or_url(value: object, as_path: Callable[[object], Path | str]) -> Path | str:
+    """Return a path, or a URL that holds no secret: it will appear in files and messages."""
+    if not is_url(value):
+        return Path(as_path(_check_name(value)))
+    if "@" in value or "?" in value or "#" in value:
+        raise PydanticCustomError(
+            HIDDEN_VALUE,
+            "the URL must not hold a user, password or query, because it is written into files; pass them by the "
+            "environment or the configuration of fsspec",
+        )
+    if "::" in value:
+        raise PydanticCustomError(HIDDEN_VALUE, "the URL is a chain of several; name a single one")
+    url = value.rstrip("/")
+    if not is_url(url):
+        raise ValueError("the URL names no place")
+    _check_name(url)
+    return url
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Place = Annotated[Path, BeforeValidator(_check_name), BeforeValidator(_refuse_url)]
+"""A file or folder on this machine."""
+PlaceOrUrl = Annotated[Path | str, WrapValidator(_path_or_url)]
+"""A folder, or the URL of a prepared store, which stays text."""
+
+
+def _with_suffix(*suffixes: str) -> AfterValidator:
+    def check(file: Path) -> Path:
+        if file.suffix.lower() not in suffixes:
+            raise ValueError(f"must end in {' or '.join(suffixes)}")
+        return file
+
+    return AfterValidator(check)
+
+
+VectorFile = Annotated[Place, _with_suffix(".parquet", ".npz")]
+HtmlFile = Annotated[Place, _with_suffix(".html", ".htm")]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?|mps)$")]
+
+# --- what a user passes in Python
+
+USER_PREFIX = "own:"
+"""Files and messages name a user's own network, augmentation or method by this and the name of its class."""
+
+
+def is_user_defined(name: object) -> TypeGuard[str]:
+    """Whether this names a network, an augmentation or a method that a user passes in Python."""
+    return isinstance(name, str) and re.fullmatch(rf"{USER_PREFIX}\w{{1,100}}", name) is not None
+
+
+def _known_or_user_defined(name: object, check: ValidatorFunctionWrapHandler) -> object:
+    return name if is_user_defined(name) else check(name)
+
+
+OR_USER_DEFINED = WrapValidator(_known_or_user_defined)
+"""Beside a Literal: also the names of what a user passes in Python."""
+AS_TEXT = PlainSerializer(str, return_type=str)
+"""Beside OR_USER_DEFINED: how such a name is written into config.toml."""
+
+RESNET = re.compile(r"resnet(10|18|34|50)(-small)?(?:-w([1-9][0-9]{0,2}))?")
+"""The names of our ResNets: depth, stem for small images, width of the first stage."""
+
+
+def _check_backbone(name: str) -> str:
+    if not is_user_defined(name) and not RESNET.fullmatch(name) and not re.fullmatch("timm:.+", name):
+        raise ValueError("name resnet10, resnet18, resnet34 or resnet50, with -small or -w<width>, or timm:<name>")
+    return name
+
+
+BackboneName = Annotated[Name, AfterValidator(_check_backbone)]
+
+# --- options that several commands share
+
+MODEL = "a run, a backbone file, a checkpoint, timm:<name>, or random:<backbone>"
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+LOADERS = "processes that load images (default: the number of cores)"
+TRAINED_SIZE = "side of the images (default: the size the model was trained at)"

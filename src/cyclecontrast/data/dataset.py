@@ -1,0 +1,199 @@
+"""The training's dataset: for each position two or more random views of one video, a function of (seed, position).
+
+So worker processes, a resume at any step and any number of processes see the same data.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cyclecontrast.data.augment import Augmentation, Recipe, apply_view, cut_view, draw_view, smallest_crop, user_view
+from cyclecontrast.data.device_augment import numbers_of
+from cyclecontrast.data.images import Pixels, decode_image
+from cyclecontrast.data.random_streams import FRAMES, FURTHER, FURTHER_FRAMES, POSITIVE, QUERY, random_stream, shuffled
+from cyclecontrast.data.store import FrameStore
+from cyclecontrast.errors import UserError
+
+FurtherFrames: TypeAlias = Callable[[np.random.Generator, int, int], tuple[int, ...]]
+"""(generator, the query's frame, number of frames) → frame numbers of further views."""
+NO_NUMBERS = torch.empty(0, 0)
+MAX_STAND_INS = 100
+"""After so many videos in a row without any readable frame the data as a whole count as unreadable."""
+
+
+class ReadError(NamedTuple):
+    """A frame that cannot be read: the number of its video, its number there, and why."""
+
+    video: int
+    frame: int
+    reason: str
+
+
+class Sample(NamedTuple):
+    """Views of one video: the query, the positive, then further ones; `frames` has the frame number of each.
+
+    `num_replaced` views show another frame than was drawn, because one of `read_errors` could not be read.
+    `device_numbers` has, for each view, what `finish_views` takes; empty where the views are finished.
+    """
+
+    views: tuple[Pixels, ...]
+    video: int
+    frames: tuple[int, ...]
+    num_replaced: int = 0
+    read_errors: tuple[ReadError, ...] = ()
+    device_numbers: tuple[tuple[float, ...], ...] = ()
+
+
+class Batch(NamedTuple):
+    """Stacked samples: each view uint8 (batch, 3, size, size), channels-last; video (batch,); frames (batch, views).
+
+    `device_numbers` (batch, num_views, 10) has what `finish_views` takes, and is empty where the views are finished.
+    """
+
+    views: tuple[Tensor, ...]
+    video: Tensor
+    frames: Tensor
+    num_replaced: int = 0
+    read_errors: tuple[ReadError, ...] = ()
+    device_numbers: Tensor = NO_NUMBERS
+
+    def micro_batches(self, number: int) -> Iterator["Batch"]:
+        """Yield `number` micro-batches of equal size, in order."""
+        size = len(self.video) // number
+        for part in (slice(start, start + size) for start in range(0, size * number, size)):
+            views = tuple(view[part] for view in self.views)
+            yield Batch(views, self.video[part], self.frames[part], device_numbers=self.device_numbers[part])
+
+
+class _NoFrameError(Exception):
+    """No frame of a video can be read."""
+
+
+def no_further_frames(rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
+    """Ask for no view beyond query and positive."""
+    return ()
+
+
+@dataclass(frozen=True)
+class ViewDataset(Dataset[Sample | UserError]):
+    """The sample at each position of the training; an epoch is one pass over the videos.
+
+    With `same_frame` query and positive show one frame (Eq. 1), else two frames of the video (Eq. 2).
+    Differs from the release where `distinct`: there the two are drawn independently and may be the same frame.
+    A video of one frame gives two views of it. `further` names the frames of further views; `videos` the videos that
+    take part, all by default. A frame that does not decode is replaced by another one of its video, a video without
+    readable frames by the next one; a storage that fails is retried, with pauses made by `sleep`, and then an error.
+    With `finish_on_device` the workers only crop, resize and flip; `finish_views` does the rest.
+    """
+
+    store: FrameStore
+    recipe: Recipe | Augmentation
+    size: int
+    seed: int
+    same_frame: bool = False
+    distinct: bool = True
+    further: FurtherFrames = no_further_frames
+    videos: npt.NDArray[np.int64] | None = None
+    sleep: Callable[[float], object] = time.sleep
+    finish_on_device: bool = False
+
+    @property
+    def num_videos(self) -> int:
+        """Number of videos that take part."""
+        return self.store.num_videos if self.videos is None else len(self.videos)
+
+    def __getitem__(self, position: int) -> Sample | UserError:
+        """Return the sample; an error is returned too, because a data loader buries a raised one in a traceback."""
+        try:
+            return self.sample(position)
+        except UserError as error:
+            return error
+
+    def sample(self, position: int) -> Sample:
+        """Return the sample at a position; raises UserError where no frame can be read."""
+        epoch, place = divmod(position, self.num_videos)
+        num_tried = min(MAX_STAND_INS, self.num_videos)
+        errors: list[ReadError] = []
+        for stand_in in range(num_tried):
+            number = shuffled(self.seed, epoch, (place + stand_in) % self.num_videos, self.num_videos)
+            video = number if self.videos is None else int(self.videos[number])
+            try:
+                sample = self._sample_of(video, epoch, place, errors)
+            except _NoFrameError:
+                continue
+            replaced = len(sample.views) if stand_in else sample.num_replaced
+            return sample._replace(num_replaced=replaced, read_errors=tuple(dict.fromkeys(errors)))
+        last = f"frame {errors[-1].frame} of {self.store.video_id(errors[-1].video)}: {errors[-1].reason}"
+        raise UserError(f"{self.store.root}: no frame of {num_tried:,} videos can be read, the last is {last}")
+
+    def _sample_of(self, video: int, epoch: int, place: int, errors: list[ReadError]) -> Sample:
+        num_frames = self.store.frames_in(video)
+        first, second = self._draw_frames(epoch, place, num_frames)
+        query = self._read(video, first, errors)
+        positive = query if first == second else self._read(video, second, errors, avoid=query[1])
+        known = {first: query, second: positive}
+        further = self.further(random_stream(self.seed, epoch, place, FURTHER_FRAMES), first, num_frames)
+        frames = (query, positive, *(known.get(number) or self._read(video, number, errors) for number in further))
+        roles = (QUERY, POSITIVE, *range(FURTHER, FURTHER + len(further)))
+        made = [self._view(image, epoch, place, role) for (image, _), role in zip(frames, roles, strict=True)]
+        numbers = tuple(number for _, number in frames)
+        replaced = sum(number != drawn for number, drawn in zip(numbers, (first, second, *further), strict=True))
+        device_numbers = tuple(rest for _, rest in made if rest)
+        return Sample(tuple(view for view, _ in made), video, numbers, replaced, device_numbers=device_numbers)
+
+    def _draw_frames(self, epoch: int, place: int, num_frames: int) -> tuple[int, int]:
+        rng = random_stream(self.seed, epoch, place, FRAMES)
+        first = int(rng.integers(num_frames))
+        if self.same_frame or num_frames == 1:
+            return first, first
+        if not self.distinct:
+            return first, int(rng.integers(num_frames))
+        return first, (first + 1 + int(rng.integers(num_frames - 1))) % num_frames
+
+    def _view(self, image: Pixels, epoch: int, place: int, role: int) -> tuple[Pixels, tuple[float, ...]]:
+        """Return a view, and the numbers of what the device is to do to it."""
+        rng = random_stream(self.seed, epoch, place, role)
+        if not isinstance(self.recipe, Recipe):
+            return user_view(self.recipe, image, rng, self.size), ()
+        view = draw_view(rng, image.shape[0], image.shape[1], self.recipe)
+        if self.finish_on_device:
+            return cut_view(image, view, self.size), numbers_of(view)
+        return apply_view(image, view, self.size), ()
+
+    def _read(self, video: int, frame: int, errors: list[ReadError], avoid: int | None = None) -> tuple[Pixels, int]:
+        """Return the frame or the next readable one, with its number; `avoid` is used only where there is no other."""
+        # The short side from which views are cut without loss; a user's function gets all of the frame.
+        side = math.ceil(self.size / smallest_crop(self.recipe)) if isinstance(self.recipe, Recipe) else None
+        others = chain(range(frame, self.store.frames_in(video)), range(frame))
+        last = () if avoid is None else (avoid,)
+        for candidate in chain((other for other in others if other != avoid), last):
+            try:
+                return decode_image(self.store.read_with_retry(video, candidate, self.sleep), side), candidate
+            except ValueError as error:
+                errors.append(ReadError(video, candidate, str(error)))
+        raise _NoFrameError
+
+
+def collate(samples: list[Sample | UserError]) -> Batch | UserError:
+    """Stack samples, or return the first error; the views keep the channels-last memory that OpenCV wrote."""
+    good = [sample for sample in samples if not isinstance(sample, UserError)]
+    if len(good) < len(samples):
+        return next(sample for sample in samples if isinstance(sample, UserError))
+    columns = zip(*(sample.views for sample in good), strict=True)
+    return Batch(
+        tuple(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2) for views in columns),
+        torch.tensor([sample.video for sample in good]),
+        torch.tensor([sample.frames for sample in good]),
+        sum(sample.num_replaced for sample in good),
+        tuple(dict.fromkeys(error for sample in good for error in sample.read_errors)),
+        torch.tensor([sample.device_numbers for sample in good]),
+    )

@@ -1,0 +1,245 @@
+"""One process or the many that torchrun started: joining them, and the collectives that the commands need."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cyclecontrast.errors import UserError, out_of_memory
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
+STEP_TIMEOUT = timedelta(minutes=10)
+"""A process that is silent for so long within a step counts as lost."""
+LONG_TIMEOUT = timedelta(hours=12)
+"""The others wait so long while the first process prepares videos."""
+
+
+class World(NamedTuple):
+    """This process's rank and the number of processes.
+
+    `hosts` is the group for small messages between CPUs, `patient` the one for waits that may be long.
+    """
+
+    rank: int
+    size: int
+    hosts: dist.ProcessGroup | None = None
+    patient: dist.ProcessGroup | None = None
+
+
+ALONE = World(0, 1)
+
+
+@contextlib.contextmanager
+def joined_world(device: torch.device) -> Iterator[World]:
+    """Join the processes that torchrun started and leave them at the end; yield ALONE without torchrun."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield ALONE
+        return
+    _check_environment()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        with peer_errors():
+            if not dist.is_initialized():
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=STEP_TIMEOUT)
+            groups = (dist.new_group(backend="gloo", timeout=timeout) for timeout in (STEP_TIMEOUT, LONG_TIMEOUT))
+            world = World(dist.get_rank(), dist.get_world_size(), *groups)
+        yield world
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _check_environment() -> None:
+    values = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    numbers = all(values[name].isdecimal() for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    if not numbers or not values["MASTER_ADDR"] or int(values["RANK"]) >= int(values["WORLD_SIZE"]):
+        shown = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise UserError(f"the environment is not one of torchrun ({shown}); start with torchrun, or unset these")
+
+
+@contextlib.contextmanager
+def first_process_first(world: World) -> Iterator[None]:
+    """Run the block in the first process before the others run it; if it fails there, they end too."""
+    if world.rank:
+        with peer_errors():
+            dist.barrier(world.patient)
+    yield
+    if world.size > 1 and world.rank == 0:
+        with peer_errors():
+            dist.barrier(world.patient)
+
+
+def check_same(settings: Mapping[str, Any], world: World) -> None:
+    """Raise UserError, in all processes, that names each setting in which one differs from the first process."""
+    first, *others = all_gather_objects({name: str(value) for name, value in settings.items()}, world)
+    differences = [
+        f"{name}: {first.get(name)} in process 0, {other.get(name)} in process {rank}; start all with the same"
+        for rank, other in enumerate(others, start=1)
+        for name in sorted(first.keys() | other.keys())
+        if first.get(name) != other.get(name)
+    ]
+    if differences:
+        wait_for_all(world)
+        raise UserError(*differences)
+
+
+def wait_for_all(world: World) -> None:
+    """Wait until all processes are here; one that was here and has ended since is not an error."""
+    with contextlib.suppress(UserError):
+        maxima([0], world)
+
+
+def maxima(numbers: Sequence[int], world: World) -> list[int]:
+    """Return, place by place, the largest of the processes' numbers, in one message."""
+    if world.size == 1:
+        return list(numbers)
+    held = torch.tensor(numbers)
+    with peer_errors():
+        dist.all_reduce(held, dist.ReduceOp.MAX, group=world.hosts)
+    return [int(number) for number in held]
+
+
+def means(numbers: Sequence[float], world: World) -> list[float]:
+    """Return, place by place, the mean of the processes' numbers, nan where one has none."""
+    if world.size == 1:
+        return list(numbers)
+    held = torch.tensor(numbers, dtype=torch.float64)
+    with peer_errors():
+        dist.all_reduce(held, group=world.hosts)
+    return (held / world.size).tolist()
+
+
+def gather(tensor: Tensor, world: World) -> Tensor:
+    """Return the tensors of all processes along the first axis, in the order of their ranks."""
+    if world.size == 1:
+        return tensor
+    tensor = tensor.contiguous()  # the parts must have the memory layout of what is sent
+    parts = [torch.empty_like(tensor) for _ in range(world.size)]
+    with peer_errors():
+        dist.all_gather(parts, tensor)
+    return torch.cat(parts)
+
+
+def all_gather_objects(value: T, world: World) -> list[T]:
+    """Return the values of all processes, in the order of their ranks; they may be anything that can be pickled."""
+    if world.size == 1:
+        return [value]
+    found: list[Any] = [None] * world.size
+    with peer_errors():
+        dist.all_gather_object(found, value, group=world.patient)
+    return found
+
+
+@contextlib.contextmanager
+def peer_errors(work: str = "training", hint: str = "--resume continues from the last checkpoint") -> Iterator[None]:
+    """Turn what a collective raises when another process is gone into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"another process of this {work} has ended or hangs ({reason}); its last message says why. Start all "
+            f"again; {hint}"
+        ) from error
+
+
+@contextlib.contextmanager
+def joined_command() -> Iterator[World]:
+    """Join the processes of torchrun for a command other than training; a failure in one process ends all.
+
+    Only rank 0 writes to stderr. Where processes fail, all end once each has reached the next exchange of objects or
+    the end of the block: rank 0 raises UserError with the lines of all, the others UserError without a line.
+    """
+    with joined_world(CPU) as world, contextlib.ExitStack() as stack:
+        if world.rank:
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        try:
+            yield world
+            _exchange_problems(None, world)
+        except _SharedFailureError:
+            raise
+        except (UserError, OSError, torch.OutOfMemoryError) as error:
+            if world.size == 1:
+                raise
+            _exchange_problems(_lines_of(error), world)
+
+
+def gather_objects(value: T, world: World) -> list[T]:
+    """Return in rank 0 the values of all processes, in the order of their ranks; in the others an empty list.
+
+    Called within `joined_command`; raises UserError where a process failed.
+    """
+    if world.size == 1:
+        return [value]
+    _exchange_problems(None, world)
+    values: list[Any] = [None] * world.size if world.rank == 0 else []
+    with _command_errors():
+        dist.gather_object(value, values or None, 0, group=world.patient)
+    return values
+
+
+def broadcast_object(value: T, world: World) -> T:
+    """Return the value of rank 0 in every process; as `gather_objects` otherwise."""
+    if world.size == 1:
+        return value
+    _exchange_problems(None, world)
+    held = [value]
+    with _command_errors():
+        dist.broadcast_object_list(held, 0, group=world.patient)
+    return held[0]
+
+
+def check_alone(what: str) -> None:
+    """Raise UserError, with a line in rank 0, where torchrun started several processes for a command of one."""
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        with joined_command() as world:
+            if world.size > 1:
+                raise UserError(runs_alone(what))
+
+
+def runs_alone(what: str) -> str:
+    """Return the line about work that several processes cannot share."""
+    return f"{what} runs in one process, and {os.environ.get('WORLD_SIZE')} were started; start it without torchrun"
+
+
+class _SharedFailureError(UserError):
+    """A failure that no other process has to be informed of."""
+
+
+def _exchange_problems(problems: Sequence[str] | None, world: World) -> None:
+    """Raise UserError where any process has problems: with all lines in rank 0, without a line in the others."""
+    if world.size == 1:
+        return
+    found: list[Any] = [None] * world.size
+    with _command_errors():
+        dist.all_gather_object(found, problems, group=world.patient)
+    failed = [lines for lines in found if lines is not None]
+    if failed:
+        raise _SharedFailureError(*dict.fromkeys(line for lines in failed for line in lines) if world.rank == 0 else ())
+
+
+def _lines_of(error: Exception) -> tuple[str, ...]:
+    """Return the lines of an error that the user can fix."""
+    if isinstance(error, UserError):
+        return error.problems
+    if isinstance(error, OSError):
+        return (f"{error.filename or 'the data'}: {error.strerror or error}",)
+    return (out_of_memory(error),)
+
+
+@contextlib.contextmanager
+def _command_errors() -> Iterator[None]:
+    """Report in a line that another process of a command is gone."""
+    try:
+        with peer_errors("command", "the same command resumes where it stopped"):
+            yield
+    except UserError as error:
+        raise _SharedFailureError(*error.problems) from error

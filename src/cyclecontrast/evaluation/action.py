@@ -1,0 +1,340 @@
+"""The protocol `action`: which action a video shows, by the mean softmax of its clips.
+
+A backbone for each frame, the mean over the clip, one linear layer. Training on random clips has two stages: first the
+new last layer, then all layers (mode finetune) or the last one further (mode linear).
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from cyclecontrast.config import ActionConfig
+from cyclecontrast.data.augment import Recipe, apply_view, draw_view
+from cyclecontrast.data.clips import ClipShape, measure, random_clip, read_frames, spread_clips
+from cyclecontrast.data.images import Pixels
+from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
+from cyclecontrast.data.random_streams import FRAMES, ORDER, QUERY, random_stream
+from cyclecontrast.errors import UserError
+from cyclecontrast.evaluation.classification import breakdown, doubts, not_learned, not_tested
+from cyclecontrast.evaluation.embed import Loading, check_finite, concatenated, exact_convolutions
+from cyclecontrast.evaluation.epochs import EpochReader, step_decay, train_epochs
+from cyclecontrast.evaluation.image_batches import CROP_MARGIN, CenterCrops, ImageBatch, in_order, load_image_batches
+from cyclecontrast.evaluation.metrics import top_k_accuracy, video_means
+from cyclecontrast.evaluation.predictions import DataInfo, Record
+from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
+from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
+from cyclecontrast.models.backbone import Backbone
+
+VIDEOS_PER_PART = 256
+NUM_RANKED = 5
+MILESTONES = (6 / 16, 10 / 16, 14 / 16)
+FACTOR = 0.3
+CLIPS_AT_ONCE = 8
+"""What goes through the network together, and what BatchNorm sees, as on each of the release's four GPUs."""
+JITTER = (0.4, 0.4, 0.4, 0.2)
+MIN_CROP = 0.08
+
+
+class Action(Protocol[ActionConfig, LabeledVideos]):
+    """Action recognition on labeled videos."""
+
+    name = "action"
+    config_class = ActionConfig
+
+    def open(self) -> LabeledVideos:
+        """Read the lists of the videos; raises UserError, also where there are fewer than two classes."""
+        data = LabeledVideos.open(self.config.data, self.config.split)
+        if len(data.classes) < 2:
+            raise UserError(f"{data.root}: names one class, {data.classes[0]}; a classifier needs two")
+        return data
+
+    def describe(self, data: LabeledVideos) -> DataInfo:
+        """Return which videos are classified."""
+        return DataInfo(str(data.root), data.fingerprint, len(data.train), len(data.test))
+
+    def predict(self, backbone: Backbone, data: LabeledVideos, cache: ResumeCache) -> Predictions:
+        """Train, then give the probabilities of the classes for the clips of each test video.
+
+        Differs from the release: an unreadable video is left out and reported, no other takes its place.
+        """
+        config, loading = self.config, Loading.of(self.config, backbone)
+        model = ClipClassifier(backbone, len(data.classes), config.dropout, config.seed).to(loading.device)
+        num_epochs = config.warmup_epochs + config.epochs
+        reader = EpochReader("action", f"{len(data.train):,} training videos", num_epochs, loading.workers, cache)
+        losses = train(model, data.train, config, loading, reader)
+        # All clips of an unreadable video are one line.
+        unread = {position // config.clips_per_video: line for position, line in reader.unread().items()}
+        learned = np.delete(data.train.labels, list(unread))
+        tested = _test(model, data.test, config, loading, cache)
+        videos = np.unique(tested["videos"])
+        return Predictions(
+            _table(tested, data),
+            f"action mode={config.mode}" + (f" bn={config.bn}" if config.mode == "linear" else ""),
+            (
+                *data.notes,
+                *_left_out(data, len(unread), len(videos)),
+                *not_learned(learned, data.classes, "videos"),
+                *not_tested(data.test.labels[videos], data.classes, "videos"),
+                *doubts(losses["training"][-1], len(data.classes)),
+            ),
+            (*data.problems, *unread.values(), *tested["problems"].tolist()),
+            {"classes": list(data.classes), "losses": losses},
+            (len(learned), len(videos)),
+        )
+
+    def score(self, record: Record) -> Score:
+        """Score single clips, and videos by the mean softmax of their clips; top-5 where there are more classes.
+
+        Differs from the release: clip_top1 is of the test clips, not of 25 random ones.
+        """
+        classes = record.about.details["classes"]
+        column = record.table["probabilities"].combine_chunks()
+        clips = column.flatten().to_numpy().reshape(len(column), -1).astype(np.float64)
+        clip_labels = record.table["label"].to_numpy()
+        ids = record.table["id"].to_numpy(zero_copy_only=False)
+        _, first, members = np.unique(ids, return_index=True, return_inverse=True)
+        videos, labels = video_means(clips, members, len(first)), clip_labels[first]
+        ks = (1, NUM_RANKED) if len(classes) > NUM_RANKED else (1,)
+        metrics = {
+            "clip_top1": top_k_accuracy(clips, clip_labels, 1),
+            **{f"video_top{k}": top_k_accuracy(videos, labels, k) for k in ks},
+        }
+        return Score(metrics, breakdown("video_top1", videos.argmax(axis=1), labels, classes))
+
+
+class ClipClassifier(nn.Module):
+    """A copy of a backbone with a new last layer; the given backbone stays as it is."""
+
+    def __init__(self, backbone: Backbone, num_classes: int, dropout: float, seed: int) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone).requires_grad_(True)
+        self.dropout = nn.Dropout(dropout)
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(seed)
+            self.head = nn.Linear(backbone.dim, num_classes)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Clips as uint8 (batch, num_frames, 3, h, w) → the mean of their frames' features (batch, dim)."""
+        vectors = self.backbone(self.backbone.normalise(pixels.flatten(0, 1)))
+        return vectors.float().unflatten(0, pixels.shape[:2]).mean(1)  # type: ignore[no-any-return]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Features of clips (batch, dim) → logits (batch, num_classes)."""
+        return self.head(self.dropout(features))  # type: ignore[no-any-return]
+
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """Clips (batch, num_frames, 3, h, w) → softmax (batch, num_classes); raises UserError if it is not finite."""
+        with torch.inference_mode():
+            probabilities = self.logits(self.features(pixels)).softmax(1)
+        check_finite(probabilities, self.backbone)
+        return probabilities
+
+
+# Clips as items to load: which frames, and the view that all of them share.
+
+
+@dataclass(frozen=True)
+class RandomClips:
+    """A clip of each video at `clips_per_video` random places; position // clips_per_video is the video."""
+
+    videos: VideoSplit
+    clip: ClipShape
+    clips_per_video: int
+    seed: int
+    epoch: int
+
+    def __len__(self) -> int:
+        return len(self.videos) * self.clips_per_video
+
+    def image(self, position: int) -> Pixels:
+        """Return the frames (num_frames, height, width, 3); raises UserError naming the file."""
+        path = self.videos.path(position // self.clips_per_video)
+        rng = random_stream(self.seed, self.epoch, _place(position, self.clips_per_video), FRAMES)
+        return read_frames(path, random_clip(measure(path), self.clip, rng).tolist())
+
+
+@dataclass(frozen=True)
+class ClipView:
+    """One random crop, flip and change of colours for all frames of a clip: of (seed, epoch, video, clip)."""
+
+    size: int
+    flip: bool
+    clips_per_video: int
+    seed: int
+    epoch: int
+
+    def __call__(self, frames: Pixels, position: int) -> Pixels:
+        """Return the views (num_frames, size, size, 3)."""
+        rng = random_stream(self.seed, self.epoch, _place(position, self.clips_per_video), QUERY)
+        recipe = Recipe(JITTER, 1.0, 0.0, 0.0, min_crop=MIN_CROP, flip=self.flip)
+        view = draw_view(rng, frames.shape[1], frames.shape[2], recipe)
+        return np.stack([apply_view(frame, view, self.size) for frame in frames])
+
+
+@dataclass(frozen=True)
+class SpreadClips:
+    """All test clips of a video, one after the other, decoded in one pass."""
+
+    videos: VideoSplit
+    clip: ClipShape
+    num_clips: int
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def image(self, position: int) -> Pixels:
+        """Return the frames (num_clips · num_frames, height, width, 3); raises UserError naming the file."""
+        path = self.videos.path(position)
+        frames = spread_clips(measure(path), self.clip, self.num_clips)
+        return read_frames(path, frames.ravel().tolist(), round(self.size * CROP_MARGIN))
+
+
+def _place(position: int, clips_per_video: int) -> int:
+    """Return the place in the random stream that belongs to a video and a clip, whatever the number of clips."""
+    video, clip = divmod(position, clips_per_video)
+    return video << 32 | clip
+
+
+# Training in two stages.
+
+
+def train(
+    model: ClipClassifier, videos: VideoSplit, config: ActionConfig, loading: Loading, reader: EpochReader
+) -> dict[str, list[float]]:
+    """Train in two stages, each with its own Adam, and end in evaluation mode; returns the mean losses of each.
+
+    Differs from the release: all randomness comes from the seed.
+    """
+    finetunes = config.mode == "finetune"
+    model.train()
+    # Differs from the release: mode linear freezes BatchNorm too, unless `bn` selects the release's behaviour.
+    model.backbone.train(finetunes or config.bn == "train")
+    stage = partial(_train_stage, model, videos, config, loading, reader)
+    decay = step_decay(config.epochs, MILESTONES, FACTOR)
+    losses = {
+        "warm-up": stage("warm-up", range(config.warmup_epochs), trains_backbone=False, factor_of=lambda _: 1.0),
+        "training": stage(
+            "training", range(config.warmup_epochs, reader.num_epochs), trains_backbone=finetunes, factor_of=decay
+        ),
+    }
+    model.eval()
+    return losses
+
+
+def _train_stage(
+    model: ClipClassifier,
+    videos: VideoSplit,
+    config: ActionConfig,
+    loading: Loading,
+    reader: EpochReader,
+    name: str,
+    epochs: range,
+    trains_backbone: bool,
+    factor_of: Callable[[int], float],
+) -> list[float]:
+    labels = torch.from_numpy(videos.labels).to(loading.device)
+
+    def parts_of(batch: ImageBatch) -> Iterator[Tensor]:
+        size = len(batch.positions)
+        num = math.ceil(size / CLIPS_AT_ONCE)
+        for pixels, positions in zip(batch.pixels.tensor_split(num), batch.positions.tensor_split(num), strict=True):
+            with torch.set_grad_enabled(trains_backbone):
+                features = model.features(pixels.to(loading.device, non_blocking=True))
+            classes = labels[positions.to(loading.device) // config.clips_per_video]
+            yield nn.functional.cross_entropy(model.logits(features), classes, reduction="sum") / size
+
+    trained = model if trains_backbone else model.head
+    return train_epochs(
+        f"action {name}",
+        {"model": model if model.backbone.training else model.head},
+        torch.optim.Adam(trained.parameters(), config.learning_rate, weight_decay=0),
+        lambda epoch: _random_clip_batches(videos, config, loading.image_size, epochs[epoch], reader),
+        parts_of,
+        factor_of,
+        len(epochs),
+        config.seed,
+        reader.cache,
+    )
+
+
+def _random_clip_batches(
+    videos: VideoSplit, config: ActionConfig, size: int, epoch: int, reader: EpochReader
+) -> Iterator[ImageBatch]:
+    """Yield the clips of an epoch in its own order, in batches of nearly equal size: BatchNorm needs several clips."""
+    clip = ClipShape(config.num_frames, config.fps)
+    clips = RandomClips(videos, clip, config.clips_per_video, config.seed, epoch)
+    view = ClipView(size, config.flip, config.clips_per_video, config.seed, epoch)
+    order = random_stream(config.seed, epoch, 0, ORDER).permutation(len(clips))
+    batches = [part.tolist() for part in np.array_split(order, -(-len(order) // config.batch_size))]
+    return reader.read(epoch, clips, view, batches)
+
+
+# The test.
+
+
+def _test(
+    model: ClipClassifier, videos: VideoSplit, config: ActionConfig, loading: Loading, cache: ResumeCache
+) -> Arrays:
+    parts = [
+        cache.arrays(f"test {part[0]}-{part[-1]}", partial(_test_part, model, videos, part, config, loading))
+        for part in in_order(len(videos), VIDEOS_PER_PART)
+    ]
+    tested = concatenated(parts)
+    if not len(tested["videos"]):
+        raise UserError(f"action: none of the {len(videos):,} test videos can be read", *tested["problems"][:3])
+    return tested
+
+
+def _test_part(
+    model: ClipClassifier, videos: VideoSplit, part: range, config: ActionConfig, loading: Loading
+) -> Arrays:
+    clip = ClipShape(config.num_frames, config.fps)
+    clips = SpreadClips(videos, clip, config.num_clips, loading.image_size)
+    batches = [part[at.start : at.stop] for at in in_order(len(part), max(1, config.batch_size // config.num_clips))]
+    title = f"action, test videos {part[0] + 1} to {part[-1] + 1} of {len(videos)}"
+    numbers: list[int] = []
+    problems: list[str] = []
+    probabilities = [np.empty((0, model.head.out_features), np.float32)]
+    with exact_convolutions():
+        for batch in load_image_batches(clips, CenterCrops(loading.image_size), batches, loading.workers, title):
+            problems += batch.problems
+            if len(batch.positions):
+                pixels = batch.pixels.reshape(-1, config.num_frames, *batch.pixels.shape[2:])
+                probabilities.append(model.probabilities(pixels.to(loading.device)).cpu().numpy())
+                numbers += batch.positions.tolist()
+    return {
+        "videos": np.repeat(np.array(numbers, np.int64), config.num_clips),
+        "clips": np.tile(np.arange(config.num_clips), len(numbers)),
+        "probabilities": np.concatenate(probabilities),
+        "problems": np.array(problems, str),
+    }
+
+
+def _table(tested: Arrays, data: LabeledVideos) -> pa.Table:
+    videos, probabilities = tested["videos"], tested["probabilities"]
+    return pa.table(
+        {
+            "id": pa.array([data.test.paths[video] for video in videos]),
+            "label": data.test.labels[videos],
+            "clip": tested["clips"],
+            "probabilities": pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel()), probabilities.shape[1]),
+        }
+    )
+
+
+def _left_out(data: LabeledVideos, num_unread: int, num_tested: int) -> tuple[str, ...]:
+    num_untested = len(data.test) - num_tested
+    if not (num_unread or num_untested or data.problems):
+        return ()
+    return (
+        f"left out: {len(data.problems)} listed videos or lines, {num_unread} of {len(data.train):,} training and "
+        f"{num_untested} of {len(data.test):,} test videos that cannot be read",
+    )

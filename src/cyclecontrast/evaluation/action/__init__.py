@@ -1,1 +1,0 @@
-"""The protocol `action`: clips of labeled videos are classified, after training all layers or the last."""

@@ -1,0 +1,204 @@
+"""What an evaluation leaves on disk: a record of predictions, written before they are scored, and a result.
+
+    <results>/records/<record key>.parquet   one row per test item, with all that scoring needs
+    <results>/<key>.json                     metrics, their breakdown, and where they come from
+
+Keys name the protocol, the model's and the data's content, and the settings, so that no file is taken for another.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from cyclecontrast.config import AllConfig, EvaluateConfig
+from cyclecontrast.errors import UserError
+from cyclecontrast.files import replacing
+from cyclecontrast.versions import package_versions
+
+NOT_IN_KEY = frozenset(
+    {"model", "data", "classes", "train_data", "out", "save", "score_only", "report", "workers", "device"}
+)
+"""Settings that name a file, whose content a fingerprint stands for, or that do not change the numbers."""
+MAX_LISTED = 10
+
+Json = dict[str, Any]
+
+
+class ModelInfo(NamedTuple):
+    """Which backbone: `fingerprint` identifies its weights, `source` says where they came from."""
+
+    name: str
+    source: str
+    fingerprint: str
+
+
+class DataInfo(NamedTuple):
+    """Which data: `fingerprint` identifies their content; numbers are those of the level, images or videos."""
+
+    path: str
+    fingerprint: str
+    num_train: int
+    num_test: int
+
+
+@dataclass(frozen=True)
+class About:
+    """The origin of predictions; `tag` names the variant of the protocol, and only equal tags may be compared.
+
+    `problems` has a line for each item that could not be used; `scoring` names the settings of scoring alone.
+    """
+
+    protocol: str
+    tag: str
+    config: Json
+    model: ModelInfo
+    data: DataInfo
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    details: Json = field(default_factory=dict)
+    scoring: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=package_versions)
+
+    @property
+    def key(self) -> str:
+        """Name of the files of this result."""
+        return self._key(NOT_IN_KEY)
+
+    @property
+    def record_key(self) -> str:
+        """Name of the record, which the settings of scoring do not change."""
+        return self._key(NOT_IN_KEY | set(self.scoring))
+
+    def _key(self, left_out: Collection[str]) -> str:
+        settings = {name: value for name, value in self.config.items() if name not in left_out}
+        text = json.dumps([settings, self.data.fingerprint], sort_keys=True)
+        return f"{self.protocol}-{self.model.fingerprint}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def to_json(self) -> Json:
+        """Return what `from_json` takes."""
+        nested = {"model": self.model._asdict(), "data": self.data._asdict()}
+        return {**{item.name: getattr(self, item.name) for item in dataclasses.fields(self)}, **nested}
+
+    @staticmethod
+    def from_json(values: Json) -> "About":
+        """Rebuild what `to_json` returned; raises ValueError where a part is missing or of another type."""
+        return TypeAdapter(About).validate_python(values)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Predictions: one row per test item, with all that its score needs."""
+
+    about: About
+    table: pa.Table
+
+    def save(self, folder: Path) -> Path:
+        """Write <folder>/records/<key>.parquet and return its path."""
+        path = record_path(folder, self.about.record_key)
+        with replacing(path) as aside:
+            about = json.dumps(self.about.to_json())
+            pq.write_table(self.table.replace_schema_metadata({"about": about}), aside)
+        return path
+
+    @staticmethod
+    def load(path: Path) -> "Record":
+        """Read what `save` wrote; raises UserError."""
+        try:
+            table = pq.read_table(path)
+            about = About.from_json(json.loads((table.schema.metadata or {})[b"about"]))
+            return Record(about, table.replace_schema_metadata())
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{path}: the record cannot be read ({reason}); evaluate without --score-only") from error
+
+
+def find_records(folder: Path, protocol: str) -> list[Record]:
+    """Read all records of a protocol below a folder of results."""
+    return [Record.load(path) for path in sorted((folder / "records").glob(f"{protocol}-*.parquet"))]
+
+
+def record_path(folder: Path, key: str) -> Path:
+    """Return where the record with this key lies below a folder of results."""
+    return folder / "records" / f"{key}.parquet"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Metrics as fractions, and their breakdown per item (for classification: accuracy per class, confusion)."""
+
+    about: About
+    metrics: dict[str, float]
+    per_item: Json
+
+    @property
+    def protocol(self) -> str:
+        """Name of the protocol."""
+        return self.about.protocol
+
+    @property
+    def tag(self) -> str:
+        """Variant of the protocol."""
+        return self.about.tag
+
+    def save(self, folder: Path) -> Path:
+        """Write <folder>/<key>.json, one line per part, and return its path."""
+        path = result_path(folder, self.about.key)
+        parts: Json = {"metrics": self.metrics, **self.about.to_json(), "per_item": self.per_item}
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(part, allow_nan=False)}" for name, part in parts.items())
+        with replacing(path) as aside:
+            aside.write_text(f"{{\n{lines}\n}}\n")
+        return path
+
+    @staticmethod
+    def load(path: Path) -> "Result":
+        """Read what `save` wrote; raises UserError."""
+        try:
+            parts = json.loads(path.read_text())
+            metrics = {name: float(value) for name, value in parts.pop("metrics").items()}
+            per_item = parts.pop("per_item")
+            return Result(About.from_json(parts), metrics, per_item)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{path}: is not a result of `cyclecontrast evaluate` ({reason})") from error
+
+    def __str__(self) -> str:
+        """Return the result as text: percentages, notes, then what was left out."""
+        about = self.about
+        width = max(map(len, self.metrics), default=0)
+        return "\n".join(
+            [
+                f"{about.tag} of {about.model.name} ({about.model.source}) on {about.data.path}, "
+                f"{about.data.num_train:,} train and {about.data.num_test:,} test",
+                *(f"  {name:{width}}  {100 * value:6.2f} %" for name, value in self.metrics.items()),
+                *(f"  {note}" for note in about.notes),
+                *self._left_out(),
+            ]
+        )
+
+    def _left_out(self) -> Iterator[str]:
+        problems = self.about.problems
+        if problems:
+            yield f"  left out, {len(problems)}:"
+            yield from (f"    {problem}" for problem in problems[:MAX_LISTED])
+            if len(problems) > MAX_LISTED:
+                yield f"    ... and {len(problems) - MAX_LISTED} more, in the result's file"
+
+
+def result_path(folder: Path, key: str) -> Path:
+    """Return where the result with this key lies in a folder of results."""
+    return folder / f"{key}.json"
+
+
+def results_folder(config: EvaluateConfig | AllConfig) -> Path:
+    """Return the folder of results: `out`, else that of the run that is evaluated, else ./results."""
+    if config.out is not None:
+        return config.out
+    return Path(config.model) / "results" if Path(config.model).is_dir() else Path("results")

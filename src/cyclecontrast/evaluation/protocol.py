@@ -1,0 +1,159 @@
+"""The contract of an evaluation protocol, and the list of built-in ones; importing this imports no PyTorch.
+
+runner.evaluate goes the same way with every protocol: `open` the data, `predict` with the backbone, write the
+predictions as a record, `score` the record, write the result.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from cyclecontrast.config import PROTOCOL_CONFIGS, EvaluateConfig
+from cyclecontrast.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cyclecontrast.evaluation.predictions import DataInfo, Json, Record
+    from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
+    from cyclecontrast.models.backbone import Backbone
+
+ConfigT = TypeVar("ConfigT", bound=EvaluateConfig)
+DataT = TypeVar("DataT")
+
+
+class Predictions(NamedTuple):
+    """A table with all that the score needs; `tag` names the variant, `problems` each item that was left out.
+
+    `num_used` is how many items of train and test took part, None for all. `untagged` are settings that the tag names
+    in words of its own, or that had no effect: the runner does not add them to the tag.
+    """
+
+    table: "pa.Table"
+    tag: str
+    notes: Sequence[str] = ()
+    problems: Sequence[str] = ()
+    details: "Json" = {}  # noqa: RUF012
+    num_used: tuple[int, int] | None = None
+    untagged: frozenset[str] = frozenset()
+
+
+class Score(NamedTuple):
+    """Metrics as fractions, their breakdown, what scoring adds to the tag, and files (suffix → content)."""
+
+    metrics: dict[str, float]
+    per_item: "Json"
+    tag: str = ""
+    notes: Sequence[str] = ()
+    files: Mapping[str, bytes] = {}
+
+
+class Part(NamedTuple):
+    """Images or videos that one process would embed at once; `make` embeds any slice of the items by itself."""
+
+    name: str
+    items: Sequence[Any]
+    make: "Callable[[Sequence[Any]], Arrays]"
+
+
+class Protocol(ABC, Generic[ConfigT, DataT]):
+    """One way to evaluate a backbone. A subclass is passed to `cyclecontrast.evaluate` as it is.
+
+    `name` begins the names of files: lower-case words joined by hyphens. `config_class` has the options; those that
+    only `score` reads are named in its `scoring`.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[EvaluateConfig]]
+
+    def __init__(self, config: ConfigT) -> None:
+        """Take the options; before `predict`, the runner fills in an `image_size` that is left open."""
+        self.config = config
+
+    @abstractmethod
+    def open(self) -> DataT:
+        """Open the data and check the options against it; raises UserError."""
+
+    @abstractmethod
+    def describe(self, data: DataT) -> "DataInfo":
+        """Return which data these are."""
+
+    @abstractmethod
+    def predict(self, backbone: "Backbone", data: DataT, cache: "ResumeCache") -> Predictions:
+        """Compute all predictions. What is stored in `cache` is found again after a stop. Raises UserError."""
+
+    @abstractmethod
+    def score(self, record: "Record") -> Score:
+        """Compute the metrics from the record alone: data and network may be gone. Raises UserError."""
+
+    def parts(self, backbone: "Backbone", data: DataT) -> list[Part]:
+        """Return what `predict` embeds, named as in the cache, so that the processes of torchrun share it.
+
+        A protocol that does more than embed leaves this as it is, and runs in one process.
+        """
+        from cyclecontrast.distributed import runs_alone
+
+        raise UserError(runs_alone(f"evaluate {self.name}"))
+
+
+def find_protocol(protocol: str | type[Protocol[Any, Any]]) -> type[Protocol[Any, Any]]:
+    """Return a protocol's class by its name, or check a class of the user's; raises UserError."""
+    if isinstance(protocol, str):
+        if protocol not in PROTOCOL_CONFIGS:
+            hint = did_you_mean(protocol, PROTOCOL_CONFIGS)
+            raise UserError(f"unknown protocol {protocol!r}{hint}; known: {', '.join(PROTOCOL_CONFIGS)}")
+        return _built_in(protocol)
+    if not (isinstance(protocol, type) and issubclass(protocol, Protocol)):
+        raise UserError("protocol: neither a name nor a subclass of cyclecontrast.evaluation.protocol.Protocol")
+    named = [name for name in ("name", "config_class") if not hasattr(protocol, name)]
+    missing = sorted([*protocol.__abstractmethods__, *named])
+    if missing:
+        raise UserError(f"protocol: {protocol.__name__} does not define {', '.join(missing)}")
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", protocol.name):
+        raise UserError(f"protocol: name {protocol.name!r}: use lower-case letters, digits and hyphens")
+    if protocol.name in PROTOCOL_CONFIGS and protocol is not _built_in(protocol.name):
+        raise UserError(f"protocol: {protocol.__name__} has the name of the built-in {protocol.name}; rename it")
+    return protocol
+
+
+def config_class_of(protocol: str | type[Protocol[Any, Any]]) -> type[EvaluateConfig]:
+    """Return the options of a protocol; raises UserError. A name needs no PyTorch."""
+    return PROTOCOL_CONFIGS[protocol] if protocol in PROTOCOL_CONFIGS else find_protocol(protocol).config_class
+
+
+def _built_in(name: str) -> type[Protocol[Any, Any]]:
+    """Import a built-in protocol, and PyTorch with it."""
+    match name:
+        case "knn":
+            from cyclecontrast.evaluation.knn import Knn
+
+            return Knn
+        case "linear":
+            from cyclecontrast.evaluation.linear import Linear
+
+            return Linear
+        case "finetune":
+            from cyclecontrast.evaluation.finetune import Finetune
+
+            return Finetune
+        case "retrieval":
+            from cyclecontrast.evaluation.retrieval import Retrieval
+
+            return Retrieval
+        case "action":
+            from cyclecontrast.evaluation.action import Action
+
+            return Action
+        case "tracking":
+            from cyclecontrast.evaluation.tracking.protocol import Tracking
+
+            return Tracking
+        case "segmentation":
+            from cyclecontrast.evaluation.segmentation import Segmentation
+
+            return Segmentation
+        case _:
+            from cyclecontrast.evaluation.propagation import Propagation
+
+            return Propagation

@@ -1,0 +1,105 @@
+"""What a stopped evaluation had finished: parts on disk that the same evaluation finds when it is run again."""
+
+import contextlib
+import hashlib
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cyclecontrast.errors import UserError
+from cyclecontrast.files import locked, replacing
+
+MAX_NAME = 100
+ARRAYS, STATE = ".npz", ".pt"
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class ResumeCache:
+    """Arrays and training states by name in a folder, each whole or absent; removed once the result is written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock the folder for this process, and remove it when the block ends well or fails with nothing stored.
+
+        Raises UserError that names the process that holds the lock.
+        """
+        created = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        with locked(self.folder, "out"):
+            for leftover in self.folder.glob("*.part"):  # of a killed process
+                leftover.unlink()
+            try:
+                yield
+                self.discard()
+            finally:
+                if not any(path.suffix in (ARRAYS, STATE) for path in self.folder.glob("*")):
+                    self.discard()
+                    for folder in created:
+                        with contextlib.suppress(OSError):
+                            folder.rmdir()
+
+    def has_arrays(self, name: str) -> bool:
+        """Whether the arrays of this name are stored."""
+        return self._path(name, ARRAYS).exists()
+
+    def arrays(self, name: str, make: Callable[[], Arrays]) -> Arrays:
+        """Return the arrays stored under this name, or make and store them; strings are fine, objects are not."""
+        path = self._path(name, ARRAYS)
+        if path.exists():
+            with _explained(path), path.open("rb") as stored, np.load(stored, allow_pickle=False) as arrays:
+                return dict(arrays)
+        made = make()
+        if objects := [key for key, value in made.items() if np.asarray(value).dtype.hasobject]:
+            raise TypeError(f"{name}: {', '.join(objects)} would be pickled")
+        with replacing(path) as aside, aside.open("wb") as file:
+            np.savez(file, **made)  # type: ignore[arg-type]
+        return made
+
+    def save_state(self, name: str, state: Mapping[str, Any]) -> None:
+        """Store the state of a training: tensors, numbers, strings, and lists and dicts of them."""
+        with replacing(self._path(name, STATE)) as aside:
+            torch.save(dict(state), aside)
+
+    def load_state(self, name: str) -> dict[str, Any] | None:
+        """Return the state stored under this name, None where there is none."""
+        path = self._path(name, STATE)
+        if not path.exists():
+            return None
+        with _explained(path):
+            state: dict[str, Any] = torch.load(path, "cpu", weights_only=True)
+        return state
+
+    def discard(self) -> None:
+        """Remove everything stored."""
+        for path in self.folder.glob(f"*{STATE}"):  # before the arrays that a resumed training expects
+            path.unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other evaluations have their folders beside it
+            self.folder.parent.rmdir()
+
+    def _path(self, name: str, suffix: str) -> Path:
+        """Return the file of a name; names of any characters are safe, and different names have different files."""
+        safe = re.sub(r"[^a-z0-9-]", "_", name)[:MAX_NAME]
+        end = "" if safe == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return self.folder / (safe + end + suffix)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path}: cannot be read ({reason}); delete it, and the evaluation computes it again"
+        ) from error

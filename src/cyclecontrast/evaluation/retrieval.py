@@ -1,0 +1,404 @@
+"""The protocol `retrieval`: is the class of a test video among those of its nearest training videos.
+
+Differs from the release: it has no code for this table; of the two levels that the paper leaves open, the one that
+compares single clips is the default, and the level stands in the tag.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from cyclecontrast.config import RetrievalConfig
+from cyclecontrast.data.clips import measure, read_frames
+from cyclecontrast.data.images import Pixels
+from cyclecontrast.data.labeled_images import Numbers
+from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
+from cyclecontrast.errors import UserError
+from cyclecontrast.evaluation.classification import not_tested
+from cyclecontrast.evaluation.embed import IMAGES_PER_PART, Loading, concatenated, encode, find_parts, frozen
+from cyclecontrast.evaluation.image_batches import CROP_MARGIN, CenterCrops, ImageBatch, load_image_batches
+from cyclecontrast.evaluation.metrics import (
+    Floats,
+    Integers,
+    average_precision,
+    hit_at_k,
+    nearest_in_block,
+    nearest_neighbors,
+    per_class_accuracy,
+    similarity_blocks,
+    unit_vectors,
+)
+from cyclecontrast.evaluation.predictions import DataInfo, Record
+from cyclecontrast.evaluation.protocol import Part, Predictions, Protocol, Score
+from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
+from cyclecontrast.models.backbone import Backbone
+
+RECORDED = 200
+"""Neighbors that a record holds, whatever k: another k is a matter of scoring."""
+IN_TAG = ("per_video", "clip_length", "split", "center", "ann")
+QUERIES_PER_PART = 2**11
+
+CELLS_PER_ROOT = 4
+MIN_ITEMS_PER_CELL = 39
+"""With fewer training items per cell faiss warns."""
+SEARCHED_FRACTION, MIN_SEARCHED = 1 / 8, 16
+QUERIES_CHECKED = 100
+
+
+class VideoItems(NamedTuple):
+    """Frames, clips or videos of a split: vectors (num_items, dim), not scaled, and labels (num_items,).
+
+    `numbers` count the items of all listed videos; `problems` has a line for each unreadable video.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    labels: Numbers
+    numbers: Numbers
+    problems: tuple[str, ...]
+
+
+class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
+    """Nearest training frames, clips or videos of each one of the test split."""
+
+    name = "retrieval"
+    config_class = RetrievalConfig
+
+    def open(self) -> LabeledVideos:
+        """Read the lists; raises UserError, also where faiss is requested and absent, or k is more than recorded."""
+        if self.config.ann == "faiss" and not self.config.score_only:
+            check_faiss()
+        data = LabeledVideos.open(self.config.data, self.config.split)
+        if max(self.config.k) > RECORDED < len(data.train) * self._items_per_video:
+            raise UserError(f"k: {max(self.config.k)} is more than the {RECORDED} nearest that are computed; use less")
+        return data
+
+    def describe(self, data: LabeledVideos) -> DataInfo:
+        """Return which videos are compared, and how many items they are at this level."""
+        num = self._items_per_video
+        return DataInfo(str(data.root), data.fingerprint, len(data.train) * num, len(data.test) * num)
+
+    def parts(self, backbone: Backbone, data: LabeledVideos) -> list[Part]:
+        """Return the videos of both splits as parts."""
+        splits = ("train", data.train), ("test", data.test)
+        return [part for name, split in splits for part in video_parts(backbone, split, self.config, name)]
+
+    def predict(self, backbone: Backbone, data: LabeledVideos, cache: ResumeCache) -> Predictions:
+        """Find the nearest training items of each test item: RECORDED, or all where there are fewer, whatever k is."""
+        config = self.config
+        gallery, queries = (
+            _scaled(embed_videos(backbone, split, config, name, cache), config.center)
+            for name, split in (("train", data.train), ("test", data.test))
+        )
+        num = min(len(gallery.labels), RECORDED)
+        notes = [*data.notes, *not_tested(queries.labels, data.classes, "videos")]
+        if config.ann == "faiss":
+            ranking, line = rank_by_faiss(gallery.vectors, queries.vectors, num)
+            notes.append(line)
+        else:
+            ranking = rank(gallery, queries, num, cache)
+        if config.level == "frame" and "clip_length" in config.model_fields_set:
+            notes.append("clip_length did nothing: level frame has no clips")
+        return Predictions(
+            self._table(ranking, gallery, queries, data.test),
+            self._tag(),
+            notes,
+            (*data.problems, *gallery.problems, *queries.problems),
+            {
+                "classes": list(data.classes),
+                "num_gallery": len(gallery.labels),
+                "items_per_video": self._items_per_video,
+            },
+            (len(gallery.labels), len(queries.labels)),
+            frozenset(
+                {"center", "clip_length"} if config.level == "frame" else {"center"}
+            ),  # a bare word, or no effect
+        )
+
+    def score(self, record: Record) -> Score:
+        """Score hit@k for each k up to the gallery, mAP, and hit@1 by class; raises UserError for a larger k."""
+        labels, precision = (record.table[name].to_numpy() for name in ("label", "average_precision"))
+        nearest = record.table["neighbor_labels"].combine_chunks()
+        neighbor_labels = nearest.flatten().to_numpy().reshape(len(labels), -1)
+        size, recorded = record.about.details["num_gallery"], neighbor_labels.shape[1]
+        ks = sorted({min(k, size) for k in self.config.k})
+        if ks[-1] > recorded:
+            raise UserError(f"k: the record holds the {recorded} nearest, not {ks[-1]}; evaluate without --score-only")
+        metrics = {f"hit@{k}": hit_at_k(neighbor_labels, labels, k) for k in ks}
+        notes = [f"k={k} is more than the {size} gallery items: {size} used" for k in self.config.k if k > size]
+        known = ~np.isnan(precision)
+        if known.any():
+            metrics["mAP"] = float(precision[known].mean())
+            lost = int((~known).sum())
+            notes += [f"mAP is without {lost} queries whose class has nothing in the gallery"] if lost else []
+        classes = record.about.details["classes"]
+        hits = per_class_accuracy(neighbor_labels[:, 0], labels, len(classes))
+        by_class = {
+            "of": "hit@1",
+            "classes": classes,
+            "num_items": np.bincount(labels, minlength=len(classes)).tolist(),
+            "hit@1": [None if np.isnan(hit) else hit for hit in hits.tolist()],
+        }
+        return Score(metrics, by_class, notes=notes)
+
+    @property
+    def _items_per_video(self) -> int:
+        return items_per_video(self.config)
+
+    def _tag(self) -> str:
+        """Name the level, and other settings that make numbers incomparable where they are not the defaults."""
+        changed = self.config.model_dump(include=set(IN_TAG), exclude_defaults=True)
+        words = [name if changed[name] is True else f"{name}={changed[name]}" for name in IN_TAG if name in changed]
+        return " ".join([f"retrieval level={self.config.level}", *words])
+
+    def _table(self, ranking: Arrays, gallery: VideoItems, queries: VideoItems, test: VideoSplit) -> pa.Table:
+        """Make the record, a row per query; neighbors are numbers of the training videos' items, nearest first."""
+        videos, places = np.divmod(queries.numbers, self._items_per_video)
+        names = [test.paths[video] for video in videos]
+        is_video = self.config.level == "video"
+        ids = names if is_video else [f"{name}#{place}" for name, place in zip(names, places, strict=True)]
+        indices = ranking["indices"]
+        labels, numbers = (np.where(indices < 0, -1, column[indices]) for column in (gallery.labels, gallery.numbers))
+        precision = ranking.get("average_precision", np.full(len(indices), np.nan))
+        return pa.table(
+            {
+                "id": ids,
+                "label": queries.labels,
+                "neighbor_labels": _lists(labels),
+                "neighbors": _lists(numbers),
+                "average_precision": pa.array(precision, mask=np.isnan(precision)),
+            }
+        )
+
+
+def _scaled(items: VideoItems, center: bool) -> VideoItems:
+    """Scale vectors to length 1, with `center` after subtracting the mean of their split."""
+    vectors = items.vectors
+    if center:
+        vectors = vectors - vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return items._replace(vectors=unit_vectors(vectors))
+
+
+def _lists(rows: Integers) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.astype(np.int32).ravel()), rows.shape[1])
+
+
+# Vectors of frames, clips and videos: each frame is decoded and embedded once.
+
+
+@dataclass(frozen=True)
+class WantedFrames:
+    """Videos by position, each as the wanted frames, no larger than the crop needs them."""
+
+    split: VideoSplit
+    frames: dict[int, Numbers]
+    short_side: int
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def image(self, position: int) -> Pixels:
+        """Return the video's frames, RGB (num_frames, height, width, 3); raises UserError naming the file."""
+        return read_frames(self.split.path(position), self.frames[position].tolist(), self.short_side)
+
+
+def items_per_video(config: RetrievalConfig) -> int:
+    """Return how many items of this level a video has."""
+    return 1 if config.level == "video" else config.per_video
+
+
+def frame_indices(num_frames: int, num: int) -> Numbers:
+    """Return the numbers of `num` frames from the first to the last (num,); short videos repeat some."""
+    return np.linspace(0, num_frames - 1, num).astype(np.int64)
+
+
+def clip_indices(num_frames: int, num: int, length: int) -> Numbers:
+    """Return the numbers of the frames of `num` clips, spread evenly (num, length).
+
+    In a video shorter than a clip, all clips are the video with its last frame repeated.
+    """
+    half = length / 2
+    centers = np.linspace(half, num_frames - half, num)
+    starts = np.maximum((centers - half).astype(np.int64), 0)
+    indices: Numbers = np.minimum(starts[:, None] + np.arange(length), num_frames - 1)
+    return indices
+
+
+def embed_videos(
+    backbone: Backbone, split: VideoSplit, config: RetrievalConfig, name: str, cache: ResumeCache
+) -> VideoItems:
+    """Embed the frames, clips or videos of a split, except those embedded before a stop.
+
+    Leaves out and reports unreadable videos. Raises UserError where none is readable.
+    """
+    embedded = concatenated(find_parts(video_parts(backbone, split, config, name), cache))
+    videos, problems = embedded["videos"], embedded["problems"].tolist()
+    if len(videos) == 0:
+        raise UserError(f"embedding {name}: none of the {len(split):,} videos can be read", *problems[:3])
+    num = items_per_video(config)
+    numbers = (videos[:, None] * num + np.arange(num)).ravel()
+    return VideoItems(embedded["vectors"], split.labels[videos].repeat(num), numbers, tuple(problems))
+
+
+def video_parts(backbone: Backbone, split: VideoSplit, config: RetrievalConfig, name: str) -> list[Part]:
+    """Return the videos of a split, in order, as the parts that a process embeds at once."""
+    loading, per_part = Loading.of(config, backbone), max(1, IMAGES_PER_PART // _indices(1, config).size)
+    groups = [range(start, min(start + per_part, len(split))) for start in range(0, len(split), per_part)]
+    make = partial(_embed_part, backbone, split, config, loading, name)
+    return [Part(f"embedding {name}-{videos[0]}-{videos[-1]}", videos, make) for videos in groups]
+
+
+def _indices(num_frames: int, config: RetrievalConfig) -> Numbers:
+    """Return the frames of a video's items before they are averaged (num, frames of each)."""
+    if config.level == "frame":
+        return frame_indices(num_frames, config.per_video)[:, None]
+    return clip_indices(num_frames, config.per_video, config.clip_length)
+
+
+def _embed_part(
+    backbone: Backbone, split: VideoSplit, config: RetrievalConfig, loading: Loading, name: str, videos: Sequence[int]
+) -> Arrays:
+    problems: list[str] = []
+    indices = {video: _indices(num, config) for video, num in _lengths(split, videos, problems)}
+    wanted = WantedFrames(split, {v: np.unique(x) for v, x in indices.items()}, round(loading.image_size * CROP_MARGIN))
+    batches = [[video] for video in indices]
+    crop = CenterCrops(loading.image_size)
+    read: list[int] = []
+
+    def pixels() -> Iterator[Tensor]:
+        loaded = load_image_batches(wanted, crop, batches, loading.workers, f"embedding {name}") if batches else ()
+        for batch in loaded:
+            problems.extend(batch.problems)
+            read.extend(batch.positions.tolist())
+            yield from batch.pixels if len(batch.positions) else ()
+
+    vectors = _encode_all(backbone, pixels(), loading)
+    ends = np.cumsum([len(wanted.frames[video]) for video in read], dtype=np.int64)
+    items = [vectors[:0]]
+    for video, end in zip(read, ends, strict=True):
+        frames = wanted.frames[video]
+        items.append(_averaged(vectors[end - len(frames) : end], np.searchsorted(frames, indices[video]), config))
+    return {
+        "vectors": np.concatenate(items),
+        "videos": np.array(read, np.int64),
+        "problems": np.array(problems, dtype=str),
+    }
+
+
+def _lengths(split: VideoSplit, videos: Iterable[int], problems: list[str]) -> Iterator[tuple[int, int]]:
+    """Yield the videos that can be opened, and their number of frames."""
+    for video in videos:
+        try:
+            yield video, measure(split.path(video)).num_frames
+        except UserError as error:
+            problems.extend(error.problems)
+
+
+def _encode_all(backbone: Backbone, videos: Iterable[Tensor], loading: Loading) -> npt.NDArray[np.float32]:
+    """Embed the frames of videos (num_frames, 3, h, w), in full batches that may span videos."""
+    vectors = [torch.empty(0, backbone.dim)]
+    with frozen(backbone, loading.device):
+        for pixels in _regrouped(videos, loading.batch_size):
+            batch = ImageBatch(torch.arange(len(pixels)), pixels, ())
+            vectors.append(encode(backbone, batch, loading.device).cpu())
+    found: npt.NDArray[np.float32] = torch.cat(vectors).numpy()
+    return found
+
+
+def _regrouped(videos: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Join and split, so that each but the last has `size` frames, and none is dropped."""
+    waiting: list[Tensor] = []
+    for video in videos:
+        waiting.append(video)
+        if sum(map(len, waiting)) >= size:
+            joined = torch.cat(waiting)
+            whole = len(joined) // size * size
+            yield from (joined[start : start + size] for start in range(0, whole, size))
+            waiting = [joined[whole:]]
+    if sum(map(len, waiting)):
+        yield torch.cat(waiting)
+
+
+def _averaged(vectors: npt.NDArray[np.float32], places: Numbers, config: RetrievalConfig) -> npt.NDArray[np.float32]:
+    """Return a video's items (num_items, dim): means over frames, and at level video over clips."""
+    clips = vectors[places].mean(axis=1, dtype=np.float64)
+    if config.level == "video":
+        clips = clips.mean(axis=0, keepdims=True)
+    items: npt.NDArray[np.float32] = clips.astype(np.float32)
+    return items
+
+
+# The nearest gallery items of each query, exactly or by faiss.
+
+
+def rank(gallery: VideoItems, queries: VideoItems, k: int, cache: ResumeCache) -> Arrays:
+    """Find the k nearest of each query (num_queries, k), and its average precision over the whole gallery."""
+    starts = range(0, len(queries.vectors), QUERIES_PER_PART)
+    console = Console(stderr=True)
+    firsts = _first_equals(gallery.vectors)
+    parts = [
+        cache.arrays(f"ranking-{start}-{k}", partial(_rank_part, gallery, firsts, queries, start, k))
+        for start in track(starts, "ranking", console=console, disable=not console.is_terminal, transient=True)
+    ]
+    return concatenated(parts)
+
+
+def _rank_part(gallery: VideoItems, firsts: Integers, queries: VideoItems, start: int, k: int) -> Arrays:
+    indices, precisions = [], []
+    for block in similarity_blocks(gallery.vectors, queries.vectors[start : start + QUERIES_PER_PART]):
+        labels = queries.labels[start : start + len(block.queries)]
+        start += len(block.queries)
+        indices.append(nearest_in_block(gallery.vectors, block, k).indices)
+        # Short videos have equal clips: rounding must not order them.
+        precisions.append(average_precision(block.similarities[:, firsts], gallery.labels, labels))
+    return {"indices": np.concatenate(indices), "average_precision": np.concatenate(precisions)}
+
+
+def _first_equals(vectors: Floats) -> Integers:
+    """Return for each row (num_rows,) the number of the first row that equals it, often itself."""
+    firsts: dict[bytes, int] = {}
+    rows = enumerate(np.ascontiguousarray(vectors))
+    return np.array([firsts.setdefault(hashlib.blake2b(row).digest(), number) for number, row in rows])
+
+
+def check_faiss() -> None:
+    """Raise UserError where faiss is not installed."""
+    if importlib.util.find_spec("faiss") is None:
+        raise UserError("ann: faiss is not installed; pip install 'cyclecontrast[faiss]', or leave ann at exact")
+
+
+def rank_by_faiss(gallery: Floats, queries: Floats, k: int) -> tuple[Arrays, str]:
+    """Find most of the k nearest by searching some of the gallery's cells; -1 where too few lie there.
+
+    Returns the neighbors (num_queries, k), and a line that says how many of the exact neighbors are among them.
+    """
+    index = make_faiss_index(gallery)
+    found = index.search(queries, k)[1]
+    checked = slice(None, None, max(1, len(queries) // QUERIES_CHECKED))
+    exact = nearest_neighbors(gallery, queries[checked], k).indices
+    recall = float(np.mean([np.isin(true, ours).mean() for true, ours in zip(exact, found[checked], strict=True)]))
+    line = f"ann=faiss searches {index.nprobe} of {index.nlist} cells and finds {recall:.1%} of the {k} nearest; no mAP"
+    return {"indices": found}, line
+
+
+def make_faiss_index(gallery: Floats) -> Any:
+    """Return a faiss index of the gallery, which searches some of its cells."""
+    faiss: Any = importlib.import_module("faiss")
+    num_items, dim = gallery.shape
+    num_cells = max(1, min(round(CELLS_PER_ROOT * num_items**0.5), num_items // MIN_ITEMS_PER_CELL))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, num_cells, faiss.METRIC_INNER_PRODUCT)
+    index.train(gallery)
+    index.add(gallery)
+    index.nprobe = min(num_cells, max(MIN_SEARCHED, round(num_cells * SEARCHED_FRACTION)))
+    return index

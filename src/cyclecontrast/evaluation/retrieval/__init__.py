@@ -1,1 +1,0 @@
-"""Retrieval: the nearest training frames, clips or videos of each one of the test split."""

@@ -1,0 +1,244 @@
+"""The one way into an evaluation: predictions first, written as a record; then the score, from the record alone."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal, overload
+
+from cyclecontrast.config import EvaluateConfig
+from cyclecontrast.distributed import ALONE, World, broadcast_object, joined_command
+from cyclecontrast.errors import UserError, attempt
+from cyclecontrast.evaluation.embed import check_same_work, gather_part
+from cyclecontrast.evaluation.predictions import (
+    NOT_IN_KEY,
+    About,
+    ModelInfo,
+    Record,
+    Result,
+    find_records,
+    record_path,
+    result_path,
+    results_folder,
+)
+from cyclecontrast.evaluation.protocol import Part, Predictions, Protocol, find_protocol
+from cyclecontrast.evaluation.resume_cache import ResumeCache
+from cyclecontrast.files import check_folder, is_model, replacing
+from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.models.checkpoint import fingerprint, load_backbone
+from cyclecontrast.models.hardware import limited_threads, pick_device
+
+AnyProtocol = Protocol[Any, Any]
+
+
+@overload
+def evaluate(
+    protocol: str | type[AnyProtocol],
+    config: EvaluateConfig,
+    backbone: Backbone | None = None,
+    *,
+    reuse: bool = False,
+    alone: Literal[True],
+) -> Result: ...
+
+
+@overload
+def evaluate(
+    protocol: str | type[AnyProtocol], config: EvaluateConfig, backbone: Backbone | None = None, *, reuse: bool = False
+) -> Result | None: ...
+
+
+def evaluate(
+    protocol: str | type[AnyProtocol],
+    config: EvaluateConfig,
+    backbone: Backbone | None = None,
+    *,
+    reuse: bool = False,
+    alone: bool = False,
+) -> Result | None:
+    """Evaluate a model by a protocol as its config says; writes the record, then the result.
+
+    A `backbone` is taken as it is, whatever the config names. A stopped evaluation resumes where it was. `reuse`
+    returns an earlier result of the same model, data and settings. `config.score_only` scores the record of an earlier
+    evaluation again, for which the model may be gone. The processes of torchrun share the images, unless each is to
+    evaluate `alone`; rank 0 returns the result, the others None. Raises UserError.
+    """
+    task = find_protocol(protocol)(config)
+    with contextlib.nullcontext(ALONE) if alone else joined_command() as world:
+        if config.score_only:
+            return _score_again(task, backbone) if world.rank == 0 else None
+        backbone, data = _open(task, backbone)
+        about = _about(task, data, backbone)
+        found = _earlier_result(task, about) if reuse and world.rank == 0 else None
+        if broadcast_object(found is not None, world):
+            return found
+        parts = task.parts(backbone, data) if world.size > 1 else []
+        with limited_threads(pick_device(config.device)):
+            if world.rank:
+                _share_parts(parts, about, None, world)
+                return None
+            return _evaluate(task, backbone, data, about, parts, world)
+
+
+def _evaluate(
+    task: AnyProtocol, backbone: Backbone, data: Any, about: About, parts: list[Part], world: World
+) -> Result:
+    folder = results_folder(task.config)
+    check_folder(folder)
+    cache = ResumeCache(folder / "unfinished" / f"{about.record_key}-{about.versions['cyclecontrast']}")
+    with _resuming_after_interrupt(), cache.locked():
+        for leftover in (*folder.glob(f"{about.key}.*.part"), *folder.glob(f"records/{about.record_key}.*.part")):
+            leftover.unlink()
+        _share_parts(parts, about, cache, world)
+        predictions = task.predict(backbone, data, cache)
+        record = Record(_about_predictions(task, about, predictions), predictions.table)
+        record.save(folder)
+        return _score(task, record, about.config)
+
+
+def _open(task: AnyProtocol, given: Backbone | None) -> tuple[Backbone, Any]:
+    """Open model and data; raises UserError with what is wrong with either."""
+    problems: list[str] = []
+    backbone = attempt(lambda: given or load_backbone(task.config.model, task.config.seed), problems)
+    data = attempt(task.open, problems)
+    if backbone is None or problems:
+        raise UserError(*problems)
+    if getattr(task.config, "image_size", backbone.image_size) is None:
+        task.config = task.config.model_copy(update={"image_size": backbone.image_size})
+    return backbone, data
+
+
+def _about(task: AnyProtocol, data: Any, backbone: Backbone | None) -> About:
+    model = ModelInfo(backbone.name, backbone.source, fingerprint(backbone)) if backbone else ModelInfo("", "", "")
+    settings = task.config.model_dump(mode="json", exclude={"score_only", "report"})
+    return About(task.name, "", settings, model, task.describe(data), scoring=tuple(sorted(task.config.scoring)))
+
+
+def _share_parts(parts: list[Part], about: About, cache: ResumeCache | None, world: World) -> None:
+    """Embed the parts that rank 0 has not cached, each process its share, so that rank 0 finds all in its cache."""
+    if world.size == 1:
+        return
+    check_same_work(about.record_key, world)
+    stored = broadcast_object({part.name for part in parts if cache and cache.has_arrays(part.name)}, world)
+    for part in parts:
+        if part.name not in stored:
+            arrays = gather_part(part, world)
+            if cache and arrays:
+                cache.arrays(part.name, lambda arrays=arrays: arrays)  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _resuming_after_interrupt() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("interrupted; the same command resumes where it stopped") from interrupt
+
+
+def _about_predictions(task: AnyProtocol, about: About, predictions: Predictions) -> About:
+    num_train, num_test = predictions.num_used or (about.data.num_train, about.data.num_test)
+    return replace(
+        about,
+        data=about.data._replace(num_train=num_train, num_test=num_test),
+        tag=" ".join([predictions.tag, *_unusual_settings(task.config, predictions)]),
+        notes=tuple(predictions.notes),
+        problems=tuple(predictions.problems),
+        details=predictions.details,
+    )
+
+
+def _unusual_settings(config: EvaluateConfig, predictions: Predictions) -> Iterator[str]:
+    """Yield the words of a tag for settings that change the numbers and that the protocol's own tag does not name.
+
+    The image size is always named. A setting of several values, such as k, gives several metrics, which name it.
+    """
+    if "image_size" in type(config).model_fields:
+        yield f"image_size={getattr(config, 'image_size', None)}"
+    free = {*NOT_IN_KEY, *config.scoring, *predictions.untagged, "seed", "image_size"}
+    if "epochs" not in type(config).model_fields:
+        free.add("batch_size")
+    for name, value in config.unusual().items():
+        if name not in free and f"{name}=" not in predictions.tag and not isinstance(value, tuple):
+            yield f"{name}={value}"
+
+
+def _earlier_result(task: AnyProtocol, about: About) -> Result | None:
+    """Return the result that this version wrote for the same model, data and settings; reports a damaged one."""
+    path = result_path(results_folder(task.config), about.key)
+    if not path.exists():
+        return None
+    try:
+        found = Result.load(path)
+    except UserError as error:
+        print(f"{error}; it is evaluated again", file=sys.stderr)
+        return None
+    if found.about.versions != about.versions:
+        return None
+    print(f"found from an earlier evaluation: {path}", file=sys.stderr)
+    return found
+
+
+def _score_again(task: AnyProtocol, given: Backbone | None) -> Result:
+    """Score the record of an earlier evaluation; where the model is gone, the one record that its name fits."""
+    if given is None and not is_model(task.config.model):
+        data = task.open()
+        about = _about(task, data, None)
+        record = _record_by_name(task, about)
+    else:
+        backbone, data = _open(task, given)
+        about = _about(task, data, backbone)
+        path = record_path(results_folder(task.config), about.record_key)
+        if not path.exists():
+            raise UserError(
+                f"{path}: no such record; this model, data and settings were not evaluated into this folder, run it "
+                "once without --score-only"
+            )
+        record = Record.load(path)
+    settings = record.about.config | {name: about.config[name] for name in about.scoring}
+    return _score(task, record, settings)
+
+
+def _record_by_name(task: AnyProtocol, about: About) -> Record:
+    folder = results_folder(task.config)
+    found = [record for record in find_records(folder, about.protocol) if _fits(record.about, about)]
+    if len(found) != 1:
+        what = f"{len(found)} records fit, name more of the settings" if found else "no record fits"
+        raise UserError(
+            f"{folder}: the model {task.config.model} is not there, and of its records of {about.protocol} on this "
+            f"data with these settings {what}"
+        )
+    return found[0]
+
+
+def _fits(found: About, requested: About) -> bool:
+    """Whether a record is that of the requested model, data and settings; settings left open fit any."""
+    open_settings = {name for name, value in requested.config.items() if value is None}
+    free = NOT_IN_KEY | set(requested.scoring) | open_settings
+    return (
+        found.config["model"] == requested.config["model"]
+        and found.data.fingerprint == requested.data.fingerprint
+        and all(found.config.get(name) == value for name, value in requested.config.items() if name not in free)
+    )
+
+
+def _score(task: AnyProtocol, record: Record, settings: dict[str, Any]) -> Result:
+    score = task.score(record)
+    about = replace(
+        record.about,
+        config=settings,
+        tag=f"{record.about.tag} {score.tag}".strip(),
+        notes=(*record.about.notes, *score.notes),
+    )
+    folder = results_folder(task.config)
+    for suffix, content in score.files.items():
+        with replacing(folder / f"{about.key}.{suffix}") as aside:
+            aside.write_bytes(content)
+    result = Result(about, score.metrics, score.per_item)
+    result.save(folder)  # last: its presence means that all files are there
+    return result
+
+
+def print_path(config: EvaluateConfig, result: Result | None) -> None:
+    """Print where a result was written."""
+    if result is not None:
+        print(f"result: {result_path(results_folder(config), result.about.key)}", file=sys.stderr)

@@ -1,0 +1,192 @@
+"""The command `evaluate all`: every protocol on every data set found, in one table beside published figures."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from cyclecontrast.config import PROTOCOL_CONFIGS, AllConfig, EvaluateConfig
+from cyclecontrast.data.layouts import Kind, Layout, find_layouts
+from cyclecontrast.distributed import check_alone
+from cyclecontrast.errors import UserError, checked, out_of_memory
+from cyclecontrast.evaluation.predictions import Result, results_folder
+from cyclecontrast.evaluation.references import Compared, compare
+from cyclecontrast.evaluation.runner import evaluate
+from cyclecontrast.files import check_folder, replacing
+from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.models.checkpoint import load_backbone
+
+Settings = dict[str, Any]
+
+
+class Plan(NamedTuple):
+    """One evaluation to do."""
+
+    protocol: str
+    data: Path
+    settings: Settings
+
+    def __str__(self) -> str:
+        words = [self.protocol, *(f"{name}={value}" for name, value in self.settings.items())]
+        return f"{' '.join(words)} on {self.data}"
+
+
+PLANS: dict[Kind, tuple[tuple[str, Settings], ...]] = {
+    "images": (("knn", {}), ("linear", {}), ("finetune", {})),
+    "videos": (
+        ("retrieval", {"level": "frame"}),
+        ("retrieval", {"level": "clip"}),
+        ("action", {"mode": "linear"}),
+        ("action", {"mode": "finetune"}),
+    ),
+    "otb": (("tracking", {}),),
+    "got10k": (("tracking", {}),),
+    "davis": (("propagation", {}), ("segmentation", {})),
+    "masks": (("segmentation", {}),),
+}
+"""What is evaluated on each kind of data."""
+
+
+class SuiteResult(NamedTuple):
+    """All results, each beside the random baseline's (None: not requested), and a line for each failed evaluation."""
+
+    rows: tuple[tuple[Result, Result | None], ...]
+    problems: tuple[str, ...]
+
+    @property
+    def failure(self) -> str:
+        """A line if something could not be evaluated, so that the command fails."""
+        if not self.problems:
+            return ""
+        return (
+            "not everything could be evaluated: see `not evaluated` below the table, fix it, and repeat the command to "
+            "evaluate what is missing"
+        )
+
+    def __str__(self) -> str:
+        """Return the table in Markdown; published figures stand in it where all settings agree, else in a footnote."""
+        lines: list[tuple[str, ...]] = [("protocol", "data", "metric", "%", "random %", "published %")]
+        footnotes: dict[str, int] = {}
+        for result, baseline in self.rows:
+            compared = compare(result)
+            for metric in _shown(result, compared):
+                ours, random = (_percent(one, metric) for one in (result, baseline))
+                published = _published(compared, metric, footnotes)
+                lines.append((result.tag, Path(result.about.data.path).name, metric, ours, random, published))
+        numbered = [f"[{number}] {text}" for text, number in footnotes.items()]
+        return "\n".join([*_markdown(lines), "", *numbered, *self._left_out()])
+
+    def _left_out(self) -> Iterator[str]:
+        for result, _ in self.rows:
+            if result.about.problems:
+                name = Path(result.about.data.path).name
+                yield f"left out of {result.tag} on {name}: {len(result.about.problems)} items, named in its result"
+        yield from map("not evaluated: {}".format, self.problems)
+
+
+def evaluate_all(config: AllConfig) -> SuiteResult:
+    """Evaluate by every protocol that fits a data set below the root; one that fails does not stop the others.
+
+    Raises UserError where nothing is found, nothing can be evaluated, or torchrun started several processes.
+    """
+    check_alone("evaluate all")
+    backbone = load_backbone(config.model, config.seed)
+    plans = [plan for plan in _plans(config.data_root) if plan.protocol in (config.only or PROTOCOL_CONFIGS)]
+    if not plans:
+        what = f"for {', '.join(config.only)} " if config.only else ""
+        raise UserError(f"data_root: {config.data_root}: holds no data {what}in a layout that a protocol reads")
+    models = [(config.model, backbone), *([_baseline(backbone, config.seed)] if config.baseline else [])]
+    done = SuiteResult((), ())
+    for number, plan in enumerate(plans, start=1):
+        print(f"[{number}/{len(plans)}] {plan}", file=sys.stderr)
+        problems: list[str] = []
+        results = [_attempt(model, network, plan, config, problems) for model, network in models]
+        row = () if results[0] is None else ((results[0], results[-1] if config.baseline else None),)
+        done = SuiteResult(done.rows + row, done.problems + tuple(problems))
+        if done.rows:
+            with replacing(_folder(config) / "all.md") as aside:
+                aside.write_text(f"{done}\n")
+    if not done.rows:
+        raise UserError(*done.problems)
+    return done
+
+
+def _baseline(backbone: Backbone, seed: int) -> tuple[str, Backbone]:
+    """Return random weights of the same network, with the model's image size and normalisation."""
+    name = f"random:{backbone.name}"
+    random = load_backbone(name, seed)
+    random.image_size, random.mean, random.std = backbone.image_size, backbone.mean, backbone.std
+    return name, random
+
+
+def _attempt(model: str, backbone: Backbone, plan: Plan, config: AllConfig, problems: list[str]) -> Result | None:
+    """Evaluate, or add to `problems` why not."""
+    shared = {"workers": config.workers, "image_size": config.image_size, "epochs": config.epochs}
+    fields = PROTOCOL_CONFIGS[plan.protocol].model_fields
+    known = {name: value for name, value in shared.items() if value is not None and name in fields}
+    try:
+        base = {"model": model, "data": plan.data, "out": _folder(config), "seed": config.seed, "device": config.device}
+        options: EvaluateConfig = checked(PROTOCOL_CONFIGS[plan.protocol], {**base, **known, **plan.settings})
+        return evaluate(plan.protocol, options, backbone, reuse=not config.again, alone=True)
+    except UserError as error:
+        problems += [f"{plan}: {problem}" for problem in error.problems]
+    except torch.OutOfMemoryError as error:
+        problems.append(f"{plan}: {out_of_memory(error)}")
+    return None
+
+
+def _plans(root: Path) -> Iterator[Plan]:
+    layouts = list(find_layouts(root))
+    training = next((layout.root for layout in layouts if layout.kind == "got10k"), None)
+    if any(layout.kind == "otb" for layout in layouts):
+        layouts = [layout for layout in layouts if layout.kind != "got10k"]
+    for layout in layouts:
+        for protocol, settings in PLANS[layout.kind]:
+            yield Plan(protocol, layout.root, {**settings, **_training(layout, training)})
+
+
+def _training(layout: Layout, got10k: Path | None) -> Settings:
+    """Return where a tracker's head is trained; without GOT-10k raw features are correlated."""
+    if layout.kind != "otb":
+        return {}
+    return {"train_data": got10k} if got10k is not None else {"train": False}
+
+
+def _folder(config: AllConfig) -> Path:
+    folder = results_folder(config)
+    check_folder(folder)
+    return folder
+
+
+def _shown(result: Result, compared: Compared | None) -> list[str]:
+    """Return the metrics that the table shows: the first, and all of which a figure is published."""
+    published = compared.references if compared else {}
+    return [name for number, name in enumerate(result.metrics) if number == 0 or name in published]
+
+
+def _percent(result: Result | None, metric: str) -> str:
+    return "" if result is None or metric not in result.metrics else f"{100 * result.metrics[metric]:.1f}"
+
+
+def _published(compared: Compared | None, metric: str, footnotes: dict[str, int]) -> str:
+    """Return a published figure with the number of its footnote, or the number alone where it is not comparable."""
+    if compared is None or metric not in compared.references:
+        return ""
+    row = compared.one
+    text = f"{row.method}, {row.backbone} pretrained on {row.pretrained_on}, {row.data}, {row.source}"
+    text += f" ({row.note})" if row.note else ""
+    if compared.differences:
+        figures = ", ".join(f"{name} {one.percent:.1f}" for name, one in compared.references.items())
+        text = f"not comparable, for reference: {figures} by {text}; here: {'; '.join(compared.differences)}"
+    number = footnotes.setdefault(text, len(footnotes) + 1)
+    return f"[{number}]" if compared.differences else f"{compared.references[metric].percent:.1f} [{number}]"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for number, row in enumerate(rows):
+        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        if number == 0:
+            yield "|" + "|".join("-" * (width + 2) for width in widths) + "|"

@@ -1,0 +1,69 @@
+"""The command `export`: write a backbone in the format of another tool and print the code that loads it."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from cyclecontrast.config import ExportConfig
+from cyclecontrast.errors import UserError, attempt
+from cyclecontrast.exporting.formats import DETECTRON2, ONNX, SAFETENSORS, TIMM, TORCHVISION, Format
+from cyclecontrast.exporting.huggingface import HUGGINGFACE
+from cyclecontrast.files import check_folder
+from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.models.checkpoint import load_backbone
+
+FORMATS: dict[str, Format] = {
+    "safetensors": SAFETENSORS,
+    "torchvision": TORCHVISION,
+    "timm": TIMM,
+    "onnx": ONNX,
+    "detectron2": DETECTRON2,
+    "huggingface": HUGGINGFACE,
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """The file or folder that was written, and the code that loads it."""
+
+    path: Path
+    snippet: str
+
+    def __str__(self) -> str:
+        return f"wrote {self.path}; load it with:\n\n{self.snippet}"
+
+
+def export_backbone(config: ExportConfig, given: Backbone | None = None) -> Export:
+    """Write a backbone in the requested format: `given`, or else the one that `config.model` names.
+
+    Raises UserError with all problems; nothing is written then.
+    """
+    chosen = FORMATS[config.format]
+    path = config.out or Path(chosen.default)
+    problems: list[str] = []
+    attempt(lambda: _check_output(path, chosen), problems)
+    if missing := [module for module in chosen.modules if importlib.util.find_spec(module) is None]:
+        problems.append(
+            f"format {config.format}: {', '.join(missing)} not installed; pip install 'cyclecontrast[{config.format}]'"
+        )
+    backbone = attempt(lambda: given or load_backbone(config.model, config.seed), problems)
+    if backbone is not None and not chosen.supports(backbone):
+        possible = " or ".join(name for name, other in FORMATS.items() if other.supports(backbone))
+        problems.append(f"format {config.format}: does not support {backbone.name}; use {possible}")
+    if backbone is None or problems:
+        raise UserError(*problems)
+    chosen.write(backbone, path, config.model)
+    return Export(path, chosen.snippet(backbone, path))
+
+
+def _check_output(path: Path, chosen: Format) -> None:
+    """Check that the suffix fits, for tools go by it, and that nothing is overwritten."""
+    others = {other.suffix for other in FORMATS.values() if other.suffix} - {chosen.suffix}
+    if chosen.suffix and path.suffix != chosen.suffix:
+        raise UserError(f"out: {path} must end in {chosen.suffix}")
+    if path.suffix in others:
+        raise UserError(f"out: {path} must not end in {path.suffix}, the suffix of another format")
+    for existing in (path, path.with_suffix(".json")) if chosen is SAFETENSORS else (path,):
+        if existing.exists():
+            raise UserError(f"out: {existing} exists; choose another with --out, or delete it")
+    check_folder(path.absolute().parent)

@@ -1,0 +1,217 @@
+"""A folder as the Hugging Face hub has it: weights under transformers' names, preprocessing, and a model card."""
+
+import json
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from safetensors.torch import save
+
+from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
+from cyclecontrast.errors import UserError, checked
+from cyclecontrast.evaluation.image_batches import CROP_MARGIN
+from cyclecontrast.evaluation.predictions import Result
+from cyclecontrast.exporting.formats import Format, Renaming, ResNetShape, renamed, resnet_shape, weights_of
+from cyclecontrast.files import sync
+from cyclecontrast.methods import learns_from
+from cyclecontrast.models.backbone import BLOCKS, Backbone
+from cyclecontrast.models.checkpoint import fingerprint
+from cyclecontrast.training.run_folder import ABOUT, CONFIG, read_about
+from cyclecontrast.versions import package_versions
+
+NAMES: Renaming = (
+    (r"^conv1\.", "embedder.embedder.convolution."),
+    (r"^bn1\.", "embedder.embedder.normalization."),
+    (r"^layer(\d)\.(\d+)\.", lambda match: f"encoder.stages.{int(match[1]) - 1}.layers.{match[2]}."),
+    (r"\bconv(\d)\.", lambda match: f"layer.{int(match[1]) - 1}.convolution."),
+    (r"\bbn(\d)\.", lambda match: f"layer.{int(match[1]) - 1}.normalization."),
+    (r"\bdownsample\.0\.", "shortcut.convolution."),
+    (r"\bdownsample\.1\.", "shortcut.normalization."),
+)
+"""Parameter names of transformers' ResNetModel."""
+BILINEAR = 2
+"""Pillow's number of the filter; when it shrinks an image, it is close to the area averaging of the evaluations."""
+CARD_HEAD = """---
+library_name: transformers
+pipeline_tag: image-feature-extraction
+tags:
+- self-supervised-learning
+- video
+- cyclecontrast
+---
+"""
+
+
+def _supports(backbone: Backbone) -> bool:
+    shape = resnet_shape(backbone)
+    return shape is not None and not shape.is_small
+
+
+def _write(backbone: Backbone, path: Path, model: str) -> None:
+    shape = resnet_shape(backbone)
+    assert shape is not None
+    weights = {renamed(key, NAMES): value for key, value in weights_of(backbone).items()}
+    files = {
+        "config.json": _to_json(_architecture(shape)),
+        "preprocessor_config.json": _to_json(_preprocessing(backbone)),
+        "README.md": model_card(backbone, Path(model)).encode(),
+        "model.safetensors": save(weights, {"format": "pt"}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as parent:
+        folder = Path(parent) / "model"
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+            sync(folder / name)
+        folder.rename(path)
+    sync(path.parent)
+
+
+def _to_json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def _architecture(shape: ResNetShape) -> dict[str, Any]:
+    is_bottleneck = shape.depth == 50
+    return {
+        "architectures": ["ResNetModel"],
+        "model_type": "resnet",
+        "num_channels": 3,
+        "embedding_size": shape.width,
+        "hidden_sizes": [shape.width * 2**stage * (4 if is_bottleneck else 1) for stage in range(4)],
+        "depths": list(BLOCKS[str(shape.depth)]),
+        "layer_type": "bottleneck" if is_bottleneck else "basic",
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+        "dtype": "float32",
+    }
+
+
+def _preprocessing(backbone: Backbone) -> dict[str, Any]:
+    """Return the centre crop of the evaluations as settings of an image processor."""
+    size = backbone.image_size
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": round(size * CROP_MARGIN)},
+        "resample": BILINEAR,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(backbone.mean),
+        "image_std": list(backbone.std),
+    }
+
+
+def _snippet(backbone: Backbone, path: Path) -> str:
+    return f"""{_load(repr(str(path)))}
+# images: a list of PIL images or of uint8 arrays (height, width, 3), RGB
+# outputs = model(**processor(images, return_tensors="pt"))
+# features = outputs.pooler_output.flatten(1)   # (batch, {backbone.dim})
+# map = outputs.last_hidden_state   # (batch, {backbone.dim}, h, w)
+"""
+
+
+def _load(folder: str) -> str:
+    return f"""import transformers
+
+model = transformers.AutoModel.from_pretrained({folder})
+processor = transformers.AutoImageProcessor.from_pretrained({folder})"""
+
+
+def model_card(backbone: Backbone, run: Path) -> str:
+    """Return the README.md of an exported backbone: how it was trained, how it performs, and what is unknown.
+
+    `run` is the run folder if MODEL is one. Raises UserError if a file of the run cannot be read.
+    """
+    about = read_about(run) if (run / ABOUT).is_file() else {}
+    settings = _settings(run / CONFIG) if (run / CONFIG).is_file() else {}
+    found = [Result.load(path) for path in sorted((run / "results").glob("*.json"))]
+    # A run folder may also hold results of earlier backbones.
+    results = [result for result in found if result.about.model.fingerprint == fingerprint(backbone)]
+    parts = {
+        "": _summary(backbone, is_trained=bool(settings)),
+        "Data": _data(about),
+        "Method": _method(settings),
+        "Health": f"**{about['verdict']}**, measured without labels: {about['reason']}."
+        if {"verdict", "reason"} <= about.keys()
+        else "Not measured.",
+        "Results": _results(results),
+        "Use": f"""```python
+{_load('"FOLDER"')}   # this folder, or its name on the hub
+outputs = model(**processor(images, return_tensors="pt"))
+features = outputs.pooler_output.flatten(1)   # (batch, {backbone.dim})
+map = outputs.last_hidden_state   # (batch, {backbone.dim}, h, w)
+```""",
+        "Licence": "Not chosen yet. Before you publish these weights, choose a licence, name it here and in the header "
+        "of this file, and check the terms of the training videos.",
+        "Commands": _commands(settings, results),
+        "Versions": "\n".join(
+            f"- {name} {version}" for name, version in (about.get("versions") or package_versions()).items()
+        ),
+    }
+    return CARD_HEAD + "\n".join(
+        f"{f'## {title}' if title else '# Backbone'}\n\n{text}\n" for title, text in parts.items()
+    )
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """Return the settings of the training without folders of the machine, which may be private."""
+    try:
+        config = checked(PretrainConfig, tomllib.loads(file.read_text()))
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(f"{file}: cannot be read ({'; '.join(str(error).splitlines())}); correct it") from error
+    settings = config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS), exclude_none=True)
+    return settings | ({"init": Path(settings["init"]).name} if "init" in settings else {})
+
+
+def _summary(backbone: Backbone, is_trained: bool) -> str:
+    origin = "trained without labels" if is_trained else f"from {Path(backbone.source).name}"
+    return (
+        f"An image backbone {origin}: {backbone.name}, {backbone.dim} features, for images of {backbone.image_size} x "
+        f"{backbone.image_size} pixels. It has no classifier. Fingerprint: {fingerprint(backbone)}."
+    )
+
+
+def _data(about: dict[str, Any]) -> str:
+    if not {"num_videos", "num_frames"} <= about.keys():
+        return "Unknown: the backbone was not exported from a run folder."
+    held_out = f", {about['num_held_out']:,} of them held out" if about.get("num_held_out") else ""
+    content = f" Fingerprint: {about['data_fingerprint']}." if "data_fingerprint" in about else ""
+    return f"{about['num_frames']:,} frames of {about['num_videos']:,} unlabeled videos{held_out}.{content}"
+
+
+def _method(settings: dict[str, Any]) -> str:
+    if not settings:
+        return "Unknown."
+    name = settings["method"]
+    return f"`{name}` learns from {learns_from(name)}. All settings:\n\n```toml\n{tomli_w.dumps(settings)}```"
+
+
+def _results(results: list[Result]) -> str:
+    if not results:
+        return "Not evaluated."
+    rows = ["| protocol | data | metric | % |", "|---|---|---|---|"]
+    for result in results:
+        data = result.about.data
+        split = f"{Path(data.path).name}, {data.num_train:,} train, {data.num_test:,} test"
+        rows += [f"| {result.tag} | {split} | {name} | {100 * value:.2f} |" for name, value in result.metrics.items()]
+    return "\n".join(rows)
+
+
+def _commands(settings: dict[str, Any], results: list[Result]) -> str:
+    if not settings:
+        return "```sh\ncyclecontrast export MODEL --format huggingface\n```"
+    train = "cyclecontrast pretrain VIDEOS --out run --config settings.toml     # the settings above"
+    evaluate = [f"cyclecontrast evaluate {name} run DATA" for name in dict.fromkeys(one.protocol for one in results)]
+    return "\n".join(["```sh", train, *evaluate, "cyclecontrast export run --format huggingface", "```"])
+
+
+HUGGINGFACE = Format("backbone-huggingface", "", _supports, _write, _snippet)

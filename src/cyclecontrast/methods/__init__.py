@@ -1,0 +1,47 @@
+"""The methods by their names on the command line; each is an `nn.Module` whose `forward` goes from views to losses."""
+
+from cyclecontrast.config.types import USER_PREFIX
+from cyclecontrast.methods.byol import BYOL
+from cyclecontrast.methods.cycle_contrast import CycleContrast, CycleOnly, IntraImage, IntraVideo
+from cyclecontrast.methods.method import Candidates, Losses, Method, MomentumMethod, StepInfo
+from cyclecontrast.methods.seco import SeCo
+from cyclecontrast.methods.simclr import SimCLR
+from cyclecontrast.methods.simsiam import SimSiam
+from cyclecontrast.methods.vince import VINCE
+
+METHODS: dict[str, type[Method]] = {
+    "intra-image": IntraImage,
+    "intra-video": IntraVideo,
+    "cycle": CycleContrast,
+    "cycle-only": CycleOnly,
+    "vince": VINCE,
+    "seco": SeCo,
+    "simclr": SimCLR,
+    "simsiam": SimSiam,
+    "byol": BYOL,
+}
+
+
+def learns_from(name: str) -> str:
+    """Return in words what a method learns from, by its name in a config."""
+    return METHODS[name].learns_from if name in METHODS else f"a user's method, {name.removeprefix(USER_PREFIX)}"
+
+
+__all__ = [
+    "BYOL",
+    "METHODS",
+    "VINCE",
+    "Candidates",
+    "CycleContrast",
+    "CycleOnly",
+    "IntraImage",
+    "IntraVideo",
+    "Losses",
+    "Method",
+    "MomentumMethod",
+    "SeCo",
+    "SimCLR",
+    "SimSiam",
+    "StepInfo",
+    "learns_from",
+]

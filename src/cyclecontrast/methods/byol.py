@@ -1,0 +1,45 @@
+"""BYOL (Grill et al. 2020): each view predicts what the momentum encoder makes of the other view."""
+
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.dataset import Batch, FurtherFrames, no_further_frames
+from cyclecontrast.distributed import ALONE, World
+from cyclecontrast.loss.losses import negative_cosine
+from cyclecontrast.methods.method import Losses, MomentumMethod, StepInfo
+from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.models.encoder import Predictor
+from cyclecontrast.models.hardware import autocast
+
+
+class BYOL(MomentumMethod):
+    """Each view's prediction approaches the momentum encoder's projection of the other view.
+
+    Differs from BYOL's release: SGD, where it uses LARS; views and projector are the options'; each view is a batch of
+    its own for BatchNorm. With `positives` video the two views show two frames of a video.
+    """
+
+    learns_from = "two views, each predicting its momentum encoder's of the other"
+    reads = MomentumMethod.reads - {"temperature"}
+    same_frame = True
+    num_queries = 2
+    num_enqueued = 0
+
+    def __init__(self, backbone: Backbone, options: PretrainConfig, world: World = ALONE) -> None:
+        super().__init__(backbone, options, world)
+        dim = options.projector_dim
+        self.head: Predictor = Predictor(dim, 16 * dim)  # 256-4096-256
+
+    @classmethod
+    def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
+        """Return one frame for both views, or with `positives` video two."""
+        return options.positives == "frame", no_further_frames
+
+    def forward(self, batch: Batch, info: StepInfo) -> Losses:
+        """Return the loss of a batch of two views of each video."""
+        of_second, of_first = (self.encode_keys(view, info).intra for view in reversed(batch.views))  # NxD each
+        projections = [self.project(view) for view in batch.views]
+        with autocast(of_first.device, self.options.precision):
+            from_first, from_second = (self.head(projection.intra) for projection in projections)
+        loss = (negative_cosine(from_first, of_second) + negative_cosine(from_second, of_first)) / 2
+        query = projections[0].features().intra
+        accuracy = self.in_batch_accuracy(query, of_second, batch.video) if info.measure else None
+        return Losses(loss, loss.detach(), intra_accuracy=accuracy)

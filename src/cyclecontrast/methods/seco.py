@@ -1,0 +1,93 @@
+"""SeCo (Yao et al. 2021): the video among others, the frame within the video, the order of frames (protocols.md §f)."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.dataset import Batch, FurtherFrames
+from cyclecontrast.distributed import ALONE, World
+from cyclecontrast.loss import info_nce
+from cyclecontrast.loss.losses import order_loss, same_frame_first
+from cyclecontrast.methods.method import Losses, MomentumMethod, StepInfo
+from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.models.hardware import autocast
+
+
+class SeCo(MomentumMethod):
+    """The sum of three losses: inter (find the video), intra (find the frame), order (before or after other frames).
+
+    Differs from SeCo's release: a query's own video is masked; one temperature serves both contrasts, as its defaults
+    do; videos of one frame take part in the first loss only; the order is read from the projector of the intra loss,
+    which has a third projector there; each view is a batch of its own for BatchNorm.
+    """
+
+    learns_from = "frames of the same video, what tells them apart and their order"
+    reads = MomentumMethod.reads | {"queue_size", "batch_keys", "mask_own_video"}
+    same_frame = True
+    num_views = 4
+    num_enqueued = 3
+    has_intra = True
+
+    def __init__(self, backbone: Backbone, options: PretrainConfig, world: World = ALONE) -> None:
+        super().__init__(backbone, options, world)
+        self.head: OrderHead = OrderHead(options.projector_dim)
+
+    @classmethod
+    def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
+        """Return one frame for query and positive, and two of the other half of the video."""
+        return True, _other_half
+
+    def forward(self, batch: Batch, info: StepInfo) -> Losses:
+        """Return the losses; view 0 is the query, view 1 its positive, views 2 and 3 other frames of the video."""
+        temperature = self.options.temperature
+        same, *others = each_key = [self.encode_keys(view, info) for view in batch.views[1:]]  # NxD each
+        new, new_video = self.enqueue_later(each_key, batch.video)
+        query = self.encode(batch.views[0])  # NxD
+        with autocast(query.cycle.device, self.options.precision):
+            logits = self.head(torch.cat((query.cycle, *(other.cycle for other in others)), dim=1)).float()  # Nx2
+        keys = self.candidates(self.intra_queue, new.intra, new_video, len(batch.video))  # KxD
+        ignore = keys.ignore(batch.video, self.options.mask_own_video) | keys.fresh_of(batch.video)  # NxK
+
+        inter = torch.stack(
+            [info_nce(query.intra, key.intra, keys.keys, temperature, ignore) for key in each_key]
+        ).mean()
+
+        frame, other_frames = batch.frames[:, :1], batch.frames[:, 2:]  # Nx1, Nx2
+        intra = torch.stack(
+            [
+                same_frame_first(query.cycle, same.cycle, other.cycle, temperature, differs)
+                for other, differs in zip(others, (frame != other_frames).T, strict=True)
+            ]
+        ).mean()
+
+        is_before, is_after = (frame < other_frames).all(dim=1), (frame > other_frames).all(dim=1)
+        order = order_loss(logits, is_after, is_before | is_after)
+
+        accuracy = self.accuracy(query.intra, same.intra, keys.keys, ignore) if info.measure else None
+        terms = {"same_frame": intra.detach(), "order": order.detach()}
+        return Losses(inter + intra + order, inter.detach(), None, terms, accuracy)
+
+
+class OrderHead(nn.Module):
+    """A linear classifier of whether the query comes before (0) or after (1) two other frames of its video."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 * dim, 2)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, 2) for the three frames' vectors (batch, 3 * dim)."""
+        logits: torch.Tensor = self.layer(vectors)
+        return logits
+
+
+def _other_half(rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
+    """Draw two frames, in order of time, of the half of the video that the query is not in.
+
+    Differs from SeCo's release: the query is any frame, there it is in either half equally often; a video of one frame
+    shows it again.
+    """
+    half = num_frames // 2
+    low, high = (half, num_frames) if query < half or num_frames == 1 else (0, half)
+    return tuple(sorted(int(frame) for frame in rng.integers(low, high, size=2)))

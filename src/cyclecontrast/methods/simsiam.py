@@ -1,0 +1,43 @@
+"""SimSiam (Chen & He 2021): two views predict each other, with neither negatives nor a momentum encoder."""
+
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.dataset import Batch, FurtherFrames, no_further_frames
+from cyclecontrast.distributed import ALONE, World
+from cyclecontrast.loss.losses import negative_cosine
+from cyclecontrast.methods.method import Losses, Method, StepInfo
+from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.models.encoder import Predictor
+from cyclecontrast.models.hardware import autocast
+
+
+class SimSiam(Method):
+    """Each view's prediction approaches the other's projection, whose gradient is stopped.
+
+    Differs from SimSiam's release: residual branches do not start at zero; views and projector are the options'; each
+    view is a batch of its own for BatchNorm. With `positives` video the two views show two frames of a video.
+    """
+
+    learns_from = "two views that predict each other"
+    same_frame = True
+    num_queries = 2
+    constant_head_rate = True
+
+    def __init__(self, backbone: Backbone, options: PretrainConfig, world: World = ALONE) -> None:
+        super().__init__(backbone, options, world)
+        dim = options.projector_dim
+        self.head: Predictor = Predictor(dim, max(1, dim // 4))  # a bottleneck: 2048-512-2048
+
+    @classmethod
+    def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
+        """Return one frame for both views, or with `positives` video two."""
+        return options.positives == "frame", no_further_frames
+
+    def forward(self, batch: Batch, info: StepInfo) -> Losses:
+        """Return the loss of a batch of two views of each video."""
+        projections = [self.project(view) for view in batch.views]
+        first, second = (projection.features().intra for projection in projections)  # NxD each
+        with autocast(first.device, self.options.precision):
+            of_second, of_first = (self.head(projection.intra) for projection in projections)
+        loss = (negative_cosine(of_second, second) + negative_cosine(of_first, first)) / 2
+        accuracy = self.in_batch_accuracy(first, second, batch.video) if info.measure else None
+        return Losses(loss, loss.detach(), intra_accuracy=accuracy)

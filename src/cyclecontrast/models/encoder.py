@@ -1,0 +1,95 @@
+"""Encoder = backbone + projectors: what the losses see; and the momentum encoder, which follows it slowly."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from cyclecontrast.models.backbone import Backbone
+
+
+class Features(NamedTuple):
+    """Unit vectors (batch, dim) in fp32, one per projector.
+
+    The intra-video and the cycle loss ask for different invariances, so each has a projector.
+    """
+
+    intra: Tensor
+    cycle: Tensor
+
+
+class Projections(NamedTuple):
+    """Outputs (batch, dim) of the two projectors before normalization: what a predictor reads."""
+
+    intra: Tensor
+    cycle: Tensor
+
+    def features(self) -> Features:
+        """Return them as unit vectors in fp32."""
+        return Features(normalize(self.intra.float(), dim=1), normalize(self.cycle.float(), dim=1))
+
+
+class Encoder(nn.Module):
+    """Normalized images (batch, 3, h, w) → unit vectors."""
+
+    def __init__(self, backbone: Backbone, projector: str, dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.intra_projector = make_projector(projector, backbone.dim, dim)
+        self.cycle_projector = make_projector(projector, backbone.dim, dim)
+
+    def project(self, images: Tensor) -> Projections:
+        """Return what the projectors make of the images."""
+        representation = self.backbone(images)
+        return Projections(self.intra_projector(representation), self.cycle_projector(representation))
+
+    def forward(self, images: Tensor) -> Features:
+        """Return the images' unit vectors."""
+        return self.project(images).features()
+
+
+class Predictor(nn.Module):
+    """Two layers that predict one view's projection from another's (SimSiam, BYOL)."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*_hidden_layer(dim, hidden_dim), nn.Linear(hidden_dim, dim))
+
+    def forward(self, projection: Tensor) -> Tensor:
+        """Return unit vectors (batch, dim) in fp32."""
+        return normalize(self.layers(projection).float(), dim=1)
+
+
+def make_projector(kind: str, in_dim: int, dim: int) -> nn.Module:
+    """Return the layers from a representation to a vector: `linear` (paper §4.1), `mlp` (release), `mlp-bn`, `mlp3-bn`.
+
+    Differs from the release: `mlp-bn` normalizes each dimension over the batch, which removes what all images share.
+    Without it the vectors of an untrained network are nearly equal, and training on small data hardly starts.
+    `mlp3-bn` has one such layer more, as in SimSiam.
+    """
+    if kind == "linear":
+        return nn.Linear(in_dim, dim)
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(in_dim, in_dim), nn.ReLU(inplace=True), nn.Linear(in_dim, dim))
+    hidden = [layer for _ in range(2 if kind == "mlp3-bn" else 1) for layer in _hidden_layer(in_dim, in_dim)]
+    return nn.Sequential(*hidden, nn.Linear(in_dim, dim, bias=False), nn.BatchNorm1d(dim, affine=False))
+
+
+def _hidden_layer(in_dim: int, dim: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(in_dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(inplace=True)
+
+
+def make_momentum_encoder(encoder: Encoder) -> Encoder:
+    """Return a copy of the encoder without gradients."""
+    return copy.deepcopy(encoder).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(momentum_encoder: nn.Module, encoder: nn.Module, momentum: float) -> None:
+    """Move the parameters of the momentum encoder: θ_k ← m·θ_k + (1 - m)·θ_q (§4.1).
+
+    BatchNorm statistics stay the momentum encoder's own.
+    """
+    torch._foreach_lerp_(list(momentum_encoder.parameters()), list(encoder.parameters()), 1 - momentum)

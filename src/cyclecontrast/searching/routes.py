@@ -1,0 +1,332 @@
+"""The search page in the browser: an application of Starlette, which uvicorn serves to this machine only.
+
+Requests name frames and videos by number, never by path. Requests for another host, from pages of another origin, and
+bodies of more than 32 MB are refused, so that a page of somebody else that is open in the same browser learns nothing.
+"""
+
+import socket
+import stat
+import threading
+import tomllib
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any, NamedTuple, NoReturn
+
+import uvicorn
+from pydantic import BaseModel, Field
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cyclecontrast.config.types import STRICT, Few
+from cyclecontrast.data.images import decode_image
+from cyclecontrast.data.store import FrameStore
+from cyclecontrast.data.store_format import read_videos
+from cyclecontrast.errors import UserError, checked
+from cyclecontrast.evaluation.metrics import Floats
+from cyclecontrast.searching.encoder import QueryEncoder
+from cyclecontrast.searching.index import FrameIndex
+from cyclecontrast.searching.nearest import LoadedVectors, allowed_rows
+from cyclecontrast.searching.page import Thumbnails, asset, index_summary, render
+from cyclecontrast.searching.results import Hit, make_hit, make_hits
+
+ADDRESS, DEFAULT_PORT = "127.0.0.1", 8765
+HOSTS = ["127.0.0.1", "localhost"]
+MAX_UPLOAD = 32 * 2**20
+MAX_TOP = 200
+SECONDS_TO_FINISH = 1
+"""How long the server waits at its end for answers under way, such as a paused video."""
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "media-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+VIDEO_TYPES = {
+    ".mp4": "video/mp4",
+    ".m4v": "video/mp4",
+    ".mov": "video/mp4",
+    ".webm": "video/webm",
+    ".mkv": "video/webm",
+    ".ogv": "video/ogg",
+    ".ogm": "video/ogg",
+}
+"""Containers that browsers may play; a browser may still lack the codec."""
+
+
+class SourceVideo(NamedTuple):
+    """A video file, and its size when its frames were extracted."""
+
+    path: Path
+    size_bytes: int
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be played, "" where it can."""
+        try:
+            status = self.path.stat()
+        except (OSError, ValueError):
+            return "the video is gone"
+        if not stat.S_ISREG(status.st_mode) or status.st_size != self.size_bytes:
+            return "the video has changed"
+        return "" if self.path.suffix.lower() in VIDEO_TYPES else f"browsers do not play {self.path.suffix}"
+
+
+def find_source_videos(index: FrameIndex, store: FrameStore, folder: Path | None) -> tuple[dict[int, SourceVideo], str]:
+    """Find the videos that the frames were extracted from, in `folder` or where the run of the frames says.
+
+    Returns them by their number in the index, and what the user can do where their folder is not known. Raises
+    UserError where `folder` has none of them.
+    """
+    root = store.root
+    if isinstance(root, str) or not (root / "videos.parquet").is_file():
+        if folder is not None:
+            raise UserError(f"videos: {root} is not a store that was prepared from videos here; leave out --videos")
+        return {}, ""
+    known_folder = folder or _videos_of_run(root)
+    if known_folder is None:
+        return {}, "To play the videos, name their folder: --videos FOLDER"
+    rows = {row.id: row for row in read_videos(root / "videos.parquet")}
+    videos = {
+        number: SourceVideo(known_folder / rows[video_id].path, rows[video_id].size_bytes)
+        for number, video_id in enumerate(index.video_ids)
+        if video_id in rows
+    }
+    if folder is not None and not any(video.path.is_file() for video in videos.values()):
+        raise UserError(f"videos: {folder} has none of the {len(videos):,} videos that {root} was prepared from")
+    return videos, ""
+
+
+def _videos_of_run(frames: Path) -> Path | None:
+    """Return the folder of videos that a run prepared these frames from, None where they are not those of a run."""
+    try:
+        folder = Path(tomllib.loads((frames.absolute().parent / "config.toml").read_text())["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return folder if frames.name == "frames" and folder.is_dir() else None
+
+
+class SearchOptions(BaseModel):
+    """The options of one search in the page."""
+
+    model_config = STRICT
+    top: Annotated[int, Field(ge=1, le=MAX_TOP)] = 24
+    per_video: Few | None = None
+    other_videos: bool = False
+
+
+class SearchService:
+    """All that the page needs, loaded once; requests run in threads, and one searches at a time."""
+
+    def __init__(
+        self,
+        index: FrameIndex,
+        vectors: LoadedVectors,
+        encoder: QueryEncoder,
+        thumbnails: Thumbnails,
+        videos: dict[int, SourceVideo],
+        note: str,
+    ) -> None:
+        self.index, self.vectors, self.encoder, self.thumbnails = index, vectors, encoder, thumbnails
+        self.videos, self.note = videos, note
+        self._lock = threading.Lock()
+
+    def search_image(self, data: bytes, options: SearchOptions) -> dict[str, Any]:
+        """Return the frames most similar to an encoded image; raises UserError where it is not an image."""
+        with self._lock:
+            try:
+                image = decode_image(data)
+            except ValueError as error:
+                raise UserError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from error
+            began = perf_counter()
+            return self._search(self.encoder.encode(image), None, options, began)
+
+    def search_frame(self, row: int, options: SearchOptions) -> dict[str, Any]:
+        """Return the frames most similar to one of the index; raises UserError where it has no such row."""
+        self.check_row(row)
+        with self._lock:
+            return self._search(self.vectors.vectors[row], row, options, perf_counter())
+
+    def check_row(self, row: int) -> None:
+        """Raise UserError where the index has no such row."""
+        if row >= len(self.index):
+            raise UserError(f"frame: the index has {len(self.index):,} frames and no frame {row}")
+
+    def page(self) -> str:
+        """Return the page as HTML."""
+        return render(
+            is_served=True,
+            title="Find similar frames",
+            facts=f"{index_summary(self.index)}, by {self.encoder.backbone.name}",
+            num_rows=len(self.index),
+            note=self.note,
+            has_videos=bool(self.videos),
+            search=self.vectors.description,
+        )
+
+    def _search(self, query: Floats, row: int | None, options: SearchOptions, began: float) -> dict[str, Any]:
+        allowed = allowed_rows(self.index.video, row, options.other_videos)
+        found = self.vectors.search(query, allowed, options.top, options.per_video)
+        frames = [self._plain(hit) for hit in make_hits(self.index, *found)]
+        frame = None if row is None else self._plain(make_hit(self.index, row))
+        return {"query": frame, "frames": frames, "seconds": perf_counter() - began}
+
+    def _plain(self, hit: Hit) -> dict[str, Any]:
+        number = int(self.index.video[hit.row])
+        problem = self.videos[number].problem if number in self.videos else ""
+        return {
+            "row": hit.row,
+            "similarity": hit.similarity,
+            "video": hit.video,
+            "moment": hit.moment,
+            "time": hit.time,
+            "playable": None if number not in self.videos or problem else number,
+            "problem": problem,
+        }
+
+
+def make_app(service: SearchService) -> Starlette:
+    """Return the web application of the page."""
+
+    def page(request: Request) -> Response:
+        return HTMLResponse(service.page())
+
+    def script(request: Request) -> Response:
+        return Response(asset("page.js"), media_type="text/javascript")
+
+    def style(request: Request) -> Response:
+        return Response(asset("page.css"), media_type="text/css")
+
+    def icon(request: Request) -> Response:
+        return Response(status_code=204)
+
+    def search_frame(request: Request) -> Response:
+        row = _number(request)
+        return _answer(lambda: service.search_frame(row, _options(request)))
+
+    async def search_image(request: Request) -> Response:
+        data = await request.body()
+        return await run_in_threadpool(_answer, lambda: service.search_image(data, _options(request)))
+
+    def frame(request: Request) -> Response:
+        row = _number(request)
+        try:
+            service.check_row(row)
+            return Response(service.thumbnails.jpeg(row), media_type="image/jpeg")
+        except UserError as error:
+            raise HTTPException(404) from error
+
+    def video(request: Request) -> Response:
+        found = service.videos.get(_number(request))
+        if found is None or found.problem:
+            raise HTTPException(404)
+        return FileResponse(found.path, media_type=VIDEO_TYPES[found.path.suffix.lower()])
+
+    routes = [
+        Route("/", page),
+        Route("/page.js", script),
+        Route("/page.css", style),
+        Route("/favicon.ico", icon),
+        Route("/search", search_image, methods=["POST"]),
+        Route("/search/{number}", search_frame),
+        Route("/frame/{number}", frame),
+        Route("/video/{number}", video),
+    ]
+    middleware = [Middleware(_SameOrigin), Middleware(TrustedHostMiddleware, HOSTS, www_redirect=False)]
+    return Starlette(
+        routes=routes, middleware=middleware, exception_handlers={Exception: _report_bug}, max_body_size=MAX_UPLOAD
+    )
+
+
+class _SameOrigin:
+    """Refuses requests that another site's page makes, and adds the headers that keep other sites out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        is_user_defined = origin is None or origin.partition("://")[2] == headers.get("host")
+        app = self.app if is_user_defined else PlainTextResponse("Forbidden", 403)
+        await app(scope, receive, send_with_headers)
+
+
+def _report_bug(_: Request, error: Exception) -> Response:
+    traceback.print_exception(error)
+    return PlainTextResponse("Internal Server Error", 500)
+
+
+def _number(request: Request) -> int:
+    text = request.path_params["number"]
+    if not (text.isascii() and text.isdecimal()) or len(text) > 12:
+        raise HTTPException(404)
+    return int(text)
+
+
+def _options(request: Request) -> SearchOptions:
+    return checked(SearchOptions, dict(request.query_params))
+
+
+def _answer(search: Callable[[], dict[str, Any]]) -> Response:
+    """Return what was found, or the problem for the page to show, as JSON."""
+    try:
+        return JSONResponse(search())
+    except UserError as error:
+        return JSONResponse({"problem": str(error)})
+
+
+def bind(port: int | None) -> socket.socket:
+    """Take a port of this machine: the one given, or the default or else a free one; raises UserError."""
+    try:
+        return socket.create_server((ADDRESS, DEFAULT_PORT if port is None else port))
+    except OSError as error:
+        if port is None:
+            return socket.create_server((ADDRESS, 0))
+        raise UserError(
+            f"port: {port} cannot be used ({error.strerror}); choose another, or 0 for a free one"
+        ) from error
+
+
+def make_server(service: SearchService) -> uvicorn.Server:
+    """Return the server of the page, which logs nothing."""
+    config = uvicorn.Config(
+        make_app(service),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",  # else Ctrl-C during an answer prints a traceback
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SECONDS_TO_FINISH,
+    )
+    return uvicorn.Server(config)
+
+
+def serve(listener: socket.socket, service: SearchService) -> NoReturn:
+    """Serve the page until Ctrl-C: raises KeyboardInterrupt."""
+    port = listener.getsockname()[1]
+    print(f"search: http://{ADDRESS}:{port}/ ({service.vectors.description}; Ctrl-C to stop)", flush=True)
+    try:
+        make_server(service).run([listener])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("server stopped") from None
+    raise RuntimeError("the server has ended by itself")

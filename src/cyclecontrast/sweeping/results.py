@@ -1,0 +1,301 @@
+"""The results of a sweep: values by row and seed beside the paper's figures, and which differences are clear."""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scipy.special import stdtrit
+
+from cyclecontrast.sweeping.tables import Metric, Published, Row, Table, published_in
+
+LEVEL = 0.05
+METHOD_NOTE = (
+    "Mean ± standard deviation over seeds; differences are taken seed by seed and judged by a paired t test at 5 %, "
+    "not corrected for their number. Bold: significantly better than every other row."
+)
+REFERENCE_NOTE = (
+    "The paper's columns are for reference only and not comparable: other data, other networks, other lengths of "
+    "training."
+)
+
+
+class Gain(NamedTuple):
+    """Mean and standard deviation (None: one seed) of the differences over the seeds that two rows share."""
+
+    mean: float
+    deviation: float | None
+    num_seeds: int
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether a paired t test at 5 % finds a difference.
+
+        Differences that are all equal are not significant: the accuracy on a few items changes in steps.
+        """
+        if not self.deviation:
+            return False
+        limit = stdtrit(self.num_seeds - 1, 1 - LEVEL / 2)
+        return bool(abs(self.mean) * math.sqrt(self.num_seeds) > limit * self.deviation)
+
+    def __str__(self) -> str:
+        mean = f"{self.mean:+.1f}" if round(self.mean, 1) else "0.0"
+        if self.deviation is None:
+            return f"{mean} (one seed proves nothing)"
+        return f"{mean} ± {self.deviation:.1f} ({'significant' if self.is_significant else 'not significant'})"
+
+
+def gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Gain | None:
+    """Compare two rows' values by seed; None where they share no seed."""
+    differences = [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
+    if not differences:
+        return None
+    return Gain(statistics.mean(differences), deviation(differences), len(differences))
+
+
+def deviation(values: list[float]) -> float | None:
+    """Return the standard deviation of a sample; None of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+class RowValues(NamedTuple):
+    """A row's values in percent by metric title, then by seed."""
+
+    row: Row
+    values: Mapping[str, Mapping[int, float]]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds with any value."""
+        return sorted({seed for values in self.values.values() for seed in values})
+
+    def by_seed(self, metric: str) -> Mapping[int, float]:
+        """The values of a metric by seed."""
+        return self.values.get(metric, {})
+
+    def mean(self, metric: str) -> float | None:
+        """Mean over the seeds; None where nothing was measured."""
+        values = list(self.by_seed(metric).values())
+        return statistics.mean(values) if values else None
+
+    def text(self, metric: str) -> str:
+        """Such as `51.2 ± 0.8`."""
+        values = list(self.by_seed(metric).values())
+        if not values:
+            return ""
+        spread = deviation(values)
+        return f"{statistics.mean(values):.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+
+
+class Ranking(NamedTuple):
+    """The rows by a metric, over the seeds that all measured rows share.
+
+    `best` have the highest mean at the digits shown, the highest first; `near` are the other rows that are not clearly
+    below the first; `measured` are those among all that have values at these seeds.
+    """
+
+    best: tuple[Row, ...]
+    near: tuple[Row, ...]
+    measured: Set[str]
+    num_seeds: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether one row is clearly above every other."""
+        return len(self.best) == 1 and not self.near
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A table with its results; `about` says on what data, `problems` which trials failed; `str` of it is Markdown."""
+
+    table: Table
+    rows: tuple[RowValues, ...]
+    num_seeds: int
+    about: str
+    problems: tuple[str, ...]
+    folder: Path
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics that some row has."""
+        return tuple(one for one in self.table.metrics if any(row.by_seed(one.title) for row in self.rows))
+
+    @cached_property
+    def chosen(self) -> RowValues:
+        """The row that the paper finds best."""
+        return next(one for one in self.rows if one.row.key == self.table.chosen)
+
+    @property
+    def failure(self) -> str:
+        """A line if trials failed, so that the command fails."""
+        failed = dict.fromkeys(problem.partition(": ")[0] for problem in self.problems)
+        if not failed:
+            return ""
+        return (
+            f"{len(failed)} of {len(self.rows) * self.num_seeds} trials are not finished: {'; '.join(failed)}; the "
+            f"same command resumes them; to train a damaged trial again, delete its folder in {self.folder / 'runs'}"
+        )
+
+    @property
+    def title(self) -> str:
+        """Such as `Table 4: losses, by image classification`."""
+        return f"Table {self.table.number}: {self.table.title[0].lower()}{self.table.title[1:]}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Heads of the columns; the paper's come last."""
+        papers = dict.fromkeys(one.column for one in published_in(self.table.name))
+        return ("row", "seeds", *(f"{metric.title} %" for metric in self.metrics), *papers)
+
+    def lines(self) -> Iterator[tuple[str, list[str], list[bool]]]:
+        """Yield name, cells and whether a cell is clearly the best, for each row in the paper's order."""
+        figures = published_in(self.table.name)
+        papers = list(dict.fromkeys(one.column for one in figures))
+        notes = _numbered_notes(figures)
+        rankings = {metric.title: self.rank(metric.title) for metric in self.metrics}
+        clear = {title: found.best[0] for title, found in rankings.items() if found is not None and found.is_clear}
+        for one in self.rows:
+            seeds = f"{len(one.seeds)}" if len(one.seeds) == self.num_seeds else f"{len(one.seeds)} of {self.num_seeds}"
+            texts = [one.text(metric.title) for metric in self.metrics]
+            bold = [clear.get(metric.title) == one.row for metric in self.metrics]
+            published = {figure.column: figure for figure in figures if figure.row == one.row.key}
+            shown = [_figure(published.get(column), notes) for column in papers]
+            yield one.row.full_name, [seeds, *texts, *shown], [False, *bold, *(False for _ in shown)]
+
+    def findings(self) -> Iterator[str]:
+        """Yield what follows: which row leads by which metric, and whether that is more than noise."""
+        for metric in self.metrics:
+            yield self._leader(metric.title)
+        if self.num_seeds == 1:
+            yield "one seed proves nothing; more --seeds show what is noise, and those trained are not trained again"
+            return
+        for other in self.rows:
+            gains = {metric.title: self.gain_over(other, metric.title) for metric in self.metrics}
+            found = {title: one for title, one in gains.items() if one is not None}
+            if other is not self.chosen and found:
+                number = max(one.num_seeds for one in found.values())
+                texts = ", ".join(f"{title} {one}" for title, one in found.items())
+                seeds = f"{number} seed{'s' if number > 1 else ''}"
+                yield f"{self.chosen.row.name} against {other.row.name}: {texts}, over {seeds}"
+
+    def footnotes(self) -> Iterator[str]:
+        """Yield what a reader must know about the figures."""
+        yield METHOD_NOTE
+        yield REFERENCE_NOTE
+        for text, number in _numbered_notes(published_in(self.table.name)).items():
+            yield f"[{number}] {text}"
+
+    def gain_over(self, other: RowValues, metric: str) -> Gain | None:
+        """Compare the row that the paper finds best with another."""
+        return gain(self.chosen.by_seed(metric), other.by_seed(metric))
+
+    def rank(self, metric: str) -> Ranking | None:
+        """Rank the rows by their means over the same seeds; None where no seed is in all measured rows."""
+        seeds = frozenset.intersection(*(frozenset(one.by_seed(metric)) for one in self.rows if one.by_seed(metric)))
+        values = {
+            one.row.key: {seed: value for seed, value in one.by_seed(metric).items() if seed in seeds}
+            for one in self.rows
+        }
+        means = {key: statistics.mean(by_seed.values()) for key, by_seed in values.items() if by_seed}
+        if not means:
+            return None
+        first = max(means, key=lambda key: means[key])
+        tied = [key for key in means if key != first and f"{means[key]:.1f}" == f"{means[first]:.1f}"]
+        others = [key for key in values if key not in (first, *tied)]
+        near = [key for key in others if not _is_clear(gain(values[first], values[key]))]
+        rows = {one.row.key: one.row for one in self.rows}
+        best = tuple(rows[key] for key in (first, *tied))
+        return Ranking(best, tuple(rows[key] for key in near), means.keys(), len(seeds))
+
+    def __str__(self) -> str:
+        rows = [self.columns]
+        for name, cells, best in self.lines():
+            marked = (f"**{text}**" if bold else text for text, bold in zip(cells, best, strict=True))
+            rows.append((name, *marked))
+        found = [f"- {finding}" for finding in self.findings()]
+        failed = [f"- not finished: {problem}" for problem in self.problems]
+        return "\n".join(
+            [f"# {self.title}", "", self.about, "", *_markdown(rows), "", *found, *failed, "", *self.footnotes()]
+        )
+
+    def _leader(self, metric: str) -> str:
+        found = self.rank(metric)
+        if found is None:
+            return f"not ranked by {metric}: the rows have no seed in common"
+        near = [row.name for row in found.near if row.key in found.measured]
+        names = "all others" if 0 < len(near) == len(self.rows) - len(found.best) else ", ".join(near)
+        noise = f", within the noise of {names}" if names else ", clearly" if found.is_clear else ""
+        some = f", over {found.num_seeds} of {self.num_seeds} seeds" if found.num_seeds < self.num_seeds else ""
+        leaders = ", ".join(row.name for row in found.best)
+        place = "first" if len(found.best) == 1 else "tied first"
+        text = f"{place} by {metric}: {leaders}{noise if found.num_seeds > 1 else ''}{some}"
+        if self.table.chosen not in found.measured or any(row.key == self.table.chosen for row in found.best):
+            return text
+        return f"{text}; not {self.chosen.row.name}, which the paper finds best"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all numbers as plain values, unrounded."""
+        return {
+            "table": self.table.name,
+            "title": self.title,
+            "about": self.about,
+            "num_seeds": self.num_seeds,
+            "metrics": [metric.title for metric in self.metrics],
+            "rows": [self._row_to_json(one) for one in self.rows],
+            "findings": list(self.findings()),
+            "problems": list(self.problems),
+        }
+
+    def _row_to_json(self, one: RowValues) -> dict[str, Any]:
+        titles = [metric.title for metric in self.metrics]
+        gains = {title: self.gain_over(one, title) for title in titles} if one is not self.chosen else {}
+        return {
+            "row": one.row.name,
+            "key": one.row.key,
+            "settings": one.row.settings,
+            "value": one.row.value,
+            "percent_by_seed": {
+                title: {str(seed): value for seed, value in values.items()} for title, values in one.values.items()
+            },
+            "mean": {title: one.mean(title) for title in titles},
+            "deviation": {title: deviation(list(one.by_seed(title).values())) for title in titles},
+            "papers_best_minus_this": {
+                title: {**found._asdict(), "is_significant": found.is_significant}
+                for title, found in gains.items()
+                if found is not None
+            },
+            "paper": [
+                {"column": item.column, "percent": item.percent, "note": item.note}
+                for item in published_in(self.table.name)
+                if item.row == one.row.key
+            ],
+        }
+
+
+def _is_clear(one: Gain | None) -> bool:
+    return one is not None and one.mean > 0 and one.is_significant
+
+
+def _numbered_notes(figures: Sequence[Published]) -> dict[str, int]:
+    return {text: number for number, text in enumerate(dict.fromkeys(one.note for one in figures if one.note), 1)}
+
+
+def _figure(figure: Published | None, notes: Mapping[str, int]) -> str:
+    if figure is None:
+        return ""
+    return f"{figure.text} [{notes[figure.note]}]" if figure.note else figure.text
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for number, row in enumerate(rows):
+        first, *others = zip(row, widths, strict=True)
+        cells = (first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others))
+        yield f"| {' | '.join(cells)} |"
+        if number == 0:
+            rule = (f"{'-' * (width + 1)}{':' if place else '-'}" for place, width in enumerate(widths))
+            yield f"|{'|'.join(rule)}|"

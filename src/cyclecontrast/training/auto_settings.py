@@ -1,0 +1,202 @@
+"""The preset `auto`: settings that the user left open, decided from the data and the hardware.
+
+The measurements behind the choices are in docs/log.md; what they do not cover follows MoCo.
+"""
+
+import math
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
+from cyclecontrast.config.types import MAX_COUNT, RESNET
+from cyclecontrast.errors import UserError, checked
+from cyclecontrast.methods import METHODS, Method, MomentumMethod
+
+SMALL_IMAGE = 64
+MIN_STEPS = 4000
+MAX_STEPS_ON_CPU = 20_000
+NARROW = 32
+MIN_BATCH = 8
+"""BatchNorm needs so many, however few the videos are."""
+HOLDOUT, ENOUGH_VIDEOS = 0.1, 50
+OF_METHOD: dict[str, dict[str, Any]] = {
+    "cycle-only": {"cycle_start": 0.0},
+    "simsiam": {"projector": "mlp3-bn", "projector_dim": 512},
+    "byol": {"bn_groups": 1},
+}
+"""What `auto` decides differently for some methods."""
+FRAMES_OF_A_VIDEO = {"vince": 4}
+"""Queries that a video gives, where it is not one; the batch is smaller by that factor."""
+
+
+class DataSize(NamedTuple):
+    """The number of videos, and the median short side of the frames in pixels."""
+
+    num_videos: int
+    frame_side: int
+
+
+class Machine(NamedTuple):
+    """Whether networks run on a CPU, and in how many processes."""
+
+    cpu: bool
+    processes: int = 1
+
+
+def resolve(
+    config: PretrainConfig, data: DataSize, machine: Machine, method: type[Method] | None = None
+) -> PretrainConfig:
+    """Return the config with every open setting decided; what the user set stays. Raises UserError.
+
+    `method` is a user's class; by default the class is found by its name.
+    """
+    method = method or METHODS[config.method]
+    chosen = {name: getattr(config, name) for name in config.model_fields_set}
+    decided = auto_settings(chosen, data, machine, method) if config.preset == "auto" else {}
+    resolved = checked(PretrainConfig, config.model_dump() | decided | chosen)
+    if problems := _misfits(resolved, config.requested(), machine.processes, method):
+        raise UserError(*problems)
+    return resolved
+
+
+def num_held_out(num_videos: int, holdout: float) -> int:
+    """Return how many videos are held out: at least two, or none for 0."""
+    return max(2, round(holdout * num_videos)) if holdout else 0
+
+
+def auto_settings(
+    chosen: dict[str, Any], data: DataSize, machine: Machine, method: type[Method] | None = None
+) -> dict[str, Any]:
+    """Return the settings that suit the data and the hardware, given what is already chosen.
+
+    The number of videos is that of those trained on.
+    """
+    holdout = chosen.get("holdout", _holdout(data.num_videos, chosen))
+    num_videos = max(1, data.num_videos - num_held_out(data.num_videos, holdout))  # too few are refused with the pairs
+    image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu))
+    backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
+    frames = FRAMES_OF_A_VIDEO.get(str(chosen.get("method")), 1)
+    parts = machine.processes * int(chosen.get("accumulate", 1))
+    batch_size = chosen.get("batch_size", _batch_size(num_videos, machine, frames, parts))
+    steps = chosen.get("steps")
+    epochs = _epochs(num_videos, batch_size, machine.cpu, steps)
+    if steps is None:
+        epochs = chosen.get("epochs", epochs)
+    method = method or METHODS[chosen.get("method", "cycle")]
+    keys = batch_size * method.num_enqueued
+    cycle_queue_size = chosen.get("cycle_queue_size", _power_of_two(max(num_videos, keys), 1024, 65_536))
+    return {
+        "backbone": backbone,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "queue_size": _power_of_two(max(num_videos // 4, keys), 256, 65_536),
+        "cycle_queue_size": cycle_queue_size,
+        "support_size": max(1, cycle_queue_size // 4),
+        "split_by": "video",
+        "cycle_weight": 1.0,
+        "cycle_start": 0.5,
+        "batch_keys": True,
+        "projector": "mlp-bn",
+        "projector_dim": 64,
+        "temperature": 0.2,
+        "momentum": 0.99 if epochs * num_videos < 20_000 * batch_size else 0.999,
+        "momentum_ramp": 0 if chosen.get("momentum_rise") else 10,
+        "bn_groups": max(1, min(2, batch_size // 2), batch_size // 64),
+        "augmentation": "moco-v2",
+        "learning_rate": _learning_rate(backbone, batch_size * frames, chosen),
+        "warmup": 0.05,
+        "schedule": "cosine",
+        "holdout": holdout,
+    } | OF_METHOD.get(str(chosen.get("method")), {})
+
+
+def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, method: type[Method]) -> list[str]:
+    """Return what does not fit together; `asked` are the options that the user set.
+
+    For a resumed run only the number of processes matters: all else is as it was.
+    """
+    problems: list[str] = []
+    share, rest = divmod(config.batch_size, processes * config.accumulate)
+    if rest or share < 2:
+        parts = [(config.accumulate, "micro-batches"), (processes, "processes")]
+        each = " of ".join(f"each of {number} {what}" for number, what in parts if number > 1) or "the step"
+        every = processes * config.accumulate
+        problems.append(
+            f"batch_size: {config.batch_size} does not give {each} equally many videos, at least 2; set a "
+            f"multiple of {every}, {2 * every} or more"
+        )
+    if config.resume is not None:
+        return problems
+    if config.accumulate > 1 and (method.compares_queries or config.self_batch):
+        what = "--self-batch" if config.self_batch else f"method {config.method}"
+        problems.append(
+            f"accumulate: {what} compares the queries of a whole batch with each other, and a micro-batch would miss "
+            "the others; leave out --accumulate"
+        )
+    if (
+        issubclass(method, MomentumMethod)
+        and "bn_groups" in asked
+        and config.bn_groups > max(1, config.batch_size // 2)
+    ):
+        problems.append(
+            f"bn_groups: {config.bn_groups} groups of a batch of {config.batch_size} hold less than the 2 images that "
+            f"BatchNorm needs; set --bn-groups {max(1, config.batch_size // 2)} or less"
+        )
+    keys = method.num_enqueued * config.batch_size
+    sizes = {"queue_size": method.has_intra, "cycle_queue_size": method.has_cycle}
+    problems += [
+        f"{name}: {getattr(config, name)} is less than the {keys} keys of a step, some of which would never be "
+        f"compared; set --{name.replace('_', '-')} {keys} or more, or lower batch_size"
+        for name, is_read in sizes.items()
+        if is_read and getattr(config, name) < keys
+    ]
+    return problems
+
+
+def _holdout(num_videos: int, chosen: dict[str, Any]) -> float:
+    """Return the fraction to hold out: none of few videos, and none where all else is set, as by an older config.toml.
+
+    Such a file names every setting of its run, which held out nothing, and must repeat it.
+    """
+    is_older = chosen.keys() >= DECIDED_BY_AUTO - {"holdout"}
+    return 0.0 if num_videos < ENOUGH_VIDEOS or is_older else HOLDOUT
+
+
+def _image_size(frame_side: int, cpu: bool) -> int:
+    limit = 112 if cpu else 224
+    return max(32, min(limit, frame_side // 8 * 8))
+
+
+def _backbone(image_size: int, cpu: bool) -> str:
+    if image_size > SMALL_IMAGE:
+        return "resnet18"
+    return "resnet18-small-w16" if cpu else "resnet18-small"
+
+
+def _batch_size(num_videos: int, machine: Machine, frames: int, parts: int) -> int:
+    """Return a batch that rarely holds a video twice and divides into `parts`; `frames` are a video's queries."""
+    largest = (128 if machine.cpu or num_videos < 10_000 else 256) // frames
+    size = min(largest, max(MIN_BATCH, 1 << (num_videos.bit_length() - 1)))
+    return max(2, size // parts) * parts
+
+
+def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> int:
+    """Return the epochs: those of the steps if set, else 200 as in the paper, more for few videos, fewer on a CPU."""
+    if steps is not None:
+        return min(MAX_COUNT, math.ceil(steps * batch_size / num_videos))
+    epochs = max(200, math.ceil(MIN_STEPS * batch_size / num_videos))
+    return min(epochs, max(1, MAX_STEPS_ON_CPU * batch_size // num_videos)) if cpu else epochs
+
+
+def _learning_rate(backbone: str, batch_size: int, chosen: dict[str, Any]) -> float:
+    """Return a rate that grows with the batch: high for narrow networks, lower for others and for given weights."""
+    of_narrow = 0.12 if chosen.get("method") == "simsiam" else 0.48
+    match = RESNET.fullmatch(backbone)
+    narrow = match is not None and int(match[3] or 64) <= NARROW
+    at_256 = 0.015 if chosen.get("init") is not None else of_narrow if narrow else 0.03
+    return at_256 * batch_size / 256
+
+
+def _power_of_two(number: int, least: int, most: int) -> int:
+    return min(most, max(least, 1 << (number - 1).bit_length()))

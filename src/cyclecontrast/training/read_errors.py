@@ -1,0 +1,103 @@
+"""Frames that a run could not read: counted over all its processes, saved with it, reported on the way and at the end.
+
+It is a function of the data and of the steps done, so a resumed run reports what an uninterrupted one does.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cyclecontrast.data.dataset import Batch
+from cyclecontrast.data.store import FrameStore
+from cyclecontrast.distributed import World, all_gather_objects, maxima
+from cyclecontrast.errors import UserError
+from cyclecontrast.files import replacing
+from cyclecontrast.training.progress import console
+
+READ_ERRORS = "unreadable.json"
+ENOUGH_VIEWS = 1_000
+"""A fraction of fewer views says little."""
+WARN_ABOVE = 0.01
+
+
+@dataclass
+class ReadErrors:
+    """Views shown since the run began, how many show another frame than was drawn, and the frames at fault.
+
+    `frames` maps (video id, frame number) to the step after which the error was known, and the reason.
+    """
+
+    views: int = 0
+    replaced: int = 0
+    frames: dict[tuple[str, int], tuple[int, str]] = field(default_factory=dict)
+    has_warned: bool = False
+
+    def count(self, batch: Batch, store: FrameStore, done: int, world: World) -> None:
+        """Count a step's batch of all processes; `done` is the number of steps with it."""
+        self.views += len(batch.views) * len(batch.video) * world.size
+        found = [(store.video_id(error.video), error.frame, error.reason) for error in batch.read_errors]
+        if not maxima([batch.num_replaced or len(found)], world)[0]:
+            return
+        for replaced, errors in all_gather_objects((batch.num_replaced, found), world):
+            self.replaced += replaced
+            for video, frame, reason in errors:
+                self.frames.setdefault((video, frame), (done, reason))
+
+    def warn_once(self) -> None:
+        """Print a warning as soon as it is clear that more than a few damaged files are replaced."""
+        if not self.has_warned and self.views >= ENOUGH_VIEWS and self._fraction > WARN_ABOVE:
+            self.has_warned = True
+            console.print(f"warning: {self._summary()}: {'; '.join(self._names(3))}", markup=False)
+
+    def too_many(self, max_fraction: float, is_last: bool) -> bool:
+        """Whether more than this fraction of the views is replaced, of enough of them or of all."""
+        return (self.views >= ENOUGH_VIEWS or is_last) and self._fraction > max_fraction
+
+    def check(self, max_fraction: float, is_last: bool) -> None:
+        """Raise UserError where too many views are replaced."""
+        if self.too_many(max_fraction, is_last):
+            raise UserError(
+                f"{self._summary()}, more than --max-unreadable {max_fraction:g}: {'; '.join(self._names(3))}; fix "
+                "them and start a new run, or allow more to continue"
+            )
+
+    def report(self, run: Path) -> None:
+        """Print at the end how much was replaced, and the frames at fault."""
+        if self.replaced:
+            warning = "warning: " if self._fraction > WARN_ABOVE else ""
+            lines = [f"{warning}{self._summary()}; all are listed in {run / READ_ERRORS}", *self._names(10)]
+            console.print("\n  ".join(lines), markup=False)
+
+    def write(self, run: Path) -> None:
+        """Write unreadable.json, each frame once, in the order in which they were met."""
+        frames = [
+            {"video": video, "frame": frame, "reason": reason, "step": step}
+            for step, video, frame, reason in self._in_order()
+        ]
+        with replacing(run / READ_ERRORS) as aside:
+            aside.write_text(json.dumps({"views": self.views, "replaced": self.replaced, "frames": frames}, indent=2))
+
+    @staticmethod
+    def read(folder: Path) -> "ReadErrors":
+        """Return what `write` wrote into a folder."""
+        content = json.loads((folder / READ_ERRORS).read_text())
+        frames = {(bad["video"], bad["frame"]): (bad["step"], bad["reason"]) for bad in content["frames"]}
+        return ReadErrors(content["views"], content["replaced"], frames)
+
+    @property
+    def _fraction(self) -> float:
+        return self.replaced / max(1, self.views)
+
+    def _summary(self) -> str:
+        number = "1 frame" if len(self.frames) == 1 else f"{len(self.frames):,} frames"
+        return (
+            f"{self.replaced:,} of {self.views:,} views ({self._fraction:.1%}) show another frame than was drawn, "
+            f"because {number} cannot be read"
+        )
+
+    def _names(self, limit: int) -> list[str]:
+        names = [f"frame {frame} of {video}: {reason}" for _, video, frame, reason in self._in_order()[:limit]]
+        return [*names, f"and {len(self.frames) - limit:,} more"] if len(self.frames) > limit else names
+
+    def _in_order(self) -> list[tuple[int, str, int, str]]:
+        return sorted((step, video, frame, reason) for (video, frame), (step, reason) in self.frames.items())

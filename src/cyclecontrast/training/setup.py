@@ -1,0 +1,331 @@
+"""From options to what a training needs: settled config, dataset, backbone. All problems are reported at once."""
+
+import math
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cyclecontrast.config import PrepareConfig, PretrainConfig
+from cyclecontrast.data.dataset import ViewDataset, no_further_frames
+from cyclecontrast.data.folders import find_videos
+from cyclecontrast.data.prepare import prepare
+from cyclecontrast.data.random_streams import random_stream
+from cyclecontrast.data.store import FrameStore
+from cyclecontrast.distributed import World, first_process_first
+from cyclecontrast.errors import UserError, attempt, checked
+from cyclecontrast.files import check_new_run
+from cyclecontrast.loss import KeyQueue
+from cyclecontrast.methods.method import METHOD_OPTIONS, MomentumMethod
+from cyclecontrast.models.backbone import Backbone, make_backbone
+from cyclecontrast.models.checkpoint import load_backbone
+from cyclecontrast.models.hardware import check_compiler, pick_device, pick_executor, pick_workers
+from cyclecontrast.training import run_folder
+from cyclecontrast.training.auto_settings import MIN_BATCH, DataSize, Machine, num_held_out, resolve
+from cyclecontrast.training.loggers import check_loggers
+from cyclecontrast.training.progress import console
+from cyclecontrast.training.user_parts import (
+    NO_PARTS,
+    UserParts,
+    check_network,
+    check_views,
+    method_class,
+    recipe_of,
+)
+
+SAMPLED_VIDEOS = 32
+HEALTH_SEED = 2**32
+"""Seed of what health is measured on, which no training can have: the same for all runs, so that they compare."""
+ONE_FRAME_METHODS = "intra-image, simclr, simsiam and byol"
+
+
+def open_training(
+    config: PretrainConfig, machine: Machine, world: World, parts: UserParts = NO_PARTS
+) -> tuple[PretrainConfig, ViewDataset, Backbone]:
+    """Return the settled config, the dataset and the backbone to start with; the first process prepares videos.
+
+    Raises UserError with all problems, before anything is written; of videos only their number is known then.
+    """
+    problems: list[str] = []
+    with first_process_first(world):
+        num_videos = attempt(lambda: count_videos(config), problems)
+        if config.resume is None and world.rank == 0:
+            attempt(lambda: check_new_run(config.out), problems)
+        if world.rank == 0:
+            attempt(lambda: check_loggers(config.log_to), problems)
+        given = attempt(lambda: parts.backbone or _given_backbone(config), problems)
+        if config.compile and not problems:
+            attempt(lambda: check_compiler(pick_device(config.device)), problems)
+        if num_videos and world.rank == 0:
+            # The size of the frames is not known yet; 256 px gives no problem of its own.
+            attempt(lambda: check_number(config, num_videos), problems)
+            attempt(lambda: _settle(config, DataSize(num_videos, 256), machine, given, parts), problems)
+            if problems:
+                raise UserError(*dict.fromkeys(problems))
+            prepare_videos(config)
+        opened = attempt(lambda: _open_dataset(config, num_videos or 0, machine, given, parts), problems)
+        if problems or opened is None:
+            raise UserError(*dict.fromkeys(problems))
+    config, dataset = opened
+    if config.batch_size > dataset.num_videos and world.rank == 0:
+        times = math.ceil(config.batch_size / dataset.num_videos)
+        console.print(f"a batch of {config.batch_size} has each of {dataset.num_videos} videos up to {times} times")
+    backbone = given or make_backbone(config.backbone, config.seed)
+    origin = f", begun with {backbone.source}" if config.init is not None and config.resume is None else ""
+    backbone.image_size = config.image_size
+    backbone.source = f"cyclecontrast {config.method}, preset {config.preset}, seed {config.seed}{origin}"
+    return config, dataset, backbone
+
+
+def unread_options(config: PretrainConfig, parts: UserParts = NO_PARTS) -> list[str]:
+    """Return the options that the user set although the method does not read them."""
+    method = method_class(config, parts)
+    unread = {
+        **dict.fromkeys(METHOD_OPTIONS, True),
+        **dict.fromkeys(method.reads, False),
+        **dict.fromkeys(("min_crop", "flip"), parts.augmentation is not None),
+        "distinct_frames": method.frames(config)[0],
+        "self_temperature": not config.self_batch,
+        "epochs": config.steps is not None,
+    }
+    return [name for name in type(config).model_fields if unread.get(name) and name in config.requested()]
+
+
+def count_videos(config: PretrainConfig) -> int:
+    """Return how many video files must be prepared first: none where the data are frames, or absent."""
+    data = config.data
+    if isinstance(data, str):
+        return 0
+    try:
+        return len(find_videos(data)) if data.is_dir() and not (data / "store.json").exists() else 0
+    except OSError as error:
+        raise UserError(f"data: {data}: cannot be listed ({error.strerror}); fix it or name another") from error
+
+
+def prepare_videos(config: PretrainConfig) -> None:
+    """Prepare a folder of videos into the run's `frames`; a resumed run keeps the frames that it began with."""
+    frames = config.out / "frames"
+    if config.resume is None or not (frames / "frames.parquet").exists():
+        summary = prepare(checked(PrepareConfig, {"videos": config.data, "out": frames, "workers": config.workers}))
+        console.print(f"{summary}\nthe frames are in {frames}: name that folder as DATA to train on them again")
+
+
+def frame_size(store: FrameStore) -> DataSize:
+    """Return what `auto` needs to know of the data, from frames of some of the videos."""
+    some = np.linspace(0, store.num_videos - 1, min(SAMPLED_VIDEOS, store.num_videos)).astype(int)
+    problems: list[str] = []
+    images = [attempt(partial(store.image, int(video), 0), problems) for video in some]
+    sides = [min(image.shape[:2]) for image in images if image is not None]
+    if not sides:
+        raise UserError(*problems[:3])
+    return DataSize(store.num_videos, int(np.median(sides)))
+
+
+def split_videos(num_videos: int, holdout: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the numbers of the videos that are trained on and of those held out, the same whatever the seed."""
+    number = num_held_out(num_videos, holdout)
+    order = random_stream(HEALTH_SEED, 0, 0, 0).permutation(num_videos)
+    return np.sort(order[number:]), np.sort(order[:number])
+
+
+def check_number(config: PretrainConfig, num_videos: int) -> None:
+    """Raise UserError where the videos are too few to be contrasted, or too few remain beside those held out."""
+    held_out = num_held_out(num_videos, config.holdout)
+    if num_videos < 2:
+        raise UserError(f"data: {config.data}: has {num_videos} video; contrasting needs at least two")
+    if num_videos - held_out < 2:
+        raise UserError(
+            f"holdout: holding out {held_out} of {num_videos} videos, at least two, leaves {num_videos - held_out} to "
+            "train on, and contrasting needs at least two; set --holdout 0, or add videos"
+        )
+
+
+def make_dataset(config: PretrainConfig, store: FrameStore, parts: UserParts = NO_PARTS) -> ViewDataset:
+    """Return the dataset of the method's views; raises UserError where the data cannot give them."""
+    same_frame, further = method_class(config, parts).frames(config)
+    problems: list[str] = []
+    if store.layout == "flat folder of images" and not (same_frame and further is no_further_frames):
+        problems.append(
+            f"{config.data}: a flat folder of images, each its own video: only --method {ONE_FRAME_METHODS} can learn "
+            "from it; put the frames of each video into a folder of their own"
+        )
+    attempt(lambda: check_number(config, store.num_videos), problems)
+    if problems:
+        raise UserError(*problems)
+    trained, held_out = split_videos(store.num_videos, config.holdout)
+    return ViewDataset(
+        store,
+        recipe_of(config, parts),
+        config.image_size,
+        config.seed,
+        same_frame,
+        config.distinct_frames,
+        further,
+        trained if len(held_out) else None,
+    )
+
+
+def make_health_dataset(config: PretrainConfig, dataset: ViewDataset) -> ViewDataset:
+    """Return the dataset that health is measured on: videos held out, or without any those trained on.
+
+    Whatever the method and its options, the views show two frames of a video, so that runs compare.
+    """
+    held_out = split_videos(dataset.store.num_videos, config.holdout)[1]
+    return replace(
+        dataset,
+        seed=HEALTH_SEED,
+        same_frame=False,
+        distinct=True,
+        further=no_further_frames,
+        videos=held_out if len(held_out) else None,
+        finish_on_device=False,
+    )
+
+
+def _open_dataset(
+    config: PretrainConfig, num_videos: int, machine: Machine, given: Backbone | None, parts: UserParts
+) -> tuple[PretrainConfig, ViewDataset]:
+    problems: list[str] = []
+    store = FrameStore.open(_frames_folder(config, num_videos))
+    if config.resume is not None:
+        _check_same_data(config.resume, store)
+    settled = attempt(lambda: _settle(config, frame_size(store), machine, given, parts), problems)
+    dataset = attempt(lambda: make_dataset(settled or config, store, parts), problems)
+    workers = pick_workers(config.workers, pick_device(config.device))
+    attempt(lambda: check_views(settled or config, parts, store, workers), problems)
+    if settled is None or dataset is None or problems:
+        raise UserError(*problems)
+    num_frames = int(np.diff(store.starts)[slice(None) if dataset.videos is None else dataset.videos].sum())
+    if settled.batch_size > max(MIN_BATCH, num_frames) and config.resume is None:
+        raise UserError(
+            f"batch_size: {settled.batch_size} is more than the {num_frames:,} frames of the {dataset.num_videos:,} "
+            f"videos that are trained on; set --batch-size {max(MIN_BATCH, num_frames)} or less"
+        )
+    return settled, replace(dataset, finish_on_device=settled.augment_on == "device")
+
+
+def _frames_folder(config: PretrainConfig, num_videos: int) -> Path | str:
+    """Return the folder or the URL of frames: DATA, or where that is or was one of videos, what was prepared of them.
+
+    Raises UserError where the data of a resumed run are gone, or are other videos.
+    """
+    data, frames = config.data, config.out / "frames"
+    if isinstance(data, str):
+        return data
+    is_prepared = config.resume is not None and (frames / "frames.parquet").exists()
+    if config.resume is None or data.exists():
+        if is_prepared and num_videos:
+            found = {video.id for video in find_videos(data)}
+            store = FrameStore.open(frames)
+            lost = [video_id for video_id in store.video_ids.to_pylist() if video_id not in found]
+            if lost:
+                raise UserError(
+                    f"resume: {data} is not the data that {config.resume} began with: {len(lost):,} of its "
+                    f"{store.num_videos:,} videos are missing, such as {lost[0]}; name {frames}, which has their frames"
+                )
+        return frames if num_videos else data
+    if not is_prepared:
+        how = f"cyclecontrast pretrain DATA --resume {config.resume}"
+        raise UserError(f"data: {data}, which the run was trained on, is gone; name its new place: {how}")
+    return frames
+
+
+def _settle(
+    config: PretrainConfig, data: DataSize, machine: Machine, given: Backbone | None, parts: UserParts
+) -> PretrainConfig:
+    """Decide what is open; raises UserError where memory is too small, or the backbone does not take the images."""
+    device = pick_device(config.device)
+    resolved = resolve(config, data, machine, method_class(config, parts))
+    executor = pick_executor(config.augment_on, device) if parts.augmentation is None else "cpu"
+    settled = resolved.model_copy(update={"augment_on": executor})
+    if parts.backbone is not None:
+        check_network(parts.backbone, settled.image_size)
+    needed = least_memory(settled, given, machine.processes, parts)
+    total, free, largest = sum(size for size, _, _ in needed), free_memory(device), max(needed)
+    if total > free:
+        raise UserError(
+            f"memory: at least {total / 1e9:,.1f} GB are needed, {largest[0] / 1e9:,.1f} of them for the "
+            f"{largest[1]}, and {free / 1e9:,.1f} are free; lower {largest[2]}"
+        )
+    if given is not None and given.name.startswith("timm:"):
+        _check_images(given, settled.image_size)
+    return settled
+
+
+def _check_same_data(run: Path, store: FrameStore) -> None:
+    if not (run / run_folder.ABOUT).exists():
+        return
+    begun_with = run_folder.read_about(run).get("data_fingerprint")
+    if begun_with != store.fingerprint:
+        raise UserError(
+            f"resume: {store.root} is not the data that {run} began with (fingerprint {store.fingerprint}, "
+            f"not {begun_with}); restore it, or start a new run"
+        )
+
+
+def _given_backbone(config: PretrainConfig) -> Backbone | None:
+    """Load the backbone to start from, or a network of timm; others are made once they are known to fit into memory.
+
+    The weights of a resumed run are in its checkpoint.
+    """
+    if config.init is None or config.resume is not None:
+        return make_backbone(config.backbone, config.seed) if config.backbone.startswith("timm:") else None
+    backbone = load_backbone(config.init, config.seed)
+    if "backbone" in config.model_fields_set and config.backbone != backbone.name:
+        raise UserError(
+            f"init: {config.init} is a {backbone.name}, but backbone is {config.backbone}; leave one of them out"
+        )
+    return backbone
+
+
+def _check_images(backbone: Backbone, size: int) -> None:
+    """Raise UserError where a network of timm does not take images of the size; ResNets take any."""
+    try:
+        with torch.inference_mode():
+            backbone.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = f"image_size: {backbone.name} does not take images of {size} px ({reason}); set --image-size"
+        raise UserError(problem) from error
+    finally:
+        backbone.train()
+
+
+def least_memory(
+    config: PretrainConfig, given: Backbone | None, processes: int, parts: UserParts = NO_PARTS
+) -> list[tuple[int, str, str]]:
+    """Return the bytes that each process needs at least, what for, and the options that change it.
+
+    What layers keep for the backward pass is not counted, so a training that passes may still not fit.
+    """
+    kind = method_class(config, parts)
+    with torch.device("meta"):  # weights without memory
+        method = kind(given or make_backbone(config.backbone), config)
+    learned = sum(weight.numel() for weight in method.learned_parameters())
+    momentum = sum(weight.numel() for weight in method.parameters() if not weight.requires_grad)
+    queues = [module for module in method.modules() if isinstance(module, KeyQueue)]
+    keys = sum(len(queue.keys) for queue in queues)
+    share = config.batch_size // processes
+    queries, groups = share // config.accumulate * kind.num_queries, max(1, config.bn_groups // processes)
+    normalized = max(queries, -(-share // groups) if issubclass(kind, MomentumMethod) else 0)
+    pixels = 3 * (share * kind.num_views + 4 * normalized) * config.image_size**2
+    return [
+        (4 * (3 * learned + momentum), "weights", "projector_dim or take a smaller backbone"),
+        (4 * 2 * keys * config.projector_dim, "queues", "queue_size, cycle_queue_size or projector_dim"),
+        (pixels, "views", "batch_size or image_size"),
+        (4 * queries * keys, "similarities", "batch_size, queue_size or cycle_queue_size"),
+    ]
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of memory that a training on this device may take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return available[0] if available else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,267 @@
+"""The training loop: batches → method → gradients → optimizer → what follows a step. It knows no method by name."""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.dataset import Batch, ViewDataset
+from cyclecontrast.data.device_augment import finish_views
+from cyclecontrast.data.loader import StepSampler, load_batches
+from cyclecontrast.distributed import World, maxima, means, peer_errors
+from cyclecontrast.errors import UserError
+from cyclecontrast.methods.method import Losses, Method, StepInfo
+from cyclecontrast.models.hardware import pick_workers
+from cyclecontrast.training import run_folder
+from cyclecontrast.training.checkpoints import checkpoints, save_checkpoint
+from cyclecontrast.training.loggers import Loggers
+from cyclecontrast.training.monitor import Monitor
+from cyclecontrast.training.progress import Clock, Row, progress_bar
+from cyclecontrast.training.read_errors import ReadErrors
+from cyclecontrast.training.signals import NAMES, Stop, end_by_signal, ignore_worker_deaths
+
+LARGEST_WEIGHT = 1e6
+"""Larger weights mean a training that diverges although its loss is finite."""
+
+
+class Trainer:
+    """A method with its optimizer, and the loop over the steps; it saves and restores all that a step changes."""
+
+    def __init__(
+        self, method: Method, config: PretrainConfig, num_steps: int, device: torch.device, world: World
+    ) -> None:
+        self.config, self.num_steps, self.device, self.world = config, num_steps, device, world
+        self.method: Method = method.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.compile:
+            self.method.compile_encoders()
+        self.optimizer = _make_optimizer(self.method, config)
+        self.model: nn.Module = self.method
+        if world.size > 1:
+            # The set of parameters with a gradient changes where λ sets in, and not all methods use all projectors.
+            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+            self.model = DistributedDataParallel(
+                self.method, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
+        self._first_bad_step = torch.full((), -1, device=device)
+
+    def fit(
+        self, dataset: ViewDataset, start: int, read_errors: ReadErrors, monitor: Monitor, loggers: Loggers, stop: Stop
+    ) -> Row:
+        """Run the steps from `start` on; returns the last row of metrics.
+
+        Raises UserError where the loss diverges, data cannot be read, the disk is full or another process has ended;
+        KeyboardInterrupt or SystemExit after a signal, once a checkpoint is written.
+        """
+        config, clock, is_first = self.config, Clock(), self.world.rank == 0
+        row: Row = (run_folder.read_metrics(config.out) or [{}])[-1] if is_first else {}
+        read_errors.check(config.max_unreadable, start == self.num_steps)
+        sampler = StepSampler(range(start, self.num_steps), config.batch_size, self.world.rank, self.world.size)
+        batches = clock.timed(load_batches(dataset, sampler, pick_workers(config.workers, self.device)))
+        ignore_worker_deaths()
+        with progress_bar(self.num_steps, start, shown=is_first) as advance:
+            for step, batch in self._agreed(batches, start, read_errors, stop):
+                done, last = step + 1, step + 1 == self.num_steps
+                is_logged = last or done % config.log_every == 0 or monitor.is_due(done)
+                losses, gradient_norm = self.train_step(batch, StepInfo(step, self.num_steps, is_logged))
+                read_errors.count(batch, dataset.store, done, self.world)
+                if is_logged:
+                    self.check_finite()
+                    measured = self._row(losses, gradient_norm, done, dataset.num_videos)
+                    if is_first:
+                        row = measured | clock.lap() | {"replaced_frames": read_errors.replaced}
+                        read_errors.warn_once()
+                        with clock.paused():
+                            row |= monitor.measure(done)
+                            run_folder.append_metrics(config.out, row)
+                            loggers.log(row)
+                        monitor.conclude(done)
+                if last or done % config.checkpoint_every == 0 or read_errors.too_many(config.max_unreadable, last):
+                    self.check_finite()
+                    save_checkpoint(self, read_errors, done)
+                read_errors.check(config.max_unreadable, last)
+                advance(monitor.last | row)
+        return row
+
+    def train_step(self, batch: Batch, info: StepInfo) -> tuple[Losses, Tensor]:
+        """Do one update (Algorithm 1); returns the mean losses of the micro-batches and the norm of the gradient.
+
+        Each of `accumulate` micro-batches meets the queues as they were before the step, and its own keys.
+        """
+        self.optimizer.zero_grad()
+        parts = []
+        for number, micro_batch in enumerate(batch.micro_batches(self.config.accumulate), start=1):
+            with self._no_sync() if number < self.config.accumulate else contextlib.nullcontext():
+                losses: Losses = self.model(self._on_device(micro_batch), info)
+                with peer_errors() if self.world.size > 1 else contextlib.nullcontext():
+                    (losses.total / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+            parts.append(losses._replace(total=losses.total.detach()))
+        losses = _mean_losses(parts)
+        gradient_norm = self._update(info)
+        self.method.after_step(info)
+        is_finite = losses.total.isfinite() & gradient_norm.isfinite()
+        self._first_bad_step = torch.where((self._first_bad_step < 0) & ~is_finite, info.step, self._first_bad_step)
+        return losses, gradient_norm
+
+    def check_finite(self) -> None:
+        """Raise UserError where a step was not finite, or the weights explode behind a finite loss."""
+        weights = torch.stack([weight.detach().abs().max() for weight in self.method.learned_parameters()])
+        step, largest = int(self._first_bad_step), float(weights.max())
+        if step >= 0:
+            message = f"the loss or its gradient is not finite at step {step + 1}"
+        elif not largest <= LARGEST_WEIGHT:
+            message = f"the weights explode, the largest is {largest:.0e}"
+        else:
+            return
+        raise UserError(f"{message}; lower --learning-rate or set --gradient-clip")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return every tensor that resuming needs: the method's as part/name, the momenta of SGD as sgd/number."""
+        momenta = {
+            f"sgd/{number}": self.optimizer.state[parameter]["momentum_buffer"]
+            for number, parameter in enumerate(self.method.learned_parameters())
+        }
+        return {name.replace(".", "/", 1): value for name, value in self.method.state_dict().items()} | momenta
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned; raises RuntimeError or KeyError where it is of another method."""
+        self.method.load_state_dict(
+            {name.replace("/", ".", 1): value for name, value in state.items() if not name.startswith("sgd/")}
+        )
+        for number, parameter in enumerate(self.method.learned_parameters()):
+            self.optimizer.state[parameter]["momentum_buffer"].copy_(state[f"sgd/{number}"])
+
+    def note_stop(self, message: str) -> str:
+        """Note in run.json why the run stops, where the disk still takes it; returns a line that says what remains."""
+        run = self.config.out
+        if self.world.rank == 0:
+            with contextlib.suppress(OSError, UserError):
+                run_folder.change_about(run, status=f"stopped: {message}")
+        if not (run / run_folder.CONFIG).exists():
+            return f"{message}; {run} is gone, so nothing more is written: if it was moved, --resume continues there"
+        kept = checkpoints(run)
+        rest = (
+            f"the last good checkpoint is {kept[-1]}; --resume {run} continues from it" if kept else "no checkpoint yet"
+        )
+        return f"{message}; {rest}"
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
+
+    def _on_device(self, batch: Batch) -> Batch:
+        views = tuple(view.to(self.device, non_blocking=True) for view in batch.views)
+        if batch.device_numbers.numel():
+            views = tuple(finish_views(view, batch.device_numbers[:, i]) for i, view in enumerate(views))
+        video, frames = (numbers.to(self.device, non_blocking=True) for numbers in (batch.video, batch.frames))
+        return batch._replace(views=views, video=video, frames=frames)
+
+    def _update(self, info: StepInfo) -> Tensor:
+        config, parameters = self.config, self.method.learned_parameters()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if config.gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.gradient_clip, norm)
+        rate = learning_rate(config.learning_rate, info.progress, config.schedule, config.warmup)
+        for group in self.optimizer.param_groups:
+            if not group["constant_rate"]:
+                group["lr"] = rate
+        self.optimizer.step()
+        return norm
+
+    def _agreed(
+        self, batches: Iterator[Batch], start: int, read_errors: ReadErrors, stop: Stop
+    ) -> Iterator[tuple[int, Batch]]:
+        """Yield step and batch while all processes have one; after a signal or a failure save a checkpoint and end."""
+        for step in count(start):
+            batch, problem, may_stop = None, None, start < step < self.num_steps
+            try:
+                batch = None if stop.signal and may_stop else next(batches, None)
+            except UserError as error:
+                problem = error
+            failed, stopped = maxima([int(problem is not None), stop.signal], self.world)
+            if (failed or (stopped and may_stop)) and step > start:
+                self.check_finite()
+                save_checkpoint(self, read_errors, step)
+            if stopped and may_stop:
+                end_by_signal(stopped, self.note_stop(NAMES[stopped]))
+            if failed:
+                raise problem or UserError("another process cannot read its data; its message says why")
+            if batch is None:
+                return
+            yield step, batch
+
+    def _row(self, losses: Losses, gradient_norm: Tensor, done: int, num_videos: int) -> Row:
+        """Return a row of metrics; what differs between processes is their mean. None: not measured."""
+        local = {
+            "loss": losses.total,
+            "intra_loss": losses.intra,
+            **{f"{name}_loss": value for name, value in (losses.terms or {}).items()},
+            "cycle_loss": losses.cycle,
+            "intra_accuracy": losses.intra_accuracy,
+            "cycle_closed": losses.cycle_closed,
+        }
+        numbers = means([math.nan if value is None else float(value) for value in local.values()], self.world)
+        row: Row = {
+            "step": done,
+            "epoch": done * self.config.batch_size / num_videos,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **dict(zip(local, numbers, strict=True)),
+            "cycle_weight": self.method.cycle_weight(StepInfo(done - 1, self.num_steps)),
+            "gradient_norm": gradient_norm.item(),
+        }
+        return {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}
+
+
+def learning_rate(peak: float, progress: float, schedule: str, warmup: float) -> float:
+    """Return the learning rate after the fraction `progress` in [0, 1) of the training.
+
+    A linear warm-up over the fraction `warmup`, then half a cosine to zero, or a tenth at 60 % and a hundredth at 80 %
+    (epochs 120 and 160 of 200, as in MoCo). Differs from the release: the cosine moves with every step.
+    """
+    if progress < warmup:
+        return peak * progress / warmup
+    if schedule == "step":
+        return peak * 0.1 ** sum(progress >= milestone for milestone in (0.6, 0.8))
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def _make_optimizer(method: Method, config: PretrainConfig) -> torch.optim.SGD:
+    head = list(method.head.parameters()) if method.head is not None else []
+    groups: list[dict[str, Any]] = [{"params": list(method.encoder.parameters()), "constant_rate": False}]
+    if head:
+        groups.append({"params": head, "constant_rate": method.constant_head_rate})
+    optimizer = torch.optim.SGD(
+        groups,
+        lr=config.learning_rate,
+        momentum=config.sgd_momentum,
+        weight_decay=config.weight_decay,
+        fused=next(method.encoder.parameters()).device.type in ("cpu", "cuda"),
+    )
+    for parameter in method.learned_parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _mean_losses(parts: list[Losses]) -> Losses:
+    """Return the mean of each part over micro-batches of equal size."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def mean(values: list[Tensor | None]) -> Tensor | None:
+        found = [value for value in values if value is not None]
+        return torch.stack(found).mean() if found else None
+
+    terms = {
+        name: torch.stack([part.terms[name] for part in parts if part.terms]).mean() for name in parts[0].terms or {}
+    }
+    total, intra, cycle, accuracy, closed = (
+        mean([getattr(part, name) for part in parts])
+        for name in ("total", "intra", "cycle", "intra_accuracy", "cycle_closed")
+    )
+    assert total is not None
+    return Losses(total, intra, cycle, terms, accuracy, closed)

@@ -1,0 +1,106 @@
+"""Records and results on disk: read back as written, named by all that changes the numbers, damaged ones one line."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from cyclecontrast.config import KnnConfig
+from cyclecontrast.errors import UserError
+from cyclecontrast.evaluation.predictions import (
+    About,
+    DataInfo,
+    ModelInfo,
+    Record,
+    Result,
+    find_records,
+    result_path,
+    results_folder,
+)
+
+
+def make_about(config=None, scoring=(), model="1" * 16, data="2" * 16):
+    """Return the origin of a result with these settings."""
+    config = config or KnnConfig(model="m", data="d")
+    info = DataInfo(str(config.data), data, 3, 2)
+    return About("knn", "knn", config.model_dump(mode="json"), ModelInfo("m", "s", model), info, scoring=scoring)
+
+
+def test_keys_name_what_changes_the_numbers_and_nothing_else():
+    """Settings, model and data do, wherever they lie; workers, device and folders do not; scoring keeps the record."""
+    config = KnnConfig(model="m", data="d")
+    plain = make_about(config)
+    for change in ({"model": "n"}, {"data": "e"}, {"out": "o"}, {"workers": 3}, {"device": "cpu"}, {"classes": "c"}):
+        assert make_about(KnnConfig(**{"model": "m", "data": "d", **change})).key == plain.key, change
+    for change in ({"k": (1,)}, {"seed": 1}, {"level": "video"}, {"image_size": 32}, {"batch_size": 1}):
+        other = make_about(config.model_copy(update=change))
+        assert other.key != plain.key
+        assert other.record_key != plain.record_key
+    for changed in (make_about(config, model="3" * 16), make_about(config, data="3" * 16)):
+        assert changed.key != plain.key
+    scored, again = (make_about(config.model_copy(update={"k": k}), scoring=("k",)) for k in ((1,), (2,)))
+    assert scored.key != again.key
+    assert scored.record_key == again.record_key != scored.key
+
+
+def test_a_record_is_read_back_as_it_was_written(tmp_path):
+    """Its table and its origin, from the file that its key names."""
+    record = Record(make_about(), pa.table({"id": ["a", "b"], "label": [0, 1]}))
+    path = record.save(tmp_path)
+    assert path == tmp_path / "records" / f"{record.about.record_key}.parquet"
+    assert Record.load(path) == record
+    assert find_records(tmp_path, "knn") == [record]
+    assert find_records(tmp_path, "linear") == []
+
+
+def test_a_damaged_record_is_one_line(tmp_path):
+    """Cut short anywhere."""
+    path = Record(make_about(), pa.table({"id": ["a"]})).save(tmp_path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"PAR1", whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"^{path}: the record cannot be read \(.*\); evaluate without") as caught:
+            Record.load(path)
+        assert len(caught.value.problems) == 1
+
+
+def test_a_result_is_read_back_as_it_was_written(tmp_path):
+    """The file holds metrics, settings, fingerprints and versions, a line each, and loads to an equal result."""
+    about = dataclasses.replace(make_about(), notes=("a note",), problems=("x.png: broken",), details={"c": 1.0})
+    result = Result(about, {"top1": 0.5}, {"classes": ["a"], "accuracy": [None]})
+    path = result.save(tmp_path)
+    assert path == result_path(tmp_path, about.key)
+    assert Result.load(path) == result
+    content = json.loads(path.read_text())
+    assert list(content) == ["metrics", *about.to_json(), "per_item"]
+    assert content["versions"].keys() >= {"python", "torch", "cyclecontrast"}
+    assert len(path.read_text().splitlines()) == len(content) + 2
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"metrics": 3}', '{"metrics": {"top1": 0.5}, "per_item": {}}'])
+def test_a_damaged_result_is_one_line(tmp_path, text):
+    """The line names the file."""
+    path = tmp_path / "knn-1.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"^{path}: is not a result") as caught:
+        Result.load(path)
+    assert len(caught.value.problems) == 1
+
+
+def test_the_text_of_a_result_lists_the_first_problems():
+    """Ten of them; the number of the others; the file has all."""
+    about = dataclasses.replace(make_about(), problems=tuple(f"{number}.png: broken" for number in range(12)))
+    lines = str(Result(about, {"top1": 0.5, "top5_k3": 1}, {})).splitlines()
+    assert lines[0] == "knn of m (s) on d, 3 train and 2 test"
+    assert lines[1:4] == ["  top1      50.00 %", "  top5_k3  100.00 %", "  left out, 12:"]
+    assert lines[-2:] == ["    9.png: broken", "    ... and 2 more, in the result's file"]
+
+
+def test_results_of_a_run_lie_in_the_run(tmp_path):
+    """Without --out they go to <run>/results, and for anything else to ./results."""
+    (tmp_path / "run").mkdir()
+    assert results_folder(KnnConfig(model=str(tmp_path / "run"), data="d")) == tmp_path / "run" / "results"
+    assert results_folder(KnnConfig(model="random:resnet18", data="d")) == Path("results")
+    assert results_folder(KnnConfig(model=str(tmp_path / "run"), data="d", out="x")) == Path("x")

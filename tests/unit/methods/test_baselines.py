@@ -1,0 +1,193 @@
+"""The baselines against plain loops in float64: which views and keys each compares, and where no gradient may flow."""
+
+import pytest
+import torch
+
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.methods import METHODS, Method, MomentumMethod, StepInfo
+from cyclecontrast.models.encoder import Projections
+from tests.unit.loss.test_baseline_losses import loop_multi_positive, loop_nt_xent
+from tests.unit.loss.test_losses import dot, loop_nce, unit
+from tests.unit.methods.make_methods import (
+    DIM,
+    FRAMES,
+    INFO,
+    NUM_VIDEOS,
+    QUEUE,
+    draw_batch,
+    fill_queue,
+    make_method,
+    make_trainer,
+    with_features,
+)
+
+NUM_VIEWS = {"vince": 8, "seco": 4}
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_vince_contrasts_all_frames_with_all_keys(mask):
+    """Four queries of a video meet its four keys; negatives are the others' keys and the queue's, masked or not."""
+    method = make_method("vince", mask_own_video=mask)
+    fill_queue(method.intra_queue)
+    queue_keys, queue_video = method.intra_queue.keys.clone(), method.intra_queue.video.clone()
+    batch, queries, keys = with_features(method, 8)
+    query = torch.cat([queries[i].intra for i in (0, 2, 4, 6)]).detach().double()
+    new, video = torch.cat([keys[i].intra for i in (1, 3, 5, 7)]), torch.arange(NUM_VIDEOS).repeat(4)
+    everything, of = torch.cat((queue_keys, new)).double(), torch.cat((queue_video, video))
+    positives = (video[:, None] == of) & (torch.arange(len(of)) >= QUEUE)
+    ignore = (video[:, None] == of) & mask
+    assert (ignore & ~positives).any() == mask, "the queue has older keys of the videos"
+    expected = loop_multi_positive(query, everything, positives, 0.2, ignore)
+    assert method(batch, INFO).total.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_vince_contrasts_the_queries_of_a_batch():
+    """The self-batch term adds the contrast of the queries among themselves, at its own temperature."""
+    method = make_method("vince", self_batch=True, self_temperature=0.4)
+    batch, queries, _ = with_features(method, 8)
+    query = torch.cat([queries[i].intra for i in (0, 2, 4, 6)]).detach().double()
+    video = torch.arange(NUM_VIDEOS).repeat(4)
+    expected = loop_multi_positive(query, query, video == video[:, None], 0.4, None)
+    losses = method(batch, INFO)
+    assert losses.terms["self_batch"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert losses.total.item() == pytest.approx(losses.intra.item() + expected.item(), rel=1e-4)
+
+
+def test_seco_is_the_sum_of_three():
+    """Three positives each against the queue, the own frame against each other frame, and the order, summed."""
+    method = make_method("seco")
+    fill_queue(method.intra_queue)
+    queue_keys, queue_video = method.intra_queue.keys.double(), method.intra_queue.video.clone()
+    batch, queries, keys = with_features(method, 4)
+    query = queries[0]
+    inter = [
+        loop_nce(query.intra[i].detach().double(), keys[view].intra[i].double(), queue_keys, 0.2, queue_video == i)
+        for view in (1, 2, 3)
+        for i in range(NUM_VIDEOS)
+    ]
+    intra = []
+    for view in (2, 3):
+        rows = [i for i in range(NUM_VIDEOS) if FRAMES[i, 0] != FRAMES[i, view]]
+        shares = []
+        for i in rows:
+            same, other = (
+                torch.exp(dot(query.cycle[i].detach().double(), keys[v].cycle[i].double()) / 0.2) for v in (1, view)
+            )
+            shares.append(-torch.log(same / (same + other)))
+        intra.append(sum(shares) / len(shares))
+    vectors = torch.cat((query.cycle.detach(), keys[2].cycle, keys[3].cycle), dim=1)
+    logits = method.head(vectors).detach().double()
+    is_after = {0: 0, 1: 1, 2: 0, 4: 1, 5: 0}  # video 3 shows the query's frame again
+    order = [-logits[i].log_softmax(0)[after] for i, after in is_after.items()]
+    parts = [(sum(inter) / len(inter)).item(), (sum(intra) / 2).item(), (sum(order) / len(order)).item()]
+    losses = method(batch, INFO)
+    found = [losses.intra.item(), losses.terms["same_frame"].item(), losses.terms["order"].item()]
+    assert found == pytest.approx(parts, rel=1e-4)
+    assert losses.total.item() == pytest.approx(sum(parts), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vince", "seco"])
+def test_keys_of_the_step_are_not_negatives_of_their_video(name):
+    """With nothing masked, a query ignores the keys that its video has in this step, and its older ones count."""
+    method = make_method(name, mask_own_video=False, batch_keys=True)
+    fill_queue(method.intra_queue)
+    method.intra_queue.video[:NUM_VIDEOS] = torch.arange(NUM_VIDEOS)
+    batch, _, _ = with_features(method, NUM_VIEWS[name])
+    seen = []
+    method.accuracy = lambda query, positive, keys, ignore: seen.append(ignore) or torch.zeros(())
+    method(batch, INFO)
+    (ignore,) = seen
+    number = method.num_enqueued
+    assert ignore.shape == (NUM_VIDEOS, QUEUE + number * NUM_VIDEOS)
+    assert not ignore[:, :QUEUE].any()
+    assert torch.equal(ignore[:, QUEUE:], torch.arange(NUM_VIDEOS)[:, None] == torch.arange(NUM_VIDEOS).repeat(number))
+
+
+def test_simclr_is_nt_xent_of_both_views():
+    """Both views come from the encoder, and there is neither a momentum encoder nor a queue."""
+    method = make_method("simclr")
+    batch, queries, _ = with_features(method, 2)
+    expected = loop_nt_xent(*(view.intra.detach().double() for view in queries), 0.2)
+    assert method(batch, INFO).total.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert not isinstance(method, MomentumMethod)
+
+
+@pytest.mark.parametrize("name", ["simsiam", "byol"])
+def test_predictors_predict_the_other_view(name):
+    """The loss is the mean of minus the cosine both ways, of a view's prediction and the other view's target."""
+    method = make_method(name)
+    batch, _, keys = with_features(method, 2)
+    projections = [Projections(3 * unit(NUM_VIDEOS, DIM, i), unit(NUM_VIDEOS, DIM, i + 9)) for i in (1, 2)]
+    given = iter(projections)
+    method.project = lambda view: next(given)
+    method.eval()
+    targets = [keys[1], keys[0]] if name == "byol" else [p.features() for p in projections[::-1]]
+    predictions = [method.head(projection.intra).detach().double() for projection in projections]
+    cosines = [
+        sum(dot(p, t) for p, t in zip(prediction, target.intra.detach().double(), strict=True)) / NUM_VIDEOS
+        for prediction, target in zip(predictions, targets, strict=True)
+    ]
+    assert method(batch, INFO).total.item() == pytest.approx(-sum(cosines).item() / 2, rel=1e-4, abs=1e-6)
+
+
+def test_no_gradient_reaches_simsiams_targets():
+    """The gradient reaches projections through the head alone: with the head's output fixed, there is none."""
+    method, batch = make_method("simsiam"), draw_batch()
+    fixed = unit(NUM_VIDEOS, DIM, 5).requires_grad_()
+    method.head.forward = lambda projection: fixed
+    method(batch, INFO).total.backward()
+    assert fixed.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in method.encoder.parameters())
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_step_moves_what_it_should(name):
+    """The gradient moves encoder and head, the momentum encoder follows, and every key of the method is enqueued."""
+    trainer = make_trainer(name, momentum=0.75, cycle_start=0.0)
+    method, weight = trainer.method, "backbone.network.layer1.0.conv1.weight"
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    batch = draw_batch(NUM_VIEWS.get(name, 2))
+    trainer.train_step(batch, INFO)
+    after = method.state_dict()
+    assert not torch.equal(after[f"encoder.{weight}"], before[f"encoder.{weight}"])
+    for key in before:
+        if key.startswith("head.") and "running" not in key and "num_batches" not in key:
+            assert not torch.equal(after[key], before[key]), key
+    if isinstance(method, MomentumMethod):
+        followed = 0.75 * before[f"momentum_encoder.{weight}"] + 0.25 * after[f"encoder.{weight}"]
+        assert torch.allclose(after[f"momentum_encoder.{weight}"], followed, atol=1e-7)
+        assert all(parameter.grad is None for parameter in method.momentum_encoder.parameters())
+    for queue in ("intra_queue", "cycle_queue"):
+        if f"{queue}.video" in after:
+            pushed = method.num_enqueued * NUM_VIDEOS
+            expected = [-1] * (QUEUE - pushed) + list(range(NUM_VIDEOS)) * method.num_enqueued
+            assert after[f"{queue}.video"].tolist() == expected
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_computing_losses_changes_no_state(name):
+    """Computing losses twice gives the same numbers and leaves weights and queues as they were."""
+    method, batch = make_method(name).eval(), draw_batch(NUM_VIEWS.get(name, 2))
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    first, second = (method(batch, INFO).total.item() for _ in range(2))
+    assert first == second
+    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+
+
+def test_simsiams_predictor_keeps_its_rate():
+    """The predictor trains at the full rate to the end while the encoder's falls; BYOL's falls with it."""
+    for name, expected in (("simsiam", 0.1), ("byol", None)):
+        trainer = make_trainer(name)
+        trainer.train_step(draw_batch(), StepInfo(9, 10))
+        of_encoder, of_head = (group["lr"] for group in trainer.optimizer.param_groups)
+        assert of_encoder < 0.01
+        assert of_head == (expected or of_encoder)
+
+
+def test_every_method_says_what_it_is():
+    """The registry, the option and the words for the report name the same methods."""
+    names = PretrainConfig.model_fields["method"].annotation.__args__
+    assert set(METHODS) == set(names)
+    assert len({method.learns_from for method in METHODS.values()}) == len(METHODS)
+    with pytest.raises(NotImplementedError):
+        Method.forward(None, None, None)

@@ -1,0 +1,110 @@
+"""What users read: every mistake at once, one line each."""
+
+import pickle
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cyclecontrast.config import PrepareConfig, PretrainConfig
+from cyclecontrast.errors import UserError, attempt, checked, did_you_mean
+
+
+class Options(BaseModel):
+    """Options like those of the commands."""
+
+    model_config = ConfigDict(extra="forbid")
+    steps: int = Field(1, ge=1)
+    method: Literal["intra-image", "intra-video", "cycle"] = "cycle"
+    batch_size: int
+    first: int = 0
+    second: int = 0
+
+    @model_validator(mode="after")
+    def _one(self):
+        if self.first and self.second:
+            raise ValueError("first and second exclude each other; choose one")
+        return self
+
+
+def problems_of(values, config=Options):
+    """Return the lines that the user sees."""
+    with pytest.raises(UserError) as caught:
+        checked(config, values)
+    return list(caught.value.problems)
+
+
+def test_checked_returns_the_config():
+    """Values without a mistake become the config, with the defaults of the rest."""
+    assert checked(Options, {"batch_size": 8}) == Options(batch_size=8, steps=1, method="cycle")
+
+
+def test_checked_lists_every_mistake_at_once():
+    """Unknown, missing and wrong values are reported together, each with what helps to fix it."""
+    assert sorted(problems_of({"stepz": 3, "steps": 0, "method": "intra-vidoe"})) == [
+        "batch_size is missing",
+        "method: input should be 'intra-image', 'intra-video' or 'cycle', not 'intra-vidoe'; did you mean intra-video?",
+        "steps: input should be greater than or equal to 1, not 0",
+        "unknown option stepz; did you mean steps?",
+    ]
+
+
+def test_wrong_combinations_are_reported_beside_wrong_values():
+    """Combinations are checked although other values are wrong, except those that include a wrong value."""
+    exclusive = "first and second exclude each other; choose one"
+    assert problems_of({"batch_size": 8, "first": 1, "second": 1}) == [exclusive]
+    assert problems_of({"batch_size": 8, "first": 1, "second": 1, "steps": 0})[-1] == exclusive
+    assert exclusive not in problems_of({"batch_size": 8, "first": 1, "second": "x"})
+    frames = {"videos": "v", "out": "o", "fps": -1, "every": 2, "keyframes": True, "frames_per_video": 3}
+    assert [problem.split(":")[0] for problem in problems_of(frames, PrepareConfig)] == [
+        "fps",
+        "--frames-per-video and --every and --keyframes exclude each other; choose one",
+    ]
+
+
+def test_real_options_are_checked_to_the_end():
+    """Of many mistakes in the options of `pretrain` each is reported once."""
+    wrong = {"sped": 1, "batch_size": 0, "method": "cycel", "positives": "video", "top_k": 9, "support_size": 5}
+    lines = problems_of(wrong | {"select": "health", "health_every": 0, "out": ""}, PretrainConfig)
+    reported = [line.removeprefix("unknown option ").split()[0].rstrip(";:") for line in lines]
+    assert sorted(reported) == ["batch_size", "data", "method", "out", "select", "sped", "top_k"]
+
+
+def test_every_problem_is_one_short_line():
+    """Long values are cut, and characters that break a line or control a terminal are escaped."""
+    lines = problems_of({"batch_size": "a\nb", "method": "c\nd" * 10**6, "sp\ned\x1b[2J": 1, "steps": [0] * 10**6})
+    assert all(len(line.splitlines()) == 1 and len(line) < 250 for line in lines)
+    assert lines[-1] == "unknown option sp\\ned\\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("batchsize", "; did you mean batch_size?"),
+        ("zzz", ""),
+        ("--lr", "; did you mean --learning-rate?"),
+        ("--learning", "; did you mean --learning-rate?"),
+    ],
+)
+def test_a_hint_names_a_similar_word(name, hint):
+    """The hint is the most similar word or the one with these initials, or nothing."""
+    assert did_you_mean(name, ["steps", "batch_size", "--learning-rate", "--flip"]) == hint
+
+
+def test_a_user_error_survives_pickling():
+    """An error that crosses processes keeps its problems apart."""
+    copy = pickle.loads(pickle.dumps(UserError("one", "two")))
+    assert copy.problems == ("one", "two")
+    assert str(copy) == "one\ntwo"
+
+
+def test_attempt_collects_problems():
+    """A failing action adds its lines, and one that succeeds returns its value."""
+    problems = ["zero"]
+
+    def fail():
+        raise UserError("one", "two")
+
+    assert attempt(fail, problems) is None
+    assert attempt(lambda: 7, problems) == 7
+    assert problems == ["zero", "one", "two"]

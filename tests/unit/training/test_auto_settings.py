@@ -1,0 +1,151 @@
+"""The preset `auto` decides what the user leaves open, and a step gets settings that fit together."""
+
+from pathlib import Path
+
+import pytest
+
+from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
+from cyclecontrast.errors import UserError, checked
+from cyclecontrast.training.auto_settings import DataSize, Machine, auto_settings, resolve
+from cyclecontrast.training.setup import split_videos, unread_options
+
+BASE = {"data": Path("d"), "out": Path("o")}
+
+
+@pytest.mark.parametrize("method", ["vince", "seco", "simclr", "simsiam", "byol", "cycle-only"])
+@pytest.mark.parametrize("num_videos", [2, 300, 100_000])
+def test_auto_suits_any_objective(method, num_videos):
+    """`auto` gives every method a valid config, decides nothing else, and counts the frames of VINCE in its batch."""
+    config, ours = (
+        resolve(PretrainConfig(**BASE, method=name), DataSize(num_videos, 240), Machine(cpu=True))
+        for name in (method, "cycle")
+    )
+    paper = PretrainConfig(**BASE, preset="paper")
+    changed = {name for name in PretrainConfig.model_fields if getattr(config, name) != getattr(paper, name)}
+    assert changed <= DECIDED_BY_AUTO | {"preset", "method"}
+    assert config.learning_rate == pytest.approx(
+        ours.learning_rate * config.batch_size / ours.batch_size * (4 if method == "vince" else 1)
+    )
+    assert config.projector_dim == (512 if method == "simsiam" else 64)
+    assert config.batch_size == ours.batch_size // (4 if method == "vince" and num_videos > 2 else 1)
+
+
+def test_requested_settings_are_known():
+    """Settings of the user differ from those of a preset, and from a config.toml, which sets all."""
+    own = {"momentum": 0.5, "method": "simsiam"}
+    for preset in ("auto", "paper", "release"):
+        config = checked(PretrainConfig, BASE | own | {"preset": preset})
+        assert config.requested() - {"data", "out", "preset"} == own.keys()
+        again = checked(PretrainConfig, resolve(config, DataSize(50, 64), Machine(cpu=True)).model_dump())
+        assert "momentum_rise" not in again.requested()
+        assert preset != "auto" or not again.requested()
+
+
+def test_settings_of_the_user_stay():
+    """What the user sets survives every preset."""
+    for preset in ("auto", "paper", "release"):
+        chosen = {"preset": preset, "queue_size": 999, "momentum": 0.5, "backbone": "resnet34"}
+        config = resolve(checked(PretrainConfig, BASE | chosen), DataSize(50, 64), Machine(cpu=True))
+        assert {name: getattr(config, name) for name in chosen} == chosen
+
+
+@pytest.mark.parametrize("num_videos", [1, 7, 500, 10_000, 2_700_000])
+@pytest.mark.parametrize("cpu", [True, False])
+def test_auto_suits_any_size(num_videos, cpu):
+    """For any number of videos and any hardware, `auto` gives a valid config and decides nothing else."""
+    config = resolve(PretrainConfig(**BASE), DataSize(num_videos, 240), Machine(cpu, processes=3))
+    assert config.batch_size % 3 == 0
+    assert config.support_size < config.cycle_queue_size
+    trained = len(split_videos(num_videos, config.holdout).trained)
+    assert 4000 <= config.epochs * trained / config.batch_size <= (20_000 if cpu else 5e6)
+    paper = PretrainConfig(**BASE, preset="paper")
+    changed = {name for name in PretrainConfig.model_fields if getattr(config, name) != getattr(paper, name)}
+    assert changed <= DECIDED_BY_AUTO | {"preset"}
+    assert set(auto_settings({}, DataSize(num_videos, 240), Machine(cpu))) == DECIDED_BY_AUTO
+
+
+@pytest.mark.parametrize("chosen", [{}, {"holdout": 0.5}, {"holdout": 0.0}])
+@pytest.mark.parametrize("num_videos", [2, 3, 50, 128, 1000, 1100])
+def test_auto_is_sized_on_the_videos_trained_on(num_videos, chosen):
+    """`auto` counts the videos that are not held out, and no batch holds a video twice."""
+    size, machine = DataSize(num_videos, 64), Machine(cpu=True)
+    config = resolve(PretrainConfig(**BASE, **chosen), size, machine)
+    trained = len(split_videos(num_videos, config.holdout).trained)
+    if trained == 0:
+        return
+    alone = resolve(PretrainConfig(**BASE, holdout=0.0), size._replace(num_videos=trained), machine)
+    assert config.model_dump(exclude={"holdout"}) == alone.model_dump(exclude={"holdout"})
+    assert config.batch_size <= max(8, trained)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "processes", "words"),
+    [
+        ({"batch_size": 9}, 2, "batch_size: 9 does not give each of 2 processes"),
+        ({"batch_size": 8, "bn_groups": 5}, 1, "bn_groups: 5 groups of a batch of 8 .* set --bn-groups 4 or less"),
+        ({"batch_size": 8, "queue_size": 7}, 1, "queue_size: 7 is less than the 8 keys of a step"),
+        ({"batch_size": 8, "cycle_queue_size": 7, "support_size": 2}, 1, "^cycle_queue_size: 7 is less than the 8"),
+        ({"batch_size": 8, "queue_size": 31, "method": "vince"}, 1, "queue_size: 31 is less than the 32 keys"),
+        ({"batch_size": 8, "queue_size": 8, "method": "simclr", "bn_groups": 8}, 1, None),
+        ({"batch_size": 8, "queue_size": 8, "cycle_queue_size": 8, "support_size": 7, "bn_groups": 4}, 1, None),
+        ({"preset": "paper", "batch_size": 8}, 1, None),
+    ],
+)
+def test_settings_that_do_not_fit_a_step_are_refused(chosen, processes, words):
+    """Queues hold all keys of a step and requested groups two images or more; presets are adapted."""
+    config, size, machine = checked(PretrainConfig, BASE | chosen), DataSize(100, 64), Machine(True, processes)
+    if words is None:
+        assert resolve(config, size, machine).batch_size == 8
+        return
+    with pytest.raises(UserError, match=words):
+        resolve(config, size, machine)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 300, 5000])
+@pytest.mark.parametrize("method", ["cycle", "vince", "seco"])
+def test_auto_suits_any_batch(batch_size, method):
+    """Around a requested batch, `auto` decides queues that hold the keys of a step, and groups of two or more."""
+    chosen = {"batch_size": batch_size, "method": method}
+    config = resolve(PretrainConfig(**BASE, **chosen), DataSize(300, 64), Machine(cpu=True))
+    assert config.queue_size >= batch_size * {"cycle": 1, "vince": 4, "seco": 3}[method]
+    assert config.cycle_queue_size >= batch_size
+    assert config.bn_groups == 1 or config.bn_groups <= batch_size // 2
+
+
+def test_steps_go_before_epochs():
+    """With both set, `auto` decides by the steps, and says that the epochs have no effect."""
+    size, machine = DataSize(100, 64), Machine(cpu=True)
+    both = checked(PretrainConfig, BASE | {"steps": 10, "epochs": 10**6})
+    assert resolve(both, size, machine).momentum == 0.99
+    assert unread_options(both) == ["epochs"]
+    assert resolve(checked(PretrainConfig, BASE | {"steps": 10**9, "batch_size": 200}), size, machine).epochs == 10**9
+
+
+@pytest.mark.parametrize(
+    ("chosen", "unread"),
+    [
+        ({"method": "intra-image", "mask_own_video": False, "distinct_frames": False}, True),
+        ({"method": "intra-video", "mask_own_video": False, "distinct_frames": False}, False),
+        ({"method": "simclr", "batch_keys": False}, True),
+        ({"method": "simclr", "positives": "video", "distinct_frames": False}, False),
+        ({"method": "vince", "self_temperature": 0.1}, True),
+        ({"method": "vince", "self_temperature": 0.1, "self_batch": True}, False),
+    ],
+)
+def test_options_without_effect_are_known(chosen, unread):
+    """Options that have no effect on the training of a method are named."""
+    others = chosen.keys() - {"method", "positives"}
+    assert set(unread_options(checked(PretrainConfig, BASE | chosen))) == (others if unread else set())
+
+
+def test_simsiam_is_slower_on_narrow_networks():
+    """SimSiam does not learn on a narrow network at the rate of the others; on wide ones it takes theirs."""
+    rates = {
+        (method, backbone): resolve(
+            PretrainConfig(**BASE, method=method, backbone=backbone), DataSize(1000, 64), Machine(cpu=True)
+        ).learning_rate
+        for method in ("simsiam", "byol")
+        for backbone in ("resnet18-small-w16", "resnet18")
+    }
+    assert rates["simsiam", "resnet18-small-w16"] == rates["byol", "resnet18-small-w16"] / 4
+    assert rates["simsiam", "resnet18"] == rates["byol", "resnet18"]

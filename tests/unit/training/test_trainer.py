@@ -1,0 +1,98 @@
+"""The trainer: schedules, micro-batches, states that restore to the bit, and a loss that can be learned."""
+
+import pytest
+import torch
+
+from cyclecontrast.errors import UserError
+from cyclecontrast.methods import METHODS, StepInfo
+from cyclecontrast.training.trainer import learning_rate
+from tests.unit.methods.make_methods import draw_batch, make_trainer
+
+
+@pytest.mark.parametrize(
+    ("progress", "schedule", "warmup", "expected"),
+    [
+        (0.0, "cosine", 0.0, 1.0),
+        (0.5, "cosine", 0.0, 0.5),
+        (1.0, "cosine", 0.0, 0.0),
+        (1 / 3, "cosine", 0.0, 0.75),
+        (0.05, "cosine", 0.1, 0.5),
+        (0.1, "cosine", 0.1, 1.0),
+        (0.55, "cosine", 0.1, 0.5),
+        (0.0, "step", 0.0, 1.0),
+        (119 / 200, "step", 0.0, 1.0),
+        (120 / 200, "step", 0.0, 0.1),
+        (160 / 200, "step", 0.0, 0.01),
+        (0.0, "step", 0.1, 0.0),
+    ],
+)
+def test_learning_rate(progress, schedule, warmup, expected):
+    """The rate follows half a cosine or the steps of MoCo (epochs 120 and 160 of 200), after a linear warm-up."""
+    assert learning_rate(0.06, progress, schedule, warmup) == pytest.approx(0.06 * expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_restored_trainer_continues_to_the_bit(name):
+    """Steps after a restored state give the same bits as steps that were never interrupted."""
+    views = {"vince": 8, "seco": 4}.get(name, 2)
+    whole, part = make_trainer(name), make_trainer(name)
+    whole.train_step(draw_batch(views, 1), StepInfo(0, 10))
+    part.load_state_dict({key: value.clone() for key, value in whole.state_dict().items()})
+    results = [trainer.train_step(draw_batch(views, 2), StepInfo(1, 10)) for trainer in (whole, part)]
+    assert results[0][0].total.item() == results[1][0].total.item()
+    assert all(torch.equal(value, part.state_dict()[key]) for key, value in whole.state_dict().items())
+
+
+def test_a_state_of_another_network_is_refused():
+    """A state with other shapes raises RuntimeError, which names them."""
+    state = make_trainer(projector_dim=8).state_dict()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        make_trainer().load_state_dict(state)
+
+
+def test_the_gradient_of_micro_batches_is_their_mean():
+    """With accumulate 2 the gradient is the mean of those of both halves, and both halves' keys are enqueued."""
+    batch = draw_batch(num_videos=8)
+    halves = []
+    for micro_batch in batch.micro_batches(2):
+        alone = make_trainer("intra-video", momentum=0.5)
+        alone.train_step(micro_batch, StepInfo(0, 10))
+        halves.append([p.grad.clone() for p in alone.method.learned_parameters() if p.grad is not None])
+    both = make_trainer("intra-video", accumulate=2, momentum=0.5)
+    losses, _ = both.train_step(batch, StepInfo(0, 10, measure=True))
+    found = [p.grad for p in both.method.learned_parameters() if p.grad is not None]
+    for first, second, gradient in zip(*halves, found, strict=True):
+        # BatchNorm's running statistics do not enter, so the halves are independent.
+        assert torch.allclose(gradient, (first + second) / 2, atol=1e-5)
+    assert both.method.intra_queue.video[-8:].tolist() == list(range(8))
+    assert losses.intra_accuracy is not None
+
+
+def test_numbers_that_are_not_finite_end_the_training():
+    """A loss that is not finite is reported with its step, and weights that explode behind a finite loss too."""
+    trainer = make_trainer("intra-video")
+    with torch.no_grad():
+        trainer.method.encoder.intra_projector[-2].weight.fill_(float("nan"))
+    for step in (3, 4):
+        trainer.train_step(draw_batch(), StepInfo(step, 10))
+    with pytest.raises(UserError, match="not finite at step 4; lower --learning-rate"):
+        trainer.check_finite()
+    trainer = make_trainer("intra-video")
+    with torch.no_grad():
+        trainer.method.encoder.intra_projector[-2].weight.fill_(1e7)
+    with pytest.raises(UserError, match="the weights explode, the largest is 1e\\+07"):
+        trainer.check_finite()
+
+
+def test_the_cycle_loss_can_be_learned():
+    """Minimized on one batch against fixed keys, the cycle loss alone falls well below its start."""
+    trainer, batch, losses = make_trainer(cycle_weight=1.0), draw_batch(), []
+    optimizer = torch.optim.SGD(trainer.method.encoder.parameters(), lr=0.05, momentum=0.9)
+    method, info = trainer.method, StepInfo(0, 10)
+    for _ in range(60):
+        optimizer.zero_grad()
+        found = method(batch, info)
+        (found.total - found.intra).backward()
+        optimizer.step()
+        losses.append(found.cycle.item())
+    assert losses[-1] < 0.7 * losses[0]
