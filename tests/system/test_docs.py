@@ -15,9 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from cyclecontrast.exporting.command import Export
+from cyclecontrast.reporting.quantities import QUANTITIES
 
 import cyclecontrast as cc
 from cyclecontrast import loss
+from cyclecontrast.config import PROTOCOL_CONFIGS
 from cyclecontrast.data.prepare import PrepareSummary
 from cyclecontrast.data.store_files import FRAME_SCHEMA, VIDEO_SCHEMA
 from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
@@ -25,12 +28,10 @@ from cyclecontrast.demo_run import Demo
 from cyclecontrast.evaluation import metrics
 from cyclecontrast.evaluation.embed import Embedded
 from cyclecontrast.evaluation.predictions import Result
-from cyclecontrast.evaluation.protocol import CONFIGS, find_protocol
+from cyclecontrast.evaluation.protocol import find_protocol
 from cyclecontrast.evaluation.tracking.scores import SCHEMA as TRACKING
-from cyclecontrast.exporting.command import Export
 from cyclecontrast.models.checkpoint import Architecture
 from cyclecontrast.reporting.page import Report
-from cyclecontrast.reporting.quantities import QUANTITIES
 from cyclecontrast.training.pretrain import Run
 from cyclecontrast.training.run_folder import About, Health
 from tests.system.test_supply import WATCH
@@ -254,7 +255,7 @@ def test_results_and_records_are_as_said(material, tmp_path):
     (path,) = tmp_path.glob("*.json")
     assert list(FILES["A result"]) == list(json.loads(path.read_text()))
     columns = {name: re.findall(r"`([^`]+)`", cells[1]) for name, cells in FILES["Records"].items()}
-    assert set(columns) == set(CONFIGS)
+    assert set(columns) == set(PROTOCOL_CONFIGS)
     (record,) = (tmp_path / "records").iterdir()
     assert [name.replace("<k>", "3") for name in columns["knn"]] == pq.read_schema(record).names
     assert b"about" in pq.read_schema(record).metadata
