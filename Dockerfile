@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # docker build --tag cyclecontrast .                               for CPUs
-# docker build --build-arg TORCH=cuda --tag cyclecontrast:cuda .   for NVIDIA's GPUs; run it with --gpus all --shm-size 8g
+# docker build --build-arg TORCH=cuda --tag cyclecontrast:cuda .   for NVIDIA GPUs; run with --gpus all --shm-size 8g
 ARG PYTHON=3.11.13
 FROM python:${PYTHON}-slim-bookworm
 
@@ -8,7 +8,7 @@ ARG TORCH=cpu
 WORKDIR /opt/cyclecontrast
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY src ./src
-# PyPI's PyTorch comes with CUDA; PyTorch's own index has the small build, whose version sorts above it.
+# The default PyTorch for Linux includes CUDA. The CPU build has its own index, and its local version (+cpu) sorts higher.
 RUN --mount=type=cache,target=/root/.cache/pip \
     case "${TORCH}" in \
         cpu) set -- --extra-index-url https://download.pytorch.org/whl/cpu ;; \
@@ -18,7 +18,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install "$@" --constraint constraints.txt ".[timm,onnx,remote]" \
     && useradd --create-home --uid 1000 user
 
-# Videos in, runs out: docker run --volume "$PWD:/work". Other users of the host: --user "$(id -u)".
+# Mount the folder with the videos: docker run --volume "$PWD:/work". For another user of the host: --user "$(id -u)".
 ENV HOME=/tmp PYTHONUNBUFFERED=1
 WORKDIR /work
 VOLUME /work

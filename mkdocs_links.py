@@ -1,6 +1,6 @@
-"""Lets links of the pages work on GitHub and in the site: what they name outside of docs/ becomes part of the site.
+"""Makes the links of the pages work both on GitHub and in the site.
 
-The project's own pages become pages; of other files the site has a copy that a browser shows as text.
+The README and other pages at the root become pages of the site; other linked files are copied as text.
 """
 
 import posixpath
@@ -18,7 +18,7 @@ LINK = re.compile(r"(\]\(|^\[\w+\]: )(?![a-z]+:|#)([^)\s#]+)", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the project's pages, and every file that a page links to."""
+    """Add the pages at the root of the project, and every file that a page links to."""
     for name, place in PAGES.items():
         files.append(File.generated(config, place, abs_src_path=str(ROOT / name)))
     pages = [(_home(file.src_uri), file.content_string) for file in files.documentation_pages()]
@@ -35,7 +35,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def _home(page: str) -> str:
-    """Return the folder of the repository that a page's links start from."""
+    """Return the folder of the repository to which the links of a page are relative."""
     return "" if page in PAGES.values() else "docs"
 
 
@@ -44,7 +44,7 @@ def _in_repository(home: str, link: str) -> str:
 
 
 def _place(path: str) -> str:
-    """Return where a file of the repository is in the site, whose pages all lie in one folder."""
+    """Return the path in the site of a file of the repository; all pages are in one folder."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return PAGES.get(path, f"source/{path}.txt")

@@ -16,11 +16,12 @@ import torch
 
 from cyclecontrast.config import PrepareConfig, PretrainConfig
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.pairs import FramePairs, load_batches
+from cyclecontrast.data.pairs import FramePairs
+from cyclecontrast.data.loader import load_batches
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.models.hardware import num_cores, pick_precision, pick_workers
 from cyclecontrast.distributed import ALONE, World
-from cyclecontrast.training.opening import open_training
+from cyclecontrast.training.setup import open_training
 from cyclecontrast.training.auto_settings import Machine
 from cyclecontrast.training.progress import Clock
 from cyclecontrast.training.soundness import Soundness

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.pairs import Batch
+from cyclecontrast.data.dataset import Batch
 from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device, pick_precision

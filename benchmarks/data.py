@@ -22,9 +22,11 @@ from _ours import SHARED, make_store
 from _turns import parser_of, print_table, ratio, take_turns, timed
 
 from cyclecontrast.data.augment import RECIPES, View, apply_view, cut_view, draw_view
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels, decode_image
-from cyclecontrast.data.pairs import FramePairs, collate, random_stream
+from cyclecontrast.data.pairs import FramePairs
+from cyclecontrast.data.dataset import collate
+from cyclecontrast.data.random_streams import random_stream
+from cyclecontrast.data.store import FrameStore
 
 OF_SHARED = {"GTSRB": SHARED / "video_frames/gtsrb/frames", "GOT-10k": SHARED / "tracking/got10k/val"}
 

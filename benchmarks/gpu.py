@@ -23,8 +23,9 @@ from _turns import Work, parser_of, print_table, take_turns
 from release import Size, plain_steps, write_files
 from step import bare_steps, in_memory, one_batch
 
-from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.pairs import Batch, load_batches
+from cyclecontrast.data.dataset import Batch
+from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.models.hardware import limited_threads, num_cores, pick_device, pick_workers
 

@@ -25,8 +25,8 @@ import numpy as np
 from _turns import parser_of, print_table
 from torch.utils.data import DataLoader, Dataset
 
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.pairs import video_at
+from cyclecontrast.data.store import FrameStore
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

@@ -28,7 +28,8 @@ from _ours import NUM_STEPS, Ours, Steps, make_store, open_ours, seconds_per_ste
 from _turns import Costs, parser_of, print_table, ratio, take_turns
 from torch import Tensor
 
-from cyclecontrast.data.pairs import Batch, load_batches
+from cyclecontrast.data.dataset import Batch
+from cyclecontrast.data.loader import load_batches
 from cyclecontrast.loss.key_queue import KeyQueue
 from cyclecontrast.models.encoder import Encoder, Features, follow
 from cyclecontrast.models.hardware import autocast, limited_threads, num_cores, pick_device

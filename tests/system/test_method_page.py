@@ -118,7 +118,7 @@ def test_every_part_of_the_paper_has_a_row():
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives_need_what_the_page_says(name):
     """Each objective has a row, with the views and keys and queues that it asks for."""
-    _, loss, _, views, queues, _ = row_of("Objectives", f"`{name}`")
+    _, loss, _, views, queues, _ = row_of("Methods", f"`{name}`")
     needs = OBJECTIVES[name].needs
     assert "losses." in loss
     assert views == f"{len(needs.queries)} / {len(needs.keys)} / {needs.num_enqueued}"

@@ -102,7 +102,7 @@ def find_protocol(protocol: str | type[Protocol[Any, Any]]) -> type[Protocol[Any
     if isinstance(protocol, str):
         if protocol not in PROTOCOL_CONFIGS:
             hint = did_you_mean(protocol, PROTOCOL_CONFIGS)
-            raise UserError(f"protocol {protocol!r} is none of {', '.join(PROTOCOL_CONFIGS)}{hint}")
+            raise UserError(f"unknown protocol {protocol!r}{hint}; known: {', '.join(PROTOCOL_CONFIGS)}")
         return _built_in(protocol)
     if not (isinstance(protocol, type) and issubclass(protocol, Protocol)):
         raise UserError("protocol: neither a name nor a subclass of cyclecontrast.evaluation.protocol.Protocol")

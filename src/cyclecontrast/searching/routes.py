@@ -28,9 +28,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cyclecontrast.config.types import STRICT, Few
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import decode_image
-from cyclecontrast.data.store_files import read_videos
+from cyclecontrast.data.store import FrameStore
+from cyclecontrast.data.store_format import read_videos
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.metrics import Floats
 from cyclecontrast.searching.encoder import QueryEncoder

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyclecontrast.data.clip_sampling import ClipShape, random_clip, spread_clips
-from cyclecontrast.data.clips import Footage, measure, read_frames
+from cyclecontrast.data.clips import ClipShape, Footage, measure, random_clip, read_frames, spread_clips
 from cyclecontrast.errors import UserError
 from tests.make_videos import ROTATED_BY_90_CLOCKWISE, number_of, set_orientation, write_numbered, write_sound
 

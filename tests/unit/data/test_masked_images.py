@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cyclecontrast.data.mask_layouts import IGNORE, VOC_CLASSES
 from cyclecontrast.data.masked_images import MaskedImages
-from cyclecontrast.data.masks.codes import IGNORE
-from cyclecontrast.data.masks.layouts import VOC_CLASSES, Asked
 from cyclecontrast.errors import UserError
 
 HEIGHT, WIDTH = 6, 9
@@ -91,10 +90,10 @@ def test_the_extended_list_of_voc_finds_its_masks_in_either_folder(voc):
     """train_aug names images whose masks lie in SegmentationClassAug, as an id or as two paths."""
     mask_file(voc / "SegmentationClassAug/extra.png", 7)
     list_file(voc / "ImageSets/Segmentation/train_aug.txt", "2007_01", "extra")
-    images = MaskedImages.open(voc, Asked(train_list="train_aug"))
+    images = MaskedImages.open(voc, train_list="train_aug")
     assert [rows(images.train, position)[0] for position in (0, 1)] == [15, 7]
     list_file(voc / "ImageSets/Segmentation/train_aug.txt", "/JPEGImages/extra.jpg /SegmentationClassAug/extra.png")
-    assert rows(MaskedImages.open(voc, Asked(train_list="train_aug")).train) == [7, 0, 0, 0]
+    assert rows(MaskedImages.open(voc, train_list="train_aug").train) == [7, 0, 0, 0]
 
 
 def test_ade20k_counts_from_one_and_ignores_zero(tmp_path):
@@ -164,8 +163,8 @@ def test_plain_folders_take_the_number_of_classes_from_their_masks(plain):
     images = MaskedImages.open(plain)
     assert (len(images.train), len(images.test), images.classes) == (3, 2, ("0", "1", "2"))
     assert rows(images.train) == [1, IGNORE, 2, 0]
-    assert len(MaskedImages.open(plain, Asked(num_classes=7)).classes) == 7
-    other = MaskedImages.open(plain, Asked(num_classes=256 - 1, ignore_label=2))
+    assert len(MaskedImages.open(plain, num_classes=7).classes) == 7
+    other = MaskedImages.open(plain, num_classes=255, ignore_label=2)
     with pytest.raises(UserError, match=r"label 255, which is none of 0\.\.254"):
         other.train.image(0)
 
@@ -186,7 +185,7 @@ def test_another_label_can_be_the_one_to_ignore(plain):
     """Whatever number stands for it in the file, it is IGNORE to the rest of the project."""
     for path in (plain / "train/masks").iterdir():
         mask_file(path, (1, 2, 9))
-    images = MaskedImages.open(plain, Asked(ignore_label=9))
+    images = MaskedImages.open(plain, ignore_label=9)
     assert images.classes == ("0", "1", "2")
     assert rows(images.train) == [1, 2, IGNORE, 0]
 
@@ -218,7 +217,7 @@ def test_colors_are_no_labels_but_gray_ones_are(plain):
 
 def test_labels_outside_the_range_are_named(plain):
     """The line names the file, the label and the labels that are known; 16 bits are no way around it."""
-    images = MaskedImages.open(plain, Asked(num_classes=2))
+    images = MaskedImages.open(plain, num_classes=2)
     with pytest.raises(UserError, match=r"train/masks/0\.png: holds the label 2, which is none of 0\.\.1, 255;"):
         images.train.image(0)
     Image.fromarray(np.full((HEIGHT, WIDTH), 300, np.uint16)).save(plain / "train/masks/0.png")
@@ -261,7 +260,7 @@ def test_a_truncated_jpeg_is_not_half_an_image(voc):
     """OpenCV would fill the rest with gray; here it is damage."""
     path = voc / "JPEGImages/2007_01.jpg"
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"2007_01\.jpg: .*mend or remove it"):
+    with pytest.raises(UserError, match=r"2007_01\.jpg: .*fix or remove it"):
         MaskedImages.open(voc).train.image(0)
 
 
@@ -284,14 +283,14 @@ def test_lists_that_lead_nowhere_are_errors(voc, make, message):
 
 def test_a_folder_of_something_else_is_told_what_there_could_be(tmp_path):
     """The line names the layouts; options that contradict a layout are named too."""
-    with pytest.raises(UserError, match="holds no layout of images with masks; there are: JPEGImages"):
+    with pytest.raises(UserError, match="holds no layout of images with masks; the known ones are: JPEGImages"):
         MaskedImages.open(tmp_path)
     davis(tmp_path)
     list_file(tmp_path / "ImageSets/2016/val.txt", "dog", "bear")
     with pytest.raises(UserError, match=r"num_classes: 5, but .* has 2"):
-        MaskedImages.open(tmp_path, Asked(num_classes=5))
+        MaskedImages.open(tmp_path, num_classes=5)
     with pytest.raises(UserError, match="train_list: train_aug"):
-        MaskedImages.open(tmp_path, Asked(train_list="train_aug"))
+        MaskedImages.open(tmp_path, train_list="train_aug")
 
 
 def test_images_of_both_splits_are_noted(voc):
@@ -304,7 +303,7 @@ def test_the_fingerprint_is_that_of_the_content(voc):
     """It stays where nothing changes, and changes with a mask's bytes, the lists and the meaning of labels."""
     fingerprints = [MaskedImages.open(voc).fingerprint]
     assert MaskedImages.open(voc).fingerprint == fingerprints[0]
-    fingerprints.append(MaskedImages.open(voc, Asked(ignore_label=0)).fingerprint)
+    fingerprints.append(MaskedImages.open(voc, ignore_label=0).fingerprint)
     path = voc / "SegmentationClass/2007_03.png"
     path.write_bytes(path.read_bytes() + b" ")
     fingerprints.append(MaskedImages.open(voc).fingerprint)

@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cyclecontrast.data.sequences.got10k import open_got10k
-from cyclecontrast.data.sequences.otb import open_otb
+from cyclecontrast.data.tracking_sequences import open_got10k, open_otb
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.tracking.data import open_sequences
 

@@ -8,13 +8,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from cyclecontrast.training.watched_cycles import MOST_KEPT, closed, is_kept, supports
 from safetensors.torch import load_file, save_file
 
 import cyclecontrast as cc
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.reporting.cycles import MAX_STAGES, choose, explore, follow
 from cyclecontrast.reporting.runs import read_run
-from cyclecontrast.training.watched_cycles import MOST_KEPT, Cycles, closed, is_kept, read_cycles, supports
+from cyclecontrast.training.health import Cycles
+from cyclecontrast.training.run_folder import read_cycles
 from tests.unit.reporting.conftest import HEALTH_EVERY, STEPS
 
 

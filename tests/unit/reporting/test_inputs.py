@@ -4,12 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
+from cyclecontrast.training.open_data import make_pairs
 
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.reporting.inputs import contact_sheet, list_inputs, view_pairs
 from cyclecontrast.reporting.runs import read_run
 from cyclecontrast.reporting.sprites import SpriteSheet
-from cyclecontrast.training.open_data import make_pairs
 from tests.make_reports import decoded, write_frames, write_run
 
 

@@ -1,10 +1,8 @@
 """The command `sweep`: what it trains, what it does not repeat, how it resumes, and which mistakes it reports."""
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -306,76 +304,6 @@ def test_a_process_that_ends_early_fails_its_trial_only(tracks, tmp_path, monkey
     plan = make_plan(SweepConfig(table="table4", data=tracks, out=tmp_path / "out", **TINY))
     finished = {one.trial.row: one.problems for one in trials.run_trials(plan.trials, 2, lambda one: None)}
     assert finished == {"intra-image": (), "intra-video": (), "full": (problem,)}
-
-
-SCRIPT = """
-import contextlib, io, json, os, sys
-from cyclecontrast import cli
-from cyclecontrast.sweeping import trials
-
-trained, train = [], trials.pretrain
-trials.pretrain = lambda config: trained.append(config.method) or train(config)
-trials._run_in_process = lambda trial, at_once: trials.run_trial(trial)
-for port, commands in zip(*json.loads(sys.stdin.read())):
-    os.environ["MASTER_PORT"] = str(port)
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main(commands[int(os.environ["RANK"])])
-    print(json.dumps([code, out.getvalue(), err.getvalue(), trained]), flush=True)
-    trained.clear()
-"""
-"""Runs commands as one of two processes of torchrun, and prints how each ended, what it printed, what it trained."""
-
-
-def run_two(*pairs):
-    """Run pairs of commands in two processes; returns what both processes print, by pair."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in pairs]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT],
-            env=environment | {"RANK": str(rank)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.stdin.write(json.dumps([ports, pairs]))
-        process.stdin.close()
-    printed = [[json.loads(line) for line in process.stdout] for process in processes]
-    for process in processes:
-        process.stdout.close()
-        process.wait(timeout=60)
-    return list(zip(*printed, strict=True))
-
-
-def test_the_processes_of_torchrun_share_the_trials(swept, tracks, tmp_path):
-    """Each trains its share, the values are those of one process, rank 0 reports all; different options are refused."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items() if not isinstance(value, bool)]
-    command = ["sweep", "table4", str(tracks), f"--out={tmp_path / 'out'}", "--small", "--no-flip", *flags]
-    shared, refused = run_two([command, command], [command, [*command, "--seeds=2"]])
-    (code, out, err, trained), other = shared
-    assert (code, other) == (0, [0, "", "", ["intra-video"]]), err
-    assert trained == ["intra-image", "cycle"]
-    assert [f"[{number}/3]" in err for number in (1, 2, 3)] == [True] * 3
-    assert out == (tmp_path / "out" / "table4.md").read_text()
-    rows = json.loads((tmp_path / "out" / "table4.json").read_text())["rows"]
-    values = {
-        row["key"]: {
-            title: {int(seed): value for seed, value in by_seed.items()}
-            for title, by_seed in row["percent_by_seed"].items()
-        }
-        for row in rows
-    }
-    assert values == values_of(swept, seeds={0})
-    (code, _, err, trained), other = refused
-    assert (code, trained, other) == (2, [], [2, "", "", []])
-    assert err.splitlines()[-1] == "error: the processes have different options or data; start all with the same"
 
 
 def test_only_rank_0_prepares_the_videos(tracks, tmp_path, monkeypatch):
