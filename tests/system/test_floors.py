@@ -13,10 +13,9 @@ SOURCE = Path(cyclecontrast.__file__).parent
 FLOORS = (
     ("config",),
     ("errors",),
-    ("files", "versions", "charts"),
+    ("files", "versions", "charts", "distributed"),
     ("data", "loss"),
     ("models",),
-    ("distributed",),
     ("methods",),
     ("training",),
     ("evaluation",),

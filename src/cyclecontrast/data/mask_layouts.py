@@ -160,7 +160,7 @@ def _voc(root: Path, options: _Options) -> Layout:
 
 
 def _voc_pair(root: Path, line: str) -> Pair:
-    """Return the pair of a line: an id, or two paths; masks of the extended list lie in a folder of their own."""
+    """Return the pair of a line: an id, or two paths; masks of the extended list lie in another folder."""
     if len(line.split()) == 2:
         return _pair_of_paths(line)
     masks = [f"{folder}/{line}.png" for folder in ("SegmentationClass", "SegmentationClassAug")]

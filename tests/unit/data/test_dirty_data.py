@@ -53,7 +53,7 @@ class Acting:
 
 
 def test_a_read_that_fails_on_ends_in_a_line(tmp_path):
-    """After the last pause the file, the error and the attempts are told; nothing is replaced."""
+    """After the last pause the file, the error and the attempts are reported; nothing is replaced."""
     store, slept = FrameStore.open(write_tree(tmp_path / "data")), []
     error = OSError(errno.EIO, os.strerror(errno.EIO), "/far/v1/2.png")
     pairs = FramePairs(replace(store, source=Failing(store.source, [error] * 99)), RECIPE, 8, 0, sleep=slept.append)
@@ -69,7 +69,7 @@ def test_a_read_that_fails_on_ends_in_a_line(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("harm", ["removed", "cut"])
 def test_a_shard_that_is_lost_ends_in_a_line(tmp_path, workers, harm):
-    """A shard that vanishes or shrinks is no frame to replace: the line names it, from a worker, too."""
+    """A missing or shortened shard is an error that names it, also from a worker; no frame is replaced."""
     pairs = FramePairs(FrameStore.open(write_store(tmp_path / "store")), RECIPE, 8, 0, sleep=lambda seconds: None)
     shard = shard_path(pairs.store.root, 1)
     shard.unlink() if harm == "removed" else os.truncate(shard, 10)
@@ -165,7 +165,7 @@ def test_many_videos_without_a_frame_end_in_a_line(tmp_path, monkeypatch):
 
 
 def test_a_worker_that_is_killed_ends_in_a_line(tmp_path):
-    """What the system does when memory is full is told as that, with what to do."""
+    """A worker killed by the system, as when memory is full, is reported with what to do."""
     store = FrameStore.open(write_tree(tmp_path / "data"))
     parent = os.getpid()
 
@@ -238,7 +238,7 @@ def test_a_program_that_ends_while_loading_ends(tmp_path):
     subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a process that its parent died")
 def test_a_worker_whose_read_hangs_dies_with_its_parent(tmp_path):
     """kill -9 leaves no process behind, not even one that waits for a dead file system and watches nothing."""
     program = (
@@ -261,7 +261,7 @@ def test_a_worker_whose_read_hangs_dies_with_its_parent(tmp_path):
     assert not os.path.exists(f"/proc/{worker}")
 
 
-# --- what a run tells
+# --- what a run reports
 
 
 def batch_of(num_videos, *bad, replaced=0):
@@ -328,7 +328,7 @@ def test_more_than_a_hundredth_is_warned_of_once(store, capsys):
 
 
 def test_a_hundredth_is_not_warned_of(store, capsys):
-    """A few damaged files among many are no alarm."""
+    """A few damaged files among many cause no warning."""
     unreadable = noted(store, [batch_of(500, BadFrame(0, 0, "broken"), replaced=10)])
     unreadable.warn_once()
     assert capsys.readouterr().err == ""
@@ -422,7 +422,7 @@ def test_a_training_names_what_it_could_not_read(tmp_path, capsys):
 
 
 def test_a_training_of_which_too_much_is_unreadable_stops(tmp_path):
-    """Over the limit a run stops with a line and a checkpoint, again when resumed; with a higher limit it goes on."""
+    """Over the limit a run stops with a line and a checkpoint, again when resumed; with a higher limit it continues."""
     data = write_tree(tmp_path / "data", BROKEN)
     told = r"show another frame than was drawn.*more than --most-unreadable 0\.1: frame .*--resume"
     with pytest.raises(UserError, match=told) as caught:
@@ -436,7 +436,7 @@ def test_a_training_of_which_too_much_is_unreadable_stops(tmp_path):
 
 
 def test_a_store_that_is_lost_costs_no_step(tmp_path, monkeypatch):
-    """A shard that vanishes under a training ends it after the step before, from which it goes on to the same end."""
+    """A shard that vanishes under a training ends it after the step before, from which it resumes to the same end."""
     monkeypatch.setattr("cyclecontrast.data.storage.PAUSES", (0.0,))
     data = write_store(tmp_path / "store")
     whole = run(data, tmp_path / "whole", steps=4)

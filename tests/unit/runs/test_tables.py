@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 from collections import Counter
 
@@ -123,18 +122,19 @@ def test_no_runs_and_no_folder(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: runs is missing\n"
 
 
-def test_a_pipe_gets_one_whole_line_per_run(made, tmp_path):
+def test_a_pipe_gets_one_whole_line_per_run(made, tmp_path, monkeypatch, capsys):
     """However long names are, output to a pipe is not cut, folded or colored, so that it can be searched."""
     deep = tmp_path / ("x" * 120) / ("y" * 120) / "strange\n\x1b[31mname"
     shutil.copytree(made / "other3", deep)
     shutil.rmtree(deep / "results")
-    command = [sys.executable, "-m", "cyclecontrast", "runs", "ls", str(tmp_path)]
-    printed = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "40"}, check=True)
-    head, line = printed.stdout.splitlines()
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["runs", "ls", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    head, line = printed.splitlines()
     assert line.startswith(f"{deep.parent}/strange\\n\\x1b[31mname  2001-09-09 ")
     assert line.split()[-1] == "shades"
     assert head.split()[:2] == ["run", "changed"]
-    assert "\x1b" not in printed.stdout
+    assert "\x1b" not in printed
 
 
 @pytest.fixture
