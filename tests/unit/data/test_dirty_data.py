@@ -344,7 +344,7 @@ def test_more_than_the_limit_ends_it(store, views, is_last, ends):
     if not ends:
         unreadable.check(0.1, is_last)
         return
-    with pytest.raises(UserError, match=r"more than --most-unreadable 0\.1: frame 0 of v0: broken; mend") as caught:
+    with pytest.raises(UserError, match=r"more than --max-unreadable 0\.1: frame 0 of v0: broken; mend") as caught:
         unreadable.check(0.1, is_last)
     one_line(caught)
 
@@ -424,7 +424,7 @@ def test_a_training_names_what_it_could_not_read(tmp_path, capsys):
 def test_a_training_of_which_too_much_is_unreadable_stops(tmp_path):
     """Over the limit a run stops with a line and a checkpoint, again when resumed; with a higher limit it continues."""
     data = write_tree(tmp_path / "data", BROKEN)
-    told = r"show another frame than was drawn.*more than --most-unreadable 0\.1: frame .*--resume"
+    told = r"show another frame than was drawn.*more than --max-unreadable 0\.1: frame .*--resume"
     with pytest.raises(UserError, match=told) as caught:
         run(data, tmp_path / "run", steps=4)
     one_line(caught)
