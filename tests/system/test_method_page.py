@@ -14,7 +14,7 @@ import cyclecontrast
 from cyclecontrast.config import DECIDED_BY_AUTO, PRESETS, PretrainConfig, SweepConfig
 from cyclecontrast.errors import checked
 from cyclecontrast.evaluation.protocol import CONFIGS
-from cyclecontrast.reporting.curves import QUANTITIES
+from cyclecontrast.reporting.curves import METRICS
 from cyclecontrast.sweeping.tables import TABLES
 from cyclecontrast.training import verdict
 from cyclecontrast.training.auto_settings import DataSize, Machine, resolve
@@ -204,7 +204,7 @@ def test_signals_and_words_of_health_are_those_of_the_code():
     """Every signal and every verdict has its row, and the thresholds are the ones that are judged by."""
     first = [cells[0] for cells in rows_of("Health")]
     words = re.findall(r'"([a-z -]+)": _', inspect.getsource(verdict.judge))
-    signals = [f"`{quantity.key}`" for quantity in QUANTITIES if quantity.part == "health"]
+    signals = [f"`{info.key}`" for info in METRICS if info.part == "health"]
     assert first == ["signal", *signals, "word", *words, "healthy"]
     for threshold in (
         f"more than {verdict.LEAST_CHANGE:.2f}".replace("0.", "."),
