@@ -13,7 +13,7 @@ import numpy as np
 
 import cyclecontrast as cc
 from cyclecontrast.config import ClassifyConfig
-from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
 from cyclecontrast.evaluation.classification import ClassificationProtocol
 from cyclecontrast.evaluation.protocol import Predictions
