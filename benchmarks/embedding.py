@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.evaluation.embed import Loading, embed_images, frozen
 from cyclecontrast.evaluation.image_batches import StoreImages
 from cyclecontrast.evaluation.resume_cache import ResumeCache

@@ -23,9 +23,9 @@ import cv2
 from _turns import parser_of, print_table, ratio, take_turns, timed
 
 from cyclecontrast.config import PrepareConfig
+from cyclecontrast.data.folders import find_videos
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.prepare import prepare
-from cyclecontrast.data.video import find_videos
 
 SIZE, QUALITY, DEFAULT_FPS = 256, 90, 2.0
 

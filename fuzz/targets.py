@@ -17,7 +17,7 @@ from fuzz import samples
 from fuzz.trial import Target
 
 if TYPE_CHECKING:
-    from cyclecontrast.data.frames import FrameStore
+    from cyclecontrast.data.store import FrameStore
 
 POLICIES: tuple[dict[str, Any], ...] = (
     {"every": 1},
@@ -73,7 +73,7 @@ def _images_of(store: "FrameStore") -> list[Any]:
 
 def read_frames(folder: Path) -> None:
     """Open a folder of images, or a prepared store, and decode every frame."""
-    from cyclecontrast.data.frames import FrameStore
+    from cyclecontrast.data.store import FrameStore
 
     _images_of(FrameStore.open(folder))
 
@@ -84,7 +84,7 @@ def read_video(folder: Path) -> None:
 
     import cyclecontrast as cc
     from cyclecontrast.data import clips
-    from cyclecontrast.data.frames import FrameStore
+    from cyclecontrast.data.store import FrameStore
 
     found = [path for path in folder.iterdir() if path.is_file()]
     policy = POLICIES[zlib.crc32(found[0].read_bytes() if found else b"") % len(POLICIES)]
@@ -130,7 +130,7 @@ def _check_count(path: Path, num_frames: int) -> None:
 def read_prepared(folder: Path) -> None:
     """Go on with a store as `prepare` does, and read what it holds then."""
     import cyclecontrast as cc
-    from cyclecontrast.data.frames import FrameStore
+    from cyclecontrast.data.store import FrameStore
 
     done = _as_command(lambda: cc.prepare(folder / "videos", out=folder / "store", every=2, workers=0))
     store = FrameStore.open(folder / "store")
@@ -191,7 +191,7 @@ def read_config(folder: Path) -> None:
 
 def read_labels(folder: Path) -> None:
     """Open labeled images or videos; every label has a class."""
-    from cyclecontrast.data.labeled import LabeledImages
+    from cyclecontrast.data.labeled_images import LabeledImages
     from cyclecontrast.data.labeled_videos import LabeledVideos
 
     opened: Any

@@ -23,15 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from cyclecontrast.config import KnnConfig, LinearConfig, PretrainConfig
-from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.pairs import Batch, load_batches
+from cyclecontrast.data.dataset import Batch
+from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE, make_data
 from cyclecontrast.errors import checked
 from cyclecontrast.evaluation.runner import evaluate
 from cyclecontrast.loss.attention import log_sum_exp
 from cyclecontrast.loss.losses import soft_nearest_neighbor
-from cyclecontrast.loss.objectives import cycle_only, intra_video, measure, split_candidates
-from cyclecontrast.loss.step import Losses, Step, own_in
+from cyclecontrast.loss.objectives import cycle_only, intra_video, split_candidates
+from cyclecontrast.data.clips import measure
+from cyclecontrast.loss.step import Step, own_in
+from cyclecontrast.methods.method import Losses
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_precision, pick_workers

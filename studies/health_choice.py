@@ -17,8 +17,8 @@ from scipy.stats import spearmanr
 
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.pairs import load_batches
+from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE, make_data
 from cyclecontrast.errors import UserError
 from cyclecontrast.models.backbone import make_backbone

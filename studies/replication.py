@@ -20,7 +20,7 @@ import cv2
 
 import cyclecontrast as cc
 from cyclecontrast.config import AllConfig
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.evaluation.suite import evaluate_all
 
 OBJECTIVES = ("intra-image", "intra-video", "cycle")

@@ -9,7 +9,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import cv2
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
 # In the background, or below nohup, signals are ignored that tests send to the commands, which inherit that.

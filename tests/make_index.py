@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cyclecontrast.data.store_files import FRAME_SCHEMA, ROWS_PER_GROUP, shard_path, write_settings
+from cyclecontrast.data.store_format import FRAME_SCHEMA, shard_path, write_settings
+from cyclecontrast.data.store_writer import ROWS_PER_GROUP
 
 BLOCK, LARGEST = 512, 90_000
 LETTERS = np.frombuffer(bytes(sorted(f"-_{string.digits}{string.ascii_letters}".encode())), np.uint8)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from cyclecontrast.config import PretrainConfig, ReportConfig
-from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo, Result
+from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import fingerprint, save_backbone
 from cyclecontrast.reporting.curves import METRICS

@@ -64,7 +64,7 @@ def pretrain(
     """Train a backbone on unlabeled videos. Raises UserError.
 
     Instead of a name, `backbone` takes a network: images (batch, 3, h, w) → vectors (batch, dim) or a map;
-    `augmentation` a function: (frame, numpy generator, side) → view; and `method` a subclass of `Method`. To resume such
+    `augmentation` a function (frame, numpy generator, side) → view; and `method` a subclass of `Method`. To resume such
     a run, pass them again.
     """
     chosen = {"data": data, "backbone": backbone, "augmentation": augmentation, "method": method}
@@ -239,5 +239,5 @@ def _name_and_backbone(model: "str | Path | Backbone") -> tuple[str, "Backbone |
         return str(model), None
     if not hasattr(model, "normalise"):  # its class cannot be checked without importing PyTorch
         kind = type(model).__name__
-        raise UserError(f"model: a {kind} is neither a name nor a Backbone; wrap a network in cyclecontrast.Backbone")
+        raise UserError(f"model: a {kind} is neither a name nor a Backbone; make one by cyclecontrast.Backbone(...)")
     return model.name, model

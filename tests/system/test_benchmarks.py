@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.loss.losses import info_nce
-from cyclecontrast.models import compiled
+from cyclecontrast.models.hardware import compiled
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 TINY = "--image-size 16 --batch-size 4 --backbone resnet10-small-w8 --num-steps 1 --workers 0"

@@ -1,19 +1,27 @@
-"""Frames of a video by number, in one sequential pass, and how many there are; nothing is sampled here."""
+"""Clips of video files: how long a video is, which frames make up a clip, and decoding these frames.
 
+A video is seen as ticks of the clips' own frame rate, so that clips of all videos are equally fast: the tick at time t
+shows the frame int(t · fps of the video), as in the authors' release. A video that is too short for a clip is taken
+whole and repeated from its start.
+"""
+
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from cyclecontrast.data.decode import OpenVideo, open_video
+from cyclecontrast.data.decode import VideoError, open_video
+from cyclecontrast.data.frame_sampling import Numbered
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.policies import Numbered
-from cyclecontrast.data.video import VideoError
 from cyclecontrast.errors import UserError
 
 MAX_PIXELS = 64_000_000
 FULL_SIZE = 2**31 - 1
+ROUNDING = 1e-6
+"""Parts of a frame: 0.28 s of 25 frames per second is frame 7, though the product is below 7."""
 
 
 class Footage(NamedTuple):
@@ -28,31 +36,41 @@ class Footage(NamedTuple):
         return self.num_frames / self.fps
 
 
-def measure(path: Path) -> Footage:
-    """Count the frames of a video by one pass over its packets, without decoding; raises UserError, one line.
+class ClipShape(NamedTuple):
+    """Frames per clip, and how many of them make a second."""
 
-    A video that holds clearly fewer frames than its header says is truncated, and refused.
+    num_frames: int
+    fps: float
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return self.num_frames / self.fps
+
+
+def measure(path: Path) -> Footage:
+    """Count the frames of a video by one pass over its packets, without decoding.
+
+    Raises UserError where the file cannot be read, or holds clearly fewer frames than its header says.
     """
     try:
         with open_video(path, MAX_PIXELS) as video:
-            num_frames = video.count_frames()
-            told = video.frames_in_header if video.is_cut() else 0
-            fps = video.fps
+            num_frames, fps = video.count_frames(), video.fps
+            is_cut, in_header = video.is_cut(), video.frames_in_header
     except VideoError as error:
         raise UserError(f"{path}: {error}; expected a video") from error
     if num_frames == 0:
         raise UserError(f"{path}: holds no frames; expected a video")
-    if told:
-        raise UserError(f"{path}: truncated, holds {num_frames:,} of the {told:,} frames that its header names")
+    if is_cut and in_header:
+        raise UserError(f"{path}: truncated, holds {num_frames:,} of the {in_header:,} frames that its header names")
     return Footage(num_frames, fps)
 
 
 def read_frames(path: Path, indices: Sequence[int], size: int = FULL_SIZE) -> Pixels:
     """Decode the frames with these numbers, in any order and with repeats → RGB (len(indices), h, w, 3), upright.
 
-    Numbers count frames in the order of display. `size` bounds the short side. Decoding stops at the last frame that
-    is wanted. Raises UserError, one line, where the file cannot be read, is damaged on the way or ends before a wanted
-    frame.
+    Numbers count frames in display order. `size` bounds the short side. Decoding stops at the last of the frames.
+    Raises UserError where the file cannot be read, is damaged before a requested frame, or ends before it.
     """
     wanted = sorted(set(indices))
     if not wanted or wanted[0] < 0:
@@ -65,14 +83,35 @@ def read_frames(path: Path, indices: Sequence[int], size: int = FULL_SIZE) -> Pi
     except VideoError as error:
         if video is None or not video.num_decoded:
             raise UserError(f"{path}: {error}; expected a video") from error
-    if video.is_damaged or len(images) < len(wanted):
-        raise UserError(_incomplete(path, video, wanted[-1]))
+    if video.is_damaged:
+        raise UserError(f"{path}: {video.notice}; expected the frames up to number {wanted[-1]:,} to be whole")
+    if len(images) < len(wanted):
+        raise UserError(f"{path}: {video.num_decoded:,} frames could be decoded; expected at least {wanted[-1] + 1:,}")
     if len({image.shape for image in images}) > 1:
         raise UserError(f"{path}: its frames differ in size; expected one size")
     return np.stack(images)[np.searchsorted(wanted, indices)]
 
 
-def _incomplete(path: Path, video: OpenVideo, last: int) -> str:
-    if video.is_damaged:
-        return f"{path}: {video.notice}; expected the frames up to number {last:,} to be whole"
-    return f"{path}: {video.num_decoded:,} frames could be decoded; expected at least {last + 1:,}"
+def random_clip(footage: Footage, clip: ClipShape, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return the frames (num_frames,) of a clip that starts at a random time at which the video is long enough."""
+    start = rng.uniform(0, max(0.0, footage.seconds - clip.seconds))
+    return _frames(footage, start + _ticks(footage, clip) / clip.fps)
+
+
+def spread_clips(footage: Footage, clip: ClipShape, num_clips: int) -> npt.NDArray[np.int64]:
+    """Return the frames (num_clips, num_frames) of clips that start at even distances, at the first and last tick."""
+    starts = np.linspace(0, max(0, _num_ticks(footage, clip) - clip.num_frames), num_clips).astype(np.int64)
+    return _frames(footage, (starts[:, None] + _ticks(footage, clip)) / clip.fps)
+
+
+def _num_ticks(footage: Footage, clip: ClipShape) -> int:
+    return max(1, math.ceil(footage.seconds * clip.fps - ROUNDING))
+
+
+def _ticks(footage: Footage, clip: ClipShape) -> npt.NDArray[np.int64]:
+    return np.arange(clip.num_frames) % _num_ticks(footage, clip)
+
+
+def _frames(footage: Footage, times: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    frames = np.floor(times * footage.fps + ROUNDING).astype(np.int64)
+    return np.minimum(frames, footage.num_frames - 1)

@@ -18,10 +18,9 @@ from torch.utils.data import Dataset
 
 from cyclecontrast.data.augment import Augmentation, Recipe, apply_view, cut_view, draw_view, smallest_crop, user_view
 from cyclecontrast.data.device_augment import numbers_of
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels, decode_image
-from cyclecontrast.data.patient_read import read_patiently
 from cyclecontrast.data.random_streams import FRAMES, FURTHER, FURTHER_FRAMES, POSITIVE, QUERY, random_stream, shuffled
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 
 FurtherFrames: TypeAlias = Callable[[np.random.Generator, int, int], tuple[int, ...]]
@@ -178,7 +177,7 @@ class ViewDataset(Dataset[Sample | UserError]):
         last = () if avoid is None else (avoid,)
         for candidate in chain((other for other in others if other != avoid), last):
             try:
-                return decode_image(read_patiently(self.store, video, candidate, self.sleep), side), candidate
+                return decode_image(self.store.read_with_retry(video, candidate, self.sleep), side), candidate
             except ValueError as error:
                 errors.append(ReadError(video, candidate, str(error)))
         raise _NoFrameError

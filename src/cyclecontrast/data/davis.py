@@ -1,22 +1,20 @@
-"""DAVIS: videos with a mask of objects for each frame; pixels are decoded only when asked for.
+"""DAVIS: videos with a mask of objects for each frame; pixels are decoded when they are read.
 
-A mask holds the number of the object at each pixel, 0 where there is none. DAVIS-2016 knows one object a video.
+A mask holds the number of the object at each pixel, 0 for the background. DAVIS-2016 has one object per video.
 """
 
 import hashlib
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cyclecontrast.data.folder_walk import natural_order
-from cyclecontrast.data.image_folders import IMAGE_SUFFIXES
-from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.labels.text_lines import leads_out, raise_problems, read_lines
-from cyclecontrast.data.masks.files import Indices, read_image, read_mask
-from cyclecontrast.errors import UserError
+from cyclecontrast.data.folders import is_image, natural_order
+from cyclecontrast.data.images import Indices, Pixels, read_image, read_mask
+from cyclecontrast.data.text_lines import leads_out, raise_problems, read_lines
+from cyclecontrast.errors import UserError, attempt
 
 LISTS = {
     "2017": ("ImageSets/2017/val.txt",),
@@ -29,7 +27,7 @@ MIN_FRAMES = 3
 
 @dataclass(frozen=True)
 class MaskedVideo:
-    """Frames and their masks, side by side; where `is_binary`, all objects are one."""
+    """Frames and their masks, in the same order; where `is_binary`, all objects count as one."""
 
     name: str
     frames: tuple[Path, ...]
@@ -46,7 +44,7 @@ class MaskedVideo:
     def objects(self) -> list[Pixels]:
         """Return the number of the object at each pixel (height, width) of each frame; raises UserError.
 
-        Masks of black and white alone hold object 1. Elsewhere 255 is what DAVIS calls void: no object.
+        Masks that hold black and white only have one object, 1. In all others 255 is DAVIS's void: no object.
         """
         masks = [read_mask(path) for path in self.masks]
         for path, mask in zip(self.masks, masks, strict=True):
@@ -55,7 +53,7 @@ class MaskedVideo:
             if mask.max() > VOID:
                 raise UserError(f"{path}: holds the number {mask.max()}; objects have numbers from 1 to {VOID - 1}")
         if not masks[0].any():
-            raise UserError(f"{self.masks[0]}: holds no object; the first mask says what to follow")
+            raise UserError(f"{self.masks[0]}: holds no object; the first mask shows what to follow")
         is_black_and_white = not any(((mask > 0) & (mask < VOID)).any() for mask in masks)
         if self.is_binary or is_black_and_white:
             return [(mask > 0).astype(np.uint8) for mask in masks]
@@ -78,19 +76,16 @@ class Davis:
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; name a DAVIS root with {FRAMES}, {MASKS} and ImageSets")
         year, names = _read_list(root, year)
-        videos, problems = [], []
-        for name in names:
-            try:
-                videos.append(_open_video(root, name, year == "2016"))
-            except UserError as error:
-                problems.append(str(error))
+        problems: list[str] = []
+        opened = [attempt(partial(_open_video, root, name, year == "2016"), problems) for name in names]
+        videos = tuple(video for video in opened if video is not None)
         if not videos:
             raise_problems([f"{root}: none of the {len(names)} videos can be used", *problems])
-        return Davis(root, year, tuple(videos), tuple(problems))
+        return Davis(root, year, videos, tuple(problems))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name of the content: year, videos, each frame's name and size in bytes, each mask's bytes; 16 hex digits."""
+        """Identifier of the content: year, videos, each frame's name and size, each mask's bytes; 16 hex digits."""
         digest = hashlib.sha256(self.year.encode())
         try:
             for video in self.videos:
@@ -117,7 +112,7 @@ def _read_list(root: Path, year: str | None) -> tuple[str, list[str]]:
     if problems or not lines:
         raise UserError(*(problems or [f"{lists[year]}: lists no video"]))
     paths = [PurePosixPath(line.text.split()[0]) for line in lines]
-    return year, list(dict.fromkeys(path.parent.name if _is_image(path) else path.as_posix() for path in paths))
+    return year, list(dict.fromkeys(path.parent.name if is_image(path.name) else path.as_posix() for path in paths))
 
 
 def _open_video(root: Path, name: str, is_binary: bool) -> MaskedVideo:
@@ -138,13 +133,9 @@ def _open_video(root: Path, name: str, is_binary: bool) -> MaskedVideo:
 
 def _images_in(folder: Path) -> dict[str, Path]:
     """Return the images of a folder by their names without suffix."""
-    if not os.path.isdir(folder):  # a path's own method fails where the name is too long
+    if not os.path.isdir(folder):  # Path.is_dir raises where the name is too long
         raise UserError(f"{folder}: no such folder, though its video is listed")
-    return {path.stem: path for path in folder.iterdir() if _is_image(path) and path.name[0] != "." and path.is_file()}
-
-
-def _is_image(path: PurePosixPath | Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    return {path.stem: path for path in folder.iterdir() if is_image(path.name) and path.is_file()}
 
 
 def _size(mask: Indices) -> str:

@@ -1,32 +1,36 @@
-"""The picked frames of one video in one sequential pass; it knows nothing of stores or shards."""
+"""Decode the frames of one video in one sequential pass; this module knows nothing of stores or shards."""
 
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
 
-from cyclecontrast.data.images import excess
-from cyclecontrast.data.policies import (
-    Clock,
+from cyclecontrast.data.frame_sampling import (
     EveryKth,
     Keyframes,
     Numbered,
-    Packet,
     PerSecond,
     Policy,
     SpreadEvenly,
-    Target,
     evenly,
     find_targets,
-    pts_are_true,
+    pts_give_display_order,
 )
-from cyclecontrast.data.upright import Image, Scaler, Turn
-from cyclecontrast.data.video import VideoError, open_container, reason_of
+from cyclecontrast.data.images import Pixels, size_problem
+from cyclecontrast.data.storage import short_reason
 
+# Only containers that hold their own pictures: a playlist named .mp4 must not open other files or addresses.
+DEMUXERS = (
+    "mov,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,live_flv,ogg,gif,apng,mxf,dv,ivf,nut,rm,wtv,m4v,mjpeg,"
+    "h261,h263,h264,hevc,obu,av1,vc1,yuv4mpegpipe"
+)
 MOST_ROUNDING = 0.005
 """Seconds by which a container may round a time: GIF counts in hundredths."""
 DEFAULT_RATE = 25
@@ -36,34 +40,27 @@ TRUNCATED_SECONDS, TRUNCATED_PART = 1.0, 0.05
 LOST_FRAMES, LOST_PART = 2, 0.05
 """A whole video may lack frames that its header or its packets announce: no more than the larger of these."""
 MOST_PACKETS = 10_000_000
-"""A video is read up to here, which is 92 hours at 30 frames per second; what headers claim is never counted on."""
+"""Packets read at most, 92 hours at 30 frames per second; the counts in headers are not trusted."""
+
+PickedFrame: TypeAlias = tuple[Any, float]
+"""A frame of PyAV, and its time in seconds."""
+
+
+class VideoError(Exception):
+    """A video that gives no frame; the text is a short reason for the user."""
 
 
 class DecodedFrame(NamedTuple):
     """One picked frame: RGB (h, w, 3), upright, and its seconds since the video's start (nan: unknown)."""
 
-    image: Image
+    image: Pixels
     time: float
-
-
-class _Picked(NamedTuple):
-    frame: Any
-    time: float
-
-
-def decode_frames(path: Path, policy: Policy, size: int, max_pixels: int) -> Iterator[DecodedFrame]:
-    """The frames of a video that the policy picks, in order, short side at most size pixels.
-
-    Raises VideoError if there is no frame to be had; `open_video` also tells of damage after the first frame.
-    """
-    with open_video(path, max_pixels) as video:
-        yield from video.frames(policy, size)
 
 
 @contextmanager
 def open_video(path: Path, max_pixels: int) -> Iterator["OpenVideo"]:
-    """Opens a video file for one decoding pass; raises VideoError with the reason where that is impossible."""
-    with closing(open_container(path)) as container:
+    """Open a video file for one decoding pass; raises VideoError with the reason where that is impossible."""
+    with closing(_open_container(path)) as container:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & stream.disposition.attached_pic:
             raise VideoError("no video stream")
@@ -72,12 +69,39 @@ def open_video(path: Path, max_pixels: int) -> Iterator["OpenVideo"]:
         yield OpenVideo(path, container, stream, max_pixels)
 
 
+def _open_container(path: Path) -> Any:
+    try:
+        if not path.is_dir() and path.stat().st_size == 0:
+            raise VideoError("empty file")
+        return av.open(
+            f"file:{path}",
+            container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"},
+            metadata_errors="replace",
+        )
+    except av.ArgumentError as error:
+        raise VideoError("not a video format") from error
+    except (OSError, av.FFmpegError) as error:
+        raise VideoError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why FFmpeg or the system cannot read a file, in a few words."""
+    match error:
+        case av.InvalidDataError() | EOFError():
+            return "invalid data"
+        case IndexError():
+            return "a stream that the header does not name"
+        case av.PatchWelcomeError():
+            return "not supported by FFmpeg"
+    return short_reason(error)
+
+
 class OpenVideo:
     """A video file during its one decoding pass; made by `open_video`.
 
-    `width` and `height` are those of the first frame as displayed, 0 before it; `notice` says what is missing
-    from a video that could be read in part only, "" before the pass and when nothing is; `is_damaged` says that it is
-    not only the end. `num_packets` and `num_decoded` count the pictures that were read and those that came of them.
+    `width` and `height` are those of the first frame as displayed, 0 before it. `notice` says what is missing from a
+    video that could be read in part only, "" where nothing is; `is_damaged` says that more than its end is missing.
+    `num_packets` and `num_decoded` count the packets that were read and the frames that were decoded from them.
     """
 
     def __init__(self, path: Path, container: Any, stream: Any, max_pixels: int) -> None:
@@ -91,12 +115,12 @@ class OpenVideo:
         self._end, self._num_read = 0.0, 0
         self._scaler = Scaler()
         self._check_pixels(stream.codec_context.width, stream.codec_context.height)
-        # Frames of damaged videos depend on the number of threads, and a store may not: workers are the parallelism.
+        # Frames of damaged videos depend on the number of threads, and a store may not; processes run in parallel.
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_pixels": str(max_pixels)}
 
     def frames(self, policy: Policy, size: int) -> Iterator[DecodedFrame]:
-        """Picks, scales and turns upright, in one pass; raises VideoError if not one frame can be had."""
+        """Pick, scale and turn frames upright, in one pass; raises VideoError where none can be decoded."""
         try:
             for frame, time in self._picked(policy):
                 self._check_pixels(frame.width, frame.height)
@@ -104,12 +128,12 @@ class OpenVideo:
         except (VideoError, OSError, av.FFmpegError) as error:
             if self.width == 0 and isinstance(error, VideoError):
                 raise
-            self._stopped(error)
+            self._note_stop(error)
         if self.width == 0:
             raise VideoError("no frame could be decoded")
 
     def count_frames(self) -> int:
-        """Count the frames by a pass over the packets that decodes none; it takes the place of `frames`."""
+        """Count the frames by a pass over the packets, without decoding; use it instead of `frames`."""
         return sum(_is_counted(packet) for packet in self._packets())
 
     @property
@@ -125,13 +149,13 @@ class OpenVideo:
     def is_cut(self) -> bool:
         """Whether all packets, once read, are clearly fewer than the header says, and end clearly too early.
 
-        Fewer alone is no sign, for dropped frames have no packet; nor is the duration, which AVI's reader shortens.
+        Fewer packets prove nothing alone: dropped frames have none; nor does the duration, which AVI's reader shortens.
         """
-        told = self.frames_in_header
-        ends_early = not self._end or not are_few(told - round(self._end * self.fps), told)
-        return ends_early and not are_few(told - self._num_read, told)
+        expected = self.frames_in_header
+        ends_early = not self._end or not are_few(expected - round(self._end * self.fps), expected)
+        return ends_early and not are_few(expected - self._num_read, expected)
 
-    def _picked(self, policy: Policy) -> Iterator[_Picked]:
+    def _picked(self, policy: Policy) -> Iterator[PickedFrame]:
         match policy:
             case SpreadEvenly():
                 return self._spread_evenly(policy.num_frames)
@@ -142,42 +166,42 @@ class OpenVideo:
             case PerSecond() | EveryKth():
                 return self._by_clock(policy)
 
-    def _by_clock(self, policy: PerSecond | EveryKth) -> Iterator[_Picked]:
+    def _by_clock(self, policy: PerSecond | EveryKth) -> Iterator[PickedFrame]:
         last_tick = -1
-        # Containers round to their time base: what is early by half a unit still belongs to the tick.
+        # Containers round to their time base: a frame that is early by half a unit still belongs to the tick.
         slack = min(float(self._stream.time_base) / 2, MOST_ROUNDING) + 1e-9
-        for ordinal, picked in enumerate(self._timed()):
-            ticks = ordinal / policy.k if isinstance(policy, EveryKth) else (picked.time + slack) * policy.fps
+        for ordinal, (frame, time) in enumerate(self._timed()):
+            ticks = ordinal / policy.k if isinstance(policy, EveryKth) else (time + slack) * policy.fps
             if math.floor(ticks) > last_tick:
                 last_tick = math.floor(ticks)
-                yield picked
+                yield frame, time
 
-    def _keyframes(self) -> Iterator[_Picked]:
+    def _keyframes(self) -> Iterator[PickedFrame]:
         self._stream.codec_context.skip_frame = "NONKEY"
         start = self._stream.start_time
         for frame in self._decoded(self._packets()):
             if frame.key_frame:
                 start = frame.pts if start is None else start
-                yield _Picked(frame, math.nan if frame.pts is None else self._seconds(frame.pts - start))
+                yield frame, math.nan if frame.pts is None else self._seconds(frame.pts - start)
 
-    def _spread_evenly(self, num_frames: int) -> Iterator[_Picked]:
-        packets = self._scan()
-        if pts_are_true(packets, self._container):
-            start = self._stream.start_time
-            if start is None:
-                start = min((packet.pts for packet in packets if packet.pts is not None), default=0)
-            return self._at_pts(find_targets(packets, num_frames), start)
-        return self._at_ordinals(evenly(len(packets), num_frames))
+    def _spread_evenly(self, num_frames: int) -> Iterator[PickedFrame]:
+        pts, is_keyframe = self._scan()
+        if not pts_give_display_order(pts, self._container):
+            return self._at_ordinals(evenly(len(pts), num_frames))
+        start = self._stream.start_time
+        if start is None:
+            start = min((value for value in pts if value is not None), default=0)
+        return self._at_pts(find_targets(pts, is_keyframe, num_frames), start)
 
-    def _at_pts(self, targets: deque[Target], start: int) -> Iterator[_Picked]:
+    def _at_pts(self, targets: deque[tuple[int, int]], start: int) -> Iterator[PickedFrame]:
         for frame in self._decoded(self._needed_packets(targets)):
-            if targets and frame.pts is not None and frame.pts >= targets[0].pts:
+            if targets and frame.pts is not None and frame.pts >= targets[0][0]:
                 # A damaged frame is replaced by the next that decodes, once.
-                while targets and frame.pts >= targets[0].pts:
+                while targets and frame.pts >= targets[0][0]:
                     targets.popleft()
-                yield _Picked(frame, self._seconds(frame.pts - start))
+                yield frame, self._seconds(frame.pts - start)
 
-    def _at_ordinals(self, ordinals: Sequence[int]) -> Iterator[_Picked]:
+    def _at_ordinals(self, ordinals: Sequence[int]) -> Iterator[PickedFrame]:
         wanted = set(ordinals)
         for ordinal, picked in enumerate(self._timed()):
             if ordinal in wanted:
@@ -185,7 +209,7 @@ class OpenVideo:
             if ordinal >= ordinals[-1]:
                 return
 
-    def _numbered(self, numbers: Sequence[int]) -> Iterator[_Picked]:
+    def _numbered(self, numbers: Sequence[int]) -> Iterator[PickedFrame]:
         waiting, picked = deque(numbers), None
         for ordinal, picked in enumerate(self._timed()):
             if ordinal == waiting[0]:
@@ -193,20 +217,19 @@ class OpenVideo:
                 waiting.popleft()
                 if not waiting:
                     return
-        # Packets at the end that hold no picture of their own repeat the last one, as players do.
+        # Packets at the end without a picture of their own repeat the last one, as players do.
         is_complete = not self.is_damaged and are_few(self.num_packets - self.num_decoded, self.num_packets)
         for number in waiting:
             if picked is not None and is_complete and number < self.num_packets:
                 yield picked
 
-    def _timed(self) -> Iterator[_Picked]:
-        """All frames, each with its time."""
+    def _timed(self) -> Iterator[PickedFrame]:
         clock = Clock(self._stream, self._container)
         for frame in self._decoded(self._packets()):
-            yield _Picked(frame, clock.seconds(frame))
+            yield frame, clock.seconds(frame)
 
     def _decoded(self, packets: Iterator[Any]) -> Iterator[Any]:
-        """Frames in display order; packets that do not decode are noted and passed over."""
+        """Yield frames in display order; packets that do not decode are noted and skipped."""
         damaged, first = 0, 0.0
         for packet in packets:
             try:
@@ -233,18 +256,18 @@ class OpenVideo:
                 self.num_packets += _is_counted(packet)
                 yield packet
         except (VideoError, OSError, IndexError, av.FFmpegError) as error:
-            self._stopped(error)
+            self._note_stop(error)
         missing = self.duration - self._end
         if missing > max(TRUNCATED_SECONDS, TRUNCATED_PART * self.duration) and self._end:
             self.notice = f"truncated: ends at {self._end:.1f} s of {self.duration:.1f} s"
 
-    def _needed_packets(self, targets: deque[Target]) -> Iterator[Any]:
-        """The packets from the keyframe before each target up to the target; targets are taken off outside."""
+    def _needed_packets(self, targets: deque[tuple[int, int]]) -> Iterator[Any]:
+        """Yield the packets from the keyframe before each target to the target; the caller removes reached targets."""
         index, skipped = 0, False
         for packet in self._packets():
             if not targets:
                 return
-            if _is_counted(packet) and index < targets[0].first_packet:
+            if _is_counted(packet) and index < targets[0][1]:
                 skipped = True
             else:
                 if skipped:
@@ -253,31 +276,99 @@ class OpenVideo:
                 yield packet
             index += _is_counted(packet)
 
-    def _scan(self) -> list[Packet]:
-        """All packets with a picture, read without decoding by a pass of its own."""
+    def _scan(self) -> tuple[list[int | None], list[bool]]:
+        """Return the pts of all packets with a picture, and which are keyframes, by a pass without decoding."""
         with open_video(self._path, self._max_pixels) as video:
-            packets = [Packet(packet.pts, packet.is_keyframe) for packet in video._packets() if _is_counted(packet)]
+            packets = [(packet.pts, packet.is_keyframe) for packet in video._packets() if _is_counted(packet)]
         self.notice = video.notice
-        return packets
+        return [pts for pts, _ in packets], [is_keyframe for _, is_keyframe in packets]
 
     def _seconds(self, pts: int) -> float:
         return float(pts * self._stream.time_base)
 
-    def _stopped(self, error: Exception) -> None:
+    def _note_stop(self, error: Exception) -> None:
         self.is_damaged = True
-        self.notice = f"stopped at {self._end:.1f} s: {reason_of(error)}"
+        self.notice = f"stopped at {self._end:.1f} s: {_reason(error)}"
 
     def _check_pixels(self, width: int, height: int) -> None:
-        if why := excess(width, height, self._max_pixels):
-            raise VideoError(f"frames of {why}")
+        if problem := size_problem(width, height, self._max_pixels):
+            raise VideoError(f"frames of {problem}")
 
-    def _rgb(self, frame: Any, size: int) -> Image:
-        turn = Turn.of(frame)
-        image = turn.upright(self._scaler.rgb(frame, size))
+    def _rgb(self, frame: Any, size: int) -> Pixels:
+        transposed, mirror_x, mirror_y = orientation(frame)
+        image = self._scaler.rgb(frame, size)
         if self.width == 0:
-            shown = (frame.height, frame.width) if turn.is_transposed else (frame.width, frame.height)
+            shown = (frame.height, frame.width) if transposed else (frame.width, frame.height)
             self.width, self.height = shown
-        return image
+        image = image.swapaxes(0, 1) if transposed else image
+        return np.ascontiguousarray(image[:: -1 if mirror_y else 1, :: -1 if mirror_x else 1])
+
+
+class Clock:
+    """Seconds since the start for frames in display order, never running backwards."""
+
+    def __init__(self, stream: Any, container: Any) -> None:
+        rate = stream.average_rate or stream.guessed_rate or Fraction(DEFAULT_RATE)
+        self._frame_seconds = float(1 / rate)
+        self._unit, self._start = stream.time_base, stream.start_time
+        # AVI has a constant rate and no display times for reordered frames.
+        self._is_counting = container.format.name == "avi"
+        self._num_frames, self._shift, self._last, self._has_pts = 0, 0.0, -math.inf, False
+
+    def seconds(self, frame: Any) -> float:
+        """Return the time of the next frame; call it once for each frame."""
+        self._num_frames += 1
+        if self._is_counting or (frame.pts is None and not self._has_pts):
+            self._last = (self._num_frames - 1) * self._frame_seconds
+            return self._last
+        self._has_pts = True
+        if frame.pts is None:
+            self._last += self._frame_seconds
+            return self._last
+        if self._start is None:
+            self._start = frame.pts
+        time = float((frame.pts - self._start) * self._unit) + self._shift
+        if time < self._last:
+            self._shift += self._last + self._frame_seconds - time
+            time = self._last + self._frame_seconds
+        self._last = time
+        return time
+
+
+class Scaler:
+    """Converts frames of one video to RGB with a short side of at most `size`.
+
+    Scaling before the conversion to RGB makes a frame of 720p five times cheaper. Colors keep their resolution: 4:4:4
+    between the two steps.
+    """
+
+    def __init__(self) -> None:
+        # Each reformatter caches a single conversion.
+        self._to_size, self._to_rgb = VideoReformatter(), VideoReformatter()
+
+    def rgb(self, frame: Any, size: int) -> Pixels:
+        """Return the frame as stored, not turned upright."""
+        factor = size / min(frame.width, frame.height)
+        # By default the scaler starts a thread per core, in every worker.
+        if factor < 1:
+            width, height = (max(1, round(side * factor)) for side in (frame.width, frame.height))
+            between = "rgb24" if frame.format.is_rgb or frame.format.has_palette else "yuv444p"
+            frame = self._to_size.reformat(frame, width, height, between, interpolation="AREA", threads=1)
+        return np.asarray(self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray(), dtype=np.uint8)
+
+
+def orientation(frame: Any) -> tuple[bool, bool, bool]:
+    """Return whether a stored frame must be transposed, then mirrored in x, and in y, to stand upright.
+
+    The display matrix is rounded to quarter turns and mirrorings.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0
 
 
 def are_few(frames: int, of: int) -> bool:

@@ -1,78 +1,112 @@
 """Folders of images read in place as videos: a tree of frames, the R2V2 layout, or a flat folder of images."""
 
-import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from cyclecontrast.data.folder_walk import natural_order, walk
-from cyclecontrast.data.frame_bytes import FoundFrames, ImageFiles
+from cyclecontrast.data.folders import IMAGE_SUFFIXES, is_image, natural_order, walk
+from cyclecontrast.data.images import MOST_BYTES
+from cyclecontrast.data.storage import is_missing_alone, read_regular
 from cyclecontrast.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 R2V2_NAME = re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{6}\.jpg")
+TEXTS_PER_PIECE = 4_096
 
 
-class _Video(NamedTuple):
-    id: str
-    frames: list[str]
+@dataclass(frozen=True)
+class ImageFiles:
+    """Frames that are files below a root."""
+
+    root: Path
+    names: pa.StringArray
+
+    def read(self, frame: int) -> bytes:
+        """Return the bytes of a frame's file; raises ValueError where that file alone is gone, and OSError."""
+        try:
+            return read_regular(self.root / str(self.names[frame]), MOST_BYTES)
+        except OSError as error:
+            if is_missing_alone(error, self.root):
+                raise ValueError("the file is gone") from error
+            raise
+
+    def reopen(self) -> None:
+        """Do nothing: each read opens its file."""
+
+    def file_of(self, frame: int) -> Path:
+        """Return the path of a frame's file."""
+        return self.root / str(self.names[frame])
+
+    def time(self, frame: int) -> float:
+        """Return nan: images have no time."""
+        return float("nan")
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the names."""
+        return text_pieces(self.names)
 
 
-def open_images(root: Path) -> FoundFrames:
-    """List the images below a folder by video; raises UserError.
+def text_pieces(texts: pa.Array) -> Iterator[bytes]:
+    """Yield texts as lines, some thousand at a time."""
+    for start in range(0, len(texts), TEXTS_PER_PIECE):
+        yield "\n".join([*texts[start : start + TEXTS_PER_PIECE].to_pylist(), ""]).encode()
 
-    Links are followed, wherever they lead. Pipes and devices are no images; what a link leads to is asked when the
+
+def open_image_folder(root: Path) -> tuple[str, pa.StringArray, npt.NDArray[np.int64], ImageFiles]:
+    """Return the layout, the ids and `starts` of the videos, and the images below a folder; raises UserError.
+
+    Links are followed, wherever they lead. Pipes and devices are not images; the target of a link is checked when the
     frame is read.
     """
     folders = list(_folders_of_images(root))
-    flat = len(folders) == 1 and folders[0].id == "."
+    flat = len(folders) == 1 and folders[0][0] == "."
     if flat:
-        videos = [_Video(name, [name]) for name in folders[0].frames]
+        videos = [(name, [name]) for name in folders[0][1]]
     else:
-        videos = [video for folder in folders if folder.id != "." for video in _videos_of(folder)]
+        videos = [video for folder, names in folders if folder != "." for video in _videos_of(folder, names)]
     if not videos:
         raise UserError(
             f"{root}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) and no store.json; "
             "videos must be prepared first: cyclecontrast prepare"
         )
-    starts = np.cumsum([0, *(len(video.frames) for video in videos)], dtype=np.int64)
-    layout = "flat folder of images" if flat else "tree of frames"
+    starts = np.cumsum([0, *(len(frames) for _, frames in videos)], dtype=np.int64)
     try:
-        names = pa.array([name for video in videos for name in video.frames], pa.large_string())
-        ids = pa.array([video.id for video in videos], pa.string())
+        names = pa.array([name for _, frames in videos for name in frames], pa.large_string())
+        ids = pa.array([video_id for video_id, _ in videos], pa.string())
     except UnicodeEncodeError as error:
         raise UserError(f"{root}: the name {error.object!r} is not UTF-8; rename it") from error
-    return FoundFrames(layout, ids, starts, ImageFiles(root, names))
+    return "flat folder of images" if flat else "tree of frames", ids, starts, ImageFiles(root, names)
 
 
-def _folders_of_images(root: Path) -> Iterator[_Video]:
-    for folder in walk(root, _refuse):
-        relative = folder.path.relative_to(root)
-        images = [entry.name for entry in folder.entries if _may_be_image(entry)]
+def _folders_of_images(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder with images, and these, as posix paths below the root."""
+
+    def refuse(folder: Path, error: OSError) -> None:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); fix or remove it") from error
+
+    for folder, entries in walk(root, refuse):
+        relative = folder.relative_to(root)
+        images = [
+            entry.name
+            for entry in entries
+            if is_image(entry.name) and (entry.is_symlink() or entry.is_file(follow_symlinks=False))
+        ]
         if images:
             images.sort(key=natural_order)
-            yield _Video(relative.as_posix(), [(relative / name).as_posix() for name in images])
+            yield relative.as_posix(), [(relative / name).as_posix() for name in images]
 
 
-def _may_be_image(entry: os.DirEntry[str]) -> bool:
-    is_image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
-    return is_image and (entry.is_symlink() or entry.is_file(follow_symlinks=False))
-
-
-def _refuse(folder: Path, error: OSError) -> None:
-    raise UserError(f"{folder}: cannot be listed ({error.strerror}); mend it or take it away") from error
-
-
-def _videos_of(folder: _Video) -> list[_Video]:
-    parent, _, prefix = f"/{folder.id}".rpartition("/")
+def _videos_of(folder: str, names: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the videos of a folder: one, or in the R2V2 layout one for each YouTube id in the names."""
+    parent, _, prefix = f"/{folder}".rpartition("/")
     videos: dict[str, list[str]] = {}
-    for path in folder.frames:
+    for path in names:
         name = path.rpartition("/")[2]
         # A file system that ignores case keeps AB and ab in one folder.
         in_r2v2 = R2V2_NAME.fullmatch(name) and name[:2].lower() == prefix.lower()
-        videos.setdefault(f"{parent}/{name[:11]}"[1:] if in_r2v2 else folder.id, []).append(path)
-    return [_Video(video_id, frames) for video_id, frames in videos.items()]
+        videos.setdefault(f"{parent}/{name[:11]}"[1:] if in_r2v2 else folder, []).append(path)
+    yield from videos.items()

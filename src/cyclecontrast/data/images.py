@@ -1,4 +1,4 @@
-"""Image files → pixels; what an image says of its size is looked at before memory is spent on it."""
+"""Decode image files that others made; the size in the header is checked before memory is spent on the pixels."""
 
 import io
 from pathlib import Path
@@ -15,10 +15,11 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from cyclecontrast.data.regular_files import read_regular
+from cyclecontrast.data.storage import read_regular, reason
 from cyclecontrast.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.integer]
 
 READERS: dict[bytes, type[ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
@@ -30,15 +31,15 @@ READERS: dict[bytes, type[ImageFile]] = {
     b"GIF8": GifImageFile,
     b"P": PpmImageFile,
 }
-"""By the first bytes of a file; no format outside of this table is given to a decoder, whatever the file is called."""
+"""Readers by the first bytes of a file; no other format reaches a decoder, whatever the file is called."""
 MOST_PIXELS = 128_000_000
-"""A decoded image costs three bytes a pixel; the largest cameras of phones have 108 million."""
+"""The largest cameras of phones have 108 million pixels; a decoded image takes three bytes for each."""
 MOST_SIDE = 65_500
-"""JPEG knows no longer side."""
-MOST_TIMES_AS_LONG = 200
-"""A strip that is resized by its short side grows by as much."""
+"""The longest side that a JPEG can have."""
+MOST_ASPECT = 200
+"""A strip that is resized by its short side grows by its aspect ratio."""
 MOST_BYTES = 4 * MOST_PIXELS
-"""An image that is not compressed at all has no more."""
+"""An image without any compression takes no more."""
 REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
 
@@ -47,18 +48,19 @@ def load_image(path: Path) -> Pixels:
     try:
         return decode_image(read_regular(path, MOST_BYTES))
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}; mend or remove it") from error
+        raise UserError(f"{path}: {reason(error)}; fix or remove it") from error
 
 
-def decode_image(data: bytes, enough: int | None = None) -> Pixels:
-    """Return RGB (height, width, 3); raises ValueError where the bytes are no image, or one beyond the limits.
+def decode_image(data: bytes, min_side: int | None = None) -> Pixels:
+    """Return RGB (height, width, 3); raises ValueError where the bytes are not an image, or one beyond the limits.
 
-    Of a JPEG whose short side stays `enough` or more, a half, a quarter or an eighth is decoded, at a part of the cost.
+    A JPEG may be decoded at a half, a quarter or an eighth of its size, as long as its short side stays `min_side` or
+    more; this costs a part of the time.
     """
     header = open_image(data)
     mode = cv2.IMREAD_COLOR_RGB
-    if enough is not None and isinstance(header, JpegImageFile):
-        fitting = (flag for times, flag in REDUCED.items() if min(header.size) >= times * enough)
+    if min_side is not None and isinstance(header, JpegImageFile):
+        fitting = (flag for times, flag in REDUCED.items() if min(header.size) >= times * min_side)
         mode = next((flag & ~cv2.IMREAD_COLOR_BGR | mode for flag in fitting), mode)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
@@ -70,30 +72,65 @@ def decode_image(data: bytes, enough: int | None = None) -> Pixels:
 
 
 def open_image(data: bytes) -> ImageFile:
-    """Return an image of which the header alone has been read; raises ValueError as `decode_image` does."""
+    """Return an image of which only the header has been read; raises ValueError as `decode_image` does."""
     if not data:
         raise ValueError("the image is empty")
     reader = next((reader for start, reader in READERS.items() if data.startswith(start)), None)
     if reader is None:
-        raise ValueError("the image does not decode (its format is none of those that are read)")
+        raise ValueError("the image does not decode (unknown format)")
     try:
         image = reader(io.BytesIO(data))
-    except Exception as error:  # damaged headers raise whatever their bytes lead to
+    except Exception as error:  # damaged headers raise anything
         raise ValueError(f"the image does not decode ({error})") from error
-    if why := excess(*image.size, MOST_PIXELS):
-        raise ValueError(f"the image is one of {why}")
+    if problem := size_problem(*image.size, MOST_PIXELS):
+        raise ValueError(f"the image has {problem}")
     return image
 
 
-def excess(width: int, height: int, most_pixels: int) -> str:
-    """Say what is too much about a size, "" where nothing is; a size is refused before anything of it is decoded."""
+def size_problem(width: int, height: int, most_pixels: int) -> str:
+    """Return what is wrong with the size of an image, "" where it can be decoded."""
     if width * height > most_pixels:
         return f"more than {most_pixels:,} pixels ({width}x{height})"
     if max(width, height) > MOST_SIDE:
         return f"more than {MOST_SIDE:,} pixels on a side ({width}x{height})"
-    if max(width, height) > MOST_TIMES_AS_LONG * min(width, height):
-        return f"sides more unequal than 1:{MOST_TIMES_AS_LONG} ({width}x{height})"
+    if max(width, height) > MOST_ASPECT * min(width, height):
+        return f"sides more unequal than 1:{MOST_ASPECT} ({width}x{height})"
     return ""
+
+
+def read_image(path: Path) -> Pixels:
+    """Return the pixels as stored, RGB uint8 (height, width, 3); raises UserError naming the file.
+
+    The EXIF orientation is not applied: masks are drawn on the stored pixels.
+    """
+    image = _load_stored(path)
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"{path}: holds more than 8 bits per channel; make it an 8-bit image")
+    return np.asarray(image.convert("RGB"))
+
+
+def read_mask(path: Path) -> Indices:
+    """Return the number of each pixel (height, width), of a palette image the index; raises UserError.
+
+    An image of one bit gives 0 and 1. Three equal channels count as one.
+    """
+    image = _load_stored(path)
+    values = np.asarray(image, np.uint8 if image.mode == "1" else None)
+    if values.ndim == 2 and image.mode != "F":
+        return values
+    colors = values[..., :3] if image.mode in ("RGB", "RGBA") else values[..., :1]
+    if image.mode not in ("RGB", "RGBA", "LA") or (colors != colors[..., :1]).any():
+        raise UserError(f"{path}: is an image of mode {image.mode}; a mask holds one whole number per pixel")
+    return colors[..., 0]
+
+
+def _load_stored(path: Path) -> ImageFile:
+    try:
+        image = open_image(read_regular(path, MOST_BYTES))
+        image.load()
+    except Exception as error:  # damaged files raise anything
+        raise UserError(f"{path}: {reason(error)}; fix or remove it") from error
+    return image
 
 
 def resize_short_side(image: Pixels, size: int) -> Pixels:

@@ -1,21 +1,32 @@
-"""Labeled videos to evaluate on: files in folders of classes, and the lists of UCF101 or HMDB51; none is opened."""
+"""Labeled videos to evaluate on: files in folders of classes, and the lists of UCF101 or HMDB51; none is opened.
+
+UCF101 comes with classInd.txt, trainlist0N.txt and testlist0N.txt, HMDB51 with <class>_test_splitN.txt.
+"""
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from cyclecontrast.data.labels.action_lists import ListedVideo, read_action_lists
-from cyclecontrast.data.labels.split import Numbers
-from cyclecontrast.data.labels.text_lines import raise_problems
+from cyclecontrast.data.text_lines import Line, raise_problems, read_text, whole_number, without_long_lines
 from cyclecontrast.errors import UserError
 
-FOLDERS = ("videos", "UCF-101", "hmdb51_org", ".")
-KINDS = ("train", "test")
+VIDEO_FOLDERS = ("videos", "UCF-101", "hmdb51_org", ".")
+UCF_FOLDERS = ("annotations", "ucfTrainTestlist", ".")
+UCF_FILES = ("classInd.txt", "trainlist[0-9][0-9].txt", "testlist[0-9][0-9].txt")
+NUMBERED = re.compile(r"(.*) (\d+)")
+HMDB_FOLDERS = ("testTrainMulti_7030_splits", "annotations", ".")
+HMDB_FILES = "*_test_split[0-9]*.txt"
+HMDB_NAME = re.compile(r"(.+)_test_split([0-9]+)\.txt")
+HMDB_SPLITS = {"0": "unused", "1": "train", "2": "test"}
+EXPECTED = "classInd.txt, trainlist01.txt and testlist01.txt (UCF101) or <class>_test_split1.txt (HMDB51)"
 
 
 @dataclass(frozen=True)
@@ -24,7 +35,7 @@ class VideoSplit:
 
     root: Path
     paths: tuple[str, ...]
-    labels: Numbers
+    labels: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -36,10 +47,10 @@ class VideoSplit:
 
 @dataclass(frozen=True)
 class LabeledVideos:
-    """What a protocol on videos is trained and tested on; labels index `classes`.
+    """Videos to train and test on; labels index `classes`.
 
-    `problems` has a line for each line of a list that is damaged and each listed video that is not there; neither is
-    in a split. `notes` says where the lists contradict themselves.
+    `problems` has a line for each damaged line of a list and each listed video that is not there; neither is in a
+    split. `notes` says where the lists contradict themselves.
     """
 
     root: Path
@@ -55,35 +66,54 @@ class LabeledVideos:
         root = Path(root)
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; expected one with videos/<class> and lists in annotations/")
-        classes, listed, damaged, notes = read_action_lists(root, split)
-        folder = next(name for name in FOLDERS if (root / name).is_dir())
-        problems = list(damaged)
-        once = list(_once(listed, problems))
-        there = [video for video in once if _is_there(root / folder, video, problems)]
-        _check(root / folder, classes, once, there, problems)
-        splits = {kind: _split(root, folder, classes, [v for v in there if v.split == kind]) for kind in KINDS}
-        return LabeledVideos(root, classes, splits["train"], splits["test"], tuple(problems), notes)
+        problems: list[str] = []
+        classes, listed, notes = _read_lists(root, split, problems)
+        folder = next(name for name in VIDEO_FOLDERS if (root / name).is_dir())
+        once = list(_without_repeats(listed, problems))
+        found = [video for video in once if _exists(root / folder, video, problems)]
+        if not found:
+            raise UserError(f"{root / folder}: holds none of the {len(once):,} listed videos", *problems[:3])
+        _check_classes(root / folder, classes, {video.folder for video in found if video.split == "train"})
+        if not any(video.split == "test" for video in found):
+            raise UserError(f"{root / folder}: holds no video of the test list", *problems[:3])
+        train, test = (_make_split(root, folder, classes, found, kind) for kind in ("train", "test"))
+        return LabeledVideos(root, classes, train, test, tuple(problems), notes)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name of the content: classes, and each video's path, size in bytes and label; 16 hex digits."""
+        """Identifier of the content: classes, and each video's path, size in bytes and label; 16 hex digits."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for split in (self.train, self.test):
-            digest.update("\n".join((*split.paths, *map(str, _file_sizes(split)))).encode())
+            try:
+                sizes = [os.stat(split.path(number)).st_size for number in range(len(split))]
+            except OSError as error:
+                raise UserError(f"{error.filename}: {error.strerror}") from error
+            digest.update("\n".join((*split.paths, *map(str, sizes))).encode())
             digest.update(split.labels.tobytes())
         return digest.hexdigest()[:16]
 
 
-def _file_sizes(split: VideoSplit) -> list[int]:
-    try:
-        return [os.stat(split.path(number)).st_size for number in range(len(split))]
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from error
+class _ListedVideo(NamedTuple):
+    """A video as a list names it; `folder` is its class, `split` train or test."""
+
+    where: str
+    split: str
+    folder: str
+    name: str
 
 
-def _once(listed: Sequence[ListedVideo], problems: list[str]) -> Iterator[ListedVideo]:
-    first: dict[tuple[str, str], ListedVideo] = {}
-    both: list[str] = []
+def _make_split(
+    root: Path, folder: str, classes: Sequence[str], videos: Sequence[_ListedVideo], kind: str
+) -> VideoSplit:
+    chosen = [video for video in videos if video.split == kind]
+    paths = tuple(PurePosixPath(folder, video.folder, video.name).as_posix() for video in chosen)
+    return VideoSplit(root, paths, np.array([classes.index(video.folder) for video in chosen], np.int64))
+
+
+def _without_repeats(listed: Sequence[_ListedVideo], problems: list[str]) -> Iterator[_ListedVideo]:
+    """Yield each video once; raises UserError for videos that are in train and in test."""
+    first: dict[tuple[str, str], _ListedVideo] = {}
+    in_both: list[str] = []
     for video in listed:
         before = first.setdefault((video.folder, video.name), video)
         if before is video:
@@ -91,43 +121,113 @@ def _once(listed: Sequence[ListedVideo], problems: list[str]) -> Iterator[Listed
         elif before.split == video.split:
             problems.append(f"{video.where}: {video.name} is listed before, in {before.where}; counted once")
         else:
-            both.append(
+            in_both.append(
                 f"{video.where}: {video.name} is listed in {before.where} too; no video may be in train and in test"
             )
-    raise_problems(both)
+    raise_problems(in_both)
 
 
-def _is_there(folder: Path, video: ListedVideo, problems: list[str]) -> bool:
+def _exists(folder: Path, video: _ListedVideo, problems: list[str]) -> bool:
     path = folder / video.folder / video.name
-    is_there = os.path.isfile(path)  # a path's own method fails where the name is too long
-    if not is_there:
+    exists = os.path.isfile(path)  # Path.is_file raises where the name is too long
+    if not exists:
         problems.append(f"{path}: no such video; listed in {video.where}, left out")
-    return is_there
+    return exists
 
 
-def _check(
-    folder: Path,
-    classes: Sequence[str],
-    listed: Sequence[ListedVideo],
-    there: Sequence[ListedVideo],
-    problems: Sequence[str],
-) -> None:
-    if not there:
-        raise UserError(f"{folder}: holds none of the {len(listed):,} listed videos", *problems[:3])
-    trained = {video.folder for video in there if video.split == "train"}
+def _check_classes(folder: Path, classes: Sequence[str], trained: set[str]) -> None:
+    """Raise UserError where a class has no video to train on."""
+    problems = []
+    for name in classes:
+        if name not in trained:
+            what = "no videos to train on" if os.path.isdir(folder / name) else "no such folder"
+            problems.append(f"{folder / name}: {what}; expected those of class {name} that the train list names")
+    raise_problems(problems)
+
+
+# --- the lists
+
+Lists = tuple[tuple[str, ...], list[_ListedVideo], tuple[str, ...]]
+"""Classes in the order of their labels, listed videos, and notes on contradictions."""
+
+
+def _read_lists(root: Path, split: int, problems: list[str]) -> Lists:
+    """Read the lists of a split; lines that cannot be used are added to `problems`. Raises UserError."""
+    if (folder := _find(root, UCF_FOLDERS, UCF_FILES)) is not None:
+        return _read_ucf(folder, split, problems)
+    if (folder := _find(root, HMDB_FOLDERS, (HMDB_FILES,))) is not None:
+        return _read_hmdb(folder, split, problems)
+    raise UserError(f"{root}: holds no lists of videos; expected {EXPECTED} in {root / 'annotations'}")
+
+
+def _find(root: Path, folders: Sequence[str], patterns: Sequence[str]) -> Path | None:
+    """Return the first of these folders that holds one of the files."""
+    return next((root / name for name in folders if any(any((root / name).glob(p)) for p in patterns)), None)
+
+
+def _read_ucf(folder: Path, split: int, problems: list[str]) -> Lists:
+    index = folder / "classInd.txt"
+    lists = {kind: folder / f"{kind}list{split:02d}.txt" for kind in ("train", "test")}
+    found = ", ".join(sorted(path.name for pattern in UCF_FILES for path in folder.glob(pattern)))
     raise_problems(
-        [
-            f"{folder / name}: " + ("no videos to train on" if os.path.isdir(folder / name) else "no such folder")
-            + f"; expected those of class {name} that the train list names"
-            for name in classes
-            if name not in trained
-        ]
-    )  # fmt: skip
-    if not any(video.split == "test" for video in there):
-        raise UserError(f"{folder}: holds no video of the test list", *problems[:3])
+        [f"{path}: no such file; there is {found}" for path in (index, *lists.values()) if not path.exists()]
+    )
+    classes = _ucf_classes(index)
+    videos: list[_ListedVideo] = []
+    contradictions = []
+    for kind, path in lists.items():
+        for where, text in _lines(path, problems):
+            # The folder is the class: files may be named otherwise, and the number behind is often wrong.
+            numbered = NUMBERED.fullmatch(text)
+            parent, _, name = (numbered[1] if numbered else text).rpartition("/")
+            if parent not in classes or not name:
+                problems.append(f"{where}: {text!r} is not <class>/<video> with a class of {index.name}; left out")
+                continue
+            videos.append(_ListedVideo(where, kind, parent, name))
+            number = classes.index(parent) + 1
+            if numbered and whole_number(numbered[2]) != number:
+                contradictions.append(f"{where}: {text!r}, but {index.name} has {number} {parent}")
+    if not contradictions:
+        return classes, videos, ()
+    note = f"lines whose number is not that of their folder, which counts: {len(contradictions)}; {contradictions[0]}"
+    return classes, videos, (note,)
 
 
-def _split(root: Path, folder: str, classes: Sequence[str], videos: Sequence[ListedVideo]) -> VideoSplit:
-    numbers = {name: number for number, name in enumerate(classes)}
-    paths = tuple(PurePosixPath(folder, video.folder, video.name).as_posix() for video in videos)
-    return VideoSplit(root, paths, np.array([numbers[video.folder] for video in videos], np.int64))
+def _ucf_classes(path: Path) -> tuple[str, ...]:
+    problems: list[str] = []
+    names: list[str] = []
+    for where, text in _lines(path, problems):
+        number, _, name = text.partition(" ")
+        names.append(name)
+        if number != str(len(names)) or not name or "/" in name or name == ".." or name in names[:-1]:
+            problems.append(f"{where}: {text!r} is not `{len(names)} <class>` with a new name")
+    if not names:
+        problems.append(f"{path}: names no class; expected `1 ApplyEyeMakeup` and so on, a line each")
+    raise_problems(problems)
+    return tuple(names)
+
+
+def _read_hmdb(folder: Path, split: int, problems: list[str]) -> Lists:
+    found = [match for path in folder.glob(HMDB_FILES) if (match := HMDB_NAME.fullmatch(path.name))]
+    classes = tuple(sorted({match[1] for match in found}))
+    splits = ", ".join(sorted({match[2] for match in found}))
+    lists = {name: folder / f"{name}_test_split{split}.txt" for name in classes}
+    raise_problems([f"{path}: no such file; there are splits {splits}" for path in lists.values() if not path.exists()])
+    videos: list[_ListedVideo] = []
+    for label, path in lists.items():
+        for where, text in _lines(path, problems):
+            name, _, number = text.rpartition(" ")
+            kind = HMDB_SPLITS.get(number)
+            if kind is None or not name or "/" in name:
+                problems.append(f"{where}: {text!r} is not `<video> 0` (unused), 1 (train) or 2 (test); left out")
+            elif kind != "unused":
+                videos.append(_ListedVideo(where, kind, label, name))
+    return classes, videos, ()
+
+
+def _lines(path: Path, problems: list[str]) -> list[Line]:
+    """Return the lines that are not blank, white space collapsed; bytes that are not UTF-8 are written out."""
+    lines = enumerate(read_text(path, "backslashreplace").split("\n"), start=1)
+    return without_long_lines(
+        (Line(f"{path}:{number}", " ".join(line.split())) for number, line in lines if line.strip()), problems
+    )

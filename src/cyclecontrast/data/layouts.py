@@ -1,4 +1,4 @@
-"""Which data sets lie below a folder, told by the names of files and folders alone."""
+"""Which data sets lie below a folder, recognized by the names of files and folders alone."""
 
 import os
 import re
@@ -10,13 +10,12 @@ MAX_DEPTH = 4
 
 Kind = Literal["images", "videos", "otb", "got10k", "davis", "masks"]
 
-
 MASKS = (
     ("JPEGImages", "SegmentationClass"),
     ("images/training", "annotations/training"),
     ("train/images", "train/masks"),
 )
-"""Folders of images and of their masks: of VOC, of ADE20K, and of plain folders."""
+"""Folders of images and of their masks: of VOC, of ADE20K, and plain ones."""
 
 
 class Layout(NamedTuple):
@@ -27,7 +26,7 @@ class Layout(NamedTuple):
 
 
 def find_layouts(root: Path, depth: int = MAX_DEPTH) -> Iterator[Layout]:
-    """Yield the data sets in a folder and in its subfolders, in order of their paths; a data set holds no other."""
+    """Yield the data sets in a folder and its subfolders, in order of their paths; a data set is not searched."""
     kinds = list(_kinds(root))
     yield from (Layout(kind, root) for kind in kinds)
     if not kinds and depth:
@@ -40,7 +39,7 @@ def _kinds(root: Path) -> Iterator[Kind]:
     def has(*names: str) -> bool:
         return any((root / name).exists() for name in names)
 
-    if any((root / split / "list.txt").exists() for split in ("train", "val", "test")):
+    if has("train/list.txt", "val/list.txt", "test/list.txt"):
         yield "got10k"
     elif has("JPEGImages/480p") and has("Annotations/480p"):
         yield "davis"
@@ -52,16 +51,12 @@ def _kinds(root: Path) -> Iterator[Kind]:
         yield "images"
         if has("frames") and has("masks"):
             yield "masks"
-    elif any(_is_otb_sequence(path) for path in root.iterdir()):
+    elif any((path / "img").is_dir() and any(path.glob("groundtruth_rect*.txt")) for path in root.iterdir()):
         yield "otb"
 
 
 def _is_r2v2(folder: Path) -> bool:
-    """Whether folders are named after the first two letters of the ids of their videos: these are no classes."""
+    """Whether folders are named after the first two letters of the ids of their videos: these are not classes."""
     first = next((path for path in sorted(folder.iterdir()) if path.is_dir()), None)
     name = next((path.name for path in first.iterdir()), "") if first else ""
     return first is not None and re.fullmatch(rf"{re.escape(first.name)}[\w-]{{9}}_\d{{6}}\.jpg", name) is not None
-
-
-def _is_otb_sequence(folder: Path) -> bool:
-    return (folder / "img").is_dir() and next(folder.glob("groundtruth_rect*.txt"), None) is not None

@@ -1,40 +1,53 @@
-"""Videos → a frame store on disk, as a job that may be killed at any moment and goes on where it was.
+"""Videos → a frame store on disk, as a job that may be killed at any moment and resumes.
 
-The plan (which video goes into which shard) is written first; a shard is done when its videos.parquet exists;
-the store's own two tables are rebuilt from those of the shards. So an interruption costs at most the shards in
-hand, one per worker, and the bytes of a store depend on the videos and the settings only, not on the number of
-workers nor on interruptions.
+The plan (which video goes into which shard) is written first; a shard is done when its videos.parquet exists; the
+store's own two tables are rebuilt from those of the shards. So an interruption costs at most the shards in progress,
+one per worker, and the bytes of a store depend on the videos and the settings only, not on the number of workers nor
+on interruptions.
 """
 
 import os
+import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cyclecontrast.config import PrepareConfig
-from cyclecontrast.data.prepare_plan import is_in_part, make_plan, pending_jobs, settings_of
+from cyclecontrast.data.folders import FoundVideo, find_videos
+from cyclecontrast.data.frame_sampling import PerSecond, Policy, make_policy
 from cyclecontrast.data.prepare_workers import write_shards
-from cyclecontrast.data.shard_writer import Progress, Report, ShardJob, write_shard
-from cyclecontrast.data.store_files import VideoRow, count_frames, join_shards, read_videos, write_videos
-from cyclecontrast.data.store_folder import (
-    check_place,
-    check_store,
-    clear,
-    joined_parts,
-    locked_part,
-    locked_store,
-    take_back,
+from cyclecontrast.data.store_format import (
+    FRAMES,
+    STORE,
+    STORE_VERSION,
+    VIDEOS,
+    VideoRow,
+    count_frames,
+    read_settings,
+    read_videos,
+    shard_path,
+    write_settings,
+    write_videos,
 )
-from cyclecontrast.data.video import FoundVideo, find_videos
+from cyclecontrast.data.store_writer import Report, ShardJob, is_whole, join_shards, write_shard
 from cyclecontrast.errors import UserError, attempt
+from cyclecontrast.files import LOCK_FILE, check_folder, locked
 
+SCALING = "area, before RGB"
+"""How frames are scaled; a store that was begun with another scaling is not continued."""
+MEGABYTE = 1_000_000
+SMALLEST_SHARD = MEGABYTE
+MOST_PARTS = 64
+"""A small collection is cut into about this many shards, so that all workers have something to do."""
+LONGEST_WAIT = 600.0
+"""Seconds that one machine may take to plan or to join the work of all."""
 REASONS_SHOWN = 5
 
 
@@ -47,12 +60,12 @@ class VideoNote(NamedTuple):
 
 @dataclass(frozen=True)
 class PrepareSummary:
-    """What a store holds after `prepare`; its text is a line, then one for each video that needs a look.
+    """What a store holds after `prepare`; its text is a line, then one for each video that needs attention.
 
     `num_new`: files seen for the first time, or again after a change, since the store was last complete.
-    `partial`: videos read in part, with what is missing. `changed`: ids of videos whose file is another size
-    than when its frames were taken. Where only a part of the store is done, it is about that `part`, and `num_left`
-    shards of the others are still to be made.
+    `partial`: videos read in part, with what is missing. `changed`: ids of videos whose file has another size than
+    when its frames were taken. Where only a part of the store is done, the summary is about that `part`, and `num_left`
+    shards of the others remain.
     """
 
     store: Path
@@ -66,104 +79,162 @@ class PrepareSummary:
     num_left: int = 0
 
     def __str__(self) -> str:
-        changed = "changed since it was prepared: make a new store to take it in"
         lines = [self.line]
         lines += [f"  skipped  {video.id}: {video.reason}" for video in self.skipped]
         lines += [f"  in part  {video.id}: {video.reason}" for video in self.partial]
-        lines += [f"  kept     {video_id}: {changed}" for video_id in self.changed]
+        lines += [
+            f"  kept     {video_id}: changed since it was prepared: make a new store to include it"
+            for video_id in self.changed
+        ]
         return "\n".join(lines)
 
     @property
     def line(self) -> str:
         """Such as `412 videos, 1,640 frames, 3 skipped: 1 no video stream, 2 invalid data`."""
-        parts = [_count(self.num_videos, "video"), _count(self.num_frames, "frame")]
+        counts = [_count(self.num_videos, "video"), _count(self.num_frames, "frame")]
         if self.partial:
-            parts.append(f"{len(self.partial):,} read in part")
+            counts.append(f"{len(self.partial):,} read in part")
         if self.skipped:
             kinds = Counter(video.reason.split(" (")[0] for video in self.skipped)
             reasons = ", ".join(f"{number:,} {kind}" for kind, number in sorted(kinds.items()))
-            parts.append(f"{len(self.skipped):,} skipped: {reasons}")
-        line = ("" if self.num_new else "nothing new: ") + ", ".join(parts)
-        left = f"; {_count(self.num_left, 'shard')} of the other parts still to be made, then the store is complete"
+            counts.append(f"{len(self.skipped):,} skipped: {reasons}")
+        line = ("" if self.num_new else "nothing new: ") + ", ".join(counts)
+        left = f"; the store is complete once the other parts have made {_count(self.num_left, 'shard')}"
         return f"part {self.part}: {line}{left}" if self.part else line
 
 
 def prepare(config: PrepareConfig) -> PrepareSummary:
-    """Takes the frames of all videos below a folder into a store, or goes on with a store begun earlier.
+    """Take the frames of all videos below a folder into a store, or continue a store begun earlier.
 
-    Raises UserError before anything is written where videos, output or settings do not fit, and where not one
-    video can be read; raises KeyboardInterrupt, with what to do next as its text, when interrupted.
+    Raises UserError before anything is written where videos, output or settings do not fit, and where not one video
+    can be read; raises KeyboardInterrupt, with what to do next as its text, when interrupted.
     """
     settings = settings_of(config)
     found = _check(config, settings)
     try:
         if config.part is not None:
             return _prepare_part(config, settings, found, config.part)
-        with locked_store(config.out, settings) as made:
+        with _locked_store(config.out, settings) as made:
             _write_pending(config, _plan(config, found))
-            return _finish(config, found, made)
+            return _finish(config.out, found, made)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
+        raise KeyboardInterrupt("stopped; the same command resumes it") from None
     except OSError as error:
         raise UserError(
             f"{error.filename or config.out}: {(error.strerror or str(error)).lower()}; "
-            "put that right and give the same command again, it goes on where it was"
+            "fix that and run the same command again, it resumes"
         ) from error
 
 
 def _prepare_part(
-    config: PrepareConfig, settings: dict[str, object], found: Sequence[FoundVideo], part: str
+    config: PrepareConfig, settings: Mapping[str, object], found: Sequence[FoundVideo], part: str
 ) -> PrepareSummary:
-    """Writes a part's shards; the part that ends last makes the store's tables."""
-    with locked_part(config.out, settings, part):
-        with joined_parts(config.out):
+    """Write a part's shards; the part that ends last makes the store's tables."""
+    number, all_parts = map(int, part.split("/"))
+    with _locked_part(config.out, settings, part):
+        with _locked_by_parts(config.out):
             jobs = _plan(config, found)
-        own_jobs = [job for job in jobs if is_in_part(job.shard, part)]
-        _write_pending(config, own_jobs)
-        with joined_parts(config.out):
+        jobs = [job for job in jobs if job.shard % all_parts == number - 1]
+        _write_pending(config, jobs)
+        with _locked_by_parts(config.out):
             rows = make_plan(config.out, found, config.shard_mb)
             left = {row.shard for row in rows if row.status == "pending"}
             if not left:
-                return _finish(config, found, [])
-            own = [row for row in rows if is_in_part(row.shard, part)]
-            return _summary_of(own, config.out, found, sum(len(job.rows) for job in own_jobs), part, len(left))
+                return _finish(config.out, found, [])
+            rows = [row for row in rows if row.shard % all_parts == number - 1]
+            return _summary(rows, config.out, found, sum(len(job.rows) for job in jobs), part, len(left))
 
 
-def _finish(config: PrepareConfig, found: Sequence[FoundVideo], made: Sequence[Path]) -> PrepareSummary:
-    """Joins the shards where that is still to be done."""
+def _finish(out: Path, found: Sequence[FoundVideo], made: Sequence[Path]) -> PrepareSummary:
+    """Join the shards where that is still to be done; a store without any frame is removed, with the folders made."""
     # An earlier command may have been stopped when its shards were done and the tables were not.
-    num_new = sum(row.status == "pending" for row in read_videos(config.out / "videos.parquet"))
+    num_new = sum(row.status == "pending" for row in read_videos(out / VIDEOS))
     if num_new:
-        clear(config.out)
-        join_shards(config.out)
-    summary = _summary(config.out, found, num_new)
+        _remove_leftovers(out)
+        join_shards(out)
+    summary = _summary(read_videos(out / VIDEOS), out, found, num_new)
+    if summary.num_frames != count_frames(out):
+        raise UserError(f"out: {out}: {VIDEOS} does not fit {FRAMES}; make a new store in another folder")
     if summary.num_videos == 0:
-        # A store without a frame is none.
-        take_back(config.out, made)
-        raise _nothing_read(summary.skipped)
+        _remove_store(out, made)
+        lines = [f"videos: not one of {_count(len(summary.skipped), 'file')} could be read; nothing was written"]
+        lines += [f"{video.id}: {video.reason}" for video in summary.skipped[:REASONS_SHOWN]]
+        if len(summary.skipped) > REASONS_SHOWN:
+            lines.append(f"and {len(summary.skipped) - REASONS_SHOWN:,} more")
+        raise UserError(*lines)
     return summary
 
 
-def _check(config: PrepareConfig, settings: dict[str, object]) -> list[FoundVideo]:
+def _summary(
+    rows: Sequence[VideoRow], out: Path, found: Sequence[FoundVideo], num_new: int, part: str = "", num_left: int = 0
+) -> PrepareSummary:
+    rows = sorted(rows, key=lambda row: row.id)
+    ok = [row for row in rows if row.status == "ok"]
+    sizes = {video.id: video.size_bytes for video in found}
+    return PrepareSummary(
+        store=out,
+        num_videos=len(ok),
+        num_frames=sum(row.num_frames for row in ok),
+        num_new=num_new,
+        skipped=tuple(VideoNote(row.id, row.reason) for row in rows if row.status == "skipped"),
+        partial=tuple(VideoNote(row.id, row.reason) for row in ok if row.reason),
+        changed=tuple(row.id for row in ok if sizes.get(row.id, row.size_bytes) != row.size_bytes),
+        part=part,
+        num_left=num_left,
+    )
+
+
+# --- what is checked before anything is written
+
+
+def _check(config: PrepareConfig, settings: Mapping[str, object]) -> list[FoundVideo]:
+    """Return the videos below the folder; raises UserError where they, the output or the settings do not fit."""
     problems: list[str] = []
-    attempt(lambda: check_place(config.videos, config.out), problems)
+    attempt(lambda: _check_place(config.videos, config.out), problems)
     if not problems:
-        attempt(lambda: check_store(config.out, settings), problems)
+        attempt(lambda: _check_store(config.out, settings), problems)
     found = attempt(lambda: _find(config.videos), problems)
     if found is None or problems:
         raise UserError(*problems)
-    _check_same_folder(config, found)
-    return found
-
-
-def _check_same_folder(config: PrepareConfig, found: Sequence[FoundVideo]) -> None:
-    table = config.out / "videos.parquet"
-    stored = {row.id for row in read_videos(table)} if table.exists() else set()
+    stored = {row.id for row in read_videos(config.out / VIDEOS)} if (config.out / VIDEOS).exists() else set()
     if stored and stored.isdisjoint(video.id for video in found):
         raise UserError(
             f"out: {config.out} holds other videos: none of its {len(stored):,} is in {config.videos}; "
             "name another folder with --out"
         )
+    return found
+
+
+def _check_place(videos: Path, out: Path) -> None:
+    source, target = videos.resolve(), out.resolve()
+    if source in (target, *target.parents):
+        raise UserError(f"out: {out} lies inside the folder of videos {videos}; choose a place outside of it")
+    if target in source.parents:
+        raise UserError(f"out: {out} holds the folder of videos {videos}; choose another folder")
+
+
+def _check_store(out: Path, settings: Mapping[str, object]) -> None:
+    """Raise UserError where the folder neither is a store of these settings nor can become one."""
+    check_folder(out)
+    if not (out / STORE).exists():
+        if out.exists() and any(not e.name.startswith(LOCK_FILE) and e.suffix != ".part" for e in out.iterdir()):
+            raise UserError(f"out: {out} is not empty and not a frame store; name a new folder")
+        return
+    stored = read_settings(out)
+    if stored is None:
+        raise UserError(f"out: {out}/{STORE} is not of a frame store of version {STORE_VERSION}; name a new folder")
+    differences = [
+        f"{name}: {_shown(stored.get(name))} in the store, {_shown(value)} requested; "
+        f"use the same value, or another folder than {out}"
+        for name, value in settings.items()
+        if stored.get(name) != value
+    ]
+    if differences:
+        raise UserError(*differences)
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)
 
 
 def _find(videos: Path) -> list[FoundVideo]:
@@ -178,12 +249,60 @@ def _find(videos: Path) -> list[FoundVideo]:
     return found
 
 
+# --- the plan
+
+
+def settings_of(config: PrepareConfig) -> dict[str, object]:
+    """Return what decides the bytes of a store besides the videos, as store.json holds it."""
+    policy = _policy(config)
+    fps = policy.fps if isinstance(policy, PerSecond) else None
+    return config.model_dump(exclude={"videos", "out", "workers", "part"}) | {"fps": fps, "scaling": SCALING}
+
+
+def _policy(config: PrepareConfig) -> Policy:
+    return make_policy(config.frames_per_video, config.fps, config.every, config.keyframes)
+
+
 def _plan(config: PrepareConfig, found: Sequence[FoundVideo]) -> list[ShardJob]:
-    """Writes the plan and returns the shards that are not done."""
+    """Write the plan and return the shards that are not done, in order."""
     rows = make_plan(config.out, found, config.shard_mb)
-    if jobs := pending_jobs(config, rows):
-        write_videos(config.out / "videos.parquet", rows)
-    return jobs
+    pending = sorted((row for row in rows if row.status == "pending"), key=lambda row: (row.shard, row.id))
+    if pending:
+        write_videos(config.out / VIDEOS, rows)
+    how = (config.videos, config.out, _policy(config), config.size, config.quality, config.max_pixels)
+    return [ShardJob(*how, shard, tuple(group)) for shard, group in groupby(pending, key=lambda row: row.shard)]
+
+
+def make_plan(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> list[VideoRow]:
+    """Return the known rows and, in new shards, pending rows for the videos that are new or have changed."""
+    rows = _known_rows(out)
+    new = [video for video in found if _is_to_do(rows.get(video.id), video)]
+    total = sum(video.size_bytes for video in new)
+    shard_bytes = min(shard_mb * MEGABYTE, max(SMALLEST_SHARD, total // MOST_PARTS))
+    shard = 1 + max((row.shard for row in rows.values()), default=-1)
+    filled = 0
+    for video in new:
+        if filled and filled + video.size_bytes > shard_bytes:
+            shard, filled = shard + 1, 0
+        filled += video.size_bytes
+        rows[video.id] = VideoRow(video.id, video.id, "pending", video.reason, shard, size_bytes=video.size_bytes)
+    return list(rows.values())
+
+
+def _known_rows(out: Path) -> dict[str, VideoRow]:
+    """Return the row of each video that the store knows; shards finished since the last plan count as done."""
+    rows = {row.id: row for row in read_videos(out / VIDEOS)} if (out / VIDEOS).exists() else {}
+    for shard in {row.shard for row in rows.values() if row.status == "pending"}:
+        if is_whole(out, shard):
+            rows.update({row.id: row for row in read_videos(shard_path(out, shard, VIDEOS))})
+    return rows
+
+
+def _is_to_do(row: VideoRow | None, video: FoundVideo) -> bool:
+    return row is None or (row.status == "skipped" and row.size_bytes != video.size_bytes)
+
+
+# --- the work
 
 
 def _write_pending(config: PrepareConfig, jobs: Sequence[ShardJob]) -> None:
@@ -205,53 +324,72 @@ def _progress_bar(jobs: Sequence[ShardJob]) -> Iterator[Report]:
     console = Console(stderr=True)
     columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     sizes = [row.size_bytes for job in jobs for row in job.rows]
-    with ProgressBar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=sum(sizes))
         num_videos = num_frames = 0
 
-        def report(progress: Progress) -> None:
+        def report(videos: int, frames: int, num_bytes: int) -> None:
             nonlocal num_videos, num_frames
-            num_videos += progress.num_videos
-            num_frames += progress.num_frames
+            num_videos += videos
+            num_frames += frames
             text = f"{num_videos:,} of {_count(len(sizes), 'video')}, {_count(num_frames, 'frame')}"
-            bar.update(task, advance=progress.num_bytes, description=text)
+            bar.update(task, advance=num_bytes, description=text)
 
         yield report
 
 
-def _summary(out: Path, found: Sequence[FoundVideo], num_new: int) -> PrepareSummary:
-    summary = _summary_of(read_videos(out / "videos.parquet"), out, found, num_new)
-    if summary.num_frames != count_frames(out):
-        raise UserError(f"out: {out}: videos.parquet does not fit frames.parquet; make a new store in another folder")
-    return summary
-
-
-def _summary_of(
-    rows: Sequence[VideoRow], out: Path, found: Sequence[FoundVideo], num_new: int, part: str = "", num_left: int = 0
-) -> PrepareSummary:
-    rows = sorted(rows, key=lambda row: row.id)
-    ok = [row for row in rows if row.status == "ok"]
-    sizes = {video.id: video.size_bytes for video in found}
-    return PrepareSummary(
-        store=out,
-        num_videos=len(ok),
-        num_frames=sum(row.num_frames for row in ok),
-        num_new=num_new,
-        skipped=tuple(VideoNote(row.id, row.reason) for row in rows if row.status == "skipped"),
-        partial=tuple(VideoNote(row.id, row.reason) for row in ok if row.reason),
-        changed=tuple(row.id for row in ok if sizes.get(row.id, row.size_bytes) != row.size_bytes),
-        part=part,
-        num_left=num_left,
-    )
-
-
-def _nothing_read(skipped: Sequence[VideoNote]) -> UserError:
-    lines = [f"videos: not one of {_count(len(skipped), 'file')} could be read; nothing was written"]
-    lines += [f"{video.id}: {video.reason}" for video in skipped[:REASONS_SHOWN]]
-    if len(skipped) > REASONS_SHOWN:
-        lines.append(f"and {len(skipped) - REASONS_SHOWN:,} more")
-    return UserError(*lines)
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+# --- locks and leftovers
+
+
+@contextmanager
+def _locked_store(out: Path, settings: Mapping[str, object]) -> Iterator[list[Path]]:
+    """Make and lock the store with all its parts; give the folders made for it, innermost first."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    with ExitStack() as locks:
+        locks.enter_context(locked(out, "out"))
+        for lock in sorted(out.glob(f"{LOCK_FILE}-*")):
+            locks.enter_context(locked(out, "out", lock.name))
+        _make_store(out, settings)
+        _remove_leftovers(out)
+        yield made
+
+
+@contextmanager
+def _locked_part(out: Path, settings: Mapping[str, object], part: str) -> Iterator[None]:
+    """Make the store and lock a part of it."""
+    with locked(out, "part", f"{LOCK_FILE}-{part.replace('/', '-of-')}"):
+        with _locked_by_parts(out):
+            _make_store(out, settings)
+        yield
+
+
+def _locked_by_parts(out: Path) -> AbstractContextManager[None]:
+    """Lock what all parts of a store share, for a moment; waits for other parts."""
+    return locked(out, "out", patience=LONGEST_WAIT)
+
+
+def _make_store(out: Path, settings: Mapping[str, object]) -> None:
+    # Another process may have made the store with other settings since the first check.
+    _check_store(out, settings)
+    if not (out / STORE).exists():
+        write_settings(out, settings)
+    (out / "shards").mkdir(exist_ok=True)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove half-written files of killed processes, and the locks of parts; nobody else may be writing."""
+    for leftover in (*out.glob("*.part"), *out.glob("shards/*.part"), *out.glob(f"{LOCK_FILE}-*")):
+        leftover.unlink(missing_ok=True)
+
+
+def _remove_store(out: Path, made: Sequence[Path]) -> None:
+    _remove_leftovers(out)
+    for name in (STORE, VIDEOS, FRAMES, LOCK_FILE):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "shards")
+    for folder in made:
+        folder.rmdir()

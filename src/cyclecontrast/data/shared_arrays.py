@@ -1,4 +1,4 @@
-"""Arrays that a process shares with those that it forks or spawns: however many there are, none has a copy."""
+"""Arrays that a process shares with those it forks or spawns, without copies."""
 
 import os
 from collections.abc import Mapping
@@ -6,43 +6,37 @@ from mmap import ACCESS_READ, mmap
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import DupFd
 from tempfile import TemporaryFile
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 ALIGNMENT = 64
-
-
-class _Place(NamedTuple):
-    """Where an array lies in the memory."""
-
-    kind: str
-    start: int
-    length: int
+Places = Mapping[str, tuple[str, int, int]]
+"""The dtype, the first byte and the length of each array in the memory."""
 
 
 class SharedArrays:
-    """Arrays by name, which cannot be written to, in memory that belongs to no file with a name.
+    """Read-only arrays by name, in anonymous shared memory.
 
-    A process that is being started is sent a handle of the memory; any other pickle holds the numbers.
+    A process that is being spawned receives a handle of the memory; any other pickle holds the numbers.
     """
 
-    def __init__(self, handle: int, places: Mapping[str, _Place]) -> None:
+    def __init__(self, handle: int, places: Places) -> None:
         """Map the memory behind a handle, which is closed with these arrays."""
         self._handle, self._places = handle, places
         memory = mmap(handle, 0, access=ACCESS_READ)
-        self._arrays = {
-            name: np.ndarray(place.length, place.kind, memory, place.start) for name, place in places.items()
+        self._arrays: dict[str, npt.NDArray[Any]] = {
+            name: np.ndarray(length, dtype, memory, start) for name, (dtype, start, length) in places.items()
         }
 
     @staticmethod
     def of(arrays: Mapping[str, npt.NDArray[Any]]) -> "SharedArrays":
-        """Copy arrays of one dimension into memory of their own."""
-        handle, places = _unnamed_file(), dict[str, _Place]()
+        """Copy one-dimensional arrays into shared memory."""
+        handle, places = _anonymous_file(), {}
         with open(handle, "wb", closefd=False) as file:
             for name, array in arrays.items():
-                places[name] = _Place(array.dtype.str, file.tell(), len(array))
+                places[name] = array.dtype.str, file.tell(), len(array)
                 file.write(np.ascontiguousarray(array).data)
                 file.write(bytes(ALIGNMENT - array.nbytes % ALIGNMENT))
         return SharedArrays(handle, places)
@@ -59,13 +53,13 @@ class SharedArrays:
         os.close(self._handle)
 
 
-def _received(handle: Any, places: Mapping[str, _Place]) -> SharedArrays:
+def _received(handle: Any, places: Places) -> SharedArrays:
     return SharedArrays(handle.detach(), places)
 
 
-def _unnamed_file() -> int:
+def _anonymous_file() -> int:
     try:
         return os.memfd_create("cyclecontrast")
-    except (AttributeError, OSError):  # no Linux, or none that has it
+    except (AttributeError, OSError):  # not on Linux, or on an old one
         with TemporaryFile() as file:
             return os.dup(file.fileno())

@@ -1,19 +1,18 @@
-"""The demo's own data: short videos of one persistent object each, and labeled frames of other instances.
+"""The demo's data: short videos of one persistent object each, and labeled frames of other instances.
 
-An object is a glyph: its category is the character, its instance the font, the colors and the texture. Within a
-video pose, size and light change smoothly and the scene behind is cut, while the object stays the same.
-Everything is a pure function of (seed, split, number). What it looks like is the business of scenes.py.
+An object is a glyph: its category is the character, its instance the font, the colors and the texture. Within a video
+pose, size and light change smoothly and the scene behind is cut, while the object stays the same. Everything is a pure
+function of (seed, split, number); scenes.py draws it.
 """
 
 import functools
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import av
 import cv2
@@ -23,6 +22,8 @@ from cyclecontrast.data.scenes import Frames, Instance, make_instance, render
 from cyclecontrast.errors import UserError
 
 Split = Literal["pretrain", "train", "test"]
+Item: TypeAlias = tuple[Split, int]
+"""One video: its split, and its number there."""
 
 
 class Category(NamedTuple):
@@ -53,7 +54,9 @@ FONTS = (
     *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-BoldItalic", "-Italic")),
     *("cmb10", "cmr10", "cmti10"),
 )
-"""Fonts that ship with matplotlib: whole families are kept for the test split."""
+"""Fonts that ship with matplotlib: whole families are held out for the test split."""
+QUANTIZER = 3
+"""Of the mpeg4 codec, 1 (best) to 31; mpeg4 is in every build of PyAV, H.264 is not."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,11 @@ class SyntheticSpec:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Their names, in the order of the labels."""
+        """Names of the categories, in the order of the labels."""
         return tuple(category.name for category in CATEGORIES[: self.num_categories])
 
     def problems(self) -> list[str]:
-        """One line for each value that cannot be made; empty when all is well."""
+        """Return one line for each value that is impossible."""
         lowest = {"num_categories": 2, "num_frames": 2, "size": 16}
         found = [
             f"{name} is {value}: it must be at least {lowest.get(name, 1)}"
@@ -85,36 +88,40 @@ class SyntheticSpec:
         if self.num_categories > len(CATEGORIES):
             found.append(f"num_categories is {self.num_categories}: there are {len(CATEGORIES)} characters")
         if self.size % 2:
-            found.append(f"size is {self.size}: it must be even, as video codecs ask")
+            found.append(f"size is {self.size}: it must be even, as video codecs need")
         if self.num_labeled_frames > self.num_frames:
             found.append(f"num_labeled_frames is {self.num_labeled_frames}: a video has num_frames, {self.num_frames}")
         return found
 
+    def items(self) -> list[Item]:
+        """Return all videos: the unlabeled ones, then those to train and to test on, balanced by category."""
+        labeled = (self.num_train_per_category * self.num_categories, self.num_test_per_category * self.num_categories)
+        counts = zip(get_args(Split), (self.num_videos, *labeled), strict=True)
+        return [(split, number) for split, count in counts for number in range(count)]
+
 
 @dataclass(frozen=True)
 class SyntheticVideos:
-    """Where the set lies and how much of it there is."""
+    """Where the data are, and how many of them there are.
+
+    `videos` is a folder of unlabeled mp4 files, `labeled` the root of a frame tree with
+    frames/<category>/<instance>/<frame>.jpg, train.txt, test.txt and classes.txt; `num_labeled_images` counts the
+    frames of train and test together.
+    """
 
     videos: Path
-    """Folder of mp4 files, unlabeled."""
     labeled: Path
-    """Root of a frame tree: frames/<category>/<instance>/<frame>.jpg, train.txt, test.txt, classes.txt."""
     categories: tuple[str, ...]
     num_videos: int
     num_train: int
     num_test: int
     num_labeled_images: int
-    """Frames in train and test together."""
-
-
-QUANTIZER = 3
-"""Of the mpeg4 codec, 1 (best) to 31; mpeg4 is in every build of PyAV, H.264 is not."""
 
 
 def make_videos(root: Path, spec: SyntheticSpec, seed: int, workers: int | None = None) -> SyntheticVideos:
     """Write `root`/videos and `root`/labeled; the folder appears only when all of it is made.
 
-    workers: processes, 0 for none; by default the number of cores. Raises UserError for an impossible spec or a
+    `workers`: processes, 0 for none; by default the number of cores. Raises UserError for an impossible spec or a
     folder that is in use.
     """
     problems = spec.problems()
@@ -127,61 +134,61 @@ def make_videos(root: Path, spec: SyntheticSpec, seed: int, workers: int | None 
         made = Path(parent, "made")
         made.mkdir()
         _write_lists(made / "labeled", spec)
-        _write_all(functools.partial(_write, made, spec, seed), _items(spec), workers)
+        _write_all(made, spec, seed, (os.cpu_count() or 1) if workers is None else workers)
         if root.exists():
             root.rmdir()
         made.replace(root)
-    return _summary(root, spec)
+    num_train, num_test = (
+        number * spec.num_categories for number in (spec.num_train_per_category, spec.num_test_per_category)
+    )
+    num_labeled = (num_train + num_test) * spec.num_labeled_frames
+    where = root / "videos", root / "labeled"
+    return SyntheticVideos(*where, spec.categories, spec.num_videos, num_train, num_test, num_labeled)
 
 
 def draw_instance(spec: SyntheticSpec, seed: int, split: Split, number: int) -> Instance:
-    """The object and the scenes of one video."""
-    return _draw(spec, seed, split, number, _generator(seed, split, number))
+    """Return the object and the scenes of one video."""
+    return _draw(spec, seed, split, number)[0]
 
 
 def render_frames(spec: SyntheticSpec, seed: int, split: Split, number: int) -> Frames:
-    """One video before encoding: RGB, (num_frames, size, size, 3)."""
-    rng = _generator(seed, split, number)
-    return render(rng, _draw(spec, seed, split, number, rng), spec.num_frames, spec.size)
+    """Return one video before encoding: RGB, (num_frames, size, size, 3)."""
+    instance, rng = _draw(spec, seed, split, number)
+    return render(rng, instance, spec.num_frames, spec.size)
 
 
-def _draw(spec: SyntheticSpec, seed: int, split: Split, number: int, rng: np.random.Generator) -> Instance:
+def _draw(spec: SyntheticSpec, seed: int, split: Split, number: int) -> tuple[Instance, np.random.Generator]:
+    """Return an instance, and its generator for the rendering."""
+    rng = np.random.default_rng([seed, get_args(Split).index(split), number])
     character = CATEGORIES[_category(spec, seed, split, number)].character
-    return make_instance(rng, character, TEST_FONTS if split == "test" else FONTS)
+    return make_instance(rng, character, TEST_FONTS if split == "test" else FONTS), rng
 
 
-class _Item(NamedTuple):
-    split: Split
-    number: int
+def _category(spec: SyntheticSpec, seed: int, split: Split, number: int) -> int:
+    """Return a category: balanced, and for the unlabeled videos shuffled within each round of all categories."""
+    rounds, place = divmod(number, spec.num_categories)
+    if split != "pretrain":
+        return place
+    order = np.random.default_rng([seed, len(get_args(Split)), rounds]).permutation(spec.num_categories)
+    return int(order[place])
 
 
-def _items(spec: SyntheticSpec) -> list[_Item]:
-    counts = (
-        spec.num_videos,
-        spec.num_train_per_category * spec.num_categories,
-        spec.num_test_per_category * spec.num_categories,
-    )
-    return [
-        _Item(split, number) for split, count in zip(get_args(Split), counts, strict=True) for number in range(count)
-    ]
-
-
-def _write_all(write: Callable[[_Item], None], items: list[_Item], workers: int | None) -> None:
-    num_workers = (os.cpu_count() or 1) if workers is None else workers
+def _write_all(root: Path, spec: SyntheticSpec, seed: int, num_workers: int) -> None:
+    write, items = functools.partial(_write, root, spec, seed), spec.items()
     if num_workers == 0:
         for item in items:
             write(item)
         return
-    # spawn: forking a process that has run torch or OpenCV threads can hang
+    # Forking a process that has run threads of torch or OpenCV can hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
         list(pool.map(write, items, chunksize=16))
 
 
-def _write(root: Path, spec: SyntheticSpec, seed: int, item: _Item) -> None:
-    frames = render_frames(spec, seed, item.split, item.number)
-    if item.split == "pretrain":
-        path = root / "videos" / f"{item.number:04d}.mp4"
+def _write(root: Path, spec: SyntheticSpec, seed: int, item: Item) -> None:
+    frames = render_frames(spec, seed, *item)
+    if item[0] == "pretrain":
+        path = root / "videos" / f"{item[1]:04d}.mp4"
         path.parent.mkdir(exist_ok=True)
         _encode(path, frames, spec.fps)
         return
@@ -210,41 +217,12 @@ def _write_lists(labeled: Path, spec: SyntheticSpec) -> None:
     classes = [f"{label} {name}\n" for label, name in enumerate(spec.categories)]
     (labeled / "classes.txt").write_text("".join(classes))
     for split in ("train", "test"):
-        lines = sorted(
-            f"{_instance_id(spec, item)} {item.number % spec.num_categories}\n"
-            for item in _items(spec)
-            if item.split == split
-        )
+        items = [item for item in spec.items() if item[0] == split]
+        lines = sorted(f"{_instance_id(spec, item)} {item[1] % spec.num_categories}\n" for item in items)
         (labeled / f"{split}.txt").write_text("".join(lines))
 
 
-def _instance_id(spec: SyntheticSpec, item: _Item) -> str:
-    index, label = divmod(item.number, spec.num_categories)
-    return f"{spec.categories[label]}/{item.split}_{index:05d}"
-
-
-def _summary(root: Path, spec: SyntheticSpec) -> SyntheticVideos:
-    num_train = spec.num_train_per_category * spec.num_categories
-    num_test = spec.num_test_per_category * spec.num_categories
-    return SyntheticVideos(
-        videos=root / "videos",
-        labeled=root / "labeled",
-        categories=spec.categories,
-        num_videos=spec.num_videos,
-        num_train=num_train,
-        num_test=num_test,
-        num_labeled_images=(num_train + num_test) * spec.num_labeled_frames,
-    )
-
-
-def _generator(seed: int, split: Split, number: int) -> np.random.Generator:
-    return np.random.default_rng([seed, get_args(Split).index(split), number])
-
-
-def _category(spec: SyntheticSpec, seed: int, split: Split, number: int) -> int:
-    """Balanced, and for the unlabeled videos shuffled within each round, so that numbers tell nothing."""
-    rounds, place = divmod(number, spec.num_categories)
-    if split != "pretrain":
-        return place
-    order = np.random.default_rng([seed, len(get_args(Split)), rounds]).permutation(spec.num_categories)
-    return int(order[place])
+def _instance_id(spec: SyntheticSpec, item: Item) -> str:
+    split, number = item
+    index, label = divmod(number, spec.num_categories)
+    return f"{spec.categories[label]}/{split}_{index:05d}"

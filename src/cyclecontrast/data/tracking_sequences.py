@@ -1,37 +1,55 @@
-"""Sequences of images with a box around one target: what trackers run on, and what their heads are trained on.
+"""Sequences of images with a box around one target, to run trackers on and to train their heads: OTB and GOT-10k.
 
-Where the files of a data set lie, and what is odd about them, is known to otb.py and got10k.py only.
+OTB-2015 has 98 folders that are 100 sequences, named as by the GOT-10k toolkit: Jogging.1, Jogging.2, Human4. GOT-10k
+has <split>/list.txt with the names of folders, each with images, boxes and labels of visibility; boxes that lie outside
+of the image or have no size while the target is absent are kept as annotated.
 """
 
+import dataclasses
 import hashlib
 import math
 import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from cyclecontrast.data.folder_walk import natural_order
-from cyclecontrast.data.image_folders import IMAGE_SUFFIXES
+from cyclecontrast.data.folders import is_image, natural_order
 from cyclecontrast.data.images import Pixels, load_image
-from cyclecontrast.data.labels.text_lines import read_text
-from cyclecontrast.errors import UserError
+from cyclecontrast.data.text_lines import leads_out, raise_problems, read_lines, read_text
+from cyclecontrast.errors import UserError, attempt
 
 Boxes = npt.NDArray[np.float64]
 """Corner and size of boxes in pixels as annotated, the first pixel being 1: x, y, w, h (num_boxes, 4)."""
+Layout: TypeAlias = Literal["otb", "got10k"]
+Got10kSplit: TypeAlias = Literal["train", "val", "test"]
+
+OTB_ANNOTATED = {
+    "david": (300, 770),
+    "football1": (1, 74),
+    "freeman3": (1, 460),
+    "freeman4": (1, 283),
+    "diving": (1, 215),
+}
+"""First and last number of the images that have boxes, where a folder of OTB holds more of them."""
+TIGER1_START = 6
+"""Number of the image at which the authors' code begins Tiger1; the GOT-10k toolkit begins at 1."""
+MOST_COVER = 8
+"""GOT-10k's label of a target that is fully visible."""
 
 
 @dataclass(frozen=True)
 class Sequence:
     """One target in the frames of one folder.
 
-    `boxes` has a row per frame, or the first alone where no other is annotated. `cover` (num_frames,) says how much
-    of the target is visible, 0 to 8, and `absent` (num_frames,) whether it is gone; None where nobody annotated it.
+    `boxes` has a row per frame, or the first alone where no other is annotated. `cover` (num_frames,) is how much of
+    the target is visible, 0 to 8, and `absent` (num_frames,) whether it is gone; None where this is not annotated.
     """
 
     name: str
@@ -59,7 +77,7 @@ class Sequences:
     """The sequences of a data set that can be used, and one line for each that cannot."""
 
     root: Path
-    layout: Literal["otb", "got10k"]
+    layout: Layout
     sequences: tuple[Sequence, ...]
     problems: tuple[str, ...] = ()
 
@@ -68,46 +86,48 @@ class Sequences:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name of the content: names, annotations, and each image's name and size in bytes; 16 hex digits."""
+        """Identifier of the content: names, annotations, and each image's name and size in bytes; 16 hex digits."""
         digest = hashlib.sha256(self.layout.encode())
         for sequence in self.sequences:
             names = "\n".join(["", sequence.name, *sequence.files, ""])
             digest.update(names.encode(errors="surrogateescape"))
-            for column in (sequence.boxes, sequence.cover, sequence.absent, _file_sizes(sequence)):
+            try:
+                sizes = np.array([os.stat(path).st_size for path in sequence.images], np.int64)
+            except OSError as error:
+                raise UserError(f"{error.filename}: {error.strerror}") from error
+            for column in (sequence.boxes, sequence.cover, sequence.absent, sizes):
                 digest.update(b"none" if column is None else column.tobytes())
         return digest.hexdigest()[:16]
 
 
-def usable(root: Path, layout: Literal["otb", "got10k"], found: Iterable[Sequence | UserError]) -> Sequences:
-    """Collect the sequences that can be used; raises UserError where there is none."""
+def _collect(root: Path, layout: Layout, readers: Iterable[Callable[[], Sequence]]) -> Sequences:
+    """Read the sequences that can be used; raises UserError where there is none."""
     sequences: list[Sequence] = []
     problems: list[str] = []
-    for item in found:
-        if isinstance(item, UserError):
-            problems += item.problems
-        elif item.name != item.name.encode(errors="replace").decode():
-            problems.append(f"{item.folder}: the name is not UTF-8; rename it")
-        else:
-            sequences.append(item)
+    for read in readers:
+        sequence = attempt(read, problems)
+        if sequence is not None and sequence.name != sequence.name.encode(errors="replace").decode():
+            problems.append(f"{sequence.folder}: the name is not UTF-8; rename it")
+        elif sequence is not None:
+            sequences.append(sequence)
     if not sequences:
         raise UserError(*(problems or [f"{root}: holds no sequences"]))
     return Sequences(root, layout, tuple(sequences), tuple(problems))
 
 
-def images_in(folder: Path) -> tuple[str, ...]:
-    """Return the names of the images in a folder in their natural order, one of each stem: 0001.jpg before 0001.png.
+# --- what both layouts have in common
+
+
+def _images_in(folder: Path) -> tuple[str, ...]:
+    """Return the names of the images in a folder in natural order, one of each stem: 0001.jpg before 0001.png.
 
     Raises UserError where there are none.
     """
-    by_stem: dict[str, str] = {}
     names = sorted(os.listdir(folder), reverse=True) if folder.is_dir() else []
-    for name in names:
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-            by_stem[stem] = name
+    by_stem = {os.path.splitext(name)[0]: name for name in names if is_image(name)}
     if not by_stem:
         raise UserError(f"{folder}: {'holds no images' if folder.is_dir() else 'no such folder of images'}")
-    # All sequences share their files' names: a million of them cost no more than one sequence's.
+    # All sequences share the names of their files: those of a million frames take no more than those of one sequence.
     return tuple(sys.intern(name) for name in sorted(by_stem.values(), key=natural_order))
 
 
@@ -119,18 +139,17 @@ def read_rows(path: Path, columns: int) -> Boxes:
 
 
 def _numbers(line: str, where: str, columns: int) -> list[float]:
-    words = line.replace(",", " ").split()
     try:
-        numbers = [float(word) for word in words]
+        numbers = [float(word) for word in line.replace(",", " ").split()]
     except ValueError:
         numbers = []
     if len(numbers) != columns or not all(map(math.isfinite, numbers)):
         expected = "x, y, width and height in numbers" if columns == 4 else "one number"
-        raise UserError(f"{where}: {line.strip()[:80]!r} is not {expected}; mend the line")
+        raise UserError(f"{where}: {line.strip()[:80]!r} is not {expected}; fix the line")
     return numbers
 
 
-def check_boxes(path: Path, num_images: int, boxes: Boxes) -> None:
+def _check_boxes(path: Path, num_images: int, boxes: Boxes) -> None:
     """Raise UserError where boxes and images do not belong together, or there is nothing to track from the first."""
     if len(boxes) != num_images:
         raise UserError(f"{path}: {len(boxes)} boxes for {num_images} images; each image needs one")
@@ -140,7 +159,7 @@ def check_boxes(path: Path, num_images: int, boxes: Boxes) -> None:
 
 
 def check_in_image(where: str, box: Boxes, image: Pixels) -> None:
-    """Raise UserError where a box (4,) shows nothing of this image, or is more than twice as large as all of it."""
+    """Raise UserError where a box (4,) lies outside of this image, or is more than twice as large."""
     height, width = image.shape[:2]
     x, y, w, h = box
     touches = x - 1 < width and y - 1 < height and x - 1 + w > 0 and y - 1 + h > 0
@@ -149,8 +168,108 @@ def check_in_image(where: str, box: Boxes, image: Pixels) -> None:
         raise UserError(f"{where}: the box {x:g},{y:g},{w:g},{h:g} {what} the image of {width} x {height} pixels")
 
 
-def _file_sizes(sequence: Sequence) -> npt.NDArray[np.int64]:
+# --- OTB
+
+
+def open_otb(root: str | Path) -> Sequences:
+    """Read all sequences below the root, in order of their names; raises UserError where there is none."""
+    folders = [path for path in sorted(Path(root).iterdir()) if path.is_dir() and _is_otb_sequence(path)]
+    if not folders:
+        raise UserError(
+            f"{root}: holds no sequences; an OTB root has <Sequence>/img and <Sequence>/groundtruth_rect.txt, "
+            "a GOT-10k root has <split>/list.txt"
+        )
+    return _collect(Path(root), "otb", (read for folder in folders for read in _otb_readers(folder)))
+
+
+def from_official_start(sequence: Sequence) -> Sequence:
+    """Return Tiger1 with the 349 frames that the authors' code tracks, any other sequence as it is."""
+    first = next((at for at, name in enumerate(sequence.files) if _number(name) >= TIGER1_START), 0)
+    if sequence.name.lower() != "tiger1" or first == 0:
+        return sequence
+    return dataclasses.replace(sequence, files=sequence.files[first:], boxes=sequence.boxes[first:])
+
+
+def _is_otb_sequence(folder: Path) -> bool:
+    if folder.name.startswith("."):
+        return False
+    return any(folder.glob("groundtruth_rect*.txt")) or any((folder / name).is_dir() for name in ("img", "jpg"))
+
+
+def _otb_readers(folder: Path) -> Iterator[Callable[[], Sequence]]:
+    """Yield a reader of a sequence for each file of boxes that is not empty."""
+    paths = sorted(folder.glob("groundtruth_rect*.txt"))
+    filled = [path for path in paths if not _is_empty(path)]
+    numbered = [path for path in filled if path.name != "groundtruth_rect.txt"]
+    targets = numbered if len(numbered) > 1 else filled[:1] or paths[:1] or [folder / "groundtruth_rect.txt"]
+    for number, path in enumerate(targets, 1):
+        yield partial(_read_otb, folder, path, f"{folder.name}.{number}" if len(targets) > 1 else folder.name)
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file is blank; one that cannot be read is reported when its boxes are read."""
     try:
-        return np.array([os.stat(path).st_size for path in sequence.images], np.int64)
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from error
+        return not read_text(path, "replace").strip()
+    except UserError:
+        return False
+
+
+def _read_otb(folder: Path, path: Path, name: str) -> Sequence:
+    if not os.path.lexists(path) or _is_empty(path):
+        what = "is empty" if os.path.lexists(path) else "no such file"
+        raise UserError(f"{folder / 'groundtruth_rect.txt'}: {what}; it has a line x,y,w,h for each image")
+    images = next((folder / inside for inside in ("img", "jpg") if (folder / inside).is_dir()), folder / "img")
+    files, boxes = _images_in(images), read_rows(path, 4)
+    if len(files) != len(boxes) and folder.name.lower() in OTB_ANNOTATED:
+        first, last = OTB_ANNOTATED[folder.name.lower()]
+        files = tuple(file for file in files if first <= _number(file) <= last)
+    _check_boxes(path, len(files), boxes)
+    return Sequence(name, images, files, boxes)
+
+
+def _number(name: str) -> int:
+    digits = re.match(r"\d+", name)
+    return int(digits[0]) if digits else 0
+
+
+# --- GOT-10k
+
+
+def open_got10k(root: str | Path, split: Got10kSplit) -> Sequences:
+    """Read the sequences of a split, in the order of its list; raises UserError where there is none."""
+    folder = Path(root) / split
+    path = folder / "list.txt"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; it names the sequences of GOT-10k's {split}, one folder a line")
+    problems: list[str] = []
+    names = [name for line in read_lines(path, problems) for name in line.text.split()]
+    raise_problems(problems)
+    if not names:
+        raise UserError(f"{path}: names no sequence; one folder of {folder} belongs on each line")
+    return _collect(Path(root), "got10k", (partial(_read_got10k, folder, name, split) for name in dict.fromkeys(names)))
+
+
+def _read_got10k(root: Path, name: str, split: Got10kSplit) -> Sequence:
+    if leads_out(name):
+        raise UserError(f"{root / 'list.txt'}: {name!r} leads out of {root}; name a folder below it")
+    folder = root / name
+    if not os.path.isdir(folder):  # Path.is_dir raises where the name is too long
+        raise UserError(f"{folder}: no such folder, but list.txt names it")
+    files, path = _images_in(folder), folder / "groundtruth.txt"
+    boxes = read_rows(path, 4)
+    only_first = split == "test" and len(boxes) == 1
+    _check_boxes(path, 1 if only_first else len(files), boxes)
+    cover = _read_labels(folder / "cover.label", len(files), MOST_COVER)
+    absent = _read_labels(folder / "absence.label", len(files), 1)
+    return Sequence(folder.name, folder, files, boxes, cover, None if absent is None else absent.astype(np.bool_))
+
+
+def _read_labels(path: Path, num_images: int, highest: int) -> npt.NDArray[np.int64] | None:
+    if not path.exists():
+        return None
+    labels = read_rows(path, 1)[:, 0]
+    if len(labels) != num_images:
+        raise UserError(f"{path}: {len(labels)} labels for {num_images} images; each image needs one")
+    if not np.isin(labels, range(highest + 1)).all():
+        raise UserError(f"{path}: holds other labels than the whole numbers from 0 to {highest}; fix it")
+    return labels.astype(np.int64)

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from cyclecontrast.config import ActionConfig
 from cyclecontrast.data.augment import Recipe, apply_view, draw_view
-from cyclecontrast.data.clip_sampling import ClipShape, random_clip, spread_clips
-from cyclecontrast.data.clips import measure, read_frames
+from cyclecontrast.data.clips import ClipShape, measure, random_clip, read_frames, spread_clips
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.data.random_streams import FRAMES, ORDER, QUERY, random_stream

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cyclecontrast.config import ActionConfig, ClassifyConfig, EmbedConfig, RetrievalConfig
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.distributed import World, gather_objects, joined_command
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.image_batches import (

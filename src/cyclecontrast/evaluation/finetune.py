@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cyclecontrast.config import FinetuneConfig
 from cyclecontrast.config.types import is_user_defined
-from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import ClassificationProtocol, doubts, not_learned, not_tested
 from cyclecontrast.evaluation.embed import Loading

@@ -11,9 +11,9 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels, resize_short_side
 from cyclecontrast.data.loader import CHECK_SECONDS, HANG_SECONDS, begin_worker, received
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.metrics import Integers
 

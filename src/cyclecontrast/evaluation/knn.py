@@ -1,7 +1,7 @@
 """The protocol `knn`: weighted votes of the most similar training items; nothing is trained."""
 
 from cyclecontrast.config import KnnConfig
-from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.evaluation.classification import ClassificationProtocol, not_learned, not_tested
 from cyclecontrast.evaluation.metrics import nearest_neighbors, vote
 from cyclecontrast.evaluation.protocol import Predictions

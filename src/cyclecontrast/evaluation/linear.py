@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from cyclecontrast.config import LinearConfig
-from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.distributed import runs_alone
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import ClassificationProtocol, Items, doubts, not_learned, not_tested

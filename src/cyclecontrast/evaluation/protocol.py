@@ -101,9 +101,8 @@ def find_protocol(protocol: str | type[Protocol[Any, Any]]) -> type[Protocol[Any
     """Return a protocol's class by its name, or check a class of the user's; raises UserError."""
     if isinstance(protocol, str):
         if protocol not in PROTOCOL_CONFIGS:
-            raise UserError(
-                f"protocol {protocol!r} is none of {', '.join(PROTOCOL_CONFIGS)}{did_you_mean(protocol, PROTOCOL_CONFIGS)}"
-            )
+            hint = did_you_mean(protocol, PROTOCOL_CONFIGS)
+            raise UserError(f"unknown protocol {protocol!r}{hint}; known: {', '.join(PROTOCOL_CONFIGS)}")
         return _built_in(protocol)
     if not (isinstance(protocol, type) and issubclass(protocol, Protocol)):
         raise UserError("protocol: neither a name nor a subclass of cyclecontrast.evaluation.protocol.Protocol")

@@ -23,7 +23,7 @@ from torch import Tensor
 from cyclecontrast.config import RetrievalConfig
 from cyclecontrast.data.clips import measure, read_frames
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.labeled import Numbers
+from cyclecontrast.data.labeled_images import Numbers
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import not_tested

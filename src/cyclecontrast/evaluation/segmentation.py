@@ -14,10 +14,9 @@ import torch
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.labels.text_lines import raise_problems
+from cyclecontrast.data.mask_layouts import IGNORE
 from cyclecontrast.data.masked_images import MaskedImages, MaskedSplit
-from cyclecontrast.data.masks.codes import IGNORE
-from cyclecontrast.data.masks.layouts import Asked
+from cyclecontrast.data.text_lines import raise_problems
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import doubts
 from cyclecontrast.evaluation.embed import exact_convolutions
@@ -54,8 +53,8 @@ class Segmentation(Protocol[SegmentationConfig, MaskedImages]):
 
     def open(self) -> MaskedImages:
         """Read the lists and folders of the data; raises UserError."""
-        asked = Asked(self.config.num_classes, self.config.ignore_label, self.config.train_list)
-        return MaskedImages.open(self.config.data, asked)
+        config = self.config
+        return MaskedImages.open(config.data, config.num_classes, config.ignore_label, config.train_list)
 
     def describe(self, data: MaskedImages) -> DataInfo:
         """Count the images of both splits."""

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cyclecontrast.config.types import USER_PREFIX, is_user_defined
+from cyclecontrast.config.types import RESNET, USER_PREFIX, is_user_defined
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
-from cyclecontrast.models.backbone import NAME, Backbone, ResNet, make_backbone, pooled
+from cyclecontrast.models.backbone import Backbone, ResNet, make_backbone, pooled
 from cyclecontrast.models.checkpoint import BACKBONE_FILE, save_backbone
 
 Renaming: TypeAlias = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
@@ -63,7 +63,7 @@ def resnet_shape(backbone: Backbone) -> ResNetShape | None:
     if name.startswith("timm:"):
         name = name.removeprefix("timm:").partition(".")[0]
         return ResNetShape(int(name.removeprefix("resnet")), 64, False) if name in PLAIN_TIMM_RESNETS else None
-    match = NAME.fullmatch(name)
+    match = RESNET.fullmatch(name)
     return ResNetShape(int(match[1]), int(match[3] or 64), match[2] is not None) if match else None
 
 

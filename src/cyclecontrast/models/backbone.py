@@ -1,9 +1,8 @@
-"""Image → representation: ResNets whose weights carry torchvision's names, and any network of timm.
+"""Backbones: ResNets whose weights have the names of torchvision, and any network of timm.
 
-A backbone knows how its input is normalised; it knows nothing of projectors, losses or files.
+A backbone knows how its input is normalised. It knows nothing of projectors, losses or files.
 """
 
-import re
 from collections import OrderedDict
 from functools import lru_cache
 from typing import Any
@@ -11,19 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cyclecontrast.config.types import is_user_defined
-from cyclecontrast.errors import UserError
+from cyclecontrast.config.types import RESNET, is_user_defined
+from cyclecontrast.errors import UserError, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-NAME = re.compile(r"resnet(10|18|34|50)(-small)?(?:-w([1-9][0-9]{0,2}))?")
 BLOCKS = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3)}
 CRASHING_CHANNELS = 8
-"""So few channels crash oneDNN in the backward pass of a strided 1x1 convolution; its input is sampled instead."""
+"""With so few channels the backward pass of a strided 1x1 convolution crashes in oneDNN: sample its input instead."""
 
 
 class Backbone(nn.Module):
-    """A network without its classifier, and what its user must know to feed it."""
+    """A network without its classifier, and how its input is sized and normalised."""
 
     def __init__(self, network: nn.Module, name: str, dim: int, image_size: int = 224) -> None:
         super().__init__()
@@ -36,38 +34,38 @@ class Backbone(nn.Module):
         self.source = "random weights"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (batch, 3, h, w) → representations (batch, dim)."""
+        """Encode normalised images (batch, 3, h, w) as representations (batch, dim)."""
         return pooled(self.network(images))
 
     def feature_map(self, images: Tensor, stage: int) -> Tensor:
-        """Normalised images → the output of stage 1 to 4 (batch, channels, h, w).
+        """Encode normalised images as the output of stage 1 to 4 (batch, channels, h, w).
 
-        The map that a network of the user's gives is that of stage 4; raises UserError where it has none.
+        The map that a user's own network returns is that of stage 4. Raises UserError if it returns none.
         """
         if stage not in (1, 2, 3, 4):
             raise ValueError(f"stage {stage}: a backbone has stages 1 to 4")
         if is_user_defined(self.name):
-            return self._own_map(images, stage)
+            return self._user_map(images, stage)
         if isinstance(self.network, ResNet):
             return self.network.stage(images, stage)
         maps = self.network.forward_intermediates(images, indices=4, intermediates_only=True)  # type: ignore[operator]
         return maps[stage - 1]  # type: ignore[no-any-return]
 
-    def _own_map(self, images: Tensor, stage: int) -> Tensor:
+    def _user_map(self, images: Tensor, stage: int) -> Tensor:
         found: Tensor = self.network(images)
         if stage != 4 or found.ndim != 4:
-            what = "a map of its last stage only" if found.ndim == 4 else "vectors only, no map"
-            raise UserError(f"{self.name} gives {what}; this asks for the map of stage {stage}")
+            what = "only the map of its last stage" if found.ndim == 4 else "only vectors"
+            raise UserError(f"{self.name} returns {what}, but the map of stage {stage} is needed")
         return found
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels uint8 (batch, 3, h, w) → what `forward` takes, on the same device."""
+        """Normalise pixels uint8 (batch, 3, h, w) for `forward`, on the same device."""
         mean, std = _constants(self.mean, self.std, pixels.device)
         return (pixels.float() / 255 - mean) / std
 
 
 def pooled(features: Tensor) -> Tensor:
-    """Return vectors (batch, dim) as they are, and a map (batch, dim, h, w) averaged over its places."""
+    """Return vectors (batch, dim) unchanged, and a map (batch, dim, h, w) averaged over positions."""
     return features.mean(dim=(2, 3)) if features.ndim == 4 else features
 
 
@@ -81,7 +79,7 @@ class Pooled(nn.Module):
 
 @lru_cache
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Keep the normalisation on the device: copying it there in every step would make the host wait."""
+    """Return mean and std on a device; cached, because copying them in every step would make the host wait."""
     return torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)
 
 
@@ -133,7 +131,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet without classifier; `small` has a 3x3 stem of stride 1 and no max-pool, for images below 64 px."""
+    """ResNet without classifier. `small` has a 3x3 stem of stride 1 and no max-pool, for images below 64 px."""
 
     def __init__(
         self, block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, ...], width: int, small: bool
@@ -162,22 +160,22 @@ class ResNet(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the last stage averaged over places (batch, dim)."""
+        """Return the last stage averaged over positions (batch, dim)."""
         return self.avgpool(self.stage(x, 4)).flatten(1)  # type: ignore[no-any-return]
 
 
 def make_backbone(name: str, seed: int = 0, image_size: int = 224) -> Backbone:
-    """Build a backbone with random weights, in training mode; raises UserError for a name that does not exist."""
+    """Build a backbone with random weights, in training mode. Raises UserError for an unknown name."""
     with torch.random.fork_rng(devices=()):
-        # torch.manual_seed would seed the GPUs too, which this block does not put back.
+        # torch.manual_seed would also seed the GPUs, which this block does not restore.
         torch.default_generator.manual_seed(seed)
         if name.startswith("timm:"):
             return _make_timm(name, pretrained=False)
-        match = NAME.fullmatch(name)
+        match = RESNET.fullmatch(name)
         if match is None:
             raise UserError(
-                f"backbone {name!r} is unknown; name resnet10, resnet18, resnet34 or resnet50, "
-                "with -small or -w<width> behind it (resnet18-small-w32), or timm:<name>"
+                f"unknown backbone {name!r}; name resnet10, resnet18, resnet34 or resnet50, with -small or -w<width> "
+                "(resnet18-small-w32), or timm:<name>"
             )
         depth, small, width = match[1], match[2] is not None, int(match[3] or 64)
         block = Bottleneck if depth == "50" else BasicBlock
@@ -186,20 +184,21 @@ def make_backbone(name: str, seed: int = 0, image_size: int = 224) -> Backbone:
 
 
 def load_timm(name: str) -> Backbone:
-    """Load `timm:<name>` with the weights that timm publishes for it; raises UserError."""
+    """Load `timm:<name>` with the published weights. Raises UserError."""
     return _make_timm(name, pretrained=True)
 
 
 def _make_timm(name: str, pretrained: bool) -> Backbone:
     timm = _import_timm()
+    short = name.removeprefix("timm:")
+    if not timm.is_model(short):  # for other names timm would ask a server or a folder what to build
+        raise UserError(f"{name}: timm has no such network{did_you_mean(short, timm.list_models())}")
     try:
-        if not timm.is_model(name.removeprefix("timm:")):
-            # The other names that timm takes make it ask a server, or a folder, what to build.
-            raise ValueError("it has no network of this name")
-        network = timm.create_model(name.removeprefix("timm:"), pretrained=pretrained, num_classes=0)
-    except Exception as error:  # timm raises many kinds for a wrong name or an absent download
+        network = timm.create_model(short, pretrained=pretrained, num_classes=0)
+    except Exception as error:  # timm raises many types, most of them for a failed download
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name}: timm cannot make it ({reason}); `timm.list_models()` names all") from error
+        what = "could not download its weights (offline?)" if pretrained else "timm cannot build it"
+        raise UserError(f"{name}: {what}: {reason}") from error
     data: dict[str, Any] = timm.data.resolve_model_data_config(network)
     dim = getattr(network, "head_hidden_size", network.num_features)
     backbone = Backbone(network, name, dim, data["input_size"][-1])
@@ -209,7 +208,7 @@ def _make_timm(name: str, pretrained: bool) -> Backbone:
 
 
 def _import_timm() -> Any:
-    """Import timm, mending a torchvision whose compiled operators want CUDA where PyTorch has none."""
+    """Import timm, with a torchvision whose compiled operators may need CUDA although PyTorch has none."""
     try:
         return guarded_torchvision() and __import__("timm")
     except ImportError as error:
@@ -220,7 +219,7 @@ _torchvision_operators: list[Any] = []
 
 
 def guarded_torchvision() -> Any:
-    """Import torchvision; where the plain import fails for its missing operators, declare them and try again."""
+    """Import torchvision; if the import fails because its operators are missing, declare them and try again."""
     try:
         return __import__("torchvision")
     except RuntimeError as error:
@@ -246,6 +245,6 @@ def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential | N
 
 
 def _initialise(module: nn.Module) -> None:
-    # Where nothing is to be drawn, to ask for it would cost two seconds of imports.
+    # On the meta device nothing is drawn, and kaiming_normal_ would cost two seconds of imports.
     if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

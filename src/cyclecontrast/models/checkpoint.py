@@ -1,8 +1,8 @@
-"""Files ↔ backbones: everything that `MODEL` may name on the command line.
+"""Read every file or name that MODEL may be as a backbone, and write backbones.
 
-Files are read as safetensors or with `weights_only=True`, so none can execute code, and none makes a network larger
-than the weights that it holds. A key that the backbone needs and the file lacks is an error: nothing is ever silently
-random.
+A file is read as safetensors or with `weights_only=True`, so it cannot run code, and it cannot make a network larger
+than the weights that it holds. A key that the backbone needs and the file lacks is an error: no weight is ever random
+unless random weights are requested.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from cyclecontrast.config.types import Count, Positive, is_user_defined
+from cyclecontrast.config.types import MODEL, Count, Positive, is_user_defined
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.models.backbone import BLOCKS, Backbone, ResNet, load_timm, make_backbone
@@ -29,20 +29,21 @@ BACKBONE_FILE = "backbone.safetensors"
 BACKBONE_FORMAT = "cyclecontrast-backbone"
 HEADS = ("fc.", "q_cycle_fc.", "k_cycle_fc.", "head.", "classifier.")
 FIRST_BLOCK = "layer1.0.conv1.weight"
-PREFERRED = ("encoder_q.", "base_encoder.", "online", "student")
-MOST_IMAGE_SIZE = 8192
-REMEDY = "copy or export it again, or if it is a run's: cyclecontrast pretrain --resume RUN writes it anew"
+QUERY_ENCODERS = ("encoder_q.", "base_encoder.", "online", "student")
+"""Parts of the prefix of the encoder to use, in files that hold several."""
+MAX_IMAGE_SIZE = 8192
+REMEDY = "copy or export it again; for a file of a run, cyclecontrast pretrain --resume RUN writes it again"
 
 Weights = dict[str, Tensor]
 
 
 class Architecture(NamedTuple):
-    """What must be known beside the weights, written into the file and beside it."""
+    """What else a backbone needs; written into the file and into a .json file beside it."""
 
     format: str
     name: str
     dim: Count
-    image_size: Annotated[Count, Field(le=MOST_IMAGE_SIZE)]
+    image_size: Annotated[Count, Field(le=MAX_IMAGE_SIZE)]
     mean: tuple[float, float, float]
     std: tuple[Positive, Positive, Positive]
     source: str
@@ -51,34 +52,31 @@ class Architecture(NamedTuple):
 
     @property
     def checksum(self) -> str:
-        """The checksum of all the rest."""
+        """The checksum of the other fields."""
         return hashlib.sha256(json.dumps(self._replace(sha256="")).encode()).hexdigest()
 
 
 def load_backbone(model: str | Path, seed: int = 0, network: nn.Module | None = None) -> Backbone:
-    """Load a backbone in evaluation mode; raises UserError with what is wrong and where.
+    """Load a backbone in evaluation mode. Raises UserError that says what is wrong and where.
 
     `model` is a run folder, a backbone file, a checkpoint of this project, of the authors' release, of MoCo or of
-    VINCE, a torchvision or timm state dict, `timm:<name>` (published weights), `timm:<name>@<file>`, or
-    `random:<backbone>`, which `seed` draws. A file of weights of a network of the user's own says no more than its
-    name: `network` is filled with them, once every key and shape fits.
+    VINCE, a state dict of torchvision or timm, `timm:<name>` (published weights), `timm:<name>@<file>`, or
+    `random:<backbone>`, drawn with `seed`. A file of the weights of a user's own network holds only its name:
+    `network` is the network to fill, once every key and shape fits.
     """
     name = str(model)
     if network is not None and name.startswith(("random:", "timm:")):
-        raise UserError(f"network: {name} is made without one; leave it out")
+        raise UserError(f"network: {name} needs none; leave it out")
     if name.startswith("random:"):
         return make_backbone(name.removeprefix("random:"), seed).eval()
     if name.startswith("timm:"):
         timm_name, _, file = name.partition("@")
-        return (_filled(make_backbone(timm_name), _read(Path(file)), file) if file else load_timm(timm_name)).eval()
+        return (_fill(make_backbone(timm_name), _read(Path(file)), file) if file else load_timm(timm_name)).eval()
     path = Path(name)
     if path.is_dir():
         return load_backbone(_backbone_of_run(path), network=network)
     if not path.is_file():
-        raise UserError(
-            f"model {name}: no such file or folder; name a run, a backbone or checkpoint file, timm:<name>, "
-            "or random:<backbone>"
-        )
+        raise UserError(f"model {name}: no such file or folder; name {MODEL}")
     return _load_file(path, network).eval()
 
 
@@ -89,15 +87,16 @@ def save_backbone(backbone: Backbone, folder: Path) -> Path:
     about = about._replace(sha256=about.checksum)
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.network.state_dict().items()}
     path = folder / BACKBONE_FILE
-    with replacing(path) as aside:
-        aside.write_bytes(save(weights, {"about": json.dumps(about._asdict())}))  # of several keys the order is random
-    with replacing(path.with_suffix(".json")) as aside:
-        aside.write_text(json.dumps(about._asdict(), indent=2))
+    with replacing(path) as temporary:
+        # One entry of metadata: the order of several would differ between processes.
+        temporary.write_bytes(save(weights, {"about": json.dumps(about._asdict())}))
+    with replacing(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(about._asdict(), indent=2))
     return path
 
 
 def fingerprint(backbone: Backbone) -> str:
-    """Name of a backbone's content: architecture, normalisation and weights, 16 hex digits."""
+    """Return 16 hex digits that identify the architecture, the normalisation and the weights."""
     digest = hashlib.sha256(repr((backbone.name, backbone.mean, backbone.std)).encode())
     for key, value in sorted(backbone.network.state_dict().items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
@@ -105,9 +104,9 @@ def fingerprint(backbone: Backbone) -> str:
 
 
 def noted_fingerprint(run: Path) -> str:
-    """Return the name of the content of a run's backbone where that is a network of the user's, else nothing."""
+    """Return the fingerprint in the file of a run's backbone if that is a user's own network, else an empty text."""
     try:
-        about = _description(_backbone_of_run(run))
+        about = _read_description(_backbone_of_run(run))
     except (UserError, OSError, safetensors.SafetensorError):
         return ""
     return about.fingerprint if about is not None and is_user_defined(about.name) else ""
@@ -118,33 +117,37 @@ def _backbone_of_run(folder: Path) -> Path:
     for path in (folder / BACKBONE_FILE, *reversed(newest)):
         if path.exists():
             return path
-    raise UserError(f"model {folder}: holds no {BACKBONE_FILE}; name a run folder that has made a checkpoint")
+    raise UserError(f"model {folder}: holds no {BACKBONE_FILE}; name a run that has written a checkpoint")
 
 
 def _load_file(path: Path, network: nn.Module | None) -> Backbone:
     weights = _read(path)
-    about = _description(path)
+    about = _read_description(path)
     if network is not None and (about is None or not is_user_defined(about.name)):
         raise UserError(f"network: {path} holds no network of your own; leave it out")
     if about is not None:
-        backbone = _filled(_sketch(about, path, network), weights, f"{path} ({about.source})")
+        backbone = _fill(_make_described(about, path, network), weights, f"{path} ({about.source})")
         backbone.image_size, backbone.mean, backbone.std = about.image_size, about.mean, about.std
         if about.fingerprint not in ("", fingerprint(backbone)):
             raise UserError(f"{path}: is damaged, its weights are not those that were written; {REMEDY}")
         return backbone
-    prefix = _resnet_prefix(weights, path)
+    prefix = _find_resnet(weights, path)
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    return _filled(_sketch_named(_resnet_name(weights, path), path), weights, str(path))
+    return _fill(_make_empty(_resnet_name(weights, path), path), weights, str(path))
+
+
+# --- files
 
 
 def _read(path: Path) -> Weights:
+    """Return the tensors of a file. Raises UserError, whatever its bytes are."""
     try:
         content = load_file(path) if _is_safetensors(path) else _unpickle(path)
-    except Exception as error:  # damaged files raise whatever their bytes lead to
+    except Exception as error:  # a damaged file raises any exception
         code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code:
             raise UserError(
-                f"{path}: holds more than weights ({code[1]}), and loading it could run code; save its state_dict alone"
+                f"{path}: holds more than weights ({code[1]}), and loading it could run code; save only its state_dict"
             ) from error
         raise UserError(
             f"{path}: cannot be read as weights, it is damaged or something else ({_first_sentence(error)})"
@@ -164,7 +167,7 @@ def _unpickle(path: Path) -> Any:
         if unpacked > path.stat().st_size:
             raise ValueError(f"it unpacks to {unpacked:,} bytes, more than it has")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickle protocols, where the file is no checkpoint anyway
+        warnings.simplefilter("ignore")  # about pickle protocols
         return torch.load(path, "cpu", weights_only=True)
 
 
@@ -177,33 +180,40 @@ def _is_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors"
 
 
-def _description(path: Path) -> Architecture | None:
+def _read_description(path: Path) -> Architecture | None:
+    """Return what a file of ours says of itself, None for a file of others. Raises UserError if it is damaged."""
     if not _is_safetensors(path):
         return None
     with safetensors.safe_open(path, "pt") as file:
-        known = file.metadata() or {}
-    if "about" not in known and not any(BACKBONE_FORMAT in text for text in known.values()):
+        metadata = file.metadata() or {}
+    if "about" not in metadata and not any(BACKBONE_FORMAT in text for text in metadata.values()):
         return None
     try:
-        about = TypeAdapter(Architecture).validate_json(known.get("about", ""))
+        about = TypeAdapter(Architecture).validate_json(metadata.get("about", ""))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "about"
         raise UserError(f"{path}: its description is damaged ({place}: {first['msg']}); {REMEDY}") from error
     if about.format != BACKBONE_FORMAT:
-        raise UserError(f"{path}: is of format {about.format!r}, not {BACKBONE_FORMAT!r}; export it again")
+        raise UserError(f"{path}: has the format {about.format!r}, not {BACKBONE_FORMAT!r}; export it again")
     if about.sha256 not in ("", about.checksum):
         raise UserError(f"{path}: is damaged, its description is not the one that was written; {REMEDY}")
     return about
 
 
-def _resnet_prefix(weights: Weights, path: Path) -> str:
+# --- networks
+
+
+def _find_resnet(weights: Weights, path: Path) -> str:
+    """Return the prefix of the keys of the ResNet in a checkpoint of others. Raises UserError."""
     found = [key.removesuffix(FIRST_BLOCK) for key in weights if key.endswith(FIRST_BLOCK)]
-    chosen = [prefix for prefix in found if any(word in prefix for word in PREFERRED)] if len(found) > 1 else found
+    chosen = found
+    if len(found) > 1:
+        chosen = [prefix for prefix in found if any(word in prefix for word in QUERY_ENCODERS)]
     if len(chosen) == 1:
         return chosen[0]
     if found:
-        raise UserError(f"{path}: holds several backbones ({', '.join(found)}); save one of them alone")
+        raise UserError(f"{path}: holds several backbones ({', '.join(found)}); save only one of them")
     some = ", ".join(list(weights)[:3])
     raise UserError(
         f"{path}: no ResNet found among its {len(weights)} keys (first: {some}), {FIRST_BLOCK} is missing; "
@@ -212,6 +222,7 @@ def _resnet_prefix(weights: Weights, path: Path) -> str:
 
 
 def _resnet_name(weights: Weights, path: Path) -> str:
+    """Return the name of a ResNet as its weights tell it. Raises UserError."""
     blocks = tuple(_num_blocks(weights, stage) for stage in (1, 2, 3, 4))
     stem = weights.get("conv1.weight", weights[FIRST_BLOCK]).shape
     small = "conv1.weight" in weights and stem[2:] == (3, 3)
@@ -219,27 +230,27 @@ def _resnet_name(weights: Weights, path: Path) -> str:
     for depth, known in BLOCKS.items():
         if known == blocks and bottleneck == (depth == "50"):
             return f"resnet{depth}{'-small' if small else ''}" + ("" if stem[:1] == (64,) else f"-w{[*stem, 0][0]}")
-    raise UserError(f"{path}: a ResNet with {blocks} blocks, which is none of {', '.join(BLOCKS)}")
+    raise UserError(f"{path}: a ResNet with {blocks} blocks; supported are {', '.join(BLOCKS)}")
 
 
 def _num_blocks(weights: Weights, stage: int) -> int:
     return len({key.split(".")[1] for key in weights if key.startswith(f"layer{stage}.")})
 
 
-def _sketch(about: Architecture, path: Path, network: nn.Module | None) -> Backbone:
+def _make_described(about: Architecture, path: Path, network: nn.Module | None) -> Backbone:
     if not is_user_defined(about.name):
-        return _sketch_named(about.name, path)
+        return _make_empty(about.name, path)
     if network is None:
         raise UserError(
-            f"{path}: holds the weights of {about.name}, a network of your own, and not how it is made; in Python "
-            f"load_backbone({str(path)!r}, network=...) fills yours"
+            f"{path}: holds the weights of {about.name}, a network of your own, but not its code; in Python "
+            f"load_backbone({str(path)!r}, network=...) fills your network"
         )
     inner = network.network if isinstance(network, Backbone) else network
     return Backbone(inner, about.name, about.dim)
 
 
-def _sketch_named(name: str, path: Path) -> Backbone:
-    """Build the network that a file says it is, a ResNet without memory for weights: the file may hold others."""
+def _make_empty(name: str, path: Path) -> Backbone:
+    """Build the network that a file names; a ResNet without memory for weights, because the file may lie."""
     try:
         with torch.device("cpu" if name.startswith("timm:") else "meta"):
             return make_backbone(name)
@@ -247,38 +258,43 @@ def _sketch_named(name: str, path: Path) -> Backbone:
         raise UserError(f"{path}: {error}") from error
 
 
-def _filled(sketch: Backbone, weights: Weights, source: str) -> Backbone:
-    if problems := misfits(sketch, weights, source):
+def _fill(empty: Backbone, weights: Weights, source: str) -> Backbone:
+    """Return a backbone with these weights. Raises UserError if they do not fit."""
+    if problems := misfits(empty, weights, source):
         raise UserError(*problems)
-    backbone = make_backbone(sketch.name) if isinstance(sketch.network, ResNet) else sketch
-    wanted = sketch.network.state_dict()
+    backbone = make_backbone(empty.name) if isinstance(empty.network, ResNet) else empty
+    wanted = empty.network.state_dict()
     backbone.network.load_state_dict({key: weights[key] for key in wanted if key in weights}, strict=False)
     backbone.source = source
     return backbone
 
 
-def misfits(sketch: Backbone, weights: Weights, source: str) -> list[str]:
+def misfits(backbone: Backbone, weights: Weights, source: str) -> list[str]:
     """Return a line for each reason why a backbone cannot be filled with weights."""
-    wanted = sketch.network.state_dict()
+    wanted = backbone.network.state_dict()
+    shared = {key: weights[key] for key in wanted if key in weights}
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
-    problems = [f"{source}: {_some(missing)} missing for {sketch.name}"] if missing else []
-    if isinstance(sketch.network, ResNet) or is_user_defined(sketch.name):
-        heads = () if is_user_defined(sketch.name) else HEADS
+    extra: list[str] = []
+    if isinstance(backbone.network, ResNet) or is_user_defined(backbone.name):
+        heads = () if is_user_defined(backbone.name) else HEADS
         extra = sorted(key for key in weights if key not in wanted and not key.startswith(heads))
-        problems += [f"{source}: {_some(extra)} unknown to {sketch.name}"] if extra else []
-    there = {key: weights[key] for key in wanted if key in weights}
     wrong = [
         f"{key} {tuple(value.shape)}, not {tuple(wanted[key].shape)}"
-        for key, value in there.items()
+        for key, value in shared.items()
         if value.shape != wanted[key].shape
     ]
-    problems += [f"{source}: {_some(wrong)} of another shape than {sketch.name} has"] if wrong else []
-    hollow = [key for key, value in there.items() if not _is_dense(value)]
-    return problems + ([f"{source}: {_some(hollow)} without a number for each place"] if hollow else [])
+    sparse = [key for key, value in shared.items() if not _is_dense(value)]
+    problems = {
+        f"missing for {backbone.name}": missing,
+        f"unknown to {backbone.name}": extra,
+        f"of another shape than {backbone.name} has": wrong,
+        "without a number for each place": sparse,
+    }
+    return [f"{source}: {_some(keys)} {problem}" for problem, keys in problems.items() if keys]
 
 
 def _is_dense(value: Tensor) -> bool:
-    """Whether a tensor holds all its numbers: the shape of a sparse or an expanded one costs its file nothing."""
+    """Whether a tensor holds all its numbers: a sparse or an expanded one takes memory that its file does not."""
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
         return False
     return value.untyped_storage().nbytes() >= value.numel() * value.element_size()

@@ -12,8 +12,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from cyclecontrast.config import ReportConfig
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.evaluation.embed import Loading, embed_batches
 from cyclecontrast.evaluation.metrics import Floats, Integers, unit_vectors
 from cyclecontrast.models.backbone import Backbone

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from cyclecontrast.config.types import is_user_defined
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods import METHODS
 from cyclecontrast.reporting.runs import RunReport
@@ -107,8 +107,9 @@ def view_pairs(run: RunReport) -> ViewSheet:
     """Make the first pairs of views of the run's first epoch again."""
     config, store = run.config, run.store
     if user_parts := [name for name in (config.augmentation, config.method) if is_user_defined(name)]:
-        return ViewSheet(run.name, "", [], f"Views made by {' and '.join(user_parts)} cannot be made again without it.")
-    same_frame = METHODS[config.method].frames(config)[0]
+        problem = f"The views cannot be shown: the files of a run do not contain the user's {' and '.join(user_parts)}."
+        return ViewSheet(run.name, "", [], problem)
+    same_frame, _ = METHODS[config.method].frames(config)
     views = "Two views of one frame" if same_frame else "Views of two frames of one video"
     meaning = f"{views}, augmented by {config.augmentation}, {config.image_size} × {config.image_size} pixels."
     if store is None:

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow.compute as pc
 
 from cyclecontrast.config import MACHINE_SETTINGS, RUNTIME_SETTINGS, PretrainConfig
-from cyclecontrast.data.frames import FrameStore
-from cyclecontrast.data.remote import Remote
-from cyclecontrast.data.store_files import VIDEO_SCHEMA
-from cyclecontrast.data.table_files import read_table
+from cyclecontrast.data.remote import RemoteFiles
+from cyclecontrast.data.store import FrameStore
+from cyclecontrast.data.store_format import VIDEO_SCHEMA
+from cyclecontrast.data.tables import read_table
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.models.backbone import Backbone
@@ -166,7 +166,7 @@ def _skipped(root: Path | str) -> list[tuple[str, str]]:
         if isinstance(root, Path):
             table = read_table(root / file, VIDEO_SCHEMA, ("id", "status", "reason"))
         else:
-            with Remote(root).fetched(file) as folder:
+            with RemoteFiles(root).fetched(file) as folder:
                 table = read_table(folder / file, VIDEO_SCHEMA, ("id", "status", "reason"))
     except FileNotFoundError:
         return []

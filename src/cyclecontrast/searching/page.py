@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import track
 
 from cyclecontrast.config.types import is_url
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import Pixels, resize_short_side
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.searching.index import FrameIndex

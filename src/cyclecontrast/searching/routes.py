@@ -28,9 +28,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cyclecontrast.config.types import STRICT, Few
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.images import decode_image
-from cyclecontrast.data.store_files import read_videos
+from cyclecontrast.data.store import FrameStore
+from cyclecontrast.data.store_format import read_videos
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.metrics import Floats
 from cyclecontrast.searching.encoder import QueryEncoder
@@ -264,8 +264,8 @@ class _SameOrigin:
 
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        is_user_defined = origin is None or origin.partition("://")[2] == headers.get("host")
-        app = self.app if is_user_defined else PlainTextResponse("Forbidden", 403)
+        is_same_origin = origin is None or origin.partition("://")[2] == headers.get("host")
+        app = self.app if is_same_origin else PlainTextResponse("Forbidden", 403)
         await app(scope, receive, send_with_headers)
 
 

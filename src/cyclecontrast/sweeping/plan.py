@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 
 from cyclecontrast.config import PretrainConfig, SweepConfig
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.layouts import find_layouts
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluation.protocol import find_protocol
 from cyclecontrast.files import LOCK_FILE, check_folder

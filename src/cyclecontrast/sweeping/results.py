@@ -136,8 +136,8 @@ class Sweep:
         if not failed:
             return ""
         return (
-            f"{len(failed)} of {len(self.rows) * self.num_seeds} trials are not finished: {'; '.join(failed)}; the same "
-            f"command resumes them; to train a damaged trial again, delete its folder in {self.folder / 'runs'}"
+            f"{len(failed)} of {len(self.rows) * self.num_seeds} trials are not finished: {'; '.join(failed)}; the "
+            f"same command resumes them; to train a damaged trial again, delete its folder in {self.folder / 'runs'}"
         )
 
     @property

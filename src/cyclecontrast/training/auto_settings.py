@@ -8,10 +8,9 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
-from cyclecontrast.config.types import MAX_COUNT
+from cyclecontrast.config.types import MAX_COUNT, RESNET
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.methods import METHODS, Method, MomentumMethod
-from cyclecontrast.models.backbone import NAME
 
 SMALL_IMAGE = 64
 MIN_STEPS = 4000
@@ -193,7 +192,7 @@ def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> i
 def _learning_rate(backbone: str, batch_size: int, chosen: dict[str, Any]) -> float:
     """Return a rate that grows with the batch: high for narrow networks, lower for others and for given weights."""
     of_narrow = 0.12 if chosen.get("method") == "simsiam" else 0.48
-    match = NAME.fullmatch(backbone)
+    match = RESNET.fullmatch(backbone)
     narrow = match is not None and int(match[3] or 64) <= NARROW
     at_256 = 0.015 if chosen.get("init") is not None else of_narrow if narrow else 0.03
     return at_256 * batch_size / 256

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cyclecontrast.data.dataset import Batch
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.distributed import World, all_gather_objects, maxima
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing

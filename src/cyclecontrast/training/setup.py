@@ -12,10 +12,10 @@ import torch
 
 from cyclecontrast.config import PrepareConfig, PretrainConfig
 from cyclecontrast.data.dataset import ViewDataset, no_further_frames
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.folders import find_videos
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.random_streams import random_stream
-from cyclecontrast.data.video import find_videos
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.distributed import World, first_process_first
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.files import check_new_run

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.config.types import USER_PREFIX, is_user_defined
 from cyclecontrast.data.augment import RECIPES, Augmentation, Recipe, check_augmentation, check_picklable
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.methods import METHODS, Method
 from cyclecontrast.models.backbone import Backbone, pooled
@@ -103,8 +103,8 @@ def _network(value: object) -> Backbone:
         return Backbone(value, f"{USER_PREFIX}{type(value).__name__}", UNKNOWN_DIM)
     if not is_user_defined(value.name):
         raise UserError(
-            f"backbone: name a Backbone of your own {USER_PREFIX}<name>, not {value.name!r}; to start from the weights of "
-            "a model use init"
+            f"backbone: name a Backbone of your own {USER_PREFIX}<name>, not {value.name!r}; to start from "
+            "weights of a model use init"
         )
     return value
 

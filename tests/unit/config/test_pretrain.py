@@ -162,7 +162,7 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
     config = checked(PretrainConfig, {"resume": str(tmp_path), "workers": 5})
     assert (config.out, config.batch_size, config.seed, config.workers) == (tmp_path, 8, 3, 5)
     assert checked(PretrainConfig, {"resume": str(tmp_path), "batch_size": "8", "data": "moved"}).data == Path("moved")
-    with pytest.raises(UserError, match="cannot change: batch_size is 8 in the run, 9 requested"):
+    with pytest.raises(UserError, match="cannot change: batch_size is 8 in the run and 9 requested"):
         checked(PretrainConfig, {"resume": str(tmp_path), "batch_size": 9})
 
 
@@ -172,7 +172,7 @@ def test_a_config_edited_after_the_last_checkpoint_is_refused(tmp_path):
     write_config(tmp_path, "# mine\n" + SAVED.replace("seed", "workers = 2\nseed"))
     assert checked(PretrainConfig, {"resume": tmp_path}).workers == 2
     write_config(tmp_path, SAVED.replace("seed = 3", "seed = 4"))
-    with pytest.raises(UserError, match="seed is 3 in the run, 4 requested"):
+    with pytest.raises(UserError, match=r"was changed: seed is 3 in the last checkpoint and 4 here; copy \S+ over it"):
         checked(PretrainConfig, {"resume": tmp_path})
 
 
@@ -184,7 +184,7 @@ def test_mistakes_beside_resume_are_reported(tmp_path):
             checked(PretrainConfig, {"resume": run, "workers": -1})
         assert [problem.split(":")[0] for problem in error.value.problems] == reported
     write_config(tmp_path, "data = ")
-    with pytest.raises(UserError, match=r"resume: .*config\.toml is damaged .*copy the one of the last checkpoint"):
+    with pytest.raises(UserError, match=r"resume: .*config\.toml is damaged .*; start a new run"):
         checked(PretrainConfig, {"resume": tmp_path})
 
 

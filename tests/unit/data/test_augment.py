@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cyclecontrast.data.augment import RECIPES, Crop, Jitter, View, apply_view, draw_view
+from cyclecontrast.data.augment import RECIPES, Jitter, View, apply_view, draw_view
+from cyclecontrast.evaluation.image_batches import Crop
 from cyclecontrast.models.backbone import guarded_torchvision
 
 PLAIN = View(Crop(0, 0, 48, 48), False, None, False, 0.0)

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from cyclecontrast.data.further_views import three_pairs
-from cyclecontrast.data.pairs import FramePairs, collate, load_batches
+from cyclecontrast.data.pairs import FramePairs
 
 import cyclecontrast as cc
-from cyclecontrast.data.augment import RECIPES, Crop, Jitter, View, apply_view, cut_view, draw_view
+from cyclecontrast.data.augment import RECIPES, Jitter, View, apply_view, cut_view, draw_view
+from cyclecontrast.data.dataset import collate
 from cyclecontrast.data.device_augment import finish_views, numbers_of
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.store import FrameStore
+from cyclecontrast.evaluation.image_batches import Crop
 from cyclecontrast.models.hardware import pick_executor
 from cyclecontrast.reporting.inputs import view_pairs
 from cyclecontrast.reporting.runs import read_run

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cyclecontrast.data.mask_layouts import IGNORE, VOC_CLASSES
 from cyclecontrast.data.masked_images import MaskedImages
-from cyclecontrast.data.masks.codes import IGNORE
-from cyclecontrast.data.masks.layouts import VOC_CLASSES, Asked
 from cyclecontrast.errors import UserError
 
 HEIGHT, WIDTH = 6, 9
@@ -21,7 +20,7 @@ def image_file(path, seed=0, size=(HEIGHT, WIDTH)):
 
 
 def mask_file(path, values=0, mode="L"):
-    """Write a mask: a value in its upper left corner, 0 elsewhere; a palette file has colours unlike its indices."""
+    """Write a mask: a value in its upper left corner, 0 elsewhere; a palette file has colors unlike its indices."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     for row, value in enumerate(np.atleast_1d(values)):
@@ -91,10 +90,10 @@ def test_the_extended_list_of_voc_finds_its_masks_in_either_folder(voc):
     """train_aug names images whose masks lie in SegmentationClassAug, as an id or as two paths."""
     mask_file(voc / "SegmentationClassAug/extra.png", 7)
     list_file(voc / "ImageSets/Segmentation/train_aug.txt", "2007_01", "extra")
-    images = MaskedImages.open(voc, Asked(train_list="train_aug"))
+    images = MaskedImages.open(voc, train_list="train_aug")
     assert [rows(images.train, position)[0] for position in (0, 1)] == [15, 7]
     list_file(voc / "ImageSets/Segmentation/train_aug.txt", "/JPEGImages/extra.jpg /SegmentationClassAug/extra.png")
-    assert rows(MaskedImages.open(voc, Asked(train_list="train_aug")).train) == [7, 0, 0, 0]
+    assert rows(MaskedImages.open(voc, train_list="train_aug").train) == [7, 0, 0, 0]
 
 
 def test_ade20k_counts_from_one_and_ignores_zero(tmp_path):
@@ -122,7 +121,7 @@ def davis(root, sequences=("bear", "camel", "dog"), value=(1, 3, 255), mode="P")
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "1"])
-def test_davis_tells_every_object_from_the_background(tmp_path, mode):
+def test_davis_has_figure_and_background(tmp_path, mode):
     """Object numbers, 255 and bits are all figure; both ways of writing a list give the same frames."""
     davis(tmp_path, mode=mode)
     list_file(tmp_path / "ImageSets/2017/train.txt", "bear", "camel")
@@ -135,7 +134,7 @@ def test_davis_tells_every_object_from_the_background(tmp_path, mode):
     assert rows(images.train) == rows(images.test) == [1, 1, 1, 0]
 
 
-def test_davis_without_a_training_list_is_split_by_a_rule_that_is_told(tmp_path):
+def test_davis_without_a_training_list_is_split_by_a_rule_that_is_noted(tmp_path):
     """Every second sequence by name is tested on; no sequence lies on both sides."""
     davis(tmp_path)
     list_file(tmp_path / "ImageSets/2016/val.txt", "dog", "bear", "camel")
@@ -164,8 +163,8 @@ def test_plain_folders_take_the_number_of_classes_from_their_masks(plain):
     images = MaskedImages.open(plain)
     assert (len(images.train), len(images.test), images.classes) == (3, 2, ("0", "1", "2"))
     assert rows(images.train) == [1, IGNORE, 2, 0]
-    assert len(MaskedImages.open(plain, Asked(num_classes=7)).classes) == 7
-    other = MaskedImages.open(plain, Asked(num_classes=256 - 1, ignore_label=2))
+    assert len(MaskedImages.open(plain, num_classes=7).classes) == 7
+    other = MaskedImages.open(plain, num_classes=255, ignore_label=2)
     with pytest.raises(UserError, match=r"label 255, which is none of 0\.\.254"):
         other.train.image(0)
 
@@ -186,7 +185,7 @@ def test_another_label_can_be_the_one_to_ignore(plain):
     """Whatever number stands for it in the file, it is IGNORE to the rest of the project."""
     for path in (plain / "train/masks").iterdir():
         mask_file(path, (1, 2, 9))
-    images = MaskedImages.open(plain, Asked(ignore_label=9))
+    images = MaskedImages.open(plain, ignore_label=9)
     assert images.classes == ("0", "1", "2")
     assert rows(images.train) == [1, 2, IGNORE, 0]
 
@@ -205,7 +204,7 @@ def test_lists_of_names_beside_images_and_masks(tmp_path):
 
 
 def test_colors_are_no_labels_but_gray_ones_are(plain):
-    """Three equal channels are as good as one; a colour picture is refused by its mode."""
+    """Three equal channels are as good as one; a color picture is refused by its mode."""
     mask_file(plain / "train/masks/0.png", (1, 255, 2), "RGBA")
     assert rows(MaskedImages.open(plain).train) == [1, IGNORE, 2, 0]
     image_file(plain / "train/masks/0.png")
@@ -217,8 +216,8 @@ def test_colors_are_no_labels_but_gray_ones_are(plain):
 
 
 def test_labels_outside_the_range_are_named(plain):
-    """The line names the file, the label and the labels that are known; 16 bits are no way around it."""
-    images = MaskedImages.open(plain, Asked(num_classes=2))
+    """The line names the file, the label and the labels that are known; 16 bits do not avoid it."""
+    images = MaskedImages.open(plain, num_classes=2)
     with pytest.raises(UserError, match=r"train/masks/0\.png: holds the label 2, which is none of 0\.\.1, 255;"):
         images.train.image(0)
     Image.fromarray(np.full((HEIGHT, WIDTH), 300, np.uint16)).save(plain / "train/masks/0.png")
@@ -242,7 +241,7 @@ def test_a_note_to_turn_the_image_does_not_part_it_from_its_mask(plain):
     assert (MaskedImages.open(plain).train.image(0)[..., :3] == np.asarray(picture)).all()
 
 
-def test_damage_is_told_file_by_file(plain):
+def test_damage_is_reported_file_by_file(plain):
     """Absent files are found when the folder is opened, truncated ones when they are read; the rest is there."""
     (plain / "train/masks/2.png").unlink()
     mask_file(plain / "train/masks/stray.png")
@@ -261,7 +260,7 @@ def test_a_truncated_jpeg_is_not_half_an_image(voc):
     """OpenCV would fill the rest with gray; here it is damage."""
     path = voc / "JPEGImages/2007_01.jpg"
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"2007_01\.jpg: .*mend or remove it"):
+    with pytest.raises(UserError, match=r"2007_01\.jpg: .*fix or remove it"):
         MaskedImages.open(voc).train.image(0)
 
 
@@ -282,16 +281,16 @@ def test_lists_that_lead_nowhere_are_errors(voc, make, message):
         MaskedImages.open(voc)
 
 
-def test_a_folder_of_something_else_is_told_what_there_could_be(tmp_path):
+def test_a_folder_of_something_else_lists_the_known_layouts(tmp_path):
     """The line names the layouts; options that contradict a layout are named too."""
-    with pytest.raises(UserError, match="holds no layout of images with masks; there are: JPEGImages"):
+    with pytest.raises(UserError, match="holds no layout of images with masks; the known ones are: JPEGImages"):
         MaskedImages.open(tmp_path)
     davis(tmp_path)
     list_file(tmp_path / "ImageSets/2016/val.txt", "dog", "bear")
     with pytest.raises(UserError, match=r"num_classes: 5, but .* has 2"):
-        MaskedImages.open(tmp_path, Asked(num_classes=5))
+        MaskedImages.open(tmp_path, num_classes=5)
     with pytest.raises(UserError, match="train_list: train_aug"):
-        MaskedImages.open(tmp_path, Asked(train_list="train_aug"))
+        MaskedImages.open(tmp_path, train_list="train_aug")
 
 
 def test_images_of_both_splits_are_noted(voc):
@@ -304,7 +303,7 @@ def test_the_fingerprint_is_that_of_the_content(voc):
     """It stays where nothing changes, and changes with a mask's bytes, the lists and the meaning of labels."""
     fingerprints = [MaskedImages.open(voc).fingerprint]
     assert MaskedImages.open(voc).fingerprint == fingerprints[0]
-    fingerprints.append(MaskedImages.open(voc, Asked(ignore_label=0)).fingerprint)
+    fingerprints.append(MaskedImages.open(voc, ignore_label=0).fingerprint)
     path = voc / "SegmentationClass/2007_03.png"
     path.write_bytes(path.read_bytes() + b" ")
     fingerprints.append(MaskedImages.open(voc).fingerprint)

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 from cyclecontrast.data.further_views import no_further, other_half, query_again, three_pairs
-from cyclecontrast.data.pairs import Batch, FramePairs, collate, load_batches, video_at
+from cyclecontrast.data.pairs import FramePairs, video_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cyclecontrast.data import pairs as module
 from cyclecontrast.data.augment import RECIPES, draw_view, smallest_crop
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.dataset import Batch, collate
 from cyclecontrast.data.images import decode_image
+from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 
 RECIPE = RECIPES["moco-v2"]

@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 from cyclecontrast.data.pairs import video_at
-from cyclecontrast.data.permutation import NUM_ROUNDS, draw_keys, shuffled
+from cyclecontrast.data.permutation import draw_keys
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from cyclecontrast.data import permutation
+from cyclecontrast.data.random_streams import NUM_ROUNDS, shuffled
 
 MANY = 8_000
 

@@ -1,4 +1,4 @@
-"""Guards the resumable job: what is in a store, that nothing can tear it, and what users are told."""
+"""The resumable job `prepare`: what is in a store, that interruptions cannot damage it, and its messages."""
 
 import io
 import os
@@ -17,9 +17,9 @@ import pytest
 import webdataset
 
 from cyclecontrast.config import PrepareConfig
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.prepare import prepare
-from cyclecontrast.data.shard_writer import member_name
+from cyclecontrast.data.store import FrameStore
+from cyclecontrast.data.store_writer import member_name
 from cyclecontrast.errors import UserError, checked
 from tests import make_videos as make
 
@@ -39,7 +39,7 @@ if __name__ == "__main__":
 
 
 def run(videos, out, **options):
-    """Prepares in this process with every fifth frame, unless told otherwise."""
+    """Prepares in this process with every fifth frame, by default."""
     return prepare(PrepareConfig(videos=videos, out=out, **{"workers": 0, "every": 5, **options}))
 
 
@@ -187,7 +187,7 @@ def test_parts_together_make_the_same_store(many, whole, tmp_path):
     out = tmp_path / "store"
     first = run(many, out, part="3/3")
     assert str(first).startswith("part 3/3: 2 videos, ")
-    assert "; 6 shards of the other parts still to be made, then the store is complete" in str(first)
+    assert "; the store is complete once the other parts have made 6 shards" in str(first)
     with pytest.raises(UserError, match="is not finished; run the same"):
         FrameStore.open(out)
     assert run(many, out, part="1/3", workers=2).num_left == 3
@@ -248,11 +248,10 @@ def wait_for(process, out, pattern):
         time.sleep(0.0005)
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(many, whole, tmp_path):
+def test_killed_at_any_moment_it_resumes_to_the_same_bytes(many, whole, tmp_path):
     """kill -9 while planning, writing, committing and joining; the last run ends as if nothing had been."""
     out = tmp_path / "store"
-    moments = ["store.json", "videos.parquet", "shards/*.tar.*.part", "shards/000001.frames.parquet"]
-    moments += ["shards/000003.videos.parquet", "shards/000006.tar", "frames.parquet*"]
+    moments = ["videos.parquet", "shards/000001.frames.parquet", "shards/000005.tar", "frames.parquet*"]
     for workers, moment in enumerate(moments):
         process = start(many, out, workers % 3)
         wait_for(process, out, moment)
@@ -265,34 +264,33 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(many, whole, tmp_path
     assert files_of(out) == files_of(whole)
 
 
-@pytest.mark.parametrize("name", ["000001.tar", "000001.frames.parquet", "000001.videos.parquet"])
-def test_a_cut_shard_of_an_unfinished_store_is_made_anew(many, whole, tmp_path, name):
-    """A finished shard that a power cut left short is written again, and the store is the same to the bit."""
+def test_cut_shards_of_an_unfinished_store_are_written_again(many, whole, tmp_path):
+    """Finished shards that a power cut left short are written again, and the store is the same to the bit."""
     out = tmp_path / "store"
     process = start(many, out, 1)
     wait_for(process, out, "shards/000003.videos.parquet")
     process.kill()
     process.communicate()
-    path = out / "shards" / name
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for name in ("000000.tar", "000001.frames.parquet", "000002.videos.parquet"):
+        os.truncate(out / "shards" / name, (out / "shards" / name).stat().st_size // 2)
     run(many, out)
     assert files_of(out) == files_of(whole)
 
 
-def test_interrupt_ends_cleanly_and_says_how_to_go_on(many, whole, tmp_path):
+def test_interrupt_ends_cleanly_and_says_how_to_resume(many, whole, tmp_path):
     """Ctrl-C, which reaches the workers too, leaves one line and a store that the same command completes."""
     out = tmp_path / "store"
     process = start(many, out, 2)
     wait_for(process, out, "shards/*.part")
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate() == ("", "stopped; the same command goes on where it was\n")
+    assert process.communicate() == ("", "stopped; the same command resumes it\n")
     assert process.returncode == 1
     run(many, out)
     assert files_of(out) == files_of(whole)
 
 
 def test_a_second_run_does_nothing_or_adds_what_is_new(videos, tmp_path):
-    """Old shards keep their bytes; new videos and mended ones go into new shards; changed ones are named."""
+    """Old shards keep their bytes; new and repaired videos go into new shards; changed ones are named."""
     out = tmp_path / "store"
     run(videos, out)
     before = files_of(out)
@@ -307,7 +305,7 @@ def test_a_second_run_does_nothing_or_adds_what_is_new(videos, tmp_path):
     assert str(summary).splitlines() == [
         summary.line,
         "  skipped  sound.mp4: no video stream",
-        "  kept     b/clip.mp4: changed since it was prepared: make a new store to take it in",
+        "  kept     b/clip.mp4: changed since it was prepared: make a new store to include it",
     ]
     after = files_of(out)
     assert all(after[name] == data for name, data in before.items() if name.startswith("shards/000000"))
@@ -323,22 +321,22 @@ def test_a_second_run_does_nothing_or_adds_what_is_new(videos, tmp_path):
 
 
 def test_changed_settings_are_refused_one_by_one(videos, tmp_path):
-    """Every difference is shown, nothing is written, and the number of workers is no difference."""
+    """Every difference is shown, nothing is written, and the number of workers does not count."""
     out = tmp_path / "store"
     run(videos, out)
     before = files_of(out)
     problems = problems_of(videos=videos, out=out, size=128, every=None, fps=3.0)
     assert [problem.split(";")[0] for problem in problems] == [
-        "fps: none in the store, 3.0 asked",
-        "every: 5 in the store, none asked",
-        "size: 256 in the store, 128 asked",
+        "fps: none in the store, 3.0 requested",
+        "every: 5 in the store, none requested",
+        "size: 256 in the store, 128 requested",
     ]
     assert files_of(out) == before
     run(videos, out, workers=1)
 
 
 def test_a_damaged_store_is_named(videos, tmp_path):
-    """A table that is no parquet ends in a line with its name."""
+    """A table that is not Parquet is an error with its name."""
     run(videos, tmp_path / "store")
     (tmp_path / "store" / "videos.parquet").write_bytes(b"damaged")
     (problem,) = problems_of(videos=videos, out=tmp_path / "store")
@@ -359,8 +357,8 @@ def test_mistakes_are_found_before_anything_is_written(videos, tmp_path):
         "no video file": {"videos": tmp_path / "empty", "out": out},
         "lies inside": {"videos": videos, "out": videos / "store"},
         "holds the folder of videos": {"videos": videos / "a", "out": videos},
-        "is no frame store": {"videos": videos, "out": tmp_path / "other"},
-        "is not that of a frame store": {"videos": videos, "out": tmp_path / "foreign"},
+        "not a frame store": {"videos": videos, "out": tmp_path / "other"},
+        "is not of a frame store": {"videos": videos, "out": tmp_path / "foreign"},
         "is a file": {"videos": videos, "out": tmp_path / "other" / "thesis.txt"},
     }
     for text, config in cases.items():
@@ -431,7 +429,7 @@ def test_a_crashing_decoder_costs_one_video(videos, tmp_path, monkeypatch):
     assert not list((tmp_path / "store").rglob("*.part"))
 
 
-def test_a_script_without_main_guard_is_told_so(videos, tmp_path):
+def test_a_script_without_main_guard_gets_a_message(videos, tmp_path):
     """Workers that cannot start end in a line that says what to do, not in a hang."""
     (tmp_path / "script.py").write_text(
         "from cyclecontrast.config import PrepareConfig\n"
@@ -440,7 +438,7 @@ def test_a_script_without_main_guard_is_told_so(videos, tmp_path):
     )
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "UserError: workers: no process can be started" in done.stderr
+    assert "UserError: workers: processes cannot be started" in done.stderr
 
 
 def test_policies_and_default(videos, tmp_path):
@@ -453,8 +451,8 @@ def test_policies_and_default(videos, tmp_path):
     assert numbers == {"fps": 9, "frames_per_video": 6, "every": 9, "keyframes": 3, "none": 9}
 
 
-def test_full_disk_is_told_as_such(videos, tmp_path, monkeypatch):
-    """A failing write is the user's to mend: one line, no traceback, and the job can go on."""
+def test_full_disk_is_reported(videos, tmp_path, monkeypatch):
+    """A failing write is one line without a traceback, and the job can resume."""
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     (problem,) = problems_of(videos=videos, out=tmp_path / "store")

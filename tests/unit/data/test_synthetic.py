@@ -74,7 +74,7 @@ def test_a_video_does_not_depend_on_how_many_there_are():
         np.testing.assert_array_equal(render_frames(SMALL, 0, split, 7), render_frames(larger, 0, split, 7))
 
 
-def test_videos_decode_to_the_frames_that_were_asked_for(made):
+def test_videos_decode_to_the_frames_that_were_requested(made):
     """Every file is a video of num_frames square frames at fps, close to what was rendered."""
     paths = sorted(made.videos.iterdir())
     assert [path.name for path in paths] == [f"{number:04d}.mp4" for number in range(SMALL.num_videos)]
@@ -118,7 +118,7 @@ def test_test_instances_are_held_out():
 
 
 def test_categories_are_balanced_and_hidden():
-    """Each round of unlabeled videos holds every category once, in an order that the numbers do not tell."""
+    """Each round of unlabeled videos holds every category once, in an order that the numbers do not reveal."""
     spec = SyntheticSpec()
     rounds = np.array([draw_instance(spec, 0, "pretrain", number).character for number in range(100)])
     rounds = rounds.reshape(5, 20)
@@ -141,12 +141,12 @@ def test_every_font_has_every_character(font):
 
 
 def test_cuts_change_the_scene_but_not_the_object():
-    """Within a scene the frames share their colors; across a cut the colors hardly tell the video any more."""
+    """Within a scene the frames share their colors; across a cut the colors hardly identify the video."""
     spec = dataclasses.replace(SyntheticSpec(), num_frames=8)
-    videos = np.stack([render_frames(spec, 0, "pretrain", number) for number in range(60)])
+    videos = np.stack([render_frames(spec, 0, "pretrain", number) for number in range(40)])
     hues = [_hues(videos[:, index]) for index in (0, 1, 7)]
     within, across = hues[0] @ hues[1].T, hues[0] @ hues[2].T
-    others = across[~np.eye(60, dtype=bool)].mean()
+    others = across[~np.eye(40, dtype=bool)].mean()
     assert np.diag(within).mean() > 1.5 * others
     assert np.diag(across).mean() < 0.75 * np.diag(within).mean()
     changes = np.abs(videos[:, 0].astype(float) - videos[:, 7]).mean(axis=(1, 2, 3))
@@ -169,15 +169,14 @@ def test_the_object_is_seen():
         assert min(lumas) > max(grounds) + 0.15 or max(lumas) < min(grounds) - 0.15
 
 
-@pytest.mark.parametrize("describe", ["thumbnails", "colors"])
-def test_thumbnails_and_colors_do_not_solve_it(describe):
+def test_thumbnails_and_colors_do_not_solve_it():
     """Nearest neighbors of raw 16×16 pixels or of color histograms name few of 20 categories (chance 5 %)."""
     spec = dataclasses.replace(SyntheticSpec(), num_frames=2)
     train, train_labels = _labeled(spec, "train")
     test, test_labels = _labeled(spec, "test")
-    features = {"thumbnails": _thumbnails, "colors": _colors}[describe]
-    knn = KNeighborsClassifier(5, metric="cosine").fit(features(train), train_labels)
-    assert knn.score(features(test), test_labels) < {"thumbnails": 0.2, "colors": 0.1}[describe]
+    for features, most in ((_thumbnails, 0.2), (_colors, 0.15)):
+        knn = KNeighborsClassifier(5, metric="cosine").fit(features(train), train_labels)
+        assert knn.score(features(test), test_labels) < most
 
 
 def test_an_impossible_spec_names_every_mistake(tmp_path):
@@ -222,8 +221,8 @@ def test_an_empty_folder_is_filled(tmp_path):
 
 
 def _labeled(spec, split):
-    frames = np.concatenate([render_frames(spec, 0, split, number) for number in range(240)])
-    labels = [draw_instance(spec, 0, split, number).character for number in range(240)]
+    frames = np.concatenate([render_frames(spec, 0, split, number) for number in range(120)])
+    labels = [draw_instance(spec, 0, split, number).character for number in range(120)]
     return frames, np.repeat(labels, spec.num_frames)
 
 

@@ -11,7 +11,7 @@ import torch
 import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import ActionConfig
-from cyclecontrast.data.clip_sampling import ClipShape
+from cyclecontrast.data.clips import ClipShape
 from cyclecontrast.data.labeled_videos import LabeledVideos
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import action

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cyclecontrast.config import EmbedConfig
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import embed as module
 from cyclecontrast.evaluation.embed import Loading, embed, embed_batches, embed_images

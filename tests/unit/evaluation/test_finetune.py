@@ -10,7 +10,7 @@ from torch import nn
 
 import cyclecontrast as cc
 from cyclecontrast.config import FinetuneConfig
-from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.data.random_streams import ORDER, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import finetune

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from cyclecontrast.config import TrackingConfig
-from cyclecontrast.data.sequences.got10k import open_got10k
-from cyclecontrast.data.tracking_sequences import Sequence, Sequences
+from cyclecontrast.data.tracking_sequences import Sequence, Sequences, open_got10k
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.evaluation.tracking import fit_head as fitting

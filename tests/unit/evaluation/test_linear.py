@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 
 import cyclecontrast as cc
 from cyclecontrast.config import LinearConfig
-from cyclecontrast.data.labeled import LabeledImages
+from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import linear
 from cyclecontrast.evaluation.epochs import RECIPE, RandomView, step_decay

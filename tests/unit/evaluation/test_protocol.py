@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from cyclecontrast.config.everything import ProtocolName
 
 import cyclecontrast as cc
 from cyclecontrast.config import EvaluateConfig, PretrainConfig
+from cyclecontrast.config.evaluate import ProtocolName
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.protocol import CONFIGS, Protocol, find_protocol
 

@@ -12,10 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cyclecontrast.cli import main
-from cyclecontrast.config import SweepConfig
-from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.predictions import Result
-from cyclecontrast.sweeping.plan import make_plan
 from tests.unit.evaluation.test_retrieval import make_data
 from tests.unit.sweeping.test_sweep import make_tracks
 
@@ -29,9 +26,9 @@ import contextlib, io, json, os, sys
 from cyclecontrast import cli
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import embed, retrieval
-from cyclecontrast.sweeping import cells, workers
+from cyclecontrast.sweeping import trials
 
-rank, encode, encoded, pretrain = int(os.environ["RANK"]), embed.encode, [], cells.pretrain
+rank, encode, encoded, pretrain = int(os.environ["RANK"]), embed.encode, [], trials.pretrain
 ports, commands, faults = json.loads(sys.stdin.read())
 
 def counted(backbone, batch, device):
@@ -44,13 +41,13 @@ def counted(backbone, batch, device):
         raise UserError("the images of process 1 are gone")
     return encode(backbone, batch, device)
 
-def trained(config):
+def trained(config, **rest):
     encoded.append(config.method)
-    return pretrain(config)
+    return pretrain(config, **rest)
 
 embed.encode = retrieval.encode = counted
-cells.pretrain = trained
-workers._in_process = lambda cell, at_once: workers.run_cell(cell)
+trials.pretrain = trained
+trials._run_in_process = lambda trial, at_once: trials.run_trial(trial)
 for port, command, fault in zip(ports, commands, faults):
     os.environ["MASTER_PORT"] = str(port)
     out, err = io.StringIO(), io.StringIO()
@@ -166,6 +163,8 @@ def ran(tracks, tmp_path_factory):
     assert [main(alone[name]) for name in alone if name not in REFUSED] == [0] * 4
     for name in ("one fails", "a bug in 0", "a bug in 1"):
         commands[name] = ["evaluate", "knn", MODEL, str(tracks), f"--out={root / name}", *SMALL, "--batch-size=2"]
+    sweep = commands["sweep"]
+    commands["different sweeps"] = [sweep, [*sweep, "--seeds=2"]]
     commands["one dies"] = ["embed", MODEL, str(tracks), f"--out={root / 'dies.npz'}", *SMALL, "--batch-size=2"]
     said = run_two(list(commands.values()), [FAULTS.get(name) for name in commands])
     return Ran(dict(zip(commands, said, strict=True)), root / "two", root / "one")
@@ -214,7 +213,7 @@ def test_what_does_not_go_together_is_refused_once(ran, name):
 
 
 def test_a_sweep_is_shared(ran):
-    """Each process trains its cells, alone; the table is that of one process, and the first tells of all cells."""
+    """Each process trains its trials, alone; the table is that of one process, and rank 0 reports all trials."""
     first, other = ran.said["sweep"]
     assert (first[0], other[:3]) == (0, [0, "", ""]), first
     tables = [json.loads((folder / "sweep" / "table4.json").read_text()) for folder in (ran.one, ran.two)]
@@ -222,6 +221,13 @@ def test_a_sweep_is_shared(ran):
     trained = [[word for word in said[3] if isinstance(word, str)] for said in (first, other)]
     assert trained == [["intra-image", "cycle"], ["intra-video"]]
     assert [f"[{number}/3]" in first[2] for number in (1, 2, 3)] == [True] * 3
+
+
+def test_sweeps_with_different_options_are_refused(ran):
+    """Rank 0 reports it in a line, and neither trains."""
+    first, other = ran.said["different sweeps"]
+    assert (first[0], first[3], other) == (2, [], [2, "", "", []])
+    assert first[2] == "error: the processes have different options or data; start all with the same\n"
 
 
 def test_a_failure_of_one_process_ends_both(ran, tracks):
@@ -248,16 +254,5 @@ def test_a_killed_process_ends_the_other(ran):
     """One line says that it is gone, and nothing is written."""
     first, other = ran.said["one dies"]
     assert (first[0], first[2].count("\n"), other) == (2, 1, None)
-    assert first[2].startswith("error: another process of this command has ended or is silent")
+    assert first[2].startswith("error: another process of this command has ended or hangs")
     assert not (ran.two.parent / "dies.npz").exists()
-
-
-def test_processes_beside_the_first_plan_a_sweep_without_preparing(tracks, tmp_path, monkeypatch):
-    """Only the first prepares videos: the others would wait for its lock, or for each other's."""
-    videos = make_data(tmp_path / "data") / "videos"
-    prepared = []
-    monkeypatch.setattr("cyclecontrast.sweeping.plan.prepare_videos", prepared.append)
-    asked = {"table": "table4", "data": videos, "on": tracks, "out": tmp_path / "out"}
-    with pytest.raises(UserError, match="frames"):
-        make_plan(SweepConfig(**asked, **TINY_SWEEP), 2, prepares=False)
-    assert not prepared

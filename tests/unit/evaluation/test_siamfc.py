@@ -133,12 +133,6 @@ def test_map_sizes_are_the_published_ones(name):
     assert widths == [16, 18, 17, 17]
 
 
-def test_a_network_other_than_a_resnet_is_refused():
-    """The error names the model."""
-    with pytest.raises(UserError, match="is not a ResNet"):
-        features_of("timm:resnet10t")
-
-
 def test_the_head_has_the_published_width_and_scale():
     """2048 gives 1024 and 1e-5, 512 gives 512 and 1e-3, VINCE has 256 and 1e-3 for all."""
     assert head_shape(2048, RELEASE) == (1024, pytest.approx(1e-5))

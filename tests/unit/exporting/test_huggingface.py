@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from cyclecontrast.config import ExportConfig, PretrainConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.image_batches import CenterCrop
-from cyclecontrast.evaluation.result import About, DataInfo, ModelInfo, Result
+from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
 from cyclecontrast.exporting.export import export_backbone
 from cyclecontrast.models.backbone import guarded_torchvision
 from cyclecontrast.models.checkpoint import fingerprint, save_backbone

@@ -1,4 +1,4 @@
-"""Networks: the same keys, features and stages as torchvision's, and random weights that a seed names."""
+"""Backbones have the keys, features and stages of torchvision, and random weights that a seed determines."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def images(side, number=3):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
 def test_networks_equal_torchvision(name):
-    """Keys, shapes and, with the same weights, features in both modes and running statistics are torchvision's."""
+    """Keys, shapes, features and running statistics in both modes are those of torchvision."""
     theirs, ours = torchvision_resnet(name), make_backbone(name)
     weights = theirs.state_dict()
     shapes = {key: value.shape for key, value in weights.items()}
@@ -43,7 +43,7 @@ def test_networks_equal_torchvision(name):
 
 
 def test_feature_maps_equal_torchvision():
-    """Stages 1 to 4 are torchvision's layer1 to layer4."""
+    """Stages 1 to 4 are layer1 to layer4 of torchvision."""
     theirs, ours = torchvision_resnet("resnet18").eval(), make_backbone("resnet18").eval()
     ours.network.load_state_dict(theirs.state_dict())
     x = images(40, 1)
@@ -84,7 +84,9 @@ def test_there_is_no_stage_five():
 @pytest.mark.parametrize("name", ["resnet19", "resnet18-w0", "resnet18-w16-small", "ResNet18", "", "resnet101", "vit"])
 def test_unknown_names_get_a_hint(name):
     """A name that does not exist is one line with those that do."""
-    with pytest.raises(UserError, match=r"resnet10, resnet18, .*resnet18-small-w32.*timm:<name>") as caught:
+    with pytest.raises(
+        UserError, match=r"unknown backbone .*resnet10, resnet18, .*resnet18-small-w32.*timm:<name>"
+    ) as caught:
         make_backbone(name)
     assert len(caught.value.problems) == 1
     assert repr(name) in str(caught.value)
@@ -92,7 +94,7 @@ def test_unknown_names_get_a_hint(name):
 
 @pytest.mark.parametrize("name", [SMALL, "timm:test_resnet"])
 def test_the_seed_names_the_weights(name):
-    """The same seed gives the same weights, another others, and nobody else's random numbers change."""
+    """Equal seeds give equal weights, others other weights, and the global random state does not change."""
     before = torch.get_rng_state()
     first, again, other = (make_backbone(name, seed).network.state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
@@ -103,7 +105,7 @@ def test_the_seed_names_the_weights(name):
 
 
 def test_seeding_leaves_gpus_alone(monkeypatch):
-    """The generators of GPUs are not seeded, because nothing puts them back."""
+    """The generators of GPUs are not seeded, because nothing would restore them."""
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded the GPUs"))
     make_backbone(SMALL, 1)
 
@@ -121,7 +123,7 @@ def test_random_weights_keep_the_scale():
 
 
 def test_normalise_is_that_of_imagenet():
-    """Bytes become (value / 255 - mean) / std per channel, and channels-last memory stays so."""
+    """Bytes become (value / 255 - mean) / std for each channel, and channels-last memory is kept."""
     backbone = make_backbone(SMALL)
     pixels = torch.randint(0, 256, (2, 5, 4, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     result = backbone.normalise(pixels)
@@ -138,7 +140,7 @@ def test_normalise_is_that_of_imagenet():
 
 
 def test_timm_networks_are_backbones():
-    """timm:resnet18 has torchvision's keys, ImageNet's normalisation, and four stages."""
+    """timm:resnet18 has the keys of torchvision, the normalisation of ImageNet, and four stages."""
     backbone = make_backbone("timm:resnet18").eval()
     assert backbone.network.state_dict().keys() == make_backbone("resnet18").network.state_dict().keys()
     assert (backbone.dim, backbone.image_size, backbone.source) == (512, 224, "random weights")
@@ -150,7 +152,7 @@ def test_timm_networks_are_backbones():
 
 
 def test_timm_and_ours_are_one_network():
-    """With the same weights, timm's ResNet-18 and ours give the same features and maps."""
+    """With the same weights, the ResNet-18 of timm and ours give the same features and maps."""
     ours, theirs = make_backbone("resnet18").eval(), make_backbone("timm:resnet18").eval()
     theirs.network.load_state_dict(ours.network.state_dict())
     with torch.no_grad():
@@ -160,21 +162,21 @@ def test_timm_and_ours_are_one_network():
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_mambaout", "mobilenetv3_small_050"])
 def test_the_dimension_is_what_comes_out(name):
-    """Other architectures say truly how wide their output is, also where layers follow the pooling."""
+    """The dimension is right for other architectures, also if layers follow the pooling."""
     backbone = make_backbone(f"timm:{name}").eval()
     with torch.no_grad():
         assert backbone(images(backbone.image_size, 1)).shape == (1, backbone.dim)
 
 
 @pytest.mark.parametrize("make", [make_backbone, load_timm])
-def test_unknown_timm_names_are_told(make):
-    """A name that timm does not know is one line."""
-    with pytest.raises(UserError, match="timm:resnet1888: timm cannot make it") as caught:
+def test_unknown_timm_names_get_a_hint(make):
+    """A name that timm does not know is one line with the nearest name."""
+    with pytest.raises(UserError, match="timm:resnet1888: timm has no such network; did you mean resnet18") as caught:
         make("timm:resnet1888")
     assert "\n" not in str(caught.value)
 
 
-def test_missing_timm_is_told(monkeypatch):
+def test_missing_timm_is_reported(monkeypatch):
     """Without the extra, the error says how to install it."""
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(UserError, match=r"pip install 'cyclecontrast\[timm\]'"):
@@ -183,7 +185,7 @@ def test_missing_timm_is_told(monkeypatch):
 
 @pytest.mark.parametrize("width", [8, 16])
 def test_narrow_networks_can_be_trained_at_any_size(width):
-    """The backward pass of strided shortcuts of few channels in channels-last layout neither crashes nor is wrong."""
+    """The backward pass of strided shortcuts with few channels in channels-last layout is right and does not crash."""
     backbone = make_backbone(f"resnet10-small-w{width}").train().to(memory_format=torch.channels_last)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     backbone(images.to(memory_format=torch.channels_last)).square().sum().backward()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cyclecontrast.config import ReportConfig
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.reporting import embeddings
 from cyclecontrast.reporting.embeddings import (
     MAP_MARGIN,

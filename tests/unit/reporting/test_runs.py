@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from cyclecontrast.config import PrepareConfig
-from cyclecontrast.data.frames import FrameStore
 from cyclecontrast.data.prepare import prepare
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.reporting.runs import by_data, one_per_method, read_run, read_runs
 from cyclecontrast.training import run_folder

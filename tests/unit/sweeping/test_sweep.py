@@ -1,10 +1,8 @@
 """The command `sweep`: what it trains, what it does not repeat, how it resumes, and which mistakes it reports."""
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -74,7 +72,9 @@ def trained(monkeypatch):
     """The names of the runs that are trained from now on."""
     names, train = [], trials.pretrain
     monkeypatch.setattr(
-        trials, "pretrain", lambda config: names.append((config.resume or config.out).name) or train(config)
+        trials,
+        "pretrain",
+        lambda config, **rest: names.append((config.resume or config.out).name) or train(config, **rest),
     )
     return names
 
@@ -94,10 +94,10 @@ def fail_for_the_full_method(monkeypatch, *lines):
     """Let the training of the full method fail with these lines."""
     train = trials.pretrain
 
-    def failing(config):
+    def failing(config, **rest):
         if config.method == "cycle":
             raise UserError(*lines)
-        return train(config)
+        return train(config, **rest)
 
     monkeypatch.setattr(trials, "pretrain", failing)
 
@@ -198,7 +198,7 @@ def test_a_failed_trial_does_not_stop_the_others(tracks, tmp_path, monkeypatch, 
 
 def test_where_all_trials_fail_there_is_no_table(tracks, tmp_path, monkeypatch):
     """The reasons are the error."""
-    monkeypatch.setattr(trials, "pretrain", lambda config: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    monkeypatch.setattr(trials, "pretrain", lambda config, **rest: (_ for _ in ()).throw(RuntimeError("out of memory")))
     with pytest.raises(UserError, match="intra-image, seed 0: RuntimeError: out of memory"):
         cc.sweep("table4", tracks, out=tmp_path / "out", **TINY)
     assert not list((tmp_path / "out").glob("table4*"))
@@ -308,76 +308,6 @@ def test_a_process_that_ends_early_fails_its_trial_only(tracks, tmp_path, monkey
     assert finished == {"intra-image": (), "intra-video": (), "full": (problem,)}
 
 
-SCRIPT = """
-import contextlib, io, json, os, sys
-from cyclecontrast import cli
-from cyclecontrast.sweeping import trials
-
-trained, train = [], trials.pretrain
-trials.pretrain = lambda config: trained.append(config.method) or train(config)
-trials._run_in_process = lambda trial, at_once: trials.run_trial(trial)
-for port, commands in zip(*json.loads(sys.stdin.read())):
-    os.environ["MASTER_PORT"] = str(port)
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main(commands[int(os.environ["RANK"])])
-    print(json.dumps([code, out.getvalue(), err.getvalue(), trained]), flush=True)
-    trained.clear()
-"""
-"""Runs commands as one of two processes of torchrun, and prints how each ended, what it printed, what it trained."""
-
-
-def run_two(*pairs):
-    """Run pairs of commands in two processes; returns what both processes print, by pair."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in pairs]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT],
-            env=environment | {"RANK": str(rank)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.stdin.write(json.dumps([ports, pairs]))
-        process.stdin.close()
-    printed = [[json.loads(line) for line in process.stdout] for process in processes]
-    for process in processes:
-        process.stdout.close()
-        process.wait(timeout=60)
-    return list(zip(*printed, strict=True))
-
-
-def test_the_processes_of_torchrun_share_the_trials(swept, tracks, tmp_path):
-    """Each trains its share, the values are those of one process, rank 0 reports all; different options are refused."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items() if not isinstance(value, bool)]
-    command = ["sweep", "table4", str(tracks), f"--out={tmp_path / 'out'}", "--small", "--no-flip", *flags]
-    shared, refused = run_two([command, command], [command, [*command, "--seeds=2"]])
-    (code, out, err, trained), other = shared
-    assert (code, other) == (0, [0, "", "", ["intra-video"]]), err
-    assert trained == ["intra-image", "cycle"]
-    assert [f"[{number}/3]" in err for number in (1, 2, 3)] == [True] * 3
-    assert out == (tmp_path / "out" / "table4.md").read_text()
-    rows = json.loads((tmp_path / "out" / "table4.json").read_text())["rows"]
-    values = {
-        row["key"]: {
-            title: {int(seed): value for seed, value in by_seed.items()}
-            for title, by_seed in row["percent_by_seed"].items()
-        }
-        for row in rows
-    }
-    assert values == values_of(swept, seeds={0})
-    (code, _, err, trained), other = refused
-    assert (code, trained, other) == (2, [], [2, "", "", []])
-    assert err.splitlines()[-1] == "error: the processes have different options or data; start all with the same"
-
-
 def test_only_rank_0_prepares_the_videos(tracks, tmp_path, monkeypatch):
     """The others would wait for its lock, or for each other's."""
     (tmp_path / "videos").mkdir()
@@ -411,9 +341,9 @@ def test_other_settings_are_refused(swept, tracks, settings, words):
 @pytest.mark.parametrize(
     ("decides", "choice", "words"),
     [
-        ("training.presets._learning_rate", 0.5, r"started with learning_rate [\d.]+, not 0\.5; name another folder"),
-        ("training.presets._epochs", 10**6, r"started with momentum 0\.99, not 0\.999; name another folder"),
-        ("sweeping.plan.pick_precision", "tf32", r"started with precision \w+, not tf32; name another folder"),
+        ("training.auto_settings._learning_rate", 0.5, r"started with learning_rate [\d.]+, not 0\.5"),
+        ("training.auto_settings._epochs", 10**6, r"started with momentum 0\.99, not 0\.999"),
+        ("sweeping.plan.pick_precision", "tf32", r"started with precision \w+, not tf32"),
     ],
 )
 def test_other_decisions_of_auto_are_refused(swept, tracks, monkeypatch, decides, choice, words):
@@ -479,7 +409,7 @@ def test_the_leftovers_of_a_killed_sweep_are_accepted(tracks, tmp_path):
     [
         (["tabel4", "{data}"], "did you mean table4?"),
         (["table4"], "data is missing"),
-        (["table4", "{data}", "--on", "nowhere"], "on: nowhere: no such folder"),
+        (["table4", "{data}", "--on", "nowhere"], "on: nowhere: no such file or folder"),
         (["table2", "{data}"], "has no labels for table2; name with --on an OTB root"),
         (["table10", "{data}"], "name with --on a UCF101 or HMDB51 root"),
         (["table4", "{data}/frames"], "name with --on a folder with train/<class>"),

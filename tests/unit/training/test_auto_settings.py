@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-from cyclecontrast.training.open_data import split_videos
-from cyclecontrast.training.opening import unread_options
 
 from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.training.auto_settings import DataSize, Machine, auto_settings, resolve
+from cyclecontrast.training.setup import split_videos, unread_options
 
 BASE = {"data": Path("d"), "out": Path("o")}
 
@@ -42,12 +41,12 @@ def test_requested_settings_are_known():
         assert preset != "auto" or not again.requested()
 
 
-def test_what_the_user_sets_stays():
+def test_settings_of_the_user_stay():
     """What the user sets survives every preset."""
     for preset in ("auto", "paper", "release"):
-        asked = {"preset": preset, "queue_size": 999, "momentum": 0.5, "backbone": "resnet34"}
-        config = resolve(checked(PretrainConfig, BASE | asked), DataSize(50, 64), Machine(cpu=True))
-        assert {name: getattr(config, name) for name in asked} == asked
+        chosen = {"preset": preset, "queue_size": 999, "momentum": 0.5, "backbone": "resnet34"}
+        config = resolve(checked(PretrainConfig, BASE | chosen), DataSize(50, 64), Machine(cpu=True))
+        assert {name: getattr(config, name) for name in chosen} == chosen
 
 
 @pytest.mark.parametrize("num_videos", [1, 7, 500, 10_000, 2_700_000])
@@ -65,12 +64,12 @@ def test_auto_suits_any_size(num_videos, cpu):
     assert set(auto_settings({}, DataSize(num_videos, 240), Machine(cpu))) == DECIDED_BY_AUTO
 
 
-@pytest.mark.parametrize("asked", [{}, {"holdout": 0.5}, {"holdout": 0.0}])
+@pytest.mark.parametrize("chosen", [{}, {"holdout": 0.5}, {"holdout": 0.0}])
 @pytest.mark.parametrize("num_videos", [2, 3, 50, 128, 1000, 1100])
-def test_auto_is_sized_on_the_videos_trained_on(num_videos, asked):
+def test_auto_is_sized_on_the_videos_trained_on(num_videos, chosen):
     """`auto` counts the videos that are not held out, and no batch holds a video twice."""
     size, machine = DataSize(num_videos, 64), Machine(cpu=True)
-    config = resolve(PretrainConfig(**BASE, **asked), size, machine)
+    config = resolve(PretrainConfig(**BASE, **chosen), size, machine)
     trained = len(split_videos(num_videos, config.holdout).trained)
     if trained == 0:
         return
@@ -80,7 +79,7 @@ def test_auto_is_sized_on_the_videos_trained_on(num_videos, asked):
 
 
 @pytest.mark.parametrize(
-    ("asked", "processes", "words"),
+    ("chosen", "processes", "words"),
     [
         ({"batch_size": 9}, 2, "batch_size: 9 does not give each of 2 processes"),
         ({"batch_size": 8, "bn_groups": 5}, 1, "bn_groups: 5 groups of a batch of 8 .* set --bn-groups 4 or less"),
@@ -92,9 +91,9 @@ def test_auto_is_sized_on_the_videos_trained_on(num_videos, asked):
         ({"preset": "paper", "batch_size": 8}, 1, None),
     ],
 )
-def test_what_does_not_fit_a_step_is_refused(asked, processes, words):
+def test_settings_that_do_not_fit_a_step_are_refused(chosen, processes, words):
     """Queues hold all keys of a step and requested groups two images or more; presets are adapted."""
-    config, size, machine = checked(PretrainConfig, BASE | asked), DataSize(100, 64), Machine(True, processes)
+    config, size, machine = checked(PretrainConfig, BASE | chosen), DataSize(100, 64), Machine(True, processes)
     if words is None:
         assert resolve(config, size, machine).batch_size == 8
         return
@@ -106,8 +105,8 @@ def test_what_does_not_fit_a_step_is_refused(asked, processes, words):
 @pytest.mark.parametrize("method", ["cycle", "vince", "seco"])
 def test_auto_suits_any_batch(batch_size, method):
     """Around a requested batch, `auto` decides queues that hold the keys of a step, and groups of two or more."""
-    asked = {"batch_size": batch_size, "method": method}
-    config = resolve(PretrainConfig(**BASE, **asked), DataSize(300, 64), Machine(cpu=True))
+    chosen = {"batch_size": batch_size, "method": method}
+    config = resolve(PretrainConfig(**BASE, **chosen), DataSize(300, 64), Machine(cpu=True))
     assert config.queue_size >= batch_size * {"cycle": 1, "vince": 4, "seco": 3}[method]
     assert config.cycle_queue_size >= batch_size
     assert config.bn_groups == 1 or config.bn_groups <= batch_size // 2
@@ -123,7 +122,7 @@ def test_steps_go_before_epochs():
 
 
 @pytest.mark.parametrize(
-    ("asked", "unread"),
+    ("chosen", "unread"),
     [
         ({"method": "intra-image", "mask_own_video": False, "distinct_frames": False}, True),
         ({"method": "intra-video", "mask_own_video": False, "distinct_frames": False}, False),
@@ -133,10 +132,10 @@ def test_steps_go_before_epochs():
         ({"method": "vince", "self_temperature": 0.1, "self_batch": True}, False),
     ],
 )
-def test_options_without_a_part_are_known(asked, unread):
+def test_options_without_effect_are_known(chosen, unread):
     """Options that have no effect on the training of a method are named."""
-    asked_beside = asked.keys() - {"method", "positives"}
-    assert set(unread_options(checked(PretrainConfig, BASE | asked))) == (asked_beside if unread else set())
+    others = chosen.keys() - {"method", "positives"}
+    assert set(unread_options(checked(PretrainConfig, BASE | chosen))) == (others if unread else set())
 
 
 def test_simsiam_is_slower_on_narrow_networks():

@@ -9,22 +9,15 @@ import numpy as np
 import pytest
 import torch
 from cyclecontrast.config.seal import sealed
-from cyclecontrast.training.health_metrics import (
-    Retrieval,
-    alignment,
-    deviation,
-    rank_me,
-    same_video_recall,
-    uniformity,
-)
-from cyclecontrast.training.open_data import make_health_pairs, make_pairs, split_videos
+from cyclecontrast.training.health_metrics import Retrieval, deviation
+from cyclecontrast.training.open_data import make_health_pairs, make_pairs
 from cyclecontrast.training.train_step import train_step
 from cyclecontrast.training.training import Hardware, make_training, state_of
 from safetensors.torch import load_file
 
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.distributed import World
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.models.backbone import make_backbone
@@ -32,10 +25,20 @@ from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.auto_settings import DataSize, Machine, resolve
 from cyclecontrast.training.checkpoints import save_checkpoint
-from cyclecontrast.training.health import Measured, Watched, measure_health, steps_between, watch
-from cyclecontrast.training.monitor import read_verdict
+from cyclecontrast.training.health import (
+    Measured,
+    Watched,
+    alignment,
+    measure_health,
+    rank_me,
+    same_video_recall,
+    uniformity,
+    watch,
+)
+from cyclecontrast.training.monitor import read_verdict, steps_between
 from cyclecontrast.training.pretrain import pretrain
 from cyclecontrast.training.progress import _tell
+from cyclecontrast.training.setup import split_videos
 from cyclecontrast.training.verdict import Known, best_step, chosen_step, is_more, judge
 from tests import make_videos as make
 
@@ -256,7 +259,7 @@ def test_measuring_leaves_no_trace(tree, watched, objective):
     assert [module.training for module in training.encoder.modules()] == modes
     assert torch.equal(drawn, torch.random.get_rng_state())
     pairs = make_pairs(training.config, FrameStore.open(tree))
-    from cyclecontrast.data.pairs import collate
+    from cyclecontrast.data.dataset import collate
 
     train_step(training, collate([pairs[position] for position in range(8)]), 0)
     with_queue = objective in ("cycle", "seco")
@@ -397,7 +400,7 @@ def test_few_videos_are_judged_without_cycles(tree, tmp_path):
     assert not any("health_cycle_closed" in row for row in lines_of(done.folder))
     assert json.loads((done.folder / "run.json").read_text())["health"]["cycle_chance"] is None
     page = cc.report(done.folder).path.read_text()
-    assert "by way of half of the other videos" not in page
+    assert "through half of the other videos" not in page
     assert "Rank (RankMe)" in page
 
 
@@ -412,7 +415,7 @@ def test_a_run_from_before_errors_were_written_is_shown(tree, tmp_path):
     health = run_folder.read_about(older)["health"]
     del health["at_start"]["health_same_video_error"]
     run_folder.change_about(older, health=health)
-    assert "Same video found" in cc.report(older).path.read_text()
+    assert "Same-video retrieval" in cc.report(older).path.read_text()
     assert cc.pretrain(resume=older).verdict.word == whole.verdict.word
 
 

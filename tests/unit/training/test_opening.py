@@ -4,8 +4,6 @@ import shutil
 
 import pytest
 import torch
-from cyclecontrast.training.memory import least_memory
-from cyclecontrast.training.opening import open_training
 
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
@@ -13,6 +11,7 @@ from cyclecontrast.distributed import World
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.training import memory
 from cyclecontrast.training.auto_settings import Machine
+from cyclecontrast.training.setup import least_memory, open_training
 from tests import make_videos as make
 
 SMALL = {"backbone": "resnet10-small-w1", "image_size": 16, "batch_size": 4, "steps": 1, "workers": 0, "device": "cpu"}

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from cyclecontrast.data.pairs import FramePairs, load_batches
+from cyclecontrast.data.pairs import FramePairs
 from safetensors.torch import load_file
 from torch import nn
 
@@ -15,7 +15,8 @@ import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.augment import Recipe
-from cyclecontrast.data.frames import FrameStore
+from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import checked
 from cyclecontrast.loss import OBJECTIVES, Term, ignored_positive, ignored_video, only_intra
 from cyclecontrast.models.checkpoint import fingerprint

@@ -15,13 +15,18 @@ import cv2
 import numpy as np
 
 from cyclecontrast.config import PrepareConfig, TrackingConfig
-from cyclecontrast.data.decode import DecodedFrame, open_video
+from cyclecontrast.data.decode import DecodedFrame, VideoError, open_video
+from cyclecontrast.data.frame_sampling import EveryKth
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.policies import EveryKth
-from cyclecontrast.data.sequences.got10k import open_got10k
-from cyclecontrast.data.sequences.otb import from_official_start, open_otb
-from cyclecontrast.data.tracking_sequences import Boxes, Sequence, Sequences, check_in_image
-from cyclecontrast.data.video import VideoError
+from cyclecontrast.data.tracking_sequences import (
+    Boxes,
+    Sequence,
+    Sequences,
+    check_in_image,
+    from_official_start,
+    open_got10k,
+    open_otb,
+)
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.tracking.scores import trackers_in
 from cyclecontrast.files import check_folder, replacing

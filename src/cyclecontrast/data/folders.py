@@ -1,0 +1,119 @@
+"""Which images and videos lie below a folder, in an order that does not depend on the file system."""
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from cyclecontrast.data.storage import short_reason
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+VIDEO_SUFFIXES = (
+    *(".3g2", ".3gp", ".apng", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".ivf", ".m1v", ".m2ts"),
+    *(".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf"),
+    *(".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tod", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
+)
+
+
+class FoundVideo(NamedTuple):
+    """A file with the suffix of a video; `reason` says why it cannot be decoded, "" where it may be."""
+
+    id: str
+    path: Path
+    size_bytes: int
+    reason: str
+
+
+def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key by which frame_2 comes before frame_10; no two names are equal."""
+    parts = re.split(r"([0-9]+)", name)
+    key = ((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts if part)
+    return (*key, (-1, 0, name))
+
+
+def is_image(name: str) -> bool:
+    """Whether a visible file is named like an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def walk(root: Path, on_error: Callable[[Path, OSError], object]) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+    """Yield each folder with its visible files, before its subfolders, these in natural order.
+
+    Links are followed, but no folder is visited twice, so folders that link to one another end. `on_error` is called
+    for each folder that cannot be listed.
+    """
+    seen: set[str] = set()
+    waiting = [(root, os.path.realpath(root))]
+    while waiting:
+        path, real = waiting.pop()
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+        except OSError as error:
+            on_error(path, error)
+            continue
+        folders = [entry for entry in entries if _is_folder(entry)]
+        names = {entry.name for entry in folders}
+        yield path, [entry for entry in entries if entry.name not in names]
+        folders.sort(key=lambda entry: natural_order(entry.name), reverse=True)
+        for folder in folders:
+            # Only a link can lead elsewhere; resolving every folder would take most of the time in deep trees.
+            inside = os.path.realpath(folder.path) if folder.is_symlink() else os.path.join(real, folder.name)
+            waiting.append((path / folder.name, inside))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def images_below(root: Path, top: str = "") -> Iterator[str]:
+    """Yield the images in the folder `top` and its subfolders as paths below `root`; none where it is not there."""
+    for folder, entries in walk(root / top, lambda *_: None):
+        names = sorted((entry.name for entry in entries if is_image(entry.name)), key=natural_order)
+        yield from ((folder.relative_to(root) / name).as_posix() for name in names)
+
+
+def find_videos(root: Path) -> list[FoundVideo]:
+    """Return all files below root that are named like videos, sorted by id: the posix path relative to root.
+
+    Links are followed; names that begin with a dot are skipped. Raises OSError where root itself cannot be listed.
+    """
+    found: list[FoundVideo] = []
+
+    def note(folder: Path, error: OSError) -> None:
+        if folder == root:
+            raise error
+        found.append(FoundVideo(_video_id(root, folder), folder, 0, f"folder not readable: {short_reason(error)}"))
+
+    for _, entries in walk(root, note):
+        videos = (entry for entry in entries if os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES)
+        found += [_found(root, Path(entry.path)) for entry in videos]
+    found.sort(key=lambda video: (video.id, video.reason))
+    # An escaped name can equal a real one; the real one, whose reason sorts first, is kept.
+    return [video for i, video in enumerate(found) if i == 0 or video.id != found[i - 1].id]
+
+
+def _video_id(root: Path, path: Path) -> str:
+    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+
+
+def _found(root: Path, path: Path) -> FoundVideo:
+    video_id = _video_id(root, path)
+    try:
+        status = path.stat()
+    except OSError as error:
+        return FoundVideo(video_id, path, 0, short_reason(error))
+    if not stat.S_ISREG(status.st_mode):
+        return FoundVideo(video_id, path, 0, "not a regular file")
+    if video_id != path.relative_to(root).as_posix():
+        return FoundVideo(video_id, path, status.st_size, "the name is not valid UTF-8")
+    if not os.access(path, os.R_OK):
+        return FoundVideo(video_id, path, 0, "permission denied")
+    return FoundVideo(video_id, path, status.st_size, "")

@@ -1,0 +1,330 @@
+"""Labeled images to evaluate on: which file, which class, which video.
+
+Three layouts: folders of classes (`train/<class>`, `val/<class>`), the same with ImageNet's flat `val`, and a frame
+tree with lists of labeled videos (`train.txt`, `test.txt`). Labels are columns, so ImageNet takes megabytes; pixels are
+decoded when they are read.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cyclecontrast.data.folders import images_below, is_image, natural_order
+from cyclecontrast.data.images import Pixels, load_image
+from cyclecontrast.data.text_lines import Line, leads_out, raise_problems, read_lines, whole_number
+from cyclecontrast.errors import UserError
+
+Numbers = npt.NDArray[np.int64]
+Where: TypeAlias = dict[str, str]
+"""Classes to use, and where each is listed."""
+
+FLAT_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split: labels and video numbers are (num_images,); images of a video are adjacent."""
+
+    root: Path
+    names: pa.LargeStringArray
+    labels: Numbers
+    videos: Numbers
+    video_ids: pa.LargeStringArray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_videos(self) -> int:
+        """Number of videos; in folders of classes each image is its own video."""
+        return len(self.video_ids)
+
+    @cached_property
+    def video_labels(self) -> Numbers:
+        """Label of each video (num_videos,)."""
+        labels = np.zeros(self.num_videos, np.int64)
+        labels[self.videos] = self.labels
+        return labels
+
+    def image(self, position: int) -> Pixels:
+        """Return the decoded image, RGB (height, width, 3); raises UserError naming the file."""
+        return load_image(self.root / str(self.names[position]))
+
+    def file_sizes(self) -> Numbers:
+        """Return the bytes of each image's file (num_images,); raises UserError."""
+        try:
+            return np.fromiter((os.stat(self.root / str(name)).st_size for name in self.names), np.int64, len(self))
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """Images to train and test a classifier on; labels index `classes`."""
+
+    root: Path
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+
+    @staticmethod
+    def open(path: str | Path, classes: Path | None = None) -> "LabeledImages":
+        """Read any of the layouts; `classes` is a text file of the classes to use, None: all.
+
+        Raises UserError with all that is wrong.
+        """
+        root = Path(path)
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder; name one with train/<class> and val/<class>, or a frame tree")
+        chosen = None if classes is None else _read_class_list(classes)
+        if (root / "train.txt").exists() or (root / "test.txt").exists():
+            return _open_lists(root, chosen)
+        if (root / "train").is_dir() or (root / "val").is_dir():
+            return _open_folders(root, chosen)
+        raise UserError(
+            f"{root}: holds neither train/<class> and val/<class> nor train.txt and test.txt "
+            "(lines `<video folder> <label>`)"
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifier of the content: classes, and each image's path, size in bytes, label and video; 16 hex digits."""
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        for split in (self.train, self.test):
+            digest.update("\n".join(split.names.to_pylist()).encode())
+            digest.update(split.labels.tobytes() + split.videos.tobytes() + split.file_sizes().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class _Video(NamedTuple):
+    """Images of one label, by their paths below the root; a single image is a video, too."""
+
+    id: str
+    label: int
+    images: list[str]
+
+
+def _make_split(root: Path, videos: Sequence[_Video]) -> Split:
+    lengths = [len(video.images) for video in videos]
+    labels = np.repeat(np.array([video.label for video in videos], np.int64), lengths)
+    numbers = np.repeat(np.arange(len(videos), dtype=np.int64), lengths)
+    try:
+        names = pa.array((name for video in videos for name in video.images), pa.large_string())
+        ids = pa.array((video.id for video in videos), pa.large_string())
+    except UnicodeEncodeError as error:
+        raise UserError(f"{root}: the name {error.object!r} is not UTF-8; rename it") from error
+    return Split(root, names, labels, numbers, ids)
+
+
+def _read_class_list(path: Path) -> Where:
+    """Read the classes to use, one name a line, as ImageNet-100 is published; their order means nothing."""
+    problems: list[str] = []
+    where: Where = {}
+    for line in read_lines(path, problems):
+        if line.text in where:
+            problems.append(f"{line.where}: class {line.text!r} is listed before, in {where[line.text]}")
+        where.setdefault(line.text, line.where)
+    if not where and not problems:
+        problems.append(f"{path}: lists no class; it takes one name a line, as the folders of classes are named")
+    raise_problems(problems)
+    return where
+
+
+def _not_found(chosen: Where, found: Collection[str], place: Path) -> list[str]:
+    return [
+        f"{where}: class {name!r} is not in {place}; add it there, or leave it out of the list"
+        for name, where in chosen.items()
+        if name not in found
+    ]
+
+
+# --- folders of classes
+
+
+def _open_folders(root: Path, chosen: Where | None) -> LabeledImages:
+    """Read train/<class> and val/<class>; labels are places in the sorted names of the classes."""
+    if absent := [split for split in ("train", "val") if not (root / split).is_dir()]:
+        raise UserError(f"{root / absent[0]}: no such folder; train/<class> and val/<class> belong together")
+    problems: list[str] = []
+    is_flat = any(FLAT_IMAGE.fullmatch(path.name) for path in (root / "val").iterdir())
+    flat = _read_flat(root, problems) if is_flat else {}
+    raise_problems(problems)
+    train, val = _class_folders(root / "train"), set(flat) if is_flat else _class_folders(root / "val")
+    if chosen is None:
+        problems += _mismatched(root, train, val)
+    else:
+        problems += [*_not_found(chosen, train, root / "train"), *_not_found(chosen, val, root / "val")]
+    classes = tuple(sorted(train & val if chosen is None else train & val & chosen.keys()))
+    splits = []
+    for split in ("train", "val"):
+        videos = []
+        for label, name in enumerate(classes):
+            found = flat[name] if is_flat and split == "val" else list(images_below(root, f"{split}/{name}"))
+            videos += [_Video(image, label, [image]) for image in found]
+            if not found:
+                problems.append(f"{root / split / name}: holds no images")
+        splits.append(_make_split(root, videos))
+    raise_problems(problems)
+    return LabeledImages(root, classes, *splits)
+
+
+def _class_folders(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+
+
+def _mismatched(root: Path, train: set[str], val: set[str]) -> list[str]:
+    problems = [
+        f"{root / one}: class {name!r} is not in {root / other}; both need the same classes, "
+        "or name those to use with --classes FILE"
+        for one, other, names in (("train", "val", train - val), ("val", "train", val - train))
+        for name in sorted(names)
+    ]
+    return problems if train | val else [f"{root / 'train'}: holds no folders of classes"]
+
+
+# --- ImageNet's validation images as they are unpacked: one flat folder
+
+
+def _read_flat(root: Path, problems: list[str]) -> dict[str, list[str]]:
+    """Return the images of <root>/val by class, as paths below the root; mistakes are added to `problems`.
+
+    Line i of the ground truth is the ILSVRC2012 id of image i; imagenet_synsets.txt has the WordNet id of each id.
+    """
+    matches = (FLAT_IMAGE.fullmatch(path.name) for path in (root / "val").iterdir())
+    images = {int(match[1]): match[0] for match in matches if match}
+    folders = [root / "val", root, *sorted(path / "data" for path in root.glob("*devkit*"))]
+    truth = next((folder / GROUND_TRUTH for folder in folders if (folder / GROUND_TRUTH).exists()), None)
+    if truth is None:
+        problems.append(
+            f"{root / 'val' / GROUND_TRUTH}: no such file; images in one flat folder need it, there, in {root} or in "
+            "devkit/data"
+        )
+        return {}
+    labels = [_class_of(line, problems) for line in read_lines(truth, problems)]
+    if len(labels) != len(images):
+        problems.append(
+            f"{truth}: has {len(labels):,} lines for the {len(images):,} images of {root / 'val'}; "
+            "unpack all of them again"
+        )
+    if gaps := sorted(set(range(1, len(images) + 1)) - images.keys()):
+        problems.append(f"{root / 'val'}: image number {gaps[0]} of {len(images):,} is missing; unpack it again")
+    by_class: dict[str, list[str]] = {wnid: [] for wnid in labels}
+    for number, wnid in enumerate(labels, 1):
+        if number in images:
+            by_class[wnid].append(f"val/{images[number]}")
+    return by_class
+
+
+def _class_of(line: Line, problems: list[str]) -> str:
+    """Return the WordNet id of a line of the ground truth, "" where it is wrong, so that the count of lines stays."""
+    synsets = imagenet_synsets()
+    number = whole_number(line.text)
+    if number is not None and 1 <= number <= len(synsets):
+        return synsets[number - 1]
+    problems.append(f"{line.where}: {line.text!r} is not the number of a class, 1 to {len(synsets):,}")
+    return ""
+
+
+@cache
+def imagenet_synsets() -> list[str]:
+    """Return the WordNet ids of ImageNet's 1,000 classes in the order of their ILSVRC2012 ids, which begin at 1."""
+    return files("cyclecontrast.data").joinpath("imagenet_synsets.txt").read_text().split()
+
+
+# --- a frame tree with lists of its labeled videos
+
+
+class _LabeledVideo(NamedTuple):
+    where: str
+    video: str
+    label: int
+
+
+def _open_lists(root: Path, chosen: Where | None) -> LabeledImages:
+    """Read train.txt and test.txt, lines `<video folder> <label>`, and the names of labels in classes.txt."""
+    problems: list[str] = []
+    train, test = (_read_list(root / name, problems) for name in ("train.txt", "test.txt"))
+    problems += _repeated([*train, *test])
+    known = {video.label for video in train}
+    unknown = {video.label: video for video in reversed(test) if video.label not in known}
+    problems += [
+        f"{video.where}: label {video.label} has no video in {root / 'train.txt'}; it cannot be learned"
+        for video in unknown.values()
+        if known
+    ]
+    names = _class_names(root / "classes.txt", sorted(known), problems)
+    if chosen is not None:
+        problems += _not_found(chosen, names.values(), root / "train.txt")
+        names = {label: name for label, name in names.items() if name in chosen}
+    splits = [_make_split(root, list(_listed(root, videos, list(names), problems))) for videos in (train, test)]
+    raise_problems(problems)
+    return LabeledImages(root, tuple(names.values()), *splits)
+
+
+def _read_list(path: Path, problems: list[str]) -> list[_LabeledVideo]:
+    if not path.exists():
+        problems.append(f"{path}: no such file; it lists the videos of this split, `<video folder> <label>` a line")
+        return []
+    videos = []
+    for where, text in read_lines(path, problems):
+        video, *label = text.rsplit(maxsplit=1)
+        number = whole_number("".join(label))
+        if number is None:
+            problems.append(f"{where}: {text!r} is not `<video folder> <label>` with a whole number as label")
+        else:
+            videos.append(_LabeledVideo(where, PurePosixPath(video).as_posix(), number))
+    if not videos and not problems:
+        problems.append(f"{path}: lists no video")
+    return videos
+
+
+def _repeated(videos: Sequence[_LabeledVideo]) -> Iterator[str]:
+    first: dict[str, _LabeledVideo] = {}
+    for video in videos:
+        before = first.setdefault(video.video, video)
+        if before is not video:
+            yield f"{video.where}: video {video.video!r} is listed before, in {before.where}; a video is listed once"
+
+
+def _listed(root: Path, videos: Sequence[_LabeledVideo], labels: list[int], problems: list[str]) -> Iterator[_Video]:
+    base = "frames" if (root / "frames").is_dir() else ""
+    for where, video, label in videos:
+        folder = PurePosixPath(base, video)
+        if leads_out(video):
+            problems.append(f"{where}: {video!r} leads out of {root}; name a folder below it")
+            continue
+        if not os.path.isdir(root / folder):  # Path.is_dir raises where the name is too long
+            problems.append(f"{where}: {root / folder}: no such folder of frames")
+            continue
+        names = sorted(filter(is_image, os.listdir(root / folder)), key=natural_order)
+        if not names:
+            problems.append(f"{where}: {root / folder}: holds no images")
+        elif label in labels:
+            yield _Video(video, labels.index(label), [(folder / name).as_posix() for name in names])
+
+
+def _class_names(path: Path, labels: Sequence[int], problems: list[str]) -> dict[int, str]:
+    """Return the names of the labels in use: of classes.txt, lines `<label> <name>`, or else the numbers."""
+    names: dict[int, str] = {}
+    if not path.exists():
+        return {label: str(label) for label in labels}
+    for where, text in read_lines(path, problems):
+        label, *name = text.split(maxsplit=1)
+        number = whole_number(label)
+        if number is None or not name:
+            problems.append(f"{where}: {text!r} is not `<label> <name>`")
+        else:
+            names[number] = name[0]
+    problems += [f"{path}: names no class for label {label}" for label in labels if label not in names]
+    return {label: names.get(label, str(label)) for label in labels}

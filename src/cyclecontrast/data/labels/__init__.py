@@ -1,1 +1,0 @@
-"""Which labeled images and videos there are: layouts of folders and lists."""

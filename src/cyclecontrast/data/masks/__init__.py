@@ -1,1 +1,0 @@
-"""Which images have masks, and what the numbers in a mask mean."""

@@ -1,0 +1,138 @@
+"""The format of a prepared store: the names of its files, their columns, and how they are read and written."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cyclecontrast.data.storage import read_regular, size_within_folder
+from cyclecontrast.data.tables import read_about, read_table
+from cyclecontrast.errors import UserError
+from cyclecontrast.files import replacing
+
+STORE_FORMAT, STORE_VERSION = "cyclecontrast-frames", 1
+STORE, FRAMES, VIDEOS = "store.json", "frames.parquet", "videos.parquet"
+MOST_SETTINGS_BYTES = 1_000_000
+LEADS_OUT = r"^/|(^|/)\.\.(/|$)"
+"""A path that leaves the folder of videos."""
+MOST_SHARDS = 2**30
+"""Bound on the numbers of shards, well below the largest number of their column."""
+
+VIDEO_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("shard", pa.int32()),
+        ("num_frames", pa.int32()),
+        ("duration", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("size_bytes", pa.int64()),
+    ]
+)
+FRAME_SCHEMA = pa.schema(
+    [
+        ("video", pa.string()),
+        ("index", pa.int32()),
+        ("time", pa.float64()),
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),
+        ("size", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+
+
+class VideoRow(NamedTuple):
+    """One row of videos.parquet; the fields are its columns. `status` is ok, skipped or pending."""
+
+    id: str
+    path: str
+    status: str
+    reason: str
+    shard: int
+    num_frames: int = 0
+    duration: float = math.nan
+    width: int = 0
+    height: int = 0
+    size_bytes: int = 0
+
+
+def shard_name(shard: int, suffix: str = "tar") -> str:
+    """Return the name of a shard, or of one of its tables, relative to the store."""
+    return f"shards/{shard:06d}.{suffix}"
+
+
+def shard_path(root: Path, shard: int, suffix: str = "tar") -> Path:
+    """Return the path of a shard, or of one of its tables."""
+    return root / shard_name(shard, suffix)
+
+
+def write_settings(root: Path, settings: Mapping[str, object]) -> None:
+    """Write store.json, which marks a folder as a store and holds the settings it is made with."""
+    header = {"format": STORE_FORMAT, "version": STORE_VERSION, "settings": settings}
+    with replacing(root / STORE) as aside:
+        aside.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+
+
+def read_settings(root: Path) -> dict[str, object] | None:
+    """Return the settings in store.json, None where it is not that of a store of this version."""
+    try:
+        size_within_folder(root / STORE)
+        header = json.loads(read_regular(root / STORE, MOST_SETTINGS_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (STORE_FORMAT, STORE_VERSION):
+        return None
+    settings = header.get("settings", {})
+    return settings if isinstance(settings, dict) else None
+
+
+def write_videos(path: Path, rows: Iterable[VideoRow]) -> None:
+    """Write a table of videos, ordered by shard and id."""
+    ordered = sorted(rows, key=lambda row: (row.shard, row.id))
+    _write_rows(path, [row._asdict() for row in ordered], VIDEO_SCHEMA)
+
+
+def write_frames(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a table of frames."""
+    _write_rows(path, rows, FRAME_SCHEMA)
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    with replacing(path) as aside:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside)
+
+
+def read_videos(path: Path) -> list[VideoRow]:
+    """Return the rows of a table of videos; raises UserError where it is damaged, or names what a store cannot hold."""
+    try:
+        table = read_table(path, VIDEO_SCHEMA)
+        if pc.any(pc.match_substring_regex(table["path"], LEADS_OUT)).as_py():
+            raise ValueError("has paths that lead out of the folder of videos")
+        if len(table) and pc.max(table["shard"]).as_py() >= MOST_SHARDS:
+            raise ValueError("has numbers of shards that are too large")
+    except ValueError as error:
+        raise damaged(path, error) from error
+    return [VideoRow(**row) for row in table.to_pylist()]
+
+
+def count_frames(root: Path) -> int:
+    """Return the number of rows of the store's table of frames; raises UserError where it is damaged."""
+    try:
+        return int(read_about(root / FRAMES).num_rows)
+    except (OSError, ValueError) as error:
+        raise damaged(root / FRAMES, error) from error
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """Return the error for a table of a store that `prepare` cannot continue with."""
+    return UserError(f"out: {path} is damaged ({error}); make a new store in another folder")

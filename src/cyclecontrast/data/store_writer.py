@@ -1,0 +1,146 @@
+"""Write the shards of a store: tars whose bytes depend on names and frames only, and their tables."""
+
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import quote
+
+import cv2
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cyclecontrast.data.decode import DecodedFrame, VideoError, open_video
+from cyclecontrast.data.frame_sampling import Policy
+from cyclecontrast.data.storage import size_within_folder
+from cyclecontrast.data.store_format import (
+    FRAME_SCHEMA,
+    FRAMES,
+    VIDEOS,
+    VideoRow,
+    damaged,
+    read_videos,
+    shard_path,
+    write_frames,
+    write_videos,
+)
+from cyclecontrast.data.tables import read_table
+from cyclecontrast.errors import UserError
+from cyclecontrast.files import replacing
+
+FRAMES_PER_REPORT = 32
+ROWS_PER_GROUP = 1_000_000
+
+Report = Callable[[int, int, int], object]
+"""Called with the videos, frames and bytes of video done since the last call."""
+
+
+class ShardJob(NamedTuple):
+    """The unit of work: the pending rows of one shard, and how to make it; a row with a reason is not decoded."""
+
+    videos: Path
+    out: Path
+    policy: Policy
+    size: int
+    quality: int
+    max_pixels: int
+    shard: int
+    rows: tuple[VideoRow, ...]
+
+    def is_done(self) -> bool:
+        """Whether the table of videos, which is written last, is there."""
+        return shard_path(self.out, self.shard, VIDEOS).exists()
+
+
+def write_shard(job: ShardJob, report: Report) -> None:
+    """Write the shard's tar and its two tables; the table of videos, written last, marks it as done."""
+    with replacing(shard_path(job.out, job.shard)) as aside, open(aside, "wb") as file:
+        written = [_write_video(job, row, file, report) for row in job.rows]
+        file.write(bytes(2 * tarfile.BLOCKSIZE))
+    write_frames(shard_path(job.out, job.shard, FRAMES), [frame for _, frames in written for frame in frames])
+    write_videos(shard_path(job.out, job.shard, VIDEOS), [row for row, _ in written])
+
+
+def try_shard(job: ShardJob) -> None:
+    """Do the work without keeping anything, to see whether the process survives it."""
+    with open(os.devnull, "wb") as file:
+        for row in job.rows:
+            _write_video(job, row, file, lambda *_: None)
+
+
+def _write_video(job: ShardJob, row: VideoRow, file: BinaryIO, report: Report) -> tuple[VideoRow, list[dict[str, Any]]]:
+    """Append the frames of one video; return its row with the outcome, and the rows of its frames."""
+    frames: list[dict[str, Any]] = []
+    path = job.videos / row.path
+    try:
+        if row.reason:
+            raise VideoError(row.reason)
+        # Size 0 where the file cannot be read: so it counts as changed once it can.
+        row = row._replace(size_bytes=path.stat().st_size if os.access(path, os.R_OK) else 0)
+        with open_video(path, job.max_pixels) as video:
+            for frame in video.frames(job.policy, job.size):
+                frames.append(_write_frame(job, row.id, len(frames), frame, file))
+                if len(frames) % FRAMES_PER_REPORT == 0:
+                    report(0, FRAMES_PER_REPORT, 0)
+    except VideoError as error:
+        report(1, 0, row.size_bytes)
+        return row._replace(status="skipped", reason=str(error)), []
+    report(1, len(frames) % FRAMES_PER_REPORT, row.size_bytes)
+    done = row._replace(status="ok", reason=video.notice, num_frames=len(frames), duration=video.duration)
+    return done._replace(width=video.width, height=video.height), frames
+
+
+def _write_frame(job: ShardJob, video_id: str, index: int, frame: DecodedFrame, file: BinaryIO) -> dict[str, Any]:
+    _, encoded = cv2.imencode(".jpg", frame.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, job.quality])
+    data = bytes(encoded)
+    member = tarfile.TarInfo(member_name(video_id, index))
+    member.size = len(data)
+    file.write(member.tobuf(tarfile.PAX_FORMAT))
+    place = {"shard": job.shard, "offset": file.tell(), "size": len(data)}
+    file.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
+    height, width = frame.image.shape[:2]
+    return {"video": video_id, "index": index, "time": frame.time, **place, "width": width, "height": height}
+
+
+def member_name(video_id: str, index: int) -> str:
+    """Return the name of a frame in its shard: a WebDataset key without dots, in a folder without slashes."""
+    return f"{quote(video_id, safe='').replace('.', '%2E')}/{index:06d}.jpg"
+
+
+def is_whole(root: Path, shard: int) -> bool:
+    """Whether a shard's tables can be read and its tar is as long as its frames need."""
+    try:
+        frames = read_table(shard_path(root, shard, FRAMES), FRAME_SCHEMA, ("offset", "size"))
+        read_videos(shard_path(root, shard, VIDEOS))
+        end = pc.max(pc.add(frames["offset"], frames["size"])).as_py() or 0
+        return size_within_folder(shard_path(root, shard)) >= end
+    except (OSError, ValueError, UserError):
+        return False
+
+
+def join_shards(root: Path) -> None:
+    """Rebuild the store's two tables from those of the shards; the table of videos, written last, completes the store.
+
+    A video that was tried again is in two shards; the later one counts.
+    """
+    rows = {row.id: row for table in _shard_tables(root, VIDEOS) for row in read_videos(table)}
+    with replacing(root / FRAMES) as aside, pq.ParquetWriter(aside, FRAME_SCHEMA) as writer:
+        tables: list[pa.Table] = []
+        for path in _shard_tables(root, FRAMES):
+            try:
+                tables.append(read_table(path, FRAME_SCHEMA))
+            except ValueError as error:
+                raise damaged(path, error) from error
+            if sum(map(len, tables)) >= ROWS_PER_GROUP:
+                writer.write_table(pa.concat_tables(tables))
+                tables.clear()
+        if tables:
+            writer.write_table(pa.concat_tables(tables))
+    write_videos(root / VIDEOS, rows.values())
+
+
+def _shard_tables(root: Path, suffix: str) -> list[Path]:
+    numbers = {path: path.name.split(".")[0] for path in (root / "shards").glob(f"*.{suffix}")}
+    return sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path]))

@@ -1,0 +1,36 @@
+"""Many runs at a glance: `ls` lists the runs below folders, `compare` shows runs side by side.
+
+PyTorch is imported only when one of them is called.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclecontrast.config import CompareConfig, ListConfig
+from cyclecontrast.errors import checked
+
+if TYPE_CHECKING:
+    from cyclecontrast.runs.tables import Comparison, Listing
+
+__all__ = ["compare", "ls"]
+
+
+def ls(*folders: str | Path, **settings: Any) -> "Listing":
+    """List the runs below folders (default: the current one); options as of `cyclecontrast runs ls`.
+
+    Raises UserError if a folder does not exist.
+    """
+    config = checked(ListConfig, {**({"folders": folders} if folders else {}), **settings})
+    from cyclecontrast.runs.tables import list_runs, print_problems
+
+    listing = list_runs(config)
+    print_problems(config, listing)
+    return listing
+
+
+def compare(*runs: str | Path) -> "Comparison":
+    """Show runs side by side, as `cyclecontrast runs compare`; raises UserError if a run cannot be read."""
+    config = checked(CompareConfig, {"runs": runs})
+    from cyclecontrast.runs.tables import compare_runs
+
+    return compare_runs(config)

@@ -1,0 +1,315 @@
+"""The commands `runs ls` and `runs compare`: a row for each run below some folders, and a column for each run."""
+
+import io
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cyclecontrast.config import CompareConfig, ListConfig
+from cyclecontrast.data.folders import natural_order
+from cyclecontrast.errors import UserError, printable
+from cyclecontrast.evaluation.predictions import Result
+from cyclecontrast.reporting.results import RANDOM, ResultTable, summarize
+from cyclecontrast.reporting.runs import RunReport, read_files, read_results, read_runs
+
+RUN_FILES = ("config.toml", "run.json", "metrics.jsonl")
+COLUMNS = ("run", "changed", "status", "verdict", "method", "backbone", "steps", "seed", "data", "best results", "note")
+NOT_COMPARED = ("out", "resume")
+"""Settings that differ in all runs."""
+NONE = "–"
+UNLIMITED = 10**6
+"""Characters of a line where the output is not a terminal."""
+MIN_COLUMN, GAP = 5, 2
+"""Characters of a column whose texts are folded, and between two columns."""
+
+
+class Best(NamedTuple):
+    """The highest value, as a fraction, of the first metric of a protocol variant on a data set."""
+
+    tag: str
+    data: str
+    metric: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.tag} {self.metric} {100 * self.value:.1f} % on {self.data}"
+
+
+class Listed(NamedTuple):
+    """A run as `ls` shows it; `changed` is the last change of its files, `problem` says what cannot be read."""
+
+    path: Path
+    changed: datetime
+    problem: str = ""
+    status: str = ""
+    verdict: str = ""
+    reason: str = ""
+    method: str = ""
+    backbone: str = ""
+    steps_done: int | None = None
+    num_steps: int | None = None
+    seed: int | None = None
+    data: str = ""
+    results: tuple[Best, ...] = ()
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the texts of the row, one for each of COLUMNS."""
+        status, _, note = self.status.partition(": ")
+        return (
+            str(self.path),
+            f"{self.changed:%Y-%m-%d %H:%M}",
+            "damaged" if self.problem else status,
+            self.verdict,
+            self.method,
+            self.backbone,
+            "" if self.num_steps is None else f"{self.steps_done}/{self.num_steps}",
+            "" if self.seed is None else str(self.seed),
+            Path(self.data).name or self.data,
+            ", ".join(map(str, self.results)),
+            self.problem or note,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields."""
+        results = [best._asdict() for best in self.results]
+        return self._asdict() | {"path": str(self.path), "changed": self.changed.isoformat(), "results": results}
+
+
+class Listing(NamedTuple):
+    """The runs found, the last changed one at the end, and folders that could not be listed."""
+
+    runs: tuple[Listed, ...]
+    problems: tuple[str, ...]
+    config: ListConfig
+
+    def __str__(self) -> str:
+        if self.config.as_json:
+            return json.dumps([run.to_json() for run in self.runs], indent=2)
+        if self.runs:
+            return "\n".join((text_table(COLUMNS, [run.cells() for run in self.runs]), *self.problems))
+        places = ", ".join(map(str, self.config.folders))
+        nothing = f"no runs found in {places} within {self.config.depth} levels; --depth searches deeper"
+        return "\n".join((nothing, *self.problems))
+
+
+class Comparison(NamedTuple):
+    """Runs side by side, those of one method next to each other.
+
+    `settings` are those that differ, with a text for each run; `values` are the last ones measured, with a text for
+    each of `columns`: the runs, and the mean of each method with several seeds.
+    """
+
+    runs: tuple[RunReport, ...]
+    columns: tuple[str, ...]
+    settings: dict[str, tuple[str, ...]]
+    values: dict[str, tuple[str, ...]]
+    results: ResultTable | None
+
+    def __str__(self) -> str:
+        names = [run.name for run in self.runs]
+        parts = [_table_of("setting", names, self.settings) if self.settings else "all settings are equal"]
+        parts.append(_table_of("last value", self.columns, self.values))
+        if self.results is not None:
+            rows = {
+                f"{column.tag} {column.metric}, {column.data}": tuple(
+                    cell.text if (cell := row.cells[number]) else NONE for row in self.results.rows
+                )
+                for number, column in enumerate(self.results.columns)
+            }
+            parts.append(_table_of("result", [row.name for row in self.results.rows], rows))
+        return "\n\n".join(parts)
+
+
+def list_runs(config: ListConfig) -> Listing:
+    """Find runs and read their files; one that is damaged is listed with the reason.
+
+    Raises UserError if a folder does not exist.
+    """
+    if missing := [folder for folder in config.folders if not folder.is_dir()]:
+        raise UserError(*(f"folders: {folder}: not a folder; name one that contains runs" for folder in missing))
+    problems: list[str] = []
+    runs = sorted((_listed(folder) for folder in find_runs(config, problems)), key=lambda run: run.changed)
+    return Listing(tuple(runs), tuple(problems), config)
+
+
+def print_problems(config: ListConfig, listing: Listing) -> None:
+    """Print on stderr which folders could not be listed if the output is JSON."""
+    for problem in listing.problems if config.as_json else ():
+        print(problem, file=sys.stderr)
+
+
+def find_runs(config: ListConfig, problems: list[str]) -> Iterator[Path]:
+    """Yield each run once; folders that cannot be listed are added to `problems`.
+
+    A folder with two of a run's three files is a run, so that one that has lost a file is still found.
+    """
+    seen: set[str] = set()
+    for root in config.folders:
+        for path, folders, files in os.walk(root, onerror=lambda error: problems.append(_unlisted(error))):
+            level = len(Path(path).parts) - len(root.parts)
+            is_run = len(set(RUN_FILES).intersection(files)) >= 2
+            if is_run and os.path.realpath(path) not in seen:
+                seen.add(os.path.realpath(path))
+                yield Path(path)
+            if is_run or "store.json" in files or level >= config.depth:
+                folders.clear()
+            folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural_order)
+
+
+def _unlisted(error: OSError) -> str:
+    return printable(f"{error.filename}: cannot be listed ({error.strerror})")
+
+
+def _listed(folder: Path) -> Listed:
+    times = [path.stat().st_mtime for name in RUN_FILES if (path := folder / name).is_file()]
+    listed = Listed(folder, datetime.fromtimestamp(max(times, default=0)).astimezone())
+    try:
+        config, _, about, metrics = read_files(folder)
+        listed = listed._replace(
+            status=about.get("status", ""),
+            verdict=about.get("verdict", ""),
+            reason=about.get("reason", ""),
+            method=config.method,
+            backbone=config.backbone,
+            steps_done=int(metrics[-1]["step"]) if metrics else 0,
+            num_steps=about["num_steps"],
+            seed=config.seed,
+            data=str(config.data),
+        )
+        return listed._replace(results=tuple(_best(read_results(folder))))
+    except (UserError, OSError) as error:
+        return listed._replace(problem=str(error).partition("\n")[0].removeprefix(f"{folder}: "))
+
+
+def _best(results: list[Result]) -> Iterator[Best]:
+    """Yield the best value of each protocol variant and metric on each data set, without those of random weights."""
+    found: dict[tuple[str, str, str], Best] = {}
+    for result in results:
+        about = result.about
+        if about.model.source != RANDOM and result.metrics:
+            metric, value = next(iter(result.metrics.items()))
+            best = Best(about.tag, Path(about.data.path).name, metric, value)
+            key = about.tag, metric, about.data.fingerprint
+            found[key] = max(best, found.get(key, best), key=lambda one: one.value)
+    yield from found.values()
+
+
+def compare_runs(config: CompareConfig) -> Comparison:
+    """Read runs and put them side by side; raises UserError if one cannot be read."""
+    groups: dict[str, list[RunReport]] = {}
+    for run in read_runs(config.runs, with_data=False):
+        groups.setdefault(run.method, []).append(run)
+    runs = [run for group in groups.values() for run in group]
+    columns: list[str] = []
+    for group in groups.values():
+        columns += [run.name for run in group] + ([f"mean of {len(group)} seeds"] if len(group) > 1 else [])
+    results = summarize(runs, range(len(runs)))
+    return Comparison(tuple(runs), tuple(columns), _differences(runs), _values(list(groups.values())), results)
+
+
+def _differences(runs: list[RunReport]) -> dict[str, tuple[str, ...]]:
+    """Return what differs between the runs: settings, content of the data, device and versions."""
+    facts = []
+    for run in runs:
+        about = {"content of data": run.about.get("data_fingerprint"), "ran on": run.about["device"]}
+        versions = {f"version of {name}": version for name, version in run.about["versions"].items()}
+        facts.append(run.config.model_dump(mode="json", exclude=set(NOT_COMPARED)) | about | versions)
+    names = dict.fromkeys(name for one in facts for name in one)
+    rows = {name: tuple(_setting(one.get(name)) for one in facts) for name in names}
+    return {name: texts for name, texts in rows.items() if len(set(texts)) > 1}
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or NONE
+    return NONE if value is None else str(value)
+
+
+def _values(groups: list[list[RunReport]]) -> dict[str, tuple[str, ...]]:
+    """Return status, steps and verdict, then the last value of each loss and health metric."""
+
+    def row(text: Callable[[RunReport], str], mean: Callable[[list[RunReport]], str]) -> tuple[str, ...]:
+        cells = [[*map(text, group), *([mean(group)] if len(group) > 1 else [])] for group in groups]
+        return tuple(cell for group in cells for cell in group)
+
+    def counted(text: Callable[[RunReport], str]) -> tuple[str, ...]:
+        return row(text, lambda runs: ", ".join(f"{num} {word}" for word, num in Counter(map(text, runs)).items()))
+
+    def measured(name: str) -> tuple[str, ...]:
+        return row(lambda run: _mean_text(_last([run], name)), lambda runs: _mean_text(_last(runs, name)))
+
+    keys = dict.fromkeys(key for group in groups for run in group for line in run.metrics for key in line)
+    shown = [
+        key
+        for key in keys
+        if key.endswith("loss") or key.startswith("health_") or key in ("intra_accuracy", "cycle_closed")
+    ]
+    return {
+        "status": counted(lambda run: str(run.about.get("status", NONE)).partition(":")[0]),
+        "steps": row(lambda run: f"{run.steps_done}/{run.about['num_steps']}", lambda runs: ""),
+        "verdict": counted(lambda run: run.verdict.word if run.verdict else NONE),
+        **{key: measured(key) for key in shown},
+    }
+
+
+def _last(runs: list[RunReport], key: str) -> list[float]:
+    """Return the last value of each run that has one."""
+    values = (next((row[key] for row in reversed(run.metrics) if row.get(key) is not None), None) for run in runs)
+    return [value for value in values if value is not None]
+
+
+def _mean_text(values: list[float]) -> str:
+    if not values:
+        return NONE
+    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4g}{spread}"
+
+
+def _table_of(head: str, columns: Sequence[str], rows: dict[str, tuple[str, ...]]) -> str:
+    return text_table((head, *columns), [(name, *texts) for name, texts in rows.items()])
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table without its empty columns, whose texts are printable and each on one line.
+
+    On a terminal its columns are folded to the width; where that is too narrow, each row is a block of lines. For
+    anything else, such as a pipe, each row is one whole line.
+    """
+    shown = [number for number in range(len(head)) if any(row[number] for row in rows)]
+    names = [printable(head[number]) for number in shown]
+    texts = [[printable(row[number]) for number in shown] for row in rows]
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None if the caller closed it
+    width = shutil.get_terminal_size().columns if is_terminal else UNLIMITED
+    needed = sum(min(MIN_COLUMN, max(map(len, column))) + GAP for column in zip(names, *texts, strict=True))
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    with console.capture() as capture:
+        for part in [_columns(names, texts)] if width >= needed else _blocks(names, texts):
+            console.print(part, overflow="fold")
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _columns(names: Sequence[str], texts: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for name in names:
+        table.add_column(Text(name), overflow="fold")
+    for row in texts:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _blocks(names: Sequence[str], texts: Sequence[Sequence[str]]) -> Iterator[RenderableType]:
+    for number, row in enumerate(texts):
+        if number:
+            yield ""
+        yield from (Text(f"{name}: {text}" if name else text) for name, text in zip(names, row, strict=True) if text)
