@@ -11,9 +11,10 @@ import pytest
 from cyclecontrast.loss.objectives import OBJECTIVES
 
 import cyclecontrast
-from cyclecontrast.config import DECIDED_BY_AUTO, PRESETS, PROTOCOL_CONFIGS, PretrainConfig, SweepConfig
+from cyclecontrast.config import DECIDED_BY_AUTO, PRESETS, PretrainConfig, SweepConfig
 from cyclecontrast.errors import checked
-from cyclecontrast.reporting.curves import QUANTITIES
+from cyclecontrast.evaluation.protocol import CONFIGS
+from cyclecontrast.reporting.curves import METRICS
 from cyclecontrast.sweeping.tables import TABLES
 from cyclecontrast.training import verdict
 from cyclecontrast.training.auto_settings import DataSize, Machine, resolve
@@ -75,7 +76,7 @@ def test_links_lead_somewhere():
 
 def test_every_option_and_command_exists():
     """Each option is one of the command before it, or without a command of any; each protocol and table runs."""
-    configs = PROTOCOL_CONFIGS | dict.fromkeys(TABLES, SweepConfig)
+    configs = CONFIGS | dict.fromkeys(TABLES, SweepConfig)
     spans = [span for span in re.findall(r"`([^`]+)`", PAGE) if re.match(r"--|(pretrain|evaluate|sweep) ", span)]
     assert len(spans) > 40
     for span in spans:
@@ -203,7 +204,7 @@ def test_signals_and_words_of_health_are_those_of_the_code():
     """Every signal and every verdict has its row, and the thresholds are the ones that are judged by."""
     first = [cells[0] for cells in rows_of("Health")]
     words = re.findall(r'"([a-z -]+)": _', inspect.getsource(verdict.judge))
-    signals = [f"`{quantity.key}`" for quantity in QUANTITIES if quantity.part == "health"]
+    signals = [f"`{info.key}`" for info in METRICS if info.part == "health"]
     assert first == ["signal", *signals, "word", *words, "healthy"]
     for threshold in (
         f"more than {verdict.LEAST_CHANGE:.2f}".replace("0.", "."),

@@ -226,7 +226,7 @@ def test_vectors_of_a_parquet_file_are_read_in_blocks(tmp_path, monkeypatch):
         (f"INDEX --video a --frame 0 --device cpu --model {MODEL}", ["--model and --device need --image or --serve"]),
         (
             "INDEX --serve --videos none --data none",
-            ["videos: none: no such folder; name the folder of the source videos", "data: none: no such"],
+            ["videos: none: no such folder; name", "data: none: no such"],
         ),
         (
             "INDEX --serve --image q.png --html p.html",

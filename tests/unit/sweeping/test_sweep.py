@@ -72,7 +72,9 @@ def trained(monkeypatch):
     """The names of the runs that are trained from now on."""
     names, train = [], trials.pretrain
     monkeypatch.setattr(
-        trials, "pretrain", lambda config: names.append((config.resume or config.out).name) or train(config)
+        trials,
+        "pretrain",
+        lambda config, **rest: names.append((config.resume or config.out).name) or train(config, **rest),
     )
     return names
 
@@ -92,10 +94,10 @@ def fail_for_the_full_method(monkeypatch, *lines):
     """Let the training of the full method fail with these lines."""
     train = trials.pretrain
 
-    def failing(config):
+    def failing(config, **rest):
         if config.method == "cycle":
             raise UserError(*lines)
-        return train(config)
+        return train(config, **rest)
 
     monkeypatch.setattr(trials, "pretrain", failing)
 
@@ -196,7 +198,7 @@ def test_a_failed_trial_does_not_stop_the_others(tracks, tmp_path, monkeypatch, 
 
 def test_where_all_trials_fail_there_is_no_table(tracks, tmp_path, monkeypatch):
     """The reasons are the error."""
-    monkeypatch.setattr(trials, "pretrain", lambda config: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    monkeypatch.setattr(trials, "pretrain", lambda config, **rest: (_ for _ in ()).throw(RuntimeError("out of memory")))
     with pytest.raises(UserError, match="intra-image, seed 0: RuntimeError: out of memory"):
         cc.sweep("table4", tracks, out=tmp_path / "out", **TINY)
     assert not list((tmp_path / "out").glob("table4*"))
@@ -339,9 +341,9 @@ def test_other_settings_are_refused(swept, tracks, settings, words):
 @pytest.mark.parametrize(
     ("decides", "choice", "words"),
     [
-        ("training.presets._learning_rate", 0.5, r"started with learning_rate [\d.]+, not 0\.5; name another folder"),
-        ("training.presets._epochs", 10**6, r"started with momentum 0\.99, not 0\.999; name another folder"),
-        ("sweeping.plan.pick_precision", "tf32", r"started with precision \w+, not tf32; name another folder"),
+        ("training.auto_settings._learning_rate", 0.5, r"started with learning_rate [\d.]+, not 0\.5"),
+        ("training.auto_settings._epochs", 10**6, r"started with momentum 0\.99, not 0\.999"),
+        ("sweeping.plan.pick_precision", "tf32", r"started with precision \w+, not tf32"),
     ],
 )
 def test_other_decisions_of_auto_are_refused(swept, tracks, monkeypatch, decides, choice, words):
@@ -407,7 +409,7 @@ def test_the_leftovers_of_a_killed_sweep_are_accepted(tracks, tmp_path):
     [
         (["tabel4", "{data}"], "did you mean table4?"),
         (["table4"], "data is missing"),
-        (["table4", "{data}", "--on", "nowhere"], "on: nowhere: no such folder"),
+        (["table4", "{data}", "--on", "nowhere"], "on: nowhere: no such file or folder"),
         (["table2", "{data}"], "has no labels for table2; name with --on an OTB root"),
         (["table10", "{data}"], "name with --on a UCF101 or HMDB51 root"),
         (["table4", "{data}/frames"], "name with --on a folder with train/<class>"),
