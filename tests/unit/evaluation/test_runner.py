@@ -144,7 +144,7 @@ def test_all_mistakes_are_reported_at_once_and_nothing_is_written(data, tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         run(data, tmp_path / "file" / "deep")
-    with pytest.raises(UserError, match="shifts.*did you mean shift"):
+    with pytest.raises(UserError, match=r"shifts.*did you mean shift"):
         run(data, tmp_path / "out", shifts=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file"]
 

@@ -41,9 +41,9 @@ def counted(backbone, batch, device):
         raise UserError("the images of process 1 are gone")
     return encode(backbone, batch, device)
 
-def trained(config, **options):
+def trained(config, **rest):
     encoded.append(config.method)
-    return pretrain(config, **options)
+    return pretrain(config, **rest)
 
 embed.encode = retrieval.encode = counted
 trials.pretrain = trained
