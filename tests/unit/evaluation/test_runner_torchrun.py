@@ -41,9 +41,9 @@ def counted(backbone, batch, device):
         raise UserError("the images of process 1 are gone")
     return encode(backbone, batch, device)
 
-def trained(config, **rest):
+def trained(config, **options):
     encoded.append(config.method)
-    return pretrain(config, **rest)
+    return pretrain(config, **options)
 
 embed.encode = retrieval.encode = counted
 trials.pretrain = trained

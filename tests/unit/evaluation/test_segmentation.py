@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from cyclecontrast.data.masks.codes import IGNORE
+from cyclecontrast.data.mask_layouts import IGNORE
 from PIL import Image
 
 from cyclecontrast.config import SegmentationConfig

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cyclecontrast.data.masks.codes import IGNORE
+from cyclecontrast.data.mask_layouts import IGNORE
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.errors import UserError
