@@ -105,7 +105,7 @@ def test_nothing_that_is_read_can_run():
     running = {name for name in names if name.startswith(("pickle.", "os.exec", "os.spawn", "os.popen"))}
     assert running == {"pickle.Pickler", "pickle.dumps"}  # which write
     pickling = {place for place, name, _, _ in found if name == "import pickle"}
-    assert pickling == {"data/own_augment.py", "exporting/detectron2_pickle.py", "models/checkpoint.py"}
+    assert pickling == {"data/own_augment.py", "exporting/formats.py", "models/checkpoint.py"}
 
 
 def test_no_archive_is_unpacked():
@@ -410,7 +410,8 @@ def test_what_a_header_claims_is_not_waited_for(tmp_path):
     assert b"NETSCAPE2.0\x03\x01\x00\x00" in gif.read_bytes()
     with ending():
         for file, policy in ((path, EveryKth(1)), (path, SpreadEvenly(6)), (gif, EveryKth(1)), (gif, SpreadEvenly(9))):
-            assert len(list(decode.decode_frames(file, policy, 64, 10**6))) == 6
+            with decode.open_video(file, 10**6) as opened:
+                assert len(list(opened.frames(policy, 64))) == 6
     with decode.open_video(path, 10**6) as opened:
         assert opened.frames_in_header == 10**9
 
@@ -431,8 +432,11 @@ def test_videos_of_impossible_shapes_are_skipped(tmp_path, monkeypatch, size, wh
     """Frames that no JPEG holds, or that would grow a thousandfold when they are resized, are refused with a reason."""
     monkeypatch.setattr(images, "MOST_SIDE", 600 if why == "on a side" else images.MOST_SIDE)
     path = make.write_images(tmp_path / "a.mkv", [np.zeros((*size[::-1], 3), np.uint8)], codec="ffv1", pix_fmt="bgr0")
-    with pytest.raises(decode.VideoError, match=rf"frames of .*{why}.* \({size[0]}x{size[1]}\)"):
-        list(decode.decode_frames(path, EveryKth(1), 64, 10**8))
+    with (
+        pytest.raises(decode.VideoError, match=rf"frames of .*{why}.* \({size[0]}x{size[1]}\)"),
+        decode.open_video(path, 10**8) as opened,
+    ):
+        list(opened.frames(EveryKth(1), 64))
 
 
 # --- models

@@ -6,7 +6,7 @@ A mask holds the number of the object at each pixel, 0 for the background. DAVIS
 import hashlib
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from cyclecontrast.data.folders import is_image, natural_order
 from cyclecontrast.data.images import Indices, Pixels, read_image, read_mask
 from cyclecontrast.data.text_lines import leads_out, raise_problems, read_lines
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, attempt
 
 LISTS = {
     "2017": ("ImageSets/2017/val.txt",),
@@ -76,15 +76,12 @@ class Davis:
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; name a DAVIS root with {FRAMES}, {MASKS} and ImageSets")
         year, names = _read_list(root, year)
-        videos, problems = [], []
-        for name in names:
-            try:
-                videos.append(_open_video(root, name, year == "2016"))
-            except UserError as error:
-                problems.append(str(error))
+        problems: list[str] = []
+        opened = [attempt(partial(_open_video, root, name, year == "2016"), problems) for name in names]
+        videos = tuple(video for video in opened if video is not None)
         if not videos:
             raise_problems([f"{root}: none of the {len(names)} videos can be used", *problems])
-        return Davis(root, year, tuple(videos), tuple(problems))
+        return Davis(root, year, videos, tuple(problems))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -57,15 +57,6 @@ class DecodedFrame(NamedTuple):
     time: float
 
 
-def decode_frames(path: Path, policy: Policy, size: int, max_pixels: int) -> Iterator[DecodedFrame]:
-    """Yield the frames that the policy picks, in order, short side at most `size` pixels.
-
-    Raises VideoError where no frame can be decoded; use `open_video` to learn of damage after the first frame.
-    """
-    with open_video(path, max_pixels) as video:
-        yield from video.frames(policy, size)
-
-
 @contextmanager
 def open_video(path: Path, max_pixels: int) -> Iterator["OpenVideo"]:
     """Open a video file for one decoding pass; raises VideoError with the reason where that is impossible."""
@@ -347,7 +338,7 @@ class Clock:
 class Scaler:
     """Converts frames of one video to RGB with a short side of at most `size`.
 
-    Scaling before the conversion to RGB makes a frame of 720p five times cheaper. Colours keep their resolution: 4:4:4
+    Scaling before the conversion to RGB makes a frame of 720p five times cheaper. Colors keep their resolution: 4:4:4
     between the two steps.
     """
 

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +11,11 @@ import pyarrow as pa
 
 from cyclecontrast.data.folders import IMAGE_SUFFIXES, is_image, natural_order, walk
 from cyclecontrast.data.images import MOST_BYTES
-from cyclecontrast.data.storage import FrameSource, is_missing_alone, read_regular
+from cyclecontrast.data.storage import is_missing_alone, read_regular
 from cyclecontrast.errors import UserError
 
 R2V2_NAME = re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{6}\.jpg")
 TEXTS_PER_PIECE = 4_096
-
-OpenedFrames: TypeAlias = tuple[str, pa.StringArray, npt.NDArray[np.int64], FrameSource]
-"""Layout, video ids, the first frame of each video with the number of all frames behind, and where frames are read."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +56,8 @@ def text_pieces(texts: pa.Array) -> Iterator[bytes]:
         yield "\n".join([*texts[start : start + TEXTS_PER_PIECE].to_pylist(), ""]).encode()
 
 
-def open_image_folder(root: Path) -> OpenedFrames:
-    """List the images below a folder by video; raises UserError.
+def open_image_folder(root: Path) -> tuple[str, pa.StringArray, npt.NDArray[np.int64], ImageFiles]:
+    """Return the layout, the ids and `starts` of the videos, and the images below a folder; raises UserError.
 
     Links are followed, wherever they lead. Pipes and devices are not images; the target of a link is checked when the
     frame is read.

@@ -200,7 +200,7 @@ def _ucf_classes(path: Path) -> tuple[str, ...]:
         number, _, name = text.partition(" ")
         names.append(name)
         if number != str(len(names)) or not name or "/" in name or name == ".." or name in names[:-1]:
-            problems.append(f"{where}: {text!r} is not `{len(names)} <class>` with a name of its own")
+            problems.append(f"{where}: {text!r} is not `{len(names)} <class>` with a new name")
     if not names:
         problems.append(f"{path}: names no class; expected `1 ApplyEyeMakeup` and so on, a line each")
     raise_problems(problems)

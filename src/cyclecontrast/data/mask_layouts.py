@@ -66,7 +66,7 @@ class _Options(NamedTuple):
 
 
 def read_layout(root: Path, num_classes: int | None, ignore_label: int, train_list: str) -> Layout:
-    """Recognise the layout by its folders and list its pairs; raises UserError."""
+    """Recognize the layout by its folders and list its pairs; raises UserError."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; name one with {KNOWN}")
     found = {name for name in SIGNS if (root / name).is_dir()}
@@ -160,7 +160,7 @@ def _voc(root: Path, options: _Options) -> Layout:
 
 
 def _voc_pair(root: Path, line: str) -> Pair:
-    """Return the pair of a line: an id, or two paths; masks of the extended list lie in a folder of their own."""
+    """Return the pair of a line: an id, or two paths; masks of the extended list lie in another folder."""
     if len(line.split()) == 2:
         return _pair_of_paths(line)
     masks = [f"{folder}/{line}.png" for folder in ("SegmentationClass", "SegmentationClassAug")]

@@ -67,7 +67,7 @@ class RemoteFiles:
             yield from pool.map(self._size, names)
 
     def reopen(self) -> None:
-        """Make the next request open a connection of its own."""
+        """Make the next request open a new connection."""
         self.opened.pop(os.getpid(), None)
 
     def _size(self, name: str) -> int | OSError | None:

@@ -24,7 +24,7 @@ MOST_HANDLES = 256
 
 
 class FrameSource(Protocol):
-    """Where the encoded frames of a store are read from."""
+    """Where encoded frames are read from: single image files, or the shards of a store."""
 
     def read(self, frame: int) -> bytes:
         """Return the encoded image of a frame; raises OSError for passing errors, ValueError for those of the file."""
@@ -38,50 +38,13 @@ class FrameSource(Protocol):
         """Return the file or URL that holds a frame."""
         ...
 
-    def time(self, frame: int) -> float:
-        """Return the time of a frame in seconds, nan where it is not known."""
-        ...
-
-    def pieces(self) -> Iterator[bytes]:
-        """Yield bytes that identify the frames, for the fingerprint."""
-        ...
-
-
-class StoreFiles(Protocol):
-    """The files of a prepared store, on this machine or behind a URL; `advice` is for files that do not fit."""
-
-    @property
-    def root(self) -> Path | str:
-        """Return the folder or the URL of the store."""
-        ...
-
-    @property
-    def advice(self) -> str:
-        """Say what a user can do about files that are missing or damaged."""
-        ...
-
-    def read(self, name: str, start: int, size: int) -> bytes:
-        """Return a range of bytes of a file; raises OSError."""
-        ...
-
-    def fetched(self, *names: str) -> AbstractContextManager[Path]:
-        """Give a local folder that holds these files while the block runs; raises OSError."""
-        ...
-
-    def sizes(self, names: Sequence[str]) -> Iterator[int | OSError | ValueError | None]:
-        """Yield the size of each file, None where it is not known, or the error of looking it up."""
-        ...
-
-    def reopen(self) -> None:
-        """Drop open handles and connections."""
-        ...
-
 
 @dataclass(frozen=True)
 class LocalFiles:
     """The files of a prepared store in a folder; the files read last stay open.
 
-    Reads name their position, so forked processes may share handles; threads may not.
+    Reads name their position, so forked processes may share handles; threads may not. `advice` tells a user what to do
+    about files that are missing or damaged.
     """
 
     root: Path

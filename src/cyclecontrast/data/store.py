@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from tarfile import BLOCKSIZE
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cyclecontrast.config.types import is_url
-from cyclecontrast.data.image_folders import OpenedFrames, open_image_folder, text_pieces
+from cyclecontrast.data.image_folders import ImageFiles, open_image_folder, text_pieces
 from cyclecontrast.data.images import MOST_BYTES, Pixels, decode_image
 from cyclecontrast.data.remote import RemoteFiles
 from cyclecontrast.data.shared_arrays import SharedArrays
-from cyclecontrast.data.storage import FrameSource, LocalFiles, StoreFiles, read_with_retry, reason
+from cyclecontrast.data.storage import LocalFiles, read_with_retry, reason
 from cyclecontrast.data.store_format import FRAME_SCHEMA, FRAMES, STORE, STORE_VERSION, read_settings, shard_name
 from cyclecontrast.data.tables import read_about, read_batches
 from cyclecontrast.errors import UserError
@@ -36,6 +37,9 @@ PLACES = ("shard", "offset", "size")
 WRONG_COUNT = "does not have as many rows as it says"
 
 Numbers = npt.NDArray[np.integer]
+StoreFiles: TypeAlias = LocalFiles | RemoteFiles
+OpenedFrames: TypeAlias = "tuple[str, pa.StringArray, npt.NDArray[np.int64], ImageFiles | Shards]"
+"""Layout, video ids, `starts` of FrameStore, and where the frames are read from."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class FrameStore:
     root: Path | str
     layout: str
     columns: SharedArrays
-    source: FrameSource
+    source: "ImageFiles | Shards"
 
     @staticmethod
     def open(path: str | Path) -> "FrameStore":
@@ -54,18 +58,20 @@ class FrameStore:
         Text with `://` in it is the URL of a prepared store.
         """
         root = path if is_url(path) else Path(path)
+        opened: OpenedFrames
         if isinstance(root, str):
-            layout, ids, starts, source = _open_remote(root)
+            opened = _open_remote(root)
         elif not root.is_dir():
             raise UserError(f"{root}: no such folder; name a prepared store or a folder of frames")
         else:
-            layout, ids, starts, source = _open_local(root) if (root / STORE).exists() else open_image_folder(root)
+            opened = _open_local(root) if (root / STORE).exists() else open_image_folder(root)
+        layout, ids, starts, source = opened
         # The id of a video is the text between two ends, as Arrow stores it.
         _, ends, text = ids.buffers()
         ends = np.frombuffer(ends, np.int32, len(ids) + 1, ids.offset * np.int32().nbytes)
         columns = {"starts": starts, "ends": ends, "text": np.frombuffer(text or b"", np.uint8)}
         store = FrameStore(root, layout, SharedArrays.of(columns), source)
-        del ids, starts, ends, text, columns
+        del opened, ids, starts, ends, text, columns
         _release_memory()
         return store
 

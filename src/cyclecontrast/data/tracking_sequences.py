@@ -11,9 +11,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -23,10 +23,11 @@ import numpy.typing as npt
 from cyclecontrast.data.folders import is_image, natural_order
 from cyclecontrast.data.images import Pixels, load_image
 from cyclecontrast.data.text_lines import leads_out, raise_problems, read_lines, read_text
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, attempt
 
 Boxes = npt.NDArray[np.float64]
 """Corner and size of boxes in pixels as annotated, the first pixel being 1: x, y, w, h (num_boxes, 4)."""
+Layout: TypeAlias = Literal["otb", "got10k"]
 Got10kSplit: TypeAlias = Literal["train", "val", "test"]
 
 OTB_ANNOTATED = {
@@ -76,7 +77,7 @@ class Sequences:
     """The sequences of a data set that can be used, and one line for each that cannot."""
 
     root: Path
-    layout: Literal["otb", "got10k"]
+    layout: Layout
     sequences: tuple[Sequence, ...]
     problems: tuple[str, ...] = ()
 
@@ -99,17 +100,16 @@ class Sequences:
         return digest.hexdigest()[:16]
 
 
-def _usable(root: Path, layout: Literal["otb", "got10k"], found: Iterable[Sequence | UserError]) -> Sequences:
-    """Collect the sequences that can be used; raises UserError where there is none."""
+def _collect(root: Path, layout: Layout, readers: Iterable[Callable[[], Sequence]]) -> Sequences:
+    """Read the sequences that can be used; raises UserError where there is none."""
     sequences: list[Sequence] = []
     problems: list[str] = []
-    for item in found:
-        if isinstance(item, UserError):
-            problems += item.problems
-        elif item.name != item.name.encode(errors="replace").decode():
-            problems.append(f"{item.folder}: the name is not UTF-8; rename it")
-        else:
-            sequences.append(item)
+    for read in readers:
+        sequence = attempt(read, problems)
+        if sequence is not None and sequence.name != sequence.name.encode(errors="replace").decode():
+            problems.append(f"{sequence.folder}: the name is not UTF-8; rename it")
+        elif sequence is not None:
+            sequences.append(sequence)
     if not sequences:
         raise UserError(*(problems or [f"{root}: holds no sequences"]))
     return Sequences(root, layout, tuple(sequences), tuple(problems))
@@ -171,25 +171,19 @@ def check_in_image(where: str, box: Boxes, image: Pixels) -> None:
 # --- OTB
 
 
-def open_otb(root: str | Path, *, official_tiger1: bool = False) -> Sequences:
-    """Read all sequences below the root, in order of their names; raises UserError where there is none.
-
-    Tiger1 has its 354 frames, or the 349 that the authors' code tracks.
-    """
+def open_otb(root: str | Path) -> Sequences:
+    """Read all sequences below the root, in order of their names; raises UserError where there is none."""
     folders = [path for path in sorted(Path(root).iterdir()) if path.is_dir() and _is_otb_sequence(path)]
     if not folders:
         raise UserError(
             f"{root}: holds no sequences; an OTB root has <Sequence>/img and <Sequence>/groundtruth_rect.txt, "
             "a GOT-10k root has <split>/list.txt"
         )
-    opened = _usable(Path(root), "otb", (item for folder in folders for item in _read_otb_folder(folder)))
-    if not official_tiger1:
-        return opened
-    return dataclasses.replace(opened, sequences=tuple(map(from_official_start, opened.sequences)))
+    return _collect(Path(root), "otb", (read for folder in folders for read in _otb_readers(folder)))
 
 
 def from_official_start(sequence: Sequence) -> Sequence:
-    """Return Tiger1 without its first five frames, any other sequence as it is."""
+    """Return Tiger1 with the 349 frames that the authors' code tracks, any other sequence as it is."""
     first = next((at for at, name in enumerate(sequence.files) if _number(name) >= TIGER1_START), 0)
     if sequence.name.lower() != "tiger1" or first == 0:
         return sequence
@@ -202,20 +196,14 @@ def _is_otb_sequence(folder: Path) -> bool:
     return any(folder.glob("groundtruth_rect*.txt")) or any((folder / name).is_dir() for name in ("img", "jpg"))
 
 
-def _read_otb_folder(folder: Path) -> Iterator[Sequence | UserError]:
-    """Yield a sequence for each file of boxes that is not empty."""
+def _otb_readers(folder: Path) -> Iterator[Callable[[], Sequence]]:
+    """Yield a reader of a sequence for each file of boxes that is not empty."""
     paths = sorted(folder.glob("groundtruth_rect*.txt"))
     filled = [path for path in paths if not _is_empty(path)]
     numbered = [path for path in filled if path.name != "groundtruth_rect.txt"]
-    targets = numbered if len(numbered) > 1 else filled[:1]
-    if not targets:
-        what = "is empty" if paths else "no such file"
-        yield UserError(f"{folder / 'groundtruth_rect.txt'}: {what}; it has a line x,y,w,h for each image")
+    targets = numbered if len(numbered) > 1 else filled[:1] or paths[:1] or [folder / "groundtruth_rect.txt"]
     for number, path in enumerate(targets, 1):
-        try:
-            yield _read_otb(folder, path, f"{folder.name}.{number}" if len(targets) > 1 else folder.name)
-        except UserError as error:
-            yield error
+        yield partial(_read_otb, folder, path, f"{folder.name}.{number}" if len(targets) > 1 else folder.name)
 
 
 def _is_empty(path: Path) -> bool:
@@ -227,6 +215,9 @@ def _is_empty(path: Path) -> bool:
 
 
 def _read_otb(folder: Path, path: Path, name: str) -> Sequence:
+    if not os.path.lexists(path) or _is_empty(path):
+        what = "is empty" if os.path.lexists(path) else "no such file"
+        raise UserError(f"{folder / 'groundtruth_rect.txt'}: {what}; it has a line x,y,w,h for each image")
     images = next((folder / inside for inside in ("img", "jpg") if (folder / inside).is_dir()), folder / "img")
     files, boxes = _images_in(images), read_rows(path, 4)
     if len(files) != len(boxes) and folder.name.lower() in OTB_ANNOTATED:
@@ -255,19 +246,13 @@ def open_got10k(root: str | Path, split: Got10kSplit) -> Sequences:
     raise_problems(problems)
     if not names:
         raise UserError(f"{path}: names no sequence; one folder of {folder} belongs on each line")
-    return _usable(Path(root), "got10k", (_read_listed(folder, name, split) for name in dict.fromkeys(names)))
+    return _collect(Path(root), "got10k", (partial(_read_got10k, folder, name, split) for name in dict.fromkeys(names)))
 
 
-def _read_listed(folder: Path, name: str, split: Got10kSplit) -> Sequence | UserError:
-    try:
-        if leads_out(name):
-            raise UserError(f"{folder / 'list.txt'}: {name!r} leads out of {folder}; name a folder below it")
-        return _read_got10k(folder / name, split)
-    except UserError as error:
-        return error
-
-
-def _read_got10k(folder: Path, split: Got10kSplit) -> Sequence:
+def _read_got10k(root: Path, name: str, split: Got10kSplit) -> Sequence:
+    if leads_out(name):
+        raise UserError(f"{root / 'list.txt'}: {name!r} leads out of {root}; name a folder below it")
+    folder = root / name
     if not os.path.isdir(folder):  # Path.is_dir raises where the name is too long
         raise UserError(f"{folder}: no such folder, but list.txt names it")
     files, path = _images_in(folder), folder / "groundtruth.txt"

@@ -1,4 +1,4 @@
-"""Clips: the frames that were asked for and no others, and which frames a clip is made of."""
+"""Clips: exactly the requested frames, and which frames a clip consists of."""
 
 import av
 import numpy as np
@@ -23,14 +23,14 @@ def line_of(call):
 
 
 @pytest.mark.parametrize(("name", "options"), [("a.mp4", {}), ("a.mkv", {}), ("a.avi", AVI)])
-def test_frames_come_in_the_order_asked_for(tmp_path, name, options):
+def test_frames_come_in_the_order_requested(tmp_path, name, options):
     """Any order, repeats included, by number in the order of display, though packets are reordered."""
     path = write_numbered(tmp_path / name, 30, **options)
-    asked = [29, 0, 7, 7, 12, 1, 29]
-    frames = read_frames(path, asked)
+    wanted = [29, 0, 7, 7, 12, 1, 29]
+    frames = read_frames(path, wanted)
     assert frames.shape == (7, 48, 64, 3)
     assert frames.dtype == np.uint8
-    assert [number_of(frame) for frame in frames] == asked
+    assert [number_of(frame) for frame in frames] == wanted
     assert measure(path) == Footage(30, options.get("rate", 10))
 
 
@@ -42,11 +42,11 @@ def test_frames_are_upright_and_no_larger_than_asked(tmp_path):
 
 
 def test_a_video_that_ends_before_a_wanted_frame_is_refused(tmp_path):
-    """The line says how many frames there were and how many were needed, whatever else was asked for."""
+    """The line says how many frames there were and how many were needed, whatever else is requested."""
     path = write_numbered(tmp_path / "a.mp4", 5)
-    for asked in ([9], [0, 9, 2]):
+    for wanted in ([9], [0, 9, 2]):
         expected = f"{path}: 5 frames could be decoded; expected at least 10"
-        assert line_of(lambda a=asked: read_frames(path, a)) == expected
+        assert line_of(lambda a=wanted: read_frames(path, a)) == expected
     with pytest.raises(ValueError, match="frames"):
         read_frames(path, [-1])
 

@@ -1,4 +1,4 @@
-"""DAVIS as it lies on disk: lists, palettes, black and white, and what is done about damage."""
+"""DAVIS on disk: lists, palettes, black-and-white masks and damaged files."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_black_and_white_is_object_one(root, mode, year):
 
 
 def test_all_objects_of_2016_are_one(root):
-    """DAVIS-2016 asks for the figure alone, also of masks that tell objects apart."""
+    """DAVIS-2016 has one object per video, also where masks number several."""
     save_list(root, "cat\n", "2016")
     davis = Davis.open(root, "2016")
     assert [video.name for video in davis.videos] == ["cat"]
@@ -161,7 +161,7 @@ def test_masks_that_do_not_fit_are_an_error(root, index, mask, expected):
 
 
 def test_unreadable_files_are_named(root):
-    """A mask cut short, a mask in colour and a frame cut short: one line each, with the path."""
+    """A mask cut short, a mask in color and a frame cut short: one line each, with the path."""
     video = Davis.open(root).videos[0]
     whole = video.masks[1].read_bytes()
     video.masks[1].write_bytes(whole[: len(whole) // 2])
@@ -175,7 +175,7 @@ def test_unreadable_files_are_named(root):
         video.image(1)
 
 
-def test_no_list_and_no_folder_are_told(tmp_path):
+def test_no_list_and_no_folder_are_reported(tmp_path):
     """What was looked for is named."""
     with pytest.raises(UserError, match="no such folder; name a DAVIS root"):
         Davis.open(tmp_path / "absent")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyclecontrast.data.decode import Clock, Scaler, VideoError, decode_frames, open_video
+from cyclecontrast.data.decode import Clock, Scaler, VideoError, open_video
 from cyclecontrast.data.folders import find_videos
 from cyclecontrast.data.frame_sampling import EveryKth, Keyframes, PerSecond, SpreadEvenly
 from tests import make_videos as make
@@ -27,7 +27,8 @@ MANY_PIXELS = 10_000_000
 
 def decode(path, policy, size=256, max_pixels=MANY_PIXELS):
     """All picked frames."""
-    return list(decode_frames(path, policy, size, max_pixels))
+    with open_video(path, max_pixels) as video:
+        return list(video.frames(policy, size))
 
 
 def numbers_and_times(path, policy):
@@ -126,7 +127,7 @@ def test_keyframes_only(tmp_path):
         (make.MIRRORED, 0, True),
     ],
 )
-def test_orientation_is_honoured(tmp_path, matrix, quarter_turns, mirrored):
+def test_orientation_is_honored(tmp_path, matrix, quarter_turns, mirrored):
     """Frames come out as a player shows them, and so do width and height."""
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:16, :32] = 255
@@ -237,7 +238,7 @@ def test_unreadable_file_gets_a_reason(tmp_path):
 
 
 def test_frames_of_too_many_pixels_are_refused_before_decoding(tmp_path):
-    """The limit holds for a size in the header and for one that only the picture itself tells."""
+    """The limit holds for a size in the header and for one that only the picture itself has."""
     path = make.write_numbered(tmp_path / "a.mp4", num_frames=2)
     assert reason(path, max_pixels=64 * 48 - 1) == "frames of more than 3,071 pixels (64x48)"
     assert len(decode(path, EveryKth(1), max_pixels=64 * 48)) == 2
@@ -261,7 +262,7 @@ def test_what_decodes_of_a_broken_video_is_kept(tmp_path):
 
 
 def test_a_damaged_packet_costs_its_own_frames_only(tmp_path):
-    """Decoding goes on behind a damaged place, and the notice says where it was."""
+    """Decoding continues behind a damaged place, and the notice says where it is."""
     path = make.write_numbered(
         tmp_path / "a.mkv", codec="ffv1", pix_fmt="bgr0", options={"g": "1", "level": "3", "slicecrc": "1"}
     )

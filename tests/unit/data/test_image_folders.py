@@ -27,7 +27,7 @@ def listing(store):
 
 
 def problem_of(path):
-    """The single line that opening tells the user."""
+    """The single line of the error that opening raises."""
     with pytest.raises(UserError) as caught:
         FrameStore.open(path)
     (line,) = caught.value.problems
@@ -87,7 +87,7 @@ def test_r2v2_on_a_disk_without_case(tmp_path):
     assert sorted(listing(FrameStore.open(tmp_path))) == ["AB", "ABcdefghijk", "abcdefghijk"]
 
 
-def test_folders_without_images_are_told(tmp_path):
+def test_folders_without_images_are_reported(tmp_path):
     """An empty folder, one of text, an absent one and a file are each one clear line."""
     assert "holds no images" in problem_of(tmp_path)
     tree(tmp_path, "a/notes.txt")
@@ -96,7 +96,7 @@ def test_folders_without_images_are_told(tmp_path):
     assert "no such folder" in problem_of(tmp_path / "a" / "notes.txt")
 
 
-def test_a_name_that_is_not_utf8_is_told(tmp_path):
+def test_a_name_that_is_not_utf8_is_reported(tmp_path):
     """A name that cannot be written to tables is named, not a traceback."""
     tree(tmp_path, "a/1.jpg")
     (tmp_path / "a" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
@@ -104,7 +104,7 @@ def test_a_name_that_is_not_utf8_is_told(tmp_path):
         FrameStore.open(tmp_path)
 
 
-def test_a_folder_that_cannot_be_listed_is_told(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_reported(tmp_path, monkeypatch):
     """A folder that may not be opened is not left out in silence."""
     tree(tmp_path, "a/1.jpg", "b/1.jpg")
     scandir = os.scandir

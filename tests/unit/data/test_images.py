@@ -66,7 +66,7 @@ def test_broken_bytes_are_a_value_error(kind, kept):
 
 @pytest.mark.parametrize(("shape", "expected"), [((40, 60), (20, 30)), ((60, 40), (30, 20)), ((10, 10), (20, 20))])
 def test_the_short_side_is_resized(shape, expected):
-    """The short side gets the size asked for, the other follows; a constant image stays constant."""
+    """The short side gets the requested size, the other follows; a constant image stays constant."""
     image = resize_short_side(np.full((*shape, 3), 77, np.uint8), 20)
     assert image.shape == (*expected, 3)
     assert (image == 77).all()

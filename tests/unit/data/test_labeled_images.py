@@ -127,8 +127,8 @@ def test_names_of_classes_come_from_their_file(tmp_path):
     ]
 
 
-def test_all_mistakes_in_the_lists_are_told_at_once(tmp_path):
-    """Folders that are absent or empty, labels that are no numbers or not to be learned, and videos listed twice."""
+def test_all_mistakes_in_the_lists_are_reported_at_once(tmp_path):
+    """Folders that are absent or empty, labels that are not numbers or never trained on, repeated videos."""
     root = frame_tree(tmp_path, b"a 0\nb 1\n", b"c 1\n")
     (root / "frames" / "empty").mkdir()
     (root / "train.txt").write_text("a 0\nb one\nlonely\nabsent 0\nempty 0\na 0\n")
@@ -335,7 +335,7 @@ def test_mistakes_in_a_list_of_classes_are_named(tmp_path):
 
 
 def test_classes_that_are_not_listed_may_be_broken(tmp_path):
-    """Empty folders and classes of one split alone do not matter where they are not asked for."""
+    """Empty folders and classes of one split alone do not matter where they are not listed."""
     root = tmp_path / "data"
     for name in ("train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/a/1.jpg", "val/b/1.jpg"):
         write_image(root / name)

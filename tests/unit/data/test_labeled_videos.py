@@ -1,4 +1,4 @@
-"""Labeled videos: both layouts of lists, labels from folders, and damage told line by line."""
+"""Labeled videos: both layouts of lists, labels from folders, and damage reported line by line."""
 
 import shutil
 
@@ -84,7 +84,7 @@ def test_labels_come_from_the_folder_alone(tmp_path):
 
 
 def test_each_video_in_both_lists_is_named(tmp_path):
-    """The first ten, and how many more there are, so that a list is mended at once."""
+    """The first ten, and how many more there are, so that a list can be fixed at once."""
     root = make_ucf(tmp_path)
     extra = [f"YoYo/v_YoYo_g{number}_c01.avi" for number in range(10, 22)]
     for name in ("trainlist01.txt", "testlist01.txt"):
@@ -129,8 +129,8 @@ def test_the_lists_of_hmdb51(tmp_path, lists):
     assert problems_of(root) == [f"{root / lists / 'wave_test_split1.txt'}: no such file; there are splits 1, 2"]
 
 
-def test_damage_is_told_in_a_line_each_and_the_rest_is_used(tmp_path):
-    """A missing video, a line that is cut, one of no known class, one given twice and one that is no text."""
+def test_damage_is_reported_line_by_line_and_the_rest_is_used(tmp_path):
+    """A missing video, and lines that are cut, of an unknown class, repeated or not text."""
     root = make_ucf(tmp_path)
     lists = root / "annotations"
     (root / "videos" / "YoYo" / "v_YoYo_g02_c01.avi").unlink()
@@ -149,7 +149,7 @@ def test_damage_is_told_in_a_line_each_and_the_rest_is_used(tmp_path):
     ]
 
 
-def test_damaged_lines_of_hmdb51_are_told(tmp_path):
+def test_damaged_lines_of_hmdb51_are_reported(tmp_path):
     """A line without its number, or with one that has no meaning, is left out; the others stand."""
     root = make_hmdb(tmp_path, "annotations")
     path = root / "annotations" / "wave_test_split1.txt"

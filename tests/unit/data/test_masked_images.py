@@ -20,7 +20,7 @@ def image_file(path, seed=0, size=(HEIGHT, WIDTH)):
 
 
 def mask_file(path, values=0, mode="L"):
-    """Write a mask: a value in its upper left corner, 0 elsewhere; a palette file has colours unlike its indices."""
+    """Write a mask: a value in its upper left corner, 0 elsewhere; a palette file has colors unlike its indices."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     for row, value in enumerate(np.atleast_1d(values)):
@@ -121,7 +121,7 @@ def davis(root, sequences=("bear", "camel", "dog"), value=(1, 3, 255), mode="P")
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "1"])
-def test_davis_tells_every_object_from_the_background(tmp_path, mode):
+def test_davis_has_figure_and_background(tmp_path, mode):
     """Object numbers, 255 and bits are all figure; both ways of writing a list give the same frames."""
     davis(tmp_path, mode=mode)
     list_file(tmp_path / "ImageSets/2017/train.txt", "bear", "camel")
@@ -134,7 +134,7 @@ def test_davis_tells_every_object_from_the_background(tmp_path, mode):
     assert rows(images.train) == rows(images.test) == [1, 1, 1, 0]
 
 
-def test_davis_without_a_training_list_is_split_by_a_rule_that_is_told(tmp_path):
+def test_davis_without_a_training_list_is_split_by_a_rule_that_is_noted(tmp_path):
     """Every second sequence by name is tested on; no sequence lies on both sides."""
     davis(tmp_path)
     list_file(tmp_path / "ImageSets/2016/val.txt", "dog", "bear", "camel")
@@ -204,7 +204,7 @@ def test_lists_of_names_beside_images_and_masks(tmp_path):
 
 
 def test_colors_are_no_labels_but_gray_ones_are(plain):
-    """Three equal channels are as good as one; a colour picture is refused by its mode."""
+    """Three equal channels are as good as one; a color picture is refused by its mode."""
     mask_file(plain / "train/masks/0.png", (1, 255, 2), "RGBA")
     assert rows(MaskedImages.open(plain).train) == [1, IGNORE, 2, 0]
     image_file(plain / "train/masks/0.png")
@@ -216,7 +216,7 @@ def test_colors_are_no_labels_but_gray_ones_are(plain):
 
 
 def test_labels_outside_the_range_are_named(plain):
-    """The line names the file, the label and the labels that are known; 16 bits are no way around it."""
+    """The line names the file, the label and the labels that are known; 16 bits do not avoid it."""
     images = MaskedImages.open(plain, num_classes=2)
     with pytest.raises(UserError, match=r"train/masks/0\.png: holds the label 2, which is none of 0\.\.1, 255;"):
         images.train.image(0)
@@ -241,7 +241,7 @@ def test_a_note_to_turn_the_image_does_not_part_it_from_its_mask(plain):
     assert (MaskedImages.open(plain).train.image(0)[..., :3] == np.asarray(picture)).all()
 
 
-def test_damage_is_told_file_by_file(plain):
+def test_damage_is_reported_file_by_file(plain):
     """Absent files are found when the folder is opened, truncated ones when they are read; the rest is there."""
     (plain / "train/masks/2.png").unlink()
     mask_file(plain / "train/masks/stray.png")
@@ -281,7 +281,7 @@ def test_lists_that_lead_nowhere_are_errors(voc, make, message):
         MaskedImages.open(voc)
 
 
-def test_a_folder_of_something_else_is_told_what_there_could_be(tmp_path):
+def test_a_folder_of_something_else_lists_the_known_layouts(tmp_path):
     """The line names the layouts; options that contradict a layout are named too."""
     with pytest.raises(UserError, match="holds no layout of images with masks; the known ones are: JPEGImages"):
         MaskedImages.open(tmp_path)

@@ -1,4 +1,4 @@
-"""Guards the resumable job: what is in a store, that nothing can tear it, and what users are told."""
+"""The resumable job `prepare`: what is in a store, that interruptions cannot damage it, and its messages."""
 
 import io
 import os
@@ -39,7 +39,7 @@ if __name__ == "__main__":
 
 
 def run(videos, out, **options):
-    """Prepares in this process with every fifth frame, unless told otherwise."""
+    """Prepares in this process with every fifth frame, by default."""
     return prepare(PrepareConfig(videos=videos, out=out, **{"workers": 0, "every": 5, **options}))
 
 
@@ -248,7 +248,7 @@ def wait_for(process, out, pattern):
         time.sleep(0.0005)
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(many, whole, tmp_path):
+def test_killed_at_any_moment_it_resumes_to_the_same_bytes(many, whole, tmp_path):
     """kill -9 while planning, writing, committing and joining; the last run ends as if nothing had been."""
     out = tmp_path / "store"
     moments = ["videos.parquet", "shards/000001.frames.parquet", "shards/000005.tar", "frames.parquet*"]
@@ -277,7 +277,7 @@ def test_cut_shards_of_an_unfinished_store_are_written_again(many, whole, tmp_pa
     assert files_of(out) == files_of(whole)
 
 
-def test_interrupt_ends_cleanly_and_says_how_to_go_on(many, whole, tmp_path):
+def test_interrupt_ends_cleanly_and_says_how_to_resume(many, whole, tmp_path):
     """Ctrl-C, which reaches the workers too, leaves one line and a store that the same command completes."""
     out = tmp_path / "store"
     process = start(many, out, 2)
@@ -290,7 +290,7 @@ def test_interrupt_ends_cleanly_and_says_how_to_go_on(many, whole, tmp_path):
 
 
 def test_a_second_run_does_nothing_or_adds_what_is_new(videos, tmp_path):
-    """Old shards keep their bytes; new videos and mended ones go into new shards; changed ones are named."""
+    """Old shards keep their bytes; new and repaired videos go into new shards; changed ones are named."""
     out = tmp_path / "store"
     run(videos, out)
     before = files_of(out)
@@ -321,7 +321,7 @@ def test_a_second_run_does_nothing_or_adds_what_is_new(videos, tmp_path):
 
 
 def test_changed_settings_are_refused_one_by_one(videos, tmp_path):
-    """Every difference is shown, nothing is written, and the number of workers is no difference."""
+    """Every difference is shown, nothing is written, and the number of workers does not count."""
     out = tmp_path / "store"
     run(videos, out)
     before = files_of(out)
@@ -336,7 +336,7 @@ def test_changed_settings_are_refused_one_by_one(videos, tmp_path):
 
 
 def test_a_damaged_store_is_named(videos, tmp_path):
-    """A table that is no parquet ends in a line with its name."""
+    """A table that is not Parquet is an error with its name."""
     run(videos, tmp_path / "store")
     (tmp_path / "store" / "videos.parquet").write_bytes(b"damaged")
     (problem,) = problems_of(videos=videos, out=tmp_path / "store")
@@ -429,7 +429,7 @@ def test_a_crashing_decoder_costs_one_video(videos, tmp_path, monkeypatch):
     assert not list((tmp_path / "store").rglob("*.part"))
 
 
-def test_a_script_without_main_guard_is_told_so(videos, tmp_path):
+def test_a_script_without_main_guard_gets_a_message(videos, tmp_path):
     """Workers that cannot start end in a line that says what to do, not in a hang."""
     (tmp_path / "script.py").write_text(
         "from cyclecontrast.config import PrepareConfig\n"
@@ -451,8 +451,8 @@ def test_policies_and_default(videos, tmp_path):
     assert numbers == {"fps": 9, "frames_per_video": 6, "every": 9, "keyframes": 3, "none": 9}
 
 
-def test_full_disk_is_told_as_such(videos, tmp_path, monkeypatch):
-    """A failing write is the user's to mend: one line, no traceback, and the job can go on."""
+def test_full_disk_is_reported(videos, tmp_path, monkeypatch):
+    """A failing write is one line without a traceback, and the job can resume."""
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     (problem,) = problems_of(videos=videos, out=tmp_path / "store")

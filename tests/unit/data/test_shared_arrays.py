@@ -18,7 +18,7 @@ from tests.make_index import make_index
 SMAPS = Path("/proc/self/smaps")
 NUM_VIDEOS = 675_000
 MB = 1_000_000
-pytestmark = pytest.mark.skipif(not SMAPS.exists(), reason="no /proc here that tells what memory is a process's own")
+pytestmark = pytest.mark.skipif(not SMAPS.exists(), reason="no /proc that shows which memory is private")
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ class Failing:
 
 
 def one_line(caught):
-    """The single line that the user is told."""
+    """The single line of the error."""
     (line,) = caught.value.problems
     assert "\n" not in line
     assert "Traceback" not in line
@@ -93,7 +93,7 @@ def test_a_read_that_fails_for_a_while_is_tried_again(tmp_path, number):
 
 
 def test_a_shard_is_opened_anew_after_an_error(tmp_path, monkeypatch):
-    """A handle that a server has forgotten is not asked again."""
+    """A handle that a file server has forgotten is not used again."""
     store, pread, asked = FrameStore.open(write_store(tmp_path / "store")), os.pread, []
     store.read_with_retry(0, 0, no_sleep)
     stale = set(store.source.files.handles.values())
@@ -116,7 +116,7 @@ def test_a_shard_is_opened_anew_after_an_error(tmp_path, monkeypatch):
 
 
 def test_an_error_without_a_name_names_the_shard(tmp_path, monkeypatch):
-    """A positioned read does not say which file failed; the user is told."""
+    """A positioned read does not say which file failed; the error does."""
     store = FrameStore.open(write_store(tmp_path / "store"))
 
     def broken(*_):

@@ -28,7 +28,7 @@ def tree(root, *names):
 
 
 def problem_of(path):
-    """The single line that opening tells the user."""
+    """The single line of the error that opening raises."""
     with pytest.raises(UserError) as caught:
         FrameStore.open(path)
     (line,) = caught.value.problems
@@ -183,7 +183,7 @@ def test_a_store_survives_pickling(root, tmp_path):
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
 def test_a_table_is_read_in_any_number_of_batches(root, monkeypatch, rows):
-    """A video may go on in the next batch of rows, and what is out of order between two batches is told."""
+    """A video may continue in the next batch of rows; wrong order between two batches is an error."""
     monkeypatch.setattr(tables, "ROWS_PER_BATCH", rows)
     store = FrameStore.open(root)
     assert [store.frames_in(v) for v in range(3)] == [2, 3, 1]
@@ -226,8 +226,8 @@ def test_a_video_may_have_no_name(root):
     assert (store.video_id(0), store.find(""), read_all(store)) == ("", 0, [content(5)])
 
 
-def test_a_table_that_changes_while_in_use_is_told(root):
-    """Times are read when they are asked for, and are never those of other frames."""
+def test_a_table_that_changes_while_in_use_is_reported(root):
+    """Times are read on first use, and are never those of other frames."""
     store = FrameStore.open(root)
     write_frames(root, {name: column[:5] for name, column in columns().items()})
     with pytest.raises(UserError, match=r"frames.parquet: has changed since it was opened; run"):
@@ -255,7 +255,7 @@ def change(name, value, row=2):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (change("offset", -1), "frames.parquet: has numbers below 0 in offset"),
         (change("size", -5), "frames.parquet: has numbers below 0 in size"),
@@ -275,19 +275,19 @@ def change(name, value, row=2):
         (lambda values: [column.clear() for column in values.values()], "holds no frames"),
     ],
 )
-def test_wrong_tables_are_told(root, spoil, told):
+def test_wrong_tables_are_reported(root, spoil, message):
     """Whatever is wrong in frames.parquet is one line that says where, never other frames' pixels."""
     values = columns()
     spoil(values)
     write_frames(root, values)
-    assert told in problem_of(root)
+    assert message in problem_of(root)
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("offset", pa.string()), ("offset", pa.float64()), ("size", pa.int64()), ("time", pa.int32()), ("video", None)],
 )
-def test_wrong_types_are_told(root, name, kind):
+def test_wrong_types_are_reported(root, name, kind):
     """A column of another type is one line, though its values could be cast."""
     write_frames(root, columns())
     table = pq.read_table(root / "frames.parquet")
@@ -297,7 +297,7 @@ def test_wrong_types_are_told(root, name, kind):
 
 
 def test_times_may_be_unknown_and_run_backwards(root):
-    """Keyframes have no time in some videos, and begin anew where a recording was joined to another."""
+    """Keyframes have no time in some videos, and restart where recordings were joined."""
     values = columns()
     values["time"] = [np.nan, 3.0, 1.0, 2.0, -0.5, np.nan]
     write_frames(root, values)
@@ -318,13 +318,13 @@ def test_the_order_of_shards_is_free(root):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", '"x"', '{"format": "cyclecontrast-frames", "version": 2}', "ÿ"]
 )
-def test_wrong_descriptions_are_told(root, text):
+def test_wrong_descriptions_are_reported(root, text):
     """A store.json that is broken, of another version or something else is one line."""
     (root / "store.json").write_bytes(text.encode("latin-1"))
     assert "store.json: is not of a frame store of version 1" in problem_of(root)
 
 
-def test_unfinished_and_damaged_stores_are_told(root):
+def test_unfinished_and_damaged_stores_are_reported(root):
     """A cut or missing shard, garbage for a table and an unfinished store are each one line with what to do."""
     shard = root / "shards" / "000000.tar"
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -351,7 +351,7 @@ def test_many_missing_shards_fit_on_one_screen(root):
     assert "990 other shards" in caught.value.problems[-1]
 
 
-def test_a_shard_cut_while_in_use_is_told(root):
+def test_a_shard_cut_while_in_use_is_reported(root):
     """A shard that shrinks after opening gives an error, not half a frame."""
     store = FrameStore.open(root)
     (root / "shards" / "000001.tar").write_bytes(b"")

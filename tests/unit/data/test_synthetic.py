@@ -74,7 +74,7 @@ def test_a_video_does_not_depend_on_how_many_there_are():
         np.testing.assert_array_equal(render_frames(SMALL, 0, split, 7), render_frames(larger, 0, split, 7))
 
 
-def test_videos_decode_to_the_frames_that_were_asked_for(made):
+def test_videos_decode_to_the_frames_that_were_requested(made):
     """Every file is a video of num_frames square frames at fps, close to what was rendered."""
     paths = sorted(made.videos.iterdir())
     assert [path.name for path in paths] == [f"{number:04d}.mp4" for number in range(SMALL.num_videos)]
@@ -118,7 +118,7 @@ def test_test_instances_are_held_out():
 
 
 def test_categories_are_balanced_and_hidden():
-    """Each round of unlabeled videos holds every category once, in an order that the numbers do not tell."""
+    """Each round of unlabeled videos holds every category once, in an order that the numbers do not reveal."""
     spec = SyntheticSpec()
     rounds = np.array([draw_instance(spec, 0, "pretrain", number).character for number in range(100)])
     rounds = rounds.reshape(5, 20)
@@ -141,7 +141,7 @@ def test_every_font_has_every_character(font):
 
 
 def test_cuts_change_the_scene_but_not_the_object():
-    """Within a scene the frames share their colors; across a cut the colors hardly tell the video any more."""
+    """Within a scene the frames share their colors; across a cut the colors hardly identify the video."""
     spec = dataclasses.replace(SyntheticSpec(), num_frames=8)
     videos = np.stack([render_frames(spec, 0, "pretrain", number) for number in range(40)])
     hues = [_hues(videos[:, index]) for index in (0, 1, 7)]

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cyclecontrast.data.tracking_sequences import open_got10k, open_otb
+from cyclecontrast.data.tracking_sequences import from_official_start, open_got10k, open_otb
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.tracking.data import open_sequences
 
@@ -122,7 +122,7 @@ def test_tiger1_both_ways(tmp_path):
     for name in ("Tiger1", "Tiger2"):
         write_sequence(tmp_path, name, range(1, 355))
     assert [len(sequence) for sequence in open_otb(tmp_path).sequences] == [354, 354]
-    tiger, other = open_otb(tmp_path, official_tiger1=True).sequences
+    tiger, other = map(from_official_start, open_otb(tmp_path).sequences)
     assert (len(tiger), tiger.files[0], tiger.boxes[0, 0], len(other)) == (349, "0006.jpg", 6, 354)
     assert len(tiger.boxes) == 349
 
@@ -156,7 +156,7 @@ def test_other_names_of_images(tmp_path):
         (None, "groundtruth_rect.txt: no such file"),
     ],
 )
-def test_a_damaged_sequence_is_told_and_the_others_are_read(otb, text, message):
+def test_a_damaged_sequence_is_reported_and_the_others_are_read(otb, text, message):
     """One line says what is wrong with a sequence, and the rest can be used."""
     path = otb / "Basketball" / "groundtruth_rect.txt"
     if text is None:
@@ -175,7 +175,7 @@ def test_later_boxes_of_no_size_are_kept(otb):
     assert by_name(open_otb(otb))["Car4"].boxes[1:3].tolist() == [[-1] * 4, [0] * 4]
 
 
-def test_every_sequence_damaged_is_an_error_that_tells_of_each(otb):
+def test_every_sequence_damaged_is_an_error_that_names_each(otb):
     """Where nothing is left, all lines are raised."""
     for name in ("Basketball", "Car4"):
         (otb / name / "groundtruth_rect.txt").write_text("1,2,5,4\n")
@@ -232,7 +232,7 @@ def test_got10k_test_has_the_first_box_alone(tmp_path):
         open_got10k(write_got10k(tmp_path, "val", ("A",), rows=1), "val")
 
 
-def test_got10k_damage_is_told_by_sequence(tmp_path):
+def test_got10k_damage_is_reported_by_sequence(tmp_path):
     """A folder that is missing and labels of another number are lines, the rest is read."""
     write_got10k(tmp_path, names=("A", "B", "C"))
     (tmp_path / "val" / "list.txt").write_text("A\nmissing\nB\nC\n")
