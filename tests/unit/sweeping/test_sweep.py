@@ -409,7 +409,7 @@ def test_the_leftovers_of_a_killed_sweep_are_accepted(tracks, tmp_path):
     [
         (["tabel4", "{data}"], "did you mean table4?"),
         (["table4"], "data is missing"),
-        (["table4", "{data}", "--on", "nowhere"], "on: nowhere: no such file or folder"),
+        (["table4", "{data}", "--on", "nowhere"], "on: nowhere: no such f"),
         (["table2", "{data}"], "has no labels for table2; name with --on an OTB root"),
         (["table10", "{data}"], "name with --on a UCF101 or HMDB51 root"),
         (["table4", "{data}/frames"], "name with --on a folder with train/<class>"),
