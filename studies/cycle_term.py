@@ -80,7 +80,7 @@ class Study(CycleContrast):
         cycle = self.candidates(self.cycle_queue, new.cycle, new_video, number)
         step = Step(self, query, key, intra, cycle, batch.video, info)
         loss, weight = again(step), self.variant.weight((info.step - self.steps.start) / len(self.steps))
-        closed = self.closed(query, key, *self.split(cycle, batch.video, info)) if info.measure else None
+        closed = self.closed(query, key, self.split(cycle, batch.video, info)) if info.measure else None
         total = loss + weight * self.variant.further(step) if weight else loss
         return Losses(total, loss.detach(), cycle_closed=closed)
 
