@@ -21,7 +21,7 @@ from cyclecontrast.distributed import World, first_process_first
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.files import check_new_run
 from cyclecontrast.loss import KeyQueue
-from cyclecontrast.methods.method import Method, MomentumMethod
+from cyclecontrast.methods import METHODS, Method, MomentumMethod
 from cyclecontrast.models.backbone import Backbone, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import check_compiler, pick_device, pick_executor, pick_workers
