@@ -54,7 +54,7 @@ bench: $(VENV)/developer
 		echo "== $$file" && OMP_NUM_THREADS=1 $(BIN)/python $$file || exit 1; done
 
 prove: $(VENV)/developer
-	OMP_NUM_THREADS=1 $(BIN)/python studies/objectives.py
+	OMP_NUM_THREADS=1 $(BIN)/python studies/methods.py
 	OMP_NUM_THREADS=1 $(BIN)/python studies/cycle_term.py --seeds 0 1 2
 	OMP_NUM_THREADS=1 $(BIN)/python studies/health_choice.py
 

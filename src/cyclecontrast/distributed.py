@@ -3,7 +3,7 @@
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -128,6 +128,14 @@ def gather(tensor: Tensor, world: World) -> Tensor:
     return torch.cat(parts)
 
 
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with those of the first process."""
+    for tensor in tensors:
+        held = tensor.contiguous()
+        dist.broadcast(held, 0)
+        tensor.copy_(held)
+
+
 def all_gather_objects(value: T, world: World) -> list[T]:
     """Return the values of all processes, in the order of their ranks; they may be anything that can be pickled."""
     if world.size == 1:
@@ -143,6 +151,8 @@ def peer_errors(work: str = "training", hint: str = "--resume continues from the
     """Turn what a collective raises when another process is gone into one line."""
     try:
         yield
+    except torch.OutOfMemoryError:  # a RuntimeError, too, but of this process
+        raise
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(

@@ -1,4 +1,4 @@
-"""The demo: the whole path at a small size, its table, and how it judges."""
+"""The demo from videos to report at a small size, its table, and its verdicts."""
 
 import statistics
 from pathlib import Path
@@ -17,30 +17,31 @@ from cyclecontrast.errors import UserError
 def small(monkeypatch):
     """Shrink the demo to seconds."""
     spec = SyntheticSpec(
-        num_videos=24, num_categories=3, num_train_per_category=4, num_test_per_category=4, num_frames=4
+        num_videos=8, num_categories=3, num_train_per_category=4, num_test_per_category=4, num_frames=4
     )
     monkeypatch.setattr(demo_module, "SyntheticSpec", lambda: spec)
     monkeypatch.setattr(demo_module, "STEPS", 3)
     monkeypatch.setattr(demo_module, "BACKBONE", "resnet10-small-w8")
 
 
-def test_the_demo_goes_the_whole_path(small, tmp_path, capsys):
-    """Videos, frames, runs, results and the page are there; the table has a row per method and a baseline."""
+def test_the_demo_runs_from_videos_to_report(small, tmp_path, capsys):
+    """The demo writes videos, frames, runs, results and a report in place of an earlier demo."""
     out = tmp_path / "demo"
+    out.mkdir()
+    for name in (demo_module.DEMO_FILE, "old"):
+        (out / name).touch()
     done = cc.demo(out=out, compare=True, workers=0)
     assert [row.name for row in done.rows] == ["random initialisation", "intra-image", "intra-video", "cycle"]
+    assert not (out / "old").exists()
     assert all(0 <= accuracy <= 1 for row in done.rows for accuracy in row.accuracies.values())
-    assert len(list((out / "made" / "videos").glob("*.mp4"))) == 24
+    assert len(list((out / "made" / "videos").glob("*.mp4"))) == 8
     assert done.report.stat().st_size > 10_000
-    assert "24 videos, 96 frames" in capsys.readouterr().err
+    assert "8 videos, 32 frames" in capsys.readouterr().err
     assert "one seed proves nothing" in str(done)
-    again = cc.demo(out=out, workers=0)
-    assert [row.name for row in again.rows] == ["random initialisation", "cycle"]
-    assert again.rows[-1].accuracies == done.rows[-1].accuracies
 
 
-def test_the_demo_spares_what_is_not_its_own(tmp_path):
-    """A folder that is no earlier demo is refused and stays as it is."""
+def test_other_folders_are_refused(tmp_path):
+    """A folder that is not an earlier demo is refused and stays as it is."""
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="not an earlier demo"):
         cc.demo(out=tmp_path)

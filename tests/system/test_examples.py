@@ -12,7 +12,7 @@ import pytest
 import cyclecontrast
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NAMES = ("own_augmentation", "own_backbone", "own_objective", "own_protocol")
+NAMES = ("own_augmentation", "own_backbone", "own_method", "own_protocol")
 MOST_LINES = 40
 CLEAN = ("PATH", "HOME", "LD_LIBRARY_PATH", "SYSTEMROOT")
 
@@ -72,7 +72,7 @@ def test_an_augmentation_of_ones_own_is_trained_with(tmp_path):
 
 def test_an_objective_of_ones_own_is_trained_by(tmp_path):
     """The run names the function, its term is measured, and the report is written."""
-    assert "report.html" in run("own_objective", tmp_path)
+    assert "report.html" in run("own_method", tmp_path)
     folder = tmp_path / "made here" / "run"
     assert 'objective = "own:hardest_key"' in (folder / "config.toml").read_text()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -36,7 +36,7 @@ def test_the_package_names_what_it_exports():
     [
         (lambda: cc.prepare("nowhere", out="o", fsp=2), ["unknown option fsp; did you mean fps?", "videos: nowhere"]),
         (lambda: cc.evaluate("knn", "nothing", "nowhere", k=()), ["k: give one", "model nothing:", "data: nowhere"]),
-        (lambda: cc.evaluate("knnn", "m", "d"), ["protocol 'knnn'"]),
+        (lambda: cc.evaluate("knnn", "m", "d"), ["unknown protocol 'knnn'; did you mean knn?"]),
         (lambda: cc.evaluate("all", "nothing"), ["data_root is missing", "model nothing:"]),
         (lambda: cc.export("nothing", fromat="onnx"), ["unknown option fromat", "model nothing:"]),
         (lambda: cc.embed("nothing", "nowhere"), ["out is missing", "model nothing:", "data: nowhere"]),

@@ -155,7 +155,10 @@ class SearchConfig(BaseModel):
         None, "the frames of the index, for pictures (default: where they were then)", "DATA", names="folder"
     )
     videos: Place | None = option(
-        None, "with --serve: folder of the source videos (default: that of the run)", "FOLDER", names="folder"
+        None,
+        "the folder of the source videos, which --serve plays (default: that of the run)",
+        "FOLDER",
+        names="folder",
     )
     format: Literal["table", "json"] = option("table", "format of the printed results", group="output")
     html: HtmlFile | None = option(None, "write a page of pictures too", "FILE", "output")
@@ -266,7 +269,7 @@ class SweepConfig(BaseModel):
         None,
         "labeled data to evaluate on: images, for table2 an OTB root, for table10 UCF101 (default: DATA)",
         "FOLDER",
-        names="path",
+        names="folder",
     )
     seeds: Few = option(3, "trainings of each row, with the seeds 0, 1, ...", "N")
     small: bool = option(False, "scale U and K with the number of videos, and leave the rest to preset auto")

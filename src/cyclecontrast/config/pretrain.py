@@ -4,6 +4,9 @@ The defaults here are those of the preset `paper`. What the user did not set is 
 the preset `auto` can decide it.
 """
 
+import contextlib
+import hashlib
+import json
 import os
 import tomllib
 from collections.abc import Iterator
@@ -240,21 +243,26 @@ class PretrainConfig(BaseModel):
     def _resumed(cls, values: dict[str, Any], run: Path) -> dict[str, Any]:
         """Return the settings of a run with those that may change replaced; raises ValueError if others differ.
 
-        The config.toml of the last checkpoint says what the run was trained with.
+        The config.toml of the last checkpoint has the settings that the run was trained with.
         """
-        saved = _read_config(run)
-        checkpoints = sorted(run.glob("checkpoints/step-*[0-9]/config.toml"))
-        trained = _load(checkpoints[-1]) if checkpoints else saved
-        defaults = {name: field.default for name, field in cls.model_fields.items()}  # None is not in the file
-        before, now = (defaults | settings | {"out": run} for settings in (trained, trained | saved | values))
-        changed = [
-            f"{name} is {before[name]} in the run, {now[name]} requested"
-            for name in cls.model_fields
-            if name not in MAY_CHANGE and not cls._is_same(name, before[name], now[name])
-        ]
-        if changed:
-            raise ValueError(f"resume: the settings of {run} cannot change: {'; '.join(changed)}")
+        copy, trained = _last_checkpoint(run)
+        saved = _read_config(run, f"copy {copy} over it" if copy else "start a new run")
+        if changes := cls._changes(trained, saved, "in the last checkpoint"):
+            raise ValueError(f"resume: {run / 'config.toml'} was changed: {changes} here; copy {copy} over it")
+        defaults = {name: field.default for name, field in cls.model_fields.items()}  # None is not in the files
+        if changes := cls._changes(defaults | trained | saved | {"out": run}, values, "in the run"):
+            raise ValueError(f"resume: the settings of a run cannot change: {changes} requested")
         return trained | saved | values | {"out": run}
+
+    @classmethod
+    def _changes(cls, before: dict[str, Any], now: dict[str, Any], where: str) -> str:
+        """Describe the settings that differ, except those that may."""
+        return ", ".join(
+            f"{name} is {before[name]} {where} and {now[name]}"
+            for name in cls.model_fields
+            if name in before and name in now and name not in MAY_CHANGE
+            if not cls._is_same(name, before[name], now[name])
+        )
 
     @classmethod
     def _is_same(cls, name: str, first: object, second: object) -> bool:
@@ -295,19 +303,31 @@ def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
     return {(new if (new := RENAMED.get(name)) and new not in values else name): v for name, v in values.items()}
 
 
-def _read_config(run: Path) -> dict[str, Any]:
-    """Return the settings of a run; raises ValueError that says what to name or to do instead."""
+def _read_config(run: Path, remedy: str) -> dict[str, Any]:
+    """Return the settings of a run. Raises ValueError that says what to name or to do instead."""
     if not os.path.isfile(run / "config.toml"):  # Path.is_file fails if the name is too long
         if os.path.isdir(run / "frames"):
             raise ValueError(f"resume: {run} stopped before its training began; repeat the first command")
         raise ValueError(f"resume: {run / 'config.toml'} does not exist; name the folder of a run")
     if run.resolve().match("checkpoints/step-*"):
         raise ValueError(f"resume: {run} is a checkpoint; name its run, {run.resolve().parents[1]}")
-    return _load(run / "config.toml")
+    try:
+        return _load(run / "config.toml")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"resume: {run / 'config.toml'} is damaged ({error}); {remedy}") from error
+
+
+def _last_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any]]:
+    """Return the config.toml of the last checkpoint and its settings, or None and no settings."""
+    for copy in sorted(run.glob("checkpoints/step-*[0-9]/config.toml"), reverse=True):
+        with contextlib.suppress(
+            OSError, ValueError, LookupError, TypeError, RecursionError
+        ):  # a damaged one is passed over
+            checksums = json.loads(copy.with_name("checksums.json").read_bytes())
+            if checksums["config.toml"] == hashlib.sha256(copy.read_bytes()).hexdigest():
+                return copy, _load(copy)
+    return None, {}
 
 
 def _load(file: Path) -> dict[str, Any]:
-    try:
-        return _with_current_names(tomllib.loads(file.read_text()))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"resume: {file} is damaged ({error}); copy the one of the last checkpoint over it") from error
+    return _with_current_names(tomllib.loads(file.read_text()))

@@ -3,8 +3,8 @@
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, FurtherFrames, no_further_frames
 from cyclecontrast.distributed import ALONE, World
-from cyclecontrast.loss.losses import negative_cosine
 from cyclecontrast.methods.method import Losses, MomentumMethod, StepInfo
+from cyclecontrast.methods.simsiam import negative_cosine
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.encoder import Predictor
 from cyclecontrast.models.hardware import autocast

@@ -2,10 +2,11 @@
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import softplus
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, FurtherFrames
-from cyclecontrast.loss.losses import multi_positive_nce, self_batch_nce
 from cyclecontrast.methods.method import Losses, MomentumMethod, StepInfo
 
 NUM_PAIRS = 4
@@ -61,3 +62,26 @@ class VINCE(MomentumMethod):
 def _three_pairs(rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
     """Draw three more pairs of any frames, perhaps the same one."""
     return tuple(int(frame) for frame in rng.integers(num_frames, size=2 * (NUM_PAIRS - 1)))
+
+
+def multi_positive_nce(
+    query: Tensor, keys: Tensor, positives: Tensor, temperature: float, ignore: Tensor | None = None
+) -> Tensor:
+    """Contrast each query with each of its positives, against all keys that are not a positive of it.
+
+    Shapes: query (batch, dim), keys (num_keys, dim). `positives` and `ignore` are masks (batch, num_keys). The
+    denominator of a term holds one positive and the negatives. The mean is over all terms. Gradient through the query
+    only.
+    """
+    return _term_per_positive(query @ keys.detach().T / temperature, positives, ignore)
+
+
+def self_batch_nce(query: Tensor, positives: Tensor, temperature: float) -> Tensor:
+    """Contrast the queries of a batch with each other, each also its own positive; gradient through both."""
+    return _term_per_positive(query @ query.T / temperature, positives, None)
+
+
+def _term_per_positive(logits: Tensor, positives: Tensor, ignore: Tensor | None) -> Tensor:
+    not_negative = positives if ignore is None else positives | ignore
+    negatives = logits.masked_fill(not_negative, float("-inf")).logsumexp(dim=1, keepdim=True)
+    return softplus(negatives - logits)[positives].mean()

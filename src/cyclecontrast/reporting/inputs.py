@@ -109,7 +109,7 @@ def view_pairs(run: RunReport) -> ViewSheet:
     if user_parts := [name for name in (config.augmentation, config.method) if is_user_defined(name)]:
         problem = f"The views cannot be shown: the files of a run do not contain the user's {' and '.join(user_parts)}."
         return ViewSheet(run.name, "", [], problem)
-    same_frame = METHODS[config.method].frames(config)[0]
+    same_frame, _ = METHODS[config.method].frames(config)
     views = "Two views of one frame" if same_frame else "Views of two frames of one video"
     meaning = f"{views}, augmented by {config.augmentation}, {config.image_size} × {config.image_size} pixels."
     if store is None:

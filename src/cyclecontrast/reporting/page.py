@@ -13,6 +13,7 @@ import jinja2
 from cyclecontrast.config import AllConfig, EvaluateConfig, PretrainConfig, ReportConfig
 from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluation.predictions import results_folder
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.methods import learns_from
 from cyclecontrast.reporting import cycles, results
@@ -96,8 +97,6 @@ def after_training(config: PretrainConfig, run: "Run") -> None:
 
 def after_evaluation(config: EvaluateConfig | AllConfig, result: Any) -> None:
     """Write the page of the run that has a new result; `result` is None in all processes but the first."""
-    from cyclecontrast.evaluation.predictions import results_folder
-
     run = Path(config.model)
     if not config.report or result is None or not is_run(run):
         return

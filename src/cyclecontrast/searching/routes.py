@@ -264,8 +264,8 @@ class _SameOrigin:
 
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        is_user_defined = origin is None or origin.partition("://")[2] == headers.get("host")
-        app = self.app if is_user_defined else PlainTextResponse("Forbidden", 403)
+        is_same_origin = origin is None or origin.partition("://")[2] == headers.get("host")
+        app = self.app if is_same_origin else PlainTextResponse("Forbidden", 403)
         await app(scope, receive, send_with_headers)
 
 

@@ -19,8 +19,8 @@ from cyclecontrast.training.progress import console
 def run_sweep(config: SweepConfig) -> Sweep | None:
     """Train and evaluate what is not done yet and write the table into the sweep's folder; raises UserError.
 
-    A trial that fails is reported and the others run; where all fail, it raises UserError. The
-    processes of torchrun share the trials; rank 0 writes the table and returns it, the others return None.
+    A trial that fails is reported and the others run; where all fail, it raises UserError. The processes of torchrun
+    share the trials; rank 0 writes the table and returns it, the others return None.
     """
     with joined_command() as world, contextlib.ExitStack() as stack:
         plan = _plan_together(config, world, stack)

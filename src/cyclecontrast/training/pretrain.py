@@ -72,6 +72,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
         config = _settled(config, dataset, backbone, device)
         is_first = world.rank == 0
         with limited_threads(device), locked(config.out, "out") if is_first else contextlib.nullcontext():
+            check_same(_shared_settings(config, dataset, backbone), world)
             with torch.random.fork_rng(devices=()):
                 torch.default_generator.manual_seed(config.seed)
                 method = method_class(config, parts)(backbone, config, world)
@@ -96,10 +97,9 @@ def num_steps(config: PretrainConfig, dataset: ViewDataset) -> int:
 def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
     """Make the run's folder, or restore the trainer from its last whole checkpoint; returns the steps already done.
 
-    Raises UserError where the run is damaged, or where the processes differ.
+    Raises UserError where the run is damaged, or where the processes do not see the same folder.
     """
     config, world, store, run = trainer.config, trainer.world, dataset.store, trainer.config.out
-    check_same(config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS)) | {"data": store.fingerprint}, world)
     before: dict[str, Any] = {}
     if config.resume is None:
         check_new_run(run)
@@ -146,6 +146,13 @@ def _settled(config: PretrainConfig, dataset: ViewDataset, backbone: Backbone, d
             "health_every": steps_between(config.health_every, num_steps(config, dataset)),
         }
     )
+
+
+def _shared_settings(config: PretrainConfig, dataset: ViewDataset, backbone: Backbone) -> dict[str, Any]:
+    """Return what must be the same in all processes of one training."""
+    num_weights = sum(value.numel() for value in backbone.state_dict().values())
+    settings = config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS))
+    return settings | {"data": dataset.store.fingerprint, "number of weights of the backbone": num_weights}
 
 
 def _about(trainer: Trainer, dataset: ViewDataset) -> dict[str, Any]:

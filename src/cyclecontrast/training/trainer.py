@@ -1,6 +1,7 @@
 """The training loop: batches → method → gradients → optimizer → what follows a step. It knows no method by name."""
 
 import contextlib
+import inspect
 import math
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, ViewDataset
 from cyclecontrast.data.device_augment import finish_views
 from cyclecontrast.data.loader import StepSampler, load_batches
-from cyclecontrast.distributed import World, maxima, means, peer_errors
+from cyclecontrast.distributed import World, copy_from_first, maxima, means, peer_errors
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods.method import Losses, Method, StepInfo
 from cyclecontrast.models.hardware import pick_workers
@@ -42,13 +43,7 @@ class Trainer:
         if config.compile:
             self.method.compile_encoders()
         self.optimizer = _make_optimizer(self.method, config)
-        self.model: nn.Module = self.method
-        if world.size > 1:
-            # The set of parameters with a gradient changes where λ sets in, and not all methods use all projectors.
-            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-            self.model = DistributedDataParallel(
-                self.method, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-            )
+        self.model: nn.Module = self.method if world.size == 1 else _distributed(self.method)
         self._first_bad_step = torch.full((), -1, device=device)
 
     def fit(
@@ -130,9 +125,13 @@ class Trainer:
         return {name.replace(".", "/", 1): value for name, value in self.method.state_dict().items()} | momenta
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned; raises RuntimeError or KeyError where it is of another method."""
+        """Restore what `state_dict` returned; raises RuntimeError or KeyError where it is of another method.
+
+        Older checkpoints also have queues that the method does not use.
+        """
+        parts = {name for name, _ in self.method.named_children()}
         self.method.load_state_dict(
-            {name.replace("/", ".", 1): value for name, value in state.items() if not name.startswith("sgd/")}
+            {name.replace("/", ".", 1): value for name, value in state.items() if name.partition("/")[0] in parts}
         )
         for number, parameter in enumerate(self.method.learned_parameters()):
             self.optimizer.state[parameter]["momentum_buffer"].copy_(state[f"sgd/{number}"])
@@ -228,6 +227,18 @@ def learning_rate(peak: float, progress: float, schedule: str, warmup: float) ->
     if schedule == "step":
         return peak * 0.1 ** sum(progress >= milestone for milestone in (0.6, 0.8))
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def _distributed(method: Method) -> DistributedDataParallel:
+    """Return a method whose gradients are means over the processes; all begin with the weights of the first."""
+    # The set of parameters with a gradient changes where λ sets in, and not all methods use all projectors.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before PyTorch 2.13
+    options: dict[str, Any] = {name: False, "find_unused_parameters": True, "gradient_as_bucket_view": True}
+    with peer_errors():
+        copy_from_first(method.buffers())
+        return DistributedDataParallel(method, **options)
 
 
 def _make_optimizer(method: Method, config: PretrainConfig) -> torch.optim.SGD:

@@ -41,9 +41,9 @@ def counted(backbone, batch, device):
         raise UserError("the images of process 1 are gone")
     return encode(backbone, batch, device)
 
-def trained(config):
+def trained(config, **rest):
     encoded.append(config.method)
-    return pretrain(config)
+    return pretrain(config, **rest)
 
 embed.encode = retrieval.encode = counted
 trials.pretrain = trained
@@ -254,5 +254,5 @@ def test_a_killed_process_ends_the_other(ran):
     """One line says that it is gone, and nothing is written."""
     first, other = ran.said["one dies"]
     assert (first[0], first[2].count("\n"), other) == (2, 1, None)
-    assert first[2].startswith("error: another process of this command has ended or is silent")
+    assert first[2].startswith("error: another process of this command has ended or hangs")
     assert not (ran.two.parent / "dies.npz").exists()

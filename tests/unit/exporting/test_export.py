@@ -27,7 +27,7 @@ def test_an_unsupported_backbone_is_refused(tmp_path, name):
         ("resnet10", "safetensors timm onnx huggingface"),
         ("resnet18-w32", "safetensors onnx huggingface"),
         ("resnet18-small", "safetensors onnx"),
-        ("timm:resnet50.a1_in1k", "safetensors torchvision timm onnx detectron2 huggingface"),
+        ("timm:resnet18.a1_in1k", "safetensors torchvision timm onnx detectron2 huggingface"),
         ("timm:test_vit", "safetensors timm onnx"),
     ],
 )

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cyclecontrast.config import ExportConfig
-from cyclecontrast.config.types import OWN
+from cyclecontrast.config.types import USER_PREFIX
 from cyclecontrast.errors import UserError
 from cyclecontrast.exporting import formats
 from cyclecontrast.exporting.export import export_backbone
@@ -148,8 +148,8 @@ def test_onnx_file(onnx, onnx_resnet):
 
 def test_onnx_of_another_network(onnx, tmp_path):
     """A network that is not a ResNet has a fixed image size and only features."""
-    backbone = Backbone(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), f"{OWN}Small", 8, 32).eval()
-    made = export_backbone(ExportConfig(model=f"{OWN}Small", format="onnx", out=tmp_path / "x.onnx"), backbone)
+    backbone = Backbone(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), f"{USER_PREFIX}Small", 8, 32).eval()
+    made = export_backbone(ExportConfig(model=f"{USER_PREFIX}Small", format="onnx", out=tmp_path / "x.onnx"), backbone)
     variables = execute(made.snippet, pixels=pixels(32, 32).numpy())
     expected = features(backbone, pixels(32, 32))
     torch.testing.assert_close(torch.from_numpy(variables["features"]), expected, **CLOSE)

@@ -27,7 +27,7 @@ def images(side, number=3):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
 def test_networks_equal_torchvision(name):
-    """Keys, shapes, and with the same weights features and running statistics in both modes are those of torchvision."""
+    """Keys, shapes, features and running statistics in both modes are those of torchvision."""
     theirs, ours = torchvision_resnet(name), make_backbone(name)
     weights = theirs.state_dict()
     shapes = {key: value.shape for key, value in weights.items()}

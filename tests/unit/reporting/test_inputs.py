@@ -4,12 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
-from cyclecontrast.training.open_data import make_pairs
 
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.reporting.inputs import contact_sheet, list_inputs, view_pairs
 from cyclecontrast.reporting.runs import read_run
 from cyclecontrast.reporting.sprites import SpriteSheet
+from cyclecontrast.training.setup import make_dataset
 from tests.make_reports import decoded, write_frames, write_run
 
 
@@ -50,11 +50,11 @@ def run(tmp_path_factory):
 
 def test_views_are_those_of_the_training(run):
     """The pairs on the page are the first samples of the run's training set."""
-    pairs = make_pairs(run.config, FrameStore.open(run.config.data))
+    dataset = make_dataset(run.config, FrameStore.open(run.config.data))
     shown = view_pairs(run)
     assert len(shown.pairs) == 10
     for (query, positive), position in zip(shown.pairs, range(10), strict=True):
-        for (url, _), view in zip((query, positive), pairs[position][:2], strict=True):
+        for (url, _), view in zip((query, positive), dataset.sample(position).views[:2], strict=True):
             assert np.abs(decoded(url).astype(float).mean((0, 1)) - view.mean((0, 1))).max() < 6
     assert shown.meaning.startswith("Views of two frames of one video, augmented by moco-v1")
 

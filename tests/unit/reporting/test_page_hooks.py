@@ -142,7 +142,7 @@ def test_a_page_that_fails_costs_one_line(run, labeled, capsys, monkeypatch, pro
 def test_the_first_process_writes_the_page(run, written):
     """Of several processes, only the first writes a page."""
     config, backbone = PretrainConfig(data="data", out=run), load_backbone(run)
-    page.after_training(config, Run(run, backbone, {}, tells=False))
+    page.after_training(config, Run(run, backbone, {}, is_first=False))
     page.after_evaluation(KnnConfig(model=str(run), data="data"), None)
     assert written == []
     page.after_training(config, Run(run, backbone, {}))

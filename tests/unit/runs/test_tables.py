@@ -4,14 +4,12 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 from collections import Counter
 
 import pytest
 
 import cyclecontrast as cc
-from cyclecontrast.api import RUNS
 from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError
 from cyclecontrast.runs import tables
@@ -124,18 +122,19 @@ def test_no_runs_and_no_folder(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: runs is missing\n"
 
 
-def test_a_pipe_gets_one_whole_line_per_run(made, tmp_path):
+def test_a_pipe_gets_one_whole_line_per_run(made, tmp_path, monkeypatch, capsys):
     """However long names are, output to a pipe is not cut, folded or colored, so that it can be searched."""
     deep = tmp_path / ("x" * 120) / ("y" * 120) / "strange\n\x1b[31mname"
     shutil.copytree(made / "other3", deep)
     shutil.rmtree(deep / "results")
-    command = [sys.executable, "-m", "cyclecontrast", "runs", "ls", str(tmp_path)]
-    printed = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "40"}, check=True)
-    head, line = printed.stdout.splitlines()
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["runs", "ls", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    head, line = printed.splitlines()
     assert line.startswith(f"{deep.parent}/strange\\n\\x1b[31mname  2001-09-09 ")
     assert line.split()[-1] == "shades"
     assert head.split()[:2] == ["run", "changed"]
-    assert "\x1b" not in printed.stdout
+    assert "\x1b" not in printed
 
 
 @pytest.fixture
@@ -247,19 +246,6 @@ def test_what_cannot_be_compared(made, tmp_path):
 
 def test_the_data_are_not_needed(made, monkeypatch):
     """The training data may be gone or far away: they are not opened."""
-    monkeypatch.setattr("cyclecontrast.data.frames.FrameStore.open", lambda root: pytest.fail("opened"))
+    monkeypatch.setattr("cyclecontrast.data.store.FrameStore.open", lambda root: pytest.fail("opened"))
     assert len(cc.runs.ls(made).runs) == 3
     assert len(cc.runs.compare(made / "other3", made / "a" / "one1").runs) == 2
-
-
-@pytest.mark.parametrize("verb", RUNS)
-def test_help(verb, capsys):
-    """The overview names `runs`, its own help the verbs, and theirs each option."""
-    shown = []
-    for words in (["--help"], ["runs", "--help"], ["runs", verb, "--help"]):
-        assert main(words) == 0
-        shown.append(capsys.readouterr().out)
-    assert "runs " in shown[0]
-    assert all(f"  {name} " in shown[1] for name in RUNS)
-    for name, field in RUNS[verb].config.model_fields.items():
-        assert (name.upper() if name in RUNS[verb].positional else f"--{field.alias or name}") in shown[2]

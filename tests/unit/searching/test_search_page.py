@@ -140,7 +140,7 @@ def test_a_frame_finds_other_frames(page, footage):
         ("/search/40", "the index has 40 frames and no frame 40"),
         ("/search/1?top=0", "top: input should be greater than or equal to 1"),
         ("/search/1?top=9999", "top: input should be less than or equal to 200"),
-        ("/search/1?path=/etc/passwd", "path is no option"),
+        ("/search/1?path=/etc/passwd", "unknown option path"),
     ],
 )
 def test_wrong_options_are_reported(page, place, words):
@@ -154,7 +154,7 @@ def test_files_that_are_not_images_are_reported(page):
     """A damaged image, an empty one and one that claims too many pixels each give a line, and the server goes on."""
     header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
     huge = b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + zlib.crc32(header).to_bytes(4, "big") + bytes(4) + b"IDAT" + bytes(9)
-    for data, words in ((NOT_AN_IMAGE, "image"), (b"", "is empty"), (huge, "pixels"), (b"<svg/>", "none of those")):
+    for data, words in ((NOT_AN_IMAGE, "image"), (b"", "is empty"), (huge, "pixels"), (b"<svg/>", "unknown format")):
         problem = json.loads(request(page[0], "/search", "POST", data)[2])["problem"]
         assert words in problem
         assert "\n" not in problem

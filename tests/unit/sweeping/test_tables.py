@@ -90,7 +90,7 @@ def test_rows_have_the_papers_sizes():
         for table in ("table5", "table6", "table7", "table8")
     }
     assert [one["support_size"] for one in knobs["table5"]] == [128, 256, 512, 16384, 256]
-    assert [one["own_key_in_support"] for one in knobs["table5"]] == [True, True, True, True, False]
+    assert [one["query_frame_in_support"] for one in knobs["table5"]] == [True, True, True, True, False]
     assert {row.settings["method"] for row in rows_of("table5")} == {"cycle-only"}
     assert knobs["table6"] == [{"support_size": size} for size in (256, 1024, 4096, 16384)]
     assert [one.get("top_k") for one in knobs["table7"]] == [8, 16, 32, 128, 256, None]

@@ -56,7 +56,7 @@ def test_auto_suits_any_size(num_videos, cpu):
     config = resolve(PretrainConfig(**BASE), DataSize(num_videos, 240), Machine(cpu, processes=3))
     assert config.batch_size % 3 == 0
     assert config.support_size < config.cycle_queue_size
-    trained = len(split_videos(num_videos, config.holdout).trained)
+    trained = len(split_videos(num_videos, config.holdout)[0])
     assert 4000 <= config.epochs * trained / config.batch_size <= (20_000 if cpu else 5e6)
     paper = PretrainConfig(**BASE, preset="paper")
     changed = {name for name in PretrainConfig.model_fields if getattr(config, name) != getattr(paper, name)}
@@ -70,7 +70,7 @@ def test_auto_is_sized_on_the_videos_trained_on(num_videos, chosen):
     """`auto` counts the videos that are not held out, and no batch holds a video twice."""
     size, machine = DataSize(num_videos, 64), Machine(cpu=True)
     config = resolve(PretrainConfig(**BASE, **chosen), size, machine)
-    trained = len(split_videos(num_videos, config.holdout).trained)
+    trained = len(split_videos(num_videos, config.holdout)[0])
     if trained == 0:
         return
     alone = resolve(PretrainConfig(**BASE, holdout=0.0), size._replace(num_videos=trained), machine)

@@ -400,7 +400,7 @@ def test_few_videos_are_judged_without_cycles(tree, tmp_path):
     assert not any("health_cycle_closed" in row for row in lines_of(done.folder))
     assert json.loads((done.folder / "run.json").read_text())["health"]["cycle_chance"] is None
     page = cc.report(done.folder).path.read_text()
-    assert "by way of half of the other videos" not in page
+    assert "through half of the other videos" not in page
     assert "Rank (RankMe)" in page
 
 
@@ -415,7 +415,7 @@ def test_a_run_from_before_errors_were_written_is_shown(tree, tmp_path):
     health = run_folder.read_about(older)["health"]
     del health["at_start"]["health_same_video_error"]
     run_folder.change_about(older, health=health)
-    assert "Same video found" in cc.report(older).path.read_text()
+    assert "Same-video retrieval" in cc.report(older).path.read_text()
     assert cc.pretrain(resume=older).verdict.word == whole.verdict.word
 
 
