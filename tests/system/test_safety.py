@@ -1,6 +1,6 @@
 """What comes from others cannot run code, lead out of its place, fill the memory or never end: an attempt at each.
 
-Checkpoints that carry code are in test_checkpoint.py, tables that point outside of their shards in test_frames.py.
+Checkpoints that carry code are in test_checkpoint.py, tables that point outside of their shards in test_store.py.
 """
 
 import ast

@@ -80,13 +80,13 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
         if self.config.ann == "faiss" and not self.config.score_only:
             check_faiss()
         data = LabeledVideos.open(self.config.data, self.config.split)
-        if max(self.config.k) > RECORDED < len(data.train) * self._items_per_video:
+        if max(self.config.k) > RECORDED < len(data.train) * items_per_video(self.config):
             raise UserError(f"k: {max(self.config.k)} is more than the {RECORDED} nearest that are computed; use less")
         return data
 
     def describe(self, data: LabeledVideos) -> DataInfo:
         """Return which videos are compared, and how many items they are at this level."""
-        num = self._items_per_video
+        num = items_per_video(self.config)
         return DataInfo(str(data.root), data.fingerprint, len(data.train) * num, len(data.test) * num)
 
     def parts(self, backbone: Backbone, data: LabeledVideos) -> list[Part]:
@@ -118,7 +118,7 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
             {
                 "classes": list(data.classes),
                 "num_gallery": len(gallery.labels),
-                "items_per_video": self._items_per_video,
+                "items_per_video": items_per_video(self.config),
             },
             (len(gallery.labels), len(queries.labels)),
             frozenset(
@@ -152,10 +152,6 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
         }
         return Score(metrics, by_class, notes=notes)
 
-    @property
-    def _items_per_video(self) -> int:
-        return items_per_video(self.config)
-
     def _tag(self) -> str:
         """Name the level, and other settings that make numbers incomparable where they are not the defaults."""
         changed = self.config.model_dump(include=set(IN_TAG), exclude_defaults=True)
@@ -164,7 +160,7 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
 
     def _table(self, ranking: Arrays, gallery: VideoItems, queries: VideoItems, test: VideoSplit) -> pa.Table:
         """Make the record, a row per query; neighbors are numbers of the training videos' items, nearest first."""
-        videos, places = np.divmod(queries.numbers, self._items_per_video)
+        videos, places = np.divmod(queries.numbers, items_per_video(self.config))
         names = [test.paths[video] for video in videos]
         is_video = self.config.level == "video"
         ids = names if is_video else [f"{name}#{place}" for name, place in zip(names, places, strict=True)]
@@ -346,30 +342,31 @@ def rank(gallery: VideoItems, queries: VideoItems, k: int, cache: ResumeCache) -
     """Find the k nearest of each query (num_queries, k), and its average precision over the whole gallery."""
     starts = range(0, len(queries.vectors), QUERIES_PER_PART)
     console = Console(stderr=True)
-    firsts = _first_equals(gallery.vectors)
+    columns = _first_equals(gallery.vectors)
     parts = [
-        cache.arrays(f"ranking-{start}-{k}", partial(_rank_part, gallery, firsts, queries, start, k))
+        cache.arrays(f"ranking-{start}-{k}", partial(_rank_part, gallery, columns, queries, start, k))
         for start in track(starts, "ranking", console=console, disable=not console.is_terminal, transient=True)
     ]
     return concatenated(parts)
 
 
-def _rank_part(gallery: VideoItems, firsts: Integers, queries: VideoItems, start: int, k: int) -> Arrays:
+def _rank_part(gallery: VideoItems, columns: Integers | slice, queries: VideoItems, start: int, k: int) -> Arrays:
     indices, precisions = [], []
     for block in similarity_blocks(gallery.vectors, queries.vectors[start : start + QUERIES_PER_PART]):
         labels = queries.labels[start : start + len(block.queries)]
         start += len(block.queries)
         indices.append(nearest_in_block(gallery.vectors, block, k).indices)
         # Short videos have equal clips: rounding must not order them.
-        precisions.append(average_precision(block.similarities[:, firsts], gallery.labels, labels))
+        precisions.append(average_precision(block.similarities[:, columns], gallery.labels, labels))
     return {"indices": np.concatenate(indices), "average_precision": np.concatenate(precisions)}
 
 
-def _first_equals(vectors: Floats) -> Integers:
-    """Return for each row (num_rows,) the number of the first row that equals it, often itself."""
+def _first_equals(vectors: Floats) -> Integers | slice:
+    """Return for each row (num_rows,) the number of the first row that equals it; all rows where none are equal."""
     firsts: dict[bytes, int] = {}
     rows = enumerate(np.ascontiguousarray(vectors))
-    return np.array([firsts.setdefault(hashlib.blake2b(row).digest(), number) for number, row in rows])
+    numbers = np.array([firsts.setdefault(hashlib.blake2b(row).digest(), number) for number, row in rows])
+    return slice(None) if len(firsts) == len(vectors) else numbers
 
 
 def check_faiss() -> None:
