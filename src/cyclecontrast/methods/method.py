@@ -54,7 +54,7 @@ class Method(nn.Module):
     learns_from: ClassVar[str] = "views of the same video"
     """In words, for the report."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """Names of the options in METHOD_OPTIONS that the method reads."""
+    """Names of the options that it reads and other methods may not."""
     same_frame: ClassVar[bool] = False
     """Whether query and positive show one frame; else two frames of the video."""
     num_views: ClassVar[int] = 2
@@ -244,12 +244,3 @@ class MomentumMethod(Method):
         """Compile the encoder and the momentum encoder."""
         super().compile_encoders()
         self._encode_key = compiled(self.momentum_encoder.forward)
-
-
-METHOD_OPTIONS = frozenset(
-    {
-        *("temperature", "queue_size", "batch_keys", "mask_own_video", "momentum", "momentum_ramp", "momentum_rise"),
-        *("bn_groups", "cycle_weight", "cycle_start", "cycle_queue_size", "support_size", "top_k", "split_by"),
-    }
-)
-"""Options that only some methods read."""

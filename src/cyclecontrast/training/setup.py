@@ -21,7 +21,7 @@ from cyclecontrast.distributed import World, first_process_first
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.files import check_new_run
 from cyclecontrast.loss import KeyQueue
-from cyclecontrast.methods.method import METHOD_OPTIONS, Method, MomentumMethod
+from cyclecontrast.methods import METHODS, Method, MomentumMethod
 from cyclecontrast.models.backbone import Backbone, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import check_compiler, pick_device, pick_executor, pick_workers
@@ -87,7 +87,7 @@ def unread_options(config: PretrainConfig, parts: UserParts = NO_PARTS) -> list[
     """Return the options that the user set although the method does not read them."""
     method = method_class(config, parts)
     unread = {
-        **dict.fromkeys(METHOD_OPTIONS, True),
+        **{name: True for known in METHODS.values() for name in known.reads},
         **dict.fromkeys(method.reads, False),
         **dict.fromkeys(("min_crop", "flip"), parts.augmentation is not None),
         "distinct_frames": method.frames(config)[0],
