@@ -105,7 +105,7 @@ def test_nothing_that_is_read_can_run():
     running = {name for name in names if name.startswith(("pickle.", "os.exec", "os.spawn", "os.popen"))}
     assert running == {"pickle.Pickler", "pickle.dumps"}  # which write
     pickling = {place for place, name, _, _ in found if name == "import pickle"}
-    assert pickling == {"data/own_augment.py", "exporting/formats.py", "models/checkpoint.py"}
+    assert pickling == {"data/augment.py", "exporting/formats.py", "models/checkpoint.py"}
 
 
 def test_no_archive_is_unpacked():
