@@ -352,12 +352,12 @@ def rank(gallery: VideoItems, queries: VideoItems, k: int, cache: ResumeCache) -
 
 def _rank_part(gallery: VideoItems, columns: Integers | slice, queries: VideoItems, start: int, k: int) -> Arrays:
     indices, precisions = [], []
-    for block in similarity_blocks(gallery.vectors, queries.vectors[start : start + QUERIES_PER_PART]):
-        labels = queries.labels[start : start + len(block.queries)]
-        start += len(block.queries)
-        indices.append(nearest_in_block(gallery.vectors, block, k).indices)
+    for rows, similarities in similarity_blocks(gallery.vectors, queries.vectors[start : start + QUERIES_PER_PART]):
+        labels = queries.labels[start : start + len(rows)]
+        start += len(rows)
+        indices.append(nearest_in_block(gallery.vectors, rows, similarities, k).indices)
         # Short videos have equal clips: rounding must not order them.
-        precisions.append(average_precision(block.similarities[:, columns], gallery.labels, labels))
+        precisions.append(average_precision(similarities[:, columns], gallery.labels, labels))
     return {"indices": np.concatenate(indices), "average_precision": np.concatenate(precisions)}
 
 
