@@ -16,8 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from cyclecontrast.config import RetrievalConfig
@@ -28,7 +26,14 @@ from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import not_tested
 from cyclecontrast.evaluation.embed import IMAGES_PER_PART, Loading, concatenated, encode, find_parts, frozen
-from cyclecontrast.evaluation.image_batches import CROP_MARGIN, CenterCrops, ImageBatch, load_image_batches
+from cyclecontrast.evaluation.image_batches import (
+    CROP_MARGIN,
+    CenterCrop,
+    ImageBatch,
+    chunks,
+    load_image_batches,
+    with_progress,
+)
 from cyclecontrast.evaluation.metrics import (
     Floats,
     Integers,
@@ -40,7 +45,7 @@ from cyclecontrast.evaluation.metrics import (
     similarity_blocks,
     unit_vectors,
 )
-from cyclecontrast.evaluation.predictions import DataInfo, Record
+from cyclecontrast.evaluation.predictions import DataInfo, Record, column_to_matrix, matrix_to_column
 from cyclecontrast.evaluation.protocol import Part, Predictions, Protocol, Score
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.models.backbone import Backbone
@@ -129,8 +134,7 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
     def score(self, record: Record) -> Score:
         """Score hit@k for each k up to the gallery, mAP, and hit@1 by class; raises UserError for a larger k."""
         labels, precision = (record.table[name].to_numpy() for name in ("label", "average_precision"))
-        nearest = record.table["neighbor_labels"].combine_chunks()
-        neighbor_labels = nearest.flatten().to_numpy().reshape(len(labels), -1)
+        neighbor_labels = column_to_matrix(record.table["neighbor_labels"])
         size, recorded = record.about.details["num_gallery"], neighbor_labels.shape[1]
         ks = sorted({min(k, size) for k in self.config.k})
         if ks[-1] > recorded:
@@ -171,8 +175,8 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
             {
                 "id": ids,
                 "label": queries.labels,
-                "neighbor_labels": _lists(labels),
-                "neighbors": _lists(numbers),
+                "neighbor_labels": matrix_to_column(labels.astype(np.int32)),
+                "neighbors": matrix_to_column(numbers.astype(np.int32)),
                 "average_precision": pa.array(precision, mask=np.isnan(precision)),
             }
         )
@@ -184,10 +188,6 @@ def _scaled(items: VideoItems, center: bool) -> VideoItems:
     if center:
         vectors = vectors - vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     return items._replace(vectors=unit_vectors(vectors))
-
-
-def _lists(rows: Integers) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.astype(np.int32).ravel()), rows.shape[1])
 
 
 # Vectors of frames, clips and videos: each frame is decoded and embedded once.
@@ -250,9 +250,11 @@ def embed_videos(
 def video_parts(backbone: Backbone, split: VideoSplit, config: RetrievalConfig, name: str) -> list[Part]:
     """Return the videos of a split, in order, as the parts that a process embeds at once."""
     loading, per_part = Loading.of(config, backbone), max(1, IMAGES_PER_PART // _indices(1, config).size)
-    groups = [range(start, min(start + per_part, len(split))) for start in range(0, len(split), per_part)]
     make = partial(_embed_part, backbone, split, config, loading, name)
-    return [Part(f"embedding {name}-{videos[0]}-{videos[-1]}", videos, make) for videos in groups]
+    return [
+        Part(f"embedding {name}-{videos[0]}-{videos[-1]}", videos, make)
+        for videos in chunks(range(len(split)), per_part)
+    ]
 
 
 def _indices(num_frames: int, config: RetrievalConfig) -> Numbers:
@@ -269,7 +271,7 @@ def _embed_part(
     indices = {video: _indices(num, config) for video, num in _lengths(split, videos, problems)}
     wanted = WantedFrames(split, {v: np.unique(x) for v, x in indices.items()}, round(loading.image_size * CROP_MARGIN))
     batches = [[video] for video in indices]
-    crop = CenterCrops(loading.image_size)
+    crop = CenterCrop(loading.image_size)
     read: list[int] = []
 
     def pixels() -> Iterator[Tensor]:
@@ -341,23 +343,23 @@ def _averaged(vectors: npt.NDArray[np.float32], places: Numbers, config: Retriev
 def rank(gallery: VideoItems, queries: VideoItems, k: int, cache: ResumeCache) -> Arrays:
     """Find the k nearest of each query (num_queries, k), and its average precision over the whole gallery."""
     starts = range(0, len(queries.vectors), QUERIES_PER_PART)
-    console = Console(stderr=True)
     columns = _first_equals(gallery.vectors)
-    parts = [
-        cache.arrays(f"ranking-{start}-{k}", partial(_rank_part, gallery, columns, queries, start, k))
-        for start in track(starts, "ranking", console=console, disable=not console.is_terminal, transient=True)
-    ]
-    return concatenated(parts)
+    return concatenated(
+        [
+            cache.arrays(f"ranking-{start}-{k}", partial(_rank_part, gallery, columns, queries, start, k))
+            for start in with_progress(starts, "ranking")
+        ]
+    )
 
 
 def _rank_part(gallery: VideoItems, columns: Integers | slice, queries: VideoItems, start: int, k: int) -> Arrays:
     indices, precisions = [], []
-    for block in similarity_blocks(gallery.vectors, queries.vectors[start : start + QUERIES_PER_PART]):
-        labels = queries.labels[start : start + len(block.queries)]
-        start += len(block.queries)
-        indices.append(nearest_in_block(gallery.vectors, block, k).indices)
+    for rows, similarities in similarity_blocks(gallery.vectors, queries.vectors[start : start + QUERIES_PER_PART]):
+        labels = queries.labels[start : start + len(rows)]
+        start += len(rows)
+        indices.append(nearest_in_block(gallery.vectors, rows, similarities, k).indices)
         # Short videos have equal clips: rounding must not order them.
-        precisions.append(average_precision(block.similarities[:, columns], gallery.labels, labels))
+        precisions.append(average_precision(similarities[:, columns], gallery.labels, labels))
     return {"indices": np.concatenate(indices), "average_precision": np.concatenate(precisions)}
 
 
