@@ -37,9 +37,8 @@ from cyclecontrast.evaluation.metrics import boundary_f, region_similarity
 from cyclecontrast.evaluation.predictions import DataInfo, Record
 from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
-from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.models.backbone import Backbone, restride
 from cyclecontrast.models.hardware import pick_device, pick_workers
-from cyclecontrast.models.stride import restride
 
 STRIDES = (1, 2, 1, 1)
 """Of the stages; they are not dilated, unlike those of tracking."""

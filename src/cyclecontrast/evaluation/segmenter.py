@@ -26,8 +26,7 @@ from cyclecontrast.evaluation.embed import check_finite, exact_convolutions
 from cyclecontrast.evaluation.epochs import train_epochs
 from cyclecontrast.evaluation.image_batches import chunks, load_image_batches
 from cyclecontrast.evaluation.resume_cache import ResumeCache
-from cyclecontrast.models.backbone import Backbone, ResNet
-from cyclecontrast.models.stride import TOTAL_STRIDE_8, PerStage, restride
+from cyclecontrast.models.backbone import TOTAL_STRIDE_8, Backbone, PerStage, ResNet, restride
 
 STAGE = 4
 DENSER: tuple[tuple[PerStage, PerStage], ...] = (

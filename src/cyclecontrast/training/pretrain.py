@@ -18,7 +18,7 @@ from cyclecontrast.errors import UserError, out_of_memory
 from cyclecontrast.files import check_new_run, locked, remove
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import save_backbone
-from cyclecontrast.models.hardware import limited_threads, pick_device, pick_precision
+from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision
 from cyclecontrast.training import checkpoints, run_folder
 from cyclecontrast.training.auto_settings import Machine
 from cyclecontrast.training.loggers import open_loggers
@@ -30,7 +30,6 @@ from cyclecontrast.training.signals import stop_signals
 from cyclecontrast.training.trainer import Trainer
 from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given, method_class
 from cyclecontrast.training.verdict import Verdict, last_measured
-from cyclecontrast.versions import package_versions
 
 
 @dataclass(frozen=True)
