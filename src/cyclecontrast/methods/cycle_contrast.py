@@ -53,22 +53,22 @@ class CycleContrast(MomentumMethod):
         query = self.encode(batch.views[0])  # NxD twice
 
         # Eq. 2: the query finds another frame of its video among frames of other videos.
-        intra_keys = self.candidates(self.intra_queue, new.intra, new_video, len(batch.video))  # KxD
-        ignore = intra_keys.ignore(batch.video, options.mask_own_video)  # NxK
+        intra_keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
+        ignore = intra_keys.ignore(batch.video, own_video=options.mask_own_video)  # NxK
         intra = info_nce(query.intra, key.intra, intra_keys.keys, temperature, ignore)
 
         # Eq. 3-5: the query's soft nearest neighbor in other videos must cycle back to the query's own video.
-        cycle_keys = self.candidates(self.cycle_queue, new.cycle, new_video, len(batch.video))  # KxD
+        cycle_keys = self.candidates(self.cycle_queue, new.cycle, new_video)  # KxD
         split = self.split(cycle_keys, batch.video, info)  # support SxD, negatives (K-S)xD, masks NxS and Nx(K-S)
-        weight = self.cycle_weight(info)  # λ; while it is 0 the cycle loss is measured without a gradient
+        weight = self.cycle_weight(info) or 0.0  # λ; while it is 0 the cycle loss is measured without a gradient
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
             cycle = self.cycle_loss(query, key, split)
         total = intra + weight * cycle  # Eq. 6
 
         if not info.measure:
-            return Losses(total, intra.detach(), cycle.detach())
+            return Losses(total, intra, cycle)
         accuracy = self.accuracy(query.intra, key.intra, intra_keys.keys, ignore)
-        return Losses(total, intra.detach(), cycle.detach(), None, accuracy, self.closed(query, key, split))
+        return Losses(total, intra, cycle, None, accuracy, self.closed(query, key, split))
 
     def cycle_loss(self, query: Features, key: Features, split: Split) -> Tensor:
         """Return Eq. 5: from the query by its soft nearest neighbor in U (Eq. 3, 4) back to its video."""
@@ -83,7 +83,7 @@ class CycleContrast(MomentumMethod):
             self.options.top_k,
         )
 
-    def cycle_weight(self, info: StepInfo) -> float:
+    def cycle_weight(self, info: StepInfo) -> float | None:
         """Return λ: 0 before the fraction `cycle_start` of the training."""
         return self.options.cycle_weight if info.progress >= self.options.cycle_start else 0.0
 
@@ -100,7 +100,7 @@ class CycleContrast(MomentumMethod):
         keys = candidates.keys.index_select(0, order)  # brackets take five times as long
         place = None if candidates.place is None else order.argsort()[candidates.place]
         drawn = Candidates(keys, candidates.video[order], place)
-        ignore = drawn.ignore(video, self.options.mask_own_video)
+        ignore = drawn.ignore(video, own_video=self.options.mask_own_video)
         if by_video:
             border = drawn.video[:size][-1:]
             ignore[:, size:].logical_or_((drawn.video[size:] == border) & (border >= 0))
@@ -121,21 +121,19 @@ class IntraVideo(MomentumMethod):
     learns_from = "frames of the same video"
     reads = MomentumMethod.reads | {"queue_size", "batch_keys", "mask_own_video"}
     has_intra = True
+    masks_own_video = True
+    """Whether keys of the query's own video may be masked."""
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the intra loss of a micro-batch; views[0] are the queries, views[1] their positives."""
         key = self.encode_keys(batch.views[1], info)  # NxD
         new, new_video = self.enqueue_later([key], batch.video)
         query = self.encode(batch.views[0])  # NxD
-        intra_keys = self.candidates(self.intra_queue, new.intra, new_video, len(batch.video))  # KxD
-        ignore = intra_keys.ignore(batch.video, self.ignores_own_video())  # NxK
+        intra_keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
+        ignore = intra_keys.ignore(batch.video, own_video=self.masks_own_video and self.options.mask_own_video)  # NxK
         intra = info_nce(query.intra, key.intra, intra_keys.keys, self.options.temperature, ignore)
         accuracy = self.accuracy(query.intra, key.intra, intra_keys.keys, ignore) if info.measure else None
-        return Losses(intra, intra.detach(), intra_accuracy=accuracy)
-
-    def ignores_own_video(self) -> bool:
-        """Return whether a query's own video gives no negatives."""
-        return self.options.mask_own_video
+        return Losses(intra, intra, intra_accuracy=accuracy)
 
 
 class IntraImage(IntraVideo):
@@ -144,10 +142,7 @@ class IntraImage(IntraVideo):
     learns_from = "two views of one frame"
     reads = IntraVideo.reads - {"mask_own_video"}
     same_frame = True
-
-    def ignores_own_video(self) -> bool:
-        """Return False: other frames of a query's video are negatives."""
-        return False
+    masks_own_video = False
 
 
 class CycleOnly(CycleContrast):
@@ -157,7 +152,7 @@ class CycleOnly(CycleContrast):
     reads = CycleContrast.reads - {"queue_size", "cycle_weight", "cycle_start"}
     has_intra = False
 
-    def cycle_weight(self, info: StepInfo) -> None:  # type: ignore[override]
+    def cycle_weight(self, info: StepInfo) -> None:
         """Return None: there is no intra loss to weigh against."""
 
     @classmethod
@@ -170,7 +165,7 @@ class CycleOnly(CycleContrast):
         key, *own_keys = (self.encode_keys(view, info) for view in batch.views[1:])  # NxD
         new, new_video = self.enqueue_later([key], batch.video)
         query = self.encode(batch.views[0])  # NxD
-        keys = self.candidates(self.cycle_queue, new.cycle, new_video, len(batch.video))  # KxD
+        keys = self.candidates(self.cycle_queue, new.cycle, new_video)  # KxD
         split = self.split(keys, batch.video, info)
         for own in own_keys:
             # Differs from the release, which puts the query itself into its support.
@@ -180,9 +175,7 @@ class CycleOnly(CycleContrast):
                 ignore_support=torch.cat((split.ignore_support, of_others), dim=1),  # Nx(S+N)
             )
         cycle = self.cycle_loss(query, key, split)
-        return Losses(
-            cycle, None, cycle.detach(), cycle_closed=self.closed(query, key, split) if info.measure else None
-        )
+        return Losses(cycle, None, cycle, cycle_closed=self.closed(query, key, split) if info.measure else None)
 
 
 def scramble(numbers: Tensor, seed: int) -> Tensor:

@@ -211,6 +211,9 @@ def _stops_noted(trainer: Trainer) -> Iterator[None]:
     except OSError as error:
         reason = f"{error.filename or trainer.config.out}: {error.strerror or error}"
         raise UserError(trainer.note_stop(reason)) from error
+    except Exception as error:
+        trainer.note_stop(f"failed: {type(error).__name__}: {error}")
+        raise
 
 
 def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors) -> Run:
