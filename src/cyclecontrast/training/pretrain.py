@@ -70,11 +70,12 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
         config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
         config = _settled(config, dataset, backbone, device)
         is_first = world.rank == 0
-        with limited_threads(device), locked(config.out, "out") if is_first else contextlib.nullcontext():
+        devices = [device] if device.type == "cuda" else []
+        lock = locked(config.out, "out") if is_first else contextlib.nullcontext()
+        with limited_threads(device), torch.random.fork_rng(devices), lock:
             check_same(_shared_settings(config, dataset, backbone), world)
-            with torch.random.fork_rng(devices=()):
-                torch.default_generator.manual_seed(config.seed)
-                method = method_class(config, parts)(backbone, config, world)
+            torch.manual_seed(config.seed)
+            method = method_class(config, parts)(backbone, config, world)
             trainer = Trainer(method, config, num_steps(config, dataset), device, world)
             start, read_errors = open_run(trainer, dataset)
             if unread and is_first:
