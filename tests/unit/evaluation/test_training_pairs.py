@@ -166,16 +166,8 @@ def test_views_have_the_sizes_of_the_preset_wherever_the_target_lies(preset):
         rng = np.random.default_rng(number)
         box = np.array([*rng.uniform(-20, 100, 2), *rng.uniform(20, 60, 2)])
         draws = draw_view(rng, preset, 0.33), draw_view(rng, preset, 0.05)
-        assert cut_view(image, box, draws[0], preset, preset.train_size).shape == (
-            preset.train_size,
-            preset.train_size,
-            3,
-        )
-        assert cut_view(image, box, draws[1], preset, preset.exemplar_size).shape == (
-            preset.exemplar_size,
-            preset.exemplar_size,
-            3,
-        )
+        for draw, size in zip(draws, (preset.train_size, preset.exemplar_size), strict=True):
+            assert cut_view(image, box, draw, preset, size).shape == (size, size, 3)
 
 
 @pytest.mark.parametrize("size", [242, 243, 246, 247, 248, 255, 267, 268])
