@@ -28,7 +28,7 @@ from cyclecontrast.data.store import FrameStore
 from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE, make_data
 from cyclecontrast.distributed import ALONE
 from cyclecontrast.errors import checked
-from cyclecontrast.evaluation.runner import evaluate
+from cyclecontrast.evaluation.runner import evaluate_alone
 from cyclecontrast.loss import cycle_consistency, info_nce, soft_nearest_neighbor
 from cyclecontrast.loss.attention import log_sum_exp
 from cyclecontrast.methods import Candidates, CycleContrast, Losses, StepInfo
@@ -171,8 +171,8 @@ def evaluate_training(trainer: Trainer, labeled: Path) -> tuple[float, float]:
         save_backbone(trainer.method.encoder.backbone.eval(), Path(folder))
         trainer.method.encoder.backbone.train()
         asked = {"model": folder, "data": labeled, "out": Path(folder) / "results", "image_size": IMAGE_SIZE}
-        knn = evaluate("knn", checked(KnnConfig, asked | {"k": (20,)}), alone=True)
-        linear = evaluate("linear", checked(LinearConfig, asked | {"probe": "lbfgs"}), alone=True)
+        knn = evaluate_alone("knn", checked(KnnConfig, asked | {"k": (20,)}))
+        linear = evaluate_alone("linear", checked(LinearConfig, asked | {"probe": "lbfgs"}))
     return knn.metrics["top1_k20"], linear.metrics["top1"]
 
 

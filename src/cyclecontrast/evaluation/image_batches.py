@@ -98,7 +98,7 @@ def load_image_batches(
     images: Images, crop: Crop | None, batches: Sequence[Sequence[int]], workers: int, title: str
 ) -> Iterator[ImageBatch]:
     """Yield the batches of these positions in order, with a progress bar in a terminal."""
-    workers = min(workers, len(batches) - 1)
+    workers = max(0, min(workers, len(batches) - 1))
     loader = DataLoader(
         _Cropped(images, crop),
         batch_sampler=batches,  # type: ignore[arg-type]

@@ -69,7 +69,7 @@ class Propagation(Protocol[PropagationConfig, Davis]):
         preset = preset_for(config.preset, backbone)
         with frozen(restride(backbone, STRIDES), device) as dense:
             parts = [
-                cache.arrays(f"{number}-{video.name}", partial(follow, dense, video, preset, config, device))
+                cache.arrays(f"video-{number}", partial(follow, dense, video, preset, config, device))
                 for number, video in enumerate(data.videos)
             ]
         problems = [str(problem) for part in parts for problem in part["problems"]]

@@ -4,7 +4,6 @@ Differs from the release: it has no code for this table; of the two levels that 
 compares single clips is the default, and the level stands in the tag.
 """
 
-import hashlib
 import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ from cyclecontrast.data.clips import measure, read_frames
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_images import Numbers
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.classification import not_tested
 from cyclecontrast.evaluation.embed import IMAGES_PER_PART, Loading, concatenated, encode, find_parts, frozen
 from cyclecontrast.evaluation.image_batches import (
@@ -268,15 +267,17 @@ def _embed_part(
     backbone: Backbone, split: VideoSplit, config: RetrievalConfig, loading: Loading, name: str, videos: Sequence[int]
 ) -> Arrays:
     problems: list[str] = []
-    indices = {video: _indices(num, config) for video, num in _lengths(split, videos, problems)}
+    indices: dict[int, Numbers] = {}
+    for video in videos:
+        footage = attempt(partial(measure, split.path(video)), problems)
+        if footage is not None:
+            indices[video] = _indices(footage.num_frames, config)
     wanted = WantedFrames(split, {v: np.unique(x) for v, x in indices.items()}, round(loading.image_size * CROP_MARGIN))
-    batches = [[video] for video in indices]
-    crop = CenterCrop(loading.image_size)
     read: list[int] = []
 
     def pixels() -> Iterator[Tensor]:
-        loaded = load_image_batches(wanted, crop, batches, loading.workers, f"embedding {name}") if batches else ()
-        for batch in loaded:
+        crop, batches = CenterCrop(loading.image_size), chunks(list(indices), 1)
+        for batch in load_image_batches(wanted, crop, batches, loading.workers, f"embedding {name}"):
             problems.extend(batch.problems)
             read.extend(batch.positions.tolist())
             yield from batch.pixels if len(batch.positions) else ()
@@ -284,23 +285,13 @@ def _embed_part(
     vectors = _encode_all(backbone, pixels(), loading)
     ends = np.cumsum([len(wanted.frames[video]) for video in read], dtype=np.int64)
     items = [vectors[:0]]
-    for video, end in zip(read, ends, strict=True):
-        frames = wanted.frames[video]
-        items.append(_averaged(vectors[end - len(frames) : end], np.searchsorted(frames, indices[video]), config))
+    for video, found in zip(read, np.split(vectors, ends), strict=False):
+        items.append(_averaged(found, np.searchsorted(wanted.frames[video], indices[video]), config))
     return {
         "vectors": np.concatenate(items),
         "videos": np.array(read, np.int64),
         "problems": np.array(problems, dtype=str),
     }
-
-
-def _lengths(split: VideoSplit, videos: Iterable[int], problems: list[str]) -> Iterator[tuple[int, int]]:
-    """Yield the videos that can be opened, and their number of frames."""
-    for video in videos:
-        try:
-            yield video, measure(split.path(video)).num_frames
-        except UserError as error:
-            problems.extend(error.problems)
 
 
 def _encode_all(backbone: Backbone, videos: Iterable[Tensor], loading: Loading) -> npt.NDArray[np.float32]:
@@ -331,10 +322,8 @@ def _regrouped(videos: Iterable[Tensor], size: int) -> Iterator[Tensor]:
 def _averaged(vectors: npt.NDArray[np.float32], places: Numbers, config: RetrievalConfig) -> npt.NDArray[np.float32]:
     """Return a video's items (num_items, dim): means over frames, and at level video over clips."""
     clips = vectors[places].mean(axis=1, dtype=np.float64)
-    if config.level == "video":
-        clips = clips.mean(axis=0, keepdims=True)
-    items: npt.NDArray[np.float32] = clips.astype(np.float32)
-    return items
+    items = clips.mean(axis=0, keepdims=True) if config.level == "video" else clips
+    return items.astype(np.float32)  # type: ignore[no-any-return]
 
 
 # The nearest gallery items of each query, exactly or by faiss.
@@ -365,10 +354,9 @@ def _rank_part(gallery: VideoItems, columns: Integers | slice, queries: VideoIte
 
 def _first_equals(vectors: Floats) -> Integers | slice:
     """Return for each row (num_rows,) the number of the first row that equals it; all rows where none are equal."""
-    firsts: dict[bytes, int] = {}
-    rows = enumerate(np.ascontiguousarray(vectors))
-    numbers = np.array([firsts.setdefault(hashlib.blake2b(row).digest(), number) for number, row in rows])
-    return slice(None) if len(firsts) == len(vectors) else numbers
+    rows = np.ascontiguousarray(vectors).view(f"V{vectors.itemsize * vectors.shape[1]}")[:, 0]
+    _, firsts, members = np.unique(rows, return_index=True, return_inverse=True)
+    return slice(None) if len(firsts) == len(rows) else firsts[members]
 
 
 def check_faiss() -> None:

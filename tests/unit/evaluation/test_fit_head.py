@@ -11,8 +11,8 @@ import torch
 from cyclecontrast.config import TrackingConfig
 from cyclecontrast.data.tracking_sequences import Sequence, Sequences, open_got10k
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.evaluation import epochs
+from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.evaluation.tracking import fit_head as fitting
 from cyclecontrast.evaluation.tracking.fit_head import (
     balanced_loss,

@@ -163,9 +163,7 @@ def _track_sequences(
         tracker = PerfectTracker(sequence.boxes) if config.tracker == "perfect" else tracker
         images = with_progress(_images(sequence), title, len(sequence))
         try:
-            made = cache.arrays(
-                f"tracked-{position}-{sequence.name}", partial(follow, tracker, images, sequence.boxes[0])
-            )
+            made = cache.arrays(f"tracked-{position}", partial(follow, tracker, images, sequence.boxes[0]))
         except _UnreadableFrameError as error:
             problems.append(f"{error}; {sequence.name} is left out")
         else:
