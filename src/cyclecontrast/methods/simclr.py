@@ -1,4 +1,4 @@
-"""SimCLR (Chen et al. 2020): two views find each other among all views of the batch (protocols.md §f)."""
+"""SimCLR (Chen et al. 2020): two views find each other among all views of the batch."""
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, FurtherFrames, no_further_frames
