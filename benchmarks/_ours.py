@@ -15,19 +15,18 @@ import numpy as np
 import torch
 
 from cyclecontrast.config import PrepareConfig, PretrainConfig
+from cyclecontrast.data.dataset import ViewDataset
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.pairs import FramePairs
-from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.data.prepare import prepare
-from cyclecontrast.models.hardware import num_cores, pick_precision, pick_workers
 from cyclecontrast.distributed import ALONE, World
-from cyclecontrast.training.setup import open_training
+from cyclecontrast.methods import METHODS, Losses, StepInfo
+from cyclecontrast.models.hardware import num_cores, pick_precision, pick_workers
 from cyclecontrast.training.auto_settings import Machine
 from cyclecontrast.training.progress import Clock
-from cyclecontrast.training.soundness import Soundness
-from cyclecontrast.training.train_step import StepResult, train_step
-from cyclecontrast.training.training import Hardware, Training, make_training
-from cyclecontrast.training.unreadable import Unreadable
+from cyclecontrast.training.read_errors import ReadErrors
+from cyclecontrast.training.setup import open_training
+from cyclecontrast.training.trainer import Trainer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SEQUENCES = ("davis/JPEGImages/480p/*", "tracking/got10k/val/GOT-10k_*", "tracking/otb/*/img")
@@ -40,10 +39,10 @@ Steps: TypeAlias = Generator[T, None, None]
 
 
 class Ours(NamedTuple):
-    """A training as `cyclecontrast pretrain` opens it, and the processes that load its data."""
+    """A training as `cyclecontrast pretrain` opens it, and the number of processes that load its data."""
 
-    training: Training
-    pairs: FramePairs
+    trainer: Trainer
+    dataset: ViewDataset
     workers: int
 
 
@@ -75,25 +74,23 @@ def open_ours(
     """Open a training as the command does, however many threads the benchmark's own environment allows."""
     torch.set_num_threads(num_cores())
     asked = PretrainConfig(data=data, out=data.parent / "no-run", device=str(device), **settings)
-    config, pairs, backbone = open_training(asked, Machine(device.type == "cpu", world.size), world)
+    config, dataset, backbone = open_training(asked, Machine(device.type == "cpu", world.size), world)
     config = config.model_copy(update={"precision": pick_precision(config.precision, device)})
-    hardware = Hardware(device, config.precision, world)
-    training = make_training(config, backbone, NUM_STEPS, hardware)
-    return Ours(training, pairs, pick_workers(workers, device))
+    torch.manual_seed(config.seed)
+    trainer = Trainer(METHODS[config.method](backbone, config, world), config, NUM_STEPS, device, world)
+    return Ours(trainer, dataset, pick_workers(workers, device))
 
 
-def steps_of(ours: Ours, clock: Clock | None = None) -> Steps[StepResult]:
+def steps_of(ours: Ours, clock: Clock | None = None) -> Steps[Losses]:
     """Train as the command's loop does between two lines of metrics, in the second half: λ is switched on there."""
-    (training, pairs, workers), clock = ours, clock or Clock()
-    sound, unreadable = Soundness(torch.full((), -1, device=training.hardware.device)), Unreadable()
-    steps = range(NUM_STEPS // 2, NUM_STEPS)
-    world = training.hardware.world
-    batches = clock.timed(load_batches(pairs, steps, training.config.batch_size, world.rank, world.size, workers))
+    (trainer, dataset, workers), clock, read_errors = ours, clock or Clock(), ReadErrors()
+    steps, world = range(NUM_STEPS // 2, NUM_STEPS), trainer.world
+    sampler = StepSampler(steps, trainer.config.batch_size, world.rank, world.size)
+    batches = clock.timed(load_batches(dataset, sampler, workers, trainer.device.type == "cuda"))
     for step, batch in zip(steps, batches, strict=True):
-        result = train_step(training, batch, step)
-        sound.note(result, step)
-        unreadable.note(batch, pairs.store, step + 1, world, None)
-        yield result
+        losses, _ = trainer.train_step(batch, StepInfo(step, NUM_STEPS))
+        read_errors.count(batch, dataset.store, step + 1, world)
+        yield losses
 
 
 def seconds_per_step(steps: Steps[object], num_steps: int, warm_up: int, device: torch.device) -> float:

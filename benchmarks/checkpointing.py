@@ -18,15 +18,15 @@ import torch
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch
 from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE
+from cyclecontrast.distributed import ALONE
+from cyclecontrast.methods import METHODS, StepInfo
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device, pick_precision
 from cyclecontrast.training import run_folder
-from cyclecontrast.distributed import World
 from cyclecontrast.training.auto_settings import DataSize, Machine, resolve
-from cyclecontrast.training.run import keep
-from cyclecontrast.training.train_step import train_step
-from cyclecontrast.training.training import Hardware, make_training
-from cyclecontrast.training.unreadable import Unreadable
+from cyclecontrast.training.checkpoints import save_checkpoint
+from cyclecontrast.training.read_errors import ReadErrors
+from cyclecontrast.training.trainer import Trainer
 
 NUM_VIDEOS, METRICS_LINES = 10_000, 400
 
@@ -35,12 +35,12 @@ def percent_of(config: PretrainConfig, device: torch.device, turns: int, steps: 
     """Return the percentage by medians over so many turns of so many steps and a checkpoint."""
     config = resolve(config, DataSize(NUM_VIDEOS, config.image_size), Machine(device.type == "cpu"))
     config = config.model_copy(update={"precision": pick_precision(config.precision, device)})
-    hardware = Hardware(device, config.precision, World(0, 1))
-    training = make_training(config, make_backbone(config.backbone, 0), turns * steps, hardware)
+    method = METHODS[config.method](make_backbone(config.backbone, 0), config)
+    trainer = Trainer(method, config, turns * steps, device, ALONE)
     shape = config.batch_size, config.image_size, config.image_size, 3
     views = [torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 3, 1, 2) for _ in range(2)]
     frames = torch.arange(2).repeat(config.batch_size, 1)
-    batch = Batch(views[0], views[1], torch.arange(config.batch_size), replaced=0, frames=frames)
+    batch = Batch(tuple(views), torch.arange(config.batch_size), frames)
     run_folder.write_config(config.out, config)
     run_folder.write_about(config.out, {})
     for line in range(METRICS_LINES):
@@ -49,10 +49,10 @@ def percent_of(config: PretrainConfig, device: torch.device, turns: int, steps: 
     for turn in range(turns):
         for step in range(turn * steps, (turn + 1) * steps):
             began = time.perf_counter()
-            float(train_step(training, batch, step).losses.total.detach())
+            float(trainer.train_step(batch, StepInfo(step, turns * steps))[0].total)
             of_steps.append(time.perf_counter() - began)
         began = time.perf_counter()
-        keep(training, Unreadable(), turn)
+        save_checkpoint(trainer, ReadErrors(), turn)
         of_keeping.append(time.perf_counter() - began)
     step, keeping = statistics.median(of_steps), statistics.median(of_keeping)
     percent = 100 * keeping / (config.checkpoint_every * step)

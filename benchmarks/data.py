@@ -22,9 +22,8 @@ from _ours import SHARED, make_store
 from _turns import parser_of, print_table, ratio, take_turns, timed
 
 from cyclecontrast.data.augment import RECIPES, View, apply_view, cut_view, draw_view
+from cyclecontrast.data.dataset import ViewDataset, collate
 from cyclecontrast.data.images import Pixels, decode_image
-from cyclecontrast.data.pairs import FramePairs
-from cyclecontrast.data.dataset import collate
 from cyclecontrast.data.random_streams import random_stream
 from cyclecontrast.data.store import FrameStore
 
@@ -34,8 +33,8 @@ OF_SHARED = {"GTSRB": SHARED / "video_frames/gtsrb/frames", "GOT-10k": SHARED / 
 def measure(store: FrameStore, size: int, num_frames: int, repetitions: int) -> list[str]:
     """Return the cells of one row: µs per view, and their ratios."""
     recipe, rng, plain_rng = RECIPES["moco-v2"], random_stream(0, 0, 0, 0), random.Random(0)
-    pairs, num_samples, batch = FramePairs(store, recipe, size, seed=0), num_frames // 2, 16
-    samples = [pairs[position] for position in range(num_samples)]
+    dataset, num_samples, batch = ViewDataset(store, recipe, size, seed=0), num_frames // 2, 16
+    samples = [dataset.sample(position) for position in range(num_samples)]
     encoded = [store.read(sample.video, frame) for sample in samples for frame in sample.frames]
     images, plain_images = [decode_image(data) for data in encoded], [_plain.decode(data) for data in encoded]
 
@@ -48,7 +47,7 @@ def measure(store: FrameStore, size: int, num_frames: int, repetitions: int) -> 
 
     def make_samples() -> None:
         for start in range(0, num_samples, batch):
-            collate([pairs[position] for position in range(start, min(start + batch, num_samples))])
+            collate([dataset[position] for position in range(start, min(start + batch, num_samples))])
 
     works = {
         "decode": timed(lambda: [decode_image(data) for data in encoded]),

@@ -24,7 +24,7 @@ from release import Size, plain_steps, write_files
 from step import bare_steps, in_memory, one_batch
 
 from cyclecontrast.data.dataset import Batch
-from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.models.hardware import limited_threads, num_cores, pick_device, pick_workers
@@ -56,8 +56,8 @@ LARGEST_OF_RELEASE = 256
 
 def loading(ours: Ours) -> Steps[Batch]:
     """Load the batches and do nothing with them."""
-    steps = range(NUM_STEPS // 2, NUM_STEPS)
-    yield from load_batches(ours.pairs, steps, ours.training.config.batch_size, 0, 1, ours.workers)
+    sampler = StepSampler(range(NUM_STEPS // 2, NUM_STEPS), ours.trainer.config.batch_size)
+    yield from load_batches(ours.dataset, sampler, ours.workers, ours.trainer.device.type == "cuda")
 
 
 def measure(
@@ -68,8 +68,8 @@ def measure(
     ours, bare = (open_ours(store, device, size.workers, **size.settings, **asked) for asked in (options, {}))
     batch = one_batch(ours)
     works: dict[str, Work] = {
-        "bare": lambda: seconds_per_step(bare_steps(bare.training, batch), num_steps, 3, device),
-        "in memory": lambda: seconds_per_step(in_memory(ours.training, batch), num_steps, 3, device),
+        "bare": lambda: seconds_per_step(bare_steps(bare.trainer, batch), num_steps, 3, device),
+        "in memory": lambda: seconds_per_step(in_memory(ours.trainer, batch), num_steps, 3, device),
         "whole": lambda: seconds_per_step(steps_of(ours), 2 * rounds, rounds, device),
         "loading": lambda: seconds_per_step(loading(ours), rounds, rounds, device),
     }

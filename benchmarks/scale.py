@@ -25,7 +25,7 @@ import numpy as np
 from _turns import parser_of, print_table
 from torch.utils.data import DataLoader, Dataset
 
-from cyclecontrast.data.pairs import video_at
+from cyclecontrast.data.random_streams import shuffled
 from cyclecontrast.data.store import FrameStore
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -45,7 +45,7 @@ def own_mb() -> float:
 def use(store: FrameStore) -> None:
     """Look at every frame's place, and read some frames."""
     for place in range(200):
-        video = video_at(0, 0, place % store.num_videos, store.num_videos)
+        video = shuffled(0, 0, place % store.num_videos, store.num_videos)
         store.read(video, store.frames_in(video) - 1)
     for _ in store.source.pieces():
         pass
@@ -108,7 +108,7 @@ def rows_of_workers(small: FrameStore, large: FrameStore, numbers: list[int]) ->
 def rows_of_positions(repetitions: int) -> Iterator[list[str]]:
     """Yield a row for each number of videos; the order as a list is what it was before."""
     for num_videos in SIZES:
-        each = timeit.repeat(lambda n=num_videos: video_at(0, 0, 7, n), number=1000, repeat=repetitions)
+        each = timeit.repeat(lambda n=num_videos: shuffled(0, 0, 7, n), number=1000, repeat=repetitions)
         cells = [f"{num_videos:,}", f"{1000 * min(each):.1f}"]
         if num_videos > 10**7:
             yield [*cells, "", ""]

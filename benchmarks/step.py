@@ -29,15 +29,13 @@ from _turns import Costs, parser_of, print_table, ratio, take_turns
 from torch import Tensor
 
 from cyclecontrast.data.dataset import Batch
-from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.loss.key_queue import KeyQueue
-from cyclecontrast.models.encoder import Encoder, Features, follow
+from cyclecontrast.methods import CycleContrast, Losses, Method, MomentumMethod, StepInfo
+from cyclecontrast.models.encoder import follow
 from cyclecontrast.models.hardware import autocast, limited_threads, num_cores, pick_device
-from cyclecontrast.training import train_step as step_of_method
-from cyclecontrast.distributed import encode_keys
 from cyclecontrast.training.progress import Clock
-from cyclecontrast.training.train_step import StepResult, train_step
-from cyclecontrast.training.training import Training
+from cyclecontrast.training.trainer import Trainer
 
 PAPERS_QUEUES = {"queue_size": 65_536, "cycle_queue_size": 65_536, "support_size": 16_384}
 
@@ -75,36 +73,36 @@ class Measured(NamedTuple):
 
 def one_batch(ours: Ours) -> Batch:
     """Return a batch in the device's memory."""
-    device, size = ours.training.hardware.device, ours.training.config.batch_size
-    batch = next(load_batches(ours.pairs, range(NUM_STEPS // 2, NUM_STEPS), size, 0, 1, 0))
-    return batch._replace(query=batch.query.to(device), positive=batch.positive.to(device))
+    sampler = StepSampler(range(NUM_STEPS // 2, NUM_STEPS), ours.trainer.config.batch_size)
+    batch = next(load_batches(ours.dataset, sampler, 0))
+    return batch._replace(views=tuple(view.to(ours.trainer.device) for view in batch.views))
 
 
-def in_memory(training: Training, batch: Batch) -> Steps[StepResult]:
+def in_memory(trainer: Trainer, batch: Batch) -> Steps[Losses]:
     """Do the training's step on the same batch again and again."""
     while True:
-        yield train_step(training, batch, NUM_STEPS // 2)
+        yield trainer.train_step(batch, StepInfo(NUM_STEPS // 2, NUM_STEPS))[0]
 
 
-def bare_steps(training: Training, batch: Batch) -> Steps[None]:
+def bare_steps(trainer: Trainer, batch: Batch) -> Steps[None]:
     """Do what no step can do without, again and again."""
-    encoder, momentum_encoder = training.encoder, training.momentum_encoder
-    assert momentum_encoder is not None
-    query, positive = (encoder.backbone.normalise(view) for view in (batch.query, batch.positive))
+    method = trainer.method
+    assert isinstance(method, MomentumMethod)
+    query, positive = (method.encoder.backbone.normalise(view) for view in batch.views)
     while True:
-        training.optimizer.zero_grad()
-        with autocast(query.device, training.hardware.precision):
+        trainer.optimizer.zero_grad()
+        with autocast(query.device, trainer.config.precision):
             with torch.no_grad():
-                momentum_encoder(positive)
-            features = encoder(query)
+                method.momentum_encoder(positive)
+            features = method.encoder(query)
         (features.intra.sum() + features.cycle.sum()).backward()
-        training.optimizer.step()
+        trainer.optimizer.step()
         yield
 
 
-def measure(ours: Ours, bare: Training, num_steps: int, repetitions: int, all_cores: bool) -> Measured:
+def measure(ours: Ours, bare: Trainer, num_steps: int, repetitions: int, all_cores: bool) -> Measured:
     """Let the whole step, the one in memory and the bare one take turns."""
-    device, batch = ours.training.hardware.device, one_batch(ours)
+    device, batch = ours.trainer.device, one_batch(ours)
     own: dict[str, list[float]] = {"bare": [], "in memory": [], "whole": [], "all cores": []}
     waiting = list[float]()
 
@@ -133,29 +131,28 @@ def measure(ours: Ours, bare: Training, num_steps: int, repetitions: int, all_co
 
     works = {
         "bare": lambda: noted("bare", bare_steps(bare, batch), 1, Clock()),
-        "in memory": lambda: noted("in memory", in_memory(ours.training, batch), 1, Clock()),
+        "in memory": lambda: noted("in memory", in_memory(ours.trainer, batch), 1, Clock()),
         "whole": whole,
         **({"all cores": on_all_cores} if all_cores else {}),
     }
     costs = take_turns(works, repetitions)
-    parts = parts_of(in_memory(ours.training, batch), ours.training, num_steps) if device.type == "cpu" else {}
+    parts = parts_of(in_memory(ours.trainer, batch), ours.trainer, num_steps) if device.type == "cpu" else {}
     return Measured(costs, {name: each[1:] for name, each in own.items()}, statistics.median(waiting[1:]), parts)
 
 
-def parts_of(steps: Steps[StepResult], training: Training, num_steps: int) -> dict[str, float]:
+def parts_of(steps: Steps[Losses], trainer: Trainer, num_steps: int) -> dict[str, float]:
     """Return the shares of a step by name, measured in the time of its thread: others on the machine count less."""
-    result = next(steps)
+    next(steps)
     profile = Profile(time.thread_time)
     profile.runcall(lambda: [next(steps) for _ in range(num_steps)])
     spent = partial(_spent, pstats.Stats(profile))
-    total = spent(train_step)
-    own_backward = statistics.median(_backward_of_losses(result, training) for _ in range(3)) * num_steps
-    losses = spent(step_of_method._gather_inputs) + spent(training.objective.losses) + own_backward
+    total = spent(Trainer.train_step)
+    encoding = spent(Method.encode) + spent(MomentumMethod.encode_keys)
     parts = {
-        "encoder, forward": spent(Encoder.project) - spent(Encoder.forward),
-        "encoder, backward": spent(Tensor.backward) - own_backward,
-        "keys: momentum encoder, forward": spent(encode_keys),
-        "losses and queues": losses + spent(KeyQueue.push),
+        "encoder, forward": spent(Method.encode),
+        "backward": spent(Tensor.backward),
+        "keys: momentum encoder, forward": spent(MomentumMethod.encode_keys),
+        "losses and queues, forward": spent(CycleContrast.forward) - encoding + spent(KeyQueue.push),
         "optimizer": spent(torch.optim.SGD.step),
         "momentum encoder follows": spent(follow),
         "norm of the gradient": spent(torch.nn.utils.get_total_norm),
@@ -169,15 +166,6 @@ def _spent(stats: pstats.Stats, function: Callable[..., object]) -> float:
     code = inspect.unwrap(function).__code__
     calls: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = stats.stats  # type: ignore[attr-defined]
     return calls[code.co_filename, code.co_firstlineno, code.co_name][3]
-
-
-def _backward_of_losses(result: StepResult, training: Training) -> float:
-    """Return the seconds from the loss back to the features."""
-    query = Features(*(part.detach().requires_grad_() for part in result.inputs.query))
-    total = training.objective.losses(result.inputs._replace(query=query)).total
-    began = time.thread_time()
-    total.backward()  # type: ignore[no-untyped-call]
-    return time.thread_time() - began
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -198,14 +186,14 @@ def main(arguments: list[str] | None = None) -> None:
         ours, bare = (open_ours(store, device, **settings) for _ in range(2))
         with limited_threads(device):
             costs, own, waiting, parts[str(case)] = measure(
-                ours, bare.training, asked.num_steps, asked.repetitions, asked.all_cores
+                ours, bare.trainer, asked.num_steps, asked.repetitions, asked.all_cores
             )
         goal = "" if case.image_size < 112 else "≤ 1.05" if device.type == "cuda" else "≤ 1.15"
         more = [ratio(costs, "whole", "all cores")] if asked.all_cores else []
         whole, in_own_time, in_memory = (
             ratio(each, name, "bare") for each, name in ((costs, "whole"), (own, "whole"), (costs, "in memory"))
         )
-        losses = parts[str(case)].get("losses and queues", math.nan)
+        losses = parts[str(case)].get("losses and queues, forward", math.nan)
         return [str(case), whole, goal, in_own_time, in_memory, *more, f"{waiting:.0%}", f"{losses:.1%}"]
 
     with tempfile.TemporaryDirectory() as folder:

@@ -26,8 +26,8 @@ import torch
 from _ours import Steps, make_store, open_ours, seconds_of_the_next, steps_of
 from _turns import Costs, parser_of, print_table, ratio, take_turns
 
+from cyclecontrast.distributed import ALONE, World, joined_world, means, wait_for_all
 from cyclecontrast.models.hardware import limited_threads, num_cores
-from cyclecontrast.distributed import ALONE, World, average, joined_world, largest
 
 CPU = torch.device("cpu")
 NUM_PROCESSES = 2
@@ -52,10 +52,10 @@ def measure(asked: argparse.Namespace, world: World) -> Measured:
         return steps_of(open_ours(asked.data, CPU, asked.workers, some, **settings))
 
     def seconds(name: str, steps: Steps[object]) -> float:
-        largest(0, world)  # both begin at once
+        wait_for_all(world)  # both begin at once
         began = time.process_time()
         taken = seconds_of_the_next(steps, asked.num_steps, CPU)
-        taken, in_own_time = average([taken, time.process_time() - began], world)
+        taken, in_own_time = means([taken, time.process_time() - began], world)
         own[name].append(in_own_time)
         return taken
 

@@ -3,7 +3,7 @@
     python studies/cycle_term.py                                             # the demo's videos, 1,000 steps, seed 0
     python studies/cycle_term.py GTSRB --no-flip --steps 3000 --seeds 0 1 2
 
-A run is intra-video up to `--start` of the training; from that very state each variant goes on, on the same batches.
+A run is intra-video up to `--start` of the training; from that state each variant continues on the same batches.
 Beside the cycle loss at several weights stand controls: the intra-video loss itself, two times and four times.
 With `--prepare` the cycle's projector learns in the first part, too, from which no gradient reaches the backbone.
 `--cycle-queue` holds more frames of each video for the cycle loss, and with them U, a quarter of it, grows.
@@ -13,7 +13,6 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -24,37 +23,66 @@ from torch import Tensor, nn
 
 from cyclecontrast.config import KnnConfig, LinearConfig, PretrainConfig
 from cyclecontrast.data.dataset import Batch
-from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE, make_data
+from cyclecontrast.distributed import ALONE
 from cyclecontrast.errors import checked
-from cyclecontrast.evaluation.runner import evaluate
+from cyclecontrast.evaluation.runner import evaluate_alone
+from cyclecontrast.loss import cycle_consistency, info_nce, soft_nearest_neighbor
 from cyclecontrast.loss.attention import log_sum_exp
-from cyclecontrast.loss.losses import soft_nearest_neighbor
-from cyclecontrast.loss.objectives import cycle_only, intra_video, split_candidates
-from cyclecontrast.data.clips import measure
-from cyclecontrast.loss.step import Step, own_in
-from cyclecontrast.methods.method import Losses
+from cyclecontrast.methods import Candidates, CycleContrast, Losses, StepInfo
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import save_backbone
+from cyclecontrast.models.encoder import Features
 from cyclecontrast.models.hardware import limited_threads, pick_precision, pick_workers
-from cyclecontrast.distributed import World
-from cyclecontrast.training.open_data import make_pairs, size_of
 from cyclecontrast.training.auto_settings import Machine, resolve
 from cyclecontrast.training.pretrain import num_steps
-from cyclecontrast.training.train_step import train_step
-from cyclecontrast.training.training import Hardware, Training, make_training, restore, state_of
+from cyclecontrast.training.setup import frame_size, make_dataset
+from cyclecontrast.training.trainer import Trainer
 
 DEVICE = torch.device("cpu")
 LAST = 10
 """Steps at the end over which the rate of cycles that close is averaged."""
 
 
+class Step(NamedTuple):
+    """What a variant's loss is computed from: the vectors of a batch and the keys that they are compared with."""
+
+    method: "Study"
+    query: Features
+    key: Features
+    intra: Candidates
+    cycle: Candidates
+    video: Tensor
+    info: StepInfo
+
+
 class Variant(NamedTuple):
-    """A loss beside the intra-video loss, and its weight λ after a part in [0, 1) of the steps that it is given."""
+    """A loss beside the intra-video loss, and its weight λ after a fraction in [0, 1) of the steps that it is given."""
 
     further: Callable[[Step], Tensor]
     weight: Callable[[float], float]
+
+
+class Study(CycleContrast):
+    """The intra-video loss and, where λ is not 0, the variant's loss beside it."""
+
+    variant: Variant
+    steps: range
+
+    def forward(self, batch: Batch, info: StepInfo) -> Losses:
+        """Return the losses of a batch."""
+        key = self.encode_keys(batch.views[1], info)
+        new, new_video = self.enqueue_later([key], batch.video)
+        query = self.encode(batch.views[0])
+        intra = self.candidates(self.intra_queue, new.intra, new_video)
+        cycle = self.candidates(self.cycle_queue, new.cycle, new_video)
+        step = Step(self, query, key, intra, cycle, batch.video, info)
+        loss, weight = again(step), self.variant.weight((info.step - self.steps.start) / len(self.steps))
+        closed = self.closed(query, key, self.split(cycle, batch.video, info)) if info.measure else None
+        total = loss + weight * self.variant.further(step) if weight else loss
+        return Losses(total, loss, cycle_closed=closed)
 
 
 def constant(weight: float) -> Callable[[float], float]:
@@ -69,26 +97,28 @@ def rising(peak: float) -> Callable[[float], float]:
 
 def again(step: Step) -> Tensor:
     """Compute the intra-video loss: the control, a longer step in the same direction."""
-    return intra_video(step).total
+    ignore = step.intra.ignore(step.video, own_video=step.method.options.mask_own_video)
+    return info_nce(step.query.intra, step.key.intra, step.intra.keys, step.method.options.temperature, ignore)
 
 
-def eq5(step: Step) -> Tensor:
-    """Compute the cycle loss as the method has it."""
-    return cycle_only(step).total
-
-
-def with_support(share: float, step: Step) -> Tensor:
-    """Compute the cycle loss with another share of the candidates as support."""
-    return eq5(step._replace(settings=step.settings._replace(support_size=int(share * len(step.cycle.keys)))))
+def eq5(step: Step, share: float | None = None) -> Tensor:
+    """Compute the cycle loss as the method has it, or with another share of the candidates as support."""
+    method, options = step.method, step.method.options
+    if share is not None:
+        method.options = options.model_copy(update={"support_size": int(share * len(step.cycle.keys))})
+    support, negatives, *ignore = method.split(step.cycle, step.video, step.info)
+    method.options = options
+    return cycle_consistency(step.query.cycle, step.key.cycle, support, negatives, options.temperature, *ignore)
 
 
 def back_to_any_frame(step: Step) -> Tensor:
     """Compute the cycle loss with every candidate of the query's video as a positive: any of them closes the cycle."""
-    split, temperature = split_candidates(step), step.settings.temperature
-    neighbor = soft_nearest_neighbor(step.query.cycle, split.support, temperature, split.ignore_support)
-    to_own = log_sum_exp(neighbor, step.cycle.keys, temperature, ~own_in(step.cycle, step))
-    to_others = log_sum_exp(neighbor, split.negatives, temperature, split.ignore_negatives)
-    return nn.functional.softplus(to_others - to_own).mean()
+    temperature = step.method.options.temperature
+    support, negatives, ignore_support, ignore_negatives = step.method.split(step.cycle, step.video, step.info)
+    neighbor = soft_nearest_neighbor(step.query.cycle, support, temperature, ignore_support)
+    to_video = log_sum_exp(neighbor, step.cycle.keys, temperature, ~step.cycle.ignore(step.video, own_video=True))
+    to_others = log_sum_exp(neighbor, negatives, temperature, ignore_negatives)
+    return nn.functional.softplus(to_others - to_video).mean()
 
 
 VARIANTS = {
@@ -100,25 +130,20 @@ VARIANTS = {
     "cycle, λ 1": Variant(eq5, constant(1.0)),
     "cycle, λ 3": Variant(eq5, constant(3.0)),
     "cycle, λ rising to 2": Variant(eq5, rising(2.0)),
-    "cycle, λ 1, U 7/8": Variant(partial(with_support, 0.875), constant(1.0)),
+    "cycle, λ 1, U 7/8": Variant(partial(eq5, share=0.875), constant(1.0)),
     "cycle, λ 1, any frame": Variant(back_to_any_frame, constant(1.0)),
 }
 
 
-def compute(variant: Variant, done: float, step: Step) -> Losses:
-    """Compute the intra-video loss and, where λ is not 0, the variant's beside it."""
-    intra, weight = intra_video(step), variant.weight(done)
-    return intra._replace(total=intra.total + weight * variant.further(step)) if weight else intra
-
-
-def train(training: Training, batches: Iterable[Batch], steps: range, variant: Variant) -> float:
-    """Run the steps with the variant's losses; returns the part of the last cycles that closes."""
-    closed: list[float] = []
+def train(trainer: Trainer, batches: Iterable[Batch], steps: range, variant: Variant) -> float:
+    """Run the steps with the variant's losses; returns the fraction of the last cycles that closes."""
+    method, closed = trainer.method, list[float]()
+    assert isinstance(method, Study)
+    method.variant, method.steps = variant, steps
     for number, batch in zip(steps, batches, strict=True):
-        losses = partial(compute, variant, (number - steps.start) / len(steps))
-        result = train_step(replace(training, objective=training.objective._replace(losses=losses)), batch, number)
-        if steps.stop - number <= LAST:
-            closed.append(measure(result.inputs, training.objective).cycle_closed)
+        is_last = steps.stop - number <= LAST
+        losses, _ = trainer.train_step(batch, StepInfo(number, trainer.num_steps, measure=is_last))
+        closed += [float(losses.cycle_closed)] if losses.cycle_closed is not None else []
     return mean(closed)
 
 
@@ -132,44 +157,46 @@ def detached(projector: nn.Module) -> Iterator[None]:
         hook.remove()
 
 
-def train_first(training: Training, batches: Iterable[Batch], steps: range, prepare: bool) -> float:
+def train_first(trainer: Trainer, batches: Iterable[Batch], steps: range, prepare: bool) -> float:
     """Train the backbone by the intra-video loss alone, and with `prepare` the cycle's projector by its own."""
     if not prepare:
-        return train(training, batches, steps, VARIANTS["intra-video"])
-    with detached(training.encoder.cycle_projector):
-        return train(training, batches, steps, VARIANTS["cycle, λ 1"])
+        return train(trainer, batches, steps, VARIANTS["intra-video"])
+    with detached(trainer.method.encoder.cycle_projector):
+        return train(trainer, batches, steps, VARIANTS["cycle, λ 1"])
 
 
-def evaluate_training(training: Training, labeled: Path) -> tuple[float, float]:
+def evaluate_training(trainer: Trainer, labeled: Path) -> tuple[float, float]:
     """Return the accuracies by kNN and by a linear probe."""
     with tempfile.TemporaryDirectory() as folder:
-        save_backbone(training.encoder.backbone.eval(), Path(folder))
-        training.encoder.backbone.train()
+        save_backbone(trainer.method.encoder.backbone.eval(), Path(folder))
+        trainer.method.encoder.backbone.train()
         asked = {"model": folder, "data": labeled, "out": Path(folder) / "results", "image_size": IMAGE_SIZE}
-        knn = evaluate("knn", checked(KnnConfig, asked | {"k": (20,)}), alone=True)
-        linear = evaluate("linear", checked(LinearConfig, asked | {"probe": "lbfgs"}), alone=True)
+        knn = evaluate_alone("knn", checked(KnnConfig, asked | {"k": (20,)}))
+        linear = evaluate_alone("linear", checked(LinearConfig, asked | {"probe": "lbfgs"}))
     return knn.metrics["top1_k20"], linear.metrics["top1"]
 
 
 def study(config: PretrainConfig, labeled: Path, start: float, prepare: bool, names: list[str]) -> None:
     """Train to `start`, then with each variant to the end; print a line for each."""
     store = FrameStore.open(config.data)
-    config = resolve(config, size_of(store), Machine(cpu=True))
+    config = resolve(config, frame_size(store), Machine(cpu=True))
     config = config.model_copy(update={"precision": pick_precision(config.precision, DEVICE)})
-    pairs = make_pairs(config, store)
-    total = num_steps(config, pairs)
+    dataset, workers = make_dataset(config, store), pick_workers(None, DEVICE)
+    total = num_steps(config, dataset)
     first, rest = range(int(start * total)), range(int(start * total), total)
-    workers = pick_workers(None, DEVICE)
-    batches = partial(load_batches, pairs, batch_size=config.batch_size, rank=0, world=1, workers=workers)
-    hardware = Hardware(DEVICE, config.precision, World(0, 1))
-    training = make_training(config, make_backbone(config.backbone, config.seed), total, hardware)
-    closed = train_first(training, batches(first), first, prepare)
+
+    def batches(steps: range) -> Iterator[Batch]:
+        return load_batches(dataset, StepSampler(steps, config.batch_size), workers)
+
+    torch.manual_seed(config.seed)
+    trainer = Trainer(Study(make_backbone(config.backbone, config.seed), config), config, total, DEVICE, ALONE)
+    closed = train_first(trainer, batches(first), first, prepare)
     print(f"seed {config.seed}  {'at the start':<23} cycles closed {closed:.1%}", flush=True)
-    state = {part: {key: value.clone() for key, value in own.items()} for part, own in state_of(training).items()}
+    state = {key: value.clone() for key, value in trainer.state_dict().items()}
     for name in names:
-        restore(training, state)
-        closed = train(training, batches(rest), rest, VARIANTS[name])
-        knn, linear = evaluate_training(training, labeled)
+        trainer.load_state_dict(state)
+        closed = train(trainer, batches(rest), rest, VARIANTS[name])
+        knn, linear = evaluate_training(trainer, labeled)
         found = f"kNN {knn:.1%}  linear {linear:.1%}  cycles closed {closed:.1%}"
         print(f"seed {config.seed}  {name:<23} {found}", flush=True)
 

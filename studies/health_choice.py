@@ -17,19 +17,19 @@ from scipy.stats import spearmanr
 
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE, make_data
+from cyclecontrast.distributed import ALONE
 from cyclecontrast.errors import UserError
+from cyclecontrast.methods import METHODS, StepInfo
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_precision, pick_workers
-from cyclecontrast.distributed import World
-from cyclecontrast.training.health import measure_health, watch
-from cyclecontrast.training.open_data import make_health_pairs, make_pairs, size_of
 from cyclecontrast.training.auto_settings import Machine, resolve
-from cyclecontrast.training.train_step import train_step
-from cyclecontrast.training.training import Hardware, make_training
+from cyclecontrast.training.health import chance_level, health_views, measure_health
+from cyclecontrast.training.setup import frame_size, make_dataset, make_health_dataset
+from cyclecontrast.training.trainer import Trainer
 from cyclecontrast.training.verdict import Known, Row, chosen_step
 
 DEVICE = torch.device("cpu")
@@ -56,28 +56,30 @@ class Followed(NamedTuple):
 def follow(config: PretrainConfig, labeled: Path) -> Followed:
     """Train, and measure on the way; raises UserError where the vectors overflow."""
     store = FrameStore.open(config.data)
-    config = resolve(config, size_of(store), Machine(cpu=True))
+    config = resolve(config, frame_size(store), Machine(cpu=True))
     config = config.model_copy(update={"precision": pick_precision(config.precision, DEVICE)})
     assert config.steps is not None
-    pairs, hardware = make_pairs(config, store), Hardware(DEVICE, config.precision, World(0, 1))
-    training = make_training(config, make_backbone(config.backbone, config.seed), config.steps, hardware)
-    watched, rows = watch(make_health_pairs(config, pairs)), list[Row]()
+    dataset = make_dataset(config, store)
+    torch.manual_seed(config.seed)
+    method = METHODS[config.method](make_backbone(config.backbone, config.seed), config)
+    trainer = Trainer(method, config, config.steps, DEVICE, ALONE)
+    watched, rows = health_views(make_health_dataset(config, dataset)), list[Row]()
     steps, workers = iter(range(config.steps)), pick_workers(None, DEVICE)
-    batches = load_batches(pairs, range(config.steps), config.batch_size, 0, 1, workers)
+    batches = load_batches(dataset, StepSampler(range(config.steps), config.batch_size), workers)
     for done in range(EVERY, config.steps + 1, EVERY):
         for step, batch in zip(islice(steps, EVERY), batches, strict=False):
-            train_step(training, batch, step)
-        signals = measure_health(training, watched)
+            trainer.train_step(batch, StepInfo(step, config.steps))
+        signals, _ = measure_health(method, watched, config.temperature, config.mask_own_video)
         if "health_same_video" not in signals:
             raise UserError(f"the vectors are not finite after step {done:,}")
         with tempfile.TemporaryDirectory() as folder:
-            save_backbone(training.encoder.backbone.eval(), Path(folder))
+            save_backbone(method.encoder.backbone.eval(), Path(folder))
             result = cc.evaluate("knn", folder, labeled, k=(20,), image_size=IMAGE_SIZE, out=Path(folder) / "results")
-        training.encoder.train()
+        method.encoder.train()
         knn = result.metrics["top1_k20"]
         rows.append({"step": done, "knn": knn, **signals})
         print(f"  step {done:,}: same video {signals['health_same_video']:.1%}, kNN {knn:.1%}", flush=True)
-    return Followed(rows, Known(2 * len(watched.video), watched.chance, at_start={}))
+    return Followed(rows, Known(2 * len(watched.video), chance_level(watched.video), at_start={}))
 
 
 def agreement(rows: list[Row]) -> float:
@@ -89,7 +91,7 @@ def num_steps(text: str) -> int:
     """Read a number of steps that ends with a measurement."""
     steps = int(text)
     if steps < EVERY or steps % EVERY:
-        raise argparse.ArgumentTypeError(f"{steps} is no multiple of {EVERY}")
+        raise argparse.ArgumentTypeError(f"{steps} is not a multiple of {EVERY}")
     return steps
 
 

@@ -27,6 +27,12 @@ COMMANDS = {
     f"evaluate {name}": ("MODEL", "DATA")
     for name in ("knn", "linear", "finetune", "retrieval", "action", "tracking", "segmentation", "propagation")
 }
+CURRENT_NAMES = {
+    "objective": "method",
+    "most_unreadable": "max_unreadable",
+    "own_key_in_support": "query_frame_in_support",
+}
+"""Options that were renamed since the recording, by their former names."""
 PRESETS = list(itertools.product(("auto", "paper", "release"), METHODS))
 
 
@@ -50,7 +56,14 @@ def printed(command, *options):
     code, text, problem = run(*command.split(), *COMMANDS[command], *options, "--print-config")
     assert code == 0, problem
     values = tomllib.loads(text)
-    return {"method" if name == "objective" else name: value for name, value in values.items()}
+    return {CURRENT_NAMES.get(name, name): value for name, value in values.items()}
+
+
+def current(flag):
+    """Return the name of today of a flag."""
+    prefix = "--no-" if flag.startswith("--no-") else "--"
+    name = flag.removeprefix(prefix).replace("-", "_")
+    return prefix + CURRENT_NAMES.get(name, name).replace("_", "-")
 
 
 def flags_of(command):
@@ -59,14 +72,14 @@ def flags_of(command):
     assert code == 0, problem
     lines = re.findall(r"^  (-\S.*?)(?:  |$)", text, re.MULTILINE)
     flags = {flag for line in lines for flag in re.findall(r"--[a-z0-9][a-z0-9-]*", line)}
-    return sorted("--method" if flag == "--objective" else flag for flag in flags)
+    return sorted(map(current, flags))
 
 
 def choices_of(command):
     """Return the choices of each flag that its help names as a|b|c, as far as they need no other flag."""
     _, text, _ = run(*command.split(), "--help")
     found = re.findall(r"^  (--[a-z0-9-]+) ([\w-]+(?:\|[\w-]+)+)", text, re.MULTILINE)
-    named = {"--method" if flag == "--objective" else flag: choices.split("|") for flag, choices in found}
+    named = {current(flag): choices.split("|") for flag, choices in found}
     return {flag: [choice for choice in choices if is_taken(command, flag, choice)] for flag, choices in named.items()}
 
 

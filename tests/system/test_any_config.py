@@ -26,7 +26,7 @@ from cyclecontrast.api import check_options
 from cyclecontrast.cli import COMMANDS, main
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.training import memory
+from cyclecontrast.training import setup
 from tests import make_videos as make
 
 MORE = int(os.environ.get("FUZZ_EXAMPLES", "0"))
@@ -172,7 +172,7 @@ def test_any_config_trains_or_is_refused(places, asked):
     if isinstance(values["data"], str) and values["data"] in NAMES["data"]:
         values["data"] = places / values["data"]
     try:
-        with patch.object(memory, "free_memory", lambda device: 10**9):
+        with patch.object(setup, "free_memory", lambda device: 10**9):
             run = cc.pretrain(**values)
             event("trained")
             again = cc.pretrain(resume=out)

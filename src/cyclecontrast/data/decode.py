@@ -338,7 +338,7 @@ class Clock:
 class Scaler:
     """Converts frames of one video to RGB with a short side of at most `size`.
 
-    Scaling before the conversion to RGB makes a frame of 720p five times cheaper. Colours keep their resolution: 4:4:4
+    Scaling before the conversion to RGB makes a frame of 720p five times cheaper. Colors keep their resolution: 4:4:4
     between the two steps.
     """
 

@@ -1,4 +1,4 @@
-"""Which data sets lie below a folder, recognised by the names of files and folders alone."""
+"""Which data sets lie below a folder, recognized by the names of files and folders alone."""
 
 import os
 import re

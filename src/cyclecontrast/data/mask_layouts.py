@@ -66,7 +66,7 @@ class _Options(NamedTuple):
 
 
 def read_layout(root: Path, num_classes: int | None, ignore_label: int, train_list: str) -> Layout:
-    """Recognise the layout by its folders and list its pairs; raises UserError."""
+    """Recognize the layout by its folders and list its pairs; raises UserError."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; name one with {KNOWN}")
     found = {name for name in SIGNS if (root / name).is_dir()}

@@ -102,7 +102,7 @@ def _submit(executor: ProcessPoolExecutor, work: Callable[P, T], *args: P.args, 
 
 
 def _start_worker(lifeline: Connection, reports: Connection) -> None:
-    """Initialise a worker process, which ends when the parent closes the lifeline or dies."""
+    """Initialize a worker process, which ends when the parent closes the lifeline or dies."""
     global _reports
     _reports = reports
     cv2.setNumThreads(1)

@@ -37,7 +37,7 @@ class Paint(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A background of two textures, and the colour of its light: a factor for each of R, G, B."""
+    """A background of two textures, and the color of its light: a factor for each of R, G, B."""
 
     first: Paint
     second: Paint
@@ -200,7 +200,7 @@ def _camera(scene: Field, shot: Shot, size: int) -> NDArray[np.float64]:
 
 
 def _light(shot: Shot, color: Color, size: int) -> Field:
-    """Return the factor of each pixel, (size, size, 3): strength, colour, and a slope across the frame."""
+    """Return the factor of each pixel, (size, size, 3): strength, color, and a slope across the frame."""
     y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
     slope = 1 + shot.slope * (x * np.cos(shot.light_from) + y * np.sin(shot.light_from))
     return np.asarray(shot.gain * slope[..., None] * np.array(color), np.float32)

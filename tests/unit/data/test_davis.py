@@ -161,7 +161,7 @@ def test_masks_that_do_not_fit_are_an_error(root, index, mask, expected):
 
 
 def test_unreadable_files_are_named(root):
-    """A mask cut short, a mask in colour and a frame cut short: one line each, with the path."""
+    """A mask cut short, a mask in color and a frame cut short: one line each, with the path."""
     video = Davis.open(root).videos[0]
     whole = video.masks[1].read_bytes()
     video.masks[1].write_bytes(whole[: len(whole) // 2])

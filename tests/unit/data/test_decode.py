@@ -127,7 +127,7 @@ def test_keyframes_only(tmp_path):
         (make.MIRRORED, 0, True),
     ],
 )
-def test_orientation_is_honoured(tmp_path, matrix, quarter_turns, mirrored):
+def test_orientation_is_honored(tmp_path, matrix, quarter_turns, mirrored):
     """Frames come out as a player shows them, and so do width and height."""
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:16, :32] = 255

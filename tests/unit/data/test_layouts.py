@@ -22,7 +22,7 @@ def make(root, names):
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_each_layout_is_recognised(kind, tmp_path):
+def test_each_layout_is_recognized(kind, tmp_path):
     """A folder is known by what it holds."""
     make(tmp_path, LAYOUTS[kind])
     assert list(find_layouts(tmp_path)) == [(kind, tmp_path)]
@@ -49,7 +49,7 @@ def test_the_folders_of_r2v2_are_no_classes(tmp_path):
     assert list(find_layouts(tmp_path)) == []
 
 
-def test_real_data_is_recognised(shared):
+def test_real_data_is_recognized(shared):
     """The data beside the project is found whole."""
     found = {layout.root.name: layout.kind for layout in find_layouts(shared)}
     assert found["otb"] == "otb"

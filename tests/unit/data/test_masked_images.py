@@ -20,7 +20,7 @@ def image_file(path, seed=0, size=(HEIGHT, WIDTH)):
 
 
 def mask_file(path, values=0, mode="L"):
-    """Write a mask: a value in its upper left corner, 0 elsewhere; a palette file has colours unlike its indices."""
+    """Write a mask: a value in its upper left corner, 0 elsewhere; a palette file has colors unlike its indices."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     for row, value in enumerate(np.atleast_1d(values)):
@@ -204,7 +204,7 @@ def test_lists_of_names_beside_images_and_masks(tmp_path):
 
 
 def test_colors_are_no_labels_but_gray_ones_are(plain):
-    """Three equal channels are as good as one; a colour picture is refused by its mode."""
+    """Three equal channels are as good as one; a color picture is refused by its mode."""
     mask_file(plain / "train/masks/0.png", (1, 255, 2), "RGBA")
     assert rows(MaskedImages.open(plain).train) == [1, IGNORE, 2, 0]
     image_file(plain / "train/masks/0.png")

@@ -82,7 +82,7 @@ def test_the_recipe_is_the_one_of_the_protocol(data):
     """k of 10, 20, 100 and 200, votes of exp(s / 0.07); no k at all is refused."""
     defaults = KnnConfig(model=MODEL, data=data)
     assert (defaults.k, defaults.temperature) == ((10, 20, 100, 200), 0.07)
-    with pytest.raises(UserError, match="k: name one number or more"):
+    with pytest.raises(UserError, match="k: give one number or more"):
         checked(KnnConfig, {"model": MODEL, "data": ".", "k": ()})
 
 

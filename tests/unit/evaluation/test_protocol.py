@@ -6,26 +6,26 @@ import sys
 import pytest
 
 import cyclecontrast as cc
-from cyclecontrast.config import EvaluateConfig, PretrainConfig
+from cyclecontrast.config import PROTOCOL_CONFIGS, EvaluateConfig, PretrainConfig
 from cyclecontrast.config.evaluate import ProtocolName
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.protocol import CONFIGS, Protocol, find_protocol
+from cyclecontrast.evaluation.protocol import Protocol, find_protocol
 
 MODEL = "random:resnet10-small-w8"
 
 
 def test_every_built_in_protocol_is_found_by_its_name():
     """Its class has that name and the options of the command line; `evaluate all --only` takes the same names."""
-    for name, config in CONFIGS.items():
+    for name, config in PROTOCOL_CONFIGS.items():
         found = find_protocol(name)
         assert (found.name, found.config_class) == (name, config)
         assert not found.__abstractmethods__
-    assert ProtocolName.__args__ == tuple(CONFIGS)
+    assert ProtocolName.__args__ == tuple(PROTOCOL_CONFIGS)
 
 
 def test_an_unknown_name_is_an_error_with_the_closest_one():
     """The line lists all names."""
-    with pytest.raises(UserError, match=r"protocol 'kn' is none of knn, linear, .*; did you mean knn\?"):
+    with pytest.raises(UserError, match=r"unknown protocol 'kn'; did you mean knn\?; known: knn, linear"):
         cc.evaluate("kn", MODEL, "data")
 
 

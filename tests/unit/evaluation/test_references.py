@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from cyclecontrast.config import PROTOCOL_CONFIGS
 from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
-from cyclecontrast.evaluation.protocol import CONFIGS
 from cyclecontrast.evaluation.references import ITEMS, SETTINGS, compare, load_references
 
 PAPER = {"1": 22, "2": 12, "3": 5, "4": 6, "9": 21, "10": 6, "11": 55}
@@ -122,7 +122,7 @@ def test_the_numbers_of_ucf101_are_those_of_its_first_split():
 def test_settings_are_options_of_their_protocols():
     """Each setting that is compared is an option of the protocol, so that none is compared in vain."""
     for name, settings in SETTINGS.items():
-        assert set(settings) <= set(CONFIGS[name.split()[0]].model_fields)
+        assert set(settings) <= set(PROTOCOL_CONFIGS[name.split()[0]].model_fields)
 
 
 def test_the_backbone_decides_which_figure_is_shown():

@@ -333,7 +333,7 @@ def test_a_smaller_k_takes_nothing_from_the_record(data, tmp_path, monkeypatch):
 
 def test_no_k_is_refused():
     """There would be nothing to tell."""
-    with pytest.raises(UserError, match="k: name one number or more"):
+    with pytest.raises(UserError, match="k: give one number or more"):
         checked(RetrievalConfig, {"model": MODEL, "data": ".", "k": ()})
 
 

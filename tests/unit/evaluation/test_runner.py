@@ -17,7 +17,7 @@ from cyclecontrast.config import EvaluateConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.predictions import DataInfo, Record, Result, find_records, record_path
 from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
-from cyclecontrast.evaluation.runner import evaluate
+from cyclecontrast.evaluation.runner import evaluate, evaluate_alone
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from faults.killing import killed_before
@@ -137,13 +137,14 @@ def record_of(tmp_path):
 
 def test_all_mistakes_are_reported_at_once_and_nothing_is_written(data, tmp_path):
     """A wrong model and wrong data in one error; then an output that is a file; no folder appears."""
+    config = SignConfig(model="random:nothing", data=tmp_path, out=tmp_path / "out")
     with pytest.raises(UserError) as caught:
-        run(tmp_path / "absent", tmp_path / "out", model="random:nothing")
+        evaluate(Sign, config)
     assert len(caught.value.problems) == 2
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         run(data, tmp_path / "file" / "deep")
-    with pytest.raises(UserError, match="shifts is no option; did you mean shift"):
+    with pytest.raises(UserError, match=r"shifts.*did you mean shift"):
         run(data, tmp_path / "out", shifts=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file"]
 
@@ -290,15 +291,15 @@ def test_an_earlier_result_is_reused(data, tmp_path, capsys):
     config = SignConfig(model=MODEL, data=data, out=tmp_path / "out", device="cpu")
     first = evaluate(Sign, config)
     Sign.log.clear()
-    assert evaluate(Sign, config, reuse=True) == first
+    assert evaluate_alone(Sign, config, reuse=True) == first
     assert Sign.log == []
     path = tmp_path / "out" / f"{first.about.key}.json"
     assert f"found from an earlier evaluation: {path}" in capsys.readouterr().err
     path.write_text("{")
-    assert evaluate(Sign, config, reuse=True) == first
+    assert evaluate_alone(Sign, config, reuse=True) == first
     assert f"{path}: is not a result" in capsys.readouterr().err
     other = dataclasses.replace(first.about, versions={**first.about.versions, "torch": "0.1"})
     Result(other, first.metrics, {}).save(tmp_path / "out")
     Sign.log.clear()
-    assert evaluate(Sign, config, reuse=True) == first
+    assert evaluate_alone(Sign, config, reuse=True) == first
     assert Sign.log[0] == "first"

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from cyclecontrast.data.masks.codes import IGNORE
 from PIL import Image
 
 from cyclecontrast.config import SegmentationConfig
+from cyclecontrast.data.mask_layouts import IGNORE
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation import runner, segmentation, segmenter
 from cyclecontrast.evaluation.mask_files import decode_mask, palette

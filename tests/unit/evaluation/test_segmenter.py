@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from cyclecontrast.data.masks.codes import IGNORE
 
 from cyclecontrast.config import SegmentationConfig
+from cyclecontrast.data.mask_layouts import IGNORE
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.segmenter import (
     RandomCrop,

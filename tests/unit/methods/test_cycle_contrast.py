@@ -76,7 +76,7 @@ def test_the_intra_losses_are_equations_1_and_2(method_name, batch_keys):
 @pytest.mark.parametrize("own_key", [False, True])
 def test_cycle_only_is_equation_5(own_key):
     """The total is the cycle loss alone; with k++ each query may use its own k++ and nobody else's."""
-    method, batch, queries, keys = prepared("cycle-only", 3 if own_key else 2, own_key_in_support=own_key)
+    method, batch, queries, keys = prepared("cycle-only", 3 if own_key else 2, query_frame_in_support=own_key)
     losses = method(batch, INFO)
     held = Candidates(method.cycle_queue.keys, method.cycle_queue.video)
     support, negatives, ignore, ignore_negatives = method.split(held, batch.video, INFO)

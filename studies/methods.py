@@ -1,7 +1,7 @@
-"""Does every objective learn on the demo's videos? kNN on frames of unseen instances, against random weights.
+"""Does every method learn on the demo's videos? kNN on frames of unseen instances, against random weights.
 
-    python studies/objectives.py                  # all, 1,500 steps each: an hour or more
-    python studies/objectives.py byol simsiam
+    python studies/methods.py                  # all, 1,500 steps each: an hour or more
+    python studies/methods.py byol simsiam
 
 Clearly above is more than two standard errors of a difference on 300 instances: the four frames that show each of them
 are not independent of each other. Exit code 1 where one is not.
@@ -17,7 +17,7 @@ from typing import Any
 import cyclecontrast as cc
 from cyclecontrast.data.synthetic import SyntheticSpec
 from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE, make_data
-from cyclecontrast.loss.objectives import OBJECTIVES
+from cyclecontrast.methods import METHODS
 
 SPEC = SyntheticSpec()
 NUM_INSTANCES = SPEC.num_categories * SPEC.num_test_per_category
@@ -37,7 +37,7 @@ def is_clear(ours: float, random: float) -> bool:
 def main() -> int:
     """Train and evaluate one after the other; print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("objectives", nargs="*", help=f"of {', '.join(OBJECTIVES)}; default: all")
+    parser.add_argument("methods", nargs="*", help=f"of {', '.join(METHODS)}; default: all")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -51,7 +51,7 @@ def main() -> int:
 
         random = accuracy(f"random:{BACKBONE}")
         lines, unclear = [f"random weights: {random:.1%}"], False
-        for name in asked.objectives or OBJECTIVES:
+        for name in asked.methods or METHODS:
             run = Path(folder) / name
             options = shared | {"steps": asked.steps, "seed": asked.seed} | OPTIONS.get(name, {})
             cc.pretrain(data=data.frames, out=run, method=name, **options)
