@@ -41,13 +41,12 @@ DRIVER = """
 import json, os, re, shlex, subprocess, sys, traceback
 from cyclecontrast.cli import main
 
-def run(code, quick):
-    lines = code.replace("\\\\\\n", " ").splitlines()
-    if not all(re.fullmatch(r"cyclecontrast [^|&;<>$'`]*", line) for line in lines):
-        return subprocess.run(["bash", "-euc", code], check=True)
-    for line in lines:
+def run(line, quick):
+    if re.fullmatch(r"cyclecontrast [^|&;<>$'`]*", line):
         arguments = shlex.split(line, comments=True)[1:]
         assert not main([*arguments, *(quick if arguments[0] == "pretrain" else [])]), line
+    else:
+        subprocess.run(["bash", "-euc", line], check=True)
 
 for page in json.load(sys.stdin):
     print("\\npage", page["name"], flush=True)
@@ -60,11 +59,12 @@ for page in json.load(sys.stdin):
             if language == "python":
                 exec(compile(code, f"block {number}", "exec"), session)
             else:
-                run(code, page["quick"])
+                for line in code.replace("\\\\\\n", " ").splitlines():
+                    run(line, page["quick"])
     except BaseException:
         print("\\nfailed\\n" + traceback.format_exc(), flush=True)
 """
-"""Runs the blocks of pages: Python as one session per page, plain commands by their function, the rest in a shell.
+"""Runs the blocks of pages: Python as one session per page, plain commands by their function, other lines in a shell.
 
 One process runs many pages, because most of the time of a command is spent importing PyTorch.
 """
