@@ -57,6 +57,7 @@ prove: $(VENV)/developer
 	OMP_NUM_THREADS=1 $(BIN)/python studies/methods.py
 	OMP_NUM_THREADS=1 $(BIN)/python studies/cycle_term.py --seeds 0 1 2
 	OMP_NUM_THREADS=1 $(BIN)/python studies/health_choice.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 build: $(VENV)/developer
 	rm -rf dist build/wheel-venv

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from cyclecontrast.data.folders import images_below, is_image, natural_order
 from cyclecontrast.data.images import Pixels, load_image
+from cyclecontrast.data.storage import file_size
 from cyclecontrast.data.text_lines import Line, leads_out, raise_problems, read_lines, whole_number
 from cyclecontrast.errors import UserError
 
@@ -61,13 +62,6 @@ class Split:
         """Return the decoded image, RGB (height, width, 3); raises UserError naming the file."""
         return load_image(self.root / str(self.names[position]))
 
-    def file_sizes(self) -> Numbers:
-        """Return the bytes of each image's file (num_images,); raises UserError."""
-        try:
-            return np.fromiter((os.stat(self.root / str(name)).st_size for name in self.names), np.int64, len(self))
-        except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}") from error
-
 
 @dataclass(frozen=True)
 class LabeledImages:
@@ -102,8 +96,10 @@ class LabeledImages:
         """Identifier of the content: classes, and each image's path, size in bytes, label and video; 16 hex digits."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for split in (self.train, self.test):
-            digest.update("\n".join(split.names.to_pylist()).encode())
-            digest.update(split.labels.tobytes() + split.videos.tobytes() + split.file_sizes().tobytes())
+            names = split.names.to_pylist()
+            sizes = np.array([file_size(self.root / name) for name in names], np.int64)
+            digest.update("\n".join(names).encode())
+            digest.update(split.labels.tobytes() + split.videos.tobytes() + sizes.tobytes())
         return digest.hexdigest()[:16]
 
 

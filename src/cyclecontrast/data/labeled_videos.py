@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cyclecontrast.data.storage import file_size
 from cyclecontrast.data.text_lines import Line, raise_problems, read_text, whole_number, without_long_lines
 from cyclecontrast.errors import UserError
 
@@ -84,10 +85,7 @@ class LabeledVideos:
         """Identifier of the content: classes, and each video's path, size in bytes and label; 16 hex digits."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for split in (self.train, self.test):
-            try:
-                sizes = [os.stat(split.path(number)).st_size for number in range(len(split))]
-            except OSError as error:
-                raise UserError(f"{error.filename}: {error.strerror}") from error
+            sizes = [file_size(split.path(number)) for number in range(len(split))]
             digest.update("\n".join((*split.paths, *map(str, sizes))).encode())
             digest.update(split.labels.tobytes())
         return digest.hexdigest()[:16]

@@ -11,6 +11,7 @@ import numpy as np
 
 from cyclecontrast.data.images import Indices, Pixels, read_image, read_mask
 from cyclecontrast.data.mask_layouts import IGNORE, NUM_VALUES, UNKNOWN, Pair, Table, read_layout
+from cyclecontrast.data.storage import file_digest, file_size
 from cyclecontrast.data.text_lines import leads_out, raise_problems
 from cyclecontrast.errors import UserError
 
@@ -92,14 +93,11 @@ class MaskedImages:
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for table in self.train.tables:
             digest.update(table.tobytes())
-        try:
-            for split in (self.train, self.test):
-                digest.update(repr(len(split)).encode())
-                for pair in split.pairs:
-                    digest.update(repr((*pair, os.stat(self.root / pair.image).st_size)).encode())
-                    digest.update(hashlib.sha256((self.root / pair.mask).read_bytes()).digest())
-        except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}") from error
+        for split in (self.train, self.test):
+            digest.update(repr(len(split)).encode())
+            for pair in split.pairs:
+                digest.update(repr((*pair, file_size(self.root / pair.image))).encode())
+                digest.update(file_digest(self.root / pair.mask))
         return digest.hexdigest()[:16]
 
 

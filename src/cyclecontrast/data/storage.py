@@ -8,6 +8,7 @@ recorded as a property of the file.
 
 import contextlib
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -146,6 +147,23 @@ def size_within_folder(path: Path) -> int:
     if not stat.S_ISREG(about.st_mode):
         raise ValueError("is not a regular file")
     return about.st_size
+
+
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes, for fingerprints; raises UserError."""
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise UserError(f"{path}: {reason(error)}") from error
+
+
+def file_digest(path: Path) -> bytes:
+    """Return the SHA-256 of a file, for fingerprints; raises UserError."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise UserError(f"{path}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

@@ -23,7 +23,7 @@ from cyclecontrast.data.store_format import (
     damaged,
     read_videos,
     shard_path,
-    write_frames,
+    write_rows,
     write_videos,
 )
 from cyclecontrast.data.tables import read_table
@@ -59,7 +59,8 @@ def write_shard(job: ShardJob, report: Report) -> None:
     with replacing(shard_path(job.out, job.shard)) as aside, open(aside, "wb") as file:
         written = [_write_video(job, row, file, report) for row in job.rows]
         file.write(bytes(2 * tarfile.BLOCKSIZE))
-    write_frames(shard_path(job.out, job.shard, FRAMES), [frame for _, frames in written for frame in frames])
+    rows = [frame for _, frames in written for frame in frames]
+    write_rows(shard_path(job.out, job.shard, FRAMES), rows, FRAME_SCHEMA)
     write_videos(shard_path(job.out, job.shard, VIDEOS), [row for row, _ in written])
 
 

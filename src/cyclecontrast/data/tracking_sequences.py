@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from cyclecontrast.data.folders import is_image, natural_order
 from cyclecontrast.data.images import Pixels, load_image
+from cyclecontrast.data.storage import file_size
 from cyclecontrast.data.text_lines import leads_out, raise_problems, read_lines, read_text
 from cyclecontrast.errors import UserError, attempt
 
@@ -91,10 +92,7 @@ class Sequences:
         for sequence in self.sequences:
             names = "\n".join(["", sequence.name, *sequence.files, ""])
             digest.update(names.encode(errors="surrogateescape"))
-            try:
-                sizes = np.array([os.stat(path).st_size for path in sequence.images], np.int64)
-            except OSError as error:
-                raise UserError(f"{error.filename}: {error.strerror}") from error
+            sizes = np.array([file_size(path) for path in sequence.images], np.int64)
             for column in (sequence.boxes, sequence.cover, sequence.absent, sizes):
                 digest.update(b"none" if column is None else column.tobytes())
         return digest.hexdigest()[:16]

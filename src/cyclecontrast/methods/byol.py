@@ -3,8 +3,8 @@
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, FurtherFrames, no_further_frames
 from cyclecontrast.distributed import ALONE, World
-from cyclecontrast.loss.losses import negative_cosine
 from cyclecontrast.methods.method import Losses, MomentumMethod, StepInfo
+from cyclecontrast.methods.simsiam import negative_cosine
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.encoder import Predictor
 from cyclecontrast.models.hardware import autocast
@@ -19,7 +19,6 @@ class BYOL(MomentumMethod):
 
     learns_from = "two views, each predicting its momentum encoder's of the other"
     reads = MomentumMethod.reads - {"temperature"}
-    same_frame = True
     num_queries = 2
     num_enqueued = 0
 
@@ -42,4 +41,4 @@ class BYOL(MomentumMethod):
         loss = (negative_cosine(from_first, of_second) + negative_cosine(from_second, of_first)) / 2
         query = projections[0].features().intra
         accuracy = self.in_batch_accuracy(query, of_second, batch.video) if info.measure else None
-        return Losses(loss, loss.detach(), intra_accuracy=accuracy)
+        return Losses(loss, loss, intra_accuracy=accuracy)

@@ -2,13 +2,14 @@
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, softplus
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, FurtherFrames
 from cyclecontrast.distributed import ALONE, World
 from cyclecontrast.loss import info_nce
-from cyclecontrast.loss.losses import order_loss, same_frame_first
+from cyclecontrast.loss.losses import masked_mean
 from cyclecontrast.methods.method import Losses, MomentumMethod, StepInfo
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.hardware import autocast
@@ -25,7 +26,6 @@ class SeCo(MomentumMethod):
     learns_from = "frames of the same video, what tells them apart and their order"
     reads = MomentumMethod.reads | {"queue_size", "batch_keys", "mask_own_video"}
     same_frame = True
-    num_views = 4
     num_enqueued = 3
     has_intra = True
 
@@ -46,8 +46,8 @@ class SeCo(MomentumMethod):
         query = self.encode(batch.views[0])  # NxD
         with autocast(query.cycle.device, self.options.precision):
             logits = self.head(torch.cat((query.cycle, *(other.cycle for other in others)), dim=1)).float()  # Nx2
-        keys = self.candidates(self.intra_queue, new.intra, new_video, len(batch.video))  # KxD
-        ignore = keys.ignore(batch.video, self.options.mask_own_video) | keys.fresh_of(batch.video)  # NxK
+        keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
+        ignore = keys.ignore(batch.video, own_video=self.options.mask_own_video) | keys.fresh_of(batch.video)  # NxK
 
         inter = torch.stack(
             [info_nce(query.intra, key.intra, keys.keys, temperature, ignore) for key in each_key]
@@ -65,8 +65,8 @@ class SeCo(MomentumMethod):
         order = order_loss(logits, is_after, is_before | is_after)
 
         accuracy = self.accuracy(query.intra, same.intra, keys.keys, ignore) if info.measure else None
-        terms = {"same_frame": intra.detach(), "order": order.detach()}
-        return Losses(inter + intra + order, inter.detach(), None, terms, accuracy)
+        terms = {"same_frame": intra, "order": order}
+        return Losses(inter + intra + order, inter, None, terms, accuracy)
 
 
 class OrderHead(nn.Module):
@@ -76,9 +76,9 @@ class OrderHead(nn.Module):
         super().__init__()
         self.layer = nn.Linear(3 * dim, 2)
 
-    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+    def forward(self, vectors: Tensor) -> Tensor:
         """Return logits (batch, 2) for the three frames' vectors (batch, 3 * dim)."""
-        logits: torch.Tensor = self.layer(vectors)
+        logits: Tensor = self.layer(vectors)
         return logits
 
 
@@ -91,3 +91,20 @@ def _other_half(rng: np.random.Generator, query: int, num_frames: int) -> tuple[
     half = num_frames // 2
     low, high = (half, num_frames) if query < half or num_frames == 1 else (0, half)
     return tuple(sorted(int(frame) for frame in rng.integers(low, high, size=2)))
+
+
+def same_frame_first(query: Tensor, same: Tensor, other: Tensor, temperature: float, counts: Tensor) -> Tensor:
+    """Tell the key of the query's own frame from that of another frame of its video, the one negative.
+
+    Only rows where `counts` (batch,) is True enter the mean. Gradient through the query only.
+    """
+    margin = (query * (other - same).detach()).sum(dim=1) / temperature
+    return masked_mean(softplus(margin), counts)
+
+
+def order_loss(logits: Tensor, is_after: Tensor, counts: Tensor) -> Tensor:
+    """Classify, from logits (batch, 2), the query as before (0) or after (1) its video's other frames.
+
+    Only rows where `counts` (batch,) is True enter the mean.
+    """
+    return masked_mean(cross_entropy(logits, is_after.long(), reduction="none"), counts)

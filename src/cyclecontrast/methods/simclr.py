@@ -1,8 +1,11 @@
 """SimCLR (Chen et al. 2020): two views find each other among all views of the batch (protocols.md §f)."""
 
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, FurtherFrames, no_further_frames
-from cyclecontrast.loss.losses import nt_xent
 from cyclecontrast.methods.method import Losses, Method, StepInfo
 
 
@@ -15,7 +18,6 @@ class SimCLR(Method):
 
     learns_from = "two views, against all others of the batch"
     reads = frozenset({"temperature"})
-    same_frame = True
     num_queries = 2
     compares_queries = True
 
@@ -29,4 +31,13 @@ class SimCLR(Method):
         first, second = (self.encode(view).intra for view in batch.views)  # NxD each
         loss = nt_xent(first, second, self.options.temperature)
         accuracy = self.in_batch_accuracy(first, second, batch.video) if info.measure else None
-        return Losses(loss, loss.detach(), intra_accuracy=accuracy)
+        return Losses(loss, loss, intra_accuracy=accuracy)
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Find each view's other view among all 2·batch - 1 other views; gradient through all of them."""
+    views, num_images = torch.cat((first, second)), len(first)
+    diagonal = torch.eye(2 * num_images, dtype=torch.bool, device=views.device)
+    logits = (views @ views.T / temperature).masked_fill(diagonal, float("-inf"))
+    other_view = torch.arange(2 * num_images, device=views.device).roll(num_images)
+    return cross_entropy(logits, other_view)

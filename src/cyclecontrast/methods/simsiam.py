@@ -1,9 +1,10 @@
 """SimSiam (Chen & He 2021): two views predict each other, with neither negatives nor a momentum encoder."""
 
+from torch import Tensor
+
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, FurtherFrames, no_further_frames
 from cyclecontrast.distributed import ALONE, World
-from cyclecontrast.loss.losses import negative_cosine
 from cyclecontrast.methods.method import Losses, Method, StepInfo
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.encoder import Predictor
@@ -18,7 +19,6 @@ class SimSiam(Method):
     """
 
     learns_from = "two views that predict each other"
-    same_frame = True
     num_queries = 2
     constant_head_rate = True
 
@@ -40,4 +40,12 @@ class SimSiam(Method):
             of_second, of_first = (self.head(projection.intra) for projection in projections)
         loss = (negative_cosine(of_second, second) + negative_cosine(of_first, first)) / 2
         accuracy = self.in_batch_accuracy(first, second, batch.video) if info.measure else None
-        return Losses(loss, loss.detach(), intra_accuracy=accuracy)
+        return Losses(loss, loss, intra_accuracy=accuracy)
+
+
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return minus the cosine of prediction and target; no gradient through the target (SimSiam, BYOL).
+
+    BYOL's squared distance of unit vectors is 2 + 2 times this: a learning rate there is twice as much here.
+    """
+    return -(prediction * target.detach()).sum(dim=1).mean()

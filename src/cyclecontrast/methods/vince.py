@@ -2,10 +2,11 @@
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import softplus
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, FurtherFrames
-from cyclecontrast.loss.losses import multi_positive_nce, self_batch_nce
 from cyclecontrast.methods.method import Losses, MomentumMethod, StepInfo
 
 NUM_PAIRS = 4
@@ -20,7 +21,6 @@ class VINCE(MomentumMethod):
 
     learns_from = "four frames of the same video at once"
     reads = MomentumMethod.reads | {"queue_size", "mask_own_video"}
-    num_views = 2 * NUM_PAIRS
     num_queries = NUM_PAIRS
     num_enqueued = NUM_PAIRS
     has_intra = True
@@ -38,9 +38,9 @@ class VINCE(MomentumMethod):
         new, new_video = self.enqueue_later(each_key, batch.video)
         queries = [self.encode(view) for view in batch.views[0::2]]
         query = torch.cat([features.intra for features in queries])  # 4NxD
-        keys = self.candidates(self.intra_queue, new.intra, new_video, len(batch.video))  # KxD
+        keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
         positives = keys.fresh_of(batch.video)  # NxK
-        ignore = keys.ignore(batch.video, options.mask_own_video) | positives
+        ignore = keys.ignore(batch.video, own_video=options.mask_own_video) | positives
         loss = multi_positive_nce(
             query,
             keys.keys,
@@ -52,12 +52,35 @@ class VINCE(MomentumMethod):
         if info.measure:
             accuracy = self.accuracy(queries[0].intra, each_key[0].intra, keys.keys, ignore)
         if not options.self_batch:
-            return Losses(loss, loss.detach(), intra_accuracy=accuracy)
+            return Losses(loss, loss, intra_accuracy=accuracy)
         video = batch.video.repeat(NUM_PAIRS)
         of_batch = self_batch_nce(query, video == video[:, None], options.self_temperature)
-        return Losses(loss + of_batch, loss.detach(), None, {"self_batch": of_batch.detach()}, accuracy)
+        return Losses(loss + of_batch, loss, None, {"self_batch": of_batch}, accuracy)
 
 
 def _three_pairs(rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
     """Draw three more pairs of any frames, perhaps the same one."""
     return tuple(int(frame) for frame in rng.integers(num_frames, size=2 * (NUM_PAIRS - 1)))
+
+
+def multi_positive_nce(
+    query: Tensor, keys: Tensor, positives: Tensor, temperature: float, ignore: Tensor | None = None
+) -> Tensor:
+    """Contrast each query with each of its positives, against all keys that are not a positive of it.
+
+    Shapes: query (batch, dim), keys (num_keys, dim). `positives` and `ignore` are masks (batch, num_keys). The
+    denominator of a term holds one positive and the negatives. The mean is over all terms. Gradient through the query
+    only.
+    """
+    return _term_per_positive(query @ keys.detach().T / temperature, positives, ignore)
+
+
+def self_batch_nce(query: Tensor, positives: Tensor, temperature: float) -> Tensor:
+    """Contrast the queries of a batch with each other, each also its own positive; gradient through both."""
+    return _term_per_positive(query @ query.T / temperature, positives, None)
+
+
+def _term_per_positive(logits: Tensor, positives: Tensor, ignore: Tensor | None) -> Tensor:
+    not_negative = positives if ignore is None else positives | ignore
+    negatives = logits.masked_fill(not_negative, float("-inf")).logsumexp(dim=1, keepdim=True)
+    return softplus(negatives - logits)[positives].mean()

@@ -10,9 +10,9 @@ import jinja2
 
 from cyclecontrast.charts import COLORS, new_figure, save_figure
 from cyclecontrast.files import replacing
+from cyclecontrast.models.hardware import package_versions
 from cyclecontrast.sweeping.results import Sweep, deviation
 from cyclecontrast.sweeping.tables import published_in
-from cyclecontrast.versions import package_versions
 
 METRIC_COLORS = {"kNN top-1": COLORS[0], "linear top-1": COLORS[1], "top-1": COLORS[1]}
 """The metrics that are drawn; top-1 is the paper's, of a linear classifier."""

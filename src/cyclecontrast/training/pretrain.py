@@ -18,7 +18,7 @@ from cyclecontrast.errors import UserError, out_of_memory
 from cyclecontrast.files import check_new_run, locked, remove
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import save_backbone
-from cyclecontrast.models.hardware import limited_threads, pick_device, pick_precision
+from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision
 from cyclecontrast.training import checkpoints, run_folder
 from cyclecontrast.training.auto_settings import Machine
 from cyclecontrast.training.loggers import open_loggers
@@ -30,7 +30,6 @@ from cyclecontrast.training.signals import stop_signals
 from cyclecontrast.training.trainer import Trainer
 from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given, method_class
 from cyclecontrast.training.verdict import Verdict, last_measured
-from cyclecontrast.versions import package_versions
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,12 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
         config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
         config = _settled(config, dataset, backbone, device)
         is_first = world.rank == 0
-        with limited_threads(device), locked(config.out, "out") if is_first else contextlib.nullcontext():
-            with torch.random.fork_rng(devices=()):
-                torch.default_generator.manual_seed(config.seed)
-                method = method_class(config, parts)(backbone, config, world)
+        devices = [device] if device.type == "cuda" else []
+        lock = locked(config.out, "out") if is_first else contextlib.nullcontext()
+        with limited_threads(device), torch.random.fork_rng(devices), lock:
+            check_same(_shared_settings(config, dataset, backbone), world)
+            torch.manual_seed(config.seed)
+            method = method_class(config, parts)(backbone, config, world)
             trainer = Trainer(method, config, num_steps(config, dataset), device, world)
             start, read_errors = open_run(trainer, dataset)
             if unread and is_first:
@@ -96,10 +97,9 @@ def num_steps(config: PretrainConfig, dataset: ViewDataset) -> int:
 def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
     """Make the run's folder, or restore the trainer from its last whole checkpoint; returns the steps already done.
 
-    Raises UserError where the run is damaged, or where the processes differ.
+    Raises UserError where the run is damaged, or where the processes do not see the same folder.
     """
     config, world, store, run = trainer.config, trainer.world, dataset.store, trainer.config.out
-    check_same(config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS)) | {"data": store.fingerprint}, world)
     before: dict[str, Any] = {}
     if config.resume is None:
         check_new_run(run)
@@ -146,6 +146,13 @@ def _settled(config: PretrainConfig, dataset: ViewDataset, backbone: Backbone, d
             "health_every": steps_between(config.health_every, num_steps(config, dataset)),
         }
     )
+
+
+def _shared_settings(config: PretrainConfig, dataset: ViewDataset, backbone: Backbone) -> dict[str, Any]:
+    """Return what must be the same in all processes of one training."""
+    num_weights = sum(value.numel() for value in backbone.state_dict().values())
+    settings = config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS))
+    return settings | {"data": dataset.store.fingerprint, "number of weights of the backbone": num_weights}
 
 
 def _about(trainer: Trainer, dataset: ViewDataset) -> dict[str, Any]:
@@ -205,6 +212,9 @@ def _stops_noted(trainer: Trainer) -> Iterator[None]:
     except OSError as error:
         reason = f"{error.filename or trainer.config.out}: {error.strerror or error}"
         raise UserError(trainer.note_stop(reason)) from error
+    except Exception as error:
+        trainer.note_stop(f"failed: {type(error).__name__}: {error}")
+        raise
 
 
 def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors) -> Run:

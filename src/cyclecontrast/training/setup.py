@@ -1,5 +1,6 @@
 """From options to what a training needs: settled config, dataset, backbone. All problems are reported at once."""
 
+import contextlib
 import math
 import os
 from dataclasses import replace
@@ -20,7 +21,7 @@ from cyclecontrast.distributed import World, first_process_first
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.files import check_new_run
 from cyclecontrast.loss import KeyQueue
-from cyclecontrast.methods.method import METHOD_OPTIONS, MomentumMethod
+from cyclecontrast.methods import METHODS, Method, MomentumMethod
 from cyclecontrast.models.backbone import Backbone, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import check_compiler, pick_device, pick_executor, pick_workers
@@ -31,6 +32,7 @@ from cyclecontrast.training.progress import console
 from cyclecontrast.training.user_parts import (
     NO_PARTS,
     UserParts,
+    check_method,
     check_network,
     check_views,
     method_class,
@@ -83,10 +85,9 @@ def open_training(
 
 def unread_options(config: PretrainConfig, parts: UserParts = NO_PARTS) -> list[str]:
     """Return the options that the user set although the method does not read them."""
-    method = method_class(config, parts)
+    method, known = method_class(config, parts), frozenset().union(*(one.reads for one in METHODS.values()))
     unread = {
-        **dict.fromkeys(METHOD_OPTIONS, True),
-        **dict.fromkeys(method.reads, False),
+        **({name: name not in method.reads for name in known} if parts.method is None else {}),
         **dict.fromkeys(("min_crop", "flip"), parts.augmentation is not None),
         "distinct_frames": method.frames(config)[0],
         "self_temperature": not config.self_batch,
@@ -244,7 +245,10 @@ def _settle(
     settled = resolved.model_copy(update={"augment_on": executor})
     if parts.backbone is not None:
         check_network(parts.backbone, settled.image_size)
-    needed = least_memory(settled, given, machine.processes, parts)
+    method = method_without_memory(settled, given, parts)
+    if parts.method is not None:
+        check_method(method)
+    needed = least_memory(settled, method, machine.processes)
     total, free, largest = sum(size for size, _, _ in needed), free_memory(device), max(needed)
     if total > free:
         raise UserError(
@@ -295,24 +299,31 @@ def _check_images(backbone: Backbone, size: int) -> None:
         backbone.train()
 
 
-def least_memory(
-    config: PretrainConfig, given: Backbone | None, processes: int, parts: UserParts = NO_PARTS
-) -> list[tuple[int, str, str]]:
+def method_without_memory(config: PretrainConfig, given: Backbone | None, parts: UserParts = NO_PARTS) -> Method:
+    """Return the method with weights that have a shape and take no memory, except those of a given backbone."""
+
+    def make() -> Method:
+        return method_class(config, parts)(given or make_backbone(config.backbone), config)
+
+    with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
+        return make()
+    return make()  # by a user's class that computes with its weights
+
+
+def least_memory(config: PretrainConfig, method: Method, processes: int) -> list[tuple[int, str, str]]:
     """Return the bytes that each process needs at least, what for, and the options that change it.
 
     What layers keep for the backward pass is not counted, so a training that passes may still not fit.
     """
-    kind = method_class(config, parts)
-    with torch.device("meta"):  # weights without memory
-        method = kind(given or make_backbone(config.backbone), config)
     learned = sum(weight.numel() for weight in method.learned_parameters())
-    momentum = sum(weight.numel() for weight in method.parameters() if not weight.requires_grad)
+    momentum = sum(weight.numel() for weight in method.parameters()) - learned
+    num_views = 2 + len(method.frames(config)[1](np.random.default_rng(0), 0, 2))
     queues = [module for module in method.modules() if isinstance(module, KeyQueue)]
     keys = sum(len(queue.keys) for queue in queues)
     share = config.batch_size // processes
-    queries, groups = share // config.accumulate * kind.num_queries, max(1, config.bn_groups // processes)
-    normalized = max(queries, -(-share // groups) if issubclass(kind, MomentumMethod) else 0)
-    pixels = 3 * (share * kind.num_views + 4 * normalized) * config.image_size**2
+    queries, groups = share // config.accumulate * method.num_queries, max(1, config.bn_groups // processes)
+    normalized = max(queries, -(-share // groups) if isinstance(method, MomentumMethod) else 0)
+    pixels = 3 * (share * num_views + 4 * normalized) * config.image_size**2
     return [
         (4 * (3 * learned + momentum), "weights", "projector_dim or take a smaller backbone"),
         (4 * 2 * keys * config.projector_dim, "queues", "queue_size, cycle_queue_size or projector_dim"),

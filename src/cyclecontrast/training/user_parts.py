@@ -128,6 +128,17 @@ def _method(value: object) -> type[Method]:
     return value
 
 
+def check_method(method: Method) -> None:
+    """Raise UserError where a user's method has weights that nothing trains."""
+    trained = {id(weight) for weight in method.learned_parameters()}
+    others = [name for name, weight in method.named_parameters() if weight.requires_grad and id(weight) not in trained]
+    if others:
+        raise UserError(
+            f"method: {type(method).__name__} has weights that are not trained ({', '.join(others[:3])}); make them "
+            "part of self.head, or call requires_grad_(False) on them"
+        )
+
+
 def check_network(backbone: Backbone, size: int) -> None:
     """Try a user's network on images of a size and set its `dim`; raises UserError with everything that is wrong.
 

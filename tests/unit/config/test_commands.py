@@ -3,7 +3,7 @@
 import pytest
 
 from cyclecontrast.cli import COMMANDS
-from cyclecontrast.config import ActionConfig, EvaluateConfig, PrepareConfig, SearchConfig
+from cyclecontrast.config import ActionConfig, PrepareConfig, SearchConfig
 from cyclecontrast.config.types import GROUPS
 from cyclecontrast.errors import UserError, checked
 
@@ -57,8 +57,3 @@ def test_every_option_is_explained(name):
     required = {name: needed[name] for name, field in config.model_fields.items() if field.is_required()}
     required |= {"image": "q"} if config is SearchConfig else {"table": "table4"} if "table" in required else {}
     assert checked(config, required).model_fields_set == required.keys()
-
-
-def test_the_shared_options_of_protocols_are_no_command():
-    """`EvaluateConfig` is what protocols extend."""
-    assert all(command.config is not EvaluateConfig for command in COMMANDS.values())

@@ -28,7 +28,7 @@ from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, checked
 from tests import make_videos as make
-from tests.unit.training.test_pretrain import run
+from tests.make_runs import run
 
 FRAMES_PER_VIDEO = 8
 
@@ -235,12 +235,13 @@ def test_processes_do_not_share_connections(folder, server, monkeypatch):
     monkeypatch.setattr(storage, "PAUSES", ())
     near, far = FrameStore.open(folder / "store"), FrameStore.open(server.url)
     far.read(0, 0)
-    batches = load_batches(ViewDataset(far, RECIPES["moco-v2"], 16, 0), StepSampler(range(4), 6), 1)
+    sampler = StepSampler(range(4), 6)
+    batches = load_batches(ViewDataset(far, RECIPES["moco-v2"], 16, 0), sampler, 1)
     first = next(batches)
     assert far.read_with_retry(2, 2, pytest.fail) == near.read(2, 2)
     rest = list(batches)
     assert far.read_with_retry(3, 3, pytest.fail) == near.read(3, 3)
-    alone = load_batches(ViewDataset(near, RECIPES["moco-v2"], 16, 0), StepSampler(range(4), 6), 0)
+    alone = load_batches(ViewDataset(near, RECIPES["moco-v2"], 16, 0), sampler, 0)
     assert all(torch.equal(a.views[0], b.views[0]) for a, b in zip([first, *rest], alone, strict=True))
 
 

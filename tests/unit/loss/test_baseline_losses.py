@@ -5,14 +5,10 @@ import math
 import pytest
 import torch
 
-from cyclecontrast.loss.losses import (
-    multi_positive_nce,
-    negative_cosine,
-    nt_xent,
-    order_loss,
-    same_frame_first,
-    self_batch_nce,
-)
+from cyclecontrast.methods.seco import order_loss, same_frame_first
+from cyclecontrast.methods.simclr import nt_xent
+from cyclecontrast.methods.simsiam import negative_cosine
+from cyclecontrast.methods.vince import multi_positive_nce, self_batch_nce
 from tests.unit.loss.test_losses import dot, unit
 
 
