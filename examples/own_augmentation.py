@@ -18,7 +18,7 @@ SPEC = SyntheticSpec(num_videos=16, num_categories=4, num_train_per_category=1, 
 
 
 def crop_and_cover(image: Pixels, rng: np.random.Generator, size: int) -> Pixels:
-    """Cut a random square out of an RGB frame, change its colours, cover a part of it.
+    """Cut a random square out of an RGB frame, change its colors, cover a part of it.
 
     All chance comes from `rng`, which belongs to this view alone: so a run can be repeated and resumed to the bit.
     """
