@@ -1,4 +1,4 @@
-"""SeCo (Yao et al. 2021): the video among others, the frame within the video, the order of frames (protocols.md §f)."""
+"""SeCo (Yao et al. 2021): the video among others, the frame within the video, the order of frames."""
 
 import numpy as np
 import torch

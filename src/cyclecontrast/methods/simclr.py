@@ -1,4 +1,4 @@
-"""SimCLR (Chen et al. 2020): two views find each other among all views of the batch (protocols.md §f)."""
+"""SimCLR (Chen et al. 2020): two views find each other among all views of the batch."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""VINCE (Gordon et al. 2020): four frames of a video at once, each contrasted with all four keys (protocols.md §f)."""
+"""VINCE (Gordon et al. 2020): four frames of a video at once, each contrasted with all four keys."""
 
 import numpy as np
 import torch
