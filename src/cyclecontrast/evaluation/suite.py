@@ -97,7 +97,12 @@ def evaluate_all(config: AllConfig) -> SuiteResult:
         raise UserError(f"data_root: {config.data_root}: holds no data {what}in a layout that a protocol reads")
     out = results_folder(config)
     check_folder(out)
-    models = [(config.model, backbone), *([_baseline(backbone, config.seed)] if config.baseline else [])]
+    models = [(config.model, backbone)]
+    if config.baseline:
+        name = f"random:{backbone.name}"
+        random = load_backbone(name, config.seed)
+        random.image_size, random.mean, random.std = backbone.image_size, backbone.mean, backbone.std
+        models.append((name, random))
     done = SuiteResult((), ())
     for number, plan in enumerate(plans, start=1):
         print(f"[{number}/{len(plans)}] {plan}", file=sys.stderr)
@@ -111,14 +116,6 @@ def evaluate_all(config: AllConfig) -> SuiteResult:
     if not done.rows:
         raise UserError(*done.problems)
     return done
-
-
-def _baseline(backbone: Backbone, seed: int) -> tuple[str, Backbone]:
-    """Return random weights of the same network, with the model's image size and normalisation."""
-    name = f"random:{backbone.name}"
-    random = load_backbone(name, seed)
-    random.image_size, random.mean, random.std = backbone.image_size, backbone.mean, backbone.std
-    return name, random
 
 
 def _attempt(model: str, backbone: Backbone, plan: Plan, config: AllConfig, problems: list[str]) -> Result | None:
