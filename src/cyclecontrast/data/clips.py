@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cyclecontrast.data.decode import VideoError, open_video
-from cyclecontrast.data.frame_sampling import Numbered
+from cyclecontrast.data.decode import Numbered, VideoError, open_video
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.errors import UserError
 

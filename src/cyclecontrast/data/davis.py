@@ -13,7 +13,7 @@ import numpy as np
 
 from cyclecontrast.data.folders import is_image, natural_order
 from cyclecontrast.data.images import Indices, Pixels, read_image, read_mask
-from cyclecontrast.data.text_lines import leads_out, raise_problems, read_lines
+from cyclecontrast.data.storage import leads_out, raise_problems, read_lines
 from cyclecontrast.errors import UserError, attempt
 
 LISTS = {
@@ -111,7 +111,7 @@ def _read_list(root: Path, year: str | None) -> tuple[str, list[str]]:
     lines = read_lines(lists[year], problems)
     if problems or not lines:
         raise UserError(*(problems or [f"{lists[year]}: lists no video"]))
-    paths = [PurePosixPath(line.text.split()[0]) for line in lines]
+    paths = [PurePosixPath(text.split()[0]) for _, text in lines]
     return year, list(dict.fromkeys(path.parent.name if is_image(path.name) else path.as_posix() for path in paths))
 
 
@@ -133,7 +133,7 @@ def _open_video(root: Path, name: str, is_binary: bool) -> MaskedVideo:
 
 def _images_in(folder: Path) -> dict[str, Path]:
     """Return the images of a folder by their names without suffix."""
-    if not os.path.isdir(folder):  # Path.is_dir raises where the name is too long
+    if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder, though its video is listed")
     return {path.stem: path for path in folder.iterdir() if is_image(path.name) and path.is_file()}
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from cyclecontrast.data.folders import images_below, is_image, natural_order
 from cyclecontrast.data.images import Pixels, load_image
-from cyclecontrast.data.text_lines import Line, leads_out, raise_problems, read_lines, whole_number
+from cyclecontrast.data.storage import file_sizes, leads_out, raise_problems, read_lines, whole_number
 from cyclecontrast.errors import UserError
 
 Numbers = npt.NDArray[np.int64]
@@ -61,13 +61,6 @@ class Split:
         """Return the decoded image, RGB (height, width, 3); raises UserError naming the file."""
         return load_image(self.root / str(self.names[position]))
 
-    def file_sizes(self) -> Numbers:
-        """Return the bytes of each image's file (num_images,); raises UserError."""
-        try:
-            return np.fromiter((os.stat(self.root / str(name)).st_size for name in self.names), np.int64, len(self))
-        except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}") from error
-
 
 @dataclass(frozen=True)
 class LabeledImages:
@@ -103,7 +96,8 @@ class LabeledImages:
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for split in (self.train, self.test):
             digest.update("\n".join(split.names.to_pylist()).encode())
-            digest.update(split.labels.tobytes() + split.videos.tobytes() + split.file_sizes().tobytes())
+            sizes = file_sizes(self.root / str(name) for name in split.names)
+            digest.update(split.labels.tobytes() + split.videos.tobytes() + sizes.tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -131,10 +125,10 @@ def _read_class_list(path: Path) -> Where:
     """Read the classes to use, one name a line, as ImageNet-100 is published; their order means nothing."""
     problems: list[str] = []
     where: Where = {}
-    for line in read_lines(path, problems):
-        if line.text in where:
-            problems.append(f"{line.where}: class {line.text!r} is listed before, in {where[line.text]}")
-        where.setdefault(line.text, line.where)
+    for place, name in read_lines(path, problems):
+        if name in where:
+            problems.append(f"{place}: class {name!r} is listed before, in {where[name]}")
+        where.setdefault(name, place)
     if not where and not problems:
         problems.append(f"{path}: lists no class; it takes one name a line, as the folders of classes are named")
     raise_problems(problems)
@@ -211,7 +205,13 @@ def _read_flat(root: Path, problems: list[str]) -> dict[str, list[str]]:
             "devkit/data"
         )
         return {}
-    labels = [_class_of(line, problems) for line in read_lines(truth, problems)]
+    synsets = imagenet_synsets()
+    labels = []
+    for where, text in read_lines(truth, problems):
+        class_number = whole_number(text) or 0
+        if not 1 <= class_number <= len(synsets):
+            problems.append(f"{where}: {text!r} is not the number of a class, 1 to {len(synsets):,}")
+        labels.append(synsets[class_number - 1] if class_number <= len(synsets) else "")
     if len(labels) != len(images):
         problems.append(
             f"{truth}: has {len(labels):,} lines for the {len(images):,} images of {root / 'val'}; "
@@ -224,16 +224,6 @@ def _read_flat(root: Path, problems: list[str]) -> dict[str, list[str]]:
         if number in images:
             by_class[wnid].append(f"val/{images[number]}")
     return by_class
-
-
-def _class_of(line: Line, problems: list[str]) -> str:
-    """Return the WordNet id of a line of the ground truth, "" where it is wrong, so that the count of lines stays."""
-    synsets = imagenet_synsets()
-    number = whole_number(line.text)
-    if number is not None and 1 <= number <= len(synsets):
-        return synsets[number - 1]
-    problems.append(f"{line.where}: {line.text!r} is not the number of a class, 1 to {len(synsets):,}")
-    return ""
 
 
 @cache
@@ -304,7 +294,7 @@ def _listed(root: Path, videos: Sequence[_LabeledVideo], labels: list[int], prob
         if leads_out(video):
             problems.append(f"{where}: {video!r} leads out of {root}; name a folder below it")
             continue
-        if not os.path.isdir(root / folder):  # Path.is_dir raises where the name is too long
+        if not os.path.isdir(root / folder):
             problems.append(f"{where}: {root / folder}: no such folder of frames")
             continue
         names = sorted(filter(is_image, os.listdir(root / folder)), key=natural_order)

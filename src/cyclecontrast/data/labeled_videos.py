@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cyclecontrast.data.text_lines import Line, raise_problems, read_text, whole_number, without_long_lines
+from cyclecontrast.data.storage import file_sizes, raise_problems, read_lines, whole_number
 from cyclecontrast.errors import UserError
 
 VIDEO_FOLDERS = ("videos", "UCF-101", "hmdb51_org", ".")
@@ -84,10 +84,7 @@ class LabeledVideos:
         """Identifier of the content: classes, and each video's path, size in bytes and label; 16 hex digits."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for split in (self.train, self.test):
-            try:
-                sizes = [os.stat(split.path(number)).st_size for number in range(len(split))]
-            except OSError as error:
-                raise UserError(f"{error.filename}: {error.strerror}") from error
+            sizes = file_sizes(split.root / path for path in split.paths).tolist()
             digest.update("\n".join((*split.paths, *map(str, sizes))).encode())
             digest.update(split.labels.tobytes())
         return digest.hexdigest()[:16]
@@ -129,7 +126,7 @@ def _without_repeats(listed: Sequence[_ListedVideo], problems: list[str]) -> Ite
 
 def _exists(folder: Path, video: _ListedVideo, problems: list[str]) -> bool:
     path = folder / video.folder / video.name
-    exists = os.path.isfile(path)  # Path.is_file raises where the name is too long
+    exists = os.path.isfile(path)
     if not exists:
         problems.append(f"{path}: no such video; listed in {video.where}, left out")
     return exists
@@ -176,7 +173,7 @@ def _read_ucf(folder: Path, split: int, problems: list[str]) -> Lists:
     videos: list[_ListedVideo] = []
     contradictions = []
     for kind, path in lists.items():
-        for where, text in _lines(path, problems):
+        for where, text in read_lines(path, problems, "backslashreplace"):
             # The folder is the class: files may be named otherwise, and the number behind is often wrong.
             numbered = NUMBERED.fullmatch(text)
             parent, _, name = (numbered[1] if numbered else text).rpartition("/")
@@ -196,7 +193,7 @@ def _read_ucf(folder: Path, split: int, problems: list[str]) -> Lists:
 def _ucf_classes(path: Path) -> tuple[str, ...]:
     problems: list[str] = []
     names: list[str] = []
-    for where, text in _lines(path, problems):
+    for where, text in read_lines(path, problems, "backslashreplace"):
         number, _, name = text.partition(" ")
         names.append(name)
         if number != str(len(names)) or not name or "/" in name or name == ".." or name in names[:-1]:
@@ -215,7 +212,7 @@ def _read_hmdb(folder: Path, split: int, problems: list[str]) -> Lists:
     raise_problems([f"{path}: no such file; there are splits {splits}" for path in lists.values() if not path.exists()])
     videos: list[_ListedVideo] = []
     for label, path in lists.items():
-        for where, text in _lines(path, problems):
+        for where, text in read_lines(path, problems, "backslashreplace"):
             name, _, number = text.rpartition(" ")
             kind = HMDB_SPLITS.get(number)
             if kind is None or not name or "/" in name:
@@ -223,11 +220,3 @@ def _read_hmdb(folder: Path, split: int, problems: list[str]) -> Lists:
             elif kind != "unused":
                 videos.append(_ListedVideo(where, kind, label, name))
     return classes, videos, ()
-
-
-def _lines(path: Path, problems: list[str]) -> list[Line]:
-    """Return the lines that are not blank, white space collapsed; bytes that are not UTF-8 are written out."""
-    lines = enumerate(read_text(path, "backslashreplace").split("\n"), start=1)
-    return without_long_lines(
-        (Line(f"{path}:{number}", " ".join(line.split())) for number, line in lines if line.strip()), problems
-    )

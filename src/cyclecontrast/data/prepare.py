@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cyclecontrast.config import PrepareConfig
+from cyclecontrast.data.decode import PerSecond, Policy, make_policy
 from cyclecontrast.data.folders import FoundVideo, find_videos
-from cyclecontrast.data.frame_sampling import PerSecond, Policy, make_policy
-from cyclecontrast.data.prepare_workers import write_shards
 from cyclecontrast.data.store_format import (
     FRAMES,
     STORE,
@@ -36,7 +35,7 @@ from cyclecontrast.data.store_format import (
     write_settings,
     write_videos,
 )
-from cyclecontrast.data.store_writer import Report, ShardJob, is_whole, join_shards, write_shard
+from cyclecontrast.data.store_writer import Report, ShardJob, is_whole, join_shards, write_shard, write_shards
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
 

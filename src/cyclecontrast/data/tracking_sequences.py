@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from cyclecontrast.data.folders import is_image, natural_order
 from cyclecontrast.data.images import Pixels, load_image
-from cyclecontrast.data.text_lines import leads_out, raise_problems, read_lines, read_text
+from cyclecontrast.data.storage import file_sizes, leads_out, raise_problems, read_lines, read_text
 from cyclecontrast.errors import UserError, attempt
 
 Boxes = npt.NDArray[np.float64]
@@ -91,11 +91,7 @@ class Sequences:
         for sequence in self.sequences:
             names = "\n".join(["", sequence.name, *sequence.files, ""])
             digest.update(names.encode(errors="surrogateescape"))
-            try:
-                sizes = np.array([os.stat(path).st_size for path in sequence.images], np.int64)
-            except OSError as error:
-                raise UserError(f"{error.filename}: {error.strerror}") from error
-            for column in (sequence.boxes, sequence.cover, sequence.absent, sizes):
+            for column in (sequence.boxes, sequence.cover, sequence.absent, file_sizes(sequence.images)):
                 digest.update(b"none" if column is None else column.tobytes())
         return digest.hexdigest()[:16]
 
@@ -242,7 +238,7 @@ def open_got10k(root: str | Path, split: Got10kSplit) -> Sequences:
     if not path.is_file():
         raise UserError(f"{path}: no such file; it names the sequences of GOT-10k's {split}, one folder a line")
     problems: list[str] = []
-    names = [name for line in read_lines(path, problems) for name in line.text.split()]
+    names = [name for _, text in read_lines(path, problems) for name in text.split()]
     raise_problems(problems)
     if not names:
         raise UserError(f"{path}: names no sequence; one folder of {folder} belongs on each line")
@@ -253,7 +249,7 @@ def _read_got10k(root: Path, name: str, split: Got10kSplit) -> Sequence:
     if leads_out(name):
         raise UserError(f"{root / 'list.txt'}: {name!r} leads out of {root}; name a folder below it")
     folder = root / name
-    if not os.path.isdir(folder):  # Path.is_dir raises where the name is too long
+    if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder, but list.txt names it")
     files, path = _images_in(folder), folder / "groundtruth.txt"
     boxes = read_rows(path, 4)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.mask_layouts import IGNORE
+from cyclecontrast.data.masked_images import IGNORE
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.resume_cache import Arrays
 

@@ -18,8 +18,7 @@ from cyclecontrast.data import loader
 from cyclecontrast.data.augment import RECIPES
 from cyclecontrast.data.dataset import ReadError, ViewDataset
 from cyclecontrast.data.loader import StepSampler, load_batches, received
-from cyclecontrast.data.storage import PAUSES
-from cyclecontrast.data.store import FrameStore
+from cyclecontrast.data.store import PAUSES, FrameStore
 from cyclecontrast.data.store_format import shard_path
 from cyclecontrast.errors import UserError
 from tests.unit.data.test_storage import NUM_VIDEOS, Failing, no_sleep, one_line, write_store, write_tree

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclecontrast.data.mask_layouts import IGNORE, VOC_CLASSES
-from cyclecontrast.data.masked_images import MaskedImages
+from cyclecontrast.data.masked_images import IGNORE, VOC_CLASSES, MaskedImages
 from cyclecontrast.errors import UserError
 
 HEIGHT, WIDTH = 6, 9

@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cyclecontrast.data.storage import PAUSES
-from cyclecontrast.data.store import FrameStore
+from cyclecontrast.data.store import PAUSES, FrameStore
 from cyclecontrast.data.store_format import FRAMES, shard_path, write_frames, write_settings
 from cyclecontrast.errors import UserError
 
