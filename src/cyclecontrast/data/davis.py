@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cyclecontrast.data.folders import is_image, natural_order
-from cyclecontrast.data.images import Indices, Pixels, read_image, read_mask
+from cyclecontrast.data.images import Pixels, read_image, read_mask
 from cyclecontrast.data.storage import leads_out, raise_problems, read_lines
 from cyclecontrast.errors import UserError, attempt
 
@@ -49,7 +49,8 @@ class MaskedVideo:
         masks = [read_mask(path) for path in self.masks]
         for path, mask in zip(self.masks, masks, strict=True):
             if mask.shape != masks[0].shape:
-                raise UserError(f"{path}: is {_size(mask)}, the first mask {_size(masks[0])}; a video has one size")
+                sizes = "{1}x{0}, the first mask {3}x{2}".format(*mask.shape, *masks[0].shape)
+                raise UserError(f"{path}: is {sizes}; a video has one size")
             if mask.max() > VOID:
                 raise UserError(f"{path}: holds the number {mask.max()}; objects have numbers from 1 to {VOID - 1}")
         if not masks[0].any():
@@ -136,7 +137,3 @@ def _images_in(folder: Path) -> dict[str, Path]:
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder, though its video is listed")
     return {path.stem: path for path in folder.iterdir() if is_image(path.name) and path.is_file()}
-
-
-def _size(mask: Indices) -> str:
-    return f"{mask.shape[1]}x{mask.shape[0]}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from cyclecontrast.errors import UserError
 Numbers = npt.NDArray[np.int64]
 Where: TypeAlias = dict[str, str]
 """Classes to use, and where each is listed."""
+
+Video: TypeAlias = tuple[str, int, list[str]]
+"""Id, label and images, as paths below the root; a single image is a video, too."""
 
 FLAT_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -101,21 +104,13 @@ class LabeledImages:
         return digest.hexdigest()[:16]
 
 
-class _Video(NamedTuple):
-    """Images of one label, by their paths below the root; a single image is a video, too."""
-
-    id: str
-    label: int
-    images: list[str]
-
-
-def _make_split(root: Path, videos: Sequence[_Video]) -> Split:
-    lengths = [len(video.images) for video in videos]
-    labels = np.repeat(np.array([video.label for video in videos], np.int64), lengths)
+def _make_split(root: Path, videos: Sequence[Video]) -> Split:
+    lengths = [len(images) for _, _, images in videos]
+    labels = np.repeat(np.array([label for _, label, _ in videos], np.int64), lengths)
     numbers = np.repeat(np.arange(len(videos), dtype=np.int64), lengths)
     try:
-        names = pa.array((name for video in videos for name in video.images), pa.large_string())
-        ids = pa.array((video.id for video in videos), pa.large_string())
+        names = pa.array((name for _, _, images in videos for name in images), pa.large_string())
+        ids = pa.array((video_id for video_id, _, _ in videos), pa.large_string())
     except UnicodeEncodeError as error:
         raise UserError(f"{root}: the name {error.object!r} is not UTF-8; rename it") from error
     return Split(root, names, labels, numbers, ids)
@@ -165,7 +160,7 @@ def _open_folders(root: Path, chosen: Where | None) -> LabeledImages:
         videos = []
         for label, name in enumerate(classes):
             found = flat[name] if is_flat and split == "val" else list(images_below(root, f"{split}/{name}"))
-            videos += [_Video(image, label, [image]) for image in found]
+            videos += [(image, label, [image]) for image in found]
             if not found:
                 problems.append(f"{root / split / name}: holds no images")
         splits.append(_make_split(root, videos))
@@ -235,23 +230,24 @@ def imagenet_synsets() -> list[str]:
 # --- a frame tree with lists of its labeled videos
 
 
-class _LabeledVideo(NamedTuple):
-    where: str
-    video: str
-    label: int
+ListedVideo: TypeAlias = tuple[str, str, int]
+"""Where a video is listed, its folder, and its label."""
 
 
 def _open_lists(root: Path, chosen: Where | None) -> LabeledImages:
     """Read train.txt and test.txt, lines `<video folder> <label>`, and the names of labels in classes.txt."""
     problems: list[str] = []
     train, test = (_read_list(root / name, problems) for name in ("train.txt", "test.txt"))
-    problems += _repeated([*train, *test])
-    known = {video.label for video in train}
-    unknown = {video.label: video for video in reversed(test) if video.label not in known}
+    first: dict[str, str] = {}
+    for where, video, _ in (*train, *test):
+        if video in first:
+            problems.append(f"{where}: video {video!r} is listed before, in {first[video]}; a video is listed once")
+        first.setdefault(video, where)
+    known = {label for _, _, label in train}
+    unknown = {label: where for where, _, label in reversed(test) if known and label not in known}
     problems += [
-        f"{video.where}: label {video.label} has no video in {root / 'train.txt'}; it cannot be learned"
-        for video in unknown.values()
-        if known
+        f"{where}: label {label} has no video in {root / 'train.txt'}; it cannot be learned"
+        for label, where in unknown.items()
     ]
     names = _class_names(root / "classes.txt", sorted(known), problems)
     if chosen is not None:
@@ -262,7 +258,7 @@ def _open_lists(root: Path, chosen: Where | None) -> LabeledImages:
     return LabeledImages(root, tuple(names.values()), *splits)
 
 
-def _read_list(path: Path, problems: list[str]) -> list[_LabeledVideo]:
+def _read_list(path: Path, problems: list[str]) -> list[ListedVideo]:
     if not path.exists():
         problems.append(f"{path}: no such file; it lists the videos of this split, `<video folder> <label>` a line")
         return []
@@ -273,21 +269,13 @@ def _read_list(path: Path, problems: list[str]) -> list[_LabeledVideo]:
         if number is None:
             problems.append(f"{where}: {text!r} is not `<video folder> <label>` with a whole number as label")
         else:
-            videos.append(_LabeledVideo(where, PurePosixPath(video).as_posix(), number))
+            videos.append((where, PurePosixPath(video).as_posix(), number))
     if not videos and not problems:
         problems.append(f"{path}: lists no video")
     return videos
 
 
-def _repeated(videos: Sequence[_LabeledVideo]) -> Iterator[str]:
-    first: dict[str, _LabeledVideo] = {}
-    for video in videos:
-        before = first.setdefault(video.video, video)
-        if before is not video:
-            yield f"{video.where}: video {video.video!r} is listed before, in {before.where}; a video is listed once"
-
-
-def _listed(root: Path, videos: Sequence[_LabeledVideo], labels: list[int], problems: list[str]) -> Iterator[_Video]:
+def _listed(root: Path, videos: Sequence[ListedVideo], labels: list[int], problems: list[str]) -> Iterator[Video]:
     base = "frames" if (root / "frames").is_dir() else ""
     for where, video, label in videos:
         folder = PurePosixPath(base, video)
@@ -301,7 +289,7 @@ def _listed(root: Path, videos: Sequence[_LabeledVideo], labels: list[int], prob
         if not names:
             problems.append(f"{where}: {root / folder}: holds no images")
         elif label in labels:
-            yield _Video(video, labels.index(label), [(folder / name).as_posix() for name in names])
+            yield video, labels.index(label), [(folder / name).as_posix() for name in names]
 
 
 def _class_names(path: Path, labels: Sequence[int], problems: list[str]) -> dict[int, str]:

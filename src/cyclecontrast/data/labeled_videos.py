@@ -21,7 +21,7 @@ from cyclecontrast.errors import UserError
 VIDEO_FOLDERS = ("videos", "UCF-101", "hmdb51_org", ".")
 UCF_FOLDERS = ("annotations", "ucfTrainTestlist", ".")
 UCF_FILES = ("classInd.txt", "trainlist[0-9][0-9].txt", "testlist[0-9][0-9].txt")
-NUMBERED = re.compile(r"(.*) (\d+)")
+NUMBERED = re.compile(r"(.*\S)\s+(\d+)")
 HMDB_FOLDERS = ("testTrainMulti_7030_splits", "annotations", ".")
 HMDB_FILES = "*_test_split[0-9]*.txt"
 HMDB_NAME = re.compile(r"(.+)_test_split([0-9]+)\.txt")
@@ -69,15 +69,32 @@ class LabeledVideos:
         problems: list[str] = []
         classes, listed, notes = _read_lists(root, split, problems)
         folder = next(name for name in VIDEO_FOLDERS if (root / name).is_dir())
-        once = list(_without_repeats(listed, problems))
-        found = [video for video in once if _exists(root / folder, video, problems)]
-        if not found:
+        videos = []
+        for video in (once := list(_without_repeats(listed, problems))):
+            path = root / folder / video.folder / video.name
+            if os.path.isfile(path):
+                videos.append(video)
+            else:
+                problems.append(f"{path}: no such video; listed in {video.where}, left out")
+        if not videos:
             raise UserError(f"{root / folder}: holds none of the {len(once):,} listed videos", *problems[:3])
-        _check_classes(root / folder, classes, {video.folder for video in found if video.split == "train"})
-        if not any(video.split == "test" for video in found):
-            raise UserError(f"{root / folder}: holds no video of the test list", *problems[:3])
-        train, test = (_make_split(root, folder, classes, found, kind) for kind in ("train", "test"))
-        return LabeledVideos(root, classes, train, test, tuple(problems), notes)
+        trained = {video.folder for video in videos if video.split == "train"}
+        raise_problems(
+            [
+                f"{root / folder / name}: no videos to train on; expected those that the train list names"
+                for name in classes
+                if name not in trained
+            ]
+        )
+        splits = []
+        for kind in ("train", "test"):
+            chosen = [video for video in videos if video.split == kind]
+            if not chosen:
+                raise UserError(f"{root / folder}: holds no video of the {kind} list", *problems[:3])
+            paths = tuple(PurePosixPath(folder, video.folder, video.name).as_posix() for video in chosen)
+            labels = np.array([classes.index(video.folder) for video in chosen], np.int64)
+            splits.append(VideoSplit(root, paths, labels))
+        return LabeledVideos(root, classes, splits[0], splits[1], tuple(problems), notes)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -99,14 +116,6 @@ class _ListedVideo(NamedTuple):
     name: str
 
 
-def _make_split(
-    root: Path, folder: str, classes: Sequence[str], videos: Sequence[_ListedVideo], kind: str
-) -> VideoSplit:
-    chosen = [video for video in videos if video.split == kind]
-    paths = tuple(PurePosixPath(folder, video.folder, video.name).as_posix() for video in chosen)
-    return VideoSplit(root, paths, np.array([classes.index(video.folder) for video in chosen], np.int64))
-
-
 def _without_repeats(listed: Sequence[_ListedVideo], problems: list[str]) -> Iterator[_ListedVideo]:
     """Yield each video once; raises UserError for videos that are in train and in test."""
     first: dict[tuple[str, str], _ListedVideo] = {}
@@ -124,24 +133,6 @@ def _without_repeats(listed: Sequence[_ListedVideo], problems: list[str]) -> Ite
     raise_problems(in_both)
 
 
-def _exists(folder: Path, video: _ListedVideo, problems: list[str]) -> bool:
-    path = folder / video.folder / video.name
-    exists = os.path.isfile(path)
-    if not exists:
-        problems.append(f"{path}: no such video; listed in {video.where}, left out")
-    return exists
-
-
-def _check_classes(folder: Path, classes: Sequence[str], trained: set[str]) -> None:
-    """Raise UserError where a class has no video to train on."""
-    problems = []
-    for name in classes:
-        if name not in trained:
-            what = "no videos to train on" if os.path.isdir(folder / name) else "no such folder"
-            problems.append(f"{folder / name}: {what}; expected those of class {name} that the train list names")
-    raise_problems(problems)
-
-
 # --- the lists
 
 Lists = tuple[tuple[str, ...], list[_ListedVideo], tuple[str, ...]]
@@ -150,16 +141,11 @@ Lists = tuple[tuple[str, ...], list[_ListedVideo], tuple[str, ...]]
 
 def _read_lists(root: Path, split: int, problems: list[str]) -> Lists:
     """Read the lists of a split; lines that cannot be used are added to `problems`. Raises UserError."""
-    if (folder := _find(root, UCF_FOLDERS, UCF_FILES)) is not None:
-        return _read_ucf(folder, split, problems)
-    if (folder := _find(root, HMDB_FOLDERS, (HMDB_FILES,))) is not None:
-        return _read_hmdb(folder, split, problems)
+    for names, patterns, read in ((UCF_FOLDERS, UCF_FILES, _read_ucf), (HMDB_FOLDERS, (HMDB_FILES,), _read_hmdb)):
+        for folder in (root / name for name in names):
+            if any(any(folder.glob(pattern)) for pattern in patterns):
+                return read(folder, split, problems)
     raise UserError(f"{root}: holds no lists of videos; expected {EXPECTED} in {root / 'annotations'}")
-
-
-def _find(root: Path, folders: Sequence[str], patterns: Sequence[str]) -> Path | None:
-    """Return the first of these folders that holds one of the files."""
-    return next((root / name for name in folders if any(any((root / name).glob(p)) for p in patterns)), None)
 
 
 def _read_ucf(folder: Path, split: int, problems: list[str]) -> Lists:
@@ -194,7 +180,7 @@ def _ucf_classes(path: Path) -> tuple[str, ...]:
     problems: list[str] = []
     names: list[str] = []
     for where, text in read_lines(path, problems, "backslashreplace"):
-        number, _, name = text.partition(" ")
+        number, name = (*text.split(maxsplit=1), "")[:2]
         names.append(name)
         if number != str(len(names)) or not name or "/" in name or name == ".." or name in names[:-1]:
             problems.append(f"{where}: {text!r} is not `{len(names)} <class>` with a new name")
@@ -213,7 +199,7 @@ def _read_hmdb(folder: Path, split: int, problems: list[str]) -> Lists:
     videos: list[_ListedVideo] = []
     for label, path in lists.items():
         for where, text in read_lines(path, problems, "backslashreplace"):
-            name, _, number = text.rpartition(" ")
+            name, number = ("", *text.rsplit(maxsplit=1))[-2:]
             kind = HMDB_SPLITS.get(number)
             if kind is None or not name or "/" in name:
                 problems.append(f"{where}: {text!r} is not `<video> 0` (unused), 1 (train) or 2 (test); left out")

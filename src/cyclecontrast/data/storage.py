@@ -74,7 +74,7 @@ def read_text(path: Path, errors: str = "strict") -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {reason(error)}") from error
+        raise UserError(f"{path}: {short_reason(error)}") from error
 
 
 def read_lines(path: Path, problems: list[str], errors: str = "strict") -> list[tuple[str, str]]:
