@@ -36,7 +36,7 @@ from cyclecontrast.data.store_format import (
     write_settings,
     write_videos,
 )
-from cyclecontrast.data.store_writer import Report, ShardJob, is_whole, join_shards, write_shard, write_shards
+from cyclecontrast.data.store_writer import ShardJob, is_whole, join_shards, write_shards
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
 
@@ -288,31 +288,20 @@ def _write_pending(config: PrepareConfig, jobs: Sequence[ShardJob]) -> None:
     num_workers = config.workers
     if num_workers is None:
         num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with _progress_bar(jobs) as report:
-        if num_workers and jobs:
-            write_shards(jobs, num_workers, report)
-        else:
-            for job in jobs:
-                write_shard(job, report)
-
-
-@contextmanager
-def _progress_bar(jobs: Sequence[ShardJob]) -> Iterator[Report]:
     console = Console(stderr=True)
     columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     sizes = [row.size_bytes for job in jobs for row in job.rows]
+    num_videos = num_frames = 0
+
+    def report(job: ShardJob, frames: int) -> None:
+        nonlocal num_videos, num_frames
+        num_videos, num_frames = num_videos + len(job.rows), num_frames + frames
+        text = f"{num_videos:,} of {_count(len(sizes), 'video')}, {_count(num_frames, 'frame')}"
+        bar.update(task, advance=sum(row.size_bytes for row in job.rows), description=text)
+
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=sum(sizes))
-        num_videos = num_frames = 0
-
-        def report(videos: int, frames: int, num_bytes: int) -> None:
-            nonlocal num_videos, num_frames
-            num_videos += videos
-            num_frames += frames
-            text = f"{num_videos:,} of {_count(len(sizes), 'video')}, {_count(num_frames, 'frame')}"
-            bar.update(task, advance=num_bytes, description=text)
-
-        yield report
+        write_shards(jobs, num_workers, report)
 
 
 def _count(number: int, noun: str) -> str:
