@@ -155,8 +155,7 @@ def _check_boxes(path: Path, num_images: int, boxes: Boxes) -> None:
 
 def check_in_image(where: str, box: Boxes, image: Pixels) -> None:
     """Raise UserError where a box (4,) lies outside of this image, or is more than twice as large."""
-    height, width = image.shape[:2]
-    x, y, w, h = box
+    (height, width), (x, y, w, h) = image.shape[:2], box
     touches = x - 1 < width and y - 1 < height and x - 1 + w > 0 and y - 1 + h > 0
     if not touches or w > 2 * width or h > 2 * height:
         what = "lies outside of" if not touches else "is far larger than"
