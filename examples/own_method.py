@@ -27,12 +27,12 @@ class HardestKey(MomentumMethod):
         key = self.encode_keys(batch.views[1], info)  # NxD, by the momentum encoder
         new, new_video = self.enqueue_later([key], batch.video)
         query = self.encode(batch.views[0])  # NxD
-        keys = self.candidates(self.intra_queue, new.intra, new_video, len(batch.video))  # KxD
+        keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
         ignore = keys.ignore(batch.video, own_video=True)  # NxK
         hardest = (query.intra @ keys.keys.T).masked_fill(ignore, -1).amax(dim=1)  # N
         to_positive = (query.intra * key.intra).sum(dim=1)  # N
         loss = relu(MARGIN + hardest - to_positive).mean()
-        return Losses(loss, loss.detach(), terms={"positive": 1 - to_positive.mean().detach()})  # a column in metrics
+        return Losses(loss, loss, terms={"positive": 1 - to_positive.mean()})  # a column in metrics
 
 
 def main(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """What comes from others cannot run code, lead out of its place, fill the memory or never end: an attempt at each.
 
-Checkpoints that carry code are in test_checkpoint.py, tables that point outside of their shards in test_frames.py.
+Checkpoints that carry code are in test_checkpoint.py, tables that point outside of their shards in test_store.py.
 """
 
 import ast
@@ -105,7 +105,7 @@ def test_nothing_that_is_read_can_run():
     running = {name for name in names if name.startswith(("pickle.", "os.exec", "os.spawn", "os.popen"))}
     assert running == {"pickle.Pickler", "pickle.dumps"}  # which write
     pickling = {place for place, name, _, _ in found if name == "import pickle"}
-    assert pickling == {"data/own_augment.py", "exporting/formats.py", "models/checkpoint.py"}
+    assert pickling == {"data/augment.py", "exporting/formats.py", "models/checkpoint.py"}
 
 
 def test_no_archive_is_unpacked():

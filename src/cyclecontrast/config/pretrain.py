@@ -56,11 +56,7 @@ METHODS_OF_OPTION = {
     "self_batch": ("vince",),
 }
 """Options that would have no effect with any other method."""
-RENAMED = {
-    "objective": "method",
-    "most_unreadable": "max_unreadable",
-    "own_key_in_support": "query_frame_in_support",
-}
+RENAMED = {"objective": "method", "most_unreadable": "max_unreadable", "own_key_in_support": "query_frame_in_support"}
 """Former names of options, still accepted on the command line and in files."""
 DECIDED_BY_AUTO = frozenset(
     {
@@ -151,10 +147,7 @@ class PretrainConfig(BaseModel):
     bn_groups: Count = option(8, "groups of shuffled keys for BatchNorm, over all processes", "N", "method")
 
     backbone: BackboneName = option(
-        "resnet18",
-        "resnet10, 18, 34 or 50, with -small (3x3 stem) and -wN (width N), or timm:<name>",
-        "NAME",
-        "model",
+        "resnet18", "resnet10, 18, 34 or 50, with -small (3x3 stem) and -wN (width N), or timm:<name>", "NAME", "model"
     )
     init: Name | None = option(
         None, "start from the backbone of this model instead of random weights", "MODEL", "model", "model"

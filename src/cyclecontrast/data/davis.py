@@ -13,7 +13,7 @@ import numpy as np
 
 from cyclecontrast.data.folders import is_image, natural_order
 from cyclecontrast.data.images import Pixels, read_image, read_mask
-from cyclecontrast.data.storage import leads_out, raise_problems, read_lines
+from cyclecontrast.data.storage import file_digest, file_size, leads_out, raise_problems, read_lines
 from cyclecontrast.errors import UserError, attempt
 
 LISTS = {
@@ -88,15 +88,11 @@ class Davis:
     def fingerprint(self) -> str:
         """Identifier of the content: year, videos, each frame's name and size, each mask's bytes; 16 hex digits."""
         digest = hashlib.sha256(self.year.encode())
-        try:
-            for video in self.videos:
-                digest.update(f"\n{video.name}".encode(errors="surrogateescape"))
-                for frame, mask in zip(video.frames, video.masks, strict=True):
-                    names = f"\n{frame.name} {os.stat(frame).st_size} {mask.name} "
-                    digest.update(names.encode(errors="surrogateescape"))
-                    digest.update(hashlib.sha256(mask.read_bytes()).digest())
-        except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}") from error
+        for video in self.videos:
+            digest.update(f"\n{video.name}".encode(errors="surrogateescape"))
+            for frame, mask in zip(video.frames, video.masks, strict=True):
+                names = f"\n{frame.name} {file_size(frame)} {mask.name} "
+                digest.update(names.encode(errors="surrogateescape") + file_digest(mask))
         return digest.hexdigest()[:16]
 
 

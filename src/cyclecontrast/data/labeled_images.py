@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from cyclecontrast.data.folders import images_below, is_image, natural_order
 from cyclecontrast.data.images import Pixels, load_image
-from cyclecontrast.data.storage import file_sizes, leads_out, raise_problems, read_lines, whole_number
+from cyclecontrast.data.storage import file_size, leads_out, raise_problems, read_lines, whole_number
 from cyclecontrast.errors import UserError
 
 Numbers = npt.NDArray[np.int64]
@@ -98,8 +98,9 @@ class LabeledImages:
         """Identifier of the content: classes, and each image's path, size in bytes, label and video; 16 hex digits."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for split in (self.train, self.test):
-            digest.update("\n".join(split.names.to_pylist()).encode())
-            sizes = file_sizes(self.root / str(name) for name in split.names)
+            names = split.names.to_pylist()
+            sizes = np.array([file_size(self.root / name) for name in names], np.int64)
+            digest.update("\n".join(names).encode())
             digest.update(split.labels.tobytes() + split.videos.tobytes() + sizes.tobytes())
         return digest.hexdigest()[:16]
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cyclecontrast.data.storage import file_sizes, raise_problems, read_lines, whole_number
+from cyclecontrast.data.storage import file_size, raise_problems, read_lines, whole_number
 from cyclecontrast.errors import UserError
 
 VIDEO_FOLDERS = ("videos", "UCF-101", "hmdb51_org", ".")
@@ -101,7 +101,7 @@ class LabeledVideos:
         """Identifier of the content: classes, and each video's path, size in bytes and label; 16 hex digits."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for split in (self.train, self.test):
-            sizes = file_sizes(split.root / path for path in split.paths).tolist()
+            sizes = [file_size(split.root / path) for path in split.paths]
             digest.update("\n".join((*split.paths, *map(str, sizes))).encode())
             digest.update(split.labels.tobytes())
         return digest.hexdigest()[:16]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from cyclecontrast.data.folders import IMAGE_SUFFIXES, images_below, natural_order
 from cyclecontrast.data.images import Indices, Pixels, read_image, read_mask
 from cyclecontrast.data.labeled_images import LabeledImages
-from cyclecontrast.data.storage import leads_out, raise_problems, read_lines, whole_number
+from cyclecontrast.data.storage import file_digest, file_size, leads_out, raise_problems, read_lines, whole_number
 from cyclecontrast.errors import UserError
 
 MAX_CLASSES = 255
@@ -143,14 +143,11 @@ class MaskedImages:
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for table in self.train.tables:
             digest.update(table.tobytes())
-        try:
-            for split in (self.train, self.test):
-                digest.update(repr(len(split)).encode())
-                for pair in split.pairs:
-                    digest.update(repr((*pair, os.stat(self.root / pair.image).st_size)).encode())
-                    digest.update(hashlib.sha256((self.root / pair.mask).read_bytes()).digest())
-        except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}") from error
+        for split in (self.train, self.test):
+            digest.update(repr(len(split)).encode())
+            for pair in split.pairs:
+                digest.update(repr((*pair, file_size(self.root / pair.image))).encode())
+                digest.update(file_digest(self.root / pair.mask))
         return digest.hexdigest()[:16]
 
 

@@ -1,12 +1,10 @@
 """Read files that others made: regular files of a bounded size, and lists in text files, with each mistake's place."""
 
+import hashlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from cyclecontrast.errors import UserError, attempt
 
@@ -44,12 +42,21 @@ def size_within_folder(path: Path) -> int:
     return about.st_size
 
 
-def file_sizes(paths: Iterable[Path]) -> npt.NDArray[np.int64]:
-    """Return the size of each file in bytes (num_paths,); raises UserError."""
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes, for fingerprints; raises UserError."""
     try:
-        return np.fromiter((os.stat(path).st_size for path in paths), np.int64)
+        return os.stat(path).st_size
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from error
+        raise UserError(f"{path}: {reason(error)}") from error
+
+
+def file_digest(path: Path) -> bytes:
+    """Return the SHA-256 of a file, for fingerprints; raises UserError."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise UserError(f"{path}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

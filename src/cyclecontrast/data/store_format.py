@@ -23,30 +23,24 @@ LEADS_OUT = r"^/|(^|/)\.\.(/|$)"
 MOST_SHARDS = 2**30
 """Bound on the numbers of shards, well below the largest number of their column."""
 
+TEXT, INTEGER, NUMBER = pa.string(), pa.int32(), pa.float64()
 VIDEO_SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
-        ("path", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("shard", pa.int32()),
-        ("num_frames", pa.int32()),
-        ("duration", pa.float64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("size_bytes", pa.int64()),
+        *(
+            ("id", TEXT),
+            ("path", TEXT),
+            ("status", TEXT),
+            ("reason", TEXT),
+            ("shard", INTEGER),
+            ("num_frames", INTEGER),
+        ),
+        *(("duration", NUMBER), ("width", INTEGER), ("height", INTEGER), ("size_bytes", pa.int64())),
     ]
 )
 FRAME_SCHEMA = pa.schema(
     [
-        ("video", pa.string()),
-        ("index", pa.int32()),
-        ("time", pa.float64()),
-        ("shard", pa.int32()),
-        ("offset", pa.int64()),
-        ("size", pa.int32()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
+        *(("video", TEXT), ("index", INTEGER), ("time", NUMBER), ("shard", INTEGER), ("offset", pa.int64())),
+        *(("size", INTEGER), ("width", INTEGER), ("height", INTEGER)),
     ]
 )
 
@@ -96,20 +90,15 @@ def read_settings(root: Path) -> dict[str, object] | None:
     return settings if isinstance(settings, dict) else None
 
 
-def write_videos(path: Path, rows: Iterable[VideoRow]) -> None:
-    """Write a table of videos, ordered by shard and id."""
-    ordered = sorted(rows, key=lambda row: (row.shard, row.id))
-    _write_rows(path, [row._asdict() for row in ordered], VIDEO_SCHEMA)
-
-
-def write_frames(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a table of frames."""
-    _write_rows(path, rows, FRAME_SCHEMA)
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write a table of videos or of frames."""
     with replacing(path) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside)
+
+
+def write_videos(path: Path, rows: Iterable[VideoRow]) -> None:
+    """Write a table of videos, ordered by shard and id."""
+    write_rows(path, [row._asdict() for row in sorted(rows, key=lambda row: (row.shard, row.id))], VIDEO_SCHEMA)
 
 
 def read_videos(path: Path) -> list[VideoRow]:

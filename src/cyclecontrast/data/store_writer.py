@@ -34,7 +34,7 @@ from cyclecontrast.data.store_format import (
     damaged,
     read_videos,
     shard_path,
-    write_frames,
+    write_rows,
     write_videos,
 )
 from cyclecontrast.data.tables import read_table
@@ -70,7 +70,7 @@ def write_shard(job: ShardJob) -> int:
         written = [_write_video(job, row, file) for row in job.rows]
         file.write(bytes(2 * tarfile.BLOCKSIZE))
     rows = [frame for _, frames in written for frame in frames]
-    write_frames(shard_path(job.out, job.shard, FRAMES), rows)
+    write_rows(shard_path(job.out, job.shard, FRAMES), rows, FRAME_SCHEMA)
     write_videos(shard_path(job.out, job.shard, VIDEOS), [row for row, _ in written])
     return len(rows)
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from cyclecontrast.data.folders import is_image, natural_order
 from cyclecontrast.data.images import Pixels, load_image
-from cyclecontrast.data.storage import file_sizes, leads_out, raise_problems, read_lines, read_text
+from cyclecontrast.data.storage import file_size, leads_out, raise_problems, read_lines, read_text
 from cyclecontrast.errors import UserError, attempt
 
 Boxes = npt.NDArray[np.float64]
@@ -91,7 +91,8 @@ class Sequences:
         for sequence in self.sequences:
             names = "\n".join(["", sequence.name, *sequence.files, ""])
             digest.update(names.encode(errors="surrogateescape"))
-            for column in (sequence.boxes, sequence.cover, sequence.absent, file_sizes(sequence.images)):
+            sizes = np.array([file_size(path) for path in sequence.images], np.int64)
+            for column in (sequence.boxes, sequence.cover, sequence.absent, sizes):
                 digest.update(b"none" if column is None else column.tobytes())
         return digest.hexdigest()[:16]
 

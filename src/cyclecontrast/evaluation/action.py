@@ -6,7 +6,7 @@ new last layer, then all layers (mode finetune) or the last one further (mode li
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,18 +22,17 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.data.random_streams import FRAMES, ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.classification import breakdown, doubts, not_learned, not_tested
+from cyclecontrast.evaluation.classification import NUM_RANKED, breakdown, doubts, not_learned, not_tested
 from cyclecontrast.evaluation.embed import Loading, check_finite, concatenated, exact_convolutions
 from cyclecontrast.evaluation.epochs import EpochReader, step_decay, train_epochs
-from cyclecontrast.evaluation.image_batches import CROP_MARGIN, CenterCrops, ImageBatch, in_order, load_image_batches
+from cyclecontrast.evaluation.image_batches import CROP_MARGIN, CenterCrop, ImageBatch, chunks, load_image_batches
 from cyclecontrast.evaluation.metrics import top_k_accuracy, video_means
-from cyclecontrast.evaluation.predictions import DataInfo, Record
+from cyclecontrast.evaluation.predictions import DataInfo, Record, column_to_matrix, matrix_to_column
 from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.models.backbone import Backbone
 
 VIDEOS_PER_PART = 256
-NUM_RANKED = 5
 MILESTONES = (6 / 16, 10 / 16, 14 / 16)
 FACTOR = 0.3
 CLIPS_AT_ONCE = 8
@@ -95,8 +94,7 @@ class Action(Protocol[ActionConfig, LabeledVideos]):
         Differs from the release: clip_top1 is of the test clips, not of 25 random ones.
         """
         classes = record.about.details["classes"]
-        column = record.table["probabilities"].combine_chunks()
-        clips = column.flatten().to_numpy().reshape(len(column), -1).astype(np.float64)
+        clips = column_to_matrix(record.table["probabilities"]).astype(np.float64)
         clip_labels = record.table["label"].to_numpy()
         ids = record.table["id"].to_numpy(zero_copy_only=False)
         _, first, members = np.unique(ids, return_index=True, return_inverse=True)
@@ -285,7 +283,7 @@ def _test(
 ) -> Arrays:
     parts = [
         cache.arrays(f"test {part[0]}-{part[-1]}", partial(_test_part, model, videos, part, config, loading))
-        for part in in_order(len(videos), VIDEOS_PER_PART)
+        for part in chunks(range(len(videos)), VIDEOS_PER_PART)
     ]
     tested = concatenated(parts)
     if not len(tested["videos"]):
@@ -294,17 +292,17 @@ def _test(
 
 
 def _test_part(
-    model: ClipClassifier, videos: VideoSplit, part: range, config: ActionConfig, loading: Loading
+    model: ClipClassifier, videos: VideoSplit, part: Sequence[int], config: ActionConfig, loading: Loading
 ) -> Arrays:
     clip = ClipShape(config.num_frames, config.fps)
     clips = SpreadClips(videos, clip, config.num_clips, loading.image_size)
-    batches = [part[at.start : at.stop] for at in in_order(len(part), max(1, config.batch_size // config.num_clips))]
+    batches = chunks(part, max(1, config.batch_size // config.num_clips))
     title = f"action, test videos {part[0] + 1} to {part[-1] + 1} of {len(videos)}"
     numbers: list[int] = []
     problems: list[str] = []
     probabilities = [np.empty((0, model.head.out_features), np.float32)]
     with exact_convolutions():
-        for batch in load_image_batches(clips, CenterCrops(loading.image_size), batches, loading.workers, title):
+        for batch in load_image_batches(clips, CenterCrop(loading.image_size), batches, loading.workers, title):
             problems += batch.problems
             if len(batch.positions):
                 pixels = batch.pixels.reshape(-1, config.num_frames, *batch.pixels.shape[2:])
@@ -319,13 +317,13 @@ def _test_part(
 
 
 def _table(tested: Arrays, data: LabeledVideos) -> pa.Table:
-    videos, probabilities = tested["videos"], tested["probabilities"]
+    videos = tested["videos"]
     return pa.table(
         {
             "id": pa.array([data.test.paths[video] for video in videos]),
             "label": data.test.labels[videos],
             "clip": tested["clips"],
-            "probabilities": pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel()), probabilities.shape[1]),
+            "probabilities": matrix_to_column(tested["probabilities"]),
         }
     )
 

@@ -18,7 +18,7 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.storage import raise_problems
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.embed import check_finite, frozen
-from cyclecontrast.evaluation.image_batches import load_image_batches
+from cyclecontrast.evaluation.image_batches import chunks, load_image_batches
 from cyclecontrast.evaluation.label_propagation import (
     LabelPropagation,
     Preset,
@@ -32,16 +32,13 @@ from cyclecontrast.evaluation.mask_files import (
     draw_objects,
     draw_sheet,
     encode_mask,
-    pack_files,
-    unpack_files,
 )
 from cyclecontrast.evaluation.metrics import boundary_f, region_similarity
 from cyclecontrast.evaluation.predictions import DataInfo, Record
 from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
-from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.models.backbone import Backbone, restride
 from cyclecontrast.models.hardware import pick_device, pick_workers
-from cyclecontrast.models.stride import restride
 
 STRIDES = (1, 2, 1, 1)
 """Of the stages; they are not dilated, unlike those of tracking."""
@@ -72,7 +69,7 @@ class Propagation(Protocol[PropagationConfig, Davis]):
         preset = preset_for(config.preset, backbone)
         with frozen(restride(backbone, STRIDES), device) as dense:
             parts = [
-                cache.arrays(f"{number}-{video.name}", partial(follow, dense, video, preset, config, device))
+                cache.arrays(f"video-{number}", partial(follow, dense, video, preset, config, device))
                 for number, video in enumerate(data.videos)
             ]
         problems = [str(problem) for part in parts for problem in part["problems"]]
@@ -117,7 +114,7 @@ class Propagation(Protocol[PropagationConfig, Davis]):
 
 
 def _table(video: MaskedVideo, part: Arrays) -> pa.Table:
-    masks = {name: pa.array(unpack_files(part, name), pa.binary()) for name in ("predicted", "truth")}
+    masks = {name: pa.array(part[name].tolist(), pa.binary()) for name in ("predicted", "truth")}
     return pa.table({"video": [video.name] * len(video), "frame": [path.stem for path in video.frames], **masks})
 
 
@@ -179,10 +176,9 @@ def follow(
     height, width = truth[0].shape
     size = network_size(height, width, config.height, preset.width_multiple)
     crop = _ToSize(video, (height, width), size)
-    one_by_one = [range(position, position + 1) for position in range(len(video))]
-    predicted: list[Pixels] = [truth[0]]
+    predicted, workers = [truth[0]], pick_workers(config.workers, device)
     propagation: LabelPropagation | None = None
-    for batch in load_image_batches(video, crop, one_by_one, pick_workers(config.workers, device), video.name):
+    for batch in load_image_batches(video, crop, chunks(range(len(video)), 1), workers, video.name):
         if batch.problems:
             return _left_out(batch.problems)
         with torch.inference_mode():
@@ -197,8 +193,8 @@ def follow(
         **_left_out([]),
         "size": np.array(size),
         "cells": np.array(labels.shape[:2]),
-        **pack_files("predicted", [encode_mask(mask) for mask in predicted]),
-        **pack_files("truth", [encode_mask(mask) for mask in truth]),
+        "predicted": np.array([encode_mask(mask) for mask in predicted]),
+        "truth": np.array([encode_mask(mask) for mask in truth]),
     }
 
 

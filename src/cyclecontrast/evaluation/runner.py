@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import Any
 
 from cyclecontrast.config import EvaluateConfig
 from cyclecontrast.distributed import ALONE, World, broadcast_object, joined_command
@@ -31,53 +31,41 @@ from cyclecontrast.models.hardware import limited_threads, pick_device
 AnyProtocol = Protocol[Any, Any]
 
 
-@overload
 def evaluate(
-    protocol: str | type[AnyProtocol],
-    config: EvaluateConfig,
-    backbone: Backbone | None = None,
-    *,
-    reuse: bool = False,
-    alone: Literal[True],
-) -> Result: ...
-
-
-@overload
-def evaluate(
-    protocol: str | type[AnyProtocol], config: EvaluateConfig, backbone: Backbone | None = None, *, reuse: bool = False
-) -> Result | None: ...
-
-
-def evaluate(
-    protocol: str | type[AnyProtocol],
-    config: EvaluateConfig,
-    backbone: Backbone | None = None,
-    *,
-    reuse: bool = False,
-    alone: bool = False,
+    protocol: str | type[AnyProtocol], config: EvaluateConfig, backbone: Backbone | None = None
 ) -> Result | None:
     """Evaluate a model by a protocol as its config says; writes the record, then the result.
 
-    A `backbone` is taken as it is, whatever the config names. A stopped evaluation resumes where it was. `reuse`
-    returns an earlier result of the same model, data and settings. `config.score_only` scores the record of an earlier
-    evaluation again, for which the model may be gone. The processes of torchrun share the images, unless each is to
-    evaluate `alone`; rank 0 returns the result, the others None. Raises UserError.
+    A `backbone` is taken as it is, whatever the config names. A stopped evaluation resumes where it was.
+    `config.score_only` scores the record of an earlier evaluation again, for which the model may be gone. The processes
+    of torchrun share the images; rank 0 returns the result, the others None. Raises UserError.
     """
-    task = find_protocol(protocol)(config)
-    with contextlib.nullcontext(ALONE) if alone else joined_command() as world:
-        if config.score_only:
-            return _score_again(task, backbone) if world.rank == 0 else None
-        backbone, data = _open(task, backbone)
-        about = _about(task, data, backbone)
-        found = _earlier_result(task, about) if reuse and world.rank == 0 else None
-        if broadcast_object(found is not None, world):
-            return found
-        parts = task.parts(backbone, data) if world.size > 1 else []
-        with limited_threads(pick_device(config.device)):
-            if world.rank:
-                _share_parts(parts, about, None, world)
-                return None
+    with joined_command() as world:
+        return _run(find_protocol(protocol)(config), backbone, world)
+
+
+def evaluate_alone(
+    protocol: str | type[AnyProtocol], config: EvaluateConfig, backbone: Backbone | None = None, reuse: bool = False
+) -> Result:
+    """Evaluate in this process, even where torchrun started others; `reuse` returns an equal result of before."""
+    result = _run(find_protocol(protocol)(config), backbone, ALONE, reuse)
+    assert result is not None
+    return result
+
+
+def _run(task: AnyProtocol, backbone: Backbone | None, world: World, reuse: bool = False) -> Result | None:
+    if task.config.score_only:
+        return _score_again(task, backbone) if world.rank == 0 else None
+    backbone, data = _open(task, backbone)
+    about = _about(task, data, backbone)
+    if reuse and (found := _earlier_result(task, about)):
+        return found
+    parts = task.parts(backbone, data) if world.size > 1 else []
+    with limited_threads(pick_device(task.config.device)):
+        if world.rank == 0:
             return _evaluate(task, backbone, data, about, parts, world)
+        _share_parts(parts, about, None, world)
+    return None
 
 
 def _evaluate(

@@ -13,7 +13,7 @@ from cyclecontrast.distributed import check_alone
 from cyclecontrast.errors import UserError, checked, out_of_memory
 from cyclecontrast.evaluation.predictions import Result, results_folder
 from cyclecontrast.evaluation.references import Compared, compare
-from cyclecontrast.evaluation.runner import evaluate
+from cyclecontrast.evaluation.runner import evaluate_alone
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
@@ -129,7 +129,7 @@ def _attempt(model: str, backbone: Backbone, plan: Plan, config: AllConfig, prob
     try:
         base = {"model": model, "data": plan.data, "out": _folder(config), "seed": config.seed, "device": config.device}
         options: EvaluateConfig = checked(PROTOCOL_CONFIGS[plan.protocol], {**base, **known, **plan.settings})
-        return evaluate(plan.protocol, options, backbone, reuse=not config.again, alone=True)
+        return evaluate_alone(plan.protocol, options, backbone, reuse=not config.again)
     except UserError as error:
         problems += [f"{plan}: {problem}" for problem in error.problems]
     except torch.OutOfMemoryError as error:

@@ -18,8 +18,8 @@ from cyclecontrast.files import sync
 from cyclecontrast.methods import learns_from
 from cyclecontrast.models.backbone import BLOCKS, Backbone
 from cyclecontrast.models.checkpoint import fingerprint
+from cyclecontrast.models.hardware import package_versions
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, read_about
-from cyclecontrast.versions import package_versions
 
 NAMES: Renaming = (
     (r"^conv1\.", "embedder.embedder.convolution."),

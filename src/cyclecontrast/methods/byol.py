@@ -19,7 +19,6 @@ class BYOL(MomentumMethod):
 
     learns_from = "two views, each predicting its momentum encoder's of the other"
     reads = MomentumMethod.reads - {"temperature"}
-    same_frame = True
     num_queries = 2
     num_enqueued = 0
 
@@ -42,4 +41,4 @@ class BYOL(MomentumMethod):
         loss = (negative_cosine(from_first, of_second) + negative_cosine(from_second, of_first)) / 2
         query = projections[0].features().intra
         accuracy = self.in_batch_accuracy(query, of_second, batch.video) if info.measure else None
-        return Losses(loss, loss.detach(), intra_accuracy=accuracy)
+        return Losses(loss, loss, intra_accuracy=accuracy)

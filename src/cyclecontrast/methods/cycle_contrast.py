@@ -6,6 +6,8 @@ a video, its key another frame of the same video by the momentum encoder; both h
 for the cycle loss. Queues hold keys of earlier steps with the videos that they came from.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,15 @@ from cyclecontrast.data.dataset import Batch, FurtherFrames
 from cyclecontrast.loss import cycle_consistency, info_nce, is_nearest, soft_nearest_neighbor
 from cyclecontrast.methods.method import Candidates, Losses, MomentumMethod, StepInfo
 from cyclecontrast.models.encoder import Features
+
+
+class Split(NamedTuple):
+    """The keys of the cycle loss: support U (S, D), negatives (K - S, D), and the masks of what each query ignores."""
+
+    support: Tensor
+    negatives: Tensor
+    ignore_support: Tensor
+    ignore_negatives: Tensor
 
 
 class CycleContrast(MomentumMethod):
@@ -42,40 +53,43 @@ class CycleContrast(MomentumMethod):
         query = self.encode(batch.views[0])  # NxD twice
 
         # Eq. 2: the query finds another frame of its video among frames of other videos.
-        keys = self.candidates(self.intra_queue, new.intra, new_video, len(batch.video))  # KxD
-        ignore = keys.ignore(batch.video, options.mask_own_video)  # NxK
-        intra = info_nce(query.intra, key.intra, keys.keys, temperature, ignore)
+        intra_keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
+        ignore = intra_keys.ignore(batch.video, own_video=options.mask_own_video)  # NxK
+        intra = info_nce(query.intra, key.intra, intra_keys.keys, temperature, ignore)
 
         # Eq. 3-5: the query's soft nearest neighbor in other videos must cycle back to the query's own video.
-        keys_of_cycle = self.candidates(self.cycle_queue, new.cycle, new_video, len(batch.video))  # KxD
-        support, negatives, ignore_support, ignore_negatives = self.split(keys_of_cycle, batch.video, info)
-        weight = self.cycle_weight(info)  # λ; while it is 0 the cycle loss is measured without a gradient
+        cycle_keys = self.candidates(self.cycle_queue, new.cycle, new_video)  # KxD
+        split = self.split(cycle_keys, batch.video, info)  # support SxD, negatives (K-S)xD, masks NxS and Nx(K-S)
+        weight = self.cycle_weight(info) or 0.0  # λ; while it is 0 the cycle loss is measured without a gradient
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-            cycle = cycle_consistency(
-                query.cycle,  # NxD
-                key.cycle,  # NxD
-                support,  # SxD
-                negatives,  # (K-S)xD
-                temperature,
-                ignore_support,  # NxS
-                ignore_negatives,  # Nx(K-S)
-                options.top_k,
-            )
+            cycle = self.cycle_loss(query, key, split)
         total = intra + weight * cycle  # Eq. 6
-        if not info.measure:
-            return Losses(total, intra.detach(), cycle.detach())
-        accuracy = self.accuracy(query.intra, key.intra, keys.keys, ignore)
-        closed = self.closed(query, key, support, negatives, ignore_support, ignore_negatives)
-        return Losses(total, intra.detach(), cycle.detach(), None, accuracy, closed)
 
-    def cycle_weight(self, info: StepInfo) -> float:
+        if not info.measure:
+            return Losses(total, intra, cycle)
+        accuracy = self.accuracy(query.intra, key.intra, intra_keys.keys, ignore)
+        return Losses(total, intra, cycle, None, accuracy, self.closed(query, key, split))
+
+    def cycle_loss(self, query: Features, key: Features, split: Split) -> Tensor:
+        """Return Eq. 5: from the query by its soft nearest neighbor in U (Eq. 3, 4) back to its video."""
+        return cycle_consistency(
+            query.cycle,  # NxD
+            key.cycle,  # NxD
+            split.support,  # SxD
+            split.negatives,  # (K-S)xD
+            self.options.temperature,
+            split.ignore_support,  # NxS
+            split.ignore_negatives,  # Nx(K-S)
+            self.options.top_k,
+        )
+
+    def cycle_weight(self, info: StepInfo) -> float | None:
         """Return λ: 0 before the fraction `cycle_start` of the training."""
         return self.options.cycle_weight if info.progress >= self.options.cycle_start else 0.0
 
-    def split(self, candidates: Candidates, video: Tensor, info: StepInfo) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def split(self, candidates: Candidates, video: Tensor, info: StepInfo) -> Split:
         """Draw the support U from the candidates; the rest are negatives (Algorithm 1).
 
-        Returns support (S, D), negatives (K - S, D), and the masks (N, S), (N, K - S) of what each query ignores.
         Differs from the release with `split_by` video: all keys of a video are on one side. Keys are ordered by a
         random number of their video; on the negatives' side the one video on the border is ignored.
         """
@@ -86,28 +100,19 @@ class CycleContrast(MomentumMethod):
         keys = candidates.keys.index_select(0, order)  # brackets take five times as long
         place = None if candidates.place is None else order.argsort()[candidates.place]
         drawn = Candidates(keys, candidates.video[order], place)
-        ignore = drawn.ignore(video, self.options.mask_own_video)
+        ignore = drawn.ignore(video, own_video=self.options.mask_own_video)
         if by_video:
             border = drawn.video[:size][-1:]
             ignore[:, size:].logical_or_((drawn.video[size:] == border) & (border >= 0))
-        return keys[:size], keys[size:], ignore[:, :size], ignore[:, size:]
+        return Split(keys[:size], keys[size:], ignore[:, :size], ignore[:, size:])
 
     @torch.no_grad()
-    def closed(
-        self,
-        query: Features,
-        key: Features,
-        support: Tensor,
-        negatives: Tensor,
-        ignore_support: Tensor,
-        ignore_negatives: Tensor,
-    ) -> Tensor:
+    def closed(self, query: Features, key: Features, split: Split) -> Tensor:
         """Return the fraction of cycles that close, of the queries that have candidates in the support."""
-        neighbor = soft_nearest_neighbor(
-            query.cycle, support, self.options.temperature, ignore_support, self.options.top_k
-        )
-        ends = is_nearest(neighbor, key.cycle, negatives, ignore_negatives)
-        return ends[~ignore_support.all(dim=1)].float().mean()
+        temperature, top_k = self.options.temperature, self.options.top_k
+        neighbor = soft_nearest_neighbor(query.cycle, split.support, temperature, split.ignore_support, top_k)  # NxD
+        ends = is_nearest(neighbor, key.cycle, split.negatives, split.ignore_negatives)
+        return ends[~split.ignore_support.all(dim=1)].float().mean()
 
 
 class IntraVideo(MomentumMethod):
@@ -116,21 +121,19 @@ class IntraVideo(MomentumMethod):
     learns_from = "frames of the same video"
     reads = MomentumMethod.reads | {"queue_size", "batch_keys", "mask_own_video"}
     has_intra = True
+    masks_own_video = True
+    """Whether keys of the query's own video may be masked."""
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the intra loss of a micro-batch; views[0] are the queries, views[1] their positives."""
         key = self.encode_keys(batch.views[1], info)  # NxD
         new, new_video = self.enqueue_later([key], batch.video)
         query = self.encode(batch.views[0])  # NxD
-        keys = self.candidates(self.intra_queue, new.intra, new_video, len(batch.video))  # KxD
-        ignore = keys.ignore(batch.video, self.ignores_own_video())  # NxK
-        intra = info_nce(query.intra, key.intra, keys.keys, self.options.temperature, ignore)
-        accuracy = self.accuracy(query.intra, key.intra, keys.keys, ignore) if info.measure else None
-        return Losses(intra, intra.detach(), intra_accuracy=accuracy)
-
-    def ignores_own_video(self) -> bool:
-        """Return whether a query's own video gives no negatives."""
-        return self.options.mask_own_video
+        intra_keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
+        ignore = intra_keys.ignore(batch.video, own_video=self.masks_own_video and self.options.mask_own_video)  # NxK
+        intra = info_nce(query.intra, key.intra, intra_keys.keys, self.options.temperature, ignore)
+        accuracy = self.accuracy(query.intra, key.intra, intra_keys.keys, ignore) if info.measure else None
+        return Losses(intra, intra, intra_accuracy=accuracy)
 
 
 class IntraImage(IntraVideo):
@@ -139,10 +142,7 @@ class IntraImage(IntraVideo):
     learns_from = "two views of one frame"
     reads = IntraVideo.reads - {"mask_own_video"}
     same_frame = True
-
-    def ignores_own_video(self) -> bool:
-        """Return False: other frames of a query's video are negatives."""
-        return False
+    masks_own_video = False
 
 
 class CycleOnly(CycleContrast):
@@ -152,7 +152,7 @@ class CycleOnly(CycleContrast):
     reads = CycleContrast.reads - {"queue_size", "cycle_weight", "cycle_start"}
     has_intra = False
 
-    def cycle_weight(self, info: StepInfo) -> None:  # type: ignore[override]
+    def cycle_weight(self, info: StepInfo) -> None:
         """Return None: there is no intra loss to weigh against."""
 
     @classmethod
@@ -165,27 +165,17 @@ class CycleOnly(CycleContrast):
         key, *own_keys = (self.encode_keys(view, info) for view in batch.views[1:])  # NxD
         new, new_video = self.enqueue_later([key], batch.video)
         query = self.encode(batch.views[0])  # NxD
-        keys = self.candidates(self.cycle_queue, new.cycle, new_video, len(batch.video))  # KxD
-        support, negatives, ignore_support, ignore_negatives = self.split(keys, batch.video, info)
+        keys = self.candidates(self.cycle_queue, new.cycle, new_video)  # KxD
+        split = self.split(keys, batch.video, info)
         for own in own_keys:
             # Differs from the release, which puts the query itself into its support.
-            support = torch.cat((support, own.cycle))  # (S+N)xD
-            of_others = ~torch.eye(len(own.cycle), dtype=torch.bool, device=support.device)
-            ignore_support = torch.cat((ignore_support, of_others), dim=1)
-        cycle = cycle_consistency(
-            query.cycle,
-            key.cycle,
-            support,
-            negatives,
-            self.options.temperature,
-            ignore_support,
-            ignore_negatives,
-            self.options.top_k,
-        )
-        closed = None
-        if info.measure:
-            closed = self.closed(query, key, support, negatives, ignore_support, ignore_negatives)
-        return Losses(cycle, None, cycle.detach(), cycle_closed=closed)
+            of_others = ~torch.eye(len(own.cycle), dtype=torch.bool, device=own.cycle.device)
+            split = split._replace(
+                support=torch.cat((split.support, own.cycle)),  # (S+N)xD
+                ignore_support=torch.cat((split.ignore_support, of_others), dim=1),  # Nx(S+N)
+            )
+        cycle = self.cycle_loss(query, key, split)
+        return Losses(cycle, None, cycle, cycle_closed=self.closed(query, key, split) if info.measure else None)
 
 
 def scramble(numbers: Tensor, seed: int) -> Tensor:

@@ -37,7 +37,7 @@ class Losses(NamedTuple):
     """
 
     total: Tensor
-    intra: Tensor | None
+    intra: Tensor | None = None
     cycle: Tensor | None = None
     terms: dict[str, Tensor] | None = None
     intra_accuracy: Tensor | None = None
@@ -54,10 +54,9 @@ class Method(nn.Module):
     learns_from: ClassVar[str] = "views of the same video"
     """In words, for the report."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """Names of the options in METHOD_OPTIONS that the method reads."""
+    """Names of the options that it reads and other methods may not; not needed for a method of your own."""
     same_frame: ClassVar[bool] = False
     """Whether query and positive show one frame; else two frames of the video."""
-    num_views: ClassVar[int] = 2
     num_queries: ClassVar[int] = 1
     """Views of a video that go through the encoder, with a gradient."""
     num_enqueued: ClassVar[int] = 0
@@ -120,7 +119,7 @@ class Method(nn.Module):
         """Return how often a query is nearer to its positive than to the batch's other positives."""
         keys = gather(positive.detach(), self.world)
         candidates = Candidates(keys, gather(video, self.world), self.places(len(video), keys))
-        return self.accuracy(query, positive, candidates.keys, candidates.ignore(video, False))
+        return self.accuracy(query, positive, candidates.keys, candidates.ignore(video, own_video=False))
 
     def places(self, num_videos: int, keys: Tensor) -> Tensor:
         """Return where this process's keys are among the first keys of all processes (batch,)."""
@@ -146,7 +145,7 @@ class Candidates(NamedTuple):
     place: Tensor | None = None
     num_fresh: int = 0
 
-    def ignore(self, video: Tensor, own_video: bool) -> Tensor:
+    def ignore(self, video: Tensor, *, own_video: bool) -> Tensor:
         """Return the mask (batch, num_keys) of the query's positive and, with `own_video`, all keys of its video.
 
         Differs from the release, which masks nothing: the paper keeps a query's own video out (§3.2).
@@ -204,13 +203,14 @@ class MomentumMethod(Method):
         self._new_keys.append(new)
         return new
 
-    def candidates(self, queue: KeyQueue, new_keys: Tensor, new_video: Tensor, num_videos: int) -> Candidates:
+    def candidates(self, queue: KeyQueue, new_keys: Tensor, new_video: Tensor) -> Candidates:
         """Return the queue's keys and, with `batch_keys`, this step's.
 
         Differs from the release with `batch_keys`: old keys alone can be told from new ones by their age (docs/log.md).
         """
         if not (self.options.batch_keys or self.always_batch_keys):
             return Candidates(queue.keys, queue.video)
+        num_videos = len(new_keys) // (self.num_enqueued * self.world.size)
         keys, video = queue.joined(new_keys, new_video)
         return Candidates(keys, video, len(queue.keys) + self.places(num_videos, keys), len(new_keys))
 
@@ -244,12 +244,3 @@ class MomentumMethod(Method):
         """Compile the encoder and the momentum encoder."""
         super().compile_encoders()
         self._encode_key = compiled(self.momentum_encoder.forward)
-
-
-METHOD_OPTIONS = frozenset(
-    {
-        *("temperature", "queue_size", "batch_keys", "mask_own_video", "momentum", "momentum_ramp", "momentum_rise"),
-        *("bn_groups", "cycle_weight", "cycle_start", "cycle_queue_size", "support_size", "top_k", "split_by"),
-    }
-)
-"""Options that only some methods read."""

@@ -26,7 +26,6 @@ class SeCo(MomentumMethod):
     learns_from = "frames of the same video, what tells them apart and their order"
     reads = MomentumMethod.reads | {"queue_size", "batch_keys", "mask_own_video"}
     same_frame = True
-    num_views = 4
     num_enqueued = 3
     has_intra = True
 
@@ -47,8 +46,8 @@ class SeCo(MomentumMethod):
         query = self.encode(batch.views[0])  # NxD
         with autocast(query.cycle.device, self.options.precision):
             logits = self.head(torch.cat((query.cycle, *(other.cycle for other in others)), dim=1)).float()  # Nx2
-        keys = self.candidates(self.intra_queue, new.intra, new_video, len(batch.video))  # KxD
-        ignore = keys.ignore(batch.video, self.options.mask_own_video) | keys.fresh_of(batch.video)  # NxK
+        keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
+        ignore = keys.ignore(batch.video, own_video=self.options.mask_own_video) | keys.fresh_of(batch.video)  # NxK
 
         inter = torch.stack(
             [info_nce(query.intra, key.intra, keys.keys, temperature, ignore) for key in each_key]
@@ -66,8 +65,8 @@ class SeCo(MomentumMethod):
         order = order_loss(logits, is_after, is_before | is_after)
 
         accuracy = self.accuracy(query.intra, same.intra, keys.keys, ignore) if info.measure else None
-        terms = {"same_frame": intra.detach(), "order": order.detach()}
-        return Losses(inter + intra + order, inter.detach(), None, terms, accuracy)
+        terms = {"same_frame": intra, "order": order}
+        return Losses(inter + intra + order, inter, None, terms, accuracy)
 
 
 class OrderHead(nn.Module):

@@ -18,7 +18,6 @@ class SimCLR(Method):
 
     learns_from = "two views, against all others of the batch"
     reads = frozenset({"temperature"})
-    same_frame = True
     num_queries = 2
     compares_queries = True
 
@@ -32,7 +31,7 @@ class SimCLR(Method):
         first, second = (self.encode(view).intra for view in batch.views)  # NxD each
         loss = nt_xent(first, second, self.options.temperature)
         accuracy = self.in_batch_accuracy(first, second, batch.video) if info.measure else None
-        return Losses(loss, loss.detach(), intra_accuracy=accuracy)
+        return Losses(loss, loss, intra_accuracy=accuracy)
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:

@@ -19,7 +19,6 @@ class SimSiam(Method):
     """
 
     learns_from = "two views that predict each other"
-    same_frame = True
     num_queries = 2
     constant_head_rate = True
 
@@ -41,7 +40,7 @@ class SimSiam(Method):
             of_second, of_first = (self.head(projection.intra) for projection in projections)
         loss = (negative_cosine(of_second, second) + negative_cosine(of_first, first)) / 2
         accuracy = self.in_batch_accuracy(first, second, batch.video) if info.measure else None
-        return Losses(loss, loss.detach(), intra_accuracy=accuracy)
+        return Losses(loss, loss, intra_accuracy=accuracy)
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:

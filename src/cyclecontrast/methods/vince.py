@@ -21,7 +21,6 @@ class VINCE(MomentumMethod):
 
     learns_from = "four frames of the same video at once"
     reads = MomentumMethod.reads | {"queue_size", "mask_own_video"}
-    num_views = 2 * NUM_PAIRS
     num_queries = NUM_PAIRS
     num_enqueued = NUM_PAIRS
     has_intra = True
@@ -39,9 +38,9 @@ class VINCE(MomentumMethod):
         new, new_video = self.enqueue_later(each_key, batch.video)
         queries = [self.encode(view) for view in batch.views[0::2]]
         query = torch.cat([features.intra for features in queries])  # 4NxD
-        keys = self.candidates(self.intra_queue, new.intra, new_video, len(batch.video))  # KxD
+        keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
         positives = keys.fresh_of(batch.video)  # NxK
-        ignore = keys.ignore(batch.video, options.mask_own_video) | positives
+        ignore = keys.ignore(batch.video, own_video=options.mask_own_video) | positives
         loss = multi_positive_nce(
             query,
             keys.keys,
@@ -53,10 +52,10 @@ class VINCE(MomentumMethod):
         if info.measure:
             accuracy = self.accuracy(queries[0].intra, each_key[0].intra, keys.keys, ignore)
         if not options.self_batch:
-            return Losses(loss, loss.detach(), intra_accuracy=accuracy)
+            return Losses(loss, loss, intra_accuracy=accuracy)
         video = batch.video.repeat(NUM_PAIRS)
         of_batch = self_batch_nce(query, video == video[:, None], options.self_temperature)
-        return Losses(loss + of_batch, loss.detach(), None, {"self_batch": of_batch.detach()}, accuracy)
+        return Losses(loss + of_batch, loss, None, {"self_batch": of_batch}, accuracy)
 
 
 def _three_pairs(rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:

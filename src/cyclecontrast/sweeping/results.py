@@ -19,8 +19,8 @@ from scipy.special import stdtrit
 
 from cyclecontrast.charts import COLORS, new_figure, save_figure
 from cyclecontrast.files import replacing
+from cyclecontrast.models.hardware import package_versions
 from cyclecontrast.sweeping.tables import Metric, Published, Row, Table, published_in
-from cyclecontrast.versions import package_versions
 
 LEVEL = 0.05
 METHOD_NOTE = (

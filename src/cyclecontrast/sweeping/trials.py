@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from cyclecontrast.config import MAY_CHANGE, PROTOCOL_CONFIGS, EvaluateConfig, PretrainConfig
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.evaluation.runner import evaluate
+from cyclecontrast.evaluation.runner import evaluate_alone
 from cyclecontrast.files import replacing
 from cyclecontrast.models.hardware import num_cores
 from cyclecontrast.training.pretrain import pretrain
@@ -133,7 +133,7 @@ def run_trial(trial: Trial) -> Metrics:
     found = {}
     for protocol, settings in trial.evaluations:
         config = evaluation_config(protocol, settings, trial.run, trial.seed)
-        found[protocol] = evaluate(protocol, config, reuse=True, alone=True).metrics
+        found[protocol] = evaluate_alone(protocol, config, reuse=True).metrics
     return found
 
 

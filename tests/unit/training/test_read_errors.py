@@ -191,7 +191,7 @@ def test_a_training_of_which_too_much_is_unreadable_stops(tmp_path):
 
 def test_a_store_that_is_lost_costs_no_step(tmp_path, monkeypatch):
     """A shard that vanishes under a training ends it after the step before, from which it resumes to the same end."""
-    monkeypatch.setattr("cyclecontrast.data.storage.PAUSES", (0.0,))
+    monkeypatch.setattr("cyclecontrast.data.store.PAUSES", (0.0,))
     data = write_store(tmp_path / "store")
     whole = run(data, tmp_path / "whole", steps=4)
     shard, kept = shard_path(data, 1), shard_path(data, 1).read_bytes()
