@@ -30,7 +30,7 @@ class ImageFiles:
         try:
             return read_regular(self.root / str(self.names[frame]), MOST_BYTES)
         except FileNotFoundError as error:
-            if any(self.root.iterdir()):  # an unmounted folder is gone or empty
+            if self.root.is_dir() and any(self.root.iterdir()):  # an unmounted folder is gone or empty
                 raise ValueError("the file is gone") from error
             raise
 

@@ -204,10 +204,12 @@ def _read_flat(root: Path, problems: list[str]) -> dict[str, list[str]]:
     synsets = imagenet_synsets()
     labels = []
     for where, text in read_lines(truth, problems):
-        class_number = whole_number(text) or 0
-        if not 1 <= class_number <= len(synsets):
+        number = whole_number(text) or 0
+        if 1 <= number <= len(synsets):
+            labels.append(synsets[number - 1])
+        else:
             problems.append(f"{where}: {text!r} is not the number of a class, 1 to {len(synsets):,}")
-        labels.append(synsets[class_number - 1] if class_number <= len(synsets) else "")
+            labels.append("")
     if len(labels) != len(images):
         problems.append(
             f"{truth}: has {len(labels):,} lines for the {len(images):,} images of {root / 'val'}; "

@@ -29,14 +29,13 @@ from cyclecontrast.data.store_format import (
     STORE_VERSION,
     VIDEOS,
     VideoRow,
-    count_frames,
     read_settings,
     read_videos,
     shard_path,
     write_settings,
     write_videos,
 )
-from cyclecontrast.data.store_writer import ShardJob, is_whole, join_shards, write_shards
+from cyclecontrast.data.store_writer import ShardJob, join_shards, write_shards
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
 
@@ -154,8 +153,6 @@ def _finish(out: Path, found: Sequence[FoundVideo], made: Sequence[Path]) -> Pre
         _remove_leftovers(out)
         join_shards(out)
     summary = _summary(read_videos(out / VIDEOS), out, found, num_new)
-    if summary.num_frames != count_frames(out):
-        raise UserError(f"out: {out}: {VIDEOS} does not fit {FRAMES}; make a new store in another folder")
     if summary.num_videos == 0:
         _remove_store(out, made)
         lines = [f"videos: not one of {_count(len(summary.skipped), 'file')} could be read; nothing was written"]
@@ -262,8 +259,8 @@ def _plan_rows(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> list[Vi
     """Return the known rows and, in new shards, pending rows for videos that are new, or were skipped and changed."""
     rows = {row.id: row for row in read_videos(out / VIDEOS)} if (out / VIDEOS).exists() else {}
     for done in {row.shard for row in rows.values() if row.status == "pending"}:
-        if is_whole(out, done):  # finished since the last plan
-            rows.update({row.id: row for row in read_videos(shard_path(out, done, VIDEOS))})
+        if (table := shard_path(out, done, VIDEOS)).exists():  # finished since the last plan
+            rows.update({row.id: row for row in read_videos(table)})
     new = []
     for video in found:
         row = rows.get(video.id)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cyclecontrast.data.storage import read_regular, size_within_folder
-from cyclecontrast.data.tables import read_about, read_table
+from cyclecontrast.data.tables import read_table
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 
@@ -112,14 +112,6 @@ def read_videos(path: Path) -> list[VideoRow]:
     except ValueError as error:
         raise damaged(path, error) from error
     return [VideoRow(**row) for row in table.to_pylist()]
-
-
-def count_frames(root: Path) -> int:
-    """Return the number of rows of the store's table of frames; raises UserError where it is damaged."""
-    try:
-        return int(read_about(root / FRAMES).num_rows)
-    except (OSError, ValueError) as error:
-        raise damaged(root / FRAMES, error) from error
 
 
 def damaged(path: Path, error: Exception) -> UserError:

@@ -21,11 +21,9 @@ from urllib.parse import quote
 
 import cv2
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cyclecontrast.data.decode import DecodedFrame, Policy, VideoError, open_video
-from cyclecontrast.data.storage import size_within_folder
 from cyclecontrast.data.store_format import (
     FRAME_SCHEMA,
     FRAMES,
@@ -114,17 +112,6 @@ def _write_frame(job: ShardJob, video_id: str, index: int, frame: DecodedFrame, 
 def member_name(video_id: str, index: int) -> str:
     """Return the name of a frame in its shard: a WebDataset key without dots, in a folder without slashes."""
     return f"{quote(video_id, safe='').replace('.', '%2E')}/{index:06d}.jpg"
-
-
-def is_whole(root: Path, shard: int) -> bool:
-    """Whether a shard's tables can be read and its tar is as long as its frames need."""
-    try:
-        frames = read_table(shard_path(root, shard, FRAMES), FRAME_SCHEMA, ("offset", "size"))
-        read_videos(shard_path(root, shard, VIDEOS))
-        end = pc.max(pc.add(frames["offset"], frames["size"])).as_py() or 0
-        return size_within_folder(shard_path(root, shard)) >= end
-    except (OSError, ValueError, UserError):
-        return False
 
 
 def join_shards(root: Path) -> None:

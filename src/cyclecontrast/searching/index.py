@@ -53,8 +53,7 @@ class FrameIndex:
     def open(path: Path) -> "FrameIndex":
         """Read everything but the vectors of a Parquet file; raises UserError where it is not an index."""
         try:
-            read = _open_parquet if path.suffix.lower() == ".parquet" else _open_npz
-            index = read(path)
+            index = _open_parquet(path) if path.suffix.lower() == ".parquet" else _open_npz(path)
             if (np.abs(index.time) > MAX_SECONDS).any():
                 raise ValueError(f"has times of more than {MAX_SECONDS:.0e} seconds")
         except (ValueError, OSError) as error:
