@@ -243,21 +243,19 @@ def _read_list(path: Path) -> list[str]:
 
 
 def _voc(root: Path, options: _Options) -> _Layout:
+    """Read lists of ids or of two paths; masks of the extended list lie in another folder."""
     num_classes = options.num_classes or len(VOC_CLASSES)
     classes = VOC_CLASSES if num_classes == len(VOC_CLASSES) else map(str, range(num_classes))
-    train, test = (
-        [_voc_pair(root, line) for line in _read_list(root / "ImageSets" / "Segmentation" / f"{name}.txt")]
-        for name in (options.train_list, "val")
-    )
+
+    def pair(line: str) -> Pair:
+        if len(line.split()) == 2:
+            return _pair_of_paths(line)
+        masks = [f"{folder}/{line}.png" for folder in ("SegmentationClass", "SegmentationClassAug")]
+        return Pair(f"JPEGImages/{line}.jpg", next((mask for mask in masks if os.path.exists(root / mask)), masks[0]))
+
+    lists = (root / "ImageSets/Segmentation" / f"{name}.txt" for name in (options.train_list, "val"))
+    train, test = ([pair(line) for line in _read_list(path)] for path in lists)
     return _Layout("voc", tuple(classes), (_table(np.arange(num_classes), options.ignore_label),), train, test)
-
-
-def _voc_pair(root: Path, line: str) -> Pair:
-    """Return the pair of a line: an id, or two paths; masks of the extended list lie in another folder."""
-    if len(line.split()) == 2:
-        return _pair_of_paths(line)
-    masks = [f"{folder}/{line}.png" for folder in ("SegmentationClass", "SegmentationClassAug")]
-    return Pair(f"JPEGImages/{line}.jpg", next((mask for mask in masks if os.path.exists(root / mask)), masks[0]))
 
 
 def _ade20k(root: Path, options: _Options) -> _Layout:
@@ -266,15 +264,11 @@ def _ade20k(root: Path, options: _Options) -> _Layout:
     problems: list[str] = []
     train, test = (_pair_folders(root, f"images/{s}", f"annotations/{s}", problems) for s in ("training", "validation"))
     table = _table(np.r_[IGNORE, np.arange(num_classes)], options.ignore_label)
-    return _Layout("ade20k", _ade_names(root, num_classes), (table,), train, test, (), tuple(problems))
-
-
-def _ade_names(root: Path, num_classes: int) -> tuple[str, ...]:
-    """Return the first name of each class in objectInfo150.txt, else its number."""
-    path = root / "objectInfo150.txt"
+    path = root / "objectInfo150.txt"  # the first name of each class, by number
     rows = [line.split("\t") for line in _read_list(path)[1:]] if path.exists() else []
     names = {whole_number(row[0]): row[-1].split(",")[0].strip() for row in rows}
-    return tuple(names.get(number, str(number)) for number in range(1, num_classes + 1))
+    classes = tuple(names.get(number, str(number)) for number in range(1, num_classes + 1))
+    return _Layout("ade20k", classes, (table,), train, test, (), tuple(problems))
 
 
 def _davis(root: Path, options: _Options) -> _Layout:

@@ -164,7 +164,9 @@ def make_plan(config: SweepConfig, num_processes: int = 1, prepares: bool = True
         prepare_videos(trial)
     store, device = FrameStore.open(data), pick_device(config.device)
     is_cpu = device.type == "cpu"
-    size, machine, settings = frame_size(store), Machine(is_cpu), _settings(config)
+    size, machine = frame_size(store), Machine(is_cpu)
+    settings = {name: getattr(config, name) for name in PASSED_ON if getattr(config, name) is not None}
+    settings = ({} if config.small else {"preset": "paper"}) | settings | {"flip": config.flip}
     queue_size = auto_settings(settings, size, machine)["cycle_queue_size"] if config.small else None
     rows = rows_of(config.table, queue_size)
     jobs = config.jobs or (max(1, num_cores() // 2 // num_processes) if is_cpu else 1)
@@ -211,12 +213,6 @@ def _check_labels(config: SweepConfig, table: Table, folder: Path) -> None:
         raise UserError(f"on: {on}: has no labels for {table.name}; name with --on {LABELS[table.kinds[0]]}")
     for protocol, settings in _evaluations(config, table):
         find_protocol(protocol)(evaluation_config(protocol, settings, folder, 0)).open()
-
-
-def _settings(config: SweepConfig) -> dict[str, Any]:
-    given = {name: getattr(config, name) for name in PASSED_ON if getattr(config, name) is not None}
-    preset = {} if config.small or config.preset else {"preset": "paper"}
-    return {**preset, **given, "flip": config.flip}
 
 
 def _resolved(trial: Trial, data: DataSize, machine: Machine, device: torch.device) -> Trial:

@@ -176,8 +176,12 @@ class Sweep:
             seeds = f"{len(one.seeds)}" if len(one.seeds) == self.num_seeds else f"{len(one.seeds)} of {self.num_seeds}"
             texts = [one.text(metric.title) for metric in self.metrics]
             bold = [clear.get(metric.title) == one.row for metric in self.metrics]
-            published = {figure.column: figure for figure in figures if figure.row == one.row.key}
-            shown = [_figure(published.get(column), notes) for column in papers]
+            published = {
+                figure.column: figure.text + (f" [{notes[figure.note]}]" if figure.note else "")
+                for figure in figures
+                if figure.row == one.row.key
+            }
+            shown = [published.get(column, "") for column in papers]
             yield one.row.full_name, [seeds, *texts, *shown], [False, *bold, *(False for _ in shown)]
 
     def findings(self) -> Iterator[str]:
@@ -220,7 +224,8 @@ class Sweep:
         first = max(means, key=lambda key: means[key])
         tied = [key for key in means if key != first and f"{means[key]:.1f}" == f"{means[first]:.1f}"]
         others = [key for key in values if key not in (first, *tied)]
-        near = [key for key in others if not _is_clear(gain(values[first], values[key]))]
+        gains = {key: gain(values[first], values[key]) for key in others}
+        near = [key for key, one in gains.items() if one is None or one.mean <= 0 or not one.is_significant]
         rows = {one.row.key: one.row for one in self.rows}
         best = tuple(rows[key] for key in (first, *tied))
         return Ranking(best, tuple(rows[key] for key in near), means.keys(), len(seeds))
@@ -290,18 +295,8 @@ class Sweep:
         }
 
 
-def _is_clear(one: Gain | None) -> bool:
-    return one is not None and one.mean > 0 and one.is_significant
-
-
 def _numbered_notes(figures: Sequence[Published]) -> dict[str, int]:
     return {text: number for number, text in enumerate(dict.fromkeys(one.note for one in figures if one.note), 1)}
-
-
-def _figure(figure: Published | None, notes: Mapping[str, int]) -> str:
-    if figure is None:
-        return ""
-    return f"{figure.text} [{notes[figure.note]}]" if figure.note else figure.text
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
