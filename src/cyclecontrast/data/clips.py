@@ -1,8 +1,7 @@
 """Clips of video files: how long a video is, which frames make up a clip, and decoding these frames.
 
-A video is seen as ticks of the clips' own frame rate, so that clips of all videos are equally fast: the tick at time t
-shows the frame int(t · fps of the video), as in the authors' release. A video that is too short for a clip is taken
-whole and repeated from its start.
+All clips have the same frame rate, whatever the videos have: the tick at time t shows the frame int(t · fps of the
+video), as in the authors' release. A video that is shorter than a clip is repeated from its start.
 """
 
 import math

@@ -16,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 from cyclecontrast.data.images import Pixels, size_problem
 from cyclecontrast.data.storage import short_reason
 
-# Only containers that hold their own pictures: a playlist named .mp4 must not open other files or addresses.
+# Only containers that hold the pictures themselves: a playlist named .mp4 must not open other files or addresses.
 DEMUXERS = (
     "mov,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,live_flv,ogg,gif,apng,mxf,dv,ivf,nut,rm,wtv,m4v,mjpeg,"
     "h261,h263,h264,hevc,obu,av1,vc1,yuv4mpegpipe"
@@ -28,7 +28,7 @@ DEFAULT_RATE = 25
 TRUNCATED_SECONDS, TRUNCATED_PART = 1.0, 0.05
 """A video that ends earlier than its header says, by more than both of these, is called truncated."""
 LOST_FRAMES, LOST_PART = 2, 0.05
-"""A whole video may lack frames that its header or its packets announce: no more than the larger of these."""
+"""An intact video may lack frames that its header or its packets announce: at most the larger of these."""
 MOST_PACKETS = 10_000_000
 """Packets read at most, 92 hours at 30 frames per second; the counts in headers are not trusted."""
 
@@ -185,7 +185,7 @@ class OpenVideo:
     def is_cut(self) -> bool:
         """Whether all packets, once read, are clearly fewer than the header says, and end clearly too early.
 
-        Fewer packets prove nothing alone: dropped frames have none; nor does the duration, which AVI's reader shortens.
+        Fewer packets alone prove nothing: dropped frames have none. Nor does the duration, which AVI's reader shortens.
         """
         expected = self.frames_in_header
         ends_early = not self._end or not are_few(expected - round(self._end * self.fps), expected)
@@ -407,7 +407,7 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
 
 
 def are_few(frames: int, of: int) -> bool:
-    """Whether this many frames may be missing from a video that is whole."""
+    """Whether this many frames may be missing from an intact video."""
     return frames <= max(LOST_FRAMES, LOST_PART * of)
 
 

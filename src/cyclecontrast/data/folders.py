@@ -1,4 +1,4 @@
-"""Which images and videos lie below a folder, in an order that does not depend on the file system."""
+"""List the images and videos below a folder, in an order that does not depend on the file system."""
 
 import os
 import re

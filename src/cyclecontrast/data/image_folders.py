@@ -26,7 +26,7 @@ class ImageFiles:
     names: pa.StringArray
 
     def read(self, frame: int) -> bytes:
-        """Return the bytes of a frame's file; raises ValueError where that file alone is gone, and OSError."""
+        """Return the bytes of a frame's file; raises ValueError where only this file is missing, and OSError."""
         try:
             return read_regular(self.root / str(self.names[frame]), MOST_BYTES)
         except FileNotFoundError as error:

@@ -1,7 +1,7 @@
 """Videos → a frame store on disk, as a job that may be killed at any moment and resumes.
 
 The plan (which video goes into which shard) is written first; a shard is done when its videos.parquet exists; the
-store's own two tables are rebuilt from those of the shards. So an interruption costs at most the shards in progress,
+store's two tables are rebuilt from those of the shards. So an interruption costs at most the shards in progress,
 one per worker, and the bytes of a store depend on the videos and the settings only, not on the number of workers nor
 on interruptions.
 """

@@ -1,4 +1,4 @@
-"""`FrameStore`: frames by (video, index), each read on its own, wherever the bytes lie.
+"""`FrameStore`: frames by (video, index), each read separately, from any storage.
 
 One interface to a prepared store (tar shards and Parquet, on this machine or behind a URL), a tree of folders of
 images, the R2V2 layout and a flat folder of images. Columns are arrays, never Python lists, so millions of frames take
@@ -86,7 +86,7 @@ class SharedArrays:
 class LocalFiles:
     """The files of a prepared store in a folder; the files read last stay open.
 
-    Reads name their position, so forked processes may share handles; threads may not. `advice` tells a user what to do
+    Reads are positioned, so forked processes may share handles; threads may not. `advice` tells a user what to do
     about files that are missing or damaged.
     """
 
@@ -259,8 +259,8 @@ class FrameStore:
 class Shards:
     """Frames that are byte ranges in tar files.
 
-    `columns` are `offset`, in units, and `size` by frame, and `shard` by runs of frames that lie in the same, whose
-    first frames are `first`.
+    `columns` has the `offset` (in units) and the `size` of each frame. A run of frames in one shard has one entry in
+    `shard`, and in `first` its first frame.
     """
 
     files: LocalFiles | RemoteFiles

@@ -338,7 +338,7 @@ def _glyph(rng: np.random.Generator, instance: Instance) -> Field:
 
 
 def _shots(rng: np.random.Generator, num_frames: int) -> list[Shot]:
-    """Move each quantity along a sine of its own through most of its range."""
+    """Move each quantity along a sine through most of its range."""
     lowest, highest = np.array(LOWEST), np.array(HIGHEST)
     turns, phase = rng.uniform(0.4, 0.9, lowest.size), rng.uniform(0, 1, lowest.size)
     time = np.linspace(0, 1, num_frames)[:, None]

@@ -166,7 +166,7 @@ def _read_parquet_vectors(path: Path, schema: pa.Schema, start: int) -> Iterator
 
 
 def _open_npz(path: Path) -> FrameIndex:
-    """Read an npz file as a whole, for NumPy cannot read a part of an array in an archive."""
+    """Read all of an npz file: NumPy cannot read a part of an array in an archive."""
     arrays, about = _load_npz(path.resolve())
     videos, indices, times, vectors = (arrays[name] for name in COLUMNS)
     if vectors.ndim != 2 or vectors.dtype != np.float32 or not vectors.shape[1]:

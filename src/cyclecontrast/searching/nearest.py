@@ -16,7 +16,7 @@ from cyclecontrast.searching.index import FrameIndex
 ROWS_IN_MEMORY = 65_536
 """Rows of a block of vectors in memory: few blocks keep BLAS busy, and each bounds what is multiplied again."""
 FAISS_GROWTH = 4
-"""How many times as many candidates faiss is asked for while too few of them may be shown."""
+"""Factor by which the number of candidates from faiss grows while too few of them are allowed."""
 
 
 def nearest_rows(

@@ -297,4 +297,4 @@ def serve(listener: socket.socket, service: SearchService) -> NoReturn:
         make_server(service).run([listener])
     except KeyboardInterrupt:
         raise KeyboardInterrupt("server stopped") from None
-    raise RuntimeError("the server has ended by itself")
+    raise RuntimeError("the server stopped unexpectedly")

@@ -100,12 +100,12 @@ def _run_together(plan: Plan, world: World) -> list[Finished]:
         finished = run_trials(plan.trials[world.rank :: world.size], plan.jobs, report, world.size)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("interrupted; the same command resumes where it stopped") from interrupt
-    own, *others = gather_objects(finished, world) or [[]]
+    ours, *others = gather_objects(finished, world) or [[]]
     for one in (one for rank in others for one in rank):
         report(one)
-        own.append(one)
+        ours.append(one)
     places = {trial.run: place for place, trial in enumerate(plan.trials)}
-    return sorted(own, key=lambda one: places[one.trial.run])
+    return sorted(ours, key=lambda one: places[one.trial.run])
 
 
 def _tabulate(plan: Plan, num_seeds: int, finished: list[Finished]) -> Sweep:
@@ -199,8 +199,8 @@ def _check_folder(folder: Path) -> None:
     check_folder(folder)
     inside = (*folder.glob("*"), *folder.glob("runs/*"))
     is_sweep = any(path.match("runs/*-seed*.json") for path in inside)
-    own = (LOCK_FILE, "frames", "runs")
-    if not is_sweep and any(path.name not in own and path.suffix not in (".part", ".log") for path in inside):
+    known = (LOCK_FILE, "frames", "runs")
+    if not is_sweep and any(path.name not in known and path.suffix not in (".part", ".log") for path in inside):
         raise UserError(f"out: {folder} is not empty and not a sweep; name a new folder")
 
 
