@@ -84,27 +84,21 @@ class SyntheticSpec:
 
     def items(self) -> list[Item]:
         """Return all videos: the unlabeled ones, then those to train and to test on, balanced by category."""
-        labeled = (self.num_train_per_category * self.num_categories, self.num_test_per_category * self.num_categories)
+        labeled = (self.num_categories * number for number in (self.num_train_per_category, self.num_test_per_category))
         counts = zip(get_args(Split), (self.num_videos, *labeled), strict=True)
         return [(split, number) for split, count in counts for number in range(count)]
 
 
-@dataclass(frozen=True)
-class SyntheticVideos:
-    """Where the data are, and how many of them there are.
+class SyntheticVideos(NamedTuple):
+    """Where the data are: `videos` is a folder of `num_videos` unlabeled mp4 files.
 
-    `videos` is a folder of unlabeled mp4 files, `labeled` the root of a frame tree with
-    frames/<category>/<instance>/<frame>.jpg, train.txt, test.txt and classes.txt; `num_labeled_images` counts the
-    frames of train and test together.
+    `labeled` is the root of a frame tree with frames/<category>/<instance>/<frame>.jpg, train.txt, test.txt and
+    classes.txt.
     """
 
     videos: Path
     labeled: Path
-    categories: tuple[str, ...]
     num_videos: int
-    num_train: int
-    num_test: int
-    num_labeled_images: int
 
 
 class Instance(NamedTuple):
@@ -157,16 +151,7 @@ def make_videos(root: Path, spec: SyntheticSpec, seed: int, workers: int | None 
         if root.exists():
             root.rmdir()
         made.replace(root)
-    num_train, num_test = (spec.num_categories * n for n in (spec.num_train_per_category, spec.num_test_per_category))
-    return SyntheticVideos(
-        root / "videos",
-        root / "labeled",
-        spec.categories,
-        spec.num_videos,
-        num_train,
-        num_test,
-        (num_train + num_test) * spec.num_labeled_frames,
-    )
+    return SyntheticVideos(root / "videos", root / "labeled", spec.num_videos)
 
 
 def draw_instance(spec: SyntheticSpec, seed: int, split: Split, number: int) -> Instance:

@@ -90,16 +90,16 @@ def test_label_files_name_every_folder_once(made):
     """train.txt and test.txt list the folders under frames/, each with its category's label and frames."""
     splits = {split: _labels_of(made.labeled, split) for split in ("train", "test")}
     assert not splits["train"].keys() & splits["test"].keys()
-    assert (len(splits["train"]), len(splits["test"])) == (made.num_train, made.num_test) == (8, 12)
+    assert (len(splits["train"]), len(splits["test"])) == (8, 12)
     labels = splits["train"] | splits["test"]
     root = made.labeled / "frames"
     assert labels.keys() == {str(path.parent.relative_to(root)) for path in root.rglob("*.jpg")}
-    assert all(made.categories[label] == Path(video).parts[0] for video, label in labels.items())
+    assert all(SMALL.categories[label] == Path(video).parts[0] for video, label in labels.items())
     images = [cv2.imread(str(path)) for path in root.rglob("*.jpg")]
-    assert len(images) == made.num_labeled_images == 60
+    assert len(images) == 60
     assert {image.shape for image in images} == {(32, 32, 3)}
     classes = (made.labeled / "classes.txt").read_text().splitlines()
-    assert classes == [f"{label} {name}" for label, name in enumerate(made.categories)]
+    assert classes == [f"{label} {name}" for label, name in enumerate(SMALL.categories)]
 
 
 def test_test_instances_are_held_out():
