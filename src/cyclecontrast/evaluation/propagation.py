@@ -15,7 +15,7 @@ from torch import Tensor
 from cyclecontrast.config import PropagationConfig
 from cyclecontrast.data.davis import LISTS, Davis, MaskedVideo
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.text_lines import raise_problems
+from cyclecontrast.data.storage import raise_problems
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.embed import check_finite, frozen
 from cyclecontrast.evaluation.image_batches import chunks, load_image_batches

@@ -18,8 +18,7 @@ from torch.nn import functional
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.mask_layouts import IGNORE
-from cyclecontrast.data.masked_images import MaskedSplit
+from cyclecontrast.data.masked_images import IGNORE, MaskedSplit
 from cyclecontrast.data.random_streams import ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import check_finite, exact_convolutions
