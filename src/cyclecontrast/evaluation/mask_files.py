@@ -6,12 +6,7 @@ import cv2
 import numpy as np
 
 from cyclecontrast.data.images import Pixels
-<<<<<<< HEAD
-from cyclecontrast.data.mask_layouts import IGNORE
-=======
 from cyclecontrast.data.masked_images import IGNORE
-from cyclecontrast.errors import UserError
->>>>>>> refs/heads/slimb
 
 LEGEND_HEIGHT = 24
 TILE_SIZE = 160
