@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.make_videos import write_stripes
+
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -28,3 +30,9 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no ../shared/data beside the project")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def stripes(tmp_path_factory) -> Path:
+    """Return twelve videos of four frames of moving stripes, which no test changes."""
+    return write_stripes(tmp_path_factory.mktemp("stripes"))
