@@ -217,7 +217,7 @@ class ReportConfig(BaseModel):
     """Write one static HTML page about runs."""
 
     model_config = STRICT
-    runs: tuple[Place, ...] = Field(min_length=1, description="run folders, shown side by side")
+    runs: tuple[Place, ...] = option(..., "run folders, shown side by side", min_length=1)
     out: HtmlFile | None = option(None, "file to write (default: report.html in the first run)", "FILE", "output")
     seed: Seed = option(0, "seed of the random baseline and of the frames whose neighbors are shown", "SEED")
     workers: Processes | None = option(None, LOADERS, "N", "hardware")
@@ -228,18 +228,18 @@ class ListConfig(BaseModel):
     """List the runs below folders: progress, verdict and results."""
 
     model_config = STRICT
-    folders: tuple[Place, ...] = Field(
-        (Path("."),), min_length=1, description="where to look (default: here); the insides of runs are skipped"
+    folders: tuple[Place, ...] = option(
+        (Path("."),), "where to look (default: here); the insides of runs are skipped", min_length=1
     )
     depth: Few = option(5, "levels of folders to look into; links are not followed", "N")
-    as_json: bool = Field(False, alias="json", description="print all that is known of each run as JSON")
+    as_json: bool = option(False, "print all that is known of each run as JSON", alias="json")
 
 
 class CompareConfig(BaseModel):
     """Compare runs: the settings that differ, losses, health and results."""
 
     model_config = STRICT
-    runs: tuple[Place, ...] = Field(min_length=1, description="run folders, one column each")
+    runs: tuple[Place, ...] = option(..., "run folders, one column each", min_length=1)
 
 
 TableName = Literal["table2", "table4", "table5", "table6", "table7", "table8", "table10"]
