@@ -28,7 +28,7 @@ from cyclecontrast.data.store import FrameStore
 from cyclecontrast.demo_run import BACKBONE, IMAGE_SIZE, make_data
 from cyclecontrast.distributed import ALONE
 from cyclecontrast.errors import checked
-from cyclecontrast.evaluation.runner import evaluate
+from cyclecontrast.evaluation.runner import evaluate_alone
 from cyclecontrast.loss import cycle_consistency, info_nce, soft_nearest_neighbor
 from cyclecontrast.loss.attention import log_sum_exp
 from cyclecontrast.methods import Candidates, CycleContrast, Losses, StepInfo
@@ -75,14 +75,14 @@ class Study(CycleContrast):
         """Return the losses of a batch."""
         key = self.encode_keys(batch.views[1], info)
         new, new_video = self.enqueue_later([key], batch.video)
-        query, number = self.encode(batch.views[0]), len(batch.video)
-        intra = self.candidates(self.intra_queue, new.intra, new_video, number)
-        cycle = self.candidates(self.cycle_queue, new.cycle, new_video, number)
+        query = self.encode(batch.views[0])
+        intra = self.candidates(self.intra_queue, new.intra, new_video)
+        cycle = self.candidates(self.cycle_queue, new.cycle, new_video)
         step = Step(self, query, key, intra, cycle, batch.video, info)
         loss, weight = again(step), self.variant.weight((info.step - self.steps.start) / len(self.steps))
-        closed = self.closed(query, key, *self.split(cycle, batch.video, info)) if info.measure else None
+        closed = self.closed(query, key, self.split(cycle, batch.video, info)) if info.measure else None
         total = loss + weight * self.variant.further(step) if weight else loss
-        return Losses(total, loss.detach(), cycle_closed=closed)
+        return Losses(total, loss, cycle_closed=closed)
 
 
 def constant(weight: float) -> Callable[[float], float]:
@@ -97,7 +97,7 @@ def rising(peak: float) -> Callable[[float], float]:
 
 def again(step: Step) -> Tensor:
     """Compute the intra-video loss: the control, a longer step in the same direction."""
-    ignore = step.intra.ignore(step.video, step.method.options.mask_own_video)
+    ignore = step.intra.ignore(step.video, own_video=step.method.options.mask_own_video)
     return info_nce(step.query.intra, step.key.intra, step.intra.keys, step.method.options.temperature, ignore)
 
 
@@ -171,8 +171,8 @@ def evaluate_training(trainer: Trainer, labeled: Path) -> tuple[float, float]:
         save_backbone(trainer.method.encoder.backbone.eval(), Path(folder))
         trainer.method.encoder.backbone.train()
         asked = {"model": folder, "data": labeled, "out": Path(folder) / "results", "image_size": IMAGE_SIZE}
-        knn = evaluate("knn", checked(KnnConfig, asked | {"k": (20,)}), alone=True)
-        linear = evaluate("linear", checked(LinearConfig, asked | {"probe": "lbfgs"}), alone=True)
+        knn = evaluate_alone("knn", checked(KnnConfig, asked | {"k": (20,)}))
+        linear = evaluate_alone("linear", checked(LinearConfig, asked | {"probe": "lbfgs"}))
     return knn.metrics["top1_k20"], linear.metrics["top1"]
 
 

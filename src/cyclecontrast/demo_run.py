@@ -11,7 +11,7 @@ from cyclecontrast.config import DemoConfig, KnnConfig, LinearConfig, PrepareCon
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.evaluation.runner import evaluate
+from cyclecontrast.evaluation.runner import evaluate_alone
 from cyclecontrast.reporting.page import write_report
 from cyclecontrast.sweeping.results import Gain, gain
 from cyclecontrast.training.pretrain import pretrain
@@ -132,6 +132,6 @@ def _train(config: DemoConfig, frames: Path, method: str, seed: int) -> Pretrain
 
 def _evaluate(name: str, model: str, out: Path, labeled: Path, workers: int | None) -> Row:
     options = {"model": model, "data": labeled, "out": out, "image_size": IMAGE_SIZE, "workers": workers}
-    knn = evaluate("knn", checked(KnnConfig, options | {"k": (20,)}), alone=True)
-    linear = evaluate("linear", checked(LinearConfig, options | {"probe": "lbfgs"}), alone=True)
+    knn = evaluate_alone("knn", checked(KnnConfig, options | {"k": (20,)}))
+    linear = evaluate_alone("linear", checked(LinearConfig, options | {"probe": "lbfgs"}))
     return Row(name, {"knn": knn.metrics["top1_k20"], "linear": linear.metrics["top1"]})

@@ -27,7 +27,7 @@ FLOORS = (
     ("cli", "__main__"),
 )
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
-PURE = ("config", "loss", "evaluation/metrics")
+PURE = ("config", "loss", "evaluation/metrics.py")
 
 
 def imports_of(path):

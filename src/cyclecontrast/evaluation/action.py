@@ -6,7 +6,7 @@ new last layer, then all layers (mode finetune) or the last one further (mode li
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,18 +22,17 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.data.random_streams import FRAMES, ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.classification import breakdown, doubts, not_learned, not_tested
+from cyclecontrast.evaluation.classification import NUM_RANKED, breakdown, doubts, not_learned, not_tested
 from cyclecontrast.evaluation.embed import Loading, check_finite, concatenated, exact_convolutions
 from cyclecontrast.evaluation.epochs import EpochReader, step_decay, train_epochs
-from cyclecontrast.evaluation.image_batches import CROP_MARGIN, CenterCrops, ImageBatch, in_order, load_image_batches
+from cyclecontrast.evaluation.image_batches import CROP_MARGIN, CenterCrop, ImageBatch, chunks, load_image_batches
 from cyclecontrast.evaluation.metrics import top_k_accuracy, video_means
-from cyclecontrast.evaluation.predictions import DataInfo, Record
+from cyclecontrast.evaluation.predictions import DataInfo, Record, column_to_matrix, matrix_to_column
 from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.models.backbone import Backbone
 
 VIDEOS_PER_PART = 256
-NUM_RANKED = 5
 MILESTONES = (6 / 16, 10 / 16, 14 / 16)
 FACTOR = 0.3
 CLIPS_AT_ONCE = 8
@@ -74,12 +73,17 @@ class Action(Protocol[ActionConfig, LabeledVideos]):
         learned = np.delete(data.train.labels, list(unread))
         tested = _test(model, data.test, config, loading, cache)
         videos = np.unique(tested["videos"])
+        num_unread, num_untested = len(unread), len(data.test) - len(videos)
+        left_out = (
+            f"left out: {len(data.problems)} listed videos or lines, {num_unread} of {len(data.train):,} training and "
+            f"{num_untested} of {len(data.test):,} test videos that cannot be read"
+        )
         return Predictions(
             _table(tested, data),
             f"action mode={config.mode}" + (f" bn={config.bn}" if config.mode == "linear" else ""),
             (
                 *data.notes,
-                *_left_out(data, len(unread), len(videos)),
+                *((left_out,) if num_unread or num_untested or data.problems else ()),
                 *not_learned(learned, data.classes, "videos"),
                 *not_tested(data.test.labels[videos], data.classes, "videos"),
                 *doubts(losses["training"][-1], len(data.classes)),
@@ -95,8 +99,7 @@ class Action(Protocol[ActionConfig, LabeledVideos]):
         Differs from the release: clip_top1 is of the test clips, not of 25 random ones.
         """
         classes = record.about.details["classes"]
-        column = record.table["probabilities"].combine_chunks()
-        clips = column.flatten().to_numpy().reshape(len(column), -1).astype(np.float64)
+        clips = column_to_matrix(record.table["probabilities"]).astype(np.float64)
         clip_labels = record.table["label"].to_numpy()
         ids = record.table["id"].to_numpy(zero_copy_only=False)
         _, first, members = np.unique(ids, return_index=True, return_inverse=True)
@@ -156,7 +159,7 @@ class RandomClips:
     def image(self, position: int) -> Pixels:
         """Return the frames (num_frames, height, width, 3); raises UserError naming the file."""
         path = self.videos.path(position // self.clips_per_video)
-        rng = random_stream(self.seed, self.epoch, _place(position, self.clips_per_video), FRAMES)
+        rng = _clip_stream(self.seed, self.epoch, position, self.clips_per_video, FRAMES)
         return read_frames(path, random_clip(measure(path), self.clip, rng).tolist())
 
 
@@ -172,10 +175,16 @@ class ClipView:
 
     def __call__(self, frames: Pixels, position: int) -> Pixels:
         """Return the views (num_frames, size, size, 3)."""
-        rng = random_stream(self.seed, self.epoch, _place(position, self.clips_per_video), QUERY)
+        rng = _clip_stream(self.seed, self.epoch, position, self.clips_per_video, QUERY)
         recipe = Recipe(JITTER, 1.0, 0.0, 0.0, min_crop=MIN_CROP, flip=self.flip)
         view = draw_view(rng, frames.shape[1], frames.shape[2], recipe)
         return np.stack([apply_view(frame, view, self.size) for frame in frames])
+
+
+def _clip_stream(seed: int, epoch: int, position: int, clips_per_video: int, role: int) -> np.random.Generator:
+    """Return the random stream of a video's clip, whatever the number of clips."""
+    video, clip = divmod(position, clips_per_video)
+    return random_stream(seed, epoch, video << 32 | clip, role)
 
 
 @dataclass(frozen=True)
@@ -197,12 +206,6 @@ class SpreadClips:
         return read_frames(path, frames.ravel().tolist(), round(self.size * CROP_MARGIN))
 
 
-def _place(position: int, clips_per_video: int) -> int:
-    """Return the place in the random stream that belongs to a video and a clip, whatever the number of clips."""
-    video, clip = divmod(position, clips_per_video)
-    return video << 32 | clip
-
-
 # Training in two stages.
 
 
@@ -219,11 +222,10 @@ def train(
     model.backbone.train(finetunes or config.bn == "train")
     stage = partial(_train_stage, model, videos, config, loading, reader)
     decay = step_decay(config.epochs, MILESTONES, FACTOR)
+    warmup, training = range(config.warmup_epochs), range(config.warmup_epochs, reader.num_epochs)
     losses = {
-        "warm-up": stage("warm-up", range(config.warmup_epochs), trains_backbone=False, factor_of=lambda _: 1.0),
-        "training": stage(
-            "training", range(config.warmup_epochs, reader.num_epochs), trains_backbone=finetunes, factor_of=decay
-        ),
+        "warm-up": stage("warm-up", warmup, trains_backbone=False, factor_of=lambda _: 1.0),
+        "training": stage("training", training, trains_backbone=finetunes, factor_of=decay),
     }
     model.eval()
     return losses
@@ -283,28 +285,29 @@ def _random_clip_batches(
 def _test(
     model: ClipClassifier, videos: VideoSplit, config: ActionConfig, loading: Loading, cache: ResumeCache
 ) -> Arrays:
-    parts = [
-        cache.arrays(f"test {part[0]}-{part[-1]}", partial(_test_part, model, videos, part, config, loading))
-        for part in in_order(len(videos), VIDEOS_PER_PART)
-    ]
-    tested = concatenated(parts)
+    tested = concatenated(
+        [
+            cache.arrays(f"test {part[0]}-{part[-1]}", partial(_test_part, model, videos, part, config, loading))
+            for part in chunks(range(len(videos)), VIDEOS_PER_PART)
+        ]
+    )
     if not len(tested["videos"]):
         raise UserError(f"action: none of the {len(videos):,} test videos can be read", *tested["problems"][:3])
     return tested
 
 
 def _test_part(
-    model: ClipClassifier, videos: VideoSplit, part: range, config: ActionConfig, loading: Loading
+    model: ClipClassifier, videos: VideoSplit, part: Sequence[int], config: ActionConfig, loading: Loading
 ) -> Arrays:
     clip = ClipShape(config.num_frames, config.fps)
     clips = SpreadClips(videos, clip, config.num_clips, loading.image_size)
-    batches = [part[at.start : at.stop] for at in in_order(len(part), max(1, config.batch_size // config.num_clips))]
+    batches = chunks(part, max(1, config.batch_size // config.num_clips))
     title = f"action, test videos {part[0] + 1} to {part[-1] + 1} of {len(videos)}"
     numbers: list[int] = []
     problems: list[str] = []
     probabilities = [np.empty((0, model.head.out_features), np.float32)]
     with exact_convolutions():
-        for batch in load_image_batches(clips, CenterCrops(loading.image_size), batches, loading.workers, title):
+        for batch in load_image_batches(clips, CenterCrop(loading.image_size), batches, loading.workers, title):
             problems += batch.problems
             if len(batch.positions):
                 pixels = batch.pixels.reshape(-1, config.num_frames, *batch.pixels.shape[2:])
@@ -319,22 +322,12 @@ def _test_part(
 
 
 def _table(tested: Arrays, data: LabeledVideos) -> pa.Table:
-    videos, probabilities = tested["videos"], tested["probabilities"]
+    videos = tested["videos"]
     return pa.table(
         {
             "id": pa.array([data.test.paths[video] for video in videos]),
             "label": data.test.labels[videos],
             "clip": tested["clips"],
-            "probabilities": pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel()), probabilities.shape[1]),
+            "probabilities": matrix_to_column(tested["probabilities"]),
         }
-    )
-
-
-def _left_out(data: LabeledVideos, num_unread: int, num_tested: int) -> tuple[str, ...]:
-    num_untested = len(data.test) - num_tested
-    if not (num_unread or num_untested or data.problems):
-        return ()
-    return (
-        f"left out: {len(data.problems)} listed videos or lines, {num_unread} of {len(data.train):,} training and "
-        f"{num_untested} of {len(data.test):,} test videos that cannot be read",
     )

@@ -1,7 +1,7 @@
 """What all protocols of classification share: data → items, scores of classes → record → accuracy."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -10,20 +10,20 @@ import pyarrow as pa
 
 from cyclecontrast.config import ClassifyConfig
 from cyclecontrast.data.labeled_images import LabeledImages, Numbers, Split
-from cyclecontrast.data.text_lines import MAX_LISTED
+from cyclecontrast.data.storage import MAX_LISTED
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import Loading, embed_images, image_parts
 from cyclecontrast.evaluation.metrics import (
     Floats,
     Integers,
     confusion_matrix,
+    hit_at_k,
     per_class_accuracy,
     rank_classes,
-    ranked_accuracy,
     unit_vectors,
     video_means,
 )
-from cyclecontrast.evaluation.predictions import DataInfo, Json, Record
+from cyclecontrast.evaluation.predictions import DataInfo, Json, Record, column_to_matrix, matrix_to_column
 from cyclecontrast.evaluation.protocol import Part, Protocol, Score
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import Backbone
@@ -66,12 +66,14 @@ class ClassificationProtocol(Protocol[ClassifyT, LabeledImages]):
         """Score top-1, top-5 where there are more classes, and the first variant's breakdown by class."""
         labels, classes = record.table["label"].to_numpy(), record.about.details["classes"]
         variants = [name.removeprefix(RANKED) for name in record.table.column_names if name.startswith(RANKED)]
+        ranked = {variant: column_to_matrix(record.table[RANKED + variant]) for variant in variants}
         metrics = {
-            f"top{k}{variant}": ranked_accuracy(_ranked(record, variant), labels, k)
-            for variant in variants
+            f"top{k}{variant}": hit_at_k(values, labels, k)
+            for variant, values in ranked.items()
             for k in ((1, NUM_RANKED) if len(classes) > NUM_RANKED else (1,))
         }
-        return Score(metrics, breakdown(f"top1{variants[0]}", _ranked(record, variants[0])[:, 0], labels, classes))
+        first = variants[0]
+        return Score(metrics, breakdown(f"top1{first}", ranked[first][:, 0], labels, classes))
 
     def parts(self, backbone: Backbone, data: LabeledImages) -> list[Part]:
         """Return what `embed_items` embeds of both splits."""
@@ -92,6 +94,12 @@ class ClassificationProtocol(Protocol[ClassifyT, LabeledImages]):
         means = scale(video_means(vectors, members, len(videos)))
         return Items(means, split.video_labels[videos], videos, videos, embedded.problems)
 
+    def readable(self, train: Split, unread: Collection[int]) -> tuple[Numbers, int]:
+        """Return the labels of the images outside `unread`, and how many images or videos they are."""
+        positions = np.delete(np.arange(len(train)), list(unread))
+        items = positions if self.config.level == "frame" else np.unique(train.videos[positions])
+        return train.labels[positions], len(items)
+
     def ranked_table(self, scores: Mapping[str, Floats], test: Items, data: LabeledImages) -> pa.Table:
         """Make the record: for each test item its id, its label, and its best classes, by variant ("": the only one).
 
@@ -100,15 +108,9 @@ class ClassificationProtocol(Protocol[ClassifyT, LabeledImages]):
         ids = data.test.names if self.config.level == "frame" else data.test.video_ids
         columns = {"id": ids.take(pa.array(test.numbers)), "label": test.labels}
         for variant, values in scores.items():
-            ranked = rank_classes(values, min(NUM_RANKED, values.shape[1])).astype(np.int32)
-            columns[RANKED + variant] = pa.FixedSizeListArray.from_arrays(pa.array(ranked.ravel()), ranked.shape[1])
+            ranked = rank_classes(values, min(NUM_RANKED, values.shape[1]))
+            columns[RANKED + variant] = matrix_to_column(ranked.astype(np.int32))
         return pa.table(columns)
-
-
-def _ranked(record: Record, variant: str) -> Integers:
-    column = record.table[RANKED + variant].combine_chunks()
-    ranked: Integers = column.flatten().to_numpy().reshape(len(column), -1)
-    return ranked
 
 
 def breakdown(metric: str, predicted: Integers, labels: Integers, classes: Sequence[str]) -> Json:
@@ -126,14 +128,13 @@ def breakdown(metric: str, predicted: Integers, labels: Integers, classes: Seque
 
 def not_learned(labels: Integers, classes: Sequence[str], items: str = "images") -> tuple[str, ...]:
     """Return a note for each class that is not among the labels of the readable training items."""
-    return tuple(
-        f"class {name} is not learned: none of its training {items} can be read" for name in _absent(labels, classes)
-    )
+    absent = np.setdiff1d(np.arange(len(classes)), labels)
+    return tuple(f"class {classes[i]} is not learned: none of its training {items} can be read" for i in absent)
 
 
 def not_tested(labels: Integers, classes: Sequence[str], items: str = "images") -> tuple[str, ...]:
     """Return a note where classes are not among the labels of the readable test items."""
-    names = _absent(labels, classes)
+    names = [classes[label] for label in np.setdiff1d(np.arange(len(classes)), labels)]
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     line = f"not tested, for none of their test {items} can be read: {', '.join(names[:MAX_LISTED])}{more}"
     return (line,) if names else ()
@@ -144,7 +145,3 @@ def doubts(last_loss: float, num_classes: int) -> tuple[str, ...]:
     uniform = math.log(num_classes)
     line = f"the loss on train ended at {last_loss:.3g}, above chance level ({uniform:.3g}); try another learning_rate"
     return (line,) if last_loss > uniform else ()
-
-
-def _absent(labels: Integers, classes: Sequence[str]) -> list[str]:
-    return [classes[label] for label in sorted(set(range(len(classes))) - set(labels.tolist()))]

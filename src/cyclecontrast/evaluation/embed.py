@@ -25,9 +25,10 @@ from cyclecontrast.evaluation.image_batches import (
     ImageBatch,
     Images,
     StoreImages,
-    in_order,
+    chunks,
     load_image_batches,
 )
+from cyclecontrast.evaluation.predictions import column_to_matrix, matrix_to_column
 from cyclecontrast.evaluation.protocol import Part
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.files import check_folder, replacing
@@ -104,7 +105,7 @@ def embed_batches(
     backbone: Backbone, images: Images, loading: Loading, title: str, batches: Sequence[Sequence[int]] | None = None
 ) -> Iterator[Embeddings]:
     """Embed the centre crops of all images, or of these batches of positions, batch by batch in order."""
-    batches = in_order(len(images), loading.batch_size) if batches is None else batches
+    batches = chunks(range(len(images)), loading.batch_size) if batches is None else batches
     loaded = load_image_batches(images, CenterCrop(loading.image_size), batches, loading.workers, title)
     with frozen(backbone, loading.device):
         for batch in loaded:
@@ -124,11 +125,10 @@ def embed_images(backbone: Backbone, images: Images, loading: Loading, title: st
 
 def image_parts(backbone: Backbone, images: Images, loading: Loading, title: str) -> list[Part]:
     """Return all images, in order, as parts whose items are whole batches."""
-    batches = in_order(len(images), loading.batch_size)
+    batches = chunks(range(len(images)), loading.batch_size)
     per_part = max(1, IMAGES_PER_PART // loading.batch_size)
     make = partial(_embed_part, backbone, images, loading, title)
-    groups = (batches[start : start + per_part] for start in range(0, len(batches), per_part))
-    return [Part(f"{title}-{group[0][0]}-{group[-1][-1]}", group, make) for group in groups]
+    return [Part(f"{title}-{group[0][0]}-{group[-1][-1]}", group, make) for group in chunks(batches, per_part)]
 
 
 def _embed_part(
@@ -232,7 +232,9 @@ def _write(config: EmbedConfig, backbone: Backbone, store: FrameStore, batches: 
         "data_fingerprint": store.fingerprint,
         "image_size": str(config.image_size or backbone.image_size),
     }
-    schema = _schema(backbone.dim).with_metadata(origin)
+    vector = pa.list_(pa.float32(), backbone.dim)
+    columns = [("video", pa.string()), ("index", pa.int32()), ("time", pa.float64()), ("vector", vector)]
+    schema = pa.schema(columns, origin)
     seen: list[npt.NDArray[np.integer]] = []
     skipped: list[str] = []
 
@@ -261,17 +263,12 @@ def _lasting_name(model: str) -> str:
     return f"{name}@{Path(file).absolute()}" if file else name
 
 
-def _schema(dim: int) -> pa.Schema:
-    vector = pa.list_(pa.float32(), dim)
-    return pa.schema([("video", pa.string()), ("index", pa.int32()), ("time", pa.float64()), ("vector", vector)])
-
-
 def _table(store: FrameStore, videos: npt.NDArray[np.integer], batch: Embeddings, schema: pa.Schema) -> pa.Table:
     indices = (batch.positions - store.starts[videos]).astype(np.int32)
     times = [store.time(int(video), int(index)) for video, index in zip(videos, indices, strict=True)]
     names = [store.video_id(int(video)) for video in videos]
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(batch.vectors.ravel()), batch.vectors.shape[1])
-    return pa.table([pa.array(names, pa.string()), indices, pa.array(times, pa.float64()), vectors], schema=schema)
+    columns = [pa.array(names, pa.string()), indices, pa.array(times, pa.float64()), matrix_to_column(batch.vectors)]
+    return pa.table(columns, schema=schema)
 
 
 def _write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
@@ -287,13 +284,13 @@ def _write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) ->
 
 
 def _write_npz(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    table, dim = pa.concat_tables(tables).combine_chunks(), schema.field("vector").type.list_size
+    table = pa.concat_tables(tables)
     origin = {name.decode(): text.decode() for name, text in schema.metadata.items()}
     arrays: dict[str, Any] = {
         **origin,
         **{name: table[name].to_numpy() for name in ("index", "time")},
         "video": table["video"].to_numpy().astype(np.str_),
-        "vector": table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim),
+        "vector": column_to_matrix(table["vector"]),
     }
     with path.open("wb") as file:
         np.savez(file, **arrays)

@@ -1,6 +1,6 @@
 """Epochs of training a head or a whole network for an evaluation: random views, the loop, and resuming after a stop."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cyclecontrast.config import FinetuneConfig, LinearConfig
 from cyclecontrast.data.augment import Recipe, apply_view, draw_view
 from cyclecontrast.data.images import Pixels
+from cyclecontrast.data.labeled_images import Split
 from cyclecontrast.data.random_streams import ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import exact_convolutions
-from cyclecontrast.evaluation.image_batches import Crop, ImageBatch, Images, load_image_batches
+from cyclecontrast.evaluation.image_batches import Crop, ImageBatch, Images, chunks, load_image_batches
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 
 RECIPE = Recipe((0.0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0, min_crop=0.08, flip=True)
@@ -39,16 +41,21 @@ def train_epochs(
     `parts_of(batch)` yields the parts that a batch's loss is the sum of; each is freed before the next is computed, so
     that a batch that does not fit into memory at once comes in several. `factor_of(epoch)` scales the optimizer's
     learning rates. After each epoch the state is cached under `name`; what is random depends on (seed, epoch) alone.
-    Raises UserError where a loss is not finite.
+    Raises UserError where a loss is not finite, or an epoch has no batch.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
-    losses = _restore(name, modules, optimizer, cache)
+    losses: list[float] = []
+    if (state := cache.load_state(name)) is not None:
+        losses = state["losses"]
+        optimizer.load_state_dict(state["optimizer"])
+        for key, module in modules.items():
+            module.load_state_dict(state["modules"][key])
     for epoch in range(len(losses), epochs):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor_of(epoch)
         with torch.random.fork_rng(), exact_convolutions():
             torch.manual_seed(int(random_stream(seed, epoch, 0, DROPOUT).integers(2**31)))
-            losses.append(_train_epoch(optimizer, batches_of(epoch), parts_of))
+            losses.append(_train_epoch(name, optimizer, batches_of(epoch), parts_of))
         if not np.isfinite(losses[-1]):
             raise UserError(f"{name}: the loss is not finite in epoch {epoch + 1}; lower learning_rate ({rates[0]:g})")
         states = {key: module.state_dict() for key, module in modules.items()}
@@ -56,21 +63,8 @@ def train_epochs(
     return losses
 
 
-def _restore(
-    name: str, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, cache: ResumeCache
-) -> list[float]:
-    state = cache.load_state(name)
-    if state is None:
-        return []
-    for key, module in modules.items():
-        module.load_state_dict(state["modules"][key])
-    optimizer.load_state_dict(state["optimizer"])
-    losses: list[float] = state["losses"]
-    return losses
-
-
 def _train_epoch(
-    optimizer: torch.optim.Optimizer, batches: Iterable[T], parts_of: Callable[[T], Iterable[Tensor]]
+    name: str, optimizer: torch.optim.Optimizer, batches: Iterable[T], parts_of: Callable[[T], Iterable[Tensor]]
 ) -> float:
     total, num_steps = torch.zeros(()), 0
     for batch in batches:
@@ -80,12 +74,19 @@ def _train_epoch(
             total = total.to(part.device) + part.detach()
         optimizer.step()
         num_steps += 1
-    return float(total) / max(num_steps, 1)
+    if not num_steps:
+        raise UserError(f"{name}: no batch has enough training images that can be read; there is nothing to train on")
+    return float(total) / num_steps
 
 
 def step_decay(epochs: int, milestones: tuple[float, ...] = (0.6, 0.8), factor: float = 0.1) -> Callable[[int], float]:
     """Return the schedule that multiplies by `factor` after each of these fractions of the epochs."""
     return lambda epoch: float(factor ** sum(epoch >= milestone * epochs for milestone in milestones))
+
+
+def shuffled_batches(seed: int, epoch: int, num_items: int, batch_size: int) -> list[Sequence[int]]:
+    """Return all positions in the order of this epoch, in batches of which the last may be smaller."""
+    return chunks(random_stream(seed, epoch, 0, ORDER).permutation(num_items).tolist(), batch_size)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ class EpochReader:
     workers: int
     cache: ResumeCache
 
-    def read(self, epoch: int, images: Images, crop: Crop, batches: list[list[int]]) -> Iterator[ImageBatch]:
+    def read(
+        self, epoch: int, images: Images, crop: Crop | None, batches: Sequence[Sequence[int]]
+    ) -> Iterator[ImageBatch]:
         """Yield the batches of these positions without unreadable images; raises UserError where none is readable."""
         lost: list[int] = []
         problems: list[str] = []
@@ -115,19 +118,21 @@ class EpochReader:
                 yield batch
         if len(lost) == sum(map(len, batches)):
             raise UserError(f"{self.title}: none of the {self.items} can be read", *problems[:3])
-        self.cache.arrays(_unread(epoch), lambda: {"lost": np.array(lost, int), "problems": np.array(problems, str)})
+        made = {"lost": np.array(lost, int), "problems": np.array(problems, str)}
+        self.cache.arrays(f"unreadable in epoch {epoch}", lambda: made)
+
+    def read_errors(self) -> Iterator[tuple[int, str]]:
+        """Yield each position that could not be read, with a line, when all epochs are over; they may repeat."""
+        for epoch in range(self.num_epochs):
+            part = self.cache.arrays(f"unreadable in epoch {epoch}", dict)
+            yield from zip(part["lost"].tolist(), part["problems"].tolist(), strict=True)
 
     def unread(self) -> dict[int, str]:
-        """Return the positions that could not be read in some epoch, each with a line, when all epochs are over."""
+        """Return the positions that could not be read in some epoch, sorted, each with its first line."""
         found: dict[int, str] = {}
-        for epoch in range(self.num_epochs):
-            part = self.cache.arrays(_unread(epoch), dict)
-            found = dict(zip(part["lost"].tolist(), part["problems"].tolist(), strict=True)) | found
+        for position, line in self.read_errors():
+            found.setdefault(position, line)
         return dict(sorted(found.items()))
-
-
-def _unread(epoch: int) -> str:
-    return f"unreadable in epoch {epoch}"
 
 
 @dataclass(frozen=True)
@@ -144,10 +149,31 @@ class RandomView:
         return apply_view(image, draw_view(rng, image.shape[0], image.shape[1], RECIPE), self.size)
 
 
-def random_view_batches(
-    reader: EpochReader, images: Images, epoch: int, size: int, batch_size: int, seed: int
-) -> Iterator[ImageBatch]:
-    """Yield one random view (size, size) of every image, in the epoch's own order."""
-    order = random_stream(seed, epoch, 0, ORDER).permutation(len(images)).tolist()
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return reader.read(epoch, images, RandomView(seed, epoch, size), batches)
+def train_classifier(
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    logits_of: Callable[[ImageBatch], Tensor],
+    train: Split,
+    config: LinearConfig | FinetuneConfig,
+    image_size: int,
+    reader: EpochReader,
+    smallest_batch: int = 1,
+) -> float:
+    """Train on one random view of every image in each epoch; returns the mean cross-entropy of the last epoch."""
+    labels = torch.from_numpy(train.labels)
+
+    def batches_of(epoch: int) -> Iterator[ImageBatch]:
+        batches = shuffled_batches(config.seed, epoch, len(train), config.batch_size)
+        for batch in reader.read(epoch, train, RandomView(config.seed, epoch, image_size), batches):
+            if len(batch.positions) >= smallest_batch:
+                yield batch
+
+    def parts_of(batch: ImageBatch) -> Iterator[Tensor]:
+        logits = logits_of(batch)
+        yield nn.functional.cross_entropy(logits, labels[batch.positions].to(logits.device))
+
+    decay = step_decay(config.epochs)
+    losses = train_epochs(
+        reader.title, modules, optimizer, batches_of, parts_of, decay, config.epochs, config.seed, reader.cache
+    )
+    return losses[-1]

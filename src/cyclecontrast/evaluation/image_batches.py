@@ -1,8 +1,8 @@
 """Images → batches of pixels: decoded, cropped and stacked by worker processes; no network is involved."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.metrics import Integers
 
 CROP_MARGIN = 8 / 7
+
+T = TypeVar("T")
 
 
 class Images(Protocol):
@@ -58,12 +60,6 @@ class ImageBatch(NamedTuple):
     problems: tuple[str, ...]
 
 
-class _Item(NamedTuple):
-    position: int
-    pixels: Pixels | None
-    problem: str
-
-
 Crop = Callable[[Pixels, int], Pixels]
 """Transforms the image at a position; all results have the same size."""
 
@@ -75,41 +71,34 @@ class CenterCrop:
     size: int
 
     def __call__(self, image: Pixels, position: int) -> Pixels:
-        """Return the crop (size, size, 3)."""
+        """Return the crop (size, size, 3), or those of several frames (num_frames, size, size, 3)."""
+        if image.ndim == 4:
+            return np.stack([self(frame, position) for frame in image])
         image = resize_short_side(image, round(self.size * CROP_MARGIN))
         top, left = (round((side - self.size) / 2) for side in image.shape[:2])
         return image[top : top + self.size, left : left + self.size]
 
 
 @dataclass(frozen=True)
-class CenterCrops:
-    """The centre crop of every frame."""
+class _Cropped(Dataset[tuple[int, Pixels | str]]):
+    """Each item is a position and its pixels, or the line that says why there are none."""
 
-    size: int
-
-    def __call__(self, frames: Pixels, position: int) -> Pixels:
-        """Return the crops (num_frames, size, size, 3)."""
-        crop = CenterCrop(self.size)
-        return np.stack([crop(frame, position) for frame in frames])
-
-
-@dataclass(frozen=True)
-class _Cropped(Dataset[_Item]):
     images: Images
-    crop: Crop
+    crop: Crop | None
 
-    def __getitem__(self, position: int) -> _Item:
+    def __getitem__(self, position: int) -> tuple[int, Pixels | str]:
         try:
-            return _Item(position, self.crop(self.images.image(position), position), "")
+            image = self.images.image(position)
+            return position, image if self.crop is None else self.crop(image, position)
         except UserError as error:
-            return _Item(position, None, str(error))
+            return position, str(error)
 
 
 def load_image_batches(
-    images: Images, crop: Crop, batches: Sequence[Sequence[int]], workers: int, title: str
+    images: Images, crop: Crop | None, batches: Sequence[Sequence[int]], workers: int, title: str
 ) -> Iterator[ImageBatch]:
     """Yield the batches of these positions in order, with a progress bar in a terminal."""
-    workers = min(workers, len(batches) - 1)
+    workers = max(0, min(workers, len(batches) - 1))
     loader = DataLoader(
         _Cropped(images, crop),
         batch_sampler=batches,  # type: ignore[arg-type]
@@ -119,22 +108,25 @@ def load_image_batches(
         timeout=CHECK_SECONDS if workers > 0 else 0,
         pin_memory=torch.cuda.is_available(),
     )
-    console = Console(stderr=True)
     batches_read = received(iter(loader), "the images", HANG_SECONDS + max(map(len, batches), default=0))
-    yield from track(
-        batches_read, title, len(batches), console=console, disable=not console.is_terminal, transient=True
-    )
+    yield from with_progress(batches_read, title, len(batches))
 
 
-def in_order(num_images: int, batch_size: int) -> list[range]:
-    """Return the positions of all images, batch by batch."""
-    return [range(start, min(start + batch_size, num_images)) for start in range(0, num_images, batch_size)]
-
-
-def _collate(items: list[_Item]) -> ImageBatch:
-    readable = [(item.position, item.pixels) for item in items if item.pixels is not None]
-    problems = tuple(item.problem for item in items if item.pixels is None)
+def _collate(items: list[tuple[int, Pixels | str]]) -> ImageBatch:
+    readable = [(position, pixels) for position, pixels in items if not isinstance(pixels, str)]
+    problems = tuple(problem for _, problem in items if isinstance(problem, str))
     if not readable:
         return ImageBatch(torch.empty(0, dtype=torch.int64), torch.empty(0, 3, 1, 1, dtype=torch.uint8), problems)
     positions, pixels = zip(*readable, strict=True)
     return ImageBatch(torch.tensor(positions), torch.from_numpy(np.stack(pixels)).movedim(-1, -3), problems)
+
+
+def with_progress(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
+    """Show a progress bar in a terminal."""
+    console = Console(stderr=True)
+    return track(items, title, total, console=console, disable=not console.is_terminal, transient=True)
+
+
+def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Split into parts of this size, in order; the last one may be smaller."""
+    return [items[start : start + size] for start in range(0, len(items), size)]

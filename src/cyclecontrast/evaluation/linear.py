@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
+from torch import nn
 
 from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled_images import LabeledImages
@@ -24,7 +24,7 @@ from cyclecontrast.distributed import runs_alone
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import ClassificationProtocol, Items, doubts, not_learned, not_tested
 from cyclecontrast.evaluation.embed import Loading, encode, frozen
-from cyclecontrast.evaluation.epochs import EpochReader, random_view_batches, step_decay, train_epochs
+from cyclecontrast.evaluation.epochs import EpochReader, train_classifier
 from cyclecontrast.evaluation.metrics import Floats, Integers
 from cyclecontrast.evaluation.predictions import Json
 from cyclecontrast.evaluation.protocol import Part, Predictions
@@ -108,36 +108,28 @@ class Linear(ClassificationProtocol[LinearConfig]):
         config, train, loading = self.config, data.train, Loading.of(self.config, backbone)
         head = initial_head(backbone.dim, len(data.classes), config.seed).to(loading.device)
         learning_rate = config.learning_rate * config.batch_size / REFERENCE_BATCH
-        labels = torch.from_numpy(train.labels).to(loading.device)
+        optimizer = torch.optim.SGD(head.parameters(), learning_rate, MOMENTUM, weight_decay=0)
         reader = EpochReader("linear", f"{len(train):,} training images", config.epochs, loading.workers, cache)
-
-        def features_of(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-            views = random_view_batches(reader, train, epoch, loading.image_size, config.batch_size, config.seed)
-            with frozen(backbone, loading.device):
-                for batch in views:
-                    # Tensors of inference mode cannot take part in a backward pass; their clones can.
-                    yield encode(backbone, batch, loading.device).clone(), labels[batch.positions.to(loading.device)]
-
-        losses = train_epochs(
-            "linear",
-            {"head": head},
-            torch.optim.SGD(head.parameters(), learning_rate, MOMENTUM, weight_decay=0),
-            features_of,
-            lambda batch: [nn.functional.cross_entropy(head(batch[0]), batch[1])],
-            step_decay(config.epochs),
-            config.epochs,
-            config.seed,
-            cache,
-        )
+        with frozen(backbone, loading.device):
+            loss = train_classifier(
+                {"head": head},
+                optimizer,
+                # Tensors of inference mode cannot take part in a backward pass; their clones can.
+                lambda batch: head(encode(backbone, batch, loading.device).clone()),
+                train,
+                config,
+                loading.image_size,
+                reader,
+            )
         weight, bias = (parameter.detach().cpu().numpy() for parameter in (head.weight, head.bias))
         unread = reader.unread()
-        learned = np.delete(train.labels, list(unread))
+        learned, num_learned = self.readable(train, unread)
         return _Fitted(
             test.vectors @ weight.T + bias,
-            len(learned) if config.level == "frame" else train.num_videos,
-            doubts(losses[-1], len(data.classes)) + not_learned(learned, data.classes),
+            num_learned,
+            doubts(loss, len(data.classes)) + not_learned(learned, data.classes),
             tuple(unread.values()),
-            {"learning_rate": learning_rate, "last_loss": losses[-1]},
+            {"learning_rate": learning_rate, "last_loss": loss},
         )
 
 

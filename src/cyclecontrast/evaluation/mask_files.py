@@ -6,9 +6,7 @@ import cv2
 import numpy as np
 
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.mask_layouts import IGNORE
-from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.resume_cache import Arrays
+from cyclecontrast.data.masked_images import IGNORE
 
 LEGEND_HEIGHT = 24
 TILE_SIZE = 160
@@ -24,28 +22,18 @@ RIGHT, MISSED, INVENTED, CONFUSED = (60, 170, 60), (220, 120, 40), (50, 50, 220)
 
 
 def encode_mask(mask: Pixels) -> bytes:
-    """Return the PNG file of a mask uint8 (height, width), or of a picture (height, width, 3) in blue, green, red."""
+    """Return the PNG file of a mask uint8 (height, width), or of a picture (height, width, 3) in blue, green, red.
+
+    It does not end in a zero, so an array of files keeps each as it is.
+    """
     return cv2.imencode(".png", mask)[1].tobytes()
 
 
 def decode_mask(file: bytes) -> Pixels:
-    """Return the mask (height, width) of a PNG file; raises UserError."""
-    mask: Pixels | None = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED) if file else None
-    if mask is None:
-        raise UserError("a mask in the record cannot be read; run the evaluation without --score-only")
+    """Return the mask (height, width) of a PNG file that `encode_mask` made."""
+    mask: Pixels | None = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert mask is not None
     return mask
-
-
-def pack_files(name: str, files: Sequence[bytes]) -> Arrays:
-    """Return files as two arrays: their bytes side by side under this name, and their sizes."""
-    sizes = np.array([len(file) for file in files], np.int64)
-    return {name: np.frombuffer(b"".join(files), np.uint8), f"{name}_sizes": sizes}
-
-
-def unpack_files(arrays: Arrays, name: str) -> list[bytes]:
-    """Return the files that `pack_files` packed under this name."""
-    ends = arrays[f"{name}_sizes"].cumsum()
-    return [file.tobytes() for file in np.split(arrays[name], ends)[:-1]]
 
 
 def draw_sheet(legend: str, rows: Sequence[Pixels]) -> bytes:

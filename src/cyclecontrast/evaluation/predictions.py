@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
@@ -118,6 +119,17 @@ class Record:
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{path}: the record cannot be read ({reason}); evaluate without --score-only") from error
+
+
+def matrix_to_column(rows: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    """Return a matrix as a column of a table, a list per row."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+
+
+def column_to_matrix(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Return the matrix that `matrix_to_column` stored."""
+    matrix: npt.NDArray[Any] = column.combine_chunks().flatten().to_numpy().reshape(-1, column.type.list_size)
+    return matrix
 
 
 def find_records(folder: Path, protocol: str) -> list[Record]:

@@ -123,37 +123,15 @@ def config_class_of(protocol: str | type[Protocol[Any, Any]]) -> type[EvaluateCo
 
 
 def _built_in(name: str) -> type[Protocol[Any, Any]]:
-    """Import a built-in protocol, and PyTorch with it."""
-    match name:
-        case "knn":
-            from cyclecontrast.evaluation.knn import Knn
+    """Import the built-in protocols, and PyTorch with them."""
+    from cyclecontrast.evaluation.action import Action
+    from cyclecontrast.evaluation.finetune import Finetune
+    from cyclecontrast.evaluation.knn import Knn
+    from cyclecontrast.evaluation.linear import Linear
+    from cyclecontrast.evaluation.propagation import Propagation
+    from cyclecontrast.evaluation.retrieval import Retrieval
+    from cyclecontrast.evaluation.segmentation import Segmentation
+    from cyclecontrast.evaluation.tracking.protocol import Tracking
 
-            return Knn
-        case "linear":
-            from cyclecontrast.evaluation.linear import Linear
-
-            return Linear
-        case "finetune":
-            from cyclecontrast.evaluation.finetune import Finetune
-
-            return Finetune
-        case "retrieval":
-            from cyclecontrast.evaluation.retrieval import Retrieval
-
-            return Retrieval
-        case "action":
-            from cyclecontrast.evaluation.action import Action
-
-            return Action
-        case "tracking":
-            from cyclecontrast.evaluation.tracking.protocol import Tracking
-
-            return Tracking
-        case "segmentation":
-            from cyclecontrast.evaluation.segmentation import Segmentation
-
-            return Segmentation
-        case _:
-            from cyclecontrast.evaluation.propagation import Propagation
-
-            return Propagation
+    protocols = (Knn, Linear, Finetune, Retrieval, Action, Tracking, Segmentation, Propagation)
+    return next(protocol for protocol in protocols if protocol.name == name)

@@ -1,7 +1,6 @@
 """What a stopped evaluation had finished: parts on disk that the same evaluation finds when it is run again."""
 
 import contextlib
-import hashlib
 import re
 import shutil
 import zipfile
@@ -16,7 +15,6 @@ import torch
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import locked, replacing
 
-MAX_NAME = 100
 ARRAYS, STATE = ".npz", ".pt"
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -53,14 +51,12 @@ class ResumeCache:
         return self._path(name, ARRAYS).exists()
 
     def arrays(self, name: str, make: Callable[[], Arrays]) -> Arrays:
-        """Return the arrays stored under this name, or make and store them; strings are fine, objects are not."""
+        """Return the arrays stored under this name, or make and store them; they hold numbers, strings or bytes."""
         path = self._path(name, ARRAYS)
         if path.exists():
             with _explained(path), path.open("rb") as stored, np.load(stored, allow_pickle=False) as arrays:
                 return dict(arrays)
         made = make()
-        if objects := [key for key, value in made.items() if np.asarray(value).dtype.hasobject]:
-            raise TypeError(f"{name}: {', '.join(objects)} would be pickled")
         with replacing(path) as aside, aside.open("wb") as file:
             np.savez(file, **made)  # type: ignore[arg-type]
         return made
@@ -88,10 +84,7 @@ class ResumeCache:
             self.folder.parent.rmdir()
 
     def _path(self, name: str, suffix: str) -> Path:
-        """Return the file of a name; names of any characters are safe, and different names have different files."""
-        safe = re.sub(r"[^a-z0-9-]", "_", name)[:MAX_NAME]
-        end = "" if safe == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        return self.folder / (safe + end + suffix)
+        return self.folder / (re.sub(r"\W+", "-", name) + suffix)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ Differs from the release: it has no code for this table; of the two levels that 
 compares single clips is the default, and the level stands in the tag.
 """
 
-import hashlib
 import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from cyclecontrast.config import RetrievalConfig
@@ -25,10 +22,17 @@ from cyclecontrast.data.clips import measure, read_frames
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_images import Numbers
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.classification import not_tested
 from cyclecontrast.evaluation.embed import IMAGES_PER_PART, Loading, concatenated, encode, find_parts, frozen
-from cyclecontrast.evaluation.image_batches import CROP_MARGIN, CenterCrops, ImageBatch, load_image_batches
+from cyclecontrast.evaluation.image_batches import (
+    CROP_MARGIN,
+    CenterCrop,
+    ImageBatch,
+    chunks,
+    load_image_batches,
+    with_progress,
+)
 from cyclecontrast.evaluation.metrics import (
     Floats,
     Integers,
@@ -40,7 +44,7 @@ from cyclecontrast.evaluation.metrics import (
     similarity_blocks,
     unit_vectors,
 )
-from cyclecontrast.evaluation.predictions import DataInfo, Record
+from cyclecontrast.evaluation.predictions import DataInfo, Record, column_to_matrix, matrix_to_column
 from cyclecontrast.evaluation.protocol import Part, Predictions, Protocol, Score
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.models.backbone import Backbone
@@ -80,13 +84,13 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
         if self.config.ann == "faiss" and not self.config.score_only:
             check_faiss()
         data = LabeledVideos.open(self.config.data, self.config.split)
-        if max(self.config.k) > RECORDED < len(data.train) * self._items_per_video:
+        if max(self.config.k) > RECORDED < len(data.train) * items_per_video(self.config):
             raise UserError(f"k: {max(self.config.k)} is more than the {RECORDED} nearest that are computed; use less")
         return data
 
     def describe(self, data: LabeledVideos) -> DataInfo:
         """Return which videos are compared, and how many items they are at this level."""
-        num = self._items_per_video
+        num = items_per_video(self.config)
         return DataInfo(str(data.root), data.fingerprint, len(data.train) * num, len(data.test) * num)
 
     def parts(self, backbone: Backbone, data: LabeledVideos) -> list[Part]:
@@ -118,7 +122,7 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
             {
                 "classes": list(data.classes),
                 "num_gallery": len(gallery.labels),
-                "items_per_video": self._items_per_video,
+                "items_per_video": items_per_video(self.config),
             },
             (len(gallery.labels), len(queries.labels)),
             frozenset(
@@ -129,8 +133,7 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
     def score(self, record: Record) -> Score:
         """Score hit@k for each k up to the gallery, mAP, and hit@1 by class; raises UserError for a larger k."""
         labels, precision = (record.table[name].to_numpy() for name in ("label", "average_precision"))
-        nearest = record.table["neighbor_labels"].combine_chunks()
-        neighbor_labels = nearest.flatten().to_numpy().reshape(len(labels), -1)
+        neighbor_labels = column_to_matrix(record.table["neighbor_labels"])
         size, recorded = record.about.details["num_gallery"], neighbor_labels.shape[1]
         ks = sorted({min(k, size) for k in self.config.k})
         if ks[-1] > recorded:
@@ -152,10 +155,6 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
         }
         return Score(metrics, by_class, notes=notes)
 
-    @property
-    def _items_per_video(self) -> int:
-        return items_per_video(self.config)
-
     def _tag(self) -> str:
         """Name the level, and other settings that make numbers incomparable where they are not the defaults."""
         changed = self.config.model_dump(include=set(IN_TAG), exclude_defaults=True)
@@ -164,7 +163,7 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
 
     def _table(self, ranking: Arrays, gallery: VideoItems, queries: VideoItems, test: VideoSplit) -> pa.Table:
         """Make the record, a row per query; neighbors are numbers of the training videos' items, nearest first."""
-        videos, places = np.divmod(queries.numbers, self._items_per_video)
+        videos, places = np.divmod(queries.numbers, items_per_video(self.config))
         names = [test.paths[video] for video in videos]
         is_video = self.config.level == "video"
         ids = names if is_video else [f"{name}#{place}" for name, place in zip(names, places, strict=True)]
@@ -175,8 +174,8 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
             {
                 "id": ids,
                 "label": queries.labels,
-                "neighbor_labels": _lists(labels),
-                "neighbors": _lists(numbers),
+                "neighbor_labels": matrix_to_column(labels.astype(np.int32)),
+                "neighbors": matrix_to_column(numbers.astype(np.int32)),
                 "average_precision": pa.array(precision, mask=np.isnan(precision)),
             }
         )
@@ -188,10 +187,6 @@ def _scaled(items: VideoItems, center: bool) -> VideoItems:
     if center:
         vectors = vectors - vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     return items._replace(vectors=unit_vectors(vectors))
-
-
-def _lists(rows: Integers) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.astype(np.int32).ravel()), rows.shape[1])
 
 
 # Vectors of frames, clips and videos: each frame is decoded and embedded once.
@@ -254,9 +249,11 @@ def embed_videos(
 def video_parts(backbone: Backbone, split: VideoSplit, config: RetrievalConfig, name: str) -> list[Part]:
     """Return the videos of a split, in order, as the parts that a process embeds at once."""
     loading, per_part = Loading.of(config, backbone), max(1, IMAGES_PER_PART // _indices(1, config).size)
-    groups = [range(start, min(start + per_part, len(split))) for start in range(0, len(split), per_part)]
     make = partial(_embed_part, backbone, split, config, loading, name)
-    return [Part(f"embedding {name}-{videos[0]}-{videos[-1]}", videos, make) for videos in groups]
+    return [
+        Part(f"embedding {name}-{videos[0]}-{videos[-1]}", videos, make)
+        for videos in chunks(range(len(split)), per_part)
+    ]
 
 
 def _indices(num_frames: int, config: RetrievalConfig) -> Numbers:
@@ -270,15 +267,17 @@ def _embed_part(
     backbone: Backbone, split: VideoSplit, config: RetrievalConfig, loading: Loading, name: str, videos: Sequence[int]
 ) -> Arrays:
     problems: list[str] = []
-    indices = {video: _indices(num, config) for video, num in _lengths(split, videos, problems)}
+    indices: dict[int, Numbers] = {}
+    for video in videos:
+        footage = attempt(partial(measure, split.path(video)), problems)
+        if footage is not None:
+            indices[video] = _indices(footage.num_frames, config)
     wanted = WantedFrames(split, {v: np.unique(x) for v, x in indices.items()}, round(loading.image_size * CROP_MARGIN))
-    batches = [[video] for video in indices]
-    crop = CenterCrops(loading.image_size)
     read: list[int] = []
 
     def pixels() -> Iterator[Tensor]:
-        loaded = load_image_batches(wanted, crop, batches, loading.workers, f"embedding {name}") if batches else ()
-        for batch in loaded:
+        crop, batches = CenterCrop(loading.image_size), chunks(list(indices), 1)
+        for batch in load_image_batches(wanted, crop, batches, loading.workers, f"embedding {name}"):
             problems.extend(batch.problems)
             read.extend(batch.positions.tolist())
             yield from batch.pixels if len(batch.positions) else ()
@@ -286,9 +285,8 @@ def _embed_part(
     vectors = _encode_all(backbone, pixels(), loading)
     ends = np.cumsum([len(wanted.frames[video]) for video in read], dtype=np.int64)
     items = [vectors[:0]]
-    for video, end in zip(read, ends, strict=True):
-        frames = wanted.frames[video]
-        items.append(_averaged(vectors[end - len(frames) : end], np.searchsorted(frames, indices[video]), config))
+    for video, found in zip(read, np.split(vectors, ends), strict=False):
+        items.append(_averaged(found, np.searchsorted(wanted.frames[video], indices[video]), config))
     return {
         "vectors": np.concatenate(items),
         "videos": np.array(read, np.int64),
@@ -296,47 +294,35 @@ def _embed_part(
     }
 
 
-def _lengths(split: VideoSplit, videos: Iterable[int], problems: list[str]) -> Iterator[tuple[int, int]]:
-    """Yield the videos that can be opened, and their number of frames."""
-    for video in videos:
-        try:
-            yield video, measure(split.path(video)).num_frames
-        except UserError as error:
-            problems.extend(error.problems)
-
-
 def _encode_all(backbone: Backbone, videos: Iterable[Tensor], loading: Loading) -> npt.NDArray[np.float32]:
     """Embed the frames of videos (num_frames, 3, h, w), in full batches that may span videos."""
     vectors = [torch.empty(0, backbone.dim)]
-    with frozen(backbone, loading.device):
-        for pixels in _regrouped(videos, loading.batch_size):
+
+    def encode_waiting(frames: Tensor) -> None:
+        for start in range(0, len(frames), loading.batch_size):
+            pixels = frames[start : start + loading.batch_size]
             batch = ImageBatch(torch.arange(len(pixels)), pixels, ())
             vectors.append(encode(backbone, batch, loading.device).cpu())
-    found: npt.NDArray[np.float32] = torch.cat(vectors).numpy()
-    return found
 
-
-def _regrouped(videos: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Join and split, so that each but the last has `size` frames, and none is dropped."""
     waiting: list[Tensor] = []
-    for video in videos:
-        waiting.append(video)
-        if sum(map(len, waiting)) >= size:
-            joined = torch.cat(waiting)
-            whole = len(joined) // size * size
-            yield from (joined[start : start + size] for start in range(0, whole, size))
-            waiting = [joined[whole:]]
-    if sum(map(len, waiting)):
-        yield torch.cat(waiting)
+    with frozen(backbone, loading.device):
+        for video in videos:
+            waiting.append(video)
+            if sum(map(len, waiting)) >= loading.batch_size:
+                joined = torch.cat(waiting)
+                whole = len(joined) // loading.batch_size * loading.batch_size
+                encode_waiting(joined[:whole])
+                waiting = [joined[whole:]]
+        if waiting:
+            encode_waiting(torch.cat(waiting))
+    return torch.cat(vectors).numpy()
 
 
 def _averaged(vectors: npt.NDArray[np.float32], places: Numbers, config: RetrievalConfig) -> npt.NDArray[np.float32]:
     """Return a video's items (num_items, dim): means over frames, and at level video over clips."""
     clips = vectors[places].mean(axis=1, dtype=np.float64)
-    if config.level == "video":
-        clips = clips.mean(axis=0, keepdims=True)
-    items: npt.NDArray[np.float32] = clips.astype(np.float32)
-    return items
+    items = clips.mean(axis=0, keepdims=True) if config.level == "video" else clips
+    return items.astype(np.float32)  # type: ignore[no-any-return]
 
 
 # The nearest gallery items of each query, exactly or by faiss.
@@ -345,31 +331,31 @@ def _averaged(vectors: npt.NDArray[np.float32], places: Numbers, config: Retriev
 def rank(gallery: VideoItems, queries: VideoItems, k: int, cache: ResumeCache) -> Arrays:
     """Find the k nearest of each query (num_queries, k), and its average precision over the whole gallery."""
     starts = range(0, len(queries.vectors), QUERIES_PER_PART)
-    console = Console(stderr=True)
-    firsts = _first_equals(gallery.vectors)
-    parts = [
-        cache.arrays(f"ranking-{start}-{k}", partial(_rank_part, gallery, firsts, queries, start, k))
-        for start in track(starts, "ranking", console=console, disable=not console.is_terminal, transient=True)
-    ]
-    return concatenated(parts)
+    columns = _first_equals(gallery.vectors)
+    return concatenated(
+        [
+            cache.arrays(f"ranking-{start}-{k}", partial(_rank_part, gallery, columns, queries, start, k))
+            for start in with_progress(starts, "ranking")
+        ]
+    )
 
 
-def _rank_part(gallery: VideoItems, firsts: Integers, queries: VideoItems, start: int, k: int) -> Arrays:
+def _rank_part(gallery: VideoItems, columns: Integers | slice, queries: VideoItems, start: int, k: int) -> Arrays:
     indices, precisions = [], []
-    for block in similarity_blocks(gallery.vectors, queries.vectors[start : start + QUERIES_PER_PART]):
-        labels = queries.labels[start : start + len(block.queries)]
-        start += len(block.queries)
-        indices.append(nearest_in_block(gallery.vectors, block, k).indices)
+    for rows, similarities in similarity_blocks(gallery.vectors, queries.vectors[start : start + QUERIES_PER_PART]):
+        labels = queries.labels[start : start + len(rows)]
+        start += len(rows)
+        indices.append(nearest_in_block(gallery.vectors, rows, similarities, k).indices)
         # Short videos have equal clips: rounding must not order them.
-        precisions.append(average_precision(block.similarities[:, firsts], gallery.labels, labels))
+        precisions.append(average_precision(similarities[:, columns], gallery.labels, labels))
     return {"indices": np.concatenate(indices), "average_precision": np.concatenate(precisions)}
 
 
-def _first_equals(vectors: Floats) -> Integers:
-    """Return for each row (num_rows,) the number of the first row that equals it, often itself."""
-    firsts: dict[bytes, int] = {}
-    rows = enumerate(np.ascontiguousarray(vectors))
-    return np.array([firsts.setdefault(hashlib.blake2b(row).digest(), number) for number, row in rows])
+def _first_equals(vectors: Floats) -> Integers | slice:
+    """Return for each row (num_rows,) the number of the first row that equals it; all rows where none are equal."""
+    rows = np.ascontiguousarray(vectors).view(f"V{vectors.itemsize * vectors.shape[1]}")[:, 0]
+    _, firsts, members = np.unique(rows, return_index=True, return_inverse=True)
+    return slice(None) if len(firsts) == len(rows) else firsts[members]
 
 
 def check_faiss() -> None:

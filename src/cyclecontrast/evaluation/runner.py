@@ -1,10 +1,9 @@
 """The one way into an evaluation: predictions first, written as a record; then the score, from the record alone."""
 
-import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import Any
 
 from cyclecontrast.config import EvaluateConfig
 from cyclecontrast.distributed import ALONE, World, broadcast_object, joined_command
@@ -31,53 +30,41 @@ from cyclecontrast.models.hardware import limited_threads, pick_device
 AnyProtocol = Protocol[Any, Any]
 
 
-@overload
 def evaluate(
-    protocol: str | type[AnyProtocol],
-    config: EvaluateConfig,
-    backbone: Backbone | None = None,
-    *,
-    reuse: bool = False,
-    alone: Literal[True],
-) -> Result: ...
-
-
-@overload
-def evaluate(
-    protocol: str | type[AnyProtocol], config: EvaluateConfig, backbone: Backbone | None = None, *, reuse: bool = False
-) -> Result | None: ...
-
-
-def evaluate(
-    protocol: str | type[AnyProtocol],
-    config: EvaluateConfig,
-    backbone: Backbone | None = None,
-    *,
-    reuse: bool = False,
-    alone: bool = False,
+    protocol: str | type[AnyProtocol], config: EvaluateConfig, backbone: Backbone | None = None
 ) -> Result | None:
     """Evaluate a model by a protocol as its config says; writes the record, then the result.
 
-    A `backbone` is taken as it is, whatever the config names. A stopped evaluation resumes where it was. `reuse`
-    returns an earlier result of the same model, data and settings. `config.score_only` scores the record of an earlier
-    evaluation again, for which the model may be gone. The processes of torchrun share the images, unless each is to
-    evaluate `alone`; rank 0 returns the result, the others None. Raises UserError.
+    A `backbone` is taken as it is, whatever the config names. A stopped evaluation resumes where it was.
+    `config.score_only` scores the record of an earlier evaluation again, for which the model may be gone. The processes
+    of torchrun share the images; rank 0 returns the result, the others None. Raises UserError.
     """
-    task = find_protocol(protocol)(config)
-    with contextlib.nullcontext(ALONE) if alone else joined_command() as world:
-        if config.score_only:
-            return _score_again(task, backbone) if world.rank == 0 else None
-        backbone, data = _open(task, backbone)
-        about = _about(task, data, backbone)
-        found = _earlier_result(task, about) if reuse and world.rank == 0 else None
-        if broadcast_object(found is not None, world):
-            return found
-        parts = task.parts(backbone, data) if world.size > 1 else []
-        with limited_threads(pick_device(config.device)):
-            if world.rank:
-                _share_parts(parts, about, None, world)
-                return None
+    with joined_command() as world:
+        return _run(find_protocol(protocol)(config), backbone, world)
+
+
+def evaluate_alone(
+    protocol: str | type[AnyProtocol], config: EvaluateConfig, backbone: Backbone | None = None, reuse: bool = False
+) -> Result:
+    """Evaluate in this process, even where torchrun started others; `reuse` returns an equal result of before."""
+    result = _run(find_protocol(protocol)(config), backbone, ALONE, reuse)
+    assert result is not None
+    return result
+
+
+def _run(task: AnyProtocol, backbone: Backbone | None, world: World, reuse: bool = False) -> Result | None:
+    if task.config.score_only:
+        return _score_again(task, backbone) if world.rank == 0 else None
+    backbone, data = _open(task, backbone)
+    about = _about(task, data, backbone)
+    if reuse and (found := _earlier_result(task, about)):
+        return found
+    parts = task.parts(backbone, data) if world.size > 1 else []
+    with limited_threads(pick_device(task.config.device)):
+        if world.rank == 0:
             return _evaluate(task, backbone, data, about, parts, world)
+        _share_parts(parts, about, None, world)
+    return None
 
 
 def _evaluate(
@@ -86,14 +73,17 @@ def _evaluate(
     folder = results_folder(task.config)
     check_folder(folder)
     cache = ResumeCache(folder / "unfinished" / f"{about.record_key}-{about.versions['cyclecontrast']}")
-    with _resuming_after_interrupt(), cache.locked():
-        for leftover in (*folder.glob(f"{about.key}.*.part"), *folder.glob(f"records/{about.record_key}.*.part")):
-            leftover.unlink()
-        _share_parts(parts, about, cache, world)
-        predictions = task.predict(backbone, data, cache)
-        record = Record(_about_predictions(task, about, predictions), predictions.table)
-        record.save(folder)
-        return _score(task, record, about.config)
+    try:
+        with cache.locked():
+            for leftover in (*folder.glob(f"{about.key}.*.part"), *folder.glob(f"records/{about.record_key}.*.part")):
+                leftover.unlink()
+            _share_parts(parts, about, cache, world)
+            predictions = task.predict(backbone, data, cache)
+            record = Record(_about_predictions(task, about, predictions), predictions.table)
+            record.save(folder)
+            return _score(task, record, about.config)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("interrupted; the same command resumes where it stopped") from interrupt
 
 
 def _open(task: AnyProtocol, given: Backbone | None) -> tuple[Backbone, Any]:
@@ -125,14 +115,6 @@ def _share_parts(parts: list[Part], about: About, cache: ResumeCache | None, wor
             arrays = gather_part(part, world)
             if cache and arrays:
                 cache.arrays(part.name, lambda arrays=arrays: arrays)  # type: ignore[misc]
-
-
-@contextlib.contextmanager
-def _resuming_after_interrupt() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt("interrupted; the same command resumes where it stopped") from interrupt
 
 
 def _about_predictions(task: AnyProtocol, about: About, predictions: Predictions) -> About:
@@ -199,8 +181,16 @@ def _score_again(task: AnyProtocol, given: Backbone | None) -> Result:
 
 
 def _record_by_name(task: AnyProtocol, about: About) -> Record:
-    folder = results_folder(task.config)
-    found = [record for record in find_records(folder, about.protocol) if _fits(record.about, about)]
+    """Return the only record of this model's name, data and settings; settings left open fit any."""
+    folder, requested = results_folder(task.config), about.config
+    settings = set(requested) - NOT_IN_KEY - set(about.scoring)
+    fixed = {name: requested[name] for name in settings if requested[name] is not None} | {"model": requested["model"]}
+    found = [
+        record
+        for record in find_records(folder, about.protocol)
+        if record.about.data.fingerprint == about.data.fingerprint
+        and all(record.about.config.get(name) == value for name, value in fixed.items())
+    ]
     if len(found) != 1:
         what = f"{len(found)} records fit, name more of the settings" if found else "no record fits"
         raise UserError(
@@ -208,17 +198,6 @@ def _record_by_name(task: AnyProtocol, about: About) -> Record:
             f"data with these settings {what}"
         )
     return found[0]
-
-
-def _fits(found: About, requested: About) -> bool:
-    """Whether a record is that of the requested model, data and settings; settings left open fit any."""
-    open_settings = {name for name, value in requested.config.items() if value is None}
-    free = NOT_IN_KEY | set(requested.scoring) | open_settings
-    return (
-        found.config["model"] == requested.config["model"]
-        and found.data.fingerprint == requested.data.fingerprint
-        and all(found.config.get(name) == value for name, value in requested.config.items() if name not in free)
-    )
 
 
 def _score(task: AnyProtocol, record: Record, settings: dict[str, Any]) -> Result:

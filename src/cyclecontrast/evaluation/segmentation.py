@@ -14,21 +14,18 @@ import torch
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.mask_layouts import IGNORE
-from cyclecontrast.data.masked_images import MaskedImages, MaskedSplit
-from cyclecontrast.data.text_lines import raise_problems
+from cyclecontrast.data.masked_images import IGNORE, MaskedImages, MaskedSplit
+from cyclecontrast.data.storage import raise_problems
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import doubts
 from cyclecontrast.evaluation.embed import exact_convolutions
-from cyclecontrast.evaluation.image_batches import in_order, load_image_batches
+from cyclecontrast.evaluation.image_batches import chunks, load_image_batches
 from cyclecontrast.evaluation.mask_files import (
     CLASS_LEGEND,
     decode_mask,
     draw_classes,
     draw_sheet,
     encode_mask,
-    pack_files,
-    unpack_files,
 )
 from cyclecontrast.evaluation.metrics import iou_per_class, pixel_accuracy, pixel_confusion
 from cyclecontrast.evaluation.predictions import DataInfo, Record
@@ -116,28 +113,22 @@ def _find_readable(
 
     Raises UserError where none can be read.
     """
-    found = cache.arrays(title, lambda: _read_all(split, title, workers))
+
+    def read() -> Arrays:
+        batches = list(load_image_batches(split, _corner, chunks(range(len(split)), 64), workers, title))
+        problems = [problem for batch in batches for problem in batch.problems]
+        positions = np.concatenate([batch.positions.numpy() for batch in batches])
+        return {"positions": positions, "problems": np.array(problems, str)}
+
+    found = cache.arrays(title, read)
     positions, problems = found["positions"].tolist(), tuple(found["problems"].tolist())
     if not positions:
         raise_problems([f"{title}: none of the {len(split):,} images can be used", *problems])
     return positions, problems
 
 
-def _read_all(split: MaskedSplit, title: str, workers: int) -> Arrays:
-    batches = list(load_image_batches(split, _corner, in_order(len(split), 64), workers, title))
-    problems = [problem for batch in batches for problem in batch.problems]
-    return {
-        "positions": np.concatenate([batch.positions.numpy() for batch in batches]),
-        "problems": np.array(problems, str),
-    }
-
-
 def _corner(image: Pixels, position: int) -> Pixels:
     return image[:1, :1]
-
-
-def _whole(image: Pixels, position: int) -> Pixels:
-    return image
 
 
 def _segment_all(
@@ -149,14 +140,12 @@ def _segment_all(
     cache: ResumeCache,
 ) -> pa.Table:
     """Return the record: id, predicted mask and true mask of each image, masks as PNG files."""
-    parts = []
-    for start in range(0, len(positions), IMAGES_PER_PART):
-        group = positions[start : start + IMAGES_PER_PART]
-        make = partial(_segment, segmenter, test, group, device, workers)
-        parts.append(cache.arrays(f"masks-{group[0]}-{group[-1]}", make))
+    parts = [
+        cache.arrays(f"masks-{group[0]}-{group[-1]}", partial(_segment, segmenter, test, group, device, workers))
+        for group in chunks(positions, IMAGES_PER_PART)
+    ]
     columns = {
-        name: pa.chunked_array([pa.array(unpack_files(part, name), pa.large_binary()) for part in parts])
-        for name in COLUMNS
+        name: pa.chunked_array([pa.array(part[name].tolist(), pa.large_binary()) for part in parts]) for name in COLUMNS
     }
     return pa.table({"id": [test.pairs[position].image for position in positions], **columns})
 
@@ -164,17 +153,16 @@ def _segment_all(
 def _segment(
     segmenter: Segmenter, test: MaskedSplit, positions: Sequence[int], device: torch.device, workers: int
 ) -> Arrays:
-    """Segment images one by one, because each has its own size; returns packed PNG files."""
-    files: dict[str, list[bytes]] = {name: [] for name in COLUMNS}
-    one_by_one = [[position] for position in positions]
+    """Segment images one by one, because each has its own size; returns PNG files."""
+    predicted, truth = [], []
     with exact_convolutions(), torch.inference_mode():
-        for batch in load_image_batches(test, _whole, one_by_one, workers, "segmenting test"):
+        for batch in load_image_batches(test, None, chunks(positions, 1), workers, "segmenting test"):
             if batch.problems:
                 raise UserError(*batch.problems)
             scores = segmenter(batch.pixels[:, :3].to(device))
-            files["predicted"].append(encode_mask(scores.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()))
-            files["truth"].append(encode_mask(batch.pixels[0, 3].numpy()))
-    return {key: array for name in COLUMNS for key, array in pack_files(name, files[name]).items()}
+            predicted.append(encode_mask(scores.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()))
+            truth.append(encode_mask(batch.pixels[0, 3].numpy()))
+    return {"predicted": np.array(predicted), "truth": np.array(truth)}
 
 
 def _tag(data: MaskedImages, config: SegmentationConfig) -> str:

@@ -18,13 +18,12 @@ from torch.nn import functional
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.mask_layouts import IGNORE
-from cyclecontrast.data.masked_images import MaskedSplit
+from cyclecontrast.data.masked_images import IGNORE, MaskedSplit
 from cyclecontrast.data.random_streams import ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import check_finite, exact_convolutions
 from cyclecontrast.evaluation.epochs import train_epochs
-from cyclecontrast.evaluation.image_batches import load_image_batches
+from cyclecontrast.evaluation.image_batches import chunks, load_image_batches
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import TOTAL_STRIDE_8, Backbone, PerStage, ResNet, restride
 
@@ -257,5 +256,5 @@ def _batches(
 
 def split_batches(order: Sequence[int], size: int) -> list[Sequence[int]]:
     """Split an epoch into batches; a last batch of one image is dropped, because its batch statistics mean little."""
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    batches = chunks(order, size)
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches

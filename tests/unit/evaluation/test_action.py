@@ -18,7 +18,7 @@ from cyclecontrast.evaluation import action
 from cyclecontrast.evaluation.action import Action, ClipClassifier, ClipView, RandomClips, SpreadClips
 from cyclecontrast.evaluation.embed import Loading
 from cyclecontrast.evaluation.epochs import EpochReader, step_decay
-from cyclecontrast.evaluation.image_batches import CenterCrop, CenterCrops, load_image_batches
+from cyclecontrast.evaluation.image_batches import CenterCrop, load_image_batches
 from cyclecontrast.evaluation.protocol import Predictions
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import make_backbone
@@ -137,7 +137,7 @@ def test_test_clips_are_centre_crops_of_spread_frames(data):
     """Decoded once, scaled on the way, they are crops of the frames that the sampler names."""
     test = LabeledVideos.open(data).test
     clips = SpreadClips(test, ClipShape(4, 16.0), 3, 16)
-    (batch,) = load_image_batches(clips, CenterCrops(16), [[1]], 0, "test")
+    (batch,) = load_image_batches(clips, CenterCrop(16), [[1]], 0, "test")
     assert batch.pixels.shape == (1, 12, 3, 16, 16)
     frames = action.spread_clips(action.measure(test.path(1)), ClipShape(4, 16.0), 3)
     assert frames.tolist() == [[0, 1, 3, 4], [6, 7, 9, 10], [14, 15, 17, 18]]

@@ -12,7 +12,7 @@ from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import embed as module
 from cyclecontrast.evaluation.embed import Loading, embed, embed_batches, embed_images
-from cyclecontrast.evaluation.image_batches import CenterCrop, StoreImages, in_order, load_image_batches
+from cyclecontrast.evaluation.image_batches import CenterCrop, StoreImages, chunks, load_image_batches
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import fingerprint
@@ -157,7 +157,7 @@ def test_a_backbone_that_gives_nan_is_refused(frames, cache):
 def test_no_progress_bar_where_nobody_watches(frames, capsys):
     """Standard output stays clean for what is asked for, and a log file holds no bar."""
     images = StoreImages(FrameStore.open(frames))
-    list(load_image_batches(images, CenterCrop(16), in_order(5, 2), 0, "title"))
+    list(load_image_batches(images, CenterCrop(16), chunks(range(5), 2), 0, "title"))
     assert capsys.readouterr() == ("", "")
 
 

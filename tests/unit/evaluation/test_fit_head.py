@@ -11,6 +11,7 @@ import torch
 from cyclecontrast.config import TrackingConfig
 from cyclecontrast.data.tracking_sequences import Sequence, Sequences, open_got10k
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluation import epochs
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.evaluation.tracking import fit_head as fitting
 from cyclecontrast.evaluation.tracking.fit_head import (
@@ -135,9 +136,9 @@ def test_training_lowers_the_loss_and_does_not_change_the_backbone(tmp_path, tra
     losses = fitted.details["losses"]
     assert losses[-1] < losses[0]
     assert (fitted.details["num_steps"], fitted.details["epochs"]) == (12, 4)
-    assert fitted.notes == (
+    assert fitted.notes == [
         "the head was trained for 12 steps, in the release for 58,300; raise pairs_per_sequence or epochs",
-    )
+    ]
     assert backbone.training
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
     assert all(parameter.grad is None for parameter in backbone.parameters())
@@ -180,9 +181,9 @@ def test_few_sequences_fill_an_epoch(tmp_path, train, monkeypatch):
 def test_an_epoch_is_full_batches_in_its_own_order(tmp_path, train, monkeypatch):
     """An incomplete batch is dropped, no pair comes twice in an epoch, and each epoch has another order."""
     requested = []
-    load = fitting.load_image_batches
+    load = epochs.load_image_batches
     monkeypatch.setattr(
-        fitting,
+        epochs,
         "load_image_batches",
         lambda pairs, crop, batches, *rest: requested.append(batches) or load(pairs, crop, batches, *rest),
     )

@@ -60,22 +60,6 @@ def test_an_interrupted_part_is_absent(cache):
         assert cache.arrays("part", lambda: {"a": np.ones(1)})["a"].tolist() == [1]
 
 
-def test_different_names_have_different_files_inside_the_folder(cache):
-    """Videos may have any name: no two share a file, however alike, long or strange they are."""
-    names = ["a b", "a_b", "a/b", "A_b", "../a", ".", "x" * 300, "x" * 301, "ü", "a-b", "a.b"]
-    for number, name in enumerate(names):
-        cache.arrays(name, lambda number=number: {"number": np.array(number)})
-    assert [int(cache.arrays(name, dict)["number"]) for name in names] == list(range(len(names)))
-    assert len({path.name.lower() for path in cache.folder.iterdir()}) == len(names)
-
-
-def test_objects_are_refused(cache):
-    """They would need pickle, which loading refuses."""
-    with pytest.raises(TypeError, match="part: things"):
-        cache.arrays("part", lambda: {"things": np.array([None])})
-    assert not cache.folder.exists()
-
-
 def test_the_last_state_of_a_training_is_restored(cache):
     """Tensors, numbers, strings, lists and dicts; None where nothing was stored."""
     assert cache.load_state("training") is None

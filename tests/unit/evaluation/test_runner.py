@@ -17,7 +17,7 @@ from cyclecontrast.config import EvaluateConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.predictions import DataInfo, Record, Result, find_records, record_path
 from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
-from cyclecontrast.evaluation.runner import evaluate
+from cyclecontrast.evaluation.runner import evaluate, evaluate_alone
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from faults.killing import killed_before
@@ -291,15 +291,15 @@ def test_an_earlier_result_is_reused(data, tmp_path, capsys):
     config = SignConfig(model=MODEL, data=data, out=tmp_path / "out", device="cpu")
     first = evaluate(Sign, config)
     Sign.log.clear()
-    assert evaluate(Sign, config, reuse=True) == first
+    assert evaluate_alone(Sign, config, reuse=True) == first
     assert Sign.log == []
     path = tmp_path / "out" / f"{first.about.key}.json"
     assert f"found from an earlier evaluation: {path}" in capsys.readouterr().err
     path.write_text("{")
-    assert evaluate(Sign, config, reuse=True) == first
+    assert evaluate_alone(Sign, config, reuse=True) == first
     assert f"{path}: is not a result" in capsys.readouterr().err
     other = dataclasses.replace(first.about, versions={**first.about.versions, "torch": "0.1"})
     Result(other, first.metrics, {}).save(tmp_path / "out")
     Sign.log.clear()
-    assert evaluate(Sign, config, reuse=True) == first
+    assert evaluate_alone(Sign, config, reuse=True) == first
     assert Sign.log[0] == "first"

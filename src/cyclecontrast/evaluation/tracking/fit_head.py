@@ -2,20 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cyclecontrast.config import TrackingConfig
-from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.random_streams import ORDER, random_stream
 from cyclecontrast.data.tracking_sequences import Sequences
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.epochs import step_decay, train_epochs
-from cyclecontrast.evaluation.image_batches import load_image_batches
+from cyclecontrast.evaluation.epochs import EpochReader, shuffled_batches, step_decay, train_epochs
 from cyclecontrast.evaluation.predictions import Json
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.evaluation.tracking.siamfc import PRESETS, DenseFeatures, Head, Preset, make_head
@@ -36,9 +32,9 @@ class FittedHead(NamedTuple):
     """A trained head, and what its result reports: details, notes, and a line for each item left out."""
 
     head: Head
-    details: Json
-    notes: tuple[str, ...]
-    problems: tuple[str, ...]
+    details: Json = {}  # noqa: RUF012
+    notes: Sequence[str] = ()
+    problems: Sequence[str] = ()
 
 
 def preset_of(config: TrackingConfig) -> Preset:
@@ -49,15 +45,17 @@ def preset_of(config: TrackingConfig) -> Preset:
 
 def fit_head(features: DenseFeatures, train: Sequences, config: TrackingConfig, cache: ResumeCache) -> FittedHead:
     """Train a head on the feature maps of the frozen backbone; raises UserError where there is too little data."""
-    preset, notes = _fill_epochs(preset_of(config), len(train), config.pairs_per_sequence is not None)
-    pairs, more_notes, problems = _open_pairs(train, preset, config.seed, cache)
+    notes: list[str] = []
+    preset = _fill_epochs(preset_of(config), len(train), config.pairs_per_sequence is not None, notes)
+    pairs, problems = _open_pairs(train, preset, config.seed, cache, notes)
     head = make_head(features.backbone.dim, preset, config.seed).to(features.device)
     workers = pick_workers(config.workers, features.device)
+    reader = EpochReader("head", f"{len(pairs):,} training pairs", preset.epochs, workers, cache)
     losses = train_epochs(
         "head",
         {"head": head},
         make_optimizer(head, preset),
-        lambda epoch: _batches(features, dataclasses.replace(pairs, epoch=epoch), workers, cache),
+        lambda epoch: _batches(features, dataclasses.replace(pairs, epoch=epoch), reader),
         lambda batch: (head_loss(head, *batch, preset),),
         decay(preset),
         preset.epochs,
@@ -75,9 +73,13 @@ def fit_head(features: DenseFeatures, train: Sequences, config: TrackingConfig, 
         "pairs_per_sequence": preset.pairs_per_sequence,
         "num_steps": num_steps,
     }
-    for epoch in range(preset.epochs):
-        problems += cache.arrays(_unread(epoch), dict)["problems"].tolist()
-    notes = (*notes, *more_notes, *_doubts(losses, num_steps))
+    if len(losses) > 1 and losses[-1] >= losses[0]:
+        fell = f"from {losses[0]:.3g} to {losses[-1]:.3g}"
+        notes.append(f"the loss of the head did not fall, {fell}; try another learning_rate")
+    if num_steps < FEW_STEPS:
+        advice = "raise pairs_per_sequence or epochs"
+        notes.append(f"the head was trained for {num_steps} steps, in the release for 58,300; {advice}")
+    problems += [line for _, line in reader.read_errors()]
     return FittedHead(head.eval(), details, notes, tuple(dict.fromkeys(problems)))
 
 
@@ -136,7 +138,7 @@ def balanced_loss(logits: Tensor, labels: Tensor) -> Tensor:
 LOSSES = {"focal": focal_loss, "balanced": balanced_loss}
 
 
-def _fill_epochs(preset: Preset, num_sequences: int, is_set: bool) -> tuple[Preset, tuple[str, ...]]:
+def _fill_epochs(preset: Preset, num_sequences: int, is_set: bool, notes: list[str]) -> Preset:
     """Take more pairs per sequence where few sequences would give an epoch of too few steps.
 
     The published schedules are made for the 9,335 sequences of GOT-10k: 1,166 steps an epoch.
@@ -148,19 +150,19 @@ def _fill_epochs(preset: Preset, num_sequences: int, is_set: bool) -> tuple[Pres
             f"{preset.batch_size}; set {math.ceil(preset.batch_size / num_sequences)}, or a smaller batch_size"
         )
     if is_set or steps >= MIN_STEPS:
-        return preset, ()
+        return preset
     needed = math.ceil(MIN_STEPS * preset.batch_size / num_sequences)
-    note = (
+    notes.append(
         f"pairs_per_sequence: {needed} instead of {preset.pairs_per_sequence}, because an epoch of {num_sequences} "
         f"training sequences would have {steps} steps"
     )
-    return dataclasses.replace(preset, pairs_per_sequence=needed), (note,)
+    return dataclasses.replace(preset, pairs_per_sequence=needed)
 
 
 def _open_pairs(
-    train: Sequences, preset: Preset, seed: int, cache: ResumeCache
-) -> tuple[TrainingPairs, tuple[str, ...], list[str]]:
-    """Find the frames to train on; returns notes, and a line for each image that cannot be read."""
+    train: Sequences, preset: Preset, seed: int, cache: ResumeCache, notes: list[str]
+) -> tuple[TrainingPairs, list[str]]:
+    """Find the frames to train on; returns a line for each image that cannot be read, too."""
     sizes = cache.arrays("sizes of training images", lambda: first_sizes(train.sequences, num_cores()))
     frames = tuple(
         usable_frames(sequence, height, width)
@@ -174,44 +176,22 @@ def _open_pairs(
             "20 to 500 pixels, at most half as large as the image; name another train_data",
             *problems[:3],
         )
-    note = f"{left_out} of {len(frames)} training sequences have fewer than two usable frames; others replace them"
-    return TrainingPairs(train.sequences, frames, preset, seed, epoch=0), (note,) if left_out else (), problems
+    if left_out:
+        few = f"{left_out} of {len(frames)} training sequences have fewer than two usable frames"
+        notes.append(f"{few}; others replace them")
+    return TrainingPairs(train.sequences, frames, preset, seed, epoch=0), problems
 
 
 def _batches(
-    features: DenseFeatures, pairs: TrainingPairs, workers: int, cache: ResumeCache
+    features: DenseFeatures, pairs: TrainingPairs, reader: EpochReader
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-    """Yield the full batches of an epoch as feature maps, shifts in cells and stride; store the read errors."""
-    problems: list[str] = []
+    """Yield the full batches of an epoch as feature maps, shifts in cells and stride."""
     preset = pairs.preset
-    order = random_stream(pairs.seed, pairs.epoch, 0, ORDER).permutation(len(pairs)).tolist()
-    size = preset.batch_size
-    batches = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
-    title = f"head, epoch {pairs.epoch + 1} of {preset.epochs}"
-    for batch in load_image_batches(pairs, _unchanged, batches, workers, title):
-        problems += batch.problems
-        if not len(batch.positions):
-            continue
+    full = len(pairs) // preset.batch_size
+    batches = shuffled_batches(pairs.seed, pairs.epoch, len(pairs), preset.batch_size)[:full]
+    for batch in reader.read(pairs.epoch, pairs, None, batches):
         # Inference tensors cannot take part in a backward pass, but their clones can.
         exemplars, searches = (features(crops).clone() for crops in unpack(batch.pixels, preset))
         stride = round(preset.train_size / searches.shape[-1])
         shifts = torch.from_numpy(pairs.shifts(batch.positions.tolist())).to(features.device)
         yield exemplars, searches, shifts / stride, stride
-    cache.arrays(_unread(pairs.epoch), lambda: {"problems": np.array(problems, str)})
-
-
-def _unchanged(image: Pixels, position: int) -> Pixels:
-    return image
-
-
-def _unread(epoch: int) -> str:
-    """Return the name under which the read errors of an epoch are stored."""
-    return f"unread by the head in epoch {epoch}"
-
-
-def _doubts(losses: list[float], num_steps: int) -> Iterator[str]:
-    if len(losses) > 1 and losses[-1] >= losses[0]:
-        yield f"the loss of the head did not fall, from {losses[0]:.3g} to {losses[-1]:.3g}; try another learning_rate"
-    if num_steps < FEW_STEPS:
-        advice = "raise pairs_per_sequence or epochs"
-        yield f"the head was trained for {num_steps} steps, in the release for 58,300; {advice}"

@@ -1,19 +1,17 @@
 """The protocol `tracking`: a tracker, by default SiamFC on the backbone, follows a box through sequences or a video."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import track
 
 from cyclecontrast.config import TrackingConfig
 from cyclecontrast.data.decode import DecodedFrame
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.tracking_sequences import Sequence, Sequences, check_in_image
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluation.image_batches import with_progress
 from cyclecontrast.evaluation.predictions import DataInfo, Json, Record
 from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
@@ -48,8 +46,6 @@ GOT10K_NOTES = (
     "frames without a visible target (cover 0) are not counted",
 )
 NO_TRUTH_NOTE = "no metrics: only the server of GOT-10k knows the true boxes; upload the file that ends in .boxes.zip"
-
-T = TypeVar("T")
 
 
 class _UnreadableFrameError(UserError):
@@ -87,13 +83,23 @@ class Tracking(Protocol[TrackingConfig, TrackingData]):
             raise UserError(f"{self.config.data}: no sequence could be tracked", *problems)
         table = pa.concat_tables(tables)
         layout = "video" if isinstance(data.test, VideoFile) else data.test.layout
-        details = {**head.details, "layout": layout, "num_frames": len(table), **_speed(table)}
+        details = {**head.details, "layout": layout, "num_frames": len(table)}
+        # Of the tracker alone, without first frames, as the GOT-10k toolkit times it.
+        updates = table["seconds"].to_numpy()[table["frame"].to_numpy() > 0]
+        speed = ""
+        if updates.sum() > 0:
+            details["frames_per_second"] = round(len(updates) / float(updates.sum()), 1)
+            speed = f", {details['frames_per_second']} per second"
+        notes = [*data.notes, *head.notes]
+        if layout == "video":
+            notes.append(f"tracked {len(table):,} frames{speed}")
+            notes += [f"the boxes are drawn in {self.config.save}"] if self.config.save else []
         found = self.describe(data)
         left_out = len(data.test.sequences) - len(tables) if isinstance(data.test, Sequences) else 0
         return Predictions(
             table,
             _tag(self.config, head),
-            (*data.notes, *head.notes, *(_video_notes(self.config, details) if layout == "video" else ())),
+            notes,
             problems,
             details,
             (found.num_train, found.num_test - left_out),
@@ -134,7 +140,7 @@ def make_tracker(
     The tracker `perfect` is made anew for each sequence. Raises UserError where the head cannot be trained.
     """
     preset = PRESETS[config.preset]
-    raw = FittedHead(make_head(backbone.dim, preset, None), {}, (), ())
+    raw = FittedHead(make_head(backbone.dim, preset, None))
     if config.tracker != "siamfc":
         return IdentityTracker(), raw
     features = DenseFeatures(backbone, pick_device(config.device))
@@ -165,11 +171,9 @@ def _track_sequences(
     for position, sequence in enumerate(data.sequences):
         title = f"{sequence.name} {position + 1}/{len(data)}"
         tracker = PerfectTracker(sequence.boxes) if config.tracker == "perfect" else tracker
-        images = _with_progress(_images(sequence), title, len(sequence))
+        images = with_progress(_images(sequence), title, len(sequence))
         try:
-            made = cache.arrays(
-                f"tracked-{position}-{sequence.name}", partial(follow, tracker, images, sequence.boxes[0])
-            )
+            made = cache.arrays(f"tracked-{position}", partial(follow, tracker, images, sequence.boxes[0]))
         except _UnreadableFrameError as error:
             problems.append(f"{error}; {sequence.name} is left out")
         else:
@@ -192,39 +196,19 @@ def _track_video(
 ) -> pa.Table:
     def make() -> Arrays:
         notices: list[str] = []
-        images = _with_progress((frame.image for frame in video.frames(notices)), video.path.name)
+        images = with_progress((frame.image for frame in video.frames(notices)), video.path.name)
         return {**follow(tracker, images, video.box), "notices": np.array(notices, dtype=str)}
 
     made = cache.arrays("tracked", make)
     problems += made["notices"].tolist()
     if config.save is not None:
-        frames = _with_progress(video.frames(), config.save.name, len(made["boxes"]))
+        frames = with_progress(video.frames(), config.save.name, len(made["boxes"]))
         drawn = (
             DecodedFrame(draw_box(frame.image, box), frame.time)
             for frame, box in zip(frames, made["boxes"], strict=False)
         )
         write_video(config.save, drawn)
     return to_table(video.path.name, made)
-
-
-def _with_progress(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
-    """Show a progress bar in a terminal."""
-    console = Console(stderr=True)
-    return track(items, title, total, console=console, disable=not console.is_terminal, transient=True)
-
-
-def _video_notes(config: TrackingConfig, details: Json) -> Iterator[str]:
-    speed = f", {details['frames_per_second']} per second" if "frames_per_second" in details else ""
-    yield f"tracked {details['num_frames']:,} frames{speed}"
-    if config.save is not None:
-        yield f"the boxes are drawn in {config.save}"
-
-
-def _speed(table: pa.Table) -> Json:
-    """Return frames per second of the tracker alone, without first frames, as the GOT-10k toolkit times it."""
-    updates = table["seconds"].to_numpy()[table["frame"].to_numpy() > 0]
-    total = float(updates.sum())
-    return {"frames_per_second": round(len(updates) / total, 1)} if total > 0 else {}
 
 
 def select_sequences(tracked: Mapping[str, Tracked], toolkit: str) -> dict[str, Tracked]:

@@ -7,7 +7,7 @@ x,y,w,h for each frame: <tracker>/<sequence>.txt for OTB, <tracker>/<sequence>/<
 import io
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,21 +97,20 @@ def from_table(table: pa.Table) -> dict[str, Tracked]:
     """Return the tracked sequences by name, in the order of the record."""
     names = table["sequence"].to_numpy()
     starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
-    ends = np.r_[starts[1:], len(names)]
-    return {names[start]: _tracked(table.slice(start, end - start)) for start, end in zip(starts, ends, strict=True)}
 
+    def split(*columns: str) -> list[Floats]:
+        values = np.stack([table[column].cast(pa.float64()).to_numpy() for column in columns], axis=1)
+        return np.split(values, starts[1:])
 
-def _tracked(rows: pa.Table) -> Tracked:
-    def columns(*names: str) -> Floats:
-        return np.stack([rows[name].cast(pa.float64()).to_numpy() for name in names], axis=1)
-
-    return Tracked(
-        columns(*BOX),
-        columns(*(f"true_{name}" for name in BOX)),
-        rows["visible"].to_numpy(),
-        columns("width", "height"),
-        columns("seconds")[:, 0],
+    parts = zip(
+        split(*BOX),
+        split(*(f"true_{name}" for name in BOX)),
+        np.split(table["visible"].to_numpy(), starts[1:]),
+        split("width", "height"),
+        np.split(table["seconds"].to_numpy(), starts[1:]),
+        strict=True,
     )
+    return {names[start]: Tracked(*part) for start, part in zip(starts, parts, strict=True)}
 
 
 def score_tracker(predicted: Mapping[str, Floats], truth: Mapping[str, Tracked], toolkit: str, layout: str) -> Json:
@@ -124,8 +123,7 @@ def score_tracker(predicted: Mapping[str, Floats], truth: Mapping[str, Tracked],
     success, precision = (np.mean(curve, axis=0) for curve in zip(*curves.values(), strict=True))
     metrics = _read_curves(success, precision)
     if toolkit == layout == "got10k":
-        visible = [_visible_overlaps(boxes, truth[name]) for name, boxes in predicted.items()]
-        metrics = _average_overlap(visible) | metrics
+        metrics = _average_overlap(predicted, truth) | metrics
     return {
         "mean": metrics,
         "success_curve": success.tolist(),
@@ -159,12 +157,12 @@ def _read_curves(success: Floats, precision: Floats) -> dict[str, float]:
     }
 
 
-def _visible_overlaps(predicted: Floats, item: Tracked) -> Floats:
-    return overlaps(predicted[1:], item.truth[1:], item.image_sizes[1:])[item.visible[1:]]
-
-
-def _average_overlap(by_sequence: list[Floats]) -> dict[str, float]:
-    """Return GOT-10k's own metrics, means over the frames of all sequences together."""
+def _average_overlap(predicted: Mapping[str, Floats], truth: Mapping[str, Tracked]) -> dict[str, float]:
+    """Return GOT-10k's own metrics, means over the frames with a visible target of all sequences together."""
+    by_sequence = [
+        overlaps(boxes[1:], truth[name].truth[1:], truth[name].image_sizes[1:])[truth[name].visible[1:]]
+        for name, boxes in predicted.items()
+    ]
     overlap = np.concatenate(by_sequence)
     if not len(overlap):
         return {}
@@ -177,8 +175,7 @@ def _average_overlap(by_sequence: list[Floats]) -> dict[str, float]:
 
 def trackers_in(folder: Path) -> list[Path]:
     """Return the folders of trackers; raises UserError where there are none."""
-    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    found = [path for path in found if not path.name.startswith(".")]
+    found = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
     if not found:
         raise UserError(f"others: {folder}: holds no folders of trackers; name one that holds <tracker>/<sequence>.txt")
     return found
@@ -191,7 +188,8 @@ def read_results(
 
     A file may begin `skipped` frames before the sequence: its first rows are then ignored.
     """
-    paths = {same_name(path.stem.removesuffix(REPETITION)): path for path in _result_files(folder)}
+    files = [*sorted(folder.glob(f"*/*{REPETITION}.txt")), *sorted(folder.glob("*.txt"))]
+    paths = {same_name(path.stem.removesuffix(REPETITION)): path for path in files}
     boxes: dict[str, Floats] = {}
     problems: list[str] = []
     missing = []
@@ -218,17 +216,19 @@ def same_name(name: str) -> str:
 
 def zip_results(tracked: Mapping[str, Tracked], layout: str) -> bytes:
     """Return a zip archive of all boxes in the toolkit's layout; that of GOT-10k is what its server takes."""
+    texts: dict[str, str] = {}
+    for name, item in tracked.items():
+        boxes = "".join(f"{','.join(f'{number:.3f}' for number in box)}\n" for box in item.predicted.tolist())
+        if layout == "otb":
+            texts[f"{name}.txt"] = boxes
+        else:
+            texts[f"{name}/{name}{REPETITION}.txt"] = boxes
+            texts[f"{name}/{name}_time.txt"] = "".join(f"{seconds:.8f}\n" for seconds in item.seconds.tolist())
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, item in tracked.items():
-            for path, text in _lines_of(name, item, layout):
-                archive.writestr(zipfile.ZipInfo(path), text, zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(content, "w") as archive:
+        for path, text in texts.items():
+            archive.writestr(zipfile.ZipInfo(path), text, zipfile.ZIP_DEFLATED)
     return content.getvalue()
-
-
-def _result_files(folder: Path) -> Iterator[Path]:
-    yield from sorted(folder.glob(f"*/*{REPETITION}.txt"))
-    yield from sorted(folder.glob("*.txt"))
 
 
 def _read_boxes(path: Path, length: int, skipped: int) -> Floats:
@@ -238,15 +238,6 @@ def _read_boxes(path: Path, length: int, skipped: int) -> Floats:
     if len(boxes) != length:
         raise UserError(f"{path}: {len(boxes)} boxes, expected {length}, one for each frame")
     return boxes
-
-
-def _lines_of(name: str, item: Tracked, layout: str) -> Iterator[tuple[str, str]]:
-    boxes = "".join(f"{','.join(f'{number:.3f}' for number in box)}\n" for box in item.predicted.tolist())
-    if layout == "otb":
-        yield f"{name}.txt", boxes
-    else:
-        yield f"{name}/{name}{REPETITION}.txt", boxes
-        yield f"{name}/{name}_time.txt", "".join(f"{seconds:.8f}\n" for seconds in item.seconds.tolist())
 
 
 def plot_scores(scores: Mapping[str, Json]) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ of VINCE (Gordon et al., 2020).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import cv2
@@ -80,19 +80,7 @@ RELEASE = Preset(
 )
 # Differs from the release: the original SiamFC trains an AlexNet without a convolution behind it; the preset `siamfc`
 # has its geometry, loss and optimizer, but trains the two 1x1 convolutions of `release` behind a frozen backbone.
-SIAMFC = Preset(
-    exemplar_size=127,
-    train_size=239,
-    positive_distance=16,
-    optimizer="sgd",
-    loss="balanced",
-    learning_rate=1e-2,
-    final_learning_rate=1e-5,
-    weight_decay=5e-4,
-    epochs=50,
-    batch_size=8,
-    pairs_per_sequence=1,
-)
+SIAMFC = replace(RELEASE, exemplar_size=127, optimizer="sgd", loss="balanced", learning_rate=1e-2, weight_decay=5e-4)
 VINCE = Preset(
     exemplar_size=120,
     train_size=247,
@@ -290,7 +278,7 @@ class SiamFC:
         self._target = Target.of(box)
         side = self._target.exemplar_side()
         self._side = side * SEARCH_SIZE / self._exemplar_size
-        maps = self._maps(crop_squares(image, self._target.y, self._target.x, [side], self._exemplar_size))
+        maps = self._maps(image, [side], self._exemplar_size)
         with exact_convolutions(), torch.inference_mode():
             self._kernels = self._head.exemplar(maps)
 
@@ -298,23 +286,22 @@ class SiamFC:
         """Return the box (4,) of the target in the next image; raises UserError where features are not finite."""
         target = self._target
         sides = [self._side * scale for scale in SCALES]
-        maps = self._maps(crop_squares(image, target.y, target.x, sides, SEARCH_SIZE))
+        maps = self._maps(image, sides, SEARCH_SIZE)
         with exact_convolutions(), torch.inference_mode():
             responses = self._head.respond(self._kernels, maps)
         check_finite(responses, self._features.backbone)
         scale, dy, dx = find_peak(responses.cpu().numpy(), self._fix_scale_penalty)
-        step = self._pixels_per_step(maps.shape[-1], responses.shape[-1]) * sides[scale] / SEARCH_SIZE
+        stride = round(SEARCH_SIZE / maps.shape[-1])
+        if self._exact_geometry or stride != RELEASED_STRIDE:
+            pixels_per_step = responses.shape[-1] * stride / UPSAMPLED_SIZE
+        else:
+            pixels_per_step = RELEASED_STRIDE / UPSAMPLING
+        step = pixels_per_step * sides[scale] / SEARCH_SIZE
         growth = 1 - SCALE_RATE + SCALE_RATE * SCALES[scale]
         self._side *= growth
         self._target = Target(target.y + dy * step, target.x + dx * step, target.height * growth, target.width * growth)
         return self._target.box()
 
-    def _maps(self, crops: Pixels) -> Tensor:
+    def _maps(self, image: Pixels, sides: Sequence[float], size: int) -> Tensor:
+        crops = crop_squares(image, self._target.y, self._target.x, sides, size)
         return self._features(torch.from_numpy(crops).movedim(-1, 1))
-
-    def _pixels_per_step(self, map_cells: int, response_cells: int) -> float:
-        """Return how many pixels of the search crop a pixel of the upsampled response is."""
-        stride = round(SEARCH_SIZE / map_cells)
-        if self._exact_geometry or stride != RELEASED_STRIDE:
-            return response_cells * stride / UPSAMPLED_SIZE
-        return RELEASED_STRIDE / UPSAMPLING

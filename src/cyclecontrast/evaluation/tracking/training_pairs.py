@@ -80,18 +80,24 @@ def draw_view(rng: np.random.Generator, preset: Preset, jitter: float) -> ViewDr
     return ViewDraw(stretch, interpolation, top, left, dy, dx, bool(rng.random() < 0.5))
 
 
-def exemplar_view(image: Pixels, box: Boxes, draw: ViewDraw, preset: Preset) -> Pixels:
-    """Return the exemplar (exemplar_size, exemplar_size, 3) of the target in a box (4,)."""
-    if preset.jitter is None:
-        return _middle(_cut_from_larger(image, box, draw, preset), preset.exemplar_size)
-    return _cut_at_once(image, box, draw, preset, preset.exemplar_size)
+def cut_view(image: Pixels, box: Boxes, draw: ViewDraw, preset: Preset, size: int) -> Pixels:
+    """Return a crop (size, size, 3) around the target in a box (4,); `size` is that of the exemplar or of training.
 
-
-def search_view(image: Pixels, box: Boxes, draw: ViewDraw, preset: Preset) -> Pixels:
-    """Return the search crop (train_size, train_size, 3) around the target in a box (4,)."""
+    Without jitter it is cut from a larger crop, else stretched, shifted and cut in one resampling, as VINCE does.
+    """
+    target = Target.of(box)
     if preset.jitter is None:
-        return _cut_from_larger(image, box, draw, preset)
-    return _cut_at_once(image, box, draw, preset, preset.train_size)
+        side = target.exemplar_side() * SEARCH_SIZE / preset.exemplar_size
+        larger = crop_squares(image, target.y, target.x, [side], SEARCH_SIZE)[0]
+        stretched_size = round(SEARCH_SIZE * draw.stretch)
+        stretched = cv2.resize(larger, (stretched_size, stretched_size), interpolation=draw.interpolation)
+        middle = _middle(np.asarray(stretched, np.uint8), preset.train_size + MARGIN)
+        return _middle(middle[draw.top :, draw.left :][: preset.train_size, : preset.train_size], size)
+    per_pixel = target.exemplar_side() / preset.exemplar_size / draw.stretch
+    reach = preset.train_size * per_pixel
+    y, x = target.y + draw.dy * reach, target.x + draw.dx * reach
+    crop: Pixels = crop_squares(image, y, x, [size * per_pixel], size)[0]
+    return crop[:, ::-1] if draw.flip else crop
 
 
 def target_shift(draw: ViewDraw, preset: Preset) -> tuple[float, float]:
@@ -103,26 +109,6 @@ def target_shift(draw: ViewDraw, preset: Preset) -> tuple[float, float]:
     """
     dy, dx = (-part * preset.train_size for part in (draw.dy, draw.dx))
     return dy, -dx if draw.flip else dx
-
-
-def _cut_from_larger(image: Pixels, box: Boxes, draw: ViewDraw, preset: Preset) -> Pixels:
-    target = Target.of(box)
-    side = target.exemplar_side() * SEARCH_SIZE / preset.exemplar_size
-    crop = crop_squares(image, target.y, target.x, [side], SEARCH_SIZE)[0]
-    size = round(SEARCH_SIZE * draw.stretch)
-    stretched = np.asarray(cv2.resize(crop, (size, size), interpolation=draw.interpolation), np.uint8)
-    middle = _middle(stretched, preset.train_size + MARGIN)
-    return middle[draw.top :, draw.left :][: preset.train_size, : preset.train_size]
-
-
-def _cut_at_once(image: Pixels, box: Boxes, draw: ViewDraw, preset: Preset, size: int) -> Pixels:
-    """Stretch, shift and crop in one resampling, as VINCE does."""
-    target = Target.of(box)
-    per_pixel = target.exemplar_side() / preset.exemplar_size / draw.stretch
-    reach = preset.train_size * per_pixel
-    y, x = target.y + draw.dy * reach, target.x + draw.dx * reach
-    crop: Pixels = crop_squares(image, y, x, [size * per_pixel], size)[0]
-    return crop[:, ::-1] if draw.flip else crop
 
 
 def _middle(image: Pixels, size: int) -> Pixels:
@@ -157,11 +143,13 @@ class TrainingPairs:
         """Return the search crop with the exemplar to its right, as `unpack` takes it; raises UserError."""
         sequence, first, second = self.choose(position)
         preset, source = self.preset, self.sequences[sequence]
-        exemplar = exemplar_view(source.image(first), source.boxes[first], self._draw(position, QUERY), preset)
-        search = search_view(source.image(second), source.boxes[second], self._draw(position, POSITIVE), preset)
+
+        def crop(frame: int, role: int, size: int) -> Pixels:
+            return cut_view(source.image(frame), source.boxes[frame], self._draw(position, role), preset, size)
+
         packed = np.zeros((preset.train_size, preset.train_size + preset.exemplar_size, 3), np.uint8)
-        packed[: preset.exemplar_size, preset.train_size :] = exemplar
-        packed[:, : preset.train_size] = search
+        packed[: preset.exemplar_size, preset.train_size :] = crop(first, QUERY, preset.exemplar_size)
+        packed[:, : preset.train_size] = crop(second, POSITIVE, preset.train_size)
         return packed
 
     def choose(self, position: int) -> tuple[int, int, int]:

@@ -7,6 +7,8 @@ import pytest
 from sklearn.metrics import jaccard_score
 
 from cyclecontrast.evaluation.metrics import (
+    IGNORE,
+    boundary,
     boundary_f,
     iou_per_class,
     mean_iou,
@@ -14,7 +16,6 @@ from cyclecontrast.evaluation.metrics import (
     pixel_confusion,
     region_similarity,
 )
-from cyclecontrast.evaluation.metrics.masks import IGNORE, boundary
 
 
 def pixels(mask):
