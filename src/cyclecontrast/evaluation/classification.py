@@ -17,9 +17,9 @@ from cyclecontrast.evaluation.metrics import (
     Floats,
     Integers,
     confusion_matrix,
+    hit_at_k,
     per_class_accuracy,
     rank_classes,
-    ranked_accuracy,
     unit_vectors,
     video_means,
 )
@@ -68,7 +68,7 @@ class ClassificationProtocol(Protocol[ClassifyT, LabeledImages]):
         variants = [name.removeprefix(RANKED) for name in record.table.column_names if name.startswith(RANKED)]
         ranked = {variant: column_to_matrix(record.table[RANKED + variant]) for variant in variants}
         metrics = {
-            f"top{k}{variant}": ranked_accuracy(values, labels, k)
+            f"top{k}{variant}": hit_at_k(values, labels, k)
             for variant, values in ranked.items()
             for k in ((1, NUM_RANKED) if len(classes) > NUM_RANKED else (1,))
         }

@@ -297,26 +297,25 @@ def _embed_part(
 def _encode_all(backbone: Backbone, videos: Iterable[Tensor], loading: Loading) -> npt.NDArray[np.float32]:
     """Embed the frames of videos (num_frames, 3, h, w), in full batches that may span videos."""
     vectors = [torch.empty(0, backbone.dim)]
-    with frozen(backbone, loading.device):
-        for pixels in _regrouped(videos, loading.batch_size):
+
+    def encode_waiting(frames: Tensor) -> None:
+        for start in range(0, len(frames), loading.batch_size):
+            pixels = frames[start : start + loading.batch_size]
             batch = ImageBatch(torch.arange(len(pixels)), pixels, ())
             vectors.append(encode(backbone, batch, loading.device).cpu())
-    found: npt.NDArray[np.float32] = torch.cat(vectors).numpy()
-    return found
 
-
-def _regrouped(videos: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Join and split, so that each but the last has `size` frames, and none is dropped."""
     waiting: list[Tensor] = []
-    for video in videos:
-        waiting.append(video)
-        if sum(map(len, waiting)) >= size:
-            joined = torch.cat(waiting)
-            whole = len(joined) // size * size
-            yield from (joined[start : start + size] for start in range(0, whole, size))
-            waiting = [joined[whole:]]
-    if sum(map(len, waiting)):
-        yield torch.cat(waiting)
+    with frozen(backbone, loading.device):
+        for video in videos:
+            waiting.append(video)
+            if sum(map(len, waiting)) >= loading.batch_size:
+                joined = torch.cat(waiting)
+                whole = len(joined) // loading.batch_size * loading.batch_size
+                encode_waiting(joined[:whole])
+                waiting = [joined[whole:]]
+        if waiting:
+            encode_waiting(torch.cat(waiting))
+    return torch.cat(vectors).numpy()
 
 
 def _averaged(vectors: npt.NDArray[np.float32], places: Numbers, config: RetrievalConfig) -> npt.NDArray[np.float32]:

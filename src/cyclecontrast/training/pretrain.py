@@ -122,8 +122,9 @@ def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
     wait_for_all(world)  # all have read before anything is removed
     if world.rank == 0:
         about = _about(trainer, dataset)
-        if start:
-            about |= {name: before[name] for name in ("verdict", "reason", "health") if name in before}
+        if checkpoint is not None:  # what was measured later will be measured again
+            kept = run_folder.read_about(checkpoint)
+            about |= {name: kept[name] for name in ("verdict", "reason", "health") if name in kept}
         for leftover in run.glob("*.part"):
             remove(leftover)
         run_folder.write_config(run, config)
