@@ -1,4 +1,4 @@
-# The same verbs for a person and for CI. `make demo` and `make test` set up everything they need.
+# The same goals for people and for CI. `make demo` and `make test` install everything they need.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,18 +10,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test check docs fuzz faults bench prove build minimal audit clean
 
 help:
-	@echo "make demo   set up .venv and go the whole path on built-in videos, minutes on a laptop's CPU"
-	@echo "make test   set up .venv for developers and run every test"
-	@echo "make check  ruff, mypy --strict, the floors of the architecture"
-	@echo "make docs   the pages of docs/ as a site in site/; a broken link or a missing page fails"
-	@echo "make fuzz   damaged files of every kind, read as the commands read them; 10 minutes, or MINUTES=60 SEED=7"
-	@echo "make faults kill -9 anywhere in prepare, pretrain, evaluate and sweep: does each end to the bit as if undisturbed"
-	@echo "make bench  the benchmarks: how close the evaluations come to their limits; minutes"
-	@echo "make prove  the studies: does every objective learn, what does the cycle term add, what does health choose; hours"
-	@echo "make build  the wheel, and every test against the installed wheel"
-	@echo "make minimal  every test with the lowest versions that pyproject.toml allows"
-	@echo "make audit  known weaknesses of what is installed, and of the lowest versions; asks pypi.org"
-	@echo "make clean  remove .venv and everything built"
+	@echo "make demo     create .venv and run the whole workflow on synthetic videos; minutes on a laptop"
+	@echo "make test     create .venv for developers and run all tests"
+	@echo "make check    ruff, mypy --strict and the order of imports"
+	@echo "make docs     build docs/ as a site in site/; a broken link is an error"
+	@echo "make build    build the wheel and run all tests against it"
+	@echo "make minimal  run all tests with the lowest allowed versions of the dependencies"
+	@echo "make bench    run the benchmarks; minutes"
+	@echo "make prove    run the studies: does every method learn, what does the cycle term add; hours"
+	@echo "make faults   kill commands at random moments and compare with undisturbed runs"
+	@echo "make fuzz     read damaged files of every kind; 10 minutes, or MINUTES=60 SEED=7"
+	@echo "make audit    check the dependencies for known weaknesses; uses the package index"
+	@echo "make clean    remove .venv and everything built"
 
 demo: $(VENV)/user
 	$(BIN)/cyclecontrast demo
@@ -57,6 +57,7 @@ prove: $(VENV)/developer
 	OMP_NUM_THREADS=1 $(BIN)/python studies/methods.py
 	OMP_NUM_THREADS=1 $(BIN)/python studies/cycle_term.py --seeds 0 1 2
 	OMP_NUM_THREADS=1 $(BIN)/python studies/health_choice.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 build: $(VENV)/developer
 	rm -rf dist build/wheel-venv
@@ -72,8 +73,8 @@ minimal: | $(BIN)/python
 	build/minimal-venv/bin/pip install --quiet -c constraints-minimal.txt -e ".[dev,faiss]"
 	OMP_NUM_THREADS=1 build/minimal-venv/bin/python -m pytest
 
-# Strict, for what the index does not know would pass as clean; so the local part of a version (+cpu) is cut off.
-# Excused for torch 2.10: weaknesses of torch.jit.script and of loading .pt2 files, neither of which is used here.
+# With --strict, a package that the index does not know is an error, so the local part of a version (+cpu) is removed.
+# Ignored for torch 2.10: weaknesses of torch.jit.script and of loading .pt2 files, which are not used here.
 audit: $(VENV)/developer
 	$(PYTHON) -m venv build/audit-venv
 	build/audit-venv/bin/pip install --quiet pip-audit

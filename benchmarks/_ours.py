@@ -86,7 +86,7 @@ def steps_of(ours: Ours, clock: Clock | None = None) -> Steps[Losses]:
     (trainer, dataset, workers), clock, read_errors = ours, clock or Clock(), ReadErrors()
     steps, world = range(NUM_STEPS // 2, NUM_STEPS), trainer.world
     sampler = StepSampler(steps, trainer.config.batch_size, world.rank, world.size)
-    batches = clock.timed(load_batches(dataset, sampler, workers))
+    batches = clock.timed(load_batches(dataset, sampler, workers, trainer.device.type == "cuda"))
     for step, batch in zip(steps, batches, strict=True):
         losses, _ = trainer.train_step(batch, StepInfo(step, NUM_STEPS))
         read_errors.count(batch, dataset.store, step + 1, world)

@@ -57,7 +57,7 @@ LARGEST_OF_RELEASE = 256
 def loading(ours: Ours) -> Steps[Batch]:
     """Load the batches and do nothing with them."""
     sampler = StepSampler(range(NUM_STEPS // 2, NUM_STEPS), ours.trainer.config.batch_size)
-    yield from load_batches(ours.dataset, sampler, ours.workers)
+    yield from load_batches(ours.dataset, sampler, ours.workers, ours.trainer.device.type == "cuda")
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""A method of your own: a subclass that goes from views to losses.
+"""Your own method: a subclass that goes from views to losses.
 
 python examples/own_method.py FOLDER
 """
@@ -27,16 +27,16 @@ class HardestKey(MomentumMethod):
         key = self.encode_keys(batch.views[1], info)  # NxD, by the momentum encoder
         new, new_video = self.enqueue_later([key], batch.video)
         query = self.encode(batch.views[0])  # NxD
-        keys = self.candidates(self.intra_queue, new.intra, new_video, len(batch.video))  # KxD
+        keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
         ignore = keys.ignore(batch.video, own_video=True)  # NxK
         hardest = (query.intra @ keys.keys.T).masked_fill(ignore, -1).amax(dim=1)  # N
         to_positive = (query.intra * key.intra).sum(dim=1)  # N
         loss = relu(MARGIN + hardest - to_positive).mean()
-        return Losses(loss, loss.detach(), terms={"positive": 1 - to_positive.mean().detach()})  # a column in metrics
+        return Losses(loss, loss, terms={"positive": 1 - to_positive.mean()})  # a column in metrics
 
 
 def main(folder: Path) -> None:
-    """Make videos, train by a method of one's own, write the report."""
+    """Make videos, train with this method, write the report."""
     made = make_videos(folder / "made", SPEC, seed=0, workers=0)
     run = cc.pretrain(
         made.videos,

@@ -44,12 +44,12 @@ def _tell(problems: Iterable[str]) -> None:
 
 def _as_command(action: Callable[[], Any]) -> Any:
     """Do what a command does; what the command line tells of in a line is a refusal."""
-    from cyclecontrast.cli import OUTSIDE_OUR_POWER
+    from cyclecontrast.cli import ENVIRONMENT_ERRORS
 
     try:
         return action()
     except OSError as error:
-        if error.errno not in OUTSIDE_OUR_POWER:
+        if error.errno not in ENVIRONMENT_ERRORS:
             raise
         raise UserError(f"{error.filename}: {error.strerror}") from error
 

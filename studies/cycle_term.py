@@ -75,14 +75,14 @@ class Study(CycleContrast):
         """Return the losses of a batch."""
         key = self.encode_keys(batch.views[1], info)
         new, new_video = self.enqueue_later([key], batch.video)
-        query, number = self.encode(batch.views[0]), len(batch.video)
-        intra = self.candidates(self.intra_queue, new.intra, new_video, number)
-        cycle = self.candidates(self.cycle_queue, new.cycle, new_video, number)
+        query = self.encode(batch.views[0])
+        intra = self.candidates(self.intra_queue, new.intra, new_video)
+        cycle = self.candidates(self.cycle_queue, new.cycle, new_video)
         step = Step(self, query, key, intra, cycle, batch.video, info)
         loss, weight = again(step), self.variant.weight((info.step - self.steps.start) / len(self.steps))
         closed = self.closed(query, key, self.split(cycle, batch.video, info)) if info.measure else None
         total = loss + weight * self.variant.further(step) if weight else loss
-        return Losses(total, loss.detach(), cycle_closed=closed)
+        return Losses(total, loss, cycle_closed=closed)
 
 
 def constant(weight: float) -> Callable[[float], float]:
@@ -97,7 +97,7 @@ def rising(peak: float) -> Callable[[float], float]:
 
 def again(step: Step) -> Tensor:
     """Compute the intra-video loss: the control, a longer step in the same direction."""
-    ignore = step.intra.ignore(step.video, step.method.options.mask_own_video)
+    ignore = step.intra.ignore(step.video, own_video=step.method.options.mask_own_video)
     return info_nce(step.query.intra, step.key.intra, step.intra.keys, step.method.options.temperature, ignore)
 
 

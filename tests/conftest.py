@@ -1,4 +1,4 @@
-"""Every test runs with one thread, and finds the real data where it is."""
+"""Every test runs with one thread, or with as many as OMP_NUM_THREADS says, and finds the real data where it is."""
 
 import os
 import signal
@@ -11,9 +11,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.make_videos import write_stripes
+
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 cv2.setNumThreads(0)
 # In the background, or below nohup, signals are ignored that tests send to the commands, which inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,3 +30,9 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no ../shared/data beside the project")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def stripes(tmp_path_factory) -> Path:
+    """Return twelve videos of four frames of moving stripes, which no test changes."""
+    return write_stripes(tmp_path_factory.mktemp("stripes"))

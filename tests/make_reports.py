@@ -162,6 +162,6 @@ def write_result(run, metrics, model=None, protocol="knn", tag="knn level=frame"
     Result(about, metrics, {}).save(run / "results")
 
 
-def report(*runs, sections=(), **options):
+def report(*runs, **options):
     """Write a report and read it as a page."""
-    return Page(write_report(ReportConfig(runs=runs, workers=0, device="cpu", **options), sections).path)
+    return Page(write_report(ReportConfig(runs=runs, workers=0, device="cpu", **options)).path)

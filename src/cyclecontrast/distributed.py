@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +16,9 @@ from cyclecontrast.errors import UserError, out_of_memory
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
+SETUP_HINT = "nothing was trained yet"
+FROM_PEER = re.compile("gloo|nccl|connection|peer|timed out|timeout|store", re.IGNORECASE)
+"""In what torch raises when another process is gone, beside its own DistError."""
 STEP_TIMEOUT = timedelta(minutes=10)
 """A process that is silent for so long within a step counts as lost."""
 LONG_TIMEOUT = timedelta(hours=12)
@@ -45,15 +49,16 @@ def joined_world(device: torch.device) -> Iterator[World]:
     _check_environment()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    joins = not dist.is_initialized()
     try:
-        with peer_errors():
-            if not dist.is_initialized():
+        with peer_errors(hint=SETUP_HINT):
+            if joins:
                 dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=STEP_TIMEOUT)
             groups = (dist.new_group(backend="gloo", timeout=timeout) for timeout in (STEP_TIMEOUT, LONG_TIMEOUT))
             world = World(dist.get_rank(), dist.get_world_size(), *groups)
         yield world
     finally:
-        if dist.is_initialized():
+        if joins and dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -69,11 +74,11 @@ def _check_environment() -> None:
 def first_process_first(world: World) -> Iterator[None]:
     """Run the block in the first process before the others run it; if it fails there, they end too."""
     if world.rank:
-        with peer_errors():
+        with peer_errors(hint=SETUP_HINT):
             dist.barrier(world.patient)
     yield
     if world.size > 1 and world.rank == 0:
-        with peer_errors():
+        with peer_errors(hint=SETUP_HINT):
             dist.barrier(world.patient)
 
 
@@ -148,16 +153,16 @@ def all_gather_objects(value: T, world: World) -> list[T]:
 
 @contextlib.contextmanager
 def peer_errors(work: str = "training", hint: str = "--resume continues from the last checkpoint") -> Iterator[None]:
-    """Turn what a collective raises when another process is gone into one line."""
+    """Turn what is raised when another process has ended or hangs into one line; other errors pass."""
     try:
         yield
-    except torch.OutOfMemoryError:  # a RuntimeError, too, but of this process
-        raise
     except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not FROM_PEER.search(str(error)):
+            raise
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"another process of this {work} has ended or hangs ({reason}); its last message says why. Start all "
-            f"again; {hint}"
+            f"another process of this {work} has ended or does not answer ({reason}); its own message says why. "
+            f"Restart all processes; {hint}"
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -45,76 +45,34 @@ def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
 
 def out_of_memory(error: BaseException) -> str:
     """Return one line about an out-of-memory error of a device."""
-    reason = str(error).partition("\n")[0]
-    return f"the memory of the device is too small ({reason})"
+    return f"the memory of the device is too small ({str(error).partition(chr(10))[0]})"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the known word with these initials, or the most similar one, or nothing."""
+    """Return a hint that names the known word with these initials or the most similar one; empty if there is none."""
     words = list(known)
-    close = [word for word in words if _initials(word) == name.lstrip("-")]
-    close = close or difflib.get_close_matches(name[:MAX_SHOWN], words, n=1)
+    close = difflib.get_close_matches(name[:MAX_SHOWN], words, n=1)
+    for word in words:
+        parts = re.findall(r"[^-_ ]+", word)
+        if len(parts) > 1 and "".join(part[0] for part in parts) == name.lstrip("-"):
+            close = [word]
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _initials(word: str) -> str:
-    parts = re.findall(r"[^-_ ]+", word)
-    return "".join(part[0] for part in parts) if len(parts) > 1 else ""
-
-
 def checked(config: type[Config], values: Mapping[str, Any]) -> Config:
-    """Build a config from plain values, where `auto` is the same as unset.
-
-    Raises UserError that lists every mistake.
-    """
+    """Build a config from plain values, where `auto` is the same as unset. Raises UserError with a line per mistake."""
     values = {name: value for name, value in values.items() if not (isinstance(value, str) and value == "auto")}
     try:
         return config.model_validate(values)
     except ValidationError as error:
-        raise UserError(*_describe_all(config, values, error)) from None
-
-
-def _describe_all(config: type[BaseModel], values: Mapping[str, Any], error: ValidationError) -> Iterator[str]:
-    """Describe the wrong values, then what is wrong with the combination of the others.
-
-    Pydantic checks combinations only if every value is right. So wrong values are left out, or replaced if they are
-    required, and the others are checked again. Then a line that names such an option would be about its default, and an
-    option is missing only because another one was left out: neither is reported.
-    """
-    required = {name for name, field in config.model_fields.items() if field.is_required()}
-    wrong: set[str] = set()
-    while True:
-        found = [
-            (line, _options_in(line, item, config.model_fields.keys() - required), item["type"] == "missing")
-            for item in error.errors()
-            for line in _describe(item, config.model_fields)
-        ]
-        yield from (line for line, options, missing in found if not options & wrong and not (wrong and missing))
-        new = set[str]().union(*(options for _, options, _ in found)) - wrong
-        if not new:
-            return
-        wrong |= new
-        right = {name: value for name, value in values.items() if name not in wrong}
-        try:
-            config.model_validate(dict.fromkeys(required & wrong, "-") | right)
-        except ValidationError as next_error:
-            error = next_error
-        else:
-            return
-
-
-def _options_in(line: str, item: Any, optional: Iterable[str]) -> set[str]:
-    """Return the wrong option, or the options that a line about a combination names."""
-    if item["loc"]:
-        return {_name_of(item)}
-    words = {word.replace("-", "_") for word in re.findall(r"[a-z]+(?:[-_][a-z]+)*", line)}
-    return words.intersection(optional)
+        lines = (line for item in error.errors() for line in _describe(item, config.model_fields))
+        raise UserError(*lines) from None
 
 
 def _describe(item: Any, known: Iterable[str]) -> tuple[str, ...]:
     if not item["loc"]:
         return item["ctx"]["error"].args  # type: ignore[no-any-return]
-    name = _name_of(item)
+    name = ".".join(part for part in item["loc"] if isinstance(part, str))
     if item["type"] == "extra_forbidden":
         return (f"unknown option {name[:MAX_SHOWN]}{did_you_mean(name, known)}",)
     if item["type"] == "missing":
@@ -126,10 +84,6 @@ def _describe(item: Any, known: Iterable[str]) -> tuple[str, ...]:
     if item["type"] == "literal_error":
         hint = did_you_mean(value, re.findall(r"'(.*?)'", item["ctx"]["expected"]))
     return (f"{name}: {message[:1].lower()}{message[1:]}, not {value}{hint}",)
-
-
-def _name_of(item: Any) -> str:
-    return ".".join(part for part in item["loc"] if isinstance(part, str))
 
 
 def _shorten(value: Any) -> str:

@@ -27,6 +27,8 @@ SCRIPTS = {
     "weak_scaling": "--network resnet10-small-w8 16 4 --num-steps 1 --workers 0 --data STORE",
     "gpu": "--device cpu --small --num-steps 1 --workers 0 --data STORE",
 }
+ALONE = ("prepare", "startup", "lightly_moco", "weak_scaling")
+"""Scripts that measure whole processes, and so run as one."""
 GOALS = {
     "step": [""],
     "data": ["≤ 1.00"],
@@ -62,7 +64,7 @@ def run(capsys):
     """Run a benchmark: in this process, which has PyTorch, or as `make bench` does, where that would disturb it."""
 
     def run_script(script, arguments):
-        if script in ("prepare", "startup", "lightly_moco", "weak_scaling"):
+        if script in ALONE:
             command = [sys.executable, FOLDER / f"{script}.py", *arguments.split()]
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
@@ -75,7 +77,7 @@ def run(capsys):
     return run_script
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [pytest.param(name, marks=[pytest.mark.long] * (name in ALONE)) for name in SCRIPTS])
 def test_each_prints_its_table(script, made, run, monkeypatch):
     """One repetition gives a Markdown table with the goal beside each ratio, which is a positive number."""
     monkeypatch.setattr(compiled, "BACKEND", "eager")  # the real one takes minutes

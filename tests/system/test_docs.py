@@ -43,9 +43,12 @@ from cyclecontrast.cli import main
 
 def run(code, quick):
     lines = code.replace("\\\\\\n", " ").splitlines()
-    if not all(re.fullmatch(r"cyclecontrast [^|&;<>$'`]*", line) for line in lines):
+    if any(re.match(r"\\s|(cd|for|if|export|source) |\\w+=", line) for line in lines):
         return subprocess.run(["bash", "-euc", code], check=True)
     for line in lines:
+        if not re.fullmatch(r"cyclecontrast [^|&;<>$'`]*", line):
+            subprocess.run(["bash", "-euc", line], check=True)
+            continue
         arguments = shlex.split(line, comments=True)[1:]
         assert not main([*arguments, *(quick if arguments[0] == "pretrain" else [])]), line
 

@@ -2,29 +2,28 @@
 
 import ast
 import json
-import os
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-
-import cyclecontrast
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ("own_augmentation", "own_backbone", "own_method", "own_protocol")
 MOST_LINES = 40
-CLEAN = ("PATH", "HOME", "LD_LIBRARY_PATH", "SYSTEMROOT")
 
 
-def run(name, folder):
-    """Run an example with nothing of this process's environment but where programs are; returns what it printed."""
-    environment = {key: os.environ[key] for key in CLEAN if key in os.environ} | {"OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(cyclecontrast.__file__).parents[1])
-    command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py"), str(folder / "made here")]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Return a function that runs an example as a script and returns its output."""
+
+    def run_example(name):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", [f"{name}.py", str(tmp_path / "made here")])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_example
 
 
 def lines_of_code(path):
@@ -52,9 +51,9 @@ def test_an_example_is_short_and_says_what_it_shows(name):
     assert 'if __name__ == "__main__":' in path.read_text()
 
 
-def test_a_network_of_ones_own_is_trained_and_measured(tmp_path):
+def test_a_network_of_ones_own_is_trained_and_measured(run, tmp_path):
     """The run names the network, and the printed accuracy is that of the result on disk."""
-    printed = run("own_backbone", tmp_path)
+    printed = run("own_backbone")
     folder = tmp_path / "made here"
     assert 'backbone = "own:SmallNet"' in (folder / "run" / "config.toml").read_text()
     (result,) = (json.loads(path.read_text()) for path in (folder / "results").glob("*.json"))
@@ -62,29 +61,27 @@ def test_a_network_of_ones_own_is_trained_and_measured(tmp_path):
     assert f"{100 * result['metrics']['top1_k5']:6.2f} %" in printed
 
 
-def test_an_augmentation_of_ones_own_is_trained_with(tmp_path):
+def test_an_augmentation_of_ones_own_is_trained_with(run, tmp_path):
     """The run names the function and is finished."""
-    assert "backbone.safetensors" in run("own_augmentation", tmp_path)
+    assert "backbone.safetensors" in run("own_augmentation")
     folder = tmp_path / "made here" / "run"
     assert 'augmentation = "own:crop_and_cover"' in (folder / "config.toml").read_text()
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 
-def test_an_objective_of_ones_own_is_trained_by(tmp_path):
-    """The run names the function, its term is measured, and the report is written."""
-    assert "report.html" in run("own_method", tmp_path)
+def test_a_method_of_ones_own_is_trained(run, tmp_path):
+    """The run names the class, its term is measured, and the report is written."""
+    assert "report.html" in run("own_method")
     folder = tmp_path / "made here" / "run"
-    assert 'objective = "own:hardest_key"' in (folder / "config.toml").read_text()
+    assert 'method = "own:HardestKey"' in (folder / "config.toml").read_text()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= row["positive_loss"] <= 2 for row in rows)
     assert "Positive loss" in (folder / "report.html").read_text()
 
 
-def test_a_protocol_of_ones_own_gives_a_result(tmp_path):
+def test_a_protocol_of_ones_own_gives_a_result(run, tmp_path):
     """The result is of the protocol's name, with a record, and the accuracy that its record gives when counted."""
-    import pyarrow.parquet as pq
-
-    printed = run("own_protocol", tmp_path)
+    printed = run("own_protocol")
     results = tmp_path / "made here" / "results"
     (path,) = results.glob("nearest-mean-*.json")
     (record,) = (results / "records").glob("nearest-mean-*.parquet")

@@ -16,6 +16,7 @@ KILL_ANYWHERE = Path(__file__).parents[2] / "faults" / "kill_anywhere.py"
 ROW = {"step": 4, "loss": 1.5, "images_per_second": 90.0, "data_wait": 0.1}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("command", "kills"), [("prepare", 3), ("pretrain", 1), ("evaluate", 1), ("sweep", 1)])
 def test_killed_anywhere_nothing_is_lost(command, kills):
     """Killed and gone on with, each command ends with the same bits as undisturbed, and with no process left."""

@@ -1,6 +1,6 @@
 """What comes from others cannot run code, lead out of its place, fill the memory or never end: an attempt at each.
 
-Checkpoints that carry code are in test_checkpoint.py, tables that point outside of their shards in test_frames.py.
+Checkpoints that carry code are in test_checkpoint.py, tables that point outside of their shards in test_store.py.
 """
 
 import ast
@@ -28,8 +28,8 @@ from safetensors.torch import save_file
 import cyclecontrast
 from cyclecontrast.config import PrepareConfig, PretrainConfig, ReportConfig
 from cyclecontrast.data import decode, images
+from cyclecontrast.data.decode import EveryKth, SpreadEvenly
 from cyclecontrast.data.folders import find_videos
-from cyclecontrast.data.frame_sampling import EveryKth, SpreadEvenly
 from cyclecontrast.data.images import decode_image, load_image, read_image, read_mask
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
@@ -105,7 +105,7 @@ def test_nothing_that_is_read_can_run():
     running = {name for name in names if name.startswith(("pickle.", "os.exec", "os.spawn", "os.popen"))}
     assert running == {"pickle.Pickler", "pickle.dumps"}  # which write
     pickling = {place for place, name, _, _ in found if name == "import pickle"}
-    assert pickling == {"data/own_augment.py", "exporting/formats.py", "models/checkpoint.py"}
+    assert pickling == {"data/augment.py", "exporting/formats.py", "models/checkpoint.py"}
 
 
 def test_no_archive_is_unpacked():

@@ -81,23 +81,40 @@ def address(site):
         server.shutdown()
 
 
-def test_the_site_needs_no_other_host(site, address):
-    """No page requests another host or is wider than the window, on a phone and, for wide tables, on a desktop."""
-    pages = sorted(path.name for path in site.glob("*.html"))
+@pytest.fixture(scope="module")
+def browser():
+    """A browser without a screen."""
+    with chromium() as started:
+        yield started
+
+
+def check_pages(browser, address, pages, size):
+    """Open pages of the site: none requests another host, none is wider than the window."""
     asked = set()
-    with chromium() as browser:
-        for page, size in [(page, PHONE) for page in pages] + [(page, DESKTOP) for page in WIDEST]:
-            with opened(browser, "about:blank", size) as tab:
-                tab.on("request", lambda request: asked.add(request.url))
-                tab.goto(f"{address}/{page}", wait_until="load")
-                assert overflow(tab) <= 0, (page, size)
-    assert len(asked) > 20
+    for page in pages:
+        with opened(browser, "about:blank", size) as tab:
+            tab.on("request", lambda request: asked.add(request.url))
+            tab.goto(f"{address}/{page}", wait_until="load")
+            assert overflow(tab) <= 0, page
+    assert len(asked) > len(pages)
     assert {url for url in asked if not url.startswith(address)} == set()
 
 
-def test_the_site_can_be_searched(address):
+def test_the_widest_pages_need_no_other_host_and_fit(browser, address):
+    """The pages with the widest tables and formulas fit on a phone and request no other host."""
+    check_pages(browser, address, WIDEST, PHONE)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_all_pages_need_no_other_host_and_fit(site, browser, address, size):
+    """No page requests another host or is wider than the window."""
+    check_pages(browser, address, sorted(path.name for path in site.glob("*.html")), size)
+
+
+def test_the_site_can_be_searched(browser, address):
     """The search of the site finds a word without another host."""
-    with chromium() as browser, opened(browser, f"{address}/index.html") as tab:
+    with opened(browser, f"{address}/index.html") as tab:
         tab.keyboard.press("/")
         tab.keyboard.type("under-trained")
         tab.wait_for_selector(".md-search-result__link")

@@ -83,13 +83,8 @@ class PrepareConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        policies = {
-            "--frames-per-video": self.frames_per_video,
-            "--fps": self.fps,
-            "--every": self.every,
-            "--keyframes": self.keyframes or None,
-        }
-        chosen = [flag for flag, value in policies.items() if value is not None]
+        policies = ("frames_per_video", "fps", "every", "keyframes")
+        chosen = [f"--{name.replace('_', '-')}" for name in policies if getattr(self, name)]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other; choose one")
         return self
@@ -104,9 +99,7 @@ class EmbedConfig(BaseModel):
     model_config = STRICT
     model: Name = option(..., MODEL, names="model")
     data: PlaceOrUrl = option(
-        ...,
-        "a prepared store or its URL, a tree of frames, the R2V2 layout, or a folder of images",
-        names="folder",
+        ..., "a prepared store or its URL, a tree of frames, the R2V2 layout, or a folder of images", names="folder"
     )
     out: VectorFile = option(..., "file to write, .parquet or .npz", "FILE", "output")
     image_size: Side | None = option(None, TRAINED_SIZE, "PIXELS")
@@ -166,15 +159,14 @@ class SearchConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if problems := [*(self._unfit_for_serve() if self.serve else self._unfit_for_search())]:
-            raise ValueError(*problems)
-        return self
-
-    def _unfit_for_serve(self) -> Iterator[str]:
         named = [name for name in ("image", "video", "frame", "time", "html") if getattr(self, name) is not None]
         named += ["format"] if self.format != "table" else []
-        if named:
-            yield f"--serve takes its queries from the page; leave out {', '.join(f'--{name}' for name in named)}"
+        if self.serve and named:
+            flags = ", ".join(f"--{name}" for name in named)
+            raise ValueError(f"--serve takes its queries from the page; leave out {flags}")
+        if not self.serve and (problems := [*self._unfit_for_search()]):
+            raise ValueError(*problems)
+        return self
 
     def _unfit_for_search(self) -> Iterator[str]:
         of_video, of_image = self.video is not None, self.image is not None

@@ -11,7 +11,6 @@ from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 import cv2
-import torch
 from torch.utils.data import DataLoader, Sampler
 
 from cyclecontrast.data.dataset import Batch, ViewDataset, collate
@@ -51,7 +50,7 @@ class StepSampler(Sampler[list[int]]):
         return len(self.steps)
 
 
-def load_batches(dataset: ViewDataset, sampler: StepSampler, workers: int) -> Iterator[Batch]:
+def load_batches(dataset: ViewDataset, sampler: StepSampler, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
     """Return an iterator of the sampler's batches; raises UserError while iterating.
 
     It raises where no frame can be read, the storage fails, or a worker dies or hangs. Without workers a read that
@@ -62,10 +61,9 @@ def load_batches(dataset: ViewDataset, sampler: StepSampler, workers: int) -> It
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
-        prefetch_factor=2 if workers else None,
         timeout=CHECK_SECONDS if workers else 0,
         worker_init_fn=begin_worker,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
     )
     return received(iter(loader), dataset.store.root, HANG_SECONDS + sampler.share)
 

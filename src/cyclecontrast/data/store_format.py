@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cyclecontrast.data.storage import read_regular, size_within_folder
-from cyclecontrast.data.tables import read_about, read_table
+from cyclecontrast.data.tables import read_table
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 
@@ -25,15 +25,10 @@ MOST_SHARDS = 2**30
 
 VIDEO_SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
-        ("path", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("shard", pa.int32()),
-        ("num_frames", pa.int32()),
+        *((name, pa.string()) for name in ("id", "path", "status", "reason")),
+        *((name, pa.int32()) for name in ("shard", "num_frames")),
         ("duration", pa.float64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
+        *((name, pa.int32()) for name in ("width", "height")),
         ("size_bytes", pa.int64()),
     ]
 )
@@ -44,9 +39,7 @@ FRAME_SCHEMA = pa.schema(
         ("time", pa.float64()),
         ("shard", pa.int32()),
         ("offset", pa.int64()),
-        ("size", pa.int32()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
+        *((name, pa.int32()) for name in ("size", "width", "height")),
     ]
 )
 
@@ -96,20 +89,15 @@ def read_settings(root: Path) -> dict[str, object] | None:
     return settings if isinstance(settings, dict) else None
 
 
-def write_videos(path: Path, rows: Iterable[VideoRow]) -> None:
-    """Write a table of videos, ordered by shard and id."""
-    ordered = sorted(rows, key=lambda row: (row.shard, row.id))
-    _write_rows(path, [row._asdict() for row in ordered], VIDEO_SCHEMA)
-
-
-def write_frames(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a table of frames."""
-    _write_rows(path, rows, FRAME_SCHEMA)
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write a table of videos or of frames."""
     with replacing(path) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside)
+
+
+def write_videos(path: Path, rows: Iterable[VideoRow]) -> None:
+    """Write a table of videos, ordered by shard and id."""
+    write_rows(path, [row._asdict() for row in sorted(rows, key=lambda row: (row.shard, row.id))], VIDEO_SCHEMA)
 
 
 def read_videos(path: Path) -> list[VideoRow]:
@@ -123,14 +111,6 @@ def read_videos(path: Path) -> list[VideoRow]:
     except ValueError as error:
         raise damaged(path, error) from error
     return [VideoRow(**row) for row in table.to_pylist()]
-
-
-def count_frames(root: Path) -> int:
-    """Return the number of rows of the store's table of frames; raises UserError where it is damaged."""
-    try:
-        return int(read_about(root / FRAMES).num_rows)
-    except (OSError, ValueError) as error:
-        raise damaged(root / FRAMES, error) from error
 
 
 def damaged(path: Path, error: Exception) -> UserError:

@@ -30,26 +30,26 @@ def read_batches(
     nulls, no text that is not UTF-8, no negative integer and no infinite number. Raises OSError.
     """
     wanted = _wanted(schema, columns)
-    size_within_folder(path)
+    num_rows, num_bytes = read_about(path).num_rows, 0
+    _check_bytes(num_rows * NUMBER * sum(f.type.list_size for f in wanted if pa.types.is_fixed_size_list(f.type)), path)
+    texts = [field.name for field in wanted if field.type == pa.string()]
     try:
         if problems := list(_schema_problems(pq.read_schema(path), schema)):
             raise ValueError(", ".join(problems))
-        for batch in _bounded_batches(path, wanted, most_rows, first_group):
-            batch.validate(full=True)
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                _check_values(name, column)
-            yield batch
+        # Pre-buffering holds the whole file in memory, and each thread would keep a part of what it used.
+        with pq.ParquetFile(path, read_dictionary=texts, pre_buffer=False) as file:
+            groups, most_rows = range(first_group, file.num_row_groups), most_rows or ROWS_PER_BATCH
+            for packed in file.iter_batches(most_rows, row_groups=groups, columns=wanted.names, use_threads=False):
+                num_bytes += sum(_text_bytes(packed[name]) for name in texts)
+                _check_bytes(num_bytes, path)
+                columns = [packed[name].cast(wanted.field(name).type) for name in wanted.names]
+                batch = pa.RecordBatch.from_arrays(columns, schema=wanted)
+                batch.validate(full=True)
+                for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                    _check_values(name, column)
+                yield batch
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(error) from error
-
-
-def read_bounded(path: Path) -> pa.Table:
-    """Return all of any Parquet file; raises ValueError before it takes memory out of proportion to the file.
-
-    Raises what pyarrow raises where the file is damaged.
-    """
-    schema = pq.read_schema(path).remove_metadata()
-    return pa.Table.from_batches(_bounded_batches(path, schema), schema)
 
 
 def read_about(path: Path) -> pq.FileMetaData:
@@ -63,25 +63,6 @@ def read_about(path: Path) -> pq.FileMetaData:
     # Run-length encoded columns unpack to more than their pages hold. Column statistics may abort pyarrow: not used.
     _check_bytes(max(groups, about.num_rows * about.num_columns * NUMBER), path)
     return about
-
-
-def _bounded_batches(
-    path: Path, wanted: pa.Schema, most_rows: int | None = None, first_group: int = 0
-) -> Iterator[pa.RecordBatch]:
-    num_rows, num_bytes = read_about(path).num_rows, 0
-    in_lists = sum(field.type.list_size for field in wanted if pa.types.is_fixed_size_list(field.type))
-    _check_bytes(num_rows * in_lists * NUMBER, path)
-    texts = [field.name for field in wanted if field.type == pa.string()]
-    # Pre-buffering holds the whole file in memory, and each thread would keep a part of what it used.
-    with pq.ParquetFile(path, read_dictionary=texts, pre_buffer=False) as file:
-        groups = range(first_group, file.num_row_groups)
-        for batch in file.iter_batches(
-            most_rows or ROWS_PER_BATCH, row_groups=groups, columns=wanted.names, use_threads=False
-        ):
-            num_bytes += sum(_text_bytes(batch[name]) for name in texts)
-            _check_bytes(num_bytes, path)
-            columns = [batch[name].cast(pa.string()) if name in texts else batch[name] for name in wanted.names]
-            yield pa.RecordBatch.from_arrays(columns, schema=wanted)
 
 
 def _text_bytes(texts: pa.DictionaryArray) -> int:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from cyclecontrast.config import ClassifyConfig
 from cyclecontrast.data.labeled_images import LabeledImages, Numbers, Split
-from cyclecontrast.data.text_lines import MAX_LISTED
+from cyclecontrast.data.storage import MAX_LISTED
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import Loading, embed_images, image_parts
 from cyclecontrast.evaluation.metrics import (

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.mask_layouts import IGNORE
+from cyclecontrast.data.masked_images import IGNORE
 
 LEGEND_HEIGHT = 24
 TILE_SIZE = 160

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from cyclecontrast.config import AllConfig, EvaluateConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
-from cyclecontrast.versions import package_versions
+from cyclecontrast.models.hardware import package_versions
 
 NOT_IN_KEY = frozenset(
     {"model", "data", "classes", "train_data", "out", "save", "score_only", "report", "workers", "device"}

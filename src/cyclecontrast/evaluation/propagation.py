@@ -15,7 +15,7 @@ from torch import Tensor
 from cyclecontrast.config import PropagationConfig
 from cyclecontrast.data.davis import LISTS, Davis, MaskedVideo
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.text_lines import raise_problems
+from cyclecontrast.data.storage import raise_problems
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.embed import check_finite, frozen
 from cyclecontrast.evaluation.image_batches import chunks, load_image_batches
@@ -37,9 +37,8 @@ from cyclecontrast.evaluation.metrics import boundary_f, region_similarity
 from cyclecontrast.evaluation.predictions import DataInfo, Record
 from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
-from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.models.backbone import Backbone, restride
 from cyclecontrast.models.hardware import pick_device, pick_workers
-from cyclecontrast.models.stride import restride
 
 STRIDES = (1, 2, 1, 1)
 """Of the stages; they are not dilated, unlike those of tracking."""

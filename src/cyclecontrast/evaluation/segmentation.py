@@ -14,9 +14,8 @@ import torch
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.mask_layouts import IGNORE
-from cyclecontrast.data.masked_images import MaskedImages, MaskedSplit
-from cyclecontrast.data.text_lines import raise_problems
+from cyclecontrast.data.masked_images import IGNORE, MaskedImages, MaskedSplit
+from cyclecontrast.data.storage import raise_problems
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import doubts
 from cyclecontrast.evaluation.embed import exact_convolutions

@@ -18,16 +18,14 @@ from torch.nn import functional
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.mask_layouts import IGNORE
-from cyclecontrast.data.masked_images import MaskedSplit
+from cyclecontrast.data.masked_images import IGNORE, MaskedSplit
 from cyclecontrast.data.random_streams import ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import check_finite
 from cyclecontrast.evaluation.epochs import train_epochs
 from cyclecontrast.evaluation.image_batches import chunks, load_image_batches
 from cyclecontrast.evaluation.resume_cache import ResumeCache
-from cyclecontrast.models.backbone import Backbone, ResNet
-from cyclecontrast.models.stride import TOTAL_STRIDE_8, PerStage, restride
+from cyclecontrast.models.backbone import TOTAL_STRIDE_8, Backbone, PerStage, ResNet, restride
 
 STAGE = 4
 DENSER: tuple[tuple[PerStage, PerStage], ...] = (

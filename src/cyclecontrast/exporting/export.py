@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cyclecontrast.config import ExportConfig
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.exporting.formats import DETECTRON2, ONNX, SAFETENSORS, TIMM, TORCHVISION, Format
+from cyclecontrast.exporting.formats import DETECTRON2, ONNX, SAFETENSORS, TIMM, TORCHVISION, Format, snippet
 from cyclecontrast.exporting.huggingface import HUGGINGFACE
 from cyclecontrast.files import check_folder
 from cyclecontrast.models.backbone import Backbone
@@ -53,7 +53,7 @@ def export_backbone(config: ExportConfig, given: Backbone | None = None) -> Expo
     if backbone is None or problems:
         raise UserError(*problems)
     chosen.write(backbone, path, config.model)
-    return Export(path, chosen.snippet(backbone, path))
+    return Export(path, snippet(config.format, backbone, path))
 
 
 def _check_output(path: Path, chosen: Format) -> None:

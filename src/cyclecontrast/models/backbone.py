@@ -3,6 +3,7 @@
 A backbone knows how its input is normalised. It knows nothing of projectors, losses or files.
 """
 
+import copy
 from collections import OrderedDict
 from functools import lru_cache
 from typing import Any
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 from cyclecontrast.config.types import RESNET, is_user_defined
 from cyclecontrast.errors import UserError, did_you_mean
 
+PerStage = tuple[int, int, int, int]
+
+TOTAL_STRIDE_8: tuple[PerStage, PerStage] = ((1, 2, 1, 1), (1, 1, 2, 4))
+"""Strides and dilations for a total stride of 8: stages 3 and 4 gain in dilation what they lose in stride."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BLOCKS = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3)}
@@ -45,18 +50,15 @@ class Backbone(nn.Module):
         if stage not in (1, 2, 3, 4):
             raise ValueError(f"stage {stage}: a backbone has stages 1 to 4")
         if is_user_defined(self.name):
-            return self._user_map(images, stage)
+            features: Tensor = self.network(images)
+            if stage != 4 or features.ndim != 4:
+                what = "only the map of its last stage" if features.ndim == 4 else "only vectors"
+                raise UserError(f"{self.name} returns {what}, but the map of stage {stage} is needed")
+            return features
         if isinstance(self.network, ResNet):
             return self.network.stage(images, stage)
         maps = self.network.forward_intermediates(images, indices=4, intermediates_only=True)  # type: ignore[operator]
         return maps[stage - 1]  # type: ignore[no-any-return]
-
-    def _user_map(self, images: Tensor, stage: int) -> Tensor:
-        found: Tensor = self.network(images)
-        if stage != 4 or found.ndim != 4:
-            what = "only the map of its last stage" if found.ndim == 4 else "only vectors"
-            raise UserError(f"{self.name} returns {what}, but the map of stage {stage} is needed")
-        return found
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise pixels uint8 (batch, 3, h, w) for `forward`, on the same device."""
@@ -189,7 +191,11 @@ def load_timm(name: str) -> Backbone:
 
 
 def _make_timm(name: str, pretrained: bool) -> Backbone:
-    timm = _import_timm()
+    try:
+        guarded_torchvision()
+        timm: Any = __import__("timm")
+    except ImportError as error:
+        raise UserError("timm:<name> needs the extra: pip install 'cyclecontrast[timm]'") from error
     short = name.removeprefix("timm:")
     if not timm.is_model(short):  # for other names timm would ask a server or a folder what to build
         raise UserError(f"{name}: timm has no such network{did_you_mean(short, timm.list_models())}")
@@ -207,19 +213,11 @@ def _make_timm(name: str, pretrained: bool) -> Backbone:
     return backbone
 
 
-def _import_timm() -> Any:
-    """Import timm, with a torchvision whose compiled operators may need CUDA although PyTorch has none."""
-    try:
-        return guarded_torchvision() and __import__("timm")
-    except ImportError as error:
-        raise UserError("timm:<name> needs the extra: pip install 'cyclecontrast[timm]'") from error
-
-
 _torchvision_operators: list[Any] = []
 
 
 def guarded_torchvision() -> Any:
-    """Import torchvision; if the import fails because its operators are missing, declare them and try again."""
+    """Import torchvision; declare its operators first if they are missing, as those for CUDA are on a CPU."""
     try:
         return __import__("torchvision")
     except RuntimeError as error:
@@ -248,3 +246,37 @@ def _initialise(module: nn.Module) -> None:
     # On the meta device nothing is drawn, and kaiming_normal_ would cost two seconds of imports.
     if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+# --- denser feature maps
+
+
+def restride(backbone: Backbone, strides: PerStage, dilations: PerStage = (1, 1, 1, 1)) -> Backbone:
+    """Return a copy whose stages 1 to 4 have these strides and dilations; raises UserError without a ResNet.
+
+    As in the released tracking code, the first block of a dilated stage has half its dilation, and a block of two 3x3
+    convolutions is dilated only in the first of them.
+    """
+    if not isinstance(backbone.network, ResNet):
+        raise UserError(
+            f"{backbone.source}: {backbone.name} is not a ResNet; this protocol changes the strides of a ResNet"
+        )
+    dense = copy.deepcopy(backbone)
+    for number, (stride, dilation) in enumerate(zip(strides, dilations, strict=True), start=1):
+        for index, block in enumerate(dense.network.get_submodule(f"layer{number}").children()):
+            assert isinstance(block, BasicBlock | Bottleneck)
+            is_first = index == 0
+            _set_stride(block, stride if is_first else 1, max(1, dilation // 2) if is_first else dilation)
+    return dense
+
+
+def _set_stride(block: BasicBlock | Bottleneck, stride: int, dilation: int) -> None:
+    conv = block.conv1 if isinstance(block, BasicBlock) else block.conv2
+    conv.stride, conv.dilation, conv.padding = (stride, stride), (dilation, dilation), (dilation, dilation)
+    if block.downsample is not None:
+        shortcut = block.downsample[0]
+        assert isinstance(shortcut, nn.Conv2d)
+        if shortcut.in_channels <= CRASHING_CHANNELS:
+            block.sampling = stride
+        else:
+            shortcut.stride = (stride, stride)

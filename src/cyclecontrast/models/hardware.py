@@ -1,7 +1,9 @@
-"""What this machine can do: its device, the precision and number of workers that pay on it, and torch.compile."""
+"""What this machine has and can do: package versions, device, precision, number of workers, and torch.compile."""
 
 import contextlib
+import importlib.metadata
 import os
+import platform
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,12 @@ from cyclecontrast.errors import UserError
 P = ParamSpec("P")
 T = TypeVar("T")
 BACKEND = "inductor"
-"""Of torch.compile."""
+PACKAGES = ("cyclecontrast", "torch", "numpy", "opencv-python-headless", "av", "pyarrow", "scikit-learn")
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def pick_device(name: str) -> torch.device:
@@ -39,7 +46,9 @@ def pick_precision(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+    processor = Path("/proc/cpuinfo")
+    flags = processor.read_text().split() if device.type == "cpu" and processor.exists() else []
+    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
 
 
 def pick_executor(name: str, device: torch.device) -> str:
@@ -88,12 +97,6 @@ def num_cores() -> int:
 
 def _num_free_cores() -> int:
     return max(1, num_cores() // 4)
-
-
-def _cpu_has_bf16() -> bool:
-    processor = Path("/proc/cpuinfo")
-    flags = processor.read_text().split() if processor.exists() else []
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def compiled(function: Callable[P, T]) -> Callable[P, T]:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from matplotlib.ticker import MaxNLocator
 
@@ -15,24 +15,31 @@ INCHES = 5.0, 2.9
 PLACE = (0.13, 0.12, 0.82, 0.83)
 """Left, bottom, width and height of the axes: the same in all charts, so that they line up."""
 FONT_SIZE, LINE_WIDTH, DOT_WIDTH = 11, 2, 6
-"""In points, of which an inch has 72; the page scales the chart to the width of its column."""
 LABEL_HEIGHT = 0.07
-"""Of a chance level's label, as a part of the chart's height."""
+"""Height of a chance level's label, as a fraction of the chart's."""
 MAX_POINTS = 100
 ROUND = (1, 2, 2.5, 5, 10)
-"""Steps between the marks of an axis, up to a power of ten."""
+"""Distances between the marks of an axis, up to a power of ten."""
+Series: TypeAlias = tuple[str, int, list[tuple[int, float]]]
+"""The name and the color of a run, and the steps and values of a metric."""
 THEME = {TEXT: "text", MUTED: "muted", LINE: "line"} | {color: f"c{number}" for number, color in enumerate(COLORS)}
 """Colors of the charts, and the variables of the page's style sheet that replace them: they follow the dark mode."""
 
 
 class MetricInfo(NamedTuple):
-    """A column of metrics.jsonl: its title, its meaning and the part of the page that shows it."""
+    """A column of metrics.jsonl, with its title and meaning for the page; `percent` is how its values are shown."""
 
     key: str
     title: str
     meaning: str
     percent: bool = False
-    part: Literal["training", "health", "schedule"] = "training"
+
+    @property
+    def part(self) -> str:
+        """The part of the page that shows the metric."""
+        if self.key in ("learning_rate", "cycle_weight"):
+            return "schedule"
+        return "health" if self.key.startswith("health_") else "training"
 
 
 METRICS = (
@@ -76,88 +83,51 @@ METRICS = (
         "Same-video retrieval",
         "Share of views whose nearest other view, by the backbone's features, is of the same video.",
         percent=True,
-        part="health",
     ),
     MetricInfo(
         "health_cycle_closed",
         "Cycles closed",
         "Share of views whose cycle through half of the other videos ends in their own video.",
         percent=True,
-        part="health",
     ),
     MetricInfo(
-        "health_rank",
-        "Rank (RankMe)",
-        "Effective number of dimensions of the projector's vectors; 1 means collapse.",
-        part="health",
+        "health_rank", "Rank (RankMe)", "Effective number of dimensions of the projector's vectors; 1 means collapse."
     ),
     MetricInfo(
         "health_deviation",
         "Deviation",
         "Standard deviation per dimension of the unit vectors, times √dim: 0 if all are equal, 1 if evenly spread.",
-        part="health",
     ),
-    MetricInfo(
-        "health_alignment",
-        "Alignment",
-        "Mean squared distance between two views of a video; lower is better.",
-        part="health",
-    ),
-    MetricInfo(
-        "health_uniformity",
-        "Uniformity",
-        "How evenly the vectors cover the unit sphere; lower is more even.",
-        part="health",
-    ),
+    MetricInfo("health_alignment", "Alignment", "Mean squared distance between two views of a video; lower is better."),
+    MetricInfo("health_uniformity", "Uniformity", "How evenly the vectors cover the unit sphere; lower is more even."),
     MetricInfo(
         "health_queue_accuracy",
         "Positives found in the queue",
         "Share of views that are more similar to their positive than to any key in the queue.",
         percent=True,
-        part="health",
     ),
     MetricInfo(
         "health_queue_loss",
         "Loss against the queue",
         "Rises at first, while keys replace the random vectors in the queue.",
-        part="health",
     ),
-    MetricInfo("learning_rate", "Learning rate", "Step size of the optimizer.", part="schedule"),
-    MetricInfo(
-        "cycle_weight",
-        "Weight of the cycle loss (λ)",
-        "0 while the cycle loss is only measured.",
-        part="schedule",
-    ),
+    MetricInfo("learning_rate", "Learning rate", "Step size of the optimizer."),
+    MetricInfo("cycle_weight", "Weight of the cycle loss (λ)", "0 while the cycle loss is only measured."),
 )
 
 
-class Chart(NamedTuple):
-    """A chart: its words, the content of its <svg> element, and its numbers as a table."""
+def draw_charts(runs: Sequence[RunReport], colors: Sequence[int]) -> list[dict[str, Any]]:
+    """Draw every metric that at least one run has measured; `colors` are indices into the style's colors.
 
-    title: str
-    meaning: str
-    part: str
-    alt: str
-    svg: str
-    columns: list[str]
-    rows: list[list[str]]
-
-
-class _Series(NamedTuple):
-    name: str
-    color: int
-    points: list[tuple[int, float]]
-
-
-def draw_charts(runs: Sequence[RunReport], colors: Sequence[int]) -> list[Chart]:
-    """Draw every metric that at least one run has measured; `colors` are numbers of the style's colors."""
+    A chart has a title, a meaning, a part of the page, a text alternative, the content of its <svg> element, and its
+    numbers as a table.
+    """
     charts = (_chart(info, runs, colors) for info in (*METRICS, *_other_losses(runs)))
     return [chart for chart in charts if chart is not None]
 
 
 def chance_levels(run: RunReport) -> dict[str, float]:
-    """Return what guessing gives, by metric: 1 / number of candidates, or the logarithm of the number as a loss."""
+    """Return the chance level of each metric: 1 / number of candidates; of a loss, the logarithm of that number."""
     levels = {"health_same_video": run.health.get("chance"), "health_cycle_closed": run.health.get("cycle_chance")}
     known = {key: value for key, value in levels.items() if value is not None}
     method, config = METHODS.get(run.config.method), run.config
@@ -175,7 +145,7 @@ def chance_levels(run: RunReport) -> dict[str, float]:
 
 
 def _other_losses(runs: Sequence[RunReport]) -> list[MetricInfo]:
-    """Return the loss terms that methods of the user's have named, in the order in which they were logged."""
+    """Return the loss terms of the user's own methods, in the order in which they were logged."""
     rows = (row for run in runs if run.config.method not in METHODS for row in run.metrics)
     keys = dict.fromkeys(key for row in rows for key in row if key.endswith("_loss"))
     known = {info.key for info in METRICS}
@@ -183,24 +153,36 @@ def _other_losses(runs: Sequence[RunReport]) -> list[MetricInfo]:
     return [MetricInfo(key, title, "A loss term of the user's method.") for key, title in titles.items()]
 
 
-def _chart(info: MetricInfo, runs: Sequence[RunReport], colors: Sequence[int]) -> Chart | None:
-    series, chances = [], set()
+def _chart(info: MetricInfo, runs: Sequence[RunReport], colors: Sequence[int]) -> dict[str, Any] | None:
+    series: list[Series] = []
+    chances = set()
     for run, color in zip(runs, colors, strict=True):
         if points := _averaged(_points(run, info.key)):
-            series.append(_Series(run.name, color, points))
+            series.append((run.name, color, points))
             chances.add(chance_levels(run).get(info.key))
     if not series:
         return None
     levels = sorted(level for level in chances if level is not None)
-    texts = [
-        f"{name}: {_text(points[0][1], info)} at step {points[0][0]:,}, {_text(points[-1][1], info)} at step "
-        f"{points[-1][0]:,}"
-        for name, _, points in series
-    ]
-    texts += [f"chance level: {', '.join(_text(level, info) for level in levels)}"] if levels else []
-    alt = f"{info.title}. {'; '.join(texts)}."
-    columns = ["step", *(name for name, _, _ in series)]
-    return Chart(info.title, info.meaning, info.part, alt, _draw(info, series, levels), columns, _rows(info, series))
+    texts = []
+    for name, _, points in series:
+        (first, start), (last, end) = points[0], points[-1]
+        texts.append(f"{name}: {_text(start, info)} at step {first:,}, {_text(end, info)} at step {last:,}")
+    if levels:
+        texts.append(f"chance level: {', '.join(_text(level, info) for level in levels)}")
+    values = [dict(points) for _, _, points in series]
+    steps = sorted({step for by_step in values for step in by_step})
+    return {
+        "title": info.title,
+        "meaning": info.meaning,
+        "part": info.part,
+        "alt": f"{info.title}. {'; '.join(texts)}.",
+        "svg": _draw(info, series, levels),
+        "columns": ["step", *(name for name, _, _ in series)],
+        "rows": [
+            [f"{step:,}", *(_text(by_step[step], info) if step in by_step else "–" for by_step in values)]
+            for step in steps
+        ],
+    }
 
 
 def _points(run: RunReport, key: str) -> list[tuple[int, float]]:
@@ -220,7 +202,7 @@ def _averaged(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
-def _draw(info: MetricInfo, series: list[_Series], levels: list[float]) -> str:
+def _draw(info: MetricInfo, series: list[Series], levels: list[float]) -> str:
     figure, (axes,) = new_figure(*INCHES)
     figure.set_layout_engine(None)
     axes.set_position(PLACE)
@@ -228,8 +210,8 @@ def _draw(info: MetricInfo, series: list[_Series], levels: list[float]) -> str:
         width = LINE_WIDTH if len(points) > 1 else DOT_WIDTH  # a line from a point to itself is a dot
         line = points if len(points) > 1 else points * 2
         axes.plot(*zip(*line, strict=True), color=COLORS[color], linewidth=width, solid_capstyle="round", clip_on=False)
-    low, high = _limits(info, [value for one in series for _, value in one.points] + levels, bool(levels))
-    axes.set(xlim=(0, max(step for one in series for step, _ in one.points)), ylim=(low, high))
+    low, high = _limits(info, [value for _, _, points in series for _, value in points] + levels, bool(levels))
+    axes.set(xlim=(0, max(points[-1][0] for _, _, points in series)), ylim=(low, high))
     last = math.inf
     for level in levels:
         axes.axhline(level, color=MUTED, linestyle="--", linewidth=1, clip_on=False)
@@ -245,7 +227,9 @@ def _draw(info: MetricInfo, series: list[_Series], levels: list[float]) -> str:
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=ROUND, integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
-    axes.yaxis.set_major_formatter(lambda value, _: _tick(value, info))
+    axes.yaxis.set_major_formatter(
+        lambda value, _: f"{round(100 * value, 10):g} %" if info.percent else f"{round(value, 10):g}"
+    )
     return _themed(save_figure(figure, "svg").decode())
 
 
@@ -265,27 +249,15 @@ def _themed(svg: str) -> str:
         content = content.replace(color, f"var(--{variable})")
     content = content.replace('id="chance"', 'class="chance"')
     content = re.sub(r' id="[^"]*"| transform="rotate[^"]*"|font-family: [^;]*; ', "", content)
-    content = re.sub(r"(?<= d=\")[^\"]*", lambda path: re.sub(r"-?\d+\.\d+", _rounded, path[0]), content)
+    content = re.sub(  # shorter paths, accurate to a tenth of a point
+        r"(?<= d=\")[^\"]*",
+        lambda path: re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}", path[0]),
+        content,
+    )
     return re.sub(r"\s*\n\s*", " ", content)
-
-
-def _rounded(number: re.Match[str]) -> str:
-    return f"{float(number[0]):.1f}"
-
-
-def _tick(value: float, info: MetricInfo) -> str:
-    return f"{round(100 * value, 10):g} %" if info.percent else f"{round(value, 10):g}"
 
 
 def _text(value: float, info: MetricInfo) -> str:
     if info.percent:
         return f"{100 * value:.1f} %" if value >= 0.0005 or value == 0 else "< 0.1 %"
     return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
-
-
-def _rows(info: MetricInfo, series: list[_Series]) -> list[list[str]]:
-    by_step = [dict(one.points) for one in series]
-    steps = sorted({step for values in by_step for step in values})
-    return [
-        [f"{step:,}", *(_text(values[step], info) if step in values else "–" for values in by_step)] for step in steps
-    ]

@@ -1,7 +1,8 @@
 """The cycle explorer: a query's path through other videos and back, from checkpoint to checkpoint, in images."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from cyclecontrast.training.health import Cycles, is_support
 from cyclecontrast.training.run_folder import read_cycles
 
 NUM_QUERIES = 12
-"""Of each group."""
+"""Queries in each group."""
 MAX_STAGES = 8
 NUM_WEIGHTS, NUM_ENDS = 8, 5
 SIDE = 80
@@ -42,84 +43,50 @@ class CyclePaths(NamedTuple):
         return np.asarray(self.positive - self.back.max(axis=1))
 
 
-class Stage(NamedTuple):
-    """A query's cycle at a training step.
-
-    weights: the frames with the largest weights in the soft nearest neighbor; `rest` is the weight of all others as
-    text, empty if there is none. ends: the query's positive and the nearest negatives with their cosine similarities,
-    most similar first, and whether each is the positive.
-    """
-
-    step: int
-    closed: bool
-    margin: float
-    positive: float
-    weights: list[tuple[Sprite, float]]
-    rest: str
-    ends: list[tuple[Sprite, float, bool]]
-
-
-class CycleQuery(NamedTuple):
-    """A query and its cycle at every stage."""
-
-    sprite: Sprite
-    stages: list[Stage]
-
-    @property
-    def largest_weight(self) -> float:
-        """The largest weight of a frame at any stage."""
-        return max(weight for stage in self.stages for _, weight in stage.weights)
-
-
 class CycleSheet(NamedTuple):
-    """The explorer of a run, or the problem why it has none.
-
-    groups: queries by title. rates: the share of closed cycles by step.
-    """
+    """The explorer of a run, or why it has none: queries by group, and the share of closed cycles by step."""
 
     run: str
     meaning: str = ""
-    groups: tuple[tuple[str, list[CycleQuery]], ...] = ()
-    rates: tuple[tuple[str, str], ...] = ()
+    groups: Mapping[str, list[dict[str, Any]]] = {}
+    rates: Sequence[tuple[str, str]] = ()
     sheet: SpriteSheet | None = None
     problem: str = ""
 
 
 def explore(run: RunReport, name: str) -> CycleSheet:
     """Make the explorer of a run from the cycles that its health measurements saved; `name` is of its sprite sheet."""
-    if run.store is None:
-        return CycleSheet(run.name, problem=run.store_problem)
     try:
-        saved = read_cycles(run.folder)
-        if saved:
-            _check_frames(saved[min(saved)], run.store)
+        saved = read_cycles(run.folder) if run.store else {}
+        if run.store and saved:
             return _explore(run, run.store, saved, SpriteSheet(name, SIDE))
+        problem = run.store_problem
     except UserError as error:
-        return CycleSheet(run.name, problem=f"The cycles cannot be shown: {error}")
-    if not run.config.health_every:
-        return CycleSheet(run.name, problem="No cycles were saved, because health was not measured (health_every 0).")
-    reason = "there are fewer than four videos to measure them on, or nothing was measured yet"
-    return CycleSheet(run.name, problem=f"No cycles were saved: {reason}.")
-
-
-def _check_frames(cycles: Cycles, store: FrameStore) -> None:
-    """Raise UserError if the data do not have the frames of the cycles: they have changed since the run."""
-    video, frames = cycles.video.numpy(), cycles.frames.numpy()
-    if video.max() >= store.num_videos or (frames.max(axis=1) >= np.diff(store.starts)[video]).any():
-        raise UserError("they are of videos or frames that the data no longer have")
+        problem = f"The cycles cannot be shown: {error}"
+    if not problem and not run.config.health_every:
+        problem = "No cycles were saved, because health was not measured (health_every 0)."
+    elif not problem:
+        problem = (
+            "No cycles were saved: there are fewer than four videos to measure them on, or nothing was measured yet."
+        )
+    return CycleSheet(run.name, problem=problem)
 
 
 def _explore(run: RunReport, store: FrameStore, saved: dict[int, Cycles], sheet: SpriteSheet) -> CycleSheet:
     steps = sorted(saved)
+    cycles = saved[steps[0]]
+    video, frames = cycles.video.numpy(), cycles.frames.numpy()
+    if video.max() >= store.num_videos or (frames.max(axis=1) >= np.diff(store.starts)[video]).any():
+        raise UserError("they are of videos or frames that the data no longer have")
     places = np.linspace(0, len(steps) - 1, min(MAX_STAGES, len(steps)))
     paths = {steps[place]: follow(saved[steps[place]], run.config.temperature) for place in places.round().astype(int)}
-    cycles = saved[steps[0]]
-    groups = []
-    for title, queries in choose(paths[min(paths)], paths[max(paths)], cycles.video.numpy(), NUM_QUERIES).items():
-        shown = [_query(store, cycles, sheet, query, paths) for query in queries]
-        groups += [(title, shown)] if shown else []
-    rates = tuple((f"{step:,}", _percent(float(path.closed.mean()))) for step, path in paths.items())
-    return CycleSheet(run.name, _meaning(run, cycles), tuple(groups), rates, sheet)
+    groups = {
+        title: [_query(store, cycles, sheet, query, paths) for query in queries]
+        for title, queries in choose(paths[min(paths)], paths[max(paths)], video, NUM_QUERIES).items()
+        if queries
+    }
+    rates = [(f"{step:,}", _percent(float(path.closed.mean()))) for step, path in paths.items()]
+    return CycleSheet(run.name, _meaning(run, cycles), groups, rates, sheet)
 
 
 def follow(cycles: Cycles, temperature: float) -> CyclePaths:
@@ -176,13 +143,19 @@ def _meaning(run: RunReport, cycles: Cycles) -> str:
 
 def _query(
     store: FrameStore, cycles: Cycles, sheet: SpriteSheet, query: int, paths: dict[int, CyclePaths]
-) -> CycleQuery:
+) -> dict[str, Any]:
+    """Return the sprite of a query and its cycle at every step: its `stages`.
+
+    A stage has the frames with the largest weights in the soft nearest neighbor, the `rest` of the weights as text, and
+    as `ends` of the cycle the positive and the nearest negatives with their cosine similarities, most similar first.
+    """
+
     def sprite(pair: int, view: int) -> Sprite:
         video, index = int(cycles.video[pair]), int(cycles.frames[pair, view])
         name = frame_name(store.video_id(video), index)
         return sheet.sprite((video, index), name, partial(store.image, video, index))
 
-    stages = []
+    stages: list[dict[str, Any]] = []
     for step, path in paths.items():
         weights, back = path.weights[query], path.back[query]
         largest = [int(pair) for pair in np.argsort(-weights, kind="stable")[:NUM_WEIGHTS] if weights[pair] > 0]
@@ -191,17 +164,18 @@ def _query(
         ends = [(sprite(query, 1), positive, True), *((sprite(pair, 1), float(back[pair]), False) for pair in nearest)]
         rest = 1 - sum(round(float(weights[pair]), 3) for pair in largest)
         stages.append(
-            Stage(
-                step,
-                bool(path.closed[query]),
-                float(path.margin[query]),
-                positive,
-                [(sprite(pair, 1), float(weights[pair])) for pair in largest],
-                _percent(rest) if rest >= MIN_SHOWN else "",
-                sorted(ends, key=lambda end: -end[1]),
-            )
+            {
+                "step": step,
+                "closed": bool(path.closed[query]),
+                "margin": float(path.margin[query]),
+                "positive": positive,
+                "weights": [(sprite(pair, 1), float(weights[pair])) for pair in largest],
+                "rest": _percent(rest) if rest >= MIN_SHOWN else "",
+                "ends": sorted(ends, key=lambda end: -end[1]),
+            }
         )
-    return CycleQuery(sprite(query, 0), stages)
+    largest_weight = max(weight for stage in stages for _, weight in stage["weights"])
+    return {"sprite": sprite(query, 0), "stages": stages, "largest_weight": largest_weight}
 
 
 def _percent(fraction: float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ MAX_DOTS_ON_PAGE = 4800
 MIN_DOTS_FOR_TSNE = 20
 PERPLEXITY = 30
 NUM_COLORS = 7
-"""Of videos on a map; the eighth color is a grey."""
+"""Colored videos on a map; the eighth color is a grey."""
 MAP_MARGIN = 2.0
 """Percent of the map around the dots."""
 
@@ -75,58 +75,11 @@ class FrameSample:
 
 
 class Vectors(NamedTuple):
-    """The unit vectors (num_frames, dim) of a sample by one backbone; one that is not trained is a baseline."""
+    """The unit vectors (num_frames, dim) of a sample by one backbone; an untrained one is a baseline."""
 
     model: str
     is_trained: bool
     vectors: Floats
-
-
-class Found(NamedTuple):
-    """The nearest frames that one model finds for a query, with their cosine similarities, nearest first."""
-
-    model: str
-    is_trained: bool
-    neighbors: list[tuple[Sprite, float]]
-    note: str = ""
-
-
-class Query(NamedTuple):
-    """A frame and what each model finds for it; `same_video` is the most similar frame of its own video."""
-
-    sprite: Sprite
-    found: list[Found]
-    same_video: Sprite | None = None
-
-
-class QueryGroup(NamedTuple):
-    """Queries that were chosen in one way."""
-
-    title: str
-    meaning: str
-    queries: list[Query]
-
-
-class Dot(NamedTuple):
-    """A frame on a map, in percent from the left and from the top; its color is None for grey."""
-
-    x: float
-    y: float
-    color: int | None
-    sprite: Sprite
-
-
-class MapSheet(NamedTuple):
-    """One map per model, all of the same frames, and their coordinates as a table.
-
-    `legend` names the colored videos in the order of their colors.
-    """
-
-    meaning: str
-    maps: list[tuple[str, list[Dot]]]
-    legend: list[str]
-    columns: list[str]
-    rows: list[list[str]]
 
 
 def embed_sample(runs: list[RunReport], options: ReportConfig) -> tuple[FrameSample | None, list[Vectors], str]:
@@ -193,11 +146,18 @@ def _embed(
     return positions, unit_vectors(np.concatenate([batch.vectors for batch in batches]))
 
 
-def find_neighbors(sample: FrameSample, models: list[Vectors], sheet: SpriteSheet, seed: int) -> list[QueryGroup]:
-    """Show random queries and the worst ones with their neighbors; raises UserError if a frame cannot be read."""
+def find_neighbors(sample: FrameSample, models: list[Vectors], sheet: SpriteSheet, seed: int) -> list[dict[str, Any]]:
+    """Return a group of random queries and one of the worst ones, with their neighbors by each model.
+
+    Raises UserError if a frame cannot be read.
+    """
     order = np.random.default_rng(seed).permutation(len(sample))
     queries = [
-        Query(sample.sprite(query, sheet), [_nearest(sample, model, query, sheet) for model in models])
+        {
+            "sprite": sample.sprite(query, sheet),
+            "found": [_nearest(sample, model, query, sheet) for model in models],
+            "same_video": None,
+        }
         for query in _of_different_videos(order, sample.videos)
     ]
     meaning = (
@@ -205,39 +165,37 @@ def find_neighbors(sample: FrameSample, models: list[Vectors], sheet: SpriteShee
         "other videos, with the cosine similarity of the backbone's features. Searched: "
         f"{len(sample):,} frames of {len(np.unique(sample.videos)):,} videos."
     )
-    return [QueryGroup("Random frames", meaning, queries), _worst(sample, models, sheet)]
+    return [{"title": "Random frames", "meaning": meaning, "queries": queries}, _worst(sample, models, sheet)]
 
 
-def _worst(sample: FrameSample, models: list[Vectors], sheet: SpriteSheet) -> QueryGroup:
+def _worst(sample: FrameSample, models: list[Vectors], sheet: SpriteSheet) -> dict[str, Any]:
     counts = [frames_before_same_video(model.vectors, sample.videos) for model in models]
     of_trained = [count for count, model in zip(counts, models, strict=True) if model.is_trained]
     mean = np.mean(of_trained, axis=0)
     order = np.argsort(-mean, kind="stable")
+    first = next(model for model in models if model.is_trained)
     queries = []
     for query in _of_different_videos(order[mean[order] > 0], sample.videos):
         num_others = int((sample.videos != sample.videos[query]).sum())
         found = [
-            _nearest(sample, model, query, sheet)._replace(note=f"{count[query]:,} of {num_others:,} frames are nearer")
+            _nearest(sample, model, query, sheet, f"{count[query]:,} of {num_others:,} frames are nearer")
             for model, count in zip(models, counts, strict=True)
         ]
-        first = next(model for model in models if model.is_trained)
         same = np.flatnonzero(sample.videos == sample.videos[query])
         same = same[same != query]
         best = int(same[np.argmax(first.vectors[same] @ first.vectors[query])])
-        queries.append(Query(sample.sprite(query, sheet), found, sample.sprite(best, sheet)))
-    return QueryGroup("Worst frames", _meaning_of_worst(len(queries), len(of_trained), int(mean.max())), queries)
-
-
-def _meaning_of_worst(num_queries: int, num_trained: int, highest: int) -> str:
-    if highest < 0:
-        return "Not known: no video has two of the searched frames."
-    if not num_queries:
-        return "None: for every frame, the most similar one is of the same video."
-    several = ", on average over the runs" if num_trained > 1 else ""
-    return (
-        f"The {num_queries} query frames with the most frames of other videos nearer than the nearest frame of their "
-        f"own video{several}. This needs no labels."
-    )
+        sprites = {"sprite": sample.sprite(query, sheet), "same_video": sample.sprite(best, sheet)}
+        queries.append(sprites | {"found": found})
+    if mean.max() < 0:
+        meaning = "Not known: no video has two of the searched frames."
+    elif not queries:
+        meaning = "None: for every frame, the most similar one is of the same video."
+    else:
+        meaning = (
+            f"The {len(queries)} query frames with the most frames of other videos nearer than the nearest frame of "
+            f"their own video{', on average over the runs' * (len(of_trained) > 1)}. This needs no labels."
+        )
+    return {"title": "Worst frames", "meaning": meaning, "queries": queries}
 
 
 def _of_different_videos(order: Integers, videos: Integers) -> Iterable[int]:
@@ -246,11 +204,12 @@ def _of_different_videos(order: Integers, videos: Integers) -> Iterable[int]:
     return map(int, order[np.sort(firsts)[:NUM_QUERIES]])
 
 
-def _nearest(sample: FrameSample, model: Vectors, query: int, sheet: SpriteSheet) -> Found:
+def _nearest(sample: FrameSample, model: Vectors, query: int, sheet: SpriteSheet, note: str = "") -> dict[str, Any]:
+    """Return the nearest frames that a model finds for a query, with their cosine similarities, nearest first."""
     similarities = model.vectors @ model.vectors[query]
     frames = nearest_of_other_videos(similarities, sample.videos, query, NUM_NEIGHBORS)
     neighbors = [(sample.sprite(int(frame), sheet), float(similarities[frame])) for frame in frames]
-    return Found(model.model, model.is_trained, neighbors)
+    return {"model": model.model, "is_trained": model.is_trained, "neighbors": neighbors, "note": note}
 
 
 def nearest_of_other_videos(similarities: npt.NDArray[np.floating], videos: Integers, query: int, num: int) -> Integers:
@@ -280,8 +239,14 @@ def frames_before_same_video(vectors: Floats, videos: Integers) -> Integers:
     return counts
 
 
-def draw_maps(sample: FrameSample, models: list[Vectors], sheet: SpriteSheet, max_dots: int, seed: int) -> MapSheet:
-    """Draw a map of at most `max_dots` frames for each trained model; raises UserError if a frame cannot be read."""
+def draw_maps(
+    sample: FrameSample, models: list[Vectors], sheet: SpriteSheet, max_dots: int, seed: int
+) -> dict[str, Any]:
+    """Draw a map of the same frames, at most `max_dots`, for each trained model, and their coordinates as a table.
+
+    `legend` names the colored videos in the order of their colors; a dot's place is in percent from the left and from
+    the top. Raises UserError if a frame cannot be read.
+    """
     chosen = whole_videos(sample.videos, max_dots, seed)
     colored = most_shown(sample.videos[chosen], seed)
     colors = {int(video): color for color, video in enumerate(colored)}
@@ -292,16 +257,16 @@ def draw_maps(sample: FrameSample, models: list[Vectors], sheet: SpriteSheet, ma
         places = place(model.vectors[chosen], seed)
         of_frame = [colors.get(int(video)) for video in sample.videos[chosen]]
         dots = zip(*places.T.tolist(), of_frame, sprites, strict=True)
-        maps.append((model.model, [Dot(*dot) for dot in dots]))
+        maps.append((model.model, [dict(zip(("x", "y", "color", "sprite"), dot, strict=True)) for dot in dots]))
         columns += [[f"{value:.1f}" for value in column] for column in places.T]
     axes = [f"{axis}, {model.model}" if len(trained) > 1 else axis for model in trained for axis in ("x", "y")]
-    return MapSheet(
-        _meaning_of_map(len(chosen), len(np.unique(sample.videos[chosen])), len(colored)),
-        maps,
-        [sample.video_name(int(np.flatnonzero(sample.videos == video)[0])) for video in colored],
-        ["video", "frame", *axes],
-        [list(row) for row in zip(*columns, strict=True)],
-    )
+    return {
+        "meaning": _meaning_of_map(len(chosen), len(np.unique(sample.videos[chosen])), len(colored)),
+        "maps": maps,
+        "legend": [sample.video_name(int(np.flatnonzero(sample.videos == video)[0])) for video in colored],
+        "columns": ["video", "frame", *axes],
+        "rows": [list(row) for row in zip(*columns, strict=True)],
+    }
 
 
 def _meaning_of_map(num_frames: int, num_videos: int, num_colored: int) -> str:

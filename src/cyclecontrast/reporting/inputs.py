@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,44 +23,21 @@ NUM_PAIRS = 10
 MAX_VIEW_SIDE = 112
 
 
-class InputSheet(NamedTuple):
-    """The data of some runs; `extremes` are the shortest and longest videos with their numbers of frames."""
-
-    data: str
-    runs: list[str]
-    facts: list[tuple[str, str]]
-    meaning: str
-    sprites: list[Sprite]
-    extremes: list[tuple[str, str]]
-    skipped: list[tuple[str, str]]
-    num_skipped: int
-    problem: str
-
-
-class ViewSheet(NamedTuple):
-    """The first views of a run as images: URL and text alternative of each query and its positive."""
-
-    run: str
-    meaning: str
-    pairs: list[tuple[tuple[str, str], tuple[str, str]]]
-    problem: str
-
-
-def list_inputs(runs: list[RunReport], sheet: SpriteSheet, seed: int) -> InputSheet:
-    """Describe the data that these runs share."""
+def list_inputs(runs: list[RunReport], sheet: SpriteSheet, seed: int) -> dict[str, Any]:
+    """Describe the data that these runs share; `extremes` are the shortest and longest videos with their lengths."""
     store, skipped = runs[0].store, runs[0].skipped
     sprites, meaning = contact_sheet(store, sheet, seed) if store else ([], "")
-    return InputSheet(
-        str(runs[0].config.data),
-        [run.name for run in runs],
-        list(_facts(runs[0])),
-        meaning,
-        sprites,
-        extremes(store) if store else [],
-        [(shortened(video), reason) for video, reason in skipped[:MAX_SKIPPED]],
-        len(skipped),
-        runs[0].store_problem,
-    )
+    return {
+        "data": str(runs[0].config.data),
+        "runs": [run.name for run in runs],
+        "facts": list(_facts(runs[0])),
+        "meaning": meaning,
+        "sprites": sprites,
+        "extremes": extremes(store) if store else [],
+        "skipped": [(shortened(video), reason) for video, reason in skipped[:MAX_SKIPPED]],
+        "num_skipped": len(skipped),
+        "problem": runs[0].store_problem,
+    }
 
 
 def _facts(run: RunReport) -> Iterator[tuple[str, str]]:
@@ -103,27 +80,30 @@ def extremes(store: FrameStore) -> list[tuple[str, str]]:
     return [(shortened(store.video_id(int(video))), f"{counts[video]:,}") for video in ends]
 
 
-def view_pairs(run: RunReport) -> ViewSheet:
-    """Make the first pairs of views of the run's first epoch again."""
+def view_pairs(run: RunReport) -> dict[str, Any]:
+    """Make the first pairs of views of the run's first epoch again: a URL and a text alternative of each view."""
     config, store = run.config, run.store
+    shown: dict[str, Any] = {"run": run.name, "meaning": "", "pairs": [], "problem": run.store_problem}
     if user_parts := [name for name in (config.augmentation, config.method) if is_user_defined(name)]:
-        problem = f"The views cannot be shown: the files of a run do not contain the user's {' and '.join(user_parts)}."
-        return ViewSheet(run.name, "", [], problem)
+        missing = " and ".join(user_parts)
+        return shown | {
+            "problem": f"The views cannot be shown: the files of a run do not contain the user's {missing}."
+        }
     same_frame, _ = METHODS[config.method].frames(config)
     views = "Two views of one frame" if same_frame else "Views of two frames of one video"
-    meaning = f"{views}, augmented by {config.augmentation}, {config.image_size} × {config.image_size} pixels."
+    size = f"{config.image_size} × {config.image_size} pixels"
+    shown["meaning"] = f"{views}, augmented by {config.augmentation}, {size}."
     if store is None:
-        return ViewSheet(run.name, meaning, [], run.store_problem)
+        return shown
     try:
         dataset = make_dataset(config, store)
-        pairs = []
         for sample in (dataset.sample(position) for position in range(min(NUM_PAIRS, store.num_videos))):
             video = shortened(store.video_id(sample.video))
             query, positive = _view_url(sample.views[0]), _view_url(sample.views[1])
-            pairs.append(((query, f"query: a view of {video}"), (positive, f"positive: a view of {video}")))
+            shown["pairs"].append(((query, f"query: a view of {video}"), (positive, f"positive: a view of {video}")))
     except UserError as error:
-        return ViewSheet(run.name, meaning, [], f"The views of this run cannot be shown: {error}")
-    return ViewSheet(run.name, meaning, pairs, "")
+        return shown | {"pairs": [], "problem": f"The views of this run cannot be shown: {error}"}
+    return shown | {"problem": ""}
 
 
 def _view_url(view: Pixels) -> str:

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from cyclecontrast.charts import COLORS
 from cyclecontrast.config import AllConfig, EvaluateConfig, PretrainConfig, ReportConfig
 from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.errors import UserError
@@ -18,16 +19,8 @@ from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.methods import learns_from
 from cyclecontrast.reporting import cycles, results
 from cyclecontrast.reporting.curves import INCHES, draw_charts
-from cyclecontrast.reporting.embeddings import (
-    MAX_DOTS,
-    MAX_DOTS_ON_PAGE,
-    MapSheet,
-    QueryGroup,
-    draw_maps,
-    embed_sample,
-    find_neighbors,
-)
-from cyclecontrast.reporting.inputs import InputSheet, list_inputs, view_pairs
+from cyclecontrast.reporting.embeddings import MAX_DOTS, MAX_DOTS_ON_PAGE, draw_maps, embed_sample, find_neighbors
+from cyclecontrast.reporting.inputs import list_inputs, view_pairs
 from cyclecontrast.reporting.runs import RunReport, by_data, is_run, one_per_method, read_runs
 from cyclecontrast.reporting.sprites import PER_ROW, SpriteSheet
 
@@ -35,10 +28,9 @@ if TYPE_CHECKING:
     from cyclecontrast.training.pretrain import Run
 
 MAX_BYTES = 15_000_000
-"""Of a page: mail servers refuse more."""
+"""Largest size of a page: mail servers refuse more."""
 MIN_SPRITE_BYTES = 600
 """The coarsest sprite needs fewer."""
-NUM_COLORS = 8
 NUM_OPEN_QUERIES = 4
 NEIGHBOR_SIDE, DOT_SIDE, INPUT_SIDE = 96, 64, 112
 """Sides of the sprites in pixels."""
@@ -54,27 +46,7 @@ class Report:
         return str(self.path)
 
 
-class Section(NamedTuple):
-    """An additional section: paragraphs, then a table whose first column names the rows."""
-
-    title: str
-    paragraphs: tuple[str, ...]
-    columns: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-
-
-class DataSheets(NamedTuple):
-    """What the page shows of one data set: neighbors and map as far as its frames can be shown."""
-
-    data: str
-    inputs: InputSheet
-    groups: list[QueryGroup]
-    map: MapSheet | None
-    problem: str
-    sprites: list[SpriteSheet]
-
-
-def write_report(config: ReportConfig, sections: Sequence[Section] = ()) -> Report:
+def write_report(config: ReportConfig) -> Report:
     """Write the page of some runs; raises UserError with all problems, and nothing is written then."""
     path = config.out or config.runs[0] / "report.html"
     if path.is_dir():
@@ -83,14 +55,14 @@ def write_report(config: ReportConfig, sections: Sequence[Section] = ()) -> Repo
     check_folder(path.absolute().parent)
     max_dots = min(MAX_DOTS, MAX_DOTS_ON_PAGE // len(one_per_method(runs)))
     data = [_look_at(group, number, max_dots, config) for number, group in enumerate(by_data(runs))]
-    page = render(runs, data, sections).encode("utf-8", "replace")
+    page = render(runs, data).encode("utf-8", "replace")
     with replacing(path) as part:
         part.write_bytes(page)
     return Report(path)
 
 
 def after_training(config: PretrainConfig, run: "Run") -> None:
-    """Write the page of a finished training from the first process, unless the options say not to."""
+    """Write the page of a finished training in the first process, unless `report` is off."""
     if config.report and run.is_first:
         _write_or_warn(run.folder, config.workers, config.device)
 
@@ -105,7 +77,7 @@ def after_evaluation(config: EvaluateConfig | AllConfig, result: Any) -> None:
 
 
 def _write_or_warn(run: Path, workers: int | None, device: str) -> None:
-    """Write a page; if that fails, it costs one line on stderr, because the training or evaluation is done."""
+    """Write a page; a failure is one line on stderr, because the training or evaluation is done."""
     try:
         page = write_report(ReportConfig(runs=(run,), workers=workers, device=device))
     except KeyboardInterrupt:
@@ -120,33 +92,31 @@ def _write_or_warn(run: Path, workers: int | None, device: str) -> None:
     print(f"report: not written ({problem}); try `cyclecontrast report {run}`", file=sys.stderr)
 
 
-def _look_at(runs: list[RunReport], number: int, max_dots: int, config: ReportConfig) -> DataSheets:
-    """Embed frames of the data that these runs share, and show them."""
+def _look_at(runs: list[RunReport], number: int, max_dots: int, config: ReportConfig) -> dict[str, Any]:
+    """Embed frames of the data that these runs share; show neighbors and a map as far as the frames can be read."""
     sides = {"inputs": INPUT_SIDE, "near": NEIGHBOR_SIDE, "map": DOT_SIDE}
     sprites = {name: SpriteSheet(f"{name}-{number}", side) for name, side in sides.items()}
-    shown = list_inputs(runs, sprites["inputs"], config.seed)
-    groups: list[QueryGroup] = []
-    map_sheet = None
+    shown: dict[str, Any] = {"inputs": list_inputs(runs, sprites["inputs"], config.seed), "groups": [], "map": None}
     try:
         sample, models, problem = embed_sample(runs, config)
         if sample is not None:
-            groups = find_neighbors(sample, models, sprites["near"], config.seed)
-            map_sheet = draw_maps(sample, models, sprites["map"], max_dots, config.seed)
+            shown["groups"] = find_neighbors(sample, models, sprites["near"], config.seed)
+            shown["map"] = draw_maps(sample, models, sprites["map"], max_dots, config.seed)
     except UserError as error:
         problem = f"The frames cannot be shown: {error}"
-    return DataSheets(shown.data, shown, groups, map_sheet, problem, [one for one in sprites.values() if len(one)])
+    return shown | {"problem": problem, "sprites": [sheet for sheet in sprites.values() if len(sheet)]}
 
 
-def render(runs: Sequence[RunReport], data: Sequence[DataSheets], sections: Sequence[Section] = ()) -> str:
+def render(runs: Sequence[RunReport], data: Sequence[dict[str, Any]]) -> str:
     """Return the page as HTML; every text that comes from data is escaped.
 
     Raises UserError if the texts alone would make the page larger than MAX_BYTES.
     """
     methods = list(dict.fromkeys(run.method for run in runs))
-    colors = [methods.index(run.method) % NUM_COLORS for run in runs]  # runs that differ in their seed share a color
+    colors = [methods.index(run.method) % len(COLORS) for run in runs]  # runs that differ in their seed share a color
     with_status = any(run.about.get("status", "finished") != "finished" for run in runs)
     explored = [cycles.explore(run, f"cycles-{number}") for number, run in enumerate(one_per_method(runs))]
-    sprites = [sheet for shown in data for sheet in shown.sprites]
+    sprites = [sheet for shown in data for sheet in shown["sprites"]]
     sprites += [one.sheet for one in explored if one.sheet is not None]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cyclecontrast.reporting"),
@@ -160,7 +130,6 @@ def render(runs: Sequence[RunReport], data: Sequence[DataSheets], sections: Sequ
         title=runs[0].name if len(runs) == 1 else f"Comparison of {len(runs)} runs",
         summary=_summary(runs),
         runs=list(zip(runs, colors, [_facts(run, with_status) for run in runs], strict=True)),
-        sections=sections,
         results=results.summarize(runs, colors),
         all_results=results.list_all(runs, colors),
         data=data,
@@ -171,7 +140,7 @@ def render(runs: Sequence[RunReport], data: Sequence[DataSheets], sections: Sequ
         cycles=explored,
         max_stages=cycles.MAX_STAGES,
         views=[view_pairs(run) for run in one_per_method(runs)],
-        health_of={run.name: _measured_on(run) for run in runs if run.verdict},
+        health_of={run.name: _measured_on(run.health) for run in runs if run.verdict},
         evaluate_command=_evaluate_command(runs[0]),
         commands={run.name: _commands(run) for run in runs},
     )
@@ -216,10 +185,9 @@ def _facts(run: RunReport, with_status: bool) -> list[tuple[str, str]]:
     ]
 
 
-def _measured_on(run: RunReport) -> str:
-    health = run.health
-    videos = f"{health['videos']:,} held-out" if health["held_out"] else f"{health['videos']:,} training"
-    return f"Measured without labels on {health['views']:,} views of {videos} videos."
+def _measured_on(health: dict[str, Any]) -> str:
+    kind = "held-out" if health["held_out"] else "training"
+    return f"Measured without labels on {health['views']:,} views of {health['videos']:,} {kind} videos."
 
 
 def _evaluate_command(run: RunReport) -> str:

@@ -1,4 +1,4 @@
-"""Results of evaluations as tables: a row per model, a column per protocol variant, metric and data set."""
+"""Results of evaluations as tables: a row per model, a column per protocol variant, metric and dataset."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ RANDOM = "random weights"
 
 
 class Column(NamedTuple):
-    """Values that may be compared: one variant of a protocol on one data set by one metric."""
+    """Values that may be compared: one variant of a protocol on one dataset by one metric."""
 
     tag: str
     metric: str
@@ -21,7 +21,7 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A value as text and as a fraction for its bar; `is_best`: no other model has more in this column."""
+    """A value as text and as a fraction for its bar; the best of its column is marked."""
 
     text: str
     fraction: float
@@ -57,13 +57,13 @@ class _Model(NamedTuple):
 
 
 def summarize(runs: Sequence[RunReport], colors: Sequence[int]) -> ResultTable | None:
-    """Return the first metric of every protocol variant and data set side by side; None without any result."""
+    """Return the first metric of every protocol variant and dataset side by side; None without any result."""
     measured = _measured(runs, colors)
     return _table("Accuracy and other metrics by model", measured, num_metrics=1) if measured else None
 
 
 def list_all(runs: Sequence[RunReport], colors: Sequence[int]) -> list[ResultTable]:
-    """Return one table with all metrics for each protocol variant and data set."""
+    """Return one table with all metrics for each protocol variant and dataset."""
     groups: dict[tuple[str, str], list[tuple[_Model, Result]]] = {}
     for model, result in _measured(runs, colors):
         groups.setdefault((result.tag, result.about.data.fingerprint), []).append((model, result))
@@ -71,18 +71,14 @@ def list_all(runs: Sequence[RunReport], colors: Sequence[int]) -> list[ResultTab
     for group in groups.values():
         about = group[0][1].about
         caption = f"{about.tag} on {about.data.path}, {about.data.num_train:,} train and {about.data.num_test:,} test"
-        tables.append(_table(caption, group)._replace(notes=_notes(group)))
+        notes = []
+        for model, about in ((model, result.about) for model, result in group):
+            notes += [f"{model.name}: {note}" for note in about.notes]
+            if about.problems:
+                lost = f"{len(about.problems)} items could not be used; {about.key}.json lists them"
+                notes.append(f"{model.name}: {lost}")
+        tables.append(_table(caption, group)._replace(notes=tuple(dict.fromkeys(notes))))
     return tables
-
-
-def _notes(measured: list[tuple[_Model, Result]]) -> tuple[str, ...]:
-    notes = []
-    for model, result in measured:
-        about = result.about
-        notes += [f"{model.name}: {note}" for note in about.notes]
-        if about.problems:
-            notes.append(f"{model.name}: {len(about.problems)} items could not be used; {about.key}.json lists them")
-    return tuple(dict.fromkeys(notes))
 
 
 def _measured(runs: Sequence[RunReport], colors: Sequence[int]) -> list[tuple[_Model, Result]]:
@@ -127,7 +123,7 @@ def _table(caption: str, measured: list[tuple[_Model, Result]], num_metrics: int
 
 
 def _cell(column: Column, row: dict[Column, list[float]], rows: list[dict[Column, list[float]]]) -> Cell | None:
-    """Show the value, or all values if a model was evaluated with several settings that have one tag."""
+    """Return a model's value, or all its values if it was evaluated with several settings that have one tag."""
     if column not in row:
         return None
     measured = [max(other[column]) for other in rows if column in other]
@@ -143,7 +139,7 @@ def _mean(values: list[float]) -> Cell | None:
 
 
 def _distinct(columns: list[Column]) -> list[Column]:
-    """Add the fingerprint to the names of data sets that share their folder's name."""
+    """Add the fingerprint to the names of datasets that share their folder's name."""
     contents: dict[str, set[str]] = {}
     for column in columns:
         contents.setdefault(column.data, set()).add(column.fingerprint)

@@ -118,9 +118,11 @@ def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, met
     """
     problems: list[str] = []
     share, rest = divmod(config.batch_size, processes * config.accumulate)
-    if rest or share < 2:
+    if config.batch_size < 2:
+        problems.append("batch_size: a batch of 1 video has nothing to contrast it with; set 2 or more")
+    elif rest or share < 2:
         parts = [(config.accumulate, "micro-batches"), (processes, "processes")]
-        each = " of ".join(f"each of {number} {what}" for number, what in parts if number > 1) or "the step"
+        each = " of ".join(f"each of {number} {what}" for number, what in parts if number > 1)
         every = processes * config.accumulate
         problems.append(
             f"batch_size: {config.batch_size} does not give {each} equally many videos, at least 2; set a "

@@ -18,7 +18,7 @@ from cyclecontrast.errors import UserError, out_of_memory
 from cyclecontrast.files import check_new_run, locked, remove
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import save_backbone
-from cyclecontrast.models.hardware import limited_threads, pick_device, pick_precision
+from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision
 from cyclecontrast.training import checkpoints, run_folder
 from cyclecontrast.training.auto_settings import Machine
 from cyclecontrast.training.loggers import open_loggers
@@ -30,7 +30,6 @@ from cyclecontrast.training.signals import stop_signals
 from cyclecontrast.training.trainer import Trainer
 from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given, method_class
 from cyclecontrast.training.verdict import Verdict, last_measured
-from cyclecontrast.versions import package_versions
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,12 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
         config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
         config = _settled(config, dataset, backbone, device)
         is_first = world.rank == 0
-        with limited_threads(device), locked(config.out, "out") if is_first else contextlib.nullcontext():
+        devices = [device] if device.type == "cuda" else []
+        lock = locked(config.out, "out") if is_first else contextlib.nullcontext()
+        with limited_threads(device), torch.random.fork_rng(devices), lock:
             check_same(_shared_settings(config, dataset, backbone), world)
-            with torch.random.fork_rng(devices=()):
-                torch.default_generator.manual_seed(config.seed)
-                method = method_class(config, parts)(backbone, config, world)
+            torch.manual_seed(config.seed)
+            method = method_class(config, parts)(backbone, config, world)
             trainer = Trainer(method, config, num_steps(config, dataset), device, world)
             start, read_errors = open_run(trainer, dataset)
             if unread and is_first:
@@ -122,8 +122,9 @@ def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
     wait_for_all(world)  # all have read before anything is removed
     if world.rank == 0:
         about = _about(trainer, dataset)
-        if start:
-            about |= {name: before[name] for name in ("verdict", "reason", "health") if name in before}
+        if checkpoint is not None:  # what was measured later will be measured again
+            kept = run_folder.read_about(checkpoint)
+            about |= {name: kept[name] for name in ("verdict", "reason", "health") if name in kept}
         for leftover in run.glob("*.part"):
             remove(leftover)
         run_folder.write_config(run, config)
@@ -212,6 +213,9 @@ def _stops_noted(trainer: Trainer) -> Iterator[None]:
     except OSError as error:
         reason = f"{error.filename or trainer.config.out}: {error.strerror or error}"
         raise UserError(trainer.note_stop(reason)) from error
+    except Exception as error:
+        trainer.note_stop(f"failed: {type(error).__name__}: {error}")
+        raise
 
 
 def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors) -> Run:

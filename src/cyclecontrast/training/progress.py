@@ -72,11 +72,14 @@ def progress_bar(total: int, done: int, shown: bool) -> Iterator[Callable[[Row],
 def _in_words(row: Row) -> str:
     if "step" not in row:
         return ""
-    words = f"loss {row['loss']:.2f} "
-    if row["intra_loss"] is not None:
-        words += f"intra {row['intra_loss']:.2f} "
-    if row["cycle_loss"] is not None:
-        words += f"cycle {row['cycle_loss']:.2f} closed {row['cycle_closed']:.0%} "
-    if row.get("health_same_video") is not None:
-        words += f"same video {row['health_same_video']:.0%} rank {row['health_rank']:.0f} "
-    return words + f"{row['images_per_second']:.0f} images/s data_wait {row['data_wait']:.0%}"
+    shown = (
+        ("loss", "loss", ".2f"),
+        ("intra_loss", "intra", ".2f"),
+        ("cycle_loss", "cycle", ".2f"),
+        ("cycle_closed", "closed", ".0%"),
+        ("health_same_video", "same video", ".0%"),
+        ("health_rank", "rank", ".0f"),
+        ("images_per_second", "images/s", ".0f"),
+        ("data_wait", "data wait", ".0%"),
+    )
+    return "  ".join(f"{word} {row[key]:{form}}" for key, word, form in shown if row.get(key) is not None)

@@ -21,7 +21,7 @@ from cyclecontrast.distributed import World, first_process_first
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.files import check_new_run
 from cyclecontrast.loss import KeyQueue
-from cyclecontrast.methods.method import METHOD_OPTIONS, Method, MomentumMethod
+from cyclecontrast.methods import METHODS, Method, MomentumMethod
 from cyclecontrast.models.backbone import Backbone, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import check_compiler, pick_device, pick_executor, pick_workers
@@ -85,10 +85,9 @@ def open_training(
 
 def unread_options(config: PretrainConfig, parts: UserParts = NO_PARTS) -> list[str]:
     """Return the options that the user set although the method does not read them."""
-    method = method_class(config, parts)
+    method, known = method_class(config, parts), frozenset().union(*(one.reads for one in METHODS.values()))
     unread = {
-        **dict.fromkeys(METHOD_OPTIONS, True),
-        **dict.fromkeys(method.reads, False),
+        **({name: name not in method.reads for name in known} if parts.method is None else {}),
         **dict.fromkeys(("min_crop", "flip"), parts.augmentation is not None),
         "distinct_frames": method.frames(config)[0],
         "self_temperature": not config.self_batch,
@@ -317,13 +316,14 @@ def least_memory(config: PretrainConfig, method: Method, processes: int) -> list
     What layers keep for the backward pass is not counted, so a training that passes may still not fit.
     """
     learned = sum(weight.numel() for weight in method.learned_parameters())
-    momentum = sum(weight.numel() for weight in method.parameters() if not weight.requires_grad)
+    momentum = sum(weight.numel() for weight in method.parameters()) - learned
+    num_views = 2 + len(method.frames(config)[1](np.random.default_rng(0), 0, 2))
     queues = [module for module in method.modules() if isinstance(module, KeyQueue)]
     keys = sum(len(queue.keys) for queue in queues)
     share = config.batch_size // processes
     queries, groups = share // config.accumulate * method.num_queries, max(1, config.bn_groups // processes)
     normalized = max(queries, -(-share // groups) if isinstance(method, MomentumMethod) else 0)
-    pixels = 3 * (share * method.num_views + 4 * normalized) * config.image_size**2
+    pixels = 3 * (share * num_views + 4 * normalized) * config.image_size**2
     return [
         (4 * (3 * learned + momentum), "weights", "projector_dim or take a smaller backbone"),
         (4 * 2 * keys * config.projector_dim, "queues", "queue_size, cycle_queue_size or projector_dim"),

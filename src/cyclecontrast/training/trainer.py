@@ -58,7 +58,8 @@ class Trainer:
         row: Row = (run_folder.read_metrics(config.out) or [{}])[-1] if is_first else {}
         read_errors.check(config.max_unreadable, start == self.num_steps)
         sampler = StepSampler(range(start, self.num_steps), config.batch_size, self.world.rank, self.world.size)
-        batches = clock.timed(load_batches(dataset, sampler, pick_workers(config.workers, self.device)))
+        workers, pin_memory = pick_workers(config.workers, self.device), self.device.type == "cuda"
+        batches = clock.timed(load_batches(dataset, sampler, workers, pin_memory))
         ignore_worker_deaths()
         with progress_bar(self.num_steps, start, shown=is_first) as advance:
             for step, batch in self._agreed(batches, start, read_errors, stop):
@@ -76,7 +77,7 @@ class Trainer:
                             row |= monitor.measure(done)
                             run_folder.append_metrics(config.out, row)
                             loggers.log(row)
-                        monitor.conclude(done)
+                            monitor.conclude(done)
                 if last or done % config.checkpoint_every == 0 or read_errors.too_many(config.max_unreadable, last):
                     self.check_finite()
                     save_checkpoint(self, read_errors, done)
@@ -89,6 +90,7 @@ class Trainer:
 
         Each of `accumulate` micro-batches meets the queues as they were before the step, and its own keys.
         """
+        torch.manual_seed((self.config.seed * 1_000_003 + info.step) * self.world.size + self.world.rank)  # dropout
         self.optimizer.zero_grad()
         parts = []
         for number, micro_batch in enumerate(batch.micro_batches(self.config.accumulate), start=1):
@@ -96,7 +98,7 @@ class Trainer:
                 losses: Losses = self.model(self._on_device(micro_batch), info)
                 with peer_errors() if self.world.size > 1 else contextlib.nullcontext():
                     (losses.total / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
-            parts.append(losses._replace(total=losses.total.detach()))
+            parts.append(losses)
         losses = _mean_losses(parts)
         gradient_norm = self._update(info)
         self.method.after_step(info)
@@ -127,12 +129,11 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned; raises RuntimeError or KeyError where it is of another method.
 
-        Older checkpoints also have queues that the method does not use.
+        Queues that the method does not use, in checkpoints of older versions, are ignored.
         """
-        parts = {name for name, _ in self.method.named_children()}
-        self.method.load_state_dict(
-            {name.replace("/", ".", 1): value for name, value in state.items() if name.partition("/")[0] in parts}
-        )
+        named = {name.replace("/", ".", 1): value for name, value in state.items() if not name.startswith("sgd/")}
+        known, queues = self.method.state_dict().keys(), ("intra_queue.", "cycle_queue.")
+        self.method.load_state_dict({k: v for k, v in named.items() if k in known or not k.startswith(queues)})
         for number, parameter in enumerate(self.method.learned_parameters()):
             self.optimizer.state[parameter]["momentum_buffer"].copy_(state[f"sgd/{number}"])
 
@@ -259,20 +260,16 @@ def _make_optimizer(method: Method, config: PretrainConfig) -> torch.optim.SGD:
 
 
 def _mean_losses(parts: list[Losses]) -> Losses:
-    """Return the mean of each part over micro-batches of equal size."""
-    if len(parts) == 1:
-        return parts[0]
+    """Return the mean of each part over micro-batches of equal size, without its gradient."""
 
     def mean(values: list[Tensor | None]) -> Tensor | None:
-        found = [value for value in values if value is not None]
+        found = [value.detach() for value in values if value is not None]
         return torch.stack(found).mean() if found else None
 
-    terms = {
-        name: torch.stack([part.terms[name] for part in parts if part.terms]).mean() for name in parts[0].terms or {}
-    }
+    names = parts[0].terms or {}
+    terms = {name: mean([part.terms[name] for part in parts if part.terms]) for name in names}
     total, intra, cycle, accuracy, closed = (
         mean([getattr(part, name) for part in parts])
         for name in ("total", "intra", "cycle", "intra_accuracy", "cycle_closed")
     )
-    assert total is not None
-    return Losses(total, intra, cycle, terms, accuracy, closed)
+    return Losses(total, intra, cycle, terms, accuracy, closed)  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def is_more(after: Retrieval, before: Retrieval, num_views: int) -> bool:
 def judge(rows: Sequence[Row], known: Known) -> Verdict | None:
     """Judge a run by the rows of its metrics; None where no health was measured.
 
-    The training loss is ignored: MoCo's rises while keys replace the queue's random vectors (protocols.md §h).
+    The training loss is ignored: MoCo's rises while keys replace the queue's random vectors.
     """
     measured = _measured(rows)
     if not measured:

@@ -1,4 +1,4 @@
-"""Views: what is drawn, how often, and that OpenCV executes it as a slow float reference would."""
+"""Views: what is drawn and how often, and that OpenCV executes it like a slow reference in float."""
 
 import colorsys
 
@@ -9,11 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cyclecontrast.data.augment import RECIPES, Jitter, View, apply_view, draw_view
-from cyclecontrast.evaluation.image_batches import Crop
+from cyclecontrast.data.augment import RECIPES, Jitter, View, apply_view, draw_view, smallest_crop
 from cyclecontrast.models.backbone import guarded_torchvision
 
-PLAIN = View(Crop(0, 0, 48, 48), False, None, False, 0.0)
+PLAIN = View((0, 0, 48, 48), False, None, False, 0.0)
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
 LUMA = np.array([0.299, 0.587, 0.114])
 NUM_DRAWS = 4000
@@ -21,24 +20,24 @@ sides = st.one_of(st.integers(1, 8), st.integers(1, 500))
 
 
 def draws(recipe, number=NUM_DRAWS, height=60, width=80):
-    """Many views of one frame."""
+    """Draw many views of one frame."""
     rng = np.random.default_rng(1)
     return [draw_view(rng, height, width, recipe) for _ in range(number)]
 
 
 def jittered(order, **factors):
-    """A view of the whole image that only changes colours."""
+    """Return a view of the whole image that only changes colours."""
     neutral = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
     return PLAIN._replace(jitter=Jitter(**{**neutral, **factors}, order=order))
 
 
 def difference(view, expected, image=IMAGE):
-    """Largest difference to the reference, in steps of 255."""
+    """Return the largest difference to the reference, in steps of 255."""
     return np.abs(apply_view(image, view, 48).astype(float) - np.clip(expected, 0, 255)).max()
 
 
 def gray_of(image):
-    """Luma in float (ITU-R 601)."""
+    """Return the luma in float (ITU-R 601)."""
     return (image @ LUMA)[..., None]
 
 
@@ -59,20 +58,29 @@ def test_a_view_is_a_function_of_the_generator(seed, height, width, name):
 @given(st.integers(0, 2**32), sides, sides, st.floats(0.05, 1))
 @settings(max_examples=300, deadline=None)
 def test_crops_lie_inside(seed, height, width, min_crop):
-    """A crop has at least a pixel and lies inside, whatever the shape of the frame."""
+    """A crop has at least one pixel and lies inside the frame, whatever its shape."""
     recipe = RECIPES["moco-v1"]._replace(min_crop=min_crop)
     left, top, w, h = draw_view(np.random.default_rng(seed), height, width, recipe).crop
     assert 0 <= left < left + w <= width
     assert 0 <= top < top + h <= height
 
 
+@given(st.integers(1, 400), st.integers(1, 400), st.floats(0.01, 1), st.integers(0, 2**32))
+def test_no_crop_is_smaller_than_the_smallest(height, width, min_crop, seed):
+    """A crop has the shortest side that the recipe allows, so a frame decoded at a fraction of its size suffices."""
+    recipe = RECIPES["moco-v2"]._replace(min_crop=min_crop)
+    _, _, crop_width, crop_height = draw_view(np.random.default_rng(seed), height, width, recipe).crop
+    assert min(crop_width, crop_height) + 0.5 >= smallest_crop(recipe) * min(height, width)
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 500), (500, 1), (1, 1), (3, 400)])
 def test_thin_frames_are_cropped_in_their_middle(height, width):
-    """Where no aspect fits, the crop is the largest allowed one in the middle, as torchvision does."""
-    crop = draw_view(np.random.default_rng(0), height, width, RECIPES["moco-v1"]._replace(min_crop=1.0)).crop
-    assert max(crop.width, crop.height) <= max(1, round(min(height, width) * 4 / 3))
-    assert abs(2 * crop.left + crop.width - width) <= 1
-    assert abs(2 * crop.top + crop.height - height) <= 1
+    """If no aspect ratio fits, the crop is the largest allowed one in the middle, as in torchvision."""
+    recipe = RECIPES["moco-v1"]._replace(min_crop=1.0)
+    left, top, crop_width, crop_height = draw_view(np.random.default_rng(0), height, width, recipe).crop
+    assert max(crop_width, crop_height) <= max(1, round(min(height, width) * 4 / 3))
+    assert abs(2 * left + crop_width - width) <= 1
+    assert abs(2 * top + crop_height - height) <= 1
 
 
 def test_crops_cover_the_area_and_aspect_of_the_recipe():
@@ -87,14 +95,8 @@ def test_crops_cover_the_area_and_aspect_of_the_recipe():
     small = np.array([w * h for _, _, w, h in crops if w * h < 500_000]) / 1e6
     assert abs(small.mean() - 0.35) < 0.01, "uniform where no shape is rejected"
     assert abs(np.log(aspect).mean()) < 0.01
-    corners = np.array(
-        [
-            (crop.left / (1000 - crop.width), crop.top / (1000 - crop.height))
-            for crop in crops
-            if crop.width < 900 and crop.height < 900
-        ]
-    )
-    assert np.abs(corners.mean(0) - 0.5).max() < 0.03
+    corners = [(left / (1000 - w), top / (1000 - h)) for left, top, w, h in crops if w < 900 and h < 900]
+    assert np.abs(np.mean(corners, axis=0) - 0.5).max() < 0.03
 
 
 @pytest.mark.parametrize(("name", "jitter", "blur"), [("moco-v1", 1.0, 0.0), ("moco-v2", 0.8, 0.5)])
@@ -150,13 +152,13 @@ def test_every_view_is_a_square_of_bytes(seed, height, width, size):
 
 
 def test_nothing_drawn_changes_nothing():
-    """A view of the whole frame at its own size is the frame."""
+    """Without any change, a view of the whole frame at its own size is the frame."""
     assert (apply_view(IMAGE, PLAIN, 48) == IMAGE).all()
 
 
 def test_the_crop_is_cut_then_mirrored():
     """The box selects columns left to left + width; the flip mirrors them."""
-    view = PLAIN._replace(crop=Crop(5, 9, 20, 20))
+    view = PLAIN._replace(crop=(5, 9, 20, 20))
     assert (apply_view(IMAGE, view, 20) == IMAGE[9:29, 5:25]).all()
     assert (apply_view(IMAGE, view._replace(flip=True), 20) == IMAGE[9:29, 5:25][:, ::-1]).all()
 
@@ -168,7 +170,7 @@ def test_shrinking_averages():
 
 
 def overlaps(number, size):
-    """Return the part (size, number) that each of so many pixels has in each of the pixels that they become."""
+    """Return the weight (size, number) of each source pixel in each target pixel."""
     edges = np.arange(size + 1) * number / size
     low, high = np.maximum(edges[:-1, None], np.arange(number)), np.minimum(edges[1:, None], np.arange(1, number + 1))
     return np.clip(high - low, 0, None) * size / number
@@ -177,12 +179,12 @@ def overlaps(number, size):
 @pytest.mark.parametrize("size", [16, 32, 100])
 @pytest.mark.parametrize(("height", "width"), [(101, 135), (250, 190), (135, 380)])
 def test_shrinking_is_nearly_the_mean_of_areas(height, width, size):
-    """At any ratio a pixel is the mean of the area that it covers: within .6 of 255 in the mean of a picture."""
+    """At any ratio a pixel is the mean of the area that it covers, to 0.6 of 255 in the mean of a picture."""
     rng = np.random.default_rng(size)
     coarse, fine = (rng.integers(0, 256, (height // side, width // side, 3), np.uint8) for side in (25, 4))
     layers = [cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) for noise in (coarse, fine)]
     image = cv2.addWeighted(layers[0], 0.6, layers[1], 0.4, 0)
-    view = PLAIN._replace(crop=Crop(0, 0, width, height))
+    view = PLAIN._replace(crop=(0, 0, width, height))
     of_rows, of_columns = overlaps(height, size), overlaps(width, size)
     expected = np.einsum("ih,hwc,jw->ijc", of_rows, image.astype(float), of_columns, optimize=True)
     assert np.abs(apply_view(image, view, size) - expected).mean() <= 0.6
@@ -212,7 +214,7 @@ def test_factors_equal_torchvision(factor):
 
 @pytest.mark.parametrize("turns", [-0.4, -0.1, 0.003, 0.25, 0.4])
 def test_hue_turns_the_colour_circle(turns):
-    """Hue moves by a part of the full turn while saturation and value stay (colorsys, pixel by pixel)."""
+    """Hue moves by a fraction of a turn while saturation and value stay (colorsys, pixel by pixel)."""
     expected = np.empty(IMAGE.shape)
     for place in np.ndindex(IMAGE.shape[:2]):
         hue, saturation, value = colorsys.rgb_to_hsv(*(IMAGE[place] / 255))
@@ -221,13 +223,13 @@ def test_hue_turns_the_colour_circle(turns):
 
 
 def test_no_turn_is_the_identity():
-    """Hue by nothing, or by a hair to either side, keeps every colour."""
+    """A hue change of zero, or of almost zero, keeps every colour."""
     levels = np.linspace(0, 255, 13).astype(np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 13, 3)
     view = jittered((3, 0, 1, 2))._replace
     for turns in (0.0, 1e-9, -1e-9):
         jitter = Jitter(1.0, 1.0, 1.0, turns, (3, 0, 1, 2))
-        whole = view(crop=Crop(0, 0, 13, 169), jitter=jitter)
+        whole = view(crop=(0, 0, 13, 169), jitter=jitter)
         assert (
             np.abs(
                 apply_view(colours, whole, 13).astype(int) - apply_view(colours, whole._replace(jitter=None), 13)
@@ -237,7 +239,7 @@ def test_no_turn_is_the_identity():
 
 
 def test_the_order_of_changes_is_kept():
-    """Contrast before brightness is not brightness before contrast, and each equals its own reference."""
+    """The order of contrast and brightness matters, and each order equals its own reference."""
     image, factor = IMAGE.astype(float), 1.4
     bright = np.clip(np.rint(image * factor), 0, 255)
     first = bright * 0.6 + 0.4 * gray_of(bright).mean()
@@ -257,10 +259,10 @@ def test_gray_has_equal_channels():
 @pytest.mark.parametrize("sigma", [0.1, 1.0, 2.0])
 @pytest.mark.parametrize("size", [48, 224])
 def test_blur_scales_with_the_side(sigma, size):
-    """The blur is a Gaussian of σ pixels at a side of 224, and of less at a smaller one."""
+    """The blur is a Gaussian of σ pixels at a side of 224, and of proportionally less at a smaller side."""
     image = np.zeros((size, size, 3), np.uint8)
     image[size // 2, size // 2] = 255
-    pixels = apply_view(image, View(Crop(0, 0, size, size), False, None, False, sigma), size)
+    pixels = apply_view(image, View((0, 0, size, size), False, None, False, sigma), size)
     places = np.arange(size) - size // 2
     kernel = np.exp(-(places**2) / (2 * (sigma * size / 224) ** 2))
     kernel /= kernel.sum()

@@ -1,34 +1,29 @@
-"""Views that a device finishes are those that OpenCV makes, to rounding, and a training on them is a training."""
+"""Views that are finished on a device equal those of OpenCV, up to rounding, and a training on them works."""
 
 import colorsys
 import itertools
-import json
-import shutil
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from cyclecontrast.data.further_views import three_pairs
-from cyclecontrast.data.pairs import FramePairs
 
 import cyclecontrast as cc
 from cyclecontrast.data.augment import RECIPES, Jitter, View, apply_view, cut_view, draw_view
-from cyclecontrast.data.dataset import collate
+from cyclecontrast.data.dataset import ViewDataset, collate
 from cyclecontrast.data.device_augment import finish_views, numbers_of
-from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.evaluation.image_batches import Crop
 from cyclecontrast.models.hardware import pick_executor
 from cyclecontrast.reporting.inputs import view_pairs
 from cyclecontrast.reporting.runs import read_run
-from tests import make_videos as make
-from tests.unit.training.test_pretrain import lines_of, run
+from tests.make_runs import about_of, assert_same_run, copy_until, rows_of, run
+from tests.unit.data.test_dataset import THREE_PAIRS
 
 SIZE = 40
 LUMA = np.array([0.299, 0.587, 0.114])
-WHOLE = View(Crop(0, 0, SIZE, SIZE), False, None, False, 0.0)
+WHOLE = View((0, 0, SIZE, SIZE), False, None, False, 0.0)
 IMAGE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
 MOST = 2.0
 """Mean absolute difference of a view between the executors, in steps of 255."""
@@ -46,7 +41,7 @@ def scene(seed, height=90, width=120):
 
 
 def finished(cut, views):
-    """Finish cut views (batch, height, width, 3) and return them so."""
+    """Return cut views (batch, height, width, 3) finished, in the same layout."""
     pixels = torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
     done = finish_views(pixels, torch.tensor([numbers_of(view) for view in views]))
     assert (done.dtype, done.shape) == (torch.uint8, pixels.shape)
@@ -72,16 +67,16 @@ def draws(images, name, seed):
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 @pytest.mark.parametrize("size", [16, 64])
-def test_every_view_is_that_of_opencv(name, size):
-    """500 views of pictures differ from OpenCV's by 2 of 255 at most, each in its mean, and by .2 all together."""
+def test_every_view_equals_opencvs(name, size):
+    """300 views of pictures differ from OpenCV's by at most 2 of 255, each in its mean, and by 0.2 on average."""
     images = [scene(seed) for seed in range(50)]
-    found = np.concatenate([differences(images, draws(images, name, seed), size) for seed in range(10)])
+    found = np.concatenate([differences(images, draws(images, name, seed), size) for seed in range(6)])
     assert found.max() <= MOST
     assert found.mean() <= 0.2
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_every_view_of_real_frames_is_that_of_opencv(name, shared):
+def test_every_view_of_real_frames_equals_opencvs(name, shared):
     """The same on frames of traffic signs and of films, at 64 and at 224 px."""
     for folder, size in (("video_frames/gtsrb/frames", 64), ("tracking/got10k/val", 224)):
         store = FrameStore.open(shared / folder)
@@ -89,28 +84,27 @@ def test_every_view_of_real_frames_is_that_of_opencv(name, shared):
         assert differences(images, draws(images, name, 0), size).max() <= MOST
 
 
-def test_a_pair_is_the_same_whoever_finishes_it(tmp_path):
-    """Cut only, a sample has the same frames, and what is left of each view, further ones too, gives the same view."""
-    store = FrameStore.open(make.write_stripes(tmp_path))
-    done = FramePairs(store, RECIPES["moco-v2"], 16, seed=3, further=three_pairs)
-    cut = replace(done, cut_only=True)
-    whole, part = (next(load_batches(pairs, range(1), 12, 0, 1, 1)) for pairs in (done, cut))
-    assert whole.left.numel() == 0
-    assert part.left.shape == (12, 8, 10)
-    assert torch.equal(whole.frames, part.frames)
-    assert torch.equal(whole.video, part.video)
-    views = zip((whole.query, whole.positive, *whole.more), (part.query, part.positive, *part.more), strict=True)
-    for number, (wanted, left) in enumerate(views):
-        apart = (finish_views(left, part.left[:, number]).float() - wanted.float()).abs().mean((1, 2, 3))
-        assert apart.max() <= MOST
-        assert (left.float() - wanted.float()).abs().mean() > MOST, "something was left to do"
+def test_a_batch_is_the_same_whether_workers_or_the_device_finish_it(stripes):
+    """With `finish_on_device` a batch has the same frames, and its finished views, further ones too, are the same."""
+    store = FrameStore.open(stripes)
+    by_workers = ViewDataset(store, RECIPES["moco-v2"], 16, seed=3, further=THREE_PAIRS)
+    datasets = by_workers, replace(by_workers, finish_on_device=True)
+    whole, cut = (next(load_batches(dataset, StepSampler(range(1), 12), 1)) for dataset in datasets)
+    assert whole.device_numbers.numel() == 0
+    assert cut.device_numbers.shape == (12, 8, 10)
+    assert torch.equal(whole.frames, cut.frames)
+    assert torch.equal(whole.video, cut.video)
+    for number, (expected, view) in enumerate(zip(whole.views, cut.views, strict=True)):
+        found = finish_views(view, cut.device_numbers[:, number])
+        assert (found.float() - expected.float()).abs().mean((1, 2, 3)).max() <= MOST
+        assert (view.float() - expected.float()).abs().mean() > MOST, "not finished before"
 
 
 # --- against definitions
 
 
 def chain(image, jitter):
-    """Restate the changes of colour in float64, pixel by pixel for the hue, each rounded to bytes."""
+    """Apply the changes of colour in float64, the hue pixel by pixel, each rounded to bytes."""
     pixels = image.astype(float)
     for change in jitter.order:
         factor = jitter[change]
@@ -127,7 +121,7 @@ def chain(image, jitter):
 
 
 def turned(pixels, turns):
-    """Turn the hue of each pixel by the standard library."""
+    """Turn the hue of each pixel with the standard library."""
     out = np.empty(pixels.shape)
     for place in np.ndindex(pixels.shape[:2]):
         hue, saturation, value = colorsys.rgb_to_hsv(*(pixels[place] / 255))
@@ -136,7 +130,7 @@ def turned(pixels, turns):
 
 
 def jittered(order=(0, 1, 2, 3), **factors):
-    """A view of the whole image that only changes colours."""
+    """Return a view of the whole image that only changes colours."""
     neutral = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
     return WHOLE._replace(jitter=Jitter(**{**neutral, **factors}, order=order))
 
@@ -147,8 +141,8 @@ ONE_CHANGE = [
 ]
 
 
-def test_each_change_of_colour_is_what_it_is_called():
-    """Brightness, contrast, saturation and hue, each alone, are their float64 definitions to one step."""
+def test_each_change_of_colour_equals_its_definition():
+    """Brightness, contrast, saturation and hue, each alone, equal their definitions in float64 to one step of 255."""
     done = finished([IMAGE] * len(ONE_CHANGE), ONE_CHANGE)
     for pixels, view in zip(done, ONE_CHANGE, strict=True):
         assert np.abs(pixels - chain(IMAGE, view.jitter)).max() <= 1
@@ -156,7 +150,7 @@ def test_each_change_of_colour_is_what_it_is_called():
 
 
 def test_the_order_of_changes_is_kept():
-    """Each of the 24 orders, side by side in one batch, gives what the definitions give one after the other."""
+    """Each of the 24 orders, in one batch, equals the definitions applied one after the other."""
     factors = {"brightness": 1.4, "contrast": 0.6, "saturation": 1.3, "hue": 0.3}
     views = [jittered(order, **factors) for order in itertools.permutations(range(4))]
     image = scene(1)[:SIZE, :SIZE]
@@ -168,8 +162,8 @@ def test_the_order_of_changes_is_kept():
     assert len({pixels.tobytes() for pixels in done}) == 24
 
 
-def test_gray_is_the_luma_behind_the_jitter():
-    """Gray has three equal channels: the luma of the jittered colours."""
+def test_gray_is_the_luma_of_the_jittered_colours():
+    """Gray comes after the jitter and has three equal channels."""
     plain, changed = WHOLE._replace(gray=True), jittered(saturation=1.4, brightness=1.2)._replace(gray=True)
     first, second = finished([IMAGE] * 2, [plain, changed])
     for pixels, colours in ((first, IMAGE), (second, chain(IMAGE, changed.jitter))):
@@ -177,9 +171,9 @@ def test_gray_is_the_luma_behind_the_jitter():
         assert np.abs(pixels[..., 0] - colours @ LUMA).max() <= 1
 
 
-@pytest.mark.parametrize("size", [8, SIZE, 224])
-def test_the_blur_is_a_gaussian_that_sees_mirrored_borders(size):
-    """Each image is blurred by its own σ of pixels at a side of 224: a loop over the taps, in float64."""
+@pytest.mark.parametrize("size", [8, SIZE, 112])
+def test_the_blur_is_a_gaussian_with_mirrored_borders(size):
+    """Each image is blurred by its own σ, in pixels at a side of 224: compared with a loop over the taps in float64."""
     sigmas = (0.1, 0.5, 1.0, 1.7, 2.0)
     image = np.random.default_rng(size).integers(0, 256, (size, size, 3), np.uint8)
     views = [WHOLE._replace(blur=sigma) for sigma in sigmas]
@@ -195,13 +189,13 @@ def test_the_blur_is_a_gaussian_that_sees_mirrored_borders(size):
 
 
 def test_nothing_drawn_changes_nothing():
-    """A view without jitter, gray and blur, or with changes by nothing, is the cut view itself."""
+    """A view without jitter, gray and blur, or with neutral factors, is the cut view itself."""
     done = finished([IMAGE] * 3, [WHOLE, jittered(), jittered((3, 2, 1, 0))])
     assert (done == IMAGE).all()
 
 
-def test_views_of_a_batch_know_nothing_of_each_other():
-    """A view alone is what it is in a batch, wherever it lies there."""
+def test_views_of_a_batch_are_independent():
+    """A view alone equals the same view in a batch, at any place."""
     images = [scene(seed) for seed in range(12)]
     views = draws(images, "moco-v2", 5)
     cut = [cut_view(image, view, 32) for image, view in zip(images, views, strict=True)]
@@ -212,8 +206,8 @@ def test_views_of_a_batch_know_nothing_of_each_other():
         assert (together != other).mean() < 1e-3
 
 
-def test_the_pixels_may_lie_elsewhere():
-    """All tensors that meet the pixels are brought to their device first; what is drawn stays on the host."""
+def test_all_work_is_on_the_device_of_the_pixels():
+    """Tensors that meet the pixels are moved to their device first; the drawn numbers stay on the host."""
     views = draws([scene(0)] * 8, "moco-v2", 2)
     assert any(view.blur for view in views)
     numbers = torch.tensor([numbers_of(view) for view in views])
@@ -224,56 +218,44 @@ def test_the_pixels_may_lie_elsewhere():
 # --- in a training
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """Twelve videos of four frames: stripes of one width and direction each, which move."""
-    return make.write_stripes(tmp_path_factory.mktemp("tree"))
-
-
 LINEAR = {"projector": "linear", "precision": "fp32", "cycle_start": 0.0, "learning_rate": 0.003}
 LINEAR |= {"holdout": 0.2, "health_every": 2}
 
 
 @pytest.fixture(scope="module")
-def on_device(tree, tmp_path_factory):
-    """A run whose views the device finishes."""
-    return run(tree, tmp_path_factory.mktemp("runs") / "device", augment_on="device", checkpoint_every=2, **LINEAR)
+def on_device(stripes, tmp_path_factory):
+    """A run whose views are finished on the device."""
+    return run(stripes, tmp_path_factory.mktemp("runs") / "device", augment_on="device", checkpoint_every=2, **LINEAR)
 
 
-def test_losses_are_close_to_those_of_the_workers_views(tree, on_device, tmp_path):
-    """Step by step the losses differ by rounding only, and health is measured on the very same views."""
-    by_workers = run(tree, tmp_path / "cpu", **LINEAR)
-    ours, theirs = ([row["loss"] for row in lines_of(done.folder)] for done in (on_device, by_workers))
-    assert ours == pytest.approx(theirs, rel=0.02)
-    assert ours != theirs
-    untrained = [json.loads((done.folder / "run.json").read_text())["health"] for done in (on_device, by_workers)]
-    assert untrained[0]["at_start"] == untrained[1]["at_start"]
+def test_losses_are_close_to_those_of_views_made_by_workers(stripes, on_device, tmp_path):
+    """Step by step the losses differ by rounding only, and health is measured on identical views."""
+    by_workers = run(stripes, tmp_path / "cpu", **LINEAR)
+    found, expected = ([row["loss"] for row in rows_of(done.folder)] for done in (on_device, by_workers))
+    assert found == pytest.approx(expected, rel=0.02)
+    assert found != expected
+    untrained = [about_of(done.folder)["health"]["at_start"] for done in (on_device, by_workers)]
+    assert untrained[0] == untrained[1]
     settings = [(done.folder / "config.toml").read_text() for done in (on_device, by_workers)]
     assert 'augment_on = "device"' in settings[0]
     assert 'augment_on = "cpu"' in settings[1], "what auto is on a CPU"
 
 
-def test_it_resumes_to_the_bit(on_device, tmp_path):
-    """Taken up at step 2, the rest of the run is the same, bit for bit; its views are finished where they were."""
-    again = tmp_path / "again"
-    shutil.copytree(on_device.folder, again)
-    shutil.rmtree(again / "checkpoints" / "step-00000004")
+def test_a_resumed_run_is_the_same_run(on_device, tmp_path):
+    """Resumed at step 2, the rest of the run is the same, bit for bit."""
+    again = copy_until(on_device.folder, tmp_path / "again", 2)
     cc.pretrain(resume=again)
-    assert lines_of(again) == lines_of(on_device.folder)
-    for name in ("backbone.safetensors", "checkpoints/step-00000004/state.safetensors"):
-        assert (again / name).read_bytes() == (on_device.folder / name).read_bytes()
+    assert_same_run(again, on_device.folder, 4)
 
 
-def test_a_resumed_run_may_be_augmented_elsewhere(on_device, tmp_path):
-    """Where the run goes on, on another machine perhaps, its workers may do it all: only rounding changes."""
-    again = tmp_path / "again"
-    shutil.copytree(on_device.folder, again)
-    shutil.rmtree(again / "checkpoints" / "step-00000004")
+def test_a_resumed_run_may_be_augmented_by_workers(on_device, tmp_path):
+    """A run may be resumed with the views made by its workers, as on a machine without a GPU: only rounding changes."""
+    again = copy_until(on_device.folder, tmp_path / "again", 2)
     cc.pretrain(resume=again, augment_on="cpu")
-    ours, theirs = ([row["loss"] for row in lines_of(folder)] for folder in (again, on_device.folder))
-    assert ours[:2] == theirs[:2]
-    assert ours[2:] == pytest.approx(theirs[2:], rel=0.02)
-    assert ours[2:] != theirs[2:]
+    found, expected = ([row["loss"] for row in rows_of(folder)] for folder in (again, on_device.folder))
+    assert found[:2] == expected[:2]
+    assert found[2:] == pytest.approx(expected[2:], rel=0.02)
+    assert found[2:] != expected[2:]
 
 
 def test_the_report_shows_finished_views(on_device):
@@ -281,15 +263,15 @@ def test_the_report_shows_finished_views(on_device):
     report = read_run(on_device.folder, "run")
     assert report.config.augment_on == "device"
     by_workers = replace(report, config=report.config.model_copy(update={"augment_on": "cpu"}))
-    shown, wanted = view_pairs(report).pairs, view_pairs(by_workers).pairs
+    shown, expected = (view_pairs(each)["pairs"] for each in (report, by_workers))
     assert shown
-    assert shown == wanted
+    assert shown == expected
 
 
-def test_an_objective_of_many_views_trains(tree, tmp_path):
-    """VINCE's eight views are finished, each with its own numbers: its loss is that of the workers' views, nearly."""
+def test_a_method_of_many_views_trains(stripes, tmp_path):
+    """VINCE's eight views are finished, each with its own numbers: the loss is nearly that of the workers' views."""
     settings = LINEAR | {"method": "vince", "steps": 1, "health_every": 0}
-    first, second = (run(tree, tmp_path / name, augment_on=name, **settings).metrics for name in ("cpu", "device"))
+    first, second = (run(stripes, tmp_path / name, augment_on=name, **settings).metrics for name in ("cpu", "device"))
     assert first["loss"] == pytest.approx(second["loss"], rel=0.02)
 
 
@@ -300,16 +282,16 @@ def test_an_objective_of_many_views_trains(tree, tmp_path):
         *(("cpu", "cuda", "cpu"), ("device", "cpu", "device")),
     ],
 )
-def test_auto_is_the_device_of_cuda(name, device, chosen):
-    """Only on a GPU of CUDA views are finished there unasked; what is asked is done."""
+def test_auto_is_the_device_for_cuda_alone(name, device, chosen):
+    """Left open, views are finished on the device only if it is a CUDA GPU; what is set is used."""
     assert pick_executor(name, torch.device(device)) == chosen
 
 
-def test_collating_keeps_what_is_left_of_each_view(tmp_path):
-    """Row by row and view by view the numbers are those that were drawn for it."""
-    store = FrameStore.open(make.write_stripes(tmp_path))
-    pairs = FramePairs(store, RECIPES["moco-v2"], 16, seed=3, cut_only=True)
-    samples = [pairs[position] for position in range(5)]
+def test_collating_keeps_the_numbers_of_each_view(stripes):
+    """`device_numbers` of a batch has, sample by sample and view by view, the numbers drawn for it."""
+    dataset = ViewDataset(FrameStore.open(stripes), RECIPES["moco-v2"], 16, seed=3, finish_on_device=True)
+    samples = [dataset.sample(position) for position in range(5)]
     batch = collate(samples)
-    assert batch.left.tolist() == [[pytest.approx(left) for left in sample.left] for sample in samples]
-    assert len({tuple(left) for sample in samples for left in sample.left}) == 10
+    expected = [[pytest.approx(numbers) for numbers in sample.device_numbers] for sample in samples]
+    assert batch.device_numbers.tolist() == expected
+    assert len({numbers for sample in samples for numbers in sample.device_numbers}) == 10

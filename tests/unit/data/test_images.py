@@ -1,7 +1,9 @@
 """Image files: every format decodes to upright RGB, broken bytes are an error, and resizing averages."""
 
 import io
+import math
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,3 +91,22 @@ def test_images_of_any_mode_are_decoded_to_rgb(mode):
     data = encoded(image, "JPEG" if mode in ("CMYK", "L") else "PNG")
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert np.abs(decode_image(data).astype(int) - expected).max() <= 3
+
+
+def write_smooth(path, height, width):
+    """Write a photograph-like image: large patches of colour with soft transitions."""
+    colours = np.random.default_rng(height).integers(64, 192, (height // 120, width // 120, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), cv2.resize(colours, (width, height), interpolation=cv2.INTER_CUBIC))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(("side", "times"), [(None, 1), (241, 1), (240, 2), (121, 2), (120, 4), (60, 8), (1, 8)])
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path, side, times):
+    """Its short side stays as long as required, and it shows the whole image, scaled by averaging."""
+    data = write_smooth(tmp_path / "large.jpg", 481, 643)
+    part = decode_image(data, side)
+    assert part.shape == (math.ceil(481 / times), math.ceil(643 / times), 3)
+    whole = cv2.resize(decode_image(data), part.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(part.astype(int) - whole).mean() < 2
+    data = write_smooth(tmp_path / "large.png", 481, 643)
+    assert np.array_equal(decode_image(data, side), decode_image(data))

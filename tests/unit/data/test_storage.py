@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from cyclecontrast.data.storage import PAUSES
-from cyclecontrast.data.store import FrameStore
-from cyclecontrast.data.store_format import FRAMES, shard_path, write_frames, write_settings
+from cyclecontrast.data.store import PAUSES, FrameStore
+from cyclecontrast.data.store_format import FRAME_SCHEMA, FRAMES, shard_path, write_rows, write_settings
 from cyclecontrast.errors import UserError
 
 NUM_VIDEOS, NUM_FRAMES = 8, 3
@@ -45,7 +44,7 @@ def write_store(root):
                 rows.append({"video": f"v{video}", "index": index, "time": 0.0, **place, "width": 20, "height": 20})
                 data += image
         shard_path(root, shard).write_bytes(data)
-    write_frames(root / FRAMES, rows)
+    write_rows(root / FRAMES, rows, FRAME_SCHEMA)
     write_settings(root, {})
     return root
 

@@ -1,5 +1,6 @@
 """The baselines against plain loops in float64: which views and keys each compares, and where no gradient may flow."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from tests.unit.methods.make_methods import (
     QUEUE,
     draw_batch,
     fill_queue,
+    make_config,
     make_method,
     make_trainer,
     with_features,
@@ -182,6 +184,43 @@ def test_simsiams_predictor_keeps_its_rate():
         of_encoder, of_head = (group["lr"] for group in trainer.optimizer.param_groups)
         assert of_encoder < 0.01
         assert of_head == (expected or of_encoder)
+
+
+def draw_frames(method, num_frames, number=2000, **options):
+    """Draw frames of further views; returns the query's frame (number,) and those frames (number, num_views)."""
+    draw, rng = METHODS[method].frames(make_config(method, **options))[1], np.random.default_rng(0)
+    query = rng.integers(num_frames, size=number)
+    return query, np.array([draw(rng, int(frame), num_frames) for frame in query])
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5])
+def test_vince_draws_six_further_frames_of_the_whole_video(num_frames):
+    """Each of them is any frame equally often, whatever the query's."""
+    query, frames = draw_frames("vince", num_frames)
+    p = 1 / num_frames
+    counts = np.bincount(frames.ravel(), minlength=num_frames)
+    assert (frames.shape[1], len(counts)) == (6, num_frames)
+    assert np.abs(counts - 12_000 * p).max() <= 5 * (12_000 * p * (1 - p)) ** 0.5
+    assert abs((frames[:, 0] == query).sum() - 2000 * p) <= 5 * (2000 * p * (1 - p)) ** 0.5
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5])
+def test_seco_draws_two_frames_of_the_other_half(num_frames):
+    """They are in order of time, on the other side of the middle; a video of one frame shows it again."""
+    query, frames = draw_frames("seco", num_frames)
+    half = num_frames // 2
+    assert (frames[:, 0] <= frames[:, 1]).all()
+    if half:
+        assert ((frames < half) == (query >= half)[:, None]).all()
+        assert set(frames.ravel().tolist()) == set(range(num_frames))
+    else:
+        assert not frames.any()
+
+
+def test_the_query_frame_in_the_support_is_drawn_again():
+    """k++ of cycle-only shows the query's frame."""
+    query, frames = draw_frames("cycle-only", 5, query_frame_in_support=True)
+    assert (frames == query[:, None]).all()
 
 
 def test_every_method_says_what_it_is():

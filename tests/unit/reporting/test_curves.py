@@ -35,7 +35,7 @@ def losses(*values, key="loss"):
 
 def places(chart, color=r"c\d"):
     """The coordinates of the lines with this color in the drawing of a chart."""
-    lines = re.findall(rf' d="([^"]*)" style="[^"]*stroke: var\(--{color}\)', chart.svg)
+    lines = re.findall(rf' d="([^"]*)" style="[^"]*stroke: var\(--{color}\)', chart["svg"])
     return [[tuple(map(float, point.split())) for point in re.split("[ML]", line)[1:]] for line in lines]
 
 
@@ -69,7 +69,9 @@ def test_chance_levels_of_other_methods(finished, method, known):
 def test_the_weight_of_the_cycle_loss(finished, method):
     """λ has a chart only for a method that weighs a cycle loss against another loss."""
     run = changed(finished, rows=losses(0.1, 0.2, key="cycle_weight"), method=method)
-    assert [chart.title for chart in draw_charts([run], [0])] == ["Weight of the cycle loss (λ)"] * (method == "cycle")
+    assert [chart["title"] for chart in draw_charts([run], [0])] == ["Weight of the cycle loss (λ)"] * (
+        method == "cycle"
+    )
 
 
 def test_every_loss_term_has_a_chart():
@@ -84,7 +86,7 @@ def test_terms_of_a_users_method(finished):
     """The losses that a user's method names are drawn after the others."""
     run = changed(finished, rows=losses(1.0, 2.0, key="my_own_loss"), method="own:mine")
     (chart,) = draw_charts([run], [0])
-    assert chart.title == "My own loss"
+    assert chart["title"] == "My own loss"
 
 
 @pytest.mark.parametrize(
@@ -106,8 +108,8 @@ def test_lines_stay_inside_of_the_chart(finished, columns):
     for x, y in (place for line in places(chart) for place in line):
         assert 0 < x < 72 * INCHES[0]
         assert 0 < y < 72 * INCHES[1]
-    assert 1 <= len(chart.rows) <= 2 * MAX_POINTS
-    assert len(chart.columns) == 1 + len(shown)
+    assert 1 <= len(chart["rows"]) <= 2 * MAX_POINTS
+    assert len(chart["columns"]) == 1 + len(shown)
 
 
 def test_heights_are_to_scale(finished):
@@ -121,45 +123,45 @@ def test_heights_are_to_scale(finished):
 def test_drawings_follow_the_theme(finished):
     """A drawing is well-formed, has only colors of the page's style sheet, and no ids that could occur twice."""
     for chart in draw_charts([finished], [0]):
-        assert ET.fromstring(f"<svg>{chart.svg}</svg>").find("g") is not None
-        assert "#" not in chart.svg
-        assert not re.search(r"\bid=|url\(|http|font-family", chart.svg)
-        assert len(chart.svg) < 6000
+        assert ET.fromstring(f"<svg>{chart['svg']}</svg>").find("g") is not None
+        assert "#" not in chart["svg"]
+        assert not re.search(r"\bid=|url\(|http|font-family", chart["svg"])
+        assert len(chart["svg"]) < 6000
 
 
 def test_chance_is_labeled_once(finished):
     """Each chance level has a label; of two levels that nearly coincide only one has."""
     run = changed(finished, rows=losses(5.0, 6.0, key="intra_loss"))
     near, far = (changed(run, f"with {size}", queue_size=size) for size in (1030, 64))
-    assert re.findall(r"chance [\d.]+", draw_charts([run, near], [0, 0])[0].svg) == [f"chance {math.log(1025):.2f}"]
-    assert len(re.findall(r"chance [\d.]+", draw_charts([run, far], [0, 0])[0].svg)) == 2
+    assert re.findall(r"chance [\d.]+", draw_charts([run, near], [0, 0])[0]["svg"]) == [f"chance {math.log(1025):.2f}"]
+    assert len(re.findall(r"chance [\d.]+", draw_charts([run, far], [0, 0])[0]["svg"])) == 2
 
 
 def test_long_runs_are_averaged(finished):
     """A thousand logged steps become a hundred points, each the mean of ten."""
     rows = [{"step": step, "loss": float(step)} for step in range(1, 1001)]
     (chart,) = draw_charts([changed(finished, rows=rows)], [0])
-    assert len(chart.rows) == 100
-    assert (chart.rows[0], chart.rows[-1]) == (["10", "5.50"], ["1,000", "995.50"])
+    assert len(chart["rows"]) == 100
+    assert (chart["rows"][0], chart["rows"][-1]) == (["10", "5.50"], ["1,000", "995.50"])
 
 
 def test_numbers_of_several_runs(finished):
     """A step that one run did not log is a dash in its column; the text alternative has the first and last values."""
     runs = [changed(finished, name, [{"step": step, "loss": 2.0}]) for name, step in (("a", 5), ("b", 7))]
     (chart,) = draw_charts(runs, [0, 1])
-    assert chart.columns == ["step", "a", "b"]
-    assert chart.rows == [["5", "2.00", "–"], ["7", "–", "2.00"]]
-    assert "a: 2.00 at step 5" in chart.alt
+    assert chart["columns"] == ["step", "a", "b"]
+    assert chart["rows"] == [["5", "2.00", "–"], ["7", "–", "2.00"]]
+    assert "a: 2.00 at step 5" in chart["alt"]
 
 
 def test_values_before_the_first_step(finished):
     """Health begins at step 0, with what was measured before the training."""
     (chart,) = draw_charts([changed(finished, rows=losses(0.25, 0.375, key="health_same_video"))], [0])
-    assert chart.alt == "Same-video retrieval. run: 12.5 % at step 0, 37.5 % at step 10; chance level: 6.2 %."
-    assert chart.rows[0] == ["0", "12.5 %"]
+    assert chart["alt"] == "Same-video retrieval. run: 12.5 % at step 0, 37.5 % at step 10; chance level: 6.2 %."
+    assert chart["rows"][0] == ["0", "12.5 %"]
 
 
 def test_runs_without_health(finished):
     """A run that did not measure health has no charts of it."""
     rows = [{"step": step, "loss": 1.0, **dict.fromkeys(SIGNALS)} for step in (10, 20)]
-    assert [chart.title for chart in draw_charts([changed(finished, rows=rows)], [0])] == ["Loss"]
+    assert [chart["title"] for chart in draw_charts([changed(finished, rows=rows)], [0])] == ["Loss"]

@@ -99,15 +99,15 @@ def test_the_explorer_shows_what_was_measured(trained):
     """Each query has up to eight stages whose weights sum to 100 % as shown; the positive is first if it closes."""
     shown = explore(read_run(trained, "run"), "cycles")
     assert shown.problem == ""
-    stages = [stage for _, queries in shown.groups for query in queries for stage in query.stages]
-    assert {stage.step for stage in stages} >= {0, STEPS}
-    assert len({stage.step for stage in stages}) == MAX_STAGES
+    stages = [stage for queries in shown.groups.values() for query in queries for stage in query["stages"]]
+    assert {stage["step"] for stage in stages} >= {0, STEPS}
+    assert len({stage["step"] for stage in stages}) == MAX_STAGES
     for stage in stages:
-        weights = [float(f"{100 * weight:.1f}") for _, weight in stage.weights]
-        total = sum(weights) + float(stage.rest.removesuffix(" %") or 0)
-        assert total == pytest.approx(100, abs=0.05) or (not stage.rest and 100 < total < 100.5)
-        assert sum(is_positive for _, _, is_positive in stage.ends) == 1
-        assert stage.ends[0][2] == stage.closed
+        weights = [float(f"{100 * weight:.1f}") for _, weight in stage["weights"]]
+        total = sum(weights) + float(stage["rest"].removesuffix(" %") or 0)
+        assert total == pytest.approx(100, abs=0.05) or (not stage["rest"] and 100 < total < 100.5)
+        assert sum(is_positive for _, _, is_positive in stage["ends"]) == 1
+        assert stage["ends"][0][2] == stage["closed"]
 
 
 def test_cycles_that_cannot_be_shown(trained, tree, tmp_path):

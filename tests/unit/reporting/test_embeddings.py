@@ -83,11 +83,11 @@ def test_worst_frames(half_circle):
     """The frames with most frames of other videos before their own video come first, one of each video."""
     sample, vectors = half_circle
     models = [Vectors("run", True, vectors), Vectors("random weights", False, vectors[::-1])]
-    worst = find_neighbors(sample, models, SpriteSheet("near", 16), seed=0)[1].queries
-    assert [query.sprite.alt for query in worst] == ["a, frame 0", "c, frame 0"]
-    assert [query.same_video.alt for query in worst] == ["a, frame 1", "c, frame 1"]
-    assert [query.found[0].note for query in worst] == ["4 of 4 frames are nearer", "3 of 4 frames are nearer"]
-    assert [sprite.alt for sprite, _ in worst[0].found[0].neighbors] == ["b, frame 0", "c, frame 0"]
+    worst = find_neighbors(sample, models, SpriteSheet("near", 16), seed=0)[1]["queries"]
+    assert [query["sprite"].alt for query in worst] == ["a, frame 0", "c, frame 0"]
+    assert [query["same_video"].alt for query in worst] == ["a, frame 1", "c, frame 1"]
+    assert [query["found"][0]["note"] for query in worst] == ["4 of 4 frames are nearer", "3 of 4 frames are nearer"]
+    assert [sprite.alt for sprite, _ in worst[0]["found"][0]["neighbors"]] == ["b, frame 0", "c, frame 0"]
 
 
 def test_no_worst_frames(half_circle):
@@ -95,10 +95,10 @@ def test_no_worst_frames(half_circle):
     sample, _ = half_circle
     apart = np.repeat(np.eye(3), 2, axis=0)
     good = find_neighbors(sample, [Vectors("run", True, apart)], SpriteSheet("near", 16), seed=0)[1]
-    assert (good.queries, good.meaning.partition(":")[0]) == ([], "None")
+    assert (good["queries"], good["meaning"].partition(":")[0]) == ([], "None")
     single = sample.subset(np.array([0, 2, 4]))
     alone = find_neighbors(single, [Vectors("run", True, apart[::2])], SpriteSheet("near", 16), seed=0)[1]
-    assert (alone.queries, alone.meaning.partition(":")[0]) == ([], "Not known")
+    assert (alone["queries"], alone["meaning"].partition(":")[0]) == ([], "Not known")
 
 
 def test_neighbors_and_map_of_runs(tmp_path, monkeypatch):
@@ -116,21 +116,21 @@ def test_neighbors_and_map_of_runs(tmp_path, monkeypatch):
     ]
     assert "run2: There is no backbone yet" in problem
     assert len(sample) == 12 * 3 - 1
-    for query in find_neighbors(sample, models, SpriteSheet("near", 16), seed=0)[0].queries:
-        for found in query.found:
-            videos = [sprite.alt.partition(",")[0] for sprite, _ in found.neighbors]
+    for query in find_neighbors(sample, models, SpriteSheet("near", 16), seed=0)[0]["queries"]:
+        for found in query["found"]:
+            videos = [sprite.alt.partition(",")[0] for sprite, _ in found["neighbors"]]
             assert len(set(videos)) == 8
-            assert query.sprite.alt.partition(",")[0] not in videos
-            values = [value for _, value in found.neighbors]
+            assert query["sprite"].alt.partition(",")[0] not in videos
+            values = [value for _, value in found["neighbors"]]
             assert values == sorted(values, reverse=True)
     shown = draw_maps(sample, models, SpriteSheet("map", 16), 30, seed=0)
-    assert [name for name, _ in shown.maps] == ["run0", "run1"]
-    assert shown.columns == ["video", "frame", "x, run0", "y, run0", "x, run1", "y, run1"]
-    assert len(shown.rows) == 30
-    for row, dot in zip(shown.rows, shown.maps[1][1], strict=True):
-        assert dot.sprite.alt == f"{row[0]}, frame {row[1]}"
-        assert row[4:] == [f"{dot.x:.1f}", f"{dot.y:.1f}"]
-    assert len({dot.color for dot in shown.maps[0][1]} - {None}) == NUM_COLORS == len(shown.legend)
+    assert [name for name, _ in shown["maps"]] == ["run0", "run1"]
+    assert shown["columns"] == ["video", "frame", "x, run0", "y, run0", "x, run1", "y, run1"]
+    assert len(shown["rows"]) == 30
+    for row, dot in zip(shown["rows"], shown["maps"][1][1], strict=True):
+        assert dot["sprite"].alt == f"{row[0]}, frame {row[1]}"
+        assert row[4:] == [f"{dot['x']:.1f}", f"{dot['y']:.1f}"]
+    assert len({dot["color"] for dot in shown["maps"][0][1]} - {None}) == NUM_COLORS == len(shown["legend"])
 
 
 def test_frames_that_cannot_be_embedded(tmp_path):
@@ -220,6 +220,6 @@ def test_real_tracks(shared, tmp_path, monkeypatch):
     assert (len(sample), problem) == (240, "")
     sheet = SpriteSheet("near", 96)
     random, worst = find_neighbors(sample, models, sheet, seed=0)
-    assert [len(found.neighbors) for query in random.queries for found in query.found] == [8] * 16
-    assert len(worst.queries) == 8
+    assert [len(found["neighbors"]) for query in random["queries"] for found in query["found"]] == [8] * 16
+    assert len(worst["queries"]) == 8
     assert len(sheet) <= 8 * (1 + 2 * 8) + 8 * (2 + 2 * 8)

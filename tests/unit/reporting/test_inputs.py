@@ -35,10 +35,12 @@ def test_a_contact_sheet_says_what_is_missing(tmp_path):
     for path in (data / "b").iterdir():
         path.write_bytes(b"damaged")
     shown = list_inputs([read_run(write_run(tmp_path / "run", data), "run")], SpriteSheet("inputs", 16), seed=0)
-    assert [sprite.alt for sprite in shown.sprites] == ["a", "c", "long"]
-    assert shown.meaning.endswith("of every video, cropped to a square: 3 of 4 videos. 1 of the frames cannot be read.")
-    assert shown.extremes == [("a", "2"), ("b", "2"), ("c", "2"), ("long", "7")]
-    assert dict(shown.facts)["Frames per video"] == "2 to 7, median 2"
+    assert [sprite.alt for sprite in shown["sprites"]] == ["a", "c", "long"]
+    assert shown["meaning"].endswith(
+        "of every video, cropped to a square: 3 of 4 videos. 1 of the frames cannot be read."
+    )
+    assert shown["extremes"] == [("a", "2"), ("b", "2"), ("c", "2"), ("long", "7")]
+    assert dict(shown["facts"])["Frames per video"] == "2 to 7, median 2"
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +54,11 @@ def test_views_are_those_of_the_training(run):
     """The pairs on the page are the first samples of the run's training set."""
     dataset = make_dataset(run.config, FrameStore.open(run.config.data))
     shown = view_pairs(run)
-    assert len(shown.pairs) == 10
-    for (query, positive), position in zip(shown.pairs, range(10), strict=True):
+    assert len(shown["pairs"]) == 10
+    for (query, positive), position in zip(shown["pairs"], range(10), strict=True):
         for (url, _), view in zip((query, positive), dataset.sample(position).views[:2], strict=True):
             assert np.abs(decoded(url).astype(float).mean((0, 1)) - view.mean((0, 1))).max() < 6
-    assert shown.meaning.startswith("Views of two frames of one video, augmented by moco-v1")
+    assert shown["meaning"].startswith("Views of two frames of one video, augmented by moco-v1")
 
 
 def test_views_that_cannot_be_shown(tmp_path):
@@ -65,6 +67,6 @@ def test_views_that_cannot_be_shown(tmp_path):
     own = view_pairs(read_run(write_run(tmp_path / "own", data, augmentation="own:mine"), "own"))
     gone = write_run(tmp_path / "gone", data)
     shutil.rmtree(data)
-    assert (own.pairs, view_pairs(read_run(gone, "gone")).pairs) == ([], [])
-    assert "own:mine" in own.problem
-    assert f"cannot be shown: {data}" in view_pairs(read_run(gone, "gone")).problem
+    assert (own["pairs"], view_pairs(read_run(gone, "gone"))["pairs"]) == ([], [])
+    assert "own:mine" in own["problem"]
+    assert f"cannot be shown: {data}" in view_pairs(read_run(gone, "gone"))["problem"]

@@ -1,11 +1,13 @@
 """The preset `auto` decides what the user leaves open, and a step gets settings that fit together."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
 from cyclecontrast.errors import UserError, checked
+from cyclecontrast.training import run_folder
 from cyclecontrast.training.auto_settings import DataSize, Machine, auto_settings, resolve
 from cyclecontrast.training.setup import split_videos, unread_options
 
@@ -14,9 +16,9 @@ BASE = {"data": Path("d"), "out": Path("o")}
 
 @pytest.mark.parametrize("method", ["vince", "seco", "simclr", "simsiam", "byol", "cycle-only"])
 @pytest.mark.parametrize("num_videos", [2, 300, 100_000])
-def test_auto_suits_any_objective(method, num_videos):
+def test_auto_suits_any_method(method, num_videos):
     """`auto` gives every method a valid config, decides nothing else, and counts the frames of VINCE in its batch."""
-    config, ours = (
+    config, usual = (
         resolve(PretrainConfig(**BASE, method=name), DataSize(num_videos, 240), Machine(cpu=True))
         for name in (method, "cycle")
     )
@@ -24,18 +26,18 @@ def test_auto_suits_any_objective(method, num_videos):
     changed = {name for name in PretrainConfig.model_fields if getattr(config, name) != getattr(paper, name)}
     assert changed <= DECIDED_BY_AUTO | {"preset", "method"}
     assert config.learning_rate == pytest.approx(
-        ours.learning_rate * config.batch_size / ours.batch_size * (4 if method == "vince" else 1)
+        usual.learning_rate * config.batch_size / usual.batch_size * (4 if method == "vince" else 1)
     )
     assert config.projector_dim == (512 if method == "simsiam" else 64)
-    assert config.batch_size == ours.batch_size // (4 if method == "vince" and num_videos > 2 else 1)
+    assert config.batch_size == usual.batch_size // (4 if method == "vince" and num_videos > 2 else 1)
 
 
 def test_requested_settings_are_known():
     """Settings of the user differ from those of a preset, and from a config.toml, which sets all."""
-    own = {"momentum": 0.5, "method": "simsiam"}
+    chosen = {"momentum": 0.5, "method": "simsiam"}
     for preset in ("auto", "paper", "release"):
-        config = checked(PretrainConfig, BASE | own | {"preset": preset})
-        assert config.requested() - {"data", "out", "preset"} == own.keys()
+        config = checked(PretrainConfig, BASE | chosen | {"preset": preset})
+        assert config.requested() - {"data", "out", "preset"} == chosen.keys()
         again = checked(PretrainConfig, resolve(config, DataSize(50, 64), Machine(cpu=True)).model_dump())
         assert "momentum_rise" not in again.requested()
         assert preset != "auto" or not again.requested()
@@ -89,16 +91,48 @@ def test_auto_is_sized_on_the_videos_trained_on(num_videos, chosen):
         ({"batch_size": 8, "queue_size": 8, "method": "simclr", "bn_groups": 8}, 1, None),
         ({"batch_size": 8, "queue_size": 8, "cycle_queue_size": 8, "support_size": 7, "bn_groups": 4}, 1, None),
         ({"preset": "paper", "batch_size": 8}, 1, None),
+        (
+            {"batch_size": 8, "accumulate": 3},
+            1,
+            "batch_size: 8 does not give each of 3 micro-batches equally many videos",
+        ),
+        ({"batch_size": 8, "accumulate": 8}, 1, "batch_size: 8 does not give each of 8 micro-batches"),
+        ({"batch_size": 8, "accumulate": 4}, 2, "each of 4 micro-batches of each of 2 processes equally many videos"),
+        ({"batch_size": 8, "accumulate": 2, "method": "simclr"}, 1, "accumulate: method simclr compares the queries"),
+        (
+            {"batch_size": 8, "accumulate": 2, "method": "vince", "self_batch": True, "queue_size": 32},
+            1,
+            "accumulate: --self-batch compares the queries",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_a_step_are_refused(chosen, processes, words):
-    """Queues hold all keys of a step and requested groups two images or more; presets are adapted."""
+    """Queues hold all keys of a step, groups two images or more, micro-batches equally many; presets are adapted."""
     config, size, machine = checked(PretrainConfig, BASE | chosen), DataSize(100, 64), Machine(True, processes)
     if words is None:
         assert resolve(config, size, machine).batch_size == 8
         return
     with pytest.raises(UserError, match=words):
         resolve(config, size, machine)
+
+
+@pytest.mark.parametrize(("num_videos", "expected"), [(2, 0.0), (49, 0.0), (50, 0.1), (100_000, 0.1)])
+def test_auto_holds_out_of_enough(num_videos, expected):
+    """`auto` holds out a tenth of 50 videos or more; the presets paper and release train on all."""
+    size, machine = DataSize(num_videos, 64), Machine(cpu=True)
+    assert resolve(PretrainConfig(**BASE), size, machine).holdout == expected
+    assert resolve(PretrainConfig(**BASE, preset="paper"), size, machine).holdout == 0
+    assert resolve(PretrainConfig(**BASE, holdout=0.0), size, machine).holdout == 0
+
+
+def test_an_older_config_holds_nothing_out(tmp_path):
+    """A config.toml from before videos were held out trains on all videos again."""
+    size, machine = DataSize(1000, 64), Machine(cpu=True)
+    run_folder.write_config(tmp_path, resolve(PretrainConfig(**BASE), size, machine))
+    older = tomllib.loads((tmp_path / "config.toml").read_text())
+    for name in ("holdout", "health_every", "select"):
+        older.pop(name, None)
+    assert resolve(checked(PretrainConfig, older | {"out": "again"}), size, machine).holdout == 0.0
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 300, 5000])

@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 
 from cyclecontrast.config import PrepareConfig, TrackingConfig
-from cyclecontrast.data.decode import DecodedFrame, VideoError, open_video
-from cyclecontrast.data.frame_sampling import EveryKth
+from cyclecontrast.data.decode import DecodedFrame, EveryKth, VideoError, open_video
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.tracking_sequences import (
     Boxes,

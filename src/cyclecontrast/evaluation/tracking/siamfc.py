@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.tracking_sequences import Boxes
 from cyclecontrast.evaluation.embed import check_finite, exact_convolutions
-from cyclecontrast.models.backbone import Backbone, ResNet
-from cyclecontrast.models.stride import TOTAL_STRIDE_8, restride
+from cyclecontrast.models.backbone import TOTAL_STRIDE_8, Backbone, ResNet, restride
 
 SEARCH_SIZE = 255
 """Side of the search crop in pixels; the side of the exemplar belongs to the preset."""

@@ -1,0 +1,276 @@
+"""What is checked before a training begins: options, data, weights and memory, all problems in one error."""
+
+import os
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import cyclecontrast as cc
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.store import FrameStore
+from cyclecontrast.distributed import World
+from cyclecontrast.errors import UserError, checked
+from cyclecontrast.training import setup
+from cyclecontrast.training.auto_settings import Machine
+from cyclecontrast.training.health import health_views
+from cyclecontrast.training.setup import (
+    least_memory,
+    make_dataset,
+    make_health_dataset,
+    method_without_memory,
+    open_training,
+    split_videos,
+)
+from tests import make_videos as make
+from tests.make_runs import TINY, about_of, refusal, run
+
+SMALL = {"backbone": "resnet10-small-w1", "image_size": 16, "batch_size": 4, "steps": 1, "workers": 0, "device": "cpu"}
+
+
+def few(stripes, folder, number):
+    """Return a copy of some of the videos."""
+    for video in range(number):
+        shutil.copytree(stripes / f"group_{video % 3}" / f"video_{video}", folder / str(video))
+    return folder
+
+
+@pytest.fixture
+def flat(stripes, tmp_path):
+    """A flat folder of the frames of all videos."""
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for number, path in enumerate(stripes.rglob("*.png")):
+        (folder / f"{number}.png").hardlink_to(path)
+    return folder
+
+
+def begin(data, out, **options):
+    """Open a training that has not begun; returns its config and dataset."""
+    config = checked(PretrainConfig, {"data": data, "out": out, **SMALL, **options})
+    return open_training(config, Machine(cpu=True), World(0, 1))[:2]
+
+
+def problems_of(data, out, **options):
+    """Return the problems of a training, for which nothing is written."""
+    with pytest.raises(UserError) as error:
+        begin(data, out, **options)
+    assert not out.exists()
+    return list(error.value.problems)
+
+
+# --- options and data
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": "nowhere"}, "nowhere: no such folder"),
+        ({"backbone": "resnet17"}, "resnet17"),
+        ({"init": "nothing.pth"}, "nothing.pth"),
+        ({"device": "cuda:7"}, "cuda"),
+        ({"support_size": 32}, "leaves no negatives"),
+        ({"support_size": 1024, "cycle_queue_size": "auto"}, "leaves no negatives"),
+        (
+            {"batch_size": 1, "bn_groups": "auto"},
+            "batch_size: a batch of 1 video has nothing to contrast it with; set 2",
+        ),
+        ({"seed": 2**32}, "seed"),
+        (
+            {"backbone": "timm:vit_tiny_patch16_224", "image_size": 32},
+            r"does not take images of 32 px \(.*224.*\); set",
+        ),
+    ],
+)
+def test_a_mistake_writes_nothing(stripes, tmp_path, changes, words):
+    """A mistake is one line, and the output folder is not made."""
+    if "cuda" in str(changes) and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    (problem,) = refusal(**({"data": stripes, "out": tmp_path / "run", "steps": 1} | TINY | changes))
+    assert re.search(words, problem)
+
+
+@pytest.mark.parametrize("name", ["data", "out", "init", "resume"])
+def test_an_empty_name_is_not_a_folder(stripes, tmp_path, monkeypatch, name):
+    """An empty name, as of a variable that is not set, is not taken for the current folder."""
+    monkeypatch.chdir(stripes)
+    with pytest.raises(UserError, match=name):
+        cc.pretrain(**({"data": stripes, "out": tmp_path / "run", **SMALL} | {name: ""}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_are_reported_together(tmp_path):
+    """Wrong data, a wrong backbone and an output that exists are three lines of one error."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(UserError) as error:
+        cc.pretrain(tmp_path / "none", out=tmp_path / "out", backbone="resnet17")
+    assert len(error.value.problems) == 3
+
+
+def test_problems_of_all_kinds_are_reported_together(flat, monkeypatch):
+    """Output, initial weights, memory and data are checked although others of them are wrong."""
+    monkeypatch.setattr(setup, "free_memory", lambda device: 10**4)
+    with pytest.raises(UserError) as error:
+        begin(flat, flat, init="random:resnet18")
+    assert [problem.split(":")[0] for problem in error.value.problems] == ["out", "init", "memory", str(flat)]
+
+
+def test_images_are_checked_before_videos_are_prepared(tmp_path):
+    """A size that the backbone does not take is refused before a frame is written."""
+    make.write_numbered(tmp_path / "0.mp4", num_frames=4)
+    make.write_numbered(tmp_path / "1.mp4", num_frames=4)
+    (problem,) = problems_of(tmp_path, tmp_path / "run", backbone="timm:vit_tiny_patch16_224", image_size=32)
+    assert problem.startswith("image_size: timm:vit_tiny_patch16_224 does not take images of 32 px (")
+
+
+def test_a_flat_folder_needs_a_method_of_one_frame(stripes, flat, tmp_path):
+    """Unrelated images are refused where two frames of a video are needed, and accepted for single frames."""
+    for method in ("cycle", "seco"):
+        (problem,) = problems_of(flat, tmp_path / "run", method=method)
+        assert "only --method intra-image, simclr, simsiam and byol can learn from it" in problem
+    for method in ("intra-image", "simsiam"):
+        begin(flat, tmp_path / "run", method=method)
+
+
+def test_a_batch_larger_than_the_data_is_refused(stripes, tmp_path):
+    """A batch has at most as many videos as there are frames to train on, without those held out."""
+    assert begin(stripes, tmp_path / "run", batch_size=48)[0].batch_size == 48
+    (problem,) = problems_of(stripes, tmp_path / "run", batch_size=49)
+    assert problem.startswith("batch_size: 49 is more than the 48 frames of the 12 videos that are trained on; set")
+    (problem,) = problems_of(stripes, tmp_path / "run", batch_size=48, holdout=0.5)
+    assert "the 24 frames of the 6 videos" in problem
+
+
+def test_a_batch_that_repeats_videos_is_reported(stripes, tmp_path, capsys):
+    """If a batch is larger than the number of videos, a line says how often it has each."""
+    begin(stripes, tmp_path / "run", batch_size=12)
+    assert capsys.readouterr().err == ""
+    begin(stripes, tmp_path / "run", batch_size=30)
+    assert capsys.readouterr().err == "a batch of 30 has each of 12 videos up to 3 times\n"
+
+
+def test_options_are_checked_against_the_number_of_videos(tmp_path):
+    """A support of 1,200 keys fits 1,500 videos, for which `auto` makes a queue of 2,048."""
+    for number in range(1500):
+        (tmp_path / "data" / str(number)).mkdir(parents=True)
+        (tmp_path / "data" / str(number) / "0.png").touch()
+    image = cv2.imencode(".png", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
+    for path in (tmp_path / "data").rglob("*.png"):
+        path.write_bytes(image)
+    config, _ = begin(tmp_path / "data", tmp_path / "run", queue_size=8, support_size=1200)
+    assert config.cycle_queue_size == 2048
+
+
+def test_single_frames_take_part(stripes, tmp_path, capsys):
+    """Videos of one frame give two views of it; they are counted in what is printed and in run.json."""
+    data = tmp_path / "data"
+    shutil.copytree(stripes, data)
+    for path in (data / "group_1" / "video_1").glob("[123].png"):
+        path.unlink()
+    run(data, tmp_path / "run", steps=1)
+    assert "1 of them with one frame" in capsys.readouterr().err
+    assert about_of(tmp_path / "run")["num_single_frame_videos"] == 1
+
+
+# --- held-out videos
+
+
+def test_videos_held_out():
+    """A tenth is held out, always the same; no video is in both parts, and at least two are held out."""
+    trained, held_out = split_videos(556, 0.1)
+    assert len(held_out) == 56
+    assert sorted([*trained, *held_out]) == list(range(556))
+    assert np.array_equal(held_out, split_videos(556, 0.1)[1])
+    assert len(split_videos(7, 0.01)[1]) == 2
+    assert split_videos(5, 0.0)[0].tolist() == list(range(5))
+
+
+def test_at_least_two_videos_are_held_out(stripes, tmp_path):
+    """Of three videos only one would remain, which is refused; of four, two are trained on."""
+    (problem,) = problems_of(few(stripes, tmp_path / "three", 3), tmp_path / "run", holdout=0.1)
+    assert problem == (
+        "holdout: holding out 2 of 3 videos, at least two, leaves 1 to train on, and contrasting needs at least two; "
+        "set --holdout 0, or add videos"
+    )
+    assert begin(few(stripes, tmp_path / "four", 4), tmp_path / "run", holdout=0.1)[1].num_videos == 2
+
+
+def test_too_few_videos_are_refused_before_they_are_prepared(tmp_path):
+    """The number of video files is known before a frame is written."""
+    for number in range(3):
+        make.write_numbered(tmp_path / f"{number}.mp4", num_frames=4)
+    (problem,) = problems_of(tmp_path, tmp_path / "run", holdout=0.5)
+    assert "leaves 1 to train on" in problem
+
+
+def datasets_of(data, **changes):
+    """Return the dataset of a training and the one that its health is measured on."""
+    config = PretrainConfig(data=data, out="o", **(TINY | {"holdout": 1 / 3} | changes))
+    dataset = make_dataset(config, FrameStore.open(data))
+    return dataset, make_health_dataset(config, dataset)
+
+
+def test_held_out_videos_are_not_trained_on(stripes):
+    """Training and health share no video, and together they use all."""
+    dataset, health = datasets_of(stripes)
+    trained = {dataset.sample(position).video for position in range(2 * dataset.num_videos)}
+    assert not trained & {*health.videos}
+    assert trained | {*health.videos} == set(range(12))
+
+
+def test_health_is_measured_on_two_frames_whatever_the_options(stripes):
+    """The measured views are the same if the training may draw one frame twice, has more views or another seed."""
+    plain, release, vince, seed = (
+        health_views(datasets_of(stripes, **changes)[1])
+        for changes in ({}, {"preset": "release"}, {"method": "vince", "distinct_frames": False}, {"seed": 4})
+    )
+    assert (plain.frames[:, 0] != plain.frames[:, 1]).all()
+    for other in (vince, seed):
+        assert all(map(torch.equal, plain.views, other.views))
+    assert torch.equal(plain.frames, release.frames), "its augmentation differs"
+    assert set(health_views(datasets_of(stripes, holdout=0.0)[1]).video.tolist()) == set(range(12))
+
+
+# --- memory
+
+
+def test_what_does_not_fit_into_memory_is_refused(stripes, tmp_path, monkeypatch):
+    """Far too large sizes are one line that names the largest part, and no weight is allocated."""
+    monkeypatch.setattr(setup, "free_memory", lambda device: 10**10)
+    for options, words in (
+        ({"queue_size": 10**9}, "at least .* GB are needed, .* for the queues, and 10.0 are free; lower queue_size"),
+        (
+            {"method": "byol", "projector_dim": 10**6},
+            "for the weights, .* lower projector_dim or take a smaller backbone",
+        ),
+        ({"backbone": "resnet50-w999"}, "for the weights"),
+        ({"image_size": 8192, "batch_size": 40}, "for the views, .* lower batch_size or image_size"),
+        (
+            {"init": "random:resnet18", "backbone": "auto", "method": "byol", "projector_dim": 10**5},
+            "for the weights",
+        ),
+    ):
+        (problem,) = problems_of(stripes, tmp_path / "run", **options)
+        assert re.search(words, problem)
+
+
+def test_the_least_memory_is_the_sum_of_its_parts():
+    """What is counted equals the weights, queues and views that the training has, byte by byte."""
+    options = {"method": "cycle", "queue_size": 100, "cycle_queue_size": 60, "support_size": 8, "projector_dim": 5}
+    config = checked(PretrainConfig, {"data": "d", "out": "o", "preset": "paper", **SMALL, **options})
+    backbone, dim = 4 * sum(weight.numel() for weight in cc.load_backbone("random:resnet10-small-w1").parameters()), 8
+    weights, queues, views, similarities = least_memory(config, method_without_memory(config, None), processes=2)
+    assert weights[0] == 4 * (backbone + 4 * 2 * (dim * 5 + 5))
+    assert queues[0] == 2 * 160 * 5 * 4
+    assert views[0] == 3 * 16 * 16 * (2 * 2 + 4 * 2)  # two views as bytes, one of them at a time as numbers
+    assert similarities[0] == 2 * 160 * 4
+
+
+def test_free_memory_is_that_of_the_machine():
+    """The free memory of a CPU lies between 10 MB and what is built in."""
+    built_in = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 10**7 < setup.free_memory(torch.device("cpu")) <= built_in

@@ -1,0 +1,160 @@
+"""Verdicts: the course of a run's signals becomes one word with its reason, and the best step."""
+
+import math
+
+import numpy as np
+import pytest
+
+from cyclecontrast.training.verdict import Known, Retrieval, best_step, chosen_step, is_more, judge, last_measured
+
+KNOWN = Known(512, 1 / 511, {"health_same_video": 0.1, "health_rank": 12.0}, num_keys=256, temperature=0.2)
+
+
+def curve(retrieval, rank=20.0, deviation=0.9, accuracy=0.3, queue_loss=3.0):
+    """Return rows of metrics every 100 steps; a number is a constant."""
+    num = len(retrieval)
+    columns = [c if isinstance(c, list) else [c] * num for c in (rank, deviation, accuracy, queue_loss)]
+    names = ("health_rank", "health_deviation", "intra_accuracy", "health_queue_loss")
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    found = zip(rows, retrieval, strict=True)
+    return [row | {"step": 100 * i, "health_same_video": r} for i, (row, r) in enumerate(found, start=1)]
+
+
+RISING = [0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.6, 0.61, 0.61]
+VERDICTS = {
+    "rises and levels off": (curve(RISING), "healthy"),
+    "the loss rises at first": (
+        curve(RISING, queue_loss=[0.5, 2.0, 4.0, 5.4, 5.3, 5.0, 4.5, 4.0, 3.5, 3.0]),
+        "healthy",
+    ),
+    "accuracy falls from one at first": (curve(RISING, accuracy=[1.0, 0.8, 0.4, *[0.1] * 7]), "healthy"),
+    "same vectors at first": (
+        curve(RISING, deviation=[0.01, 0.05, *[0.9] * 8], rank=[1.1, 1.4, *[20.0] * 8]),
+        "healthy",
+    ),
+    "a bend that is noise": (curve([*RISING[:-1], 0.58], accuracy=[*[0.3] * 5, *[0.6] * 5]), "healthy"),
+    "nothing learned": (curve([0.1] * 10), "under-trained"),
+    "worse than before": (curve([0.1] * 9 + [0.04]), "under-trained"),
+    "a loss near chance": (curve(RISING, queue_loss=5.3), "under-trained"),
+    "still rising": (curve([0.05 * i for i in range(1, 11)]), "under-trained"),
+    "all the same": (curve([0.1] * 9 + [0.0], rank=1.0, deviation=0.0), "collapsed"),
+    "on a line": (curve([0.1] * 9 + [0.0], rank=1.2, deviation=0.7), "collapsed"),
+    "at chance level": (curve([*RISING[:8], 0.1, 0.002]), "collapsed"),
+    "losing dimensions": (curve([*RISING, 0.5, 0.3], rank=[*[20.0] * 10, 12.0, 6.0]), "collapsing"),
+    "better in training only": (curve([*RISING, 0.5, 0.4], accuracy=[0.3] * 10 + [0.9] * 2), "over-fitting the queue"),
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_verdicts_of_curves(name):
+    """Each course gets its word, with a reason of one line that has retrieval before training and now."""
+    rows, word = VERDICTS[name]
+    verdict = judge(rows, KNOWN)
+    assert verdict.word == word
+    assert "10% before training" in verdict.reason
+    assert "\n" not in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("before", "is_given", "retrieval", "word"),
+    [
+        (0.985, False, [0.99, 0.995, 1.0, 1.0], "healthy"),
+        (0.985, False, [0.9, 0.7, 0.6, 0.6], "under-trained"),
+        (0.9, False, [0.9, 0.9, 0.9, 0.9], "under-trained"),
+        (0.9, True, [0.9, 0.9, 0.9, 0.9], "healthy"),
+        (0.9, True, [0.9, 0.7, 0.6, 0.6], "under-trained"),
+    ],
+    ids=["at the ceiling", "fallen from it", "no gain", "given and good", "given and spoiled"],
+)
+def test_a_network_that_was_good_before_need_not_improve(before, is_given, retrieval, word):
+    """Retrieval near its ceiling, or from given weights, must stay as high as it was, and need not rise."""
+    known = KNOWN._replace(at_start=KNOWN.at_start | {"health_same_video": before}, is_given=is_given)
+    assert judge(curve(retrieval, queue_loss=1.0), known).word == word
+
+
+@pytest.mark.parametrize(
+    ("last", "signals", "words"),
+    [
+        (0.12, {}, "retrieval is not clearly better than before training (the difference is within the noise of 512"),
+        (0.1, {}, "retrieval is not better than before training; "),
+        (0.08, {}, "retrieval is not better than before training; "),
+        (0.1, {"rank": 1.0, "deviation": 0.986}, "all vectors lie on one line, rank 1.0; "),
+        (0.1, {"rank": 1.0, "deviation": 0.01}, "all videos get nearly the same vector, deviation 0.010 of 1; "),
+    ],
+)
+def test_a_reason_is_what_was_measured(last, signals, words):
+    """A gain within the noise is called that, a loss is not called a gain, and a rank not a deviation."""
+    assert judge(curve([0.1, last], **signals), KNOWN).reason.startswith(words)
+
+
+def test_a_rate_of_few_videos_is_not_at_its_ceiling():
+    """A rate with a large error is not taken for one that cannot rise, so its fall is not called healthy."""
+    at_start = KNOWN.at_start | {"health_same_video": 0.66, "health_same_video_error": 0.17}
+    rows = [row | {"health_same_video_error": 0.11} for row in curve([0.69, 0.5, 0.44], queue_loss=1.0)]
+    assert judge(rows, KNOWN._replace(num_views=32, at_start=at_start)).word == "under-trained"
+
+
+@pytest.mark.parametrize(
+    ("num_keys", "temperature", "loss", "word"),
+    [
+        (256, 0.2, 4.3, "healthy"),
+        (256, 0.2, 4.5, "under-trained"),
+        (65_536, 0.5, 9.2, "healthy"),
+        (65_536, 0.5, 10.8, "under-trained"),
+        (65_536, 0.07, 8.2, "healthy"),
+        (65_536, 0.07, 9.0, "under-trained"),
+    ],
+)
+def test_a_loss_near_chance_depends_on_keys_and_temperature(num_keys, temperature, loss, word):
+    """A high temperature makes even orthogonal keys expensive: 65,536 of them at 0.5 give at least 9.09."""
+    known = KNOWN._replace(num_keys=num_keys, temperature=temperature)
+    assert judge(curve(RISING, queue_loss=loss), known).word == word
+
+
+@pytest.mark.parametrize("until", range(1, 11))
+def test_no_alarm_while_the_queue_fills(until):
+    """At no time of a normal run, whose loss first rises and accuracy falls, is there an alarm."""
+    loss, accuracy = [0.5, 2.0, 4.0, 5.4, 5.3, 5.0, 4.5, 4.0, 3.5, 3.0], [1.0, 0.8, 0.3, 0.05, *[0.1] * 6]
+    rows = curve(RISING, queue_loss=loss, accuracy=accuracy, rank=[12.0 + i for i in range(10)])[:until]
+    assert judge(rows, KNOWN).word in ("under-trained", "healthy")
+
+
+def test_without_measurements_there_is_no_verdict():
+    """Without measurements there is no verdict and no best step; without a queue the other signals suffice."""
+    assert judge([{"step": 1, "intra_accuracy": 0.5}], KNOWN) is None
+    assert best_step([{"step": 1}]) is None
+    assert last_measured([{"step": 1}]) == 0
+    rows = [{"step": 100 * i, "health_same_video": r} for i, r in enumerate(RISING, start=1)]
+    assert judge(rows, Known(512, 1 / 511, {})).word == "healthy"
+
+
+def test_the_best_step():
+    """It has the best retrieval, of equals the highest rank, then it is the first."""
+    assert best_step(curve([0.1, 0.5, 0.5, 0.4, 0.5], rank=[9.0, 3.0, 4.0, 9.0, 4.0])) == 300
+
+
+def test_a_lucky_measurement_is_not_chosen():
+    """The best step is chosen only if it is clearly better than the last."""
+    assert chosen_step(curve([0.1, 0.3, 0.28]), KNOWN) == 300
+    assert chosen_step(curve([0.1, 0.5, 0.28]), KNOWN) == 200
+    assert chosen_step(curve([0.1, 0.5, 0.28]), KNOWN._replace(num_views=16)) == 300
+
+
+@pytest.mark.parametrize(("error", "word", "step"), [(0.01, "healthy", 200), (0.1, "under-trained", 300)])
+def test_errors_by_video_decide(error, word, step):
+    """With the error of few videos a difference that 512 independent views would prove is not significant."""
+    rows = [row | {"health_same_video_error": error} for row in curve([0.24, 0.4, 0.25])]
+    known = KNOWN._replace(at_start=KNOWN.at_start | {"health_same_video_error": error})
+    assert judge([row | {"step": step} for row in rows[:1] for step in (100, 200)], known).word == word
+    assert chosen_step(rows, known) == step
+
+
+@pytest.mark.parametrize("num_videos", [5, 25])
+def test_equal_networks_are_seldom_called_better(num_videos):
+    """Of two measurements that differ by chance alone, one in forty is called more, not one in eight."""
+    rng, more = np.random.default_rng(0), []
+    for _ in range(1000):
+        hits = rng.binomial(8, rng.beta(0.7, 1.6, (2, num_videos))) / 8
+        after, before = (Retrieval(one.mean(), one.std(ddof=1) / math.sqrt(num_videos)) for one in hits)
+        more.append(is_more(after, before, 8 * num_videos))
+    assert 0 < np.mean(more) < 0.05
