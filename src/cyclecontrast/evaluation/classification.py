@@ -54,7 +54,7 @@ class ClassificationProtocol(Protocol[ClassifyT, LabeledImages]):
         """Read the lists and folders of the data; raises UserError, also where there are fewer than two classes."""
         data = LabeledImages.open(self.config.data, self.config.classes)
         if len(data.classes) < 2:
-            raise UserError(f"{data.root}: holds one class, {data.classes[0]}; there is nothing to tell apart")
+            raise UserError(f"{data.root}: holds one class, {data.classes[0]}; a classifier needs two")
         return data
 
     def describe(self, data: LabeledImages) -> DataInfo:
