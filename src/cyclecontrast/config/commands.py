@@ -86,13 +86,8 @@ class PrepareConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        policies = {
-            "--frames-per-video": self.frames_per_video,
-            "--fps": self.fps,
-            "--every": self.every,
-            "--keyframes": self.keyframes or None,
-        }
-        chosen = [flag for flag, value in policies.items() if value is not None]
+        policies = ("frames_per_video", "fps", "every", "keyframes")
+        chosen = [f"--{name.replace('_', '-')}" for name in policies if getattr(self, name)]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other; choose one")
         return self
@@ -169,15 +164,14 @@ class SearchConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if problems := [*(self._unfit_for_serve() if self.serve else self._unfit_for_search())]:
-            raise ValueError(*problems)
-        return self
-
-    def _unfit_for_serve(self) -> Iterator[str]:
         named = [name for name in ("image", "video", "frame", "time", "html") if getattr(self, name) is not None]
         named += ["format"] if self.format != "table" else []
-        if named:
-            yield f"--serve takes its queries from the page; leave out {', '.join(f'--{name}' for name in named)}"
+        if self.serve and named:
+            flags = ", ".join(f"--{name}" for name in named)
+            raise ValueError(f"--serve takes its queries from the page; leave out {flags}")
+        if not self.serve and (problems := [*self._unfit_for_search()]):
+            raise ValueError(*problems)
+        return self
 
     def _unfit_for_search(self) -> Iterator[str]:
         of_video, of_image = self.video is not None, self.image is not None
@@ -228,7 +222,7 @@ class ReportConfig(BaseModel):
     """Write a static HTML report of one or more runs."""
 
     model_config = STRICT
-    runs: tuple[Place, ...] = Field(min_length=1, description="run folders, compared side by side")
+    runs: tuple[Place, ...] = option(..., "run folders, compared side by side", min_length=1)
     out: HtmlFile | None = option(None, "file to write (default: report.html in the first run)", "FILE", "output")
     seed: Seed = option(0, "seed of the random baseline and of the choice of frames", "SEED")
     workers: Processes | None = option(None, LOADERS, "N", "hardware")
@@ -239,20 +233,18 @@ class ListConfig(BaseModel):
     """List the runs in folders with progress, verdict and results."""
 
     model_config = STRICT
-    folders: tuple[Place, ...] = Field(
-        (Path("."),),
-        min_length=1,
-        description="folders to search (default: current folder); subfolders of runs are skipped",
+    folders: tuple[Place, ...] = option(
+        (Path("."),), "folders to search (default: current folder); subfolders of runs are skipped", min_length=1
     )
     depth: Few = option(5, "levels of subfolders to search; links are not followed", "N")
-    as_json: bool = Field(False, alias="json", description="print all information about each run as JSON")
+    as_json: bool = option(False, "print all information about each run as JSON", alias="json")
 
 
 class CompareConfig(BaseModel):
     """Compare runs: different settings, losses, health and results."""
 
     model_config = STRICT
-    runs: tuple[Place, ...] = Field(min_length=1, description="run folders, one column each")
+    runs: tuple[Place, ...] = option(..., "run folders, one column each", min_length=1)
 
 
 TableName = Literal["table2", "table4", "table5", "table6", "table7", "table8", "table10"]

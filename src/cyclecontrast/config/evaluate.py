@@ -198,11 +198,10 @@ LABELED_PIXELS = (
     "a VOC, ADE20K or DAVIS root, train/ and val/ with images/ and masks/, or frames/ and masks/ with train.txt and "
     "test.txt"
 )
-STRIDES = (2, 4, 8, 16, 32)
 
 
 def _check_stride(stride: int) -> int:
-    if stride not in STRIDES:
+    if stride not in (2, 4, 8, 16, 32):
         raise ValueError("must be 2, 4, 8, 16 or 32")
     return stride
 

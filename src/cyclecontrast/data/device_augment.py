@@ -31,11 +31,11 @@ def finish_views(pixels: Tensor, numbers: Tensor) -> Tensor:
     bf16 has less precision than 8-bit pixels.
     """
     factors, order, gray, sigma = torch.split(numbers, list(COLUMNS), dim=1)
-    own, of_mean = _on(pixels.device, *_mixtures(factors, order, gray))
+    of_color, of_mean = _on(pixels.device, *_mixtures(factors, order, gray))
     colors = pixels.float().flatten(2)
-    for place in range(own.shape[1]):
+    for place in range(of_color.shape[1]):
         mean = colors.mean(dim=2, keepdim=True)
-        colors = torch.baddbmm(of_mean[:, place] @ mean, own[:, place], colors).round_().clamp_(0, 255)
+        colors = torch.baddbmm(of_mean[:, place] @ mean, of_color[:, place], colors).round_().clamp_(0, 255)
         if place < order.shape[1]:
             _turn_hues(colors, torch.where(order[:, place] == HUE, factors[:, HUE], 0.0))
     planes = colors.view(pixels.shape)

@@ -263,7 +263,7 @@ def test_the_report_shows_finished_views(on_device):
     report = read_run(on_device.folder, "run")
     assert report.config.augment_on == "device"
     by_workers = replace(report, config=report.config.model_copy(update={"augment_on": "cpu"}))
-    shown, expected = view_pairs(report).pairs, view_pairs(by_workers).pairs
+    shown, expected = (view_pairs(each)["pairs"] for each in (report, by_workers))
     assert shown
     assert shown == expected
 

@@ -26,5 +26,5 @@ def test_the_bar_shows_the_last_measurement():
     """The bar shows the loss, and the last health beside it."""
     row = {"step": 10, "loss": 5.0, "intra_loss": 5.0, "cycle_loss": None, "images_per_second": 9.0, "data_wait": 0.0}
     assert _in_words({"health_rank": 3.0}) == ""
-    assert _in_words(row).startswith("loss 5.00 intra 5.00 9 images/s")
-    assert "same video 12% rank 3 " in _in_words(row | {"health_same_video": 0.123, "health_rank": 3.42})
+    assert _in_words(row) == "loss 5.00  intra 5.00  images/s 9  data wait 0%"
+    assert "same video 12%  rank 3 " in _in_words(row | {"health_same_video": 0.123, "health_rank": 3.42})
