@@ -31,7 +31,7 @@ from cyclecontrast.config import (
     SweepConfig,
 )
 from cyclecontrast.config.pretrain import RENAMED
-from cyclecontrast.config.types import GROUPS
+from cyclecontrast.config.types import GROUPS, detail
 from cyclecontrast.errors import UserError, attempt, checked, did_you_mean
 
 HELP = ("-h", "--help")
@@ -196,7 +196,7 @@ def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
             number = "*" if _is_many(field) else "?"  # what is missing is reported with all other mistakes
             parser.add_argument(option, metavar=option.upper(), nargs=number, help=_escape(str(field.description)))
         else:
-            _add_flag(sections[_extra(field, "group") or "options"], option, field, command)
+            _add_flag(sections[detail(field, "group")], option, field, command)
     general = parser.add_argument_group("general")
     general.add_argument("--config", metavar="FILE", help="TOML file of options, which flags override")
     general.add_argument("--print-config", action="store_true", help="print the options as TOML and exit")
@@ -233,11 +233,6 @@ def _escape(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _extra(field: FieldInfo, key: str) -> str:
-    extra = field.json_schema_extra
-    return str(extra.get(key, "")) if isinstance(extra, dict) else ""
-
-
 def _is_many(field: FieldInfo) -> bool:
     return get_origin(field.annotation) is tuple
 
@@ -252,7 +247,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
     choices = _choices(field)
     if choices and len(choices) <= MAX_CHOICES and not _is_many(field):
         return choices
-    return _extra(field, "metavar") or name.split("_")[-1].upper()
+    return detail(field, "metavar") or name.split("_")[-1].upper()
 
 
 def _default(name: str, field: FieldInfo, command: Command) -> str:

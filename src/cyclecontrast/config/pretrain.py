@@ -1,7 +1,7 @@
 """The options of `pretrain`.
 
-The defaults here are those of the preset `paper`. What the user did not set is absent from `model_fields_set`, so that
-the preset `auto` can decide it.
+The defaults here are those of the preset `paper`. Settings that the user did not set are absent from
+`model_fields_set`, so that the preset `auto` can decide them.
 """
 
 import contextlib
@@ -41,11 +41,11 @@ from cyclecontrast.config.types import (
 
 LogTo = tuple[Literal["tensorboard", "wandb"], ...]
 MACHINE_SETTINGS = frozenset({"data", "out", "resume", "workers", "device"})
-"""Where things are and what a process runs on: may differ between the processes of one training."""
+"""Paths and hardware: may differ between the processes of one training."""
 RUNTIME_SETTINGS = frozenset(
     {"augment_on", "compile", "log_every", "log_to", "checkpoint_every", "health_every", "report"}
 )
-"""Settings that change what is learned by rounding at most."""
+"""Settings that change what is learned by no more than rounding."""
 MAY_CHANGE = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable"}
 """Settings that may change when a run is resumed. Its data may move, but must have the same fingerprint."""
 METHODS_OF_OPTION = {
@@ -90,7 +90,7 @@ class PretrainConfig(BaseModel):
         0.0, "share of the videos kept out of training to measure health; auto: 0.1 of 50 or more", "FRACTION", "data"
     )
     max_unreadable: Fraction = option(
-        0.1, "stop if more of the views show another frame because theirs cannot be read", "FRACTION", "data"
+        0.1, "stop if a larger share of the views shows another frame because theirs cannot be read", "FRACTION", "data"
     )
 
     method: Annotated[
@@ -188,7 +188,7 @@ class PretrainConfig(BaseModel):
     )
 
     out: Place = option(..., "folder of the new run", "FOLDER", "output")
-    resume: Place | None = option(None, "continue this run with its own settings", "RUN", "output")
+    resume: Place | None = option(None, "resume this run with its settings", "RUN", "output")
     checkpoint_every: Count = option(1000, "steps between checkpoints", "STEPS", "output")
     log_every: Count = option(10, "steps between lines of metrics.jsonl", "STEPS", "output")
     log_to: LogTo = option(

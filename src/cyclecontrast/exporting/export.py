@@ -34,7 +34,7 @@ class Export:
 
 
 def export_backbone(config: ExportConfig, given: Backbone | None = None) -> Export:
-    """Write a backbone in the requested format: `given`, or else the one that `config.model` names.
+    """Write a backbone in the requested format: `given`, or the one that `config.model` names.
 
     Raises UserError with all problems; nothing is written then.
     """
@@ -57,7 +57,7 @@ def export_backbone(config: ExportConfig, given: Backbone | None = None) -> Expo
 
 
 def _check_output(path: Path, chosen: Format) -> None:
-    """Check that the suffix fits, for tools go by it, and that nothing is overwritten."""
+    """Raise UserError if the suffix is not that of the format, or if a file would be overwritten."""
     others = {other.suffix for other in FORMATS.values() if other.suffix} - {chosen.suffix}
     if chosen.suffix and path.suffix != chosen.suffix:
         raise UserError(f"out: {path} must end in {chosen.suffix}")

@@ -50,7 +50,7 @@ class Format(NamedTuple):
 
 
 class ResNetShape(NamedTuple):
-    """Which ResNet a backbone is: depth, channels of the stem, and whether the stem is the small one (3x3, no pool)."""
+    """Which ResNet a backbone is: depth, channels of the stem, and whether the stem is small (3x3, no max-pool)."""
 
     depth: int
     width: int
@@ -177,7 +177,7 @@ def _onnx_program(backbone: Backbone) -> Any:
     graph, size = _PixelsToFeatures(backbone).eval(), backbone.image_size
     is_resnet = isinstance(graph.network, ResNet)
     dynamic = {0: "batch", 2: "height", 3: "width"} if is_resnet else {0: "batch"}
-    # Height and width differ, because the exporter could take equal sides for one another.
+    # Height and width differ, because the exporter could take equal sides for one dimension.
     pixels = torch.zeros(2, 3, size, size + 32 if is_resnet else size, dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns about itself

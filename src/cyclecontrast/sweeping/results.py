@@ -31,8 +31,6 @@ REFERENCE_NOTE = (
     "The paper's columns are for reference only and not comparable: other data, other networks, other lengths of "
     "training."
 )
-
-
 METRIC_COLORS = {"kNN top-1": COLORS[0], "linear top-1": COLORS[1], "top-1": COLORS[1]}
 """The metrics that are drawn; top-1 is the paper's, of a linear classifier."""
 
@@ -192,9 +190,7 @@ class Sweep:
             yield "one seed proves nothing; more --seeds show what is noise, and those trained are not trained again"
             return
         for other in self.rows:
-            gains = {metric.title: self.gain_over(other, metric.title) for metric in self.metrics}
-            found = {title: one for title, one in gains.items() if one is not None}
-            if other is not self.chosen and found:
+            if other is not self.chosen and (found := self.gains_over(other)):
                 number = max(one.num_seeds for one in found.values())
                 texts = ", ".join(f"{title} {one}" for title, one in found.items())
                 seeds = f"{number} seed{'s' if number > 1 else ''}"
@@ -207,9 +203,10 @@ class Sweep:
         for text, number in _numbered_notes(published_in(self.table.name)).items():
             yield f"[{number}] {text}"
 
-    def gain_over(self, other: RowValues, metric: str) -> Gain | None:
-        """Compare the row that the paper finds best with another."""
-        return gain(self.chosen.by_seed(metric), other.by_seed(metric))
+    def gains_over(self, other: RowValues) -> dict[str, Gain]:
+        """Compare the row that the paper finds best with another, by each metric for which they share seeds."""
+        gains = {one.title: gain(self.chosen.by_seed(one.title), other.by_seed(one.title)) for one in self.metrics}
+        return {title: one for title, one in gains.items() if one is not None}
 
     def rank(self, metric: str) -> Ranking | None:
         """Rank the rows by their means over the same seeds; None where no seed is in all measured rows."""
@@ -271,7 +268,7 @@ class Sweep:
 
     def _row_to_json(self, one: RowValues) -> dict[str, Any]:
         titles = [metric.title for metric in self.metrics]
-        gains = {title: self.gain_over(one, title) for title in titles} if one is not self.chosen else {}
+        gains = self.gains_over(one) if one is not self.chosen else {}
         return {
             "row": one.row.name,
             "key": one.row.key,
@@ -283,9 +280,7 @@ class Sweep:
             "mean": {title: one.mean(title) for title in titles},
             "deviation": {title: deviation(list(one.by_seed(title).values())) for title in titles},
             "papers_best_minus_this": {
-                title: {**found._asdict(), "is_significant": found.is_significant}
-                for title, found in gains.items()
-                if found is not None
+                title: {**found._asdict(), "is_significant": found.is_significant} for title, found in gains.items()
             },
             "paper": [
                 {"column": item.column, "percent": item.percent, "note": item.note}

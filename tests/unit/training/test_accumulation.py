@@ -29,10 +29,10 @@ def test_a_resumed_run_in_micro_batches_is_the_same_run(tree, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"accumulate": 3}, "batch_size: 8 does not give each of 3 micro-batches equally many videos"),
-        ({"accumulate": 8}, "batch_size: 8 does not give each of 8 micro-batches"),
-        ({"accumulate": 2, "method": "simclr"}, "accumulate: method simclr compares the queries of a whole"),
-        ({"accumulate": 2, "method": "vince", "self-batch": None}, "accumulate: --self-batch compares the queries"),
+        ({"accumulate": 3}, "batch_size: 8 must be a multiple of 3 (3 micro-batches), at least 6"),
+        ({"accumulate": 8}, "batch_size: 8 must be a multiple of 8 (8 micro-batches), at least 16"),
+        ({"accumulate": 2, "method": "simclr"}, "accumulate: method simclr compares all queries"),
+        ({"accumulate": 2, "method": "vince", "self-batch": None}, "accumulate: --self-batch compares all queries"),
         ({"accumulate": 0}, "accumulate: "),
     ],
 )
