@@ -1,4 +1,4 @@
-"""An augmentation of your own: from a frame and random numbers to a view.
+"""Your own augmentation: a function from a frame and random numbers to a view.
 
 python examples/own_augmentation.py FOLDER
 """
@@ -18,9 +18,9 @@ SPEC = SyntheticSpec(num_videos=16, num_categories=4, num_train_per_category=1, 
 
 
 def crop_and_cover(image: Pixels, rng: np.random.Generator, size: int) -> Pixels:
-    """Cut a random square out of an RGB frame, change its colours, cover a part of it.
+    """Cut a random square out of an RGB frame, change its colors, cover a part of it.
 
-    All chance comes from `rng`, which belongs to this view alone: so a run can be repeated and resumed to the bit.
+    All randomness comes from `rng`, which belongs to this view only, so that runs can be repeated and resumed exactly.
     """
     height, width = image.shape[:2]
     side = int(rng.integers(min(height, width) // 2, min(height, width) + 1))
@@ -33,7 +33,7 @@ def crop_and_cover(image: Pixels, rng: np.random.Generator, size: int) -> Pixels
 
 
 def main(folder: Path) -> None:
-    """Make videos and train on views of one's own."""
+    """Make videos and train on these views."""
     made = make_videos(folder / "made", SPEC, seed=0, workers=0)
     run = cc.pretrain(
         made.videos,

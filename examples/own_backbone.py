@@ -1,4 +1,4 @@
-"""A network of your own: trained on videos without labels, loaded again, and measured with labels.
+"""Your own network: trained on videos without labels, loaded again, and evaluated with labels.
 
 python examples/own_backbone.py FOLDER
 """
@@ -17,24 +17,24 @@ SPEC = SyntheticSpec(num_videos=16, num_categories=4, num_train_per_category=3, 
 
 
 class SmallNet(nn.Module):
-    """Normalised images (batch, 3, h, w) → a map (batch, 64, h / 8, w / 8), which is averaged over its places."""
+    """Normalized images (batch, 3, h, w) → a feature map (batch, 64, h / 8, w / 8), of which the mean is taken."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential()
-        for before, behind in pairwise((3, 16, 32, 64)):
-            self.layers.extend([nn.Conv2d(before, behind, 3, 2, 1), nn.BatchNorm2d(behind), nn.ReLU()])
+        for in_dim, out_dim in pairwise((3, 16, 32, 64)):
+            self.layers.extend([nn.Conv2d(in_dim, out_dim, 3, 2, 1), nn.BatchNorm2d(out_dim), nn.ReLU()])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the map."""
-        found: Tensor = self.layers(images)
-        return found
+        """Return the feature map."""
+        feature_map: Tensor = self.layers(images)
+        return feature_map
 
 
 def main(folder: Path) -> None:
-    """Make videos, train, load, measure."""
+    """Make videos, train, load, evaluate."""
     made = make_videos(folder / "made", SPEC, seed=0, workers=0)
-    torch.manual_seed(0)  # the network's first weights are your own, too
+    torch.manual_seed(0)  # you draw the network's initial weights yourself
     run = cc.pretrain(
         made.videos, out=folder / "run", backbone=SmallNet(), image_size=32, batch_size=8, steps=30, workers=0
     )

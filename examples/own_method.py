@@ -1,4 +1,4 @@
-"""A method of your own: a subclass that goes from views to losses.
+"""Your own method: a subclass that goes from views to losses.
 
 python examples/own_method.py FOLDER
 """
@@ -36,7 +36,7 @@ class HardestKey(MomentumMethod):
 
 
 def main(folder: Path) -> None:
-    """Make videos, train by a method of one's own, write the report."""
+    """Make videos, train with this method, write the report."""
     made = make_videos(folder / "made", SPEC, seed=0, workers=0)
     run = cc.pretrain(
         made.videos,

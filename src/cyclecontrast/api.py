@@ -6,7 +6,6 @@ defines them), checks them, and only then imports what it needs.
 
 import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from cyclecontrast.config import (
     SearchConfig,
     SweepConfig,
 )
-from cyclecontrast.config.types import MODEL, is_url
+from cyclecontrast.config.types import MODEL, detail, is_url
 from cyclecontrast.errors import Config, UserError, attempt, checked
 from cyclecontrast.files import check_new_run, is_model
 
@@ -79,7 +78,7 @@ def pretrain(
 
 
 def _take_user_parts(options: dict[str, Any]) -> tuple[PretrainConfig, tuple[Any, ...]]:
-    """Return the config, in which files know a user's own parts by name, and these parts if there are any."""
+    """Return the config, which has the names of the user's parts, and these parts if there are any."""
     parts = {
         name: options[name]
         for name in ("backbone", "augmentation", "method")
@@ -203,7 +202,7 @@ def check_options(config: type[Config], options: Mapping[str, Any]) -> Config:
     right = {name: value for name, value in options.items() if value not in (None, "auto") and name not in wrong}
     for name, field in config.model_fields.items():
         if name in right and not (name == "model" and right.get("score_only")):
-            attempt(partial(_check_exists, name, str(right[name]), field), problems)
+            problems += _absent(name, str(right[name]), field)
     if config is PretrainConfig and "out" in right and options.get("resume") is None:
         attempt(lambda: check_new_run(Path(right["out"])), problems)
     if problems or made is None:
@@ -211,21 +210,16 @@ def check_options(config: type[Config], options: Mapping[str, Any]) -> Config:
     return made
 
 
-def _check_exists(name: str, value: str, field: FieldInfo) -> None:
-    extra = field.json_schema_extra
-    kind = extra.get("names") if isinstance(extra, dict) else None
-    if not kind or is_url(value):
-        return
+def _absent(name: str, value: str, field: FieldInfo) -> list[str]:
+    """Return a line if the file or folder that an option names does not exist."""
+    kind, is_folder, is_file = detail(field, "names"), os.path.isdir(value), os.path.isfile(value)
     if kind == "model":
-        if not is_model(value):
-            raise UserError(f"{name} {value}: no such file or folder; name {MODEL}")
-        return
-    is_folder, is_file = os.path.isdir(value), os.path.isfile(value)
-    if {"folder": is_folder, "file": is_file, "path": is_folder or is_file}[str(kind)]:
-        return
-    what = {"path": "file or folder"}.get(str(kind), kind)
+        return [] if is_model(value) else [f"{name} {value}: no such file or folder; name {MODEL}"]
+    if is_url(value) or {"": True, "folder": is_folder, "file": is_file, "path": is_folder or is_file}[kind]:
+        return []
+    what = "file or folder" if kind == "path" else kind
     problem = f"is not a {what}" if os.path.exists(value) else f"no such {what}"
-    raise UserError(f"{name}: {value}: {problem}; name {str(field.description).partition(' (')[0]}")
+    return [f"{name}: {value}: {problem}; name {str(field.description).partition(' (')[0]}"]
 
 
 def _check_beside_backbone(config: type[Config], options: Mapping[str, Any], backbone: "Backbone | None") -> Config:

@@ -5,7 +5,7 @@ import errno
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args, get_origin
@@ -31,12 +31,12 @@ from cyclecontrast.config import (
     SweepConfig,
 )
 from cyclecontrast.config.pretrain import RENAMED
-from cyclecontrast.config.types import GROUPS
+from cyclecontrast.config.types import GROUPS, detail
 from cyclecontrast.errors import UserError, attempt, checked, did_you_mean
 
 HELP = ("-h", "--help")
 MAX_CHOICES = 40
-"""Characters of choices that are shown in place of a value; longer lists are in the help of the option."""
+"""Characters of choices that are shown in place of a value; longer lists are in the option's help."""
 ENVIRONMENT_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
@@ -119,21 +119,17 @@ def read(arguments: list[str]) -> Callable[[], Any]:
         return _overview
     if arguments[0] == "--version":
         return partial(str, f"cyclecontrast {__version__}")
-    name, rest = arguments[0], arguments[1:]
-    if name in FAMILIES:
+    first, *rest = arguments
+    name, kind, word, known = first, "command", first, list(dict.fromkeys(full.split()[0] for full in COMMANDS))
+    if first in FAMILIES:
         if not rest or rest[0] in HELP:
-            return partial(_family_help, name)
-        kind, known = FAMILIES[name][0].lower(), [full.split()[1] for full in COMMANDS if full.startswith(f"{name} ")]
-        if rest[0] not in known:
-            raise _unknown(kind, rest[0], known)
-        name, rest = f"{name} {rest[0]}", rest[1:]
-    elif name not in COMMANDS:
-        raise _unknown("command", name, dict.fromkeys(full.split()[0] for full in COMMANDS))
+            return partial(_family_help, first)
+        word, *rest = rest
+        name, kind = f"{first} {word}", FAMILIES[first][0].lower()
+        known = [full.split()[1] for full in COMMANDS if full.startswith(f"{first} ")]
+    if name not in COMMANDS:
+        raise UserError(f"unknown {kind} {word!r}{did_you_mean(word, known)}; known: {', '.join(known)}")
     return _read_options(name, COMMANDS[name], rest)
-
-
-def _unknown(kind: str, word: str, known: Iterable[str]) -> UserError:
-    return UserError(f"unknown {kind} {word!r}{did_you_mean(word, known)}; known: {', '.join(known)}")
 
 
 def _read_options(name: str, command: Command, arguments: list[str]) -> Callable[[], Any]:
@@ -147,7 +143,7 @@ def _read_options(name: str, command: Command, arguments: list[str]) -> Callable
     if unknown and not problems:
         problems.append(f"unexpected argument {' '.join(unknown)!r}")
     file, shown = given.pop("config", None), given.pop("print_config", False)
-    values = _read_toml(file) | given
+    values = _read_toml(file) | given if file else given
     check = checked if shown else api.check_options
     made = attempt(lambda: check(command.config, values), problems)
     if problems or made is None:
@@ -162,9 +158,7 @@ def _read_options(name: str, command: Command, arguments: list[str]) -> Callable
     return partial(command.function, *(value for several in many for value in several), **values)
 
 
-def _read_toml(file: str | None) -> dict[str, Any]:
-    if file is None:
-        return {}
+def _read_toml(file: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(file).read_text())
     except OSError as error:
@@ -196,16 +190,13 @@ def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    for option in command.positional:
-        field = command.options[option]
-        number = "*" if _is_many(field) else "?"  # what is missing is reported with all other mistakes
-        parser.add_argument(option, metavar=option.upper(), nargs=number, help=_escape(str(field.description)))
-    groups = {_extra(field, "group") or "options" for field in command.options.values()}
-    for group in (group for group in GROUPS if group in groups):
-        section = parser.add_argument_group(group)
-        for option, field in command.options.items():
-            if option not in command.positional and (_extra(field, "group") or "options") == group:
-                _add_flag(section, option, field, command)
+    sections = {group: parser.add_argument_group(group) for group in GROUPS}  # an empty one has no help
+    for option, field in command.options.items():
+        if option in command.positional:
+            number = "*" if _is_many(field) else "?"  # what is missing is reported with all other mistakes
+            parser.add_argument(option, metavar=option.upper(), nargs=number, help=_escape(str(field.description)))
+        else:
+            _add_flag(sections[detail(field, "group")], option, field, command)
     general = parser.add_argument_group("general")
     general.add_argument("--config", metavar="FILE", help="TOML file of options, which flags override")
     general.add_argument("--print-config", action="store_true", help="print the options as TOML and exit")
@@ -222,7 +213,9 @@ def _required(command: Command) -> list[str]:
 
 
 def _add_flag(section: argparse._ArgumentGroup, name: str, field: FieldInfo, command: Command) -> None:
-    text = _escape(f"{field.description}{_long_choices(field)}{_default(name, field, command)}")
+    choices = _choices(field)
+    long = f": {choices.replace('|', ', ')}" if len(choices) > MAX_CHOICES else ""
+    text = _escape(f"{field.description}{long}{_default(name, field, command)}")
     settings: dict[str, Any] = {"nargs": "+" if _is_many(field) else None, "metavar": _metavar(name, field)}
     if field.annotation is bool:
         settings = {"action": argparse.BooleanOptionalAction}
@@ -240,31 +233,21 @@ def _escape(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _extra(field: FieldInfo, key: str) -> str:
-    extra = field.json_schema_extra
-    return str(extra.get(key, "")) if isinstance(extra, dict) else ""
-
-
 def _is_many(field: FieldInfo) -> bool:
     return get_origin(field.annotation) is tuple
 
 
-def _choices(field: FieldInfo) -> list[str]:
+def _choices(field: FieldInfo) -> str:
     values = get_args(field.annotation)
     nested = [choice for value in values for choice in get_args(value)]
-    return [choice for choice in (*values, *nested) if isinstance(choice, str)]
+    return "|".join(choice for choice in (*values, *nested) if isinstance(choice, str))
 
 
 def _metavar(name: str, field: FieldInfo) -> str:
-    choices = "|".join(_choices(field))
+    choices = _choices(field)
     if choices and len(choices) <= MAX_CHOICES and not _is_many(field):
         return choices
-    return _extra(field, "metavar") or name.split("_")[-1].upper()
-
-
-def _long_choices(field: FieldInfo) -> str:
-    choices = _choices(field)
-    return f": {', '.join(choices)}" if len("|".join(choices)) > MAX_CHOICES else ""
+    return detail(field, "metavar") or name.split("_")[-1].upper()
 
 
 def _default(name: str, field: FieldInfo, command: Command) -> str:
@@ -279,32 +262,17 @@ def _default(name: str, field: FieldInfo, command: Command) -> str:
 def _overview() -> str:
     lines = {name.split()[0]: str(command.config.__doc__) for name, command in COMMANDS.items()}
     lines |= {family: f"{about}." for family, (_, about) in FAMILIES.items()}
-    width = max(map(len, lines)) + 2
-    return "\n".join(
-        (
-            "usage: cyclecontrast COMMAND ...",
-            "",
-            "From a folder of unlabeled videos to an image backbone.",
-            "",
-            *(f"  {name:<{width}}{about}" for name, about in lines.items()),
-            "",
-            "cyclecontrast COMMAND --help shows the options of a command.",
-        )
-    )
+    about = "From a folder of unlabeled videos to an image backbone."
+    return _listing("COMMAND", about, lines, "shows the options of a command")
 
 
 def _family_help(family: str) -> str:
     kind, about = FAMILIES[family]
-    members = {name.split()[1]: command for name, command in COMMANDS.items() if name.startswith(f"{family} ")}
-    width = max(map(len, members)) + 2
-    return "\n".join(
-        (
-            f"usage: cyclecontrast {family} {kind} ...",
-            "",
-            f"{about}.",
-            "",
-            *(f"  {name:<{width}}{command.config.__doc__}" for name, command in members.items()),
-            "",
-            f"cyclecontrast {family} {kind} --help shows the options.",
-        )
-    )
+    lines = {full.split()[1]: str(COMMANDS[full].config.__doc__) for full in COMMANDS if full.startswith(f"{family} ")}
+    return _listing(f"{family} {kind}", f"{about}.", lines, "shows the options")
+
+
+def _listing(usage: str, about: str, lines: dict[str, str], end: str) -> str:
+    width = max(map(len, lines)) + 2
+    table = "\n".join(f"  {name:<{width}}{text}" for name, text in lines.items())
+    return f"usage: cyclecontrast {usage} ...\n\n{about}\n\n{table}\n\ncyclecontrast {usage} --help {end}."

@@ -51,7 +51,10 @@ class Demo:
         names = list(dict.fromkeys(row.name for row in self.rows))
         lines = ["", f"{'frames of unseen instances':<32}" + "".join(f"{metric:>18}" for metric in METRICS)]
         for name in names:
-            cells = (_mean_and_deviation([*self._percents(name, metric).values()]) for metric in METRICS)
+            cells = []
+            for values in ([*self._percents(name, metric).values()] for metric in METRICS):
+                deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.1f} %{deviation}")
             lines.append(f"{name:<32}" + "".join(f"{cell:>18}" for cell in cells))
         lines += ["", *(self._comparison(other) for other in names if other.startswith("intra"))]
         return "\n".join([*lines, f"done in {self.seconds:.0f} s; report: {self.report}"])
@@ -61,15 +64,10 @@ class Demo:
         return dict(enumerate(100 * row.accuracies[metric] for row in self.rows if row.name == name))
 
     def _comparison(self, other: str) -> str:
-        """Compare the full method with an ablation, seed by seed, because trainings of a seed share their luck."""
+        """Compare the full method with an ablation, seed by seed: trainings with one seed share random choices."""
         gains = {metric: gain(self._percents("cycle", metric), self._percents(other, metric)) for metric in METRICS}
         parts = (f"{metric} {found.mean:+.1f} points ({_judge(found)})" for metric, found in gains.items() if found)
         return f"the full method against {other}: {', '.join(parts)}"
-
-
-def _mean_and_deviation(values: list[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f} %{deviation}"
 
 
 def _judge(found: Gain) -> str:

@@ -59,7 +59,7 @@ def locked(folder: Path, name: str, file: str = LOCK_FILE, patience: float = 0) 
     """Keep other processes from writing to a folder. The lock ends with the process, however it ends.
 
     `name` is the option that named the folder, `patience` the seconds to wait for another process. Raises UserError
-    that names this process.
+    that names that process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, deadline = folder / file, time.monotonic() + patience
@@ -96,13 +96,10 @@ def _try_to_lock(lock: IO[str], folder: Path, name: str) -> bool:
 
 def check_new_run(folder: Path) -> None:
     """Raise UserError if a folder holds anything but the frames prepared for a new run, or cannot be written to."""
-    if folder.is_dir() and any(not _may_be_there(path) for path in folder.iterdir()):
+    found = folder.iterdir() if folder.is_dir() else ()
+    if any(path.name not in ("frames", LOCK_FILE) and path.suffix != ".part" for path in found):
         raise UserError(f"out: {folder} is not empty; name another folder, or continue its run with --resume {folder}")
     check_folder(folder)
-
-
-def _may_be_there(path: Path) -> bool:
-    return path.name in ("frames", LOCK_FILE) or path.suffix == ".part"
 
 
 def check_folder(folder: Path) -> None:

@@ -63,7 +63,7 @@ def train_by_two(frames, root):
     ]
     try:
         for process in started:
-            problem = process.communicate(timeout=120)[1]
+            problem = process.communicate(timeout=300)[1]
             assert process.returncode == 0, problem[-3000:]
     finally:
         for process in started:

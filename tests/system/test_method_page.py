@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cyclecontrast
@@ -97,7 +98,9 @@ def test_methods_use_what_the_page_says(name):
     method = METHODS[name]
     _, described, _, views, queues, _ = row_of("Methods", f"`{name}`")
     assert f".{method.__name__}`]" in described
-    assert views == f"{method.num_queries} / {method.num_views} / {method.num_enqueued}"
+    _, further = method.frames(PretrainConfig(data="d", out="o", method=name))
+    num_views = 2 + len(further(np.random.default_rng(0), 0, 9))
+    assert views == f"{method.num_queries} / {num_views} / {method.num_enqueued}"
     assert ("intra" in queues, "cycle" in queues) == (method.has_intra, method.has_cycle)
 
 

@@ -28,8 +28,8 @@ from safetensors.torch import save_file
 import cyclecontrast
 from cyclecontrast.config import PrepareConfig, PretrainConfig, ReportConfig
 from cyclecontrast.data import decode, images
+from cyclecontrast.data.decode import EveryKth, SpreadEvenly
 from cyclecontrast.data.folders import find_videos
-from cyclecontrast.data.frame_sampling import EveryKth, SpreadEvenly
 from cyclecontrast.data.images import decode_image, load_image, read_image, read_mask
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore

@@ -63,8 +63,8 @@ class PrepareConfig(BaseModel):
 
     model_config = STRICT
     videos: Place = option(..., "folder of video files, searched with all its subfolders", names="folder")
-    out: Place = option(..., "folder of the frame store, new or to be continued", "FOLDER", "output")
-    frames_per_video: Count | None = option(None, "this many frames of a video, evenly spaced (R2V2: 4)", "N")
+    out: Place = option(..., "folder of the frame store, new or to be resumed", "FOLDER", "output")
+    frames_per_video: Count | None = option(None, "frames of each video, evenly spaced (R2V2: 4)", "N")
     fps: Rate | None = option(None, "frames per second (default: 2, unless frames are chosen otherwise)", "FPS")
     every: Count | None = option(None, "every N-th frame", "N")
     keyframes: bool = option(False, "keyframes only, which are fastest to decode")
@@ -72,7 +72,7 @@ class PrepareConfig(BaseModel):
     quality: Annotated[int, Field(ge=1, le=100), IsNumber] = option(90, "JPEG quality", "PERCENT")
     max_pixels: Count = option(64_000_000, "skip videos with larger frames", "PIXELS")
     shard_mb: Count = option(
-        256, "largest size of the videos of a shard; work is shared and resumed by shards", "MB", "output"
+        256, "largest total size of the videos in a shard; work is divided and resumed by shards", "MB", "output"
     )
     workers: Processes | None = option(
         None, "processes; 0: work in this one (default: the number of cores)", "N", "hardware"
@@ -83,13 +83,8 @@ class PrepareConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        policies = {
-            "--frames-per-video": self.frames_per_video,
-            "--fps": self.fps,
-            "--every": self.every,
-            "--keyframes": self.keyframes or None,
-        }
-        chosen = [flag for flag, value in policies.items() if value is not None]
+        policies = ("frames_per_video", "fps", "every", "keyframes")
+        chosen = [f"--{name.replace('_', '-')}" for name in policies if getattr(self, name)]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other; choose one")
         return self
@@ -148,9 +143,14 @@ class SearchConfig(BaseModel):
         None, "port of --serve; 0: any free port (default: 8765, or a free port)", "PORT"
     )
     faiss: bool = option(False, "with --serve: approximate search by faiss (an extra)")
-    model: Name | None = option(None, "the model of the index (default: where it was then)", "MODEL", names="model")
+    model: Name | None = option(
+        None, "the model of the index (default: where it was when the index was made)", "MODEL", names="model"
+    )
     data: PlaceOrUrl | None = option(
-        None, "the frames of the index, for pictures (default: where they were then)", "DATA", names="folder"
+        None,
+        "the frames of the index, for pictures (default: where they were when it was made)",
+        "DATA",
+        names="folder",
     )
     videos: Place | None = option(
         None,
@@ -164,15 +164,14 @@ class SearchConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if problems := [*(self._unfit_for_serve() if self.serve else self._unfit_for_search())]:
-            raise ValueError(*problems)
-        return self
-
-    def _unfit_for_serve(self) -> Iterator[str]:
         named = [name for name in ("image", "video", "frame", "time", "html") if getattr(self, name) is not None]
         named += ["format"] if self.format != "table" else []
-        if named:
-            yield f"--serve takes its queries from the page; leave out {', '.join(f'--{name}' for name in named)}"
+        if self.serve and named:
+            flags = ", ".join(f"--{name}" for name in named)
+            raise ValueError(f"--serve takes its queries from the page; leave out {flags}")
+        if not self.serve and (problems := [*self._unfit_for_search()]):
+            raise ValueError(*problems)
+        return self
 
     def _unfit_for_search(self) -> Iterator[str]:
         of_video, of_image = self.video is not None, self.image is not None
@@ -223,7 +222,7 @@ class ReportConfig(BaseModel):
     """Write one static HTML page about runs."""
 
     model_config = STRICT
-    runs: tuple[Place, ...] = Field(min_length=1, description="run folders, shown side by side")
+    runs: tuple[Place, ...] = option(..., "run folders, shown side by side", min_length=1)
     out: HtmlFile | None = option(None, "file to write (default: report.html in the first run)", "FILE", "output")
     seed: Seed = option(0, "seed of the random baseline and of the frames whose neighbors are shown", "SEED")
     workers: Processes | None = option(None, LOADERS, "N", "hardware")
@@ -234,18 +233,18 @@ class ListConfig(BaseModel):
     """List the runs below folders: progress, verdict and results."""
 
     model_config = STRICT
-    folders: tuple[Place, ...] = Field(
-        (Path("."),), min_length=1, description="where to look (default: here); the insides of runs are skipped"
+    folders: tuple[Place, ...] = option(
+        (Path("."),), "where to look (default: here); subfolders of runs are skipped", min_length=1
     )
-    depth: Few = option(5, "levels of folders to look into; links are not followed", "N")
-    as_json: bool = Field(False, alias="json", description="print all that is known of each run as JSON")
+    depth: Few = option(5, "levels of folders to search; links are not followed", "N")
+    as_json: bool = option(False, "print everything about each run as JSON", alias="json")
 
 
 class CompareConfig(BaseModel):
     """Compare runs: the settings that differ, losses, health and results."""
 
     model_config = STRICT
-    runs: tuple[Place, ...] = Field(min_length=1, description="run folders, one column each")
+    runs: tuple[Place, ...] = option(..., "run folders, one column each", min_length=1)
 
 
 TableName = Literal["table2", "table4", "table5", "table6", "table7", "table8", "table10"]
@@ -272,7 +271,7 @@ class SweepConfig(BaseModel):
     seeds: Few = option(3, "trainings of each row, with the seeds 0, 1, ...", "N")
     small: bool = option(False, "scale U and K with the number of videos, and leave the rest to preset auto")
     preset: Literal["paper", "release"] | None = option(
-        None, "settings that the row does not fix: paper or release (default: paper; auto with --small)", "PRESET"
+        None, "settings that the row does not set: paper or release (default: paper; auto with --small)", "PRESET"
     )
     backbone: BackboneName | None = option(
         None, "resnet10, 18, 34 or 50, with -small and -wN (default: the preset's)", "NAME"

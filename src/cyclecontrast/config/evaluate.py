@@ -176,7 +176,7 @@ class RetrievalConfig(EvaluateConfig):
     )
     per_video: Few = option(10, "evenly spaced frames or clips of each video", "N")
     clip_length: Few = option(16, "consecutive frames of a clip", "FRAMES")
-    k: Counts = option((1, 5, 10, 20, 50), "numbers of neighbors to look at", "K")
+    k: Counts = option((1, 5, 10, 20, 50), "numbers of neighbors to retrieve", "K")
     center: bool = option(False, "subtract the mean of each split from its vectors")
     image_size: Side | None = option(None, TRAINED_SIZE, "PIXELS")
     batch_size: Count = option(256, "frames per forward pass", "FRAMES", "hardware")
@@ -189,11 +189,10 @@ LABELED_PIXELS = (
     "a VOC, ADE20K or DAVIS root, train/ and val/ with images/ and masks/, or frames/ and masks/ with train.txt and "
     "test.txt"
 )
-STRIDES = (2, 4, 8, 16, 32)
 
 
 def _check_stride(stride: int) -> int:
-    if stride not in STRIDES:
+    if stride not in (2, 4, 8, 16, 32):
         raise ValueError("must be 2, 4, 8, 16 or 32")
     return stride
 

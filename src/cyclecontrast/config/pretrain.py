@@ -1,12 +1,10 @@
 """The options of `pretrain`.
 
-The defaults here are those of the preset `paper`. What the user did not set is absent from `model_fields_set`, so that
-the preset `auto` can decide it.
+The defaults here are those of the preset `paper`. Settings that the user did not set are absent from
+`model_fields_set`, so that the preset `auto` can decide them.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import tomllib
 from collections.abc import Iterator
@@ -43,11 +41,11 @@ from cyclecontrast.config.types import (
 
 LogTo = tuple[Literal["tensorboard", "wandb"], ...]
 MACHINE_SETTINGS = frozenset({"data", "out", "resume", "workers", "device"})
-"""Where things are and what a process runs on: may differ between the processes of one training."""
+"""Paths and hardware: may differ between the processes of one training."""
 RUNTIME_SETTINGS = frozenset(
     {"augment_on", "compile", "log_every", "log_to", "checkpoint_every", "health_every", "report"}
 )
-"""Settings that change what is learned by rounding at most."""
+"""Settings that change what is learned by no more than rounding."""
 MAY_CHANGE = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable"}
 """Settings that may change when a run is resumed. Its data may move, but must have the same fingerprint."""
 METHODS_OF_OPTION = {
@@ -92,7 +90,7 @@ class PretrainConfig(BaseModel):
         0.0, "share of the videos kept out of training to measure health; auto: 0.1 of 50 or more", "FRACTION", "data"
     )
     max_unreadable: Fraction = option(
-        0.1, "stop if more of the views show another frame because theirs cannot be read", "FRACTION", "data"
+        0.1, "stop if a larger share of the views shows another frame because theirs cannot be read", "FRACTION", "data"
     )
 
     method: Annotated[
@@ -190,7 +188,7 @@ class PretrainConfig(BaseModel):
     )
 
     out: Place = option(..., "folder of the new run", "FOLDER", "output")
-    resume: Place | None = option(None, "continue this run with its own settings", "RUN", "output")
+    resume: Place | None = option(None, "resume this run with its settings", "RUN", "output")
     checkpoint_every: Count = option(1000, "steps between checkpoints", "STEPS", "output")
     log_every: Count = option(10, "steps between lines of metrics.jsonl", "STEPS", "output")
     log_to: LogTo = option(
@@ -249,7 +247,7 @@ class PretrainConfig(BaseModel):
 
     @classmethod
     def _changes(cls, before: dict[str, Any], now: dict[str, Any], where: str) -> str:
-        """Describe the settings that differ, except those that may."""
+        """Describe the settings that differ, except those that may change."""
         return ", ".join(
             f"{name} is {before[name]} {where} and {now[name]}"
             for name in cls.model_fields
@@ -297,7 +295,7 @@ def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_config(run: Path, remedy: str) -> dict[str, Any]:
-    """Return the settings of a run. Raises ValueError that says what to name or to do instead."""
+    """Return the settings in the config.toml of a run. Raises ValueError that says what to do."""
     if not os.path.isfile(run / "config.toml"):  # Path.is_file fails if the name is too long
         if os.path.isdir(run / "frames"):
             raise ValueError(f"resume: {run} stopped before its training began; repeat the first command")
@@ -313,12 +311,8 @@ def _read_config(run: Path, remedy: str) -> dict[str, Any]:
 def _last_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any]]:
     """Return the config.toml of the last checkpoint and its settings, or None and no settings."""
     for copy in sorted(run.glob("checkpoints/step-*[0-9]/config.toml"), reverse=True):
-        with contextlib.suppress(
-            OSError, ValueError, LookupError, TypeError, RecursionError
-        ):  # a damaged one is passed over
-            checksums = json.loads(copy.with_name("checksums.json").read_bytes())
-            if checksums["config.toml"] == hashlib.sha256(copy.read_bytes()).hexdigest():
-                return copy, _load(copy)
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # a damaged one is passed over
+            return copy, _load(copy)
     return None, {}
 
 

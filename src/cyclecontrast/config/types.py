@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard, cast
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,7 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True, defer_build=True)
@@ -28,12 +29,19 @@ def option(
     metavar: str = "",
     group: str = "options",
     names: Literal["", "folder", "file", "path", "model"] = "",
+    **rules: Any,
 ) -> Any:
     """Return the field of an option: its default (... if it is required), its help, and the placeholder of its value.
 
-    `names` says what must exist before the command starts; `path` is a file or a folder.
+    `names` says what must exist before the command starts; `path` is a file or a folder. `rules` are those of pydantic.
     """
-    return Field(default, description=about, json_schema_extra={"metavar": metavar, "group": group, "names": names})
+    details: dict[str, Any] = {"metavar": metavar, "group": group, "names": names}
+    return Field(default, description=about, json_schema_extra=details, **rules)
+
+
+def detail(field: FieldInfo, key: str) -> str:
+    """Return the metavar, the group, or the kind of name of an option."""
+    return str(cast(dict[str, Any], field.json_schema_extra)[key])
 
 
 # --- numbers

@@ -85,9 +85,8 @@ def apply_view(image: Pixels, view: View, size: int) -> Pixels:
     """
     pixels = cut_view(image, view, size)
     if view.jitter is not None:
-        factors = view.jitter[:4]
         for change in view.jitter.order:
-            pixels = _CHANGES[change](pixels, factors[change])
+            pixels = _changed(pixels, change, view.jitter[:4][change])
     if view.gray:
         pixels = cv2.cvtColor(_luma(pixels), cv2.COLOR_GRAY2RGB)
     if view.blur:
@@ -134,28 +133,22 @@ def _luma(pixels: Pixels) -> Pixels:
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)  # type: ignore[no-any-return]
 
 
-def _brightness(pixels: Pixels, factor: float) -> Pixels:
-    return cv2.convertScaleAbs(pixels, alpha=factor)  # type: ignore[no-any-return]
-
-
-def _contrast(pixels: Pixels, factor: float) -> Pixels:
-    mean = round(cv2.mean(_luma(pixels))[0])
-    return cv2.addWeighted(pixels, factor, pixels, 0, (1 - factor) * mean)  # type: ignore[no-any-return]
-
-
-def _saturation(pixels: Pixels, factor: float) -> Pixels:
-    gray = cv2.cvtColor(_luma(pixels), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(pixels, factor, gray, 1 - factor, 0)  # type: ignore[no-any-return]
-
-
-def _hue(pixels: Pixels, turns: float) -> Pixels:
-    # In float: OpenCV's 8-bit HSV alone moves colours by up to 8 of 255.
-    hsv = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)
-    hsv = cv2.add(hsv, (turns % 1 * 360, 0.0, 0.0, 0.0))
-    return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))  # type: ignore[no-any-return]
-
-
-_CHANGES: tuple[Callable[[Pixels, float], Pixels], ...] = (_brightness, _contrast, _saturation, _hue)
+def _changed(pixels: Pixels, change: int, factor: float) -> Pixels:
+    """Return pixels after one change of a `Jitter`, by its place there; hue changes by `factor` turns."""
+    match change:
+        case 0:  # brightness
+            pixels = cv2.convertScaleAbs(pixels, alpha=factor)
+        case 1:  # contrast
+            mean = round(cv2.mean(_luma(pixels))[0])
+            pixels = cv2.addWeighted(pixels, factor, pixels, 0, (1 - factor) * mean)
+        case 2:  # saturation
+            gray = cv2.cvtColor(_luma(pixels), cv2.COLOR_GRAY2RGB)
+            pixels = cv2.addWeighted(pixels, factor, gray, 1 - factor, 0)
+        case 3:  # hue, in float: OpenCV's 8-bit HSV alone moves colours by up to 8 of 255
+            hsv = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)
+            hsv = cv2.add(hsv, (factor % 1 * 360, 0.0, 0.0, 0.0))
+            pixels = cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+    return pixels
 
 
 def user_view(augmentation: Augmentation, image: Pixels, rng: np.random.Generator, size: int) -> Pixels:

@@ -1,8 +1,7 @@
 """Clips of video files: how long a video is, which frames make up a clip, and decoding these frames.
 
-A video is seen as ticks of the clips' own frame rate, so that clips of all videos are equally fast: the tick at time t
-shows the frame int(t · fps of the video), as in the authors' release. A video that is too short for a clip is taken
-whole and repeated from its start.
+All clips have the same frame rate, whatever the videos have: the tick at time t shows the frame int(t · fps of the
+video), as in the authors' release. A video that is shorter than a clip is repeated from its start.
 """
 
 import math
@@ -13,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cyclecontrast.data.decode import VideoError, open_video
-from cyclecontrast.data.frame_sampling import Numbered
+from cyclecontrast.data.decode import Numbered, VideoError, open_video
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.errors import UserError
 

@@ -12,9 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cyclecontrast.data.folders import is_image, natural_order
-from cyclecontrast.data.images import Indices, Pixels, read_image, read_mask
-from cyclecontrast.data.storage import file_digest, file_size
-from cyclecontrast.data.text_lines import leads_out, raise_problems, read_lines
+from cyclecontrast.data.images import Pixels, read_image, read_mask
+from cyclecontrast.data.storage import file_digest, file_size, leads_out, raise_problems, read_lines
 from cyclecontrast.errors import UserError, attempt
 
 LISTS = {
@@ -50,7 +49,8 @@ class MaskedVideo:
         masks = [read_mask(path) for path in self.masks]
         for path, mask in zip(self.masks, masks, strict=True):
             if mask.shape != masks[0].shape:
-                raise UserError(f"{path}: is {_size(mask)}, the first mask {_size(masks[0])}; a video has one size")
+                sizes = "{1}x{0}, the first mask {3}x{2}".format(*mask.shape, *masks[0].shape)
+                raise UserError(f"{path}: is {sizes}; a video has one size")
             if mask.max() > VOID:
                 raise UserError(f"{path}: holds the number {mask.max()}; objects have numbers from 1 to {VOID - 1}")
         if not masks[0].any():
@@ -108,7 +108,7 @@ def _read_list(root: Path, year: str | None) -> tuple[str, list[str]]:
     lines = read_lines(lists[year], problems)
     if problems or not lines:
         raise UserError(*(problems or [f"{lists[year]}: lists no video"]))
-    paths = [PurePosixPath(line.text.split()[0]) for line in lines]
+    paths = [PurePosixPath(text.split()[0]) for _, text in lines]
     return year, list(dict.fromkeys(path.parent.name if is_image(path.name) else path.as_posix() for path in paths))
 
 
@@ -130,10 +130,6 @@ def _open_video(root: Path, name: str, is_binary: bool) -> MaskedVideo:
 
 def _images_in(folder: Path) -> dict[str, Path]:
     """Return the images of a folder by their names without suffix."""
-    if not os.path.isdir(folder):  # Path.is_dir raises where the name is too long
+    if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder, though its video is listed")
     return {path.stem: path for path in folder.iterdir() if is_image(path.name) and path.is_file()}
-
-
-def _size(mask: Indices) -> str:
-    return f"{mask.shape[1]}x{mask.shape[0]}"

@@ -1,9 +1,10 @@
-"""Decode the frames of one video in one sequential pass; this module knows nothing of stores or shards."""
+"""Decode the picked frames of one video in one sequential pass; this module knows nothing of stores or shards."""
 
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -12,21 +13,10 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from cyclecontrast.data.frame_sampling import (
-    EveryKth,
-    Keyframes,
-    Numbered,
-    PerSecond,
-    Policy,
-    SpreadEvenly,
-    evenly,
-    find_targets,
-    pts_give_display_order,
-)
 from cyclecontrast.data.images import Pixels, size_problem
 from cyclecontrast.data.storage import short_reason
 
-# Only containers that hold their own pictures: a playlist named .mp4 must not open other files or addresses.
+# Only containers that hold the pictures themselves: a playlist named .mp4 must not open other files or addresses.
 DEMUXERS = (
     "mov,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,live_flv,ogg,gif,apng,mxf,dv,ivf,nut,rm,wtv,m4v,mjpeg,"
     "h261,h263,h264,hevc,obu,av1,vc1,yuv4mpegpipe"
@@ -38,12 +28,61 @@ DEFAULT_RATE = 25
 TRUNCATED_SECONDS, TRUNCATED_PART = 1.0, 0.05
 """A video that ends earlier than its header says, by more than both of these, is called truncated."""
 LOST_FRAMES, LOST_PART = 2, 0.05
-"""A whole video may lack frames that its header or its packets announce: no more than the larger of these."""
+"""An intact video may lack frames that its header or its packets announce: at most the larger of these."""
 MOST_PACKETS = 10_000_000
 """Packets read at most, 92 hours at 30 frames per second; the counts in headers are not trusted."""
 
+DEFAULT_FPS = 2.0
+MOST_REORDERING = 32
+"""Frames by which a packet may precede or follow its place in time; H.264 and HEVC allow 16."""
+
 PickedFrame: TypeAlias = tuple[Any, float]
 """A frame of PyAV, and its time in seconds."""
+
+
+@dataclass(frozen=True)
+class SpreadEvenly:
+    """This many frames, in the middles of equal parts of the video; all of them if it has no more."""
+
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class PerSecond:
+    """The first frame in every 1/fps seconds."""
+
+    fps: float
+
+
+@dataclass(frozen=True)
+class EveryKth:
+    """Frames 0, k, 2k, ..."""
+
+    k: int
+
+
+@dataclass(frozen=True)
+class Keyframes:
+    """Only frames that are decodable without others."""
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Frames by their numbers in display order, ascending."""
+
+    numbers: tuple[int, ...]
+
+
+Policy: TypeAlias = SpreadEvenly | PerSecond | EveryKth | Keyframes | Numbered
+
+
+def make_policy(frames_per_video: int | None, fps: float | None, every: int | None, keyframes: bool) -> Policy:
+    """Return the policy that is set; 2 frames per second where none is."""
+    if frames_per_video is not None:
+        return SpreadEvenly(frames_per_video)
+    if every is not None:
+        return EveryKth(every)
+    return Keyframes() if keyframes else PerSecond(fps or DEFAULT_FPS)
 
 
 class VideoError(Exception):
@@ -101,16 +140,18 @@ class OpenVideo:
 
     `width` and `height` are those of the first frame as displayed, 0 before it. `notice` says what is missing from a
     video that could be read in part only, "" where nothing is; `is_damaged` says that more than its end is missing.
-    `num_packets` and `num_decoded` count the packets that were read and the frames that were decoded from them.
+    `num_packets` and `num_decoded` count the packets that were read and the frames that were decoded from them;
+    `frames_in_header` is the number of frames that the header names, 0 where it names none.
     """
 
     def __init__(self, path: Path, container: Any, stream: Any, max_pixels: int) -> None:
-        self.width = 0
-        self.height = 0
-        self.notice = ""
-        self.is_damaged = False
+        self.width = self.height = 0
+        self.notice, self.is_damaged = "", False
         self.num_packets = self.num_decoded = 0
-        self.duration = _duration(container, stream)
+        self.duration = math.nan if container.duration is None else container.duration / av.time_base
+        if stream.duration is not None:
+            self.duration = float(stream.duration * stream.time_base)
+        self.frames_in_header = int(stream.frames)
         self._path, self._container, self._stream, self._max_pixels = path, container, stream, max_pixels
         self._end, self._num_read = 0.0, 0
         self._scaler = Scaler()
@@ -141,15 +182,10 @@ class OpenVideo:
         """Frames per second as the container says or FFmpeg guesses, 25 where neither is known."""
         return float(self._stream.average_rate or self._stream.guessed_rate or DEFAULT_RATE)
 
-    @property
-    def frames_in_header(self) -> int:
-        """Number of frames that the header names, 0 where it names none."""
-        return int(self._stream.frames)
-
     def is_cut(self) -> bool:
         """Whether all packets, once read, are clearly fewer than the header says, and end clearly too early.
 
-        Fewer packets prove nothing alone: dropped frames have none; nor does the duration, which AVI's reader shortens.
+        Fewer packets alone prove nothing: dropped frames have none. Nor does the duration, which AVI's reader shortens.
         """
         expected = self.frames_in_header
         ends_early = not self._end or not are_few(expected - round(self._end * self.fps), expected)
@@ -157,14 +193,13 @@ class OpenVideo:
 
     def _picked(self, policy: Policy) -> Iterator[PickedFrame]:
         match policy:
-            case SpreadEvenly():
-                return self._spread_evenly(policy.num_frames)
+            case SpreadEvenly(num_frames):
+                return self._spread_evenly(num_frames)
             case Keyframes():
                 return self._keyframes()
-            case Numbered():
-                return self._numbered(policy.numbers)
-            case PerSecond() | EveryKth():
-                return self._by_clock(policy)
+            case Numbered(numbers):
+                return self._numbered(numbers)
+        return self._by_clock(policy)
 
     def _by_clock(self, policy: PerSecond | EveryKth) -> Iterator[PickedFrame]:
         last_tick = -1
@@ -372,7 +407,7 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
 
 
 def are_few(frames: int, of: int) -> bool:
-    """Whether this many frames may be missing from a video that is whole."""
+    """Whether this many frames may be missing from an intact video."""
     return frames <= max(LOST_FRAMES, LOST_PART * of)
 
 
@@ -380,7 +415,28 @@ def _is_counted(packet: Any) -> bool:
     return bool(packet.size) and not packet.is_discard
 
 
-def _duration(container: Any, stream: Any) -> float:
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    return math.nan if container.duration is None else container.duration / av.time_base
+def evenly(num_all: int, num_picked: int) -> list[int]:
+    """Return the middles of num_picked equal parts of range(num_all): (0 … 9, 2) → 2, 7."""
+    if num_picked >= num_all:
+        return list(range(num_all))
+    return [(2 * part + 1) * num_all // (2 * num_picked) for part in range(num_picked)]
+
+
+def pts_give_display_order(pts: Sequence[int | None], container: Any) -> bool:
+    """Whether sorting packets by pts gives display order: not so in AVI, raw streams and joined recordings."""
+    known = [value for value in pts if value is not None]
+    if container.format.name == "avi" or len(set(known)) < len(pts):
+        return False
+    order = np.argsort(known)
+    return bool(np.all(np.abs(order - np.arange(len(order))) <= MOST_REORDERING))
+
+
+def find_targets(pts: Sequence[int | None], is_keyframe: Sequence[bool], num_frames: int) -> deque[tuple[int, int]]:
+    """Return the pts of each picked frame, and the number of the packet from which decoding must start to reach it."""
+    all_pts = np.array(pts, dtype=np.int64)
+    keyframes = np.flatnonzero(is_keyframe)
+    targets: deque[tuple[int, int]] = deque()
+    for wanted in np.sort(all_pts)[evenly(len(all_pts), num_frames)]:
+        before = keyframes[all_pts[keyframes] <= wanted]
+        targets.append((int(wanted), int(before[-1]) if len(before) else 0))
+    return targets

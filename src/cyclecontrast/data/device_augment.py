@@ -1,4 +1,4 @@
-"""The device executor of views: colors and blur of a whole batch on any device, from numbers drawn before.
+"""Apply the colour changes and the blur of a batch of views on any device, from parameters drawn before.
 
 Workers still crop, resize and flip (`cut_view`): frames come in many sizes and have two to nine times a view's bytes.
 """
@@ -31,11 +31,11 @@ def finish_views(pixels: Tensor, numbers: Tensor) -> Tensor:
     autocast: bf16 has fewer digits than a byte.
     """
     factors, order, gray, sigma = torch.split(numbers, list(COLUMNS), dim=1)
-    own, of_mean = _on(pixels.device, *_mixtures(factors, order, gray))
+    of_colour, of_mean = _on(pixels.device, *_mixtures(factors, order, gray))
     colours = pixels.float().flatten(2)
-    for place in range(own.shape[1]):
+    for place in range(of_colour.shape[1]):
         mean = colours.mean(dim=2, keepdim=True)
-        colours = torch.baddbmm(of_mean[:, place] @ mean, own[:, place], colours).round_().clamp_(0, 255)
+        colours = torch.baddbmm(of_mean[:, place] @ mean, of_colour[:, place], colours).round_().clamp_(0, 255)
         if place < order.shape[1]:
             _turn_hues(colours, torch.where(order[:, place] == HUE, factors[:, HUE], 0.0))
     planes = colours.view(pixels.shape)

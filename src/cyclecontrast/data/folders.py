@@ -1,4 +1,4 @@
-"""Which images and videos lie below a folder, in an order that does not depend on the file system."""
+"""List the images and videos below a folder, in an order that does not depend on the file system."""
 
 import os
 import re
@@ -56,7 +56,8 @@ def walk(root: Path, on_error: Callable[[Path, OSError], object]) -> Iterator[tu
         except OSError as error:
             on_error(path, error)
             continue
-        folders = [entry for entry in entries if _is_folder(entry)]
+        # DirEntry.is_dir needs no look at the disk, but raises for a link that leads to itself.
+        folders = [e for e in entries if (os.path.isdir(e) if e.is_symlink() else e.is_dir())]
         names = {entry.name for entry in folders}
         yield path, [entry for entry in entries if entry.name not in names]
         folders.sort(key=lambda entry: natural_order(entry.name), reverse=True)
@@ -64,13 +65,6 @@ def walk(root: Path, on_error: Callable[[Path, OSError], object]) -> Iterator[tu
             # Only a link can lead elsewhere; resolving every folder would take most of the time in deep trees.
             inside = os.path.realpath(folder.path) if folder.is_symlink() else os.path.join(real, folder.name)
             waiting.append((path / folder.name, inside))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
 
 
 def images_below(root: Path, top: str = "") -> Iterator[str]:
@@ -87,33 +81,33 @@ def find_videos(root: Path) -> list[FoundVideo]:
     """
     found: list[FoundVideo] = []
 
+    def add(path: Path, size_bytes: int, reason: str) -> None:
+        name = path.relative_to(root).as_posix()
+        video_id = os.fsencode(name).decode("utf-8", "backslashreplace")
+        if video_id != name and not reason:
+            reason = "the name is not valid UTF-8"
+        found.append(FoundVideo(video_id, path, size_bytes, reason))
+
     def note(folder: Path, error: OSError) -> None:
         if folder == root:
             raise error
-        found.append(FoundVideo(_video_id(root, folder), folder, 0, f"folder not readable: {short_reason(error)}"))
+        add(folder, 0, f"folder not readable: {short_reason(error)}")
 
     for _, entries in walk(root, note):
-        videos = (entry for entry in entries if os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES)
-        found += [_found(root, Path(entry.path)) for entry in videos]
+        for path in map(Path, entries):
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                add(path, *_size_and_reason(path))
     found.sort(key=lambda video: (video.id, video.reason))
     # An escaped name can equal a real one; the real one, whose reason sorts first, is kept.
     return [video for i, video in enumerate(found) if i == 0 or video.id != found[i - 1].id]
 
 
-def _video_id(root: Path, path: Path) -> str:
-    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
-
-
-def _found(root: Path, path: Path) -> FoundVideo:
-    video_id = _video_id(root, path)
+def _size_and_reason(path: Path) -> tuple[int, str]:
+    """Return the size of a video, and why it cannot be decoded, "" where it may be."""
     try:
         status = path.stat()
     except OSError as error:
-        return FoundVideo(video_id, path, 0, short_reason(error))
+        return 0, short_reason(error)
     if not stat.S_ISREG(status.st_mode):
-        return FoundVideo(video_id, path, 0, "not a regular file")
-    if video_id != path.relative_to(root).as_posix():
-        return FoundVideo(video_id, path, status.st_size, "the name is not valid UTF-8")
-    if not os.access(path, os.R_OK):
-        return FoundVideo(video_id, path, 0, "permission denied")
-    return FoundVideo(video_id, path, status.st_size, "")
+        return 0, "not a regular file"
+    return (status.st_size, "") if os.access(path, os.R_OK) else (0, "permission denied")

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cyclecontrast.data.folders import IMAGE_SUFFIXES, is_image, natural_order, walk
 from cyclecontrast.data.images import MOST_BYTES
-from cyclecontrast.data.storage import is_missing_alone, read_regular
+from cyclecontrast.data.storage import read_regular
 from cyclecontrast.errors import UserError
 
 R2V2_NAME = re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{6}\.jpg")
@@ -26,11 +26,11 @@ class ImageFiles:
     names: pa.StringArray
 
     def read(self, frame: int) -> bytes:
-        """Return the bytes of a frame's file; raises ValueError where that file alone is gone, and OSError."""
+        """Return the bytes of a frame's file; raises ValueError where only this file is missing, and OSError."""
         try:
             return read_regular(self.root / str(self.names[frame]), MOST_BYTES)
-        except OSError as error:
-            if is_missing_alone(error, self.root):
+        except FileNotFoundError as error:
+            if self.root.is_dir() and any(self.root.iterdir()):  # an unmounted folder is gone or empty
                 raise ValueError("the file is gone") from error
             raise
 

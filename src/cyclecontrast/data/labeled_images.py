@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,15 @@ import pyarrow as pa
 
 from cyclecontrast.data.folders import images_below, is_image, natural_order
 from cyclecontrast.data.images import Pixels, load_image
-from cyclecontrast.data.storage import file_size
-from cyclecontrast.data.text_lines import Line, leads_out, raise_problems, read_lines, whole_number
+from cyclecontrast.data.storage import file_size, leads_out, raise_problems, read_lines, whole_number
 from cyclecontrast.errors import UserError
 
 Numbers = npt.NDArray[np.int64]
 Where: TypeAlias = dict[str, str]
 """Classes to use, and where each is listed."""
+
+Video: TypeAlias = tuple[str, int, list[str]]
+"""Id, label and images, as paths below the root; a single image is a video, too."""
 
 FLAT_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -103,21 +105,13 @@ class LabeledImages:
         return digest.hexdigest()[:16]
 
 
-class _Video(NamedTuple):
-    """Images of one label, by their paths below the root; a single image is a video, too."""
-
-    id: str
-    label: int
-    images: list[str]
-
-
-def _make_split(root: Path, videos: Sequence[_Video]) -> Split:
-    lengths = [len(video.images) for video in videos]
-    labels = np.repeat(np.array([video.label for video in videos], np.int64), lengths)
+def _make_split(root: Path, videos: Sequence[Video]) -> Split:
+    lengths = [len(images) for _, _, images in videos]
+    labels = np.repeat(np.array([label for _, label, _ in videos], np.int64), lengths)
     numbers = np.repeat(np.arange(len(videos), dtype=np.int64), lengths)
     try:
-        names = pa.array((name for video in videos for name in video.images), pa.large_string())
-        ids = pa.array((video.id for video in videos), pa.large_string())
+        names = pa.array((name for _, _, images in videos for name in images), pa.large_string())
+        ids = pa.array((video_id for video_id, _, _ in videos), pa.large_string())
     except UnicodeEncodeError as error:
         raise UserError(f"{root}: the name {error.object!r} is not UTF-8; rename it") from error
     return Split(root, names, labels, numbers, ids)
@@ -127,10 +121,10 @@ def _read_class_list(path: Path) -> Where:
     """Read the classes to use, one name a line, as ImageNet-100 is published; their order means nothing."""
     problems: list[str] = []
     where: Where = {}
-    for line in read_lines(path, problems):
-        if line.text in where:
-            problems.append(f"{line.where}: class {line.text!r} is listed before, in {where[line.text]}")
-        where.setdefault(line.text, line.where)
+    for place, name in read_lines(path, problems):
+        if name in where:
+            problems.append(f"{place}: class {name!r} is listed before, in {where[name]}")
+        where.setdefault(name, place)
     if not where and not problems:
         problems.append(f"{path}: lists no class; it takes one name a line, as the folders of classes are named")
     raise_problems(problems)
@@ -167,7 +161,7 @@ def _open_folders(root: Path, chosen: Where | None) -> LabeledImages:
         videos = []
         for label, name in enumerate(classes):
             found = flat[name] if is_flat and split == "val" else list(images_below(root, f"{split}/{name}"))
-            videos += [_Video(image, label, [image]) for image in found]
+            videos += [(image, label, [image]) for image in found]
             if not found:
                 problems.append(f"{root / split / name}: holds no images")
         splits.append(_make_split(root, videos))
@@ -207,7 +201,15 @@ def _read_flat(root: Path, problems: list[str]) -> dict[str, list[str]]:
             "devkit/data"
         )
         return {}
-    labels = [_class_of(line, problems) for line in read_lines(truth, problems)]
+    synsets = imagenet_synsets()
+    labels = []
+    for where, text in read_lines(truth, problems):
+        number = whole_number(text) or 0
+        if 1 <= number <= len(synsets):
+            labels.append(synsets[number - 1])
+        else:
+            problems.append(f"{where}: {text!r} is not the number of a class, 1 to {len(synsets):,}")
+            labels.append("")
     if len(labels) != len(images):
         problems.append(
             f"{truth}: has {len(labels):,} lines for the {len(images):,} images of {root / 'val'}; "
@@ -222,16 +224,6 @@ def _read_flat(root: Path, problems: list[str]) -> dict[str, list[str]]:
     return by_class
 
 
-def _class_of(line: Line, problems: list[str]) -> str:
-    """Return the WordNet id of a line of the ground truth, "" where it is wrong, so that the count of lines stays."""
-    synsets = imagenet_synsets()
-    number = whole_number(line.text)
-    if number is not None and 1 <= number <= len(synsets):
-        return synsets[number - 1]
-    problems.append(f"{line.where}: {line.text!r} is not the number of a class, 1 to {len(synsets):,}")
-    return ""
-
-
 @cache
 def imagenet_synsets() -> list[str]:
     """Return the WordNet ids of ImageNet's 1,000 classes in the order of their ILSVRC2012 ids, which begin at 1."""
@@ -241,23 +233,24 @@ def imagenet_synsets() -> list[str]:
 # --- a frame tree with lists of its labeled videos
 
 
-class _LabeledVideo(NamedTuple):
-    where: str
-    video: str
-    label: int
+ListedVideo: TypeAlias = tuple[str, str, int]
+"""Where a video is listed, its folder, and its label."""
 
 
 def _open_lists(root: Path, chosen: Where | None) -> LabeledImages:
     """Read train.txt and test.txt, lines `<video folder> <label>`, and the names of labels in classes.txt."""
     problems: list[str] = []
     train, test = (_read_list(root / name, problems) for name in ("train.txt", "test.txt"))
-    problems += _repeated([*train, *test])
-    known = {video.label for video in train}
-    unknown = {video.label: video for video in reversed(test) if video.label not in known}
+    first: dict[str, str] = {}
+    for where, video, _ in (*train, *test):
+        if video in first:
+            problems.append(f"{where}: video {video!r} is listed before, in {first[video]}; a video is listed once")
+        first.setdefault(video, where)
+    known = {label for _, _, label in train}
+    unknown = {label: where for where, _, label in reversed(test) if known and label not in known}
     problems += [
-        f"{video.where}: label {video.label} has no video in {root / 'train.txt'}; it cannot be learned"
-        for video in unknown.values()
-        if known
+        f"{where}: label {label} has no video in {root / 'train.txt'}; it cannot be learned"
+        for label, where in unknown.items()
     ]
     names = _class_names(root / "classes.txt", sorted(known), problems)
     if chosen is not None:
@@ -268,7 +261,7 @@ def _open_lists(root: Path, chosen: Where | None) -> LabeledImages:
     return LabeledImages(root, tuple(names.values()), *splits)
 
 
-def _read_list(path: Path, problems: list[str]) -> list[_LabeledVideo]:
+def _read_list(path: Path, problems: list[str]) -> list[ListedVideo]:
     if not path.exists():
         problems.append(f"{path}: no such file; it lists the videos of this split, `<video folder> <label>` a line")
         return []
@@ -279,35 +272,27 @@ def _read_list(path: Path, problems: list[str]) -> list[_LabeledVideo]:
         if number is None:
             problems.append(f"{where}: {text!r} is not `<video folder> <label>` with a whole number as label")
         else:
-            videos.append(_LabeledVideo(where, PurePosixPath(video).as_posix(), number))
+            videos.append((where, PurePosixPath(video).as_posix(), number))
     if not videos and not problems:
         problems.append(f"{path}: lists no video")
     return videos
 
 
-def _repeated(videos: Sequence[_LabeledVideo]) -> Iterator[str]:
-    first: dict[str, _LabeledVideo] = {}
-    for video in videos:
-        before = first.setdefault(video.video, video)
-        if before is not video:
-            yield f"{video.where}: video {video.video!r} is listed before, in {before.where}; a video is listed once"
-
-
-def _listed(root: Path, videos: Sequence[_LabeledVideo], labels: list[int], problems: list[str]) -> Iterator[_Video]:
+def _listed(root: Path, videos: Sequence[ListedVideo], labels: list[int], problems: list[str]) -> Iterator[Video]:
     base = "frames" if (root / "frames").is_dir() else ""
     for where, video, label in videos:
         folder = PurePosixPath(base, video)
         if leads_out(video):
             problems.append(f"{where}: {video!r} leads out of {root}; name a folder below it")
             continue
-        if not os.path.isdir(root / folder):  # Path.is_dir raises where the name is too long
+        if not os.path.isdir(root / folder):
             problems.append(f"{where}: {root / folder}: no such folder of frames")
             continue
         names = sorted(filter(is_image, os.listdir(root / folder)), key=natural_order)
         if not names:
             problems.append(f"{where}: {root / folder}: holds no images")
         elif label in labels:
-            yield _Video(video, labels.index(label), [(folder / name).as_posix() for name in names])
+            yield video, labels.index(label), [(folder / name).as_posix() for name in names]
 
 
 def _class_names(path: Path, labels: Sequence[int], problems: list[str]) -> dict[int, str]:

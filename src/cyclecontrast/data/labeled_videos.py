@@ -15,14 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cyclecontrast.data.storage import file_size
-from cyclecontrast.data.text_lines import Line, raise_problems, read_text, whole_number, without_long_lines
+from cyclecontrast.data.storage import file_size, raise_problems, read_lines, whole_number
 from cyclecontrast.errors import UserError
 
 VIDEO_FOLDERS = ("videos", "UCF-101", "hmdb51_org", ".")
 UCF_FOLDERS = ("annotations", "ucfTrainTestlist", ".")
 UCF_FILES = ("classInd.txt", "trainlist[0-9][0-9].txt", "testlist[0-9][0-9].txt")
-NUMBERED = re.compile(r"(.*) (\d+)")
+NUMBERED = re.compile(r"(.*\S)\s+(\d+)")
 HMDB_FOLDERS = ("testTrainMulti_7030_splits", "annotations", ".")
 HMDB_FILES = "*_test_split[0-9]*.txt"
 HMDB_NAME = re.compile(r"(.+)_test_split([0-9]+)\.txt")
@@ -70,22 +69,39 @@ class LabeledVideos:
         problems: list[str] = []
         classes, listed, notes = _read_lists(root, split, problems)
         folder = next(name for name in VIDEO_FOLDERS if (root / name).is_dir())
-        once = list(_without_repeats(listed, problems))
-        found = [video for video in once if _exists(root / folder, video, problems)]
-        if not found:
+        videos = []
+        for video in (once := list(_without_repeats(listed, problems))):
+            path = root / folder / video.folder / video.name
+            if os.path.isfile(path):
+                videos.append(video)
+            else:
+                problems.append(f"{path}: no such video; listed in {video.where}, left out")
+        if not videos:
             raise UserError(f"{root / folder}: holds none of the {len(once):,} listed videos", *problems[:3])
-        _check_classes(root / folder, classes, {video.folder for video in found if video.split == "train"})
-        if not any(video.split == "test" for video in found):
-            raise UserError(f"{root / folder}: holds no video of the test list", *problems[:3])
-        train, test = (_make_split(root, folder, classes, found, kind) for kind in ("train", "test"))
-        return LabeledVideos(root, classes, train, test, tuple(problems), notes)
+        trained = {video.folder for video in videos if video.split == "train"}
+        raise_problems(
+            [
+                f"{root / folder / name}: no videos to train on; expected those that the train list names"
+                for name in classes
+                if name not in trained
+            ]
+        )
+        splits = []
+        for kind in ("train", "test"):
+            chosen = [video for video in videos if video.split == kind]
+            if not chosen:
+                raise UserError(f"{root / folder}: holds no video of the {kind} list", *problems[:3])
+            paths = tuple(PurePosixPath(folder, video.folder, video.name).as_posix() for video in chosen)
+            labels = np.array([classes.index(video.folder) for video in chosen], np.int64)
+            splits.append(VideoSplit(root, paths, labels))
+        return LabeledVideos(root, classes, splits[0], splits[1], tuple(problems), notes)
 
     @cached_property
     def fingerprint(self) -> str:
         """Identifier of the content: classes, and each video's path, size in bytes and label; 16 hex digits."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for split in (self.train, self.test):
-            sizes = [file_size(split.path(number)) for number in range(len(split))]
+            sizes = [file_size(split.root / path) for path in split.paths]
             digest.update("\n".join((*split.paths, *map(str, sizes))).encode())
             digest.update(split.labels.tobytes())
         return digest.hexdigest()[:16]
@@ -98,14 +114,6 @@ class _ListedVideo(NamedTuple):
     split: str
     folder: str
     name: str
-
-
-def _make_split(
-    root: Path, folder: str, classes: Sequence[str], videos: Sequence[_ListedVideo], kind: str
-) -> VideoSplit:
-    chosen = [video for video in videos if video.split == kind]
-    paths = tuple(PurePosixPath(folder, video.folder, video.name).as_posix() for video in chosen)
-    return VideoSplit(root, paths, np.array([classes.index(video.folder) for video in chosen], np.int64))
 
 
 def _without_repeats(listed: Sequence[_ListedVideo], problems: list[str]) -> Iterator[_ListedVideo]:
@@ -125,24 +133,6 @@ def _without_repeats(listed: Sequence[_ListedVideo], problems: list[str]) -> Ite
     raise_problems(in_both)
 
 
-def _exists(folder: Path, video: _ListedVideo, problems: list[str]) -> bool:
-    path = folder / video.folder / video.name
-    exists = os.path.isfile(path)  # Path.is_file raises where the name is too long
-    if not exists:
-        problems.append(f"{path}: no such video; listed in {video.where}, left out")
-    return exists
-
-
-def _check_classes(folder: Path, classes: Sequence[str], trained: set[str]) -> None:
-    """Raise UserError where a class has no video to train on."""
-    problems = []
-    for name in classes:
-        if name not in trained:
-            what = "no videos to train on" if os.path.isdir(folder / name) else "no such folder"
-            problems.append(f"{folder / name}: {what}; expected those of class {name} that the train list names")
-    raise_problems(problems)
-
-
 # --- the lists
 
 Lists = tuple[tuple[str, ...], list[_ListedVideo], tuple[str, ...]]
@@ -151,16 +141,11 @@ Lists = tuple[tuple[str, ...], list[_ListedVideo], tuple[str, ...]]
 
 def _read_lists(root: Path, split: int, problems: list[str]) -> Lists:
     """Read the lists of a split; lines that cannot be used are added to `problems`. Raises UserError."""
-    if (folder := _find(root, UCF_FOLDERS, UCF_FILES)) is not None:
-        return _read_ucf(folder, split, problems)
-    if (folder := _find(root, HMDB_FOLDERS, (HMDB_FILES,))) is not None:
-        return _read_hmdb(folder, split, problems)
+    for names, patterns, read in ((UCF_FOLDERS, UCF_FILES, _read_ucf), (HMDB_FOLDERS, (HMDB_FILES,), _read_hmdb)):
+        for folder in (root / name for name in names):
+            if any(any(folder.glob(pattern)) for pattern in patterns):
+                return read(folder, split, problems)
     raise UserError(f"{root}: holds no lists of videos; expected {EXPECTED} in {root / 'annotations'}")
-
-
-def _find(root: Path, folders: Sequence[str], patterns: Sequence[str]) -> Path | None:
-    """Return the first of these folders that holds one of the files."""
-    return next((root / name for name in folders if any(any((root / name).glob(p)) for p in patterns)), None)
 
 
 def _read_ucf(folder: Path, split: int, problems: list[str]) -> Lists:
@@ -174,7 +159,7 @@ def _read_ucf(folder: Path, split: int, problems: list[str]) -> Lists:
     videos: list[_ListedVideo] = []
     contradictions = []
     for kind, path in lists.items():
-        for where, text in _lines(path, problems):
+        for where, text in read_lines(path, problems, "backslashreplace"):
             # The folder is the class: files may be named otherwise, and the number behind is often wrong.
             numbered = NUMBERED.fullmatch(text)
             parent, _, name = (numbered[1] if numbered else text).rpartition("/")
@@ -194,8 +179,8 @@ def _read_ucf(folder: Path, split: int, problems: list[str]) -> Lists:
 def _ucf_classes(path: Path) -> tuple[str, ...]:
     problems: list[str] = []
     names: list[str] = []
-    for where, text in _lines(path, problems):
-        number, _, name = text.partition(" ")
+    for where, text in read_lines(path, problems, "backslashreplace"):
+        number, name = (*text.split(maxsplit=1), "")[:2]
         names.append(name)
         if number != str(len(names)) or not name or "/" in name or name == ".." or name in names[:-1]:
             problems.append(f"{where}: {text!r} is not `{len(names)} <class>` with a new name")
@@ -213,19 +198,11 @@ def _read_hmdb(folder: Path, split: int, problems: list[str]) -> Lists:
     raise_problems([f"{path}: no such file; there are splits {splits}" for path in lists.values() if not path.exists()])
     videos: list[_ListedVideo] = []
     for label, path in lists.items():
-        for where, text in _lines(path, problems):
-            name, _, number = text.rpartition(" ")
+        for where, text in read_lines(path, problems, "backslashreplace"):
+            name, number = ("", *text.rsplit(maxsplit=1))[-2:]
             kind = HMDB_SPLITS.get(number)
             if kind is None or not name or "/" in name:
                 problems.append(f"{where}: {text!r} is not `<video> 0` (unused), 1 (train) or 2 (test); left out")
             elif kind != "unused":
                 videos.append(_ListedVideo(where, kind, label, name))
     return classes, videos, ()
-
-
-def _lines(path: Path, problems: list[str]) -> list[Line]:
-    """Return the lines that are not blank, white space collapsed; bytes that are not UTF-8 are written out."""
-    lines = enumerate(read_text(path, "backslashreplace").split("\n"), start=1)
-    return without_long_lines(
-        (Line(f"{path}:{number}", " ".join(line.split())) for number, line in lines if line.strip()), problems
-    )

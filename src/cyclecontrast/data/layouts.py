@@ -1,4 +1,4 @@
-"""Which data sets lie below a folder, recognized by the names of files and folders alone."""
+"""Find the labeled data sets below a folder, by the names of files and folders."""
 
 import os
 import re

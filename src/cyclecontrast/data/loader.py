@@ -5,7 +5,7 @@ import contextlib
 import ctypes
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
@@ -50,7 +50,9 @@ class StepSampler(Sampler[list[int]]):
         return len(self.steps)
 
 
-def load_batches(dataset: ViewDataset, sampler: StepSampler, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+def load_batches(
+    dataset: ViewDataset, sampler: StepSampler, workers: int, pin_memory: bool = False
+) -> Generator[Batch, None, None]:
     """Return an iterator of the sampler's batches; raises UserError while iterating.
 
     It raises where no frame can be read, the storage fails, or a worker dies or hangs. Without workers a read that
@@ -77,7 +79,7 @@ def begin_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def received(batches: Iterator[T | UserError], source: object, max_seconds: float) -> Iterator[T]:
+def received(batches: Iterator[T | UserError], source: object, max_seconds: float) -> Generator[T, None, None]:
     """Yield what a loader with timeout CHECK_SECONDS gives, and end its workers at the end.
 
     `source` is what is read, for messages. Raises UserError where the loader gives one, where a worker died, and where

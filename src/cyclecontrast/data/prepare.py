@@ -1,7 +1,7 @@
 """Videos → a frame store on disk, as a job that may be killed at any moment and resumes.
 
 The plan (which video goes into which shard) is written first; a shard is done when its videos.parquet exists; the
-store's own two tables are rebuilt from those of the shards. So an interruption costs at most the shards in progress,
+store's two tables are rebuilt from those of the shards. So an interruption costs at most the shards in progress,
 one per worker, and the bytes of a store depend on the videos and the settings only, not on the number of workers nor
 on interruptions.
 """
@@ -10,8 +10,9 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -20,23 +21,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cyclecontrast.config import PrepareConfig
+from cyclecontrast.data.decode import PerSecond, Policy, make_policy
 from cyclecontrast.data.folders import FoundVideo, find_videos
-from cyclecontrast.data.frame_sampling import PerSecond, Policy, make_policy
-from cyclecontrast.data.prepare_workers import write_shards
 from cyclecontrast.data.store_format import (
     FRAMES,
     STORE,
     STORE_VERSION,
     VIDEOS,
     VideoRow,
-    count_frames,
     read_settings,
     read_videos,
     shard_path,
     write_settings,
     write_videos,
 )
-from cyclecontrast.data.store_writer import Report, ShardJob, is_whole, join_shards, write_shard
+from cyclecontrast.data.store_writer import ShardJob, join_shards, write_shards
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
 
@@ -82,11 +81,8 @@ class PrepareSummary:
         lines = [self.line]
         lines += [f"  skipped  {video.id}: {video.reason}" for video in self.skipped]
         lines += [f"  in part  {video.id}: {video.reason}" for video in self.partial]
-        lines += [
-            f"  kept     {video_id}: changed since it was prepared: make a new store to include it"
-            for video_id in self.changed
-        ]
-        return "\n".join(lines)
+        what = "changed since it was prepared: make a new store to include it"
+        return "\n".join([*lines, *(f"  kept     {name}: {what}" for name in self.changed)])
 
     @property
     def line(self) -> str:
@@ -109,12 +105,14 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
     Raises UserError before anything is written where videos, output or settings do not fit, and where not one video
     can be read; raises KeyboardInterrupt, with what to do next as its text, when interrupted.
     """
-    settings = settings_of(config)
+    policy = _policy(config)  # store.json holds what decides the bytes of a store besides the videos
+    settings = config.model_dump(exclude={"videos", "out", "workers", "part"})
+    settings |= {"fps": policy.fps if isinstance(policy, PerSecond) else None, "scaling": SCALING}
     found = _check(config, settings)
     try:
         if config.part is not None:
             return _prepare_part(config, settings, found, config.part)
-        with _locked_store(config.out, settings) as made:
+        with _locked_store(config, settings) as made:
             _write_pending(config, _plan(config, found))
             return _finish(config.out, found, made)
     except KeyboardInterrupt:
@@ -131,13 +129,15 @@ def _prepare_part(
 ) -> PrepareSummary:
     """Write a part's shards; the part that ends last makes the store's tables."""
     number, all_parts = map(int, part.split("/"))
-    with _locked_part(config.out, settings, part):
-        with _locked_by_parts(config.out):
+    lock_store = partial(locked, config.out, "out", patience=LONGEST_WAIT)  # held for moments: all parts share it
+    with locked(config.out, "part", f"{LOCK_FILE}-{part.replace('/', '-of-')}"):
+        with lock_store():
+            _make_store(config, settings)
             jobs = _plan(config, found)
         jobs = [job for job in jobs if job.shard % all_parts == number - 1]
         _write_pending(config, jobs)
-        with _locked_by_parts(config.out):
-            rows = make_plan(config.out, found, config.shard_mb)
+        with lock_store():
+            rows = _plan_rows(config.out, found, config.shard_mb)
             left = {row.shard for row in rows if row.status == "pending"}
             if not left:
                 return _finish(config.out, found, [])
@@ -153,8 +153,6 @@ def _finish(out: Path, found: Sequence[FoundVideo], made: Sequence[Path]) -> Pre
         _remove_leftovers(out)
         join_shards(out)
     summary = _summary(read_videos(out / VIDEOS), out, found, num_new)
-    if summary.num_frames != count_frames(out):
-        raise UserError(f"out: {out}: {VIDEOS} does not fit {FRAMES}; make a new store in another folder")
     if summary.num_videos == 0:
         _remove_store(out, made)
         lines = [f"videos: not one of {_count(len(summary.skipped), 'file')} could be read; nothing was written"]
@@ -190,10 +188,8 @@ def _summary(
 def _check(config: PrepareConfig, settings: Mapping[str, object]) -> list[FoundVideo]:
     """Return the videos below the folder; raises UserError where they, the output or the settings do not fit."""
     problems: list[str] = []
-    attempt(lambda: _check_place(config.videos, config.out), problems)
-    if not problems:
-        attempt(lambda: _check_store(config.out, settings), problems)
-    found = attempt(lambda: _find(config.videos), problems)
+    attempt(partial(_check_out, config.videos, config.out, settings), problems)
+    found = attempt(partial(_find, config.videos), problems)
     if found is None or problems:
         raise UserError(*problems)
     stored = {row.id for row in read_videos(config.out / VIDEOS)} if (config.out / VIDEOS).exists() else set()
@@ -205,16 +201,13 @@ def _check(config: PrepareConfig, settings: Mapping[str, object]) -> list[FoundV
     return found
 
 
-def _check_place(videos: Path, out: Path) -> None:
+def _check_out(videos: Path, out: Path, settings: Mapping[str, object]) -> None:
+    """Raise UserError where the folder neither is a store of these settings nor can become one."""
     source, target = videos.resolve(), out.resolve()
     if source in (target, *target.parents):
         raise UserError(f"out: {out} lies inside the folder of videos {videos}; choose a place outside of it")
     if target in source.parents:
         raise UserError(f"out: {out} holds the folder of videos {videos}; choose another folder")
-
-
-def _check_store(out: Path, settings: Mapping[str, object]) -> None:
-    """Raise UserError where the folder neither is a store of these settings nor can become one."""
     check_folder(out)
     if not (out / STORE).exists():
         if out.exists() and any(not e.name.startswith(LOCK_FILE) and e.suffix != ".part" for e in out.iterdir()):
@@ -223,18 +216,14 @@ def _check_store(out: Path, settings: Mapping[str, object]) -> None:
     stored = read_settings(out)
     if stored is None:
         raise UserError(f"out: {out}/{STORE} is not of a frame store of version {STORE_VERSION}; name a new folder")
-    differences = [
-        f"{name}: {_shown(stored.get(name))} in the store, {_shown(value)} requested; "
+    pairs = ((name, stored.get(name), value) for name, value in settings.items())
+    if differences := [
+        f"{name}: {'none' if old is None else old} in the store, {'none' if new is None else new} requested; "
         f"use the same value, or another folder than {out}"
-        for name, value in settings.items()
-        if stored.get(name) != value
-    ]
-    if differences:
+        for name, old, new in pairs
+        if old != new
+    ]:
         raise UserError(*differences)
-
-
-def _shown(value: object) -> str:
-    return "none" if value is None else str(value)
 
 
 def _find(videos: Path) -> list[FoundVideo]:
@@ -252,20 +241,13 @@ def _find(videos: Path) -> list[FoundVideo]:
 # --- the plan
 
 
-def settings_of(config: PrepareConfig) -> dict[str, object]:
-    """Return what decides the bytes of a store besides the videos, as store.json holds it."""
-    policy = _policy(config)
-    fps = policy.fps if isinstance(policy, PerSecond) else None
-    return config.model_dump(exclude={"videos", "out", "workers", "part"}) | {"fps": fps, "scaling": SCALING}
-
-
 def _policy(config: PrepareConfig) -> Policy:
     return make_policy(config.frames_per_video, config.fps, config.every, config.keyframes)
 
 
 def _plan(config: PrepareConfig, found: Sequence[FoundVideo]) -> list[ShardJob]:
     """Write the plan and return the shards that are not done, in order."""
-    rows = make_plan(config.out, found, config.shard_mb)
+    rows = _plan_rows(config.out, found, config.shard_mb)
     pending = sorted((row for row in rows if row.status == "pending"), key=lambda row: (row.shard, row.id))
     if pending:
         write_videos(config.out / VIDEOS, rows)
@@ -273,10 +255,17 @@ def _plan(config: PrepareConfig, found: Sequence[FoundVideo]) -> list[ShardJob]:
     return [ShardJob(*how, shard, tuple(group)) for shard, group in groupby(pending, key=lambda row: row.shard)]
 
 
-def make_plan(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> list[VideoRow]:
-    """Return the known rows and, in new shards, pending rows for the videos that are new or have changed."""
-    rows = _known_rows(out)
-    new = [video for video in found if _is_to_do(rows.get(video.id), video)]
+def _plan_rows(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> list[VideoRow]:
+    """Return the known rows and, in new shards, pending rows for videos that are new, or were skipped and changed."""
+    rows = {row.id: row for row in read_videos(out / VIDEOS)} if (out / VIDEOS).exists() else {}
+    for done in {row.shard for row in rows.values() if row.status == "pending"}:
+        if (table := shard_path(out, done, VIDEOS)).exists():  # finished since the last plan
+            rows.update({row.id: row for row in read_videos(table)})
+    new = []
+    for video in found:
+        row = rows.get(video.id)
+        if row is None or (row.status == "skipped" and row.size_bytes != video.size_bytes):
+            new.append(video)
     total = sum(video.size_bytes for video in new)
     shard_bytes = min(shard_mb * MEGABYTE, max(SMALLEST_SHARD, total // MOST_PARTS))
     shard = 1 + max((row.shard for row in rows.values()), default=-1)
@@ -289,53 +278,27 @@ def make_plan(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> list[Vid
     return list(rows.values())
 
 
-def _known_rows(out: Path) -> dict[str, VideoRow]:
-    """Return the row of each video that the store knows; shards finished since the last plan count as done."""
-    rows = {row.id: row for row in read_videos(out / VIDEOS)} if (out / VIDEOS).exists() else {}
-    for shard in {row.shard for row in rows.values() if row.status == "pending"}:
-        if is_whole(out, shard):
-            rows.update({row.id: row for row in read_videos(shard_path(out, shard, VIDEOS))})
-    return rows
-
-
-def _is_to_do(row: VideoRow | None, video: FoundVideo) -> bool:
-    return row is None or (row.status == "skipped" and row.size_bytes != video.size_bytes)
-
-
 # --- the work
 
 
 def _write_pending(config: PrepareConfig, jobs: Sequence[ShardJob]) -> None:
-    num_workers = _num_cores() if config.workers is None else config.workers
-    with _progress_bar(jobs) as report:
-        if num_workers and jobs:
-            write_shards(jobs, num_workers, report)
-        else:
-            for job in jobs:
-                write_shard(job, report)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _progress_bar(jobs: Sequence[ShardJob]) -> Iterator[Report]:
+    num_workers = config.workers
+    if num_workers is None:
+        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     console = Console(stderr=True)
     columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     sizes = [row.size_bytes for job in jobs for row in job.rows]
+    num_videos = num_frames = 0
+
+    def report(job: ShardJob, frames: int) -> None:
+        nonlocal num_videos, num_frames
+        num_videos, num_frames = num_videos + len(job.rows), num_frames + frames
+        text = f"{num_videos:,} of {_count(len(sizes), 'video')}, {_count(num_frames, 'frame')}"
+        bar.update(task, advance=sum(row.size_bytes for row in job.rows), description=text)
+
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=sum(sizes))
-        num_videos = num_frames = 0
-
-        def report(videos: int, frames: int, num_bytes: int) -> None:
-            nonlocal num_videos, num_frames
-            num_videos += videos
-            num_frames += frames
-            text = f"{num_videos:,} of {_count(len(sizes), 'video')}, {_count(num_frames, 'frame')}"
-            bar.update(task, advance=num_bytes, description=text)
-
-        yield report
+        write_shards(jobs, num_workers, report)
 
 
 def _count(number: int, noun: str) -> str:
@@ -346,35 +309,23 @@ def _count(number: int, noun: str) -> str:
 
 
 @contextmanager
-def _locked_store(out: Path, settings: Mapping[str, object]) -> Iterator[list[Path]]:
+def _locked_store(config: PrepareConfig, settings: Mapping[str, object]) -> Iterator[list[Path]]:
     """Make and lock the store with all its parts; give the folders made for it, innermost first."""
+    out = config.out
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     with ExitStack() as locks:
         locks.enter_context(locked(out, "out"))
         for lock in sorted(out.glob(f"{LOCK_FILE}-*")):
             locks.enter_context(locked(out, "out", lock.name))
-        _make_store(out, settings)
+        _make_store(config, settings)
         _remove_leftovers(out)
         yield made
 
 
-@contextmanager
-def _locked_part(out: Path, settings: Mapping[str, object], part: str) -> Iterator[None]:
-    """Make the store and lock a part of it."""
-    with locked(out, "part", f"{LOCK_FILE}-{part.replace('/', '-of-')}"):
-        with _locked_by_parts(out):
-            _make_store(out, settings)
-        yield
-
-
-def _locked_by_parts(out: Path) -> AbstractContextManager[None]:
-    """Lock what all parts of a store share, for a moment; waits for other parts."""
-    return locked(out, "out", patience=LONGEST_WAIT)
-
-
-def _make_store(out: Path, settings: Mapping[str, object]) -> None:
+def _make_store(config: PrepareConfig, settings: Mapping[str, object]) -> None:
     # Another process may have made the store with other settings since the first check.
-    _check_store(out, settings)
+    out = config.out
+    _check_out(config.videos, out, settings)
     if not (out / STORE).exists():
         write_settings(out, settings)
     (out / "shards").mkdir(exist_ok=True)

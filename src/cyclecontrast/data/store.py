@@ -1,19 +1,29 @@
-"""`FrameStore`: frames by (video, index), each read on its own, wherever the bytes lie.
+"""`FrameStore`: frames by (video, index), each read separately, from any storage.
 
 One interface to a prepared store (tar shards and Parquet, on this machine or behind a URL), a tree of folders of
 images, the R2V2 layout and a flat folder of images. Columns are arrays, never Python lists, so millions of frames take
 megabytes.
+
+A read error is one of two kinds. A ValueError is the fault of the file: it is never retried, and the frame may be
+replaced. An OSError is the fault of the storage (a disk, a network share, a server), which may answer later: the read
+is retried, and the error is never recorded as a property of the file.
 """
 
+import contextlib
 import ctypes
+import errno
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
+from multiprocessing.context import get_spawning_popen
+from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from tarfile import BLOCKSIZE
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,22 +34,100 @@ from cyclecontrast.config.types import is_url
 from cyclecontrast.data.image_folders import ImageFiles, open_image_folder, text_pieces
 from cyclecontrast.data.images import MOST_BYTES, Pixels, decode_image
 from cyclecontrast.data.remote import RemoteFiles
-from cyclecontrast.data.shared_arrays import SharedArrays
-from cyclecontrast.data.storage import LocalFiles, read_with_retry, reason
+from cyclecontrast.data.storage import reason, size_within_folder
 from cyclecontrast.data.store_format import FRAME_SCHEMA, FRAMES, STORE, STORE_VERSION, read_settings, shard_name
 from cyclecontrast.data.tables import read_about, read_batches
 from cyclecontrast.errors import UserError
 
+PAUSES = (0.1, 0.4, 1.6, 6.4, 25.6)
+"""Seconds between the attempts to read."""
+MOST_HANDLES = 256
 NUMBERS_PER_PIECE = 4_096
 MOST_PROBLEMS = 10
-OUT_OF_ORDER = "its rows are not in order (video after video, index 0, 1, ...)"
 PLACES = ("shard", "offset", "size")
-WRONG_COUNT = "does not have as many rows as it says"
 
 Numbers = npt.NDArray[np.integer]
-StoreFiles: TypeAlias = LocalFiles | RemoteFiles
 OpenedFrames: TypeAlias = "tuple[str, pa.StringArray, npt.NDArray[np.int64], ImageFiles | Shards]"
 """Layout, video ids, `starts` of FrameStore, and where the frames are read from."""
+
+
+class SharedArrays:
+    """Read-only arrays by name, in memory that a process shares with those it forks or spawns.
+
+    Any other pickle holds the numbers.
+    """
+
+    def __init__(self, memory: Mapping[str, tuple[str, Any]]) -> None:
+        """Take the dtype of each array, and its memory."""
+        self._memory = memory
+
+    @staticmethod
+    def of(arrays: Mapping[str, npt.NDArray[Any]]) -> "SharedArrays":
+        """Copy one-dimensional arrays into shared memory."""
+        memory: dict[str, tuple[str, Any]] = {}
+        for name, array in arrays.items():
+            memory[name] = array.dtype.str, RawArray(ctypes.c_byte, array.nbytes)
+            np.frombuffer(memory[name][1], array.dtype)[:] = array
+        return SharedArrays(memory)
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        dtype, memory = self._memory[name]
+        array = np.frombuffer(memory, dtype)
+        array.flags.writeable = False
+        return array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if get_spawning_popen() is None:
+            return SharedArrays.of, ({name: self[name] for name in self._memory},)
+        return SharedArrays, (self._memory,)
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """The files of a prepared store in a folder; the files read last stay open.
+
+    Reads are positioned, so forked processes may share handles; threads may not. `advice` tells a user what to do
+    about files that are missing or damaged.
+    """
+
+    root: Path
+    handles: dict[str, int] = field(default_factory=dict, compare=False)
+    advice = "prepare the videos again"
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        """Return a range of bytes of a file with one positioned read; raises OSError."""
+        if name not in self.handles:
+            while len(self.handles) >= MOST_HANDLES:
+                os.close(self.handles.pop(next(iter(self.handles))))
+            self.handles[name] = os.open(self.root / name, os.O_RDONLY)
+        data = os.pread(self.handles[name], size, start)
+        if len(data) != size:
+            raise OSError(errno.EIO, "is shorter than frames.parquet says", str(self.root / name))
+        return data
+
+    def fetched(self, *names: str) -> AbstractContextManager[Path]:
+        """Give the folder itself."""
+        return nullcontext(self.root)
+
+    def sizes(self, names: Sequence[str]) -> Iterator[int | OSError | ValueError]:
+        """Yield the size of each file, or the error of looking it up."""
+        for name in names:
+            try:
+                yield size_within_folder(self.root / name)
+            except (OSError, ValueError) as error:
+                yield error
+
+    def reopen(self) -> None:
+        """Close all handles: a handle from before a file server's restart stays stale."""
+        while self.handles:
+            with contextlib.suppress(OSError):
+                os.close(self.handles.popitem()[1])
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"root": self.root, "handles": {}}
+
+    def __del__(self) -> None:
+        self.reopen()
 
 
 @dataclass(frozen=True)
@@ -72,7 +160,10 @@ class FrameStore:
         columns = {"starts": starts, "ends": ends, "text": np.frombuffer(text or b"", np.uint8)}
         store = FrameStore(root, layout, SharedArrays.of(columns), source)
         del opened, ids, starts, ends, text, columns
-        _release_memory()
+        # Arrow and the C library would keep half of the memory that opening the store took.
+        pa.default_memory_pool().release_unused()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
         return store
 
     @property
@@ -120,11 +211,23 @@ class FrameStore:
         return self.source.read(self._frame(video, index))
 
     def read_with_retry(self, video: int, index: int, sleep: Callable[[float], object]) -> bytes:
-        """Return the encoded image of a frame; while the storage fails, retry after growing pauses.
+        """Return the encoded image of a frame; while the storage fails, reopen the files, pause and read again.
 
-        Raises ValueError as `read` does, and UserError where the storage still fails after the last pause.
+        Raises ValueError as `read` does, and UserError where the storage still fails after the last pause. A read that
+        hangs is not interrupted.
         """
-        return read_with_retry(self.source, self._frame(video, index), sleep)
+        for pause in PAUSES:
+            try:
+                return self.read(video, index)
+            except OSError:
+                self.source.reopen()
+                sleep(pause)
+        try:
+            return self.read(video, index)
+        except OSError as error:
+            place = error.filename or self.source.file_of(self._frame(video, index))
+            tried = f"tried {len(PAUSES) + 1} times in {sum(PAUSES):.0f} s"
+            raise UserError(f"{place}: cannot be read ({reason(error)}; {tried}); check the storage") from error
 
     def image(self, video: int, index: int) -> Pixels:
         """Return the decoded frame, RGB (height, width, 3); raises UserError naming the frame."""
@@ -152,27 +255,20 @@ class FrameStore:
         return int(self.starts[video]) + index
 
 
-def _release_memory() -> None:
-    """Return what opening a store took to the system; Arrow and the C library would keep half of it."""
-    pa.default_memory_pool().release_unused()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
-
-
 @dataclass(frozen=True)
 class Shards:
     """Frames that are byte ranges in tar files.
 
-    `columns` are `offset`, in units, and `size` by frame, and `shard` by runs of frames that lie in the same, whose
-    first frames are `first`.
+    `columns` has the `offset` (in units) and the `size` of each frame. A run of frames in one shard has one entry in
+    `shard`, and in `first` its first frame.
     """
 
-    files: StoreFiles
+    files: LocalFiles | RemoteFiles
     columns: SharedArrays
     unit: int
 
     @staticmethod
-    def of(files: StoreFiles, shard: Numbers, offset: Numbers, size: Numbers) -> "Shards":
+    def of(files: LocalFiles | RemoteFiles, shard: Numbers, offset: Numbers, size: Numbers) -> "Shards":
         """Store the shard, the offset and the size of each frame in no more bytes than the numbers need."""
         first = np.flatnonzero(np.r_[True, shard[1:] != shard[:-1]])
         # In units of a tar's blocks, the offsets of a shard of many GB fit into 4 bytes.
@@ -225,7 +321,7 @@ class Shards:
         return Shards, (self.files, self.columns, self.unit)  # without the cached times
 
 
-# --- opening a prepared store: each frame must lie within a shard of the store and share no byte with another
+# --- opening a prepared store: each frame must lie within a shard of the store
 
 
 def _open_local(root: Path) -> OpenedFrames:
@@ -255,7 +351,7 @@ def _open_remote(url: str) -> OpenedFrames:
     return opened
 
 
-def _open_store(files: StoreFiles, tables: Path) -> OpenedFrames:
+def _open_store(files: LocalFiles | RemoteFiles, tables: Path) -> OpenedFrames:
     """Read and check the table of frames in the folder `tables`."""
     if read_settings(tables) is None:
         raise UserError(f"{files.root}/{STORE}: is not of a frame store of version {STORE_VERSION}; {files.advice}")
@@ -286,37 +382,32 @@ def _read_frames(path: Path) -> tuple[pa.StringArray, npt.NDArray[np.int64], Num
     last_video, last_index = None, np.int32(-1)
     for batch in read_batches(path, FRAME_SCHEMA, ("video", "index", "time", *PLACES)):
         rows, video, index = slice(done, done + len(batch)), batch["video"], batch["index"].to_numpy()
-        if rows.stop > num_frames:
-            raise ValueError(WRONG_COUNT)
         is_first[rows] = np.r_[video[0].as_py() != last_video, pc.not_equal(video[1:], video[:-1])]
         if not np.array_equal(index, np.where(is_first[rows], 0, np.r_[last_index, index[:-1]] + 1)):
-            raise ValueError(OUT_OF_ORDER)
+            raise ValueError("its rows are not in order (video after video, index 0, 1, ...)")
         video_ids.append(video.filter(pa.array(is_first[rows])))
         for name, column in places.items():
             column[rows] = batch[name]
         done, last_video, last_index = rows.stop, video[-1].as_py(), index[-1]
-    if done < num_frames:
-        raise ValueError(WRONG_COUNT)
+    if done != num_frames:
+        raise ValueError("does not have as many rows as it says")
     ids = pa.concat_arrays(video_ids)
     # Ids as `prepare` writes them ascend, and then need no table of them all.
     if not pc.all(pc.less(ids[:-1], ids[1:]), min_count=0).as_py() and len(pc.unique(ids)) < len(ids):
-        raise ValueError(OUT_OF_ORDER)
+        raise ValueError("its rows are not in order (video after video, index 0, 1, ...)")
     return ids, np.r_[np.flatnonzero(is_first), num_frames], places["shard"], places["offset"], places["size"]
 
 
-def _shard_problems(files: StoreFiles, shard: Numbers, offset: Numbers, size: Numbers) -> Iterator[str]:
-    """Yield a line for each shard that is missing, too short for its frames, or has frames that overlap."""
-    offset = offset.view(np.uint64)
-    is_next = (shard[1:] > shard[:-1]) | ((shard[1:] == shard[:-1]) & (offset[1:] >= offset[:-1]))
-    if not is_next.all():  # not in the order of their bytes, as `prepare` writes them
-        order = np.lexsort((offset, shard))
-        shard, offset, size = shard[order], offset[order], size[order]
-    is_first = np.r_[True, shard[1:] != shard[:-1]]
+def _shard_problems(files: LocalFiles | RemoteFiles, shard: Numbers, offset: Numbers, size: Numbers) -> Iterator[str]:
+    """Yield a line for each shard that is missing or too short, or that has a frame that is too large."""
+    first = np.flatnonzero(np.r_[True, shard[1:] != shard[:-1]])
     # The sums cannot overflow: both numbers are positive, and uint64 has a bit to spare.
-    first, end = np.flatnonzero(is_first), np.add(offset, size, dtype=np.uint64, casting="unsafe")
-    needed, largest = np.maximum.reduceat(end, first), np.maximum.reduceat(size, first)
-    has_shared = np.logical_or.reduceat(~is_first & np.r_[False, end[:-1] > offset[1:]], first)
-    names = [shard_name(number) for number in shard[first].tolist()]
+    ends = np.maximum.reduceat(np.add(offset, size, dtype=np.uint64, casting="unsafe"), first)
+    shards, run = np.unique(shard[first], return_inverse=True)
+    needed, largest = np.zeros(len(shards), np.uint64), np.zeros(len(shards), np.int64)
+    np.maximum.at(needed, run, ends)
+    np.maximum.at(largest, run, np.maximum.reduceat(size, first))
+    names = [shard_name(number) for number in shards.tolist()]
     for at, (name, found) in enumerate(zip(names, files.sizes(names), strict=True)):
         if isinstance(found, OSError | ValueError):
             problem = "is missing" if isinstance(found, FileNotFoundError) else reason(found)
@@ -324,8 +415,6 @@ def _shard_problems(files: StoreFiles, shard: Numbers, offset: Numbers, size: Nu
             problem = f"{FRAMES} points outside of it (byte {needed[at]:,} of {found:,})"
         elif largest[at] > MOST_BYTES:
             problem = f"has a frame of {largest[at]:,} bytes, more than {MOST_BYTES:,}"
-        elif has_shared[at]:
-            problem = f"{FRAMES} gives some of its bytes to two frames"
         else:
             continue
         yield f"{files.root}/{name}: {problem}; {files.advice}"

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cyclecontrast.data.storage import read_regular, size_within_folder
-from cyclecontrast.data.tables import read_about, read_table
+from cyclecontrast.data.tables import read_table
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 
@@ -23,24 +23,23 @@ LEADS_OUT = r"^/|(^|/)\.\.(/|$)"
 MOST_SHARDS = 2**30
 """Bound on the numbers of shards, well below the largest number of their column."""
 
-TEXT, INTEGER, NUMBER = pa.string(), pa.int32(), pa.float64()
 VIDEO_SCHEMA = pa.schema(
     [
-        *(
-            ("id", TEXT),
-            ("path", TEXT),
-            ("status", TEXT),
-            ("reason", TEXT),
-            ("shard", INTEGER),
-            ("num_frames", INTEGER),
-        ),
-        *(("duration", NUMBER), ("width", INTEGER), ("height", INTEGER), ("size_bytes", pa.int64())),
+        *((name, pa.string()) for name in ("id", "path", "status", "reason")),
+        *((name, pa.int32()) for name in ("shard", "num_frames")),
+        ("duration", pa.float64()),
+        *((name, pa.int32()) for name in ("width", "height")),
+        ("size_bytes", pa.int64()),
     ]
 )
 FRAME_SCHEMA = pa.schema(
     [
-        *(("video", TEXT), ("index", INTEGER), ("time", NUMBER), ("shard", INTEGER), ("offset", pa.int64())),
-        *(("size", INTEGER), ("width", INTEGER), ("height", INTEGER)),
+        ("video", pa.string()),
+        ("index", pa.int32()),
+        ("time", pa.float64()),
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),
+        *((name, pa.int32()) for name in ("size", "width", "height")),
     ]
 )
 
@@ -112,14 +111,6 @@ def read_videos(path: Path) -> list[VideoRow]:
     except ValueError as error:
         raise damaged(path, error) from error
     return [VideoRow(**row) for row in table.to_pylist()]
-
-
-def count_frames(root: Path) -> int:
-    """Return the number of rows of the store's table of frames; raises UserError where it is damaged."""
-    try:
-        return int(read_about(root / FRAMES).num_rows)
-    except (OSError, ValueError) as error:
-        raise damaged(root / FRAMES, error) from error
 
 
 def damaged(path: Path, error: Exception) -> UserError:

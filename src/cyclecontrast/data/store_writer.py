@@ -1,20 +1,29 @@
-"""Write the shards of a store: tars whose bytes depend on names and frames only, and their tables."""
+"""Write the shards of a store: tars whose bytes depend on names and frames only, and their tables.
 
+Many are written at once, in processes that may die: a video that crashes its process costs only itself.
+"""
+
+import multiprocessing
 import os
+import signal
 import tarfile
-from collections.abc import Callable
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
 import cv2
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cyclecontrast.data.decode import DecodedFrame, VideoError, open_video
-from cyclecontrast.data.frame_sampling import Policy
-from cyclecontrast.data.storage import size_within_folder
+from cyclecontrast.data.decode import DecodedFrame, Policy, VideoError, open_video
 from cyclecontrast.data.store_format import (
     FRAME_SCHEMA,
     FRAMES,
@@ -30,11 +39,7 @@ from cyclecontrast.data.tables import read_table
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 
-FRAMES_PER_REPORT = 32
 ROWS_PER_GROUP = 1_000_000
-
-Report = Callable[[int, int, int], object]
-"""Called with the videos, frames and bytes of video done since the last call."""
 
 
 class ShardJob(NamedTuple):
@@ -49,29 +54,32 @@ class ShardJob(NamedTuple):
     shard: int
     rows: tuple[VideoRow, ...]
 
-    def is_done(self) -> bool:
-        """Whether the table of videos, which is written last, is there."""
-        return shard_path(self.out, self.shard, VIDEOS).exists()
+
+Report = Callable[[ShardJob, int], object]
+"""Called with each shard that is done, and its number of frames."""
 
 
-def write_shard(job: ShardJob, report: Report) -> None:
-    """Write the shard's tar and its two tables; the table of videos, written last, marks it as done."""
+def write_shard(job: ShardJob) -> int:
+    """Write the shard's tar and its two tables, the table of videos last: it marks the shard as done.
+
+    Returns the number of frames.
+    """
     with replacing(shard_path(job.out, job.shard)) as aside, open(aside, "wb") as file:
-        written = [_write_video(job, row, file, report) for row in job.rows]
+        written = [_write_video(job, row, file) for row in job.rows]
         file.write(bytes(2 * tarfile.BLOCKSIZE))
     rows = [frame for _, frames in written for frame in frames]
     write_rows(shard_path(job.out, job.shard, FRAMES), rows, FRAME_SCHEMA)
     write_videos(shard_path(job.out, job.shard, VIDEOS), [row for row, _ in written])
+    return len(rows)
 
 
-def try_shard(job: ShardJob) -> None:
+def try_shard(job: ShardJob) -> int:
     """Do the work without keeping anything, to see whether the process survives it."""
     with open(os.devnull, "wb") as file:
-        for row in job.rows:
-            _write_video(job, row, file, lambda *_: None)
+        return sum(len(_write_video(job, row, file)[1]) for row in job.rows)
 
 
-def _write_video(job: ShardJob, row: VideoRow, file: BinaryIO, report: Report) -> tuple[VideoRow, list[dict[str, Any]]]:
+def _write_video(job: ShardJob, row: VideoRow, file: BinaryIO) -> tuple[VideoRow, list[dict[str, Any]]]:
     """Append the frames of one video; return its row with the outcome, and the rows of its frames."""
     frames: list[dict[str, Any]] = []
     path = job.videos / row.path
@@ -83,12 +91,8 @@ def _write_video(job: ShardJob, row: VideoRow, file: BinaryIO, report: Report) -
         with open_video(path, job.max_pixels) as video:
             for frame in video.frames(job.policy, job.size):
                 frames.append(_write_frame(job, row.id, len(frames), frame, file))
-                if len(frames) % FRAMES_PER_REPORT == 0:
-                    report(0, FRAMES_PER_REPORT, 0)
     except VideoError as error:
-        report(1, 0, row.size_bytes)
         return row._replace(status="skipped", reason=str(error)), []
-    report(1, len(frames) % FRAMES_PER_REPORT, row.size_bytes)
     done = row._replace(status="ok", reason=video.notice, num_frames=len(frames), duration=video.duration)
     return done._replace(width=video.width, height=video.height), frames
 
@@ -108,17 +112,6 @@ def _write_frame(job: ShardJob, video_id: str, index: int, frame: DecodedFrame, 
 def member_name(video_id: str, index: int) -> str:
     """Return the name of a frame in its shard: a WebDataset key without dots, in a folder without slashes."""
     return f"{quote(video_id, safe='').replace('.', '%2E')}/{index:06d}.jpg"
-
-
-def is_whole(root: Path, shard: int) -> bool:
-    """Whether a shard's tables can be read and its tar is as long as its frames need."""
-    try:
-        frames = read_table(shard_path(root, shard, FRAMES), FRAME_SCHEMA, ("offset", "size"))
-        read_videos(shard_path(root, shard, VIDEOS))
-        end = pc.max(pc.add(frames["offset"], frames["size"])).as_py() or 0
-        return size_within_folder(shard_path(root, shard)) >= end
-    except (OSError, ValueError, UserError):
-        return False
 
 
 def join_shards(root: Path) -> None:
@@ -145,3 +138,97 @@ def join_shards(root: Path) -> None:
 def _shard_tables(root: Path, suffix: str) -> list[Path]:
     numbers = {path: path.name.split(".")[0] for path in (root / "shards").glob(f"*.{suffix}")}
     return sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path]))
+
+
+# --- many shards at once
+
+
+def write_shards(jobs: Iterable[ShardJob], num_workers: int, report: Report) -> None:
+    """Write all shards, in this process if there are no workers.
+
+    Raises UserError where processes do not start, or die without a video being the cause.
+    """
+    if not num_workers:
+        for job in jobs:
+            report(job, write_shard(job))
+        return
+    waiting = deque(jobs)
+    while waiting:
+        for job in _run(write_shard, waiting, min(num_workers, len(waiting)), report):
+            if not shard_path(job.out, job.shard, VIDEOS).exists():
+                _write_alone(job, report)
+
+
+def _write_alone(job: ShardJob, report: Report) -> None:
+    """Find the videos that kill their process, and write the shard without them."""
+    crashing: set[str] = set()
+    to_try = deque(job._replace(rows=(row,)) for row in job.rows)
+    while to_try:
+        crashing.update(row.id for tried in _run(try_shard, to_try, 1, lambda *_: None) for row in tried.rows)
+    rows = (row._replace(reason="the decoder crashed") if row.id in crashing else row for row in job.rows)
+    if _run(write_shard, deque([job._replace(rows=tuple(rows))]), 1, report):
+        raise UserError(
+            f"workers: a process was killed twice at shard {job.shard} of {job.out}, not by a single video; "
+            "is the memory full? Run the same command again with --workers 1, it resumes"
+        )
+
+
+def _run(work: Callable[[ShardJob], int], jobs: deque[ShardJob], num_workers: int, report: Report) -> list[ShardJob]:
+    """Take jobs from the queue until it is empty; if a process dies, return those that were in progress."""
+    in_progress: dict[Future[int], ShardJob] = {}
+    with _started_pool(num_workers) as executor:
+        try:
+            while jobs or in_progress:
+                while jobs and len(in_progress) < num_workers:
+                    future = _submit(executor, work, jobs[0])
+                    in_progress[future] = jobs.popleft()
+                done, _ = wait(in_progress, return_when=FIRST_COMPLETED)
+                for future in done:
+                    report(in_progress[future], future.result())
+                    del in_progress[future]
+        except BrokenProcessPool:
+            return list(in_progress.values())
+    return []
+
+
+@contextmanager
+def _started_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Start processes that end at once when the block is left or this process is killed."""
+    context = multiprocessing.get_context("spawn")
+    lifeline_end, lifeline = context.Pipe(duplex=False)
+    executor = ProcessPoolExecutor(num_workers, context, _start_worker, (lifeline_end,))
+    with lifeline_end:
+        try:
+            try:
+                _submit(executor, os.getpid).result()
+            except BrokenProcessPool:
+                raise UserError(
+                    "workers: processes cannot be started; in a script, call prepare below "
+                    '`if __name__ == "__main__":`, or set workers to 0'
+                ) from None
+            yield executor
+        finally:
+            lifeline.close()
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(executor: ProcessPoolExecutor, work: Callable[..., int], *args: ShardJob) -> Future[int]:
+    """Submit with Ctrl-C blocked, so that the processes started by it never receive one."""
+    # The resource tracker unblocks signals while it starts, so it must be running before.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return executor.submit(work, *args)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(lifeline: Connection) -> None:
+    """Initialize a worker process, which ends when the parent closes the lifeline or dies."""
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+
+
+def _end_with(lifeline: Connection) -> None:
+    lifeline.poll(None)
+    os._exit(1)

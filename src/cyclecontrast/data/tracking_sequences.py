@@ -22,8 +22,7 @@ import numpy.typing as npt
 
 from cyclecontrast.data.folders import is_image, natural_order
 from cyclecontrast.data.images import Pixels, load_image
-from cyclecontrast.data.storage import file_size
-from cyclecontrast.data.text_lines import leads_out, raise_problems, read_lines, read_text
+from cyclecontrast.data.storage import file_size, leads_out, raise_problems, read_lines, read_text
 from cyclecontrast.errors import UserError, attempt
 
 Boxes = npt.NDArray[np.float64]
@@ -121,30 +120,29 @@ def _images_in(folder: Path) -> tuple[str, ...]:
 
     Raises UserError where there are none.
     """
-    names = sorted(os.listdir(folder), reverse=True) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of images")
+    names = sorted(os.listdir(folder), reverse=True)
     by_stem = {os.path.splitext(name)[0]: name for name in names if is_image(name)}
     if not by_stem:
-        raise UserError(f"{folder}: {'holds no images' if folder.is_dir() else 'no such folder of images'}")
+        raise UserError(f"{folder}: holds no images")
     # All sequences share the names of their files: those of a million frames take no more than those of one sequence.
     return tuple(sys.intern(name) for name in sorted(by_stem.values(), key=natural_order))
 
 
 def read_rows(path: Path, columns: int) -> Boxes:
     """Read finite numbers, `columns` to a line, between commas, tabs or spaces; raises UserError naming the line."""
-    lines = read_text(path).splitlines()
-    rows = [_numbers(line, f"{path}:{number}", columns) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        try:
+            row = [float(word) for word in line.replace(",", " ").split()]
+        except ValueError:
+            row = [math.nan]
+        if row and (len(row) != columns or not all(map(math.isfinite, row))):
+            expected = "x, y, width and height in numbers" if columns == 4 else "one number"
+            raise UserError(f"{path}:{number}: {line.strip()[:80]!r} is not {expected}; fix the line")
+        rows += [row] if row else []
     return np.array(rows, np.float64).reshape(-1, columns)
-
-
-def _numbers(line: str, where: str, columns: int) -> list[float]:
-    try:
-        numbers = [float(word) for word in line.replace(",", " ").split()]
-    except ValueError:
-        numbers = []
-    if len(numbers) != columns or not all(map(math.isfinite, numbers)):
-        expected = "x, y, width and height in numbers" if columns == 4 else "one number"
-        raise UserError(f"{where}: {line.strip()[:80]!r} is not {expected}; fix the line")
-    return numbers
 
 
 def _check_boxes(path: Path, num_images: int, boxes: Boxes) -> None:
@@ -158,8 +156,7 @@ def _check_boxes(path: Path, num_images: int, boxes: Boxes) -> None:
 
 def check_in_image(where: str, box: Boxes, image: Pixels) -> None:
     """Raise UserError where a box (4,) lies outside of this image, or is more than twice as large."""
-    height, width = image.shape[:2]
-    x, y, w, h = box
+    (height, width), (x, y, w, h) = image.shape[:2], box
     touches = x - 1 < width and y - 1 < height and x - 1 + w > 0 and y - 1 + h > 0
     if not touches or w > 2 * width or h > 2 * height:
         what = "lies outside of" if not touches else "is far larger than"
@@ -195,16 +192,15 @@ def _is_otb_sequence(folder: Path) -> bool:
 
 
 def _otb_readers(folder: Path) -> Iterator[Callable[[], Sequence]]:
-    """Yield a reader of a sequence for each file of boxes that is not empty."""
-    paths = sorted(folder.glob("groundtruth_rect*.txt"))
-    filled = [path for path in paths if not _is_empty(path)]
+    """Yield a reader of a sequence for each file of boxes that is not blank."""
+    filled = [path for path in sorted(folder.glob("groundtruth_rect*.txt")) if not _is_blank(path)]
     numbered = [path for path in filled if path.name != "groundtruth_rect.txt"]
-    targets = numbered if len(numbered) > 1 else filled[:1] or paths[:1] or [folder / "groundtruth_rect.txt"]
+    targets = numbered if len(numbered) > 1 else filled[:1] or [folder / "groundtruth_rect.txt"]
     for number, path in enumerate(targets, 1):
         yield partial(_read_otb, folder, path, f"{folder.name}.{number}" if len(targets) > 1 else folder.name)
 
 
-def _is_empty(path: Path) -> bool:
+def _is_blank(path: Path) -> bool:
     """Whether a file is blank; one that cannot be read is reported when its boxes are read."""
     try:
         return not read_text(path, "replace").strip()
@@ -213,11 +209,10 @@ def _is_empty(path: Path) -> bool:
 
 
 def _read_otb(folder: Path, path: Path, name: str) -> Sequence:
-    if not os.path.lexists(path) or _is_empty(path):
-        what = "is empty" if os.path.lexists(path) else "no such file"
-        raise UserError(f"{folder / 'groundtruth_rect.txt'}: {what}; it has a line x,y,w,h for each image")
     images = next((folder / inside for inside in ("img", "jpg") if (folder / inside).is_dir()), folder / "img")
     files, boxes = _images_in(images), read_rows(path, 4)
+    if not len(boxes):
+        raise UserError(f"{path}: is empty; it has a line x,y,w,h for each image")
     if len(files) != len(boxes) and folder.name.lower() in OTB_ANNOTATED:
         first, last = OTB_ANNOTATED[folder.name.lower()]
         files = tuple(file for file in files if first <= _number(file) <= last)
@@ -240,7 +235,7 @@ def open_got10k(root: str | Path, split: Got10kSplit) -> Sequences:
     if not path.is_file():
         raise UserError(f"{path}: no such file; it names the sequences of GOT-10k's {split}, one folder a line")
     problems: list[str] = []
-    names = [name for line in read_lines(path, problems) for name in line.text.split()]
+    names = [name for _, text in read_lines(path, problems) for name in text.split()]
     raise_problems(problems)
     if not names:
         raise UserError(f"{path}: names no sequence; one folder of {folder} belongs on each line")
@@ -251,7 +246,7 @@ def _read_got10k(root: Path, name: str, split: Got10kSplit) -> Sequence:
     if leads_out(name):
         raise UserError(f"{root / 'list.txt'}: {name!r} leads out of {root}; name a folder below it")
     folder = root / name
-    if not os.path.isdir(folder):  # Path.is_dir raises where the name is too long
+    if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder, but list.txt names it")
     files, path = _images_in(folder), folder / "groundtruth.txt"
     boxes = read_rows(path, 4)

@@ -73,12 +73,17 @@ class Action(Protocol[ActionConfig, LabeledVideos]):
         learned = np.delete(data.train.labels, list(unread))
         tested = _test(model, data.test, config, loading, cache)
         videos = np.unique(tested["videos"])
+        num_unread, num_untested = len(unread), len(data.test) - len(videos)
+        left_out = (
+            f"left out: {len(data.problems)} listed videos or lines, {num_unread} of {len(data.train):,} training and "
+            f"{num_untested} of {len(data.test):,} test videos that cannot be read"
+        )
         return Predictions(
             _table(tested, data),
             f"action mode={config.mode}" + (f" bn={config.bn}" if config.mode == "linear" else ""),
             (
                 *data.notes,
-                *_left_out(data, len(unread), len(videos)),
+                *((left_out,) if num_unread or num_untested or data.problems else ()),
                 *not_learned(learned, data.classes, "videos"),
                 *not_tested(data.test.labels[videos], data.classes, "videos"),
                 *doubts(losses["training"][-1], len(data.classes)),
@@ -154,7 +159,7 @@ class RandomClips:
     def image(self, position: int) -> Pixels:
         """Return the frames (num_frames, height, width, 3); raises UserError naming the file."""
         path = self.videos.path(position // self.clips_per_video)
-        rng = random_stream(self.seed, self.epoch, _place(position, self.clips_per_video), FRAMES)
+        rng = _clip_stream(self.seed, self.epoch, position, self.clips_per_video, FRAMES)
         return read_frames(path, random_clip(measure(path), self.clip, rng).tolist())
 
 
@@ -170,10 +175,16 @@ class ClipView:
 
     def __call__(self, frames: Pixels, position: int) -> Pixels:
         """Return the views (num_frames, size, size, 3)."""
-        rng = random_stream(self.seed, self.epoch, _place(position, self.clips_per_video), QUERY)
+        rng = _clip_stream(self.seed, self.epoch, position, self.clips_per_video, QUERY)
         recipe = Recipe(JITTER, 1.0, 0.0, 0.0, min_crop=MIN_CROP, flip=self.flip)
         view = draw_view(rng, frames.shape[1], frames.shape[2], recipe)
         return np.stack([apply_view(frame, view, self.size) for frame in frames])
+
+
+def _clip_stream(seed: int, epoch: int, position: int, clips_per_video: int, role: int) -> np.random.Generator:
+    """Return the random stream of a video's clip, whatever the number of clips."""
+    video, clip = divmod(position, clips_per_video)
+    return random_stream(seed, epoch, video << 32 | clip, role)
 
 
 @dataclass(frozen=True)
@@ -195,12 +206,6 @@ class SpreadClips:
         return read_frames(path, frames.ravel().tolist(), round(self.size * CROP_MARGIN))
 
 
-def _place(position: int, clips_per_video: int) -> int:
-    """Return the place in the random stream that belongs to a video and a clip, whatever the number of clips."""
-    video, clip = divmod(position, clips_per_video)
-    return video << 32 | clip
-
-
 # Training in two stages.
 
 
@@ -217,11 +222,10 @@ def train(
     model.backbone.train(finetunes or config.bn == "train")
     stage = partial(_train_stage, model, videos, config, loading, reader)
     decay = step_decay(config.epochs, MILESTONES, FACTOR)
+    warmup, training = range(config.warmup_epochs), range(config.warmup_epochs, reader.num_epochs)
     losses = {
-        "warm-up": stage("warm-up", range(config.warmup_epochs), trains_backbone=False, factor_of=lambda _: 1.0),
-        "training": stage(
-            "training", range(config.warmup_epochs, reader.num_epochs), trains_backbone=finetunes, factor_of=decay
-        ),
+        "warm-up": stage("warm-up", warmup, trains_backbone=False, factor_of=lambda _: 1.0),
+        "training": stage("training", training, trains_backbone=finetunes, factor_of=decay),
     }
     model.eval()
     return losses
@@ -281,11 +285,12 @@ def _random_clip_batches(
 def _test(
     model: ClipClassifier, videos: VideoSplit, config: ActionConfig, loading: Loading, cache: ResumeCache
 ) -> Arrays:
-    parts = [
-        cache.arrays(f"test {part[0]}-{part[-1]}", partial(_test_part, model, videos, part, config, loading))
-        for part in chunks(range(len(videos)), VIDEOS_PER_PART)
-    ]
-    tested = concatenated(parts)
+    tested = concatenated(
+        [
+            cache.arrays(f"test {part[0]}-{part[-1]}", partial(_test_part, model, videos, part, config, loading))
+            for part in chunks(range(len(videos)), VIDEOS_PER_PART)
+        ]
+    )
     if not len(tested["videos"]):
         raise UserError(f"action: none of the {len(videos):,} test videos can be read", *tested["problems"][:3])
     return tested
@@ -325,14 +330,4 @@ def _table(tested: Arrays, data: LabeledVideos) -> pa.Table:
             "clip": tested["clips"],
             "probabilities": matrix_to_column(tested["probabilities"]),
         }
-    )
-
-
-def _left_out(data: LabeledVideos, num_unread: int, num_tested: int) -> tuple[str, ...]:
-    num_untested = len(data.test) - num_tested
-    if not (num_unread or num_untested or data.problems):
-        return ()
-    return (
-        f"left out: {len(data.problems)} listed videos or lines, {num_unread} of {len(data.train):,} training and "
-        f"{num_untested} of {len(data.test):,} test videos that cannot be read",
     )

@@ -10,16 +10,16 @@ import pyarrow as pa
 
 from cyclecontrast.config import ClassifyConfig
 from cyclecontrast.data.labeled_images import LabeledImages, Numbers, Split
-from cyclecontrast.data.text_lines import MAX_LISTED
+from cyclecontrast.data.storage import MAX_LISTED
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import Loading, embed_images, image_parts
 from cyclecontrast.evaluation.metrics import (
     Floats,
     Integers,
     confusion_matrix,
+    hit_at_k,
     per_class_accuracy,
     rank_classes,
-    ranked_accuracy,
     unit_vectors,
     video_means,
 )
@@ -54,7 +54,7 @@ class ClassificationProtocol(Protocol[ClassifyT, LabeledImages]):
         """Read the lists and folders of the data; raises UserError, also where there are fewer than two classes."""
         data = LabeledImages.open(self.config.data, self.config.classes)
         if len(data.classes) < 2:
-            raise UserError(f"{data.root}: holds one class, {data.classes[0]}; there is nothing to tell apart")
+            raise UserError(f"{data.root}: holds one class, {data.classes[0]}; a classifier needs two")
         return data
 
     def describe(self, data: LabeledImages) -> DataInfo:
@@ -68,7 +68,7 @@ class ClassificationProtocol(Protocol[ClassifyT, LabeledImages]):
         variants = [name.removeprefix(RANKED) for name in record.table.column_names if name.startswith(RANKED)]
         ranked = {variant: column_to_matrix(record.table[RANKED + variant]) for variant in variants}
         metrics = {
-            f"top{k}{variant}": ranked_accuracy(values, labels, k)
+            f"top{k}{variant}": hit_at_k(values, labels, k)
             for variant, values in ranked.items()
             for k in ((1, NUM_RANKED) if len(classes) > NUM_RANKED else (1,))
         }

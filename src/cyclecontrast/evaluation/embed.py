@@ -232,7 +232,9 @@ def _write(config: EmbedConfig, backbone: Backbone, store: FrameStore, batches: 
         "data_fingerprint": store.fingerprint,
         "image_size": str(config.image_size or backbone.image_size),
     }
-    schema = _schema(backbone.dim).with_metadata(origin)
+    vector = pa.list_(pa.float32(), backbone.dim)
+    columns = [("video", pa.string()), ("index", pa.int32()), ("time", pa.float64()), ("vector", vector)]
+    schema = pa.schema(columns, origin)
     seen: list[npt.NDArray[np.integer]] = []
     skipped: list[str] = []
 
@@ -259,11 +261,6 @@ def _lasting_name(model: str) -> str:
         return str(Path(model).absolute())
     name, _, file = model.partition("@")
     return f"{name}@{Path(file).absolute()}" if file else name
-
-
-def _schema(dim: int) -> pa.Schema:
-    vector = pa.list_(pa.float32(), dim)
-    return pa.schema([("video", pa.string()), ("index", pa.int32()), ("time", pa.float64()), ("vector", vector)])
 
 
 def _table(store: FrameStore, videos: npt.NDArray[np.integer], batch: Embeddings, schema: pa.Schema) -> pa.Table:

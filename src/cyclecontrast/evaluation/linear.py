@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import nn
@@ -146,8 +147,7 @@ def initial_head(dim: int, num_classes: int, seed: int) -> nn.Linear:
 class ConvexFit(NamedTuple):
     """A logistic regression on standardised vectors, its inverse regularisation `c`, and how `c` was chosen."""
 
-    scaler: StandardScaler
-    model: LogisticRegression
+    model: Pipeline
     c: float
     converged: bool
     validation: dict[str, float]
@@ -155,7 +155,7 @@ class ConvexFit(NamedTuple):
 
     def scores(self, vectors: Floats) -> npt.NDArray[np.float64]:
         """Return the logits (num_items, num_classes)."""
-        logits = self.model.decision_function(self.scaler.transform(vectors.astype(np.float64)))
+        logits = self.model.decision_function(vectors.astype(np.float64))
         return np.stack([0 * logits, logits], axis=1) if logits.ndim == 1 else logits  # of two classes: one column
 
 
@@ -163,16 +163,15 @@ def fit_convex(vectors: Floats, labels: Integers, videos: Integers, seed: int) -
     """Choose C on held-out videos of the training split, then fit to all of it; labels are 0 .. num_classes - 1."""
     validation = _validate(vectors, labels, videos, seed)
     c = max(C_GRID, key=lambda c: validation[c]) if validation else DEFAULT_C
-    scaler = StandardScaler(copy=False)
-    model = LogisticRegression(C=c, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
-    converged = _fit(model, scaler.fit_transform(vectors.astype(np.float64)), labels)
+    model = make_pipeline(StandardScaler(copy=False), LogisticRegression(C=c, tol=TOLERANCE, max_iter=MAX_ITERATIONS))
+    converged = _fit(model, vectors.astype(np.float64), labels)
     notes = [] if validation else [f"C={c:g} was not chosen by validation: no class has two videos"]
     if validation and c in (C_GRID[0], C_GRID[-1]):
         notes.append(f"C={c:g} is the end of the grid; a better one may lie beyond")
     if not converged:
         notes.append(f"the fit did not converge in {MAX_ITERATIONS} iterations")
     by_c = {f"{c:g}": accuracy for c, accuracy in validation.items()}
-    return ConvexFit(scaler, model, c, converged, by_c, tuple(notes))
+    return ConvexFit(model, c, converged, by_c, tuple(notes))
 
 
 def _validate(vectors: Floats, labels: Integers, videos: Integers, seed: int) -> dict[float, float]:
@@ -207,7 +206,7 @@ def folds(labels: Integers, videos: Integers, seed: int) -> Iterator[npt.NDArray
         yield fold[videos] == number
 
 
-def _fit(model: LogisticRegression, vectors: Floats, labels: Integers) -> bool:
+def _fit(model: LogisticRegression | Pipeline, vectors: Floats, labels: Integers) -> bool:
     """Fit, and return whether the solver converged."""
     # On a small matrix several threads wait for each other, ten times as long on a busy machine.
     limit = 1 if vectors.size < SMALL else None

@@ -35,16 +35,9 @@ def rank_classes(scores: Floats, num: int) -> Integers:
     return np.argsort(-scores, axis=1, kind="stable")[:, :num]
 
 
-def ranked_accuracy(ranked: Integers, labels: Integers, k: int) -> float:
-    """Return the fraction of items (num_items, num_ranked) whose label is among the first k."""
-    if not 1 <= k <= ranked.shape[1]:
-        raise ValueError(f"top {k} of {ranked.shape[1]} ranked classes")
-    return float((ranked[:, :k] == labels[:, None]).any(axis=1).mean())
-
-
 def top_k_accuracy(scores: Floats, labels: Integers, k: int) -> float:
     """Return the fraction of items whose label (num_items,) is among the k classes of highest score."""
-    return ranked_accuracy(rank_classes(scores, k), labels, k)
+    return hit_at_k(rank_classes(scores, k), labels, k)
 
 
 def confusion_matrix(predicted: Integers, labels: Integers, num_classes: int) -> npt.NDArray[np.int64]:
@@ -187,14 +180,14 @@ def knn_scores(
     return vote(nearest_neighbors(train, queries, k), train_labels, k, temperature, num_classes)
 
 
-def hit_at_k(neighbor_labels: Integers, query_labels: Integers, k: int) -> float:
-    """Return the fraction of queries whose label (num_queries,) is among those of the k nearest.
+def hit_at_k(ranked: Integers, labels: Integers, k: int) -> float:
+    """Return the fraction of items whose label (num_items,) is among the first k of its ranked ones.
 
-    `neighbor_labels` (num_queries, num_neighbors) are the gallery's labels, nearest first.
+    `ranked` (num_items, num_ranked) are classes, or the labels of the nearest neighbors, best first.
     """
-    if not 1 <= k <= neighbor_labels.shape[1]:
-        raise ValueError(f"hit@{k} of {neighbor_labels.shape[1]} neighbors")
-    return float((neighbor_labels[:, :k] == query_labels[:, None]).any(axis=1).mean())
+    if not 1 <= k <= ranked.shape[1]:
+        raise ValueError(f"hit@{k} of {ranked.shape[1]}")
+    return float((ranked[:, :k] == labels[:, None]).any(axis=1).mean())
 
 
 def average_precision(

@@ -9,7 +9,7 @@ Keys name the protocol, the model's and the data's content, and the settings, so
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,14 +84,13 @@ class About:
         return f"{self.protocol}-{self.model.fingerprint}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def to_json(self) -> Json:
-        """Return what `from_json` takes."""
+        """Return the values of a JSON object, which `ABOUT` reads."""
         nested = {"model": self.model._asdict(), "data": self.data._asdict()}
         return {**{item.name: getattr(self, item.name) for item in dataclasses.fields(self)}, **nested}
 
-    @staticmethod
-    def from_json(values: Json) -> "About":
-        """Rebuild what `to_json` returned; raises ValueError where a part is missing or of another type."""
-        return TypeAdapter(About).validate_python(values)
+
+ABOUT = TypeAdapter(About)
+"""Reads an About from JSON; raises ValueError where a part is missing or of another type."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Record:
         """Read what `save` wrote; raises UserError."""
         try:
             table = pq.read_table(path)
-            about = About.from_json(json.loads((table.schema.metadata or {})[b"about"]))
+            about = ABOUT.validate_python(json.loads((table.schema.metadata or {})[b"about"]))
             return Record(about, table.replace_schema_metadata())
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             reason = str(error).partition("\n")[0]
@@ -176,32 +175,26 @@ class Result:
             parts = json.loads(path.read_text())
             metrics = {name: float(value) for name, value in parts.pop("metrics").items()}
             per_item = parts.pop("per_item")
-            return Result(About.from_json(parts), metrics, per_item)
+            return Result(ABOUT.validate_python(parts), metrics, per_item)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{path}: is not a result of `cyclecontrast evaluate` ({reason})") from error
 
     def __str__(self) -> str:
         """Return the result as text: percentages, notes, then what was left out."""
-        about = self.about
+        about, problems = self.about, self.about.problems
         width = max(map(len, self.metrics), default=0)
-        return "\n".join(
-            [
-                f"{about.tag} of {about.model.name} ({about.model.source}) on {about.data.path}, "
-                f"{about.data.num_train:,} train and {about.data.num_test:,} test",
-                *(f"  {name:{width}}  {100 * value:6.2f} %" for name, value in self.metrics.items()),
-                *(f"  {note}" for note in about.notes),
-                *self._left_out(),
-            ]
-        )
-
-    def _left_out(self) -> Iterator[str]:
-        problems = self.about.problems
+        lines = [
+            f"{about.tag} of {about.model.name} ({about.model.source}) on {about.data.path}, "
+            f"{about.data.num_train:,} train and {about.data.num_test:,} test",
+            *(f"  {name:{width}}  {100 * value:6.2f} %" for name, value in self.metrics.items()),
+            *(f"  {note}" for note in about.notes),
+        ]
         if problems:
-            yield f"  left out, {len(problems)}:"
-            yield from (f"    {problem}" for problem in problems[:MAX_LISTED])
-            if len(problems) > MAX_LISTED:
-                yield f"    ... and {len(problems) - MAX_LISTED} more, in the result's file"
+            lines += [f"  left out, {len(problems)}:", *(f"    {problem}" for problem in problems[:MAX_LISTED])]
+        if len(problems) > MAX_LISTED:
+            lines.append(f"    ... and {len(problems) - MAX_LISTED} more, in the result's file")
+        return "\n".join(lines)
 
 
 def result_path(folder: Path, key: str) -> Path:

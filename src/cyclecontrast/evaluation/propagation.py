@@ -15,7 +15,7 @@ from torch import Tensor
 from cyclecontrast.config import PropagationConfig
 from cyclecontrast.data.davis import LISTS, Davis, MaskedVideo
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.text_lines import raise_problems
+from cyclecontrast.data.storage import raise_problems
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.embed import check_finite, frozen
 from cyclecontrast.evaluation.image_batches import chunks, load_image_batches
@@ -79,10 +79,12 @@ class Propagation(Protocol[PropagationConfig, Davis]):
             raise_problems([none, *data.problems, *problems])
         heights = [int(part["size"][0]) for _, part in followed]
         stride = round(heights[0] / int(followed[0][1]["cells"][0]))
+        # Results on smaller videos may not be compared with those of full size.
+        usual = f"height{'=' if set(heights) == {USUAL_HEIGHT} else '<='}{USUAL_HEIGHT}"
+        height = usual if config.height is None else f"height={config.height}"
         return Predictions(
             pa.concat_tables([_table(*pair) for pair in followed]),
-            f"propagation preset={config.preset} radius={preset.radius} stage={config.stage} "
-            f"{_height_tag(config, heights)} davis{data.year}",
+            f"propagation preset={config.preset} radius={preset.radius} stage={config.stage} {height} davis{data.year}",
             tuple(_notes(data, config, preset, heights, stride)),
             (*data.problems, *problems),
             {"preset": preset._asdict(), "pixels_per_cell": stride},
@@ -100,7 +102,9 @@ class Propagation(Protocol[PropagationConfig, Davis]):
         rows: list[Pixels] = []
         for name, predicted, truth in _videos(record):
             scores[name] = score_objects(predicted, truth)
-            repeated += _j_of_repeating(truth)
+            for number in map(int, scores[name]):
+                still = [region_similarity(truth[0] == number, mask == number) for mask in truth[1:-1]]
+                repeated.append(float(np.mean(still)))
             rows.append(draw_objects(name, predicted, truth))
         values = [list(item.values()) for objects in scores.values() for item in objects.values()]
         j_mean, j_recall, f_mean, f_recall = np.mean(values, axis=0).tolist()
@@ -116,13 +120,6 @@ class Propagation(Protocol[PropagationConfig, Davis]):
 def _table(video: MaskedVideo, part: Arrays) -> pa.Table:
     masks = {name: pa.array(part[name].tolist(), pa.binary()) for name in ("predicted", "truth")}
     return pa.table({"video": [video.name] * len(video), "frame": [path.stem for path in video.frames], **masks})
-
-
-def _height_tag(config: PropagationConfig, heights: list[int]) -> str:
-    """Return the height for the tag: results on smaller videos may not be compared with those of full size."""
-    if config.height is not None:
-        return f"height={config.height}"
-    return f"height{'=' if all(height == USUAL_HEIGHT for height in heights) else '<='}{USUAL_HEIGHT}"
 
 
 def _notes(data: Davis, config: PropagationConfig, preset: Preset, heights: list[int], stride: int) -> Iterator[str]:
@@ -221,7 +218,7 @@ def score_objects(predicted: Sequence[Pixels], truth: Sequence[Pixels]) -> dict[
     Means are over the frames between the first and the last; recall is the fraction of them above one half.
     """
     scores = {}
-    for number in _objects(truth):
+    for number in range(1, int(truth[0].max()) + 1):
         pairs = [(ours == number, theirs == number) for ours, theirs in zip(predicted, truth, strict=True)][1:-1]
         j = np.array([region_similarity(*pair) for pair in pairs])
         f = np.array([boundary_f(*pair) for pair in pairs])
@@ -232,18 +229,6 @@ def score_objects(predicted: Sequence[Pixels], truth: Sequence[Pixels]) -> dict[
             "f_recall": float((f > RECALL_FROM).mean()),
         }
     return scores
-
-
-def _j_of_repeating(truth: Sequence[Pixels]) -> list[float]:
-    """Return J of each object for a prediction in which nothing moves."""
-    return [
-        float(np.mean([region_similarity(truth[0] == number, mask == number) for mask in truth[1:-1]]))
-        for number in _objects(truth)
-    ]
-
-
-def _objects(truth: Sequence[Pixels]) -> range:
-    return range(1, int(truth[0].max()) + 1)
 
 
 def _videos(record: Record) -> Iterator[tuple[str, list[Pixels], list[Pixels]]]:

@@ -55,6 +55,11 @@ class Reference:
     data: str
     note: str
 
+    @property
+    def backbone_name(self) -> str:
+        """Name of the backbone as MODEL names it."""
+        return self.backbone.lower().replace("-", "")
+
 
 class Compared(NamedTuple):
     """Published figures by metric, and a line for each difference of the measured ones; comparable without any."""
@@ -78,12 +83,9 @@ def load_references() -> tuple[Reference, ...]:
 def compare(result: Result) -> Compared | None:
     """Return the paper's own figures for the metrics of a result, of the same backbone if there are any."""
     label = _label(result)
-    ours = [
-        row
-        for row in load_references()
-        if (row.protocol, row.method) == (label, METHOD) and row.metric in result.metrics
-    ]
-    same = [row for row in ours if _plain(row.backbone) == result.about.model.name] or ours
+    rows = [row for row in load_references() if (row.protocol, row.method) == (label, METHOD)]
+    ours = [row for row in rows if row.metric in result.metrics]
+    same = [row for row in ours if row.backbone_name == result.about.model.name] or ours
     rows = [row for row in same if (row.source, row.backbone) == (same[0].source, same[0].backbone)]
     if not rows:
         return None
@@ -95,13 +97,9 @@ def _label(result: Result) -> str:
     return f"{result.protocol} {result.about.config[variant]}" if variant else result.protocol
 
 
-def _plain(backbone: str) -> str:
-    return backbone.lower().replace("-", "")
-
-
 def _differences(result: Result, label: str, reference: Reference) -> Iterator[str]:
     about = result.about
-    if _plain(reference.backbone) != about.model.name:
+    if reference.backbone_name != about.model.name:
         yield f"backbone {about.model.name}, not {reference.backbone}"
     numbers = {"train": about.data.num_train, "test": about.data.num_test}
     for (split, number), size in zip(numbers.items(), ITEMS[result.protocol], strict=True):

@@ -6,9 +6,10 @@ compares single clips is the default, and the level stands in the tag.
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -275,48 +276,30 @@ def _embed_part(
     wanted = WantedFrames(split, {v: np.unique(x) for v, x in indices.items()}, round(loading.image_size * CROP_MARGIN))
     read: list[int] = []
 
-    def pixels() -> Iterator[Tensor]:
+    def frames() -> Iterator[Tensor]:
         crop, batches = CenterCrop(loading.image_size), chunks(list(indices), 1)
         for batch in load_image_batches(wanted, crop, batches, loading.workers, f"embedding {name}"):
             problems.extend(batch.problems)
             read.extend(batch.positions.tolist())
-            yield from batch.pixels if len(batch.positions) else ()
+            for video in batch.pixels if len(batch.positions) else ():
+                yield from video
 
-    vectors = _encode_all(backbone, pixels(), loading)
+    # Full batches of frames may span videos.
+    encoded, waiting = [torch.empty(0, backbone.dim)], frames()
+    with frozen(backbone, loading.device):
+        while pixels := list(islice(waiting, loading.batch_size)):
+            batch = ImageBatch(torch.arange(len(pixels)), torch.stack(pixels), ())
+            encoded.append(encode(backbone, batch, loading.device).cpu())
+    vectors = torch.cat(encoded).numpy()
     ends = np.cumsum([len(wanted.frames[video]) for video in read], dtype=np.int64)
     items = [vectors[:0]]
-    for video, found in zip(read, np.split(vectors, ends), strict=False):
-        items.append(_averaged(found, np.searchsorted(wanted.frames[video], indices[video]), config))
+    for number, found in zip(read, np.split(vectors, ends), strict=False):
+        items.append(_averaged(found, np.searchsorted(wanted.frames[number], indices[number]), config))
     return {
         "vectors": np.concatenate(items),
         "videos": np.array(read, np.int64),
         "problems": np.array(problems, dtype=str),
     }
-
-
-def _encode_all(backbone: Backbone, videos: Iterable[Tensor], loading: Loading) -> npt.NDArray[np.float32]:
-    """Embed the frames of videos (num_frames, 3, h, w), in full batches that may span videos."""
-    vectors = [torch.empty(0, backbone.dim)]
-    with frozen(backbone, loading.device):
-        for pixels in _regrouped(videos, loading.batch_size):
-            batch = ImageBatch(torch.arange(len(pixels)), pixels, ())
-            vectors.append(encode(backbone, batch, loading.device).cpu())
-    found: npt.NDArray[np.float32] = torch.cat(vectors).numpy()
-    return found
-
-
-def _regrouped(videos: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Join and split, so that each but the last has `size` frames, and none is dropped."""
-    waiting: list[Tensor] = []
-    for video in videos:
-        waiting.append(video)
-        if sum(map(len, waiting)) >= size:
-            joined = torch.cat(waiting)
-            whole = len(joined) // size * size
-            yield from (joined[start : start + size] for start in range(0, whole, size))
-            waiting = [joined[whole:]]
-    if sum(map(len, waiting)):
-        yield torch.cat(waiting)
 
 
 def _averaged(vectors: npt.NDArray[np.float32], places: Numbers, config: RetrievalConfig) -> npt.NDArray[np.float32]:

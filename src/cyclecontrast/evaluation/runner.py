@@ -1,6 +1,5 @@
 """The one way into an evaluation: predictions first, written as a record; then the score, from the record alone."""
 
-import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -74,14 +73,17 @@ def _evaluate(
     folder = results_folder(task.config)
     check_folder(folder)
     cache = ResumeCache(folder / "unfinished" / f"{about.record_key}-{about.versions['cyclecontrast']}")
-    with _resuming_after_interrupt(), cache.locked():
-        for leftover in (*folder.glob(f"{about.key}.*.part"), *folder.glob(f"records/{about.record_key}.*.part")):
-            leftover.unlink()
-        _share_parts(parts, about, cache, world)
-        predictions = task.predict(backbone, data, cache)
-        record = Record(_about_predictions(task, about, predictions), predictions.table)
-        record.save(folder)
-        return _score(task, record, about.config)
+    try:
+        with cache.locked():
+            for leftover in (*folder.glob(f"{about.key}.*.part"), *folder.glob(f"records/{about.record_key}.*.part")):
+                leftover.unlink()
+            _share_parts(parts, about, cache, world)
+            predictions = task.predict(backbone, data, cache)
+            record = Record(_about_predictions(task, about, predictions), predictions.table)
+            record.save(folder)
+            return _score(task, record, about.config)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("interrupted; the same command resumes where it stopped") from interrupt
 
 
 def _open(task: AnyProtocol, given: Backbone | None) -> tuple[Backbone, Any]:
@@ -113,14 +115,6 @@ def _share_parts(parts: list[Part], about: About, cache: ResumeCache | None, wor
             arrays = gather_part(part, world)
             if cache and arrays:
                 cache.arrays(part.name, lambda arrays=arrays: arrays)  # type: ignore[misc]
-
-
-@contextlib.contextmanager
-def _resuming_after_interrupt() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt("interrupted; the same command resumes where it stopped") from interrupt
 
 
 def _about_predictions(task: AnyProtocol, about: About, predictions: Predictions) -> About:
@@ -187,8 +181,16 @@ def _score_again(task: AnyProtocol, given: Backbone | None) -> Result:
 
 
 def _record_by_name(task: AnyProtocol, about: About) -> Record:
-    folder = results_folder(task.config)
-    found = [record for record in find_records(folder, about.protocol) if _fits(record.about, about)]
+    """Return the only record of this model's name, data and settings; settings left open fit any."""
+    folder, requested = results_folder(task.config), about.config
+    settings = set(requested) - NOT_IN_KEY - set(about.scoring)
+    fixed = {name: requested[name] for name in settings if requested[name] is not None} | {"model": requested["model"]}
+    found = [
+        record
+        for record in find_records(folder, about.protocol)
+        if record.about.data.fingerprint == about.data.fingerprint
+        and all(record.about.config.get(name) == value for name, value in fixed.items())
+    ]
     if len(found) != 1:
         what = f"{len(found)} records fit, name more of the settings" if found else "no record fits"
         raise UserError(
@@ -196,17 +198,6 @@ def _record_by_name(task: AnyProtocol, about: About) -> Record:
             f"data with these settings {what}"
         )
     return found[0]
-
-
-def _fits(found: About, requested: About) -> bool:
-    """Whether a record is that of the requested model, data and settings; settings left open fit any."""
-    open_settings = {name for name, value in requested.config.items() if value is None}
-    free = NOT_IN_KEY | set(requested.scoring) | open_settings
-    return (
-        found.config["model"] == requested.config["model"]
-        and found.data.fingerprint == requested.data.fingerprint
-        and all(found.config.get(name) == value for name, value in requested.config.items() if name not in free)
-    )
 
 
 def _score(task: AnyProtocol, record: Record, settings: dict[str, Any]) -> Result:

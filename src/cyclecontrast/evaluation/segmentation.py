@@ -14,9 +14,8 @@ import torch
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.mask_layouts import IGNORE
-from cyclecontrast.data.masked_images import MaskedImages, MaskedSplit
-from cyclecontrast.data.text_lines import raise_problems
+from cyclecontrast.data.masked_images import IGNORE, MaskedImages, MaskedSplit
+from cyclecontrast.data.storage import raise_problems
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import doubts
 from cyclecontrast.evaluation.embed import exact_convolutions
@@ -114,20 +113,18 @@ def _find_readable(
 
     Raises UserError where none can be read.
     """
-    found = cache.arrays(title, lambda: _read_all(split, title, workers))
+
+    def read() -> Arrays:
+        batches = list(load_image_batches(split, _corner, chunks(range(len(split)), 64), workers, title))
+        problems = [problem for batch in batches for problem in batch.problems]
+        positions = np.concatenate([batch.positions.numpy() for batch in batches])
+        return {"positions": positions, "problems": np.array(problems, str)}
+
+    found = cache.arrays(title, read)
     positions, problems = found["positions"].tolist(), tuple(found["problems"].tolist())
     if not positions:
         raise_problems([f"{title}: none of the {len(split):,} images can be used", *problems])
     return positions, problems
-
-
-def _read_all(split: MaskedSplit, title: str, workers: int) -> Arrays:
-    batches = list(load_image_batches(split, _corner, chunks(range(len(split)), 64), workers, title))
-    problems = [problem for batch in batches for problem in batch.problems]
-    return {
-        "positions": np.concatenate([batch.positions.numpy() for batch in batches]),
-        "problems": np.array(problems, str),
-    }
 
 
 def _corner(image: Pixels, position: int) -> Pixels:

@@ -18,11 +18,10 @@ from torch.nn import functional
 
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.images import Pixels
-from cyclecontrast.data.mask_layouts import IGNORE
-from cyclecontrast.data.masked_images import MaskedSplit
+from cyclecontrast.data.masked_images import IGNORE, MaskedSplit
 from cyclecontrast.data.random_streams import ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.embed import check_finite, exact_convolutions
+from cyclecontrast.evaluation.embed import check_finite
 from cyclecontrast.evaluation.epochs import train_epochs
 from cyclecontrast.evaluation.image_batches import chunks, load_image_batches
 from cyclecontrast.evaluation.resume_cache import ResumeCache
@@ -200,7 +199,10 @@ def fit(
 
     def loss_of(batch: Tensor) -> Iterator[Tensor]:
         pixels, labels = batch[:, :3], batch[:, 3].long()
-        maps = _frozen_maps(segmenter, pixels) if config.frozen else segmenter.maps(pixels)
+        with torch.set_grad_enabled(not config.frozen):
+            maps = segmenter.maps(pixels)
+        if config.frozen:
+            check_finite(maps, segmenter.backbone)
         yield pixel_loss(segmenter.classify(maps, *labels.shape[-2:]), labels)
 
     losses = train_epochs(
@@ -224,14 +226,6 @@ def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """
     total = functional.cross_entropy(scores, labels, ignore_index=IGNORE, reduction="sum")
     return total / (labels != IGNORE).sum().clamp(min=1)
-
-
-def _frozen_maps(segmenter: Segmenter, pixels: Tensor) -> Tensor:
-    with exact_convolutions(), torch.inference_mode():
-        maps = segmenter.maps(pixels)
-    check_finite(maps, segmenter.backbone)
-    # Inference tensors cannot take part in a backward pass, but their clones can.
-    return maps.clone()
 
 
 def _batches(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cyclecontrast.config import PROTOCOL_CONFIGS, AllConfig, EvaluateConfig
-from cyclecontrast.data.layouts import Kind, Layout, find_layouts
+from cyclecontrast.data.layouts import Kind, find_layouts
 from cyclecontrast.distributed import check_alone
 from cyclecontrast.errors import UserError, checked, out_of_memory
 from cyclecontrast.evaluation.predictions import Result, results_folder
@@ -58,32 +58,30 @@ class SuiteResult(NamedTuple):
     @property
     def failure(self) -> str:
         """A line if something could not be evaluated, so that the command fails."""
-        if not self.problems:
-            return ""
-        return (
+        line = (
             "not everything could be evaluated: see `not evaluated` below the table, fix it, and repeat the command to "
             "evaluate what is missing"
         )
+        return line if self.problems else ""
 
     def __str__(self) -> str:
         """Return the table in Markdown; published figures stand in it where all settings agree, else in a footnote."""
         lines: list[tuple[str, ...]] = [("protocol", "data", "metric", "%", "random %", "published %")]
         footnotes: dict[str, int] = {}
+        left_out = []
         for result, baseline in self.rows:
-            compared = compare(result)
-            for metric in _shown(result, compared):
-                ours, random = (_percent(one, metric) for one in (result, baseline))
-                published = _published(compared, metric, footnotes)
-                lines.append((result.tag, Path(result.about.data.path).name, metric, ours, random, published))
+            compared, data = compare(result), Path(result.about.data.path).name
+            if problems := result.about.problems:
+                left_out.append(f"left out of {result.tag} on {data}: {len(problems)} items, named in its result")
+            for number, metric in enumerate(result.metrics):
+                # The first, and all of which a figure is published.
+                if number == 0 or (compared and metric in compared.references):
+                    ours, random = (_percent(one, metric) for one in (result, baseline))
+                    published = _published(compared, metric, footnotes)
+                    lines.append((result.tag, data, metric, ours, random, published))
         numbered = [f"[{number}] {text}" for text, number in footnotes.items()]
-        return "\n".join([*_markdown(lines), "", *numbered, *self._left_out()])
-
-    def _left_out(self) -> Iterator[str]:
-        for result, _ in self.rows:
-            if result.about.problems:
-                name = Path(result.about.data.path).name
-                yield f"left out of {result.tag} on {name}: {len(result.about.problems)} items, named in its result"
-        yield from map("not evaluated: {}".format, self.problems)
+        missing = [f"not evaluated: {problem}" for problem in self.problems]
+        return "\n".join([*_markdown(lines), "", *numbered, *left_out, *missing])
 
 
 def evaluate_all(config: AllConfig) -> SuiteResult:
@@ -97,7 +95,14 @@ def evaluate_all(config: AllConfig) -> SuiteResult:
     if not plans:
         what = f"for {', '.join(config.only)} " if config.only else ""
         raise UserError(f"data_root: {config.data_root}: holds no data {what}in a layout that a protocol reads")
-    models = [(config.model, backbone), *([_baseline(backbone, config.seed)] if config.baseline else [])]
+    out = results_folder(config)
+    check_folder(out)
+    models = [(config.model, backbone)]
+    if config.baseline:
+        name = f"random:{backbone.name}"
+        random = load_backbone(name, config.seed)
+        random.image_size, random.mean, random.std = backbone.image_size, backbone.mean, backbone.std
+        models.append((name, random))
     done = SuiteResult((), ())
     for number, plan in enumerate(plans, start=1):
         print(f"[{number}/{len(plans)}] {plan}", file=sys.stderr)
@@ -106,19 +111,11 @@ def evaluate_all(config: AllConfig) -> SuiteResult:
         row = () if results[0] is None else ((results[0], results[-1] if config.baseline else None),)
         done = SuiteResult(done.rows + row, done.problems + tuple(problems))
         if done.rows:
-            with replacing(_folder(config) / "all.md") as aside:
+            with replacing(out / "all.md") as aside:
                 aside.write_text(f"{done}\n")
     if not done.rows:
         raise UserError(*done.problems)
     return done
-
-
-def _baseline(backbone: Backbone, seed: int) -> tuple[str, Backbone]:
-    """Return random weights of the same network, with the model's image size and normalisation."""
-    name = f"random:{backbone.name}"
-    random = load_backbone(name, seed)
-    random.image_size, random.mean, random.std = backbone.image_size, backbone.mean, backbone.std
-    return name, random
 
 
 def _attempt(model: str, backbone: Backbone, plan: Plan, config: AllConfig, problems: list[str]) -> Result | None:
@@ -127,7 +124,13 @@ def _attempt(model: str, backbone: Backbone, plan: Plan, config: AllConfig, prob
     fields = PROTOCOL_CONFIGS[plan.protocol].model_fields
     known = {name: value for name, value in shared.items() if value is not None and name in fields}
     try:
-        base = {"model": model, "data": plan.data, "out": _folder(config), "seed": config.seed, "device": config.device}
+        base = {
+            "model": model,
+            "data": plan.data,
+            "out": results_folder(config),
+            "seed": config.seed,
+            "device": config.device,
+        }
         options: EvaluateConfig = checked(PROTOCOL_CONFIGS[plan.protocol], {**base, **known, **plan.settings})
         return evaluate_alone(plan.protocol, options, backbone, reuse=not config.again)
     except UserError as error:
@@ -142,28 +145,11 @@ def _plans(root: Path) -> Iterator[Plan]:
     training = next((layout.root for layout in layouts if layout.kind == "got10k"), None)
     if any(layout.kind == "otb" for layout in layouts):
         layouts = [layout for layout in layouts if layout.kind != "got10k"]
+    # Without GOT-10k to train the tracker's head on, raw features are correlated.
+    head = {"train": False} if training is None else {"train_data": training}
     for layout in layouts:
         for protocol, settings in PLANS[layout.kind]:
-            yield Plan(protocol, layout.root, {**settings, **_training(layout, training)})
-
-
-def _training(layout: Layout, got10k: Path | None) -> Settings:
-    """Return where a tracker's head is trained; without GOT-10k raw features are correlated."""
-    if layout.kind != "otb":
-        return {}
-    return {"train_data": got10k} if got10k is not None else {"train": False}
-
-
-def _folder(config: AllConfig) -> Path:
-    folder = results_folder(config)
-    check_folder(folder)
-    return folder
-
-
-def _shown(result: Result, compared: Compared | None) -> list[str]:
-    """Return the metrics that the table shows: the first, and all of which a figure is published."""
-    published = compared.references if compared else {}
-    return [name for number, name in enumerate(result.metrics) if number == 0 or name in published]
+            yield Plan(protocol, layout.root, settings | (head if layout.kind == "otb" else {}))
 
 
 def _percent(result: Result | None, metric: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cyclecontrast.config import ExportConfig
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.exporting.formats import DETECTRON2, ONNX, SAFETENSORS, TIMM, TORCHVISION, Format
+from cyclecontrast.exporting.formats import DETECTRON2, ONNX, SAFETENSORS, TIMM, TORCHVISION, Format, snippet
 from cyclecontrast.exporting.huggingface import HUGGINGFACE
 from cyclecontrast.files import check_folder
 from cyclecontrast.models.backbone import Backbone
@@ -34,7 +34,7 @@ class Export:
 
 
 def export_backbone(config: ExportConfig, given: Backbone | None = None) -> Export:
-    """Write a backbone in the requested format: `given`, or else the one that `config.model` names.
+    """Write a backbone in the requested format: `given`, or the one that `config.model` names.
 
     Raises UserError with all problems; nothing is written then.
     """
@@ -53,11 +53,11 @@ def export_backbone(config: ExportConfig, given: Backbone | None = None) -> Expo
     if backbone is None or problems:
         raise UserError(*problems)
     chosen.write(backbone, path, config.model)
-    return Export(path, chosen.snippet(backbone, path))
+    return Export(path, snippet(config.format, backbone, path))
 
 
 def _check_output(path: Path, chosen: Format) -> None:
-    """Check that the suffix fits, for tools go by it, and that nothing is overwritten."""
+    """Raise UserError if the suffix is not that of the format, or if a file would be overwritten."""
     others = {other.suffix for other in FORMATS.values() if other.suffix} - {chosen.suffix}
     if chosen.suffix and path.suffix != chosen.suffix:
         raise UserError(f"out: {path} must end in {chosen.suffix}")

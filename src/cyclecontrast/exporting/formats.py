@@ -1,6 +1,6 @@
 """File formats of other tools: safetensors, torchvision, timm, ONNX, detectron2.
 
-Each has a function that writes a backbone and one that returns the code that loads it.
+Each has a function that writes a backbone, and a template of the code that loads it.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import jinja2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -37,20 +38,19 @@ class Format(NamedTuple):
     """A format of `export`.
 
     `default` is the output without --out, `suffix` the only one allowed (empty: any that no other format has);
-    `supports(backbone)`, `write(backbone, path, model)` where `model` is the MODEL that the user named, and
-    `snippet(backbone, path)`; `modules` must be installed and come with the extra of the format's name.
+    `supports(backbone)` and `write(backbone, path, model)`, where `model` is the MODEL that the user named; `modules`
+    must be installed and come with the extra of the format's name.
     """
 
     default: str
     suffix: str
     supports: Callable[[Backbone], bool]
     write: Callable[[Backbone, Path, str], None]
-    snippet: Callable[[Backbone, Path], str]
     modules: tuple[str, ...] = ()
 
 
 class ResNetShape(NamedTuple):
-    """Which ResNet a backbone is: depth, channels of the stem, and whether the stem is the small one (3x3, no pool)."""
+    """Which ResNet a backbone is: depth, channels of the stem, and whether the stem is small (3x3, no max-pool)."""
 
     depth: int
     width: int
@@ -93,6 +93,32 @@ def renamed(key: str, names: Renaming) -> str:
     return key
 
 
+def render(template: str, backbone: Backbone, **values: Any) -> str:
+    """Return a text of the folder `templates` about a backbone."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cyclecontrast.exporting"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["basename"] = lambda path: Path(path).name
+    size = f"{backbone.image_size} x {backbone.image_size}"
+    return environment.get_template(template).render(backbone=backbone, size=size, **values)
+
+
+def snippet(name: str, backbone: Backbone, path: Path) -> str:
+    """Return the code that loads a backbone in the format of this name."""
+    return render(
+        f"{name}.txt",
+        backbone,
+        file=repr(str(path)),
+        resnet=resnet_shape(backbone),
+        user_class=backbone.name.removeprefix(USER_PREFIX) if is_user_defined(backbone.name) else "",
+        opset=ONNX_OPSET,
+    )
+
+
 def weights_of(backbone: Backbone) -> dict[str, Tensor]:
     """Return the parameters and statistics by name, contiguous and on the CPU."""
     return {key: value.detach().cpu().contiguous() for key, value in backbone.network.state_dict().items()}
@@ -106,70 +132,15 @@ def _write_safetensors(backbone: Backbone, path: Path, _: str) -> None:
         weights.rename(path)
 
 
-def _load_safetensors(backbone: Backbone, path: Path) -> str:
-    size = backbone.image_size
-    network = f", network={backbone.name.removeprefix(USER_PREFIX)}()" if is_user_defined(backbone.name) else ""
-    code = f"""import cyclecontrast
-
-backbone = cyclecontrast.load_backbone({str(path)!r}{network})
-# pixels: uint8 (batch, 3, height, width), RGB; trained at {size} x {size}
-# features = backbone(backbone.normalise(pixels))   # (batch, {backbone.dim})
-"""
-    stage = "# map = backbone.feature_map(backbone.normalise(pixels), 4)   # of stage 4, or 1 to 3"
-    return code if network else f"{code}{stage}: (batch, channels, h, w)\n"
-
-
 def _write_state_dict(backbone: Backbone, path: Path, _: str) -> None:
     with replacing(path) as part:
         torch.save(weights_of(backbone), part)
-
-
-def _load_torchvision(backbone: Backbone, path: Path) -> str:
-    shape = resnet_shape(backbone)
-    assert shape is not None
-    return f"""import torch
-import torchvision
-from torchvision.models.feature_extraction import create_feature_extractor
-
-model = torchvision.models.resnet{shape.depth}()
-weights = torch.load({str(path)!r}, weights_only=True)
-missing, unknown = model.load_state_dict(weights, strict=False)
-assert set(missing) == {{"fc.weight", "fc.bias"}} and not unknown
-model.fc = torch.nn.Identity()   # or your classifier on {backbone.dim} features
-model.eval()
-{_normalize(backbone)}
-# features = model(normalize(images))   # (batch, {backbone.dim})
-# map = create_feature_extractor(model, ["layer4"])(normalize(images))["layer4"]   # (batch, {backbone.dim}, h, w)
-"""
 
 
 def _in_timm(backbone: Backbone) -> bool:
     """Return whether timm can build this network: its own ones, and ResNets with the standard stem of 64 channels."""
     shape = resnet_shape(backbone)
     return backbone.name.startswith("timm:") or (shape is not None and shape.width == 64 and not shape.is_small)
-
-
-def _load_timm(backbone: Backbone, path: Path) -> str:
-    name, arguments = backbone.name.removeprefix("timm:"), "num_classes=0"
-    if name == "resnet10":
-        name, arguments = "resnet18", f"{arguments}, layers=(1, 1, 1, 1)"
-    code = f"""import timm
-import torchvision
-
-model = timm.create_model({name!r}, {arguments}, checkpoint_path={str(path)!r})
-model.eval()
-{_normalize(backbone)}
-# features = model(normalize(images))   # (batch, {backbone.dim})
-"""
-    if resnet_shape(backbone) is None:
-        return code
-    return f"{code}# map = model.forward_features(normalize(images))   # (batch, {backbone.dim}, h, w)\n"
-
-
-def _normalize(backbone: Backbone) -> str:
-    size = backbone.image_size
-    return f"""normalize = torchvision.transforms.Normalize({list(backbone.mean)}, {list(backbone.std)})
-# images: float (batch, 3, height, width), RGB from 0 to 1; trained at {size} x {size}"""
 
 
 class _PixelsToFeatures(nn.Module):
@@ -206,7 +177,7 @@ def _onnx_program(backbone: Backbone) -> Any:
     graph, size = _PixelsToFeatures(backbone).eval(), backbone.image_size
     is_resnet = isinstance(graph.network, ResNet)
     dynamic = {0: "batch", 2: "height", 3: "width"} if is_resnet else {0: "batch"}
-    # Height and width differ, because the exporter could take equal sides for one another.
+    # Height and width differ, because the exporter could take equal sides for one dimension.
     pixels = torch.zeros(2, 3, size, size + 32 if is_resnet else size, dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter warns about itself
@@ -226,19 +197,6 @@ def _onnx_program(backbone: Backbone) -> Any:
             raise UserError(
                 f"format onnx: PyTorch cannot export {backbone.name} ({reason}); choose another format"
             ) from error
-
-
-def _load_onnx(backbone: Backbone, path: Path) -> str:
-    size, is_resnet = backbone.image_size, as_resnet(backbone) is not None
-    sides = f"height, width), RGB; trained at {size} x {size}" if is_resnet else f"{size}, {size}), RGB"
-    outputs = "features, map" if is_resnet else "(features,)"
-    shapes = f"(batch, {backbone.dim})" + (f" and (batch, {backbone.dim}, h, w)" if is_resnet else "")
-    return f"""import onnxruntime
-
-session = onnxruntime.InferenceSession({str(path)!r})   # opset {ONNX_OPSET}
-# pixels: uint8 array (batch, 3, {sides}; the graph normalises them itself
-# {outputs} = session.run(None, {{"pixels": pixels}})   # {shapes}
-"""
 
 
 def _fits_onnx(backbone: Backbone) -> bool:
@@ -274,32 +232,8 @@ def _rebuild_array(array: NDArray[Any]) -> tuple[type[NDArray[Any]], tuple[Any, 
     return np.ndarray, (array.shape, array.dtype.str, bytearray(array.tobytes()))
 
 
-def _load_detectron2(backbone: Backbone, path: Path) -> str:
-    shape = resnet_shape(backbone)
-    assert shape is not None
-    mean, std = ([round(255 * value, 3) for value in values] for values in (backbone.mean, backbone.std))
-    basic = "" if shape.depth == 50 else "cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64\n"
-    return f"""from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
-from detectron2.modeling import build_backbone
-
-cfg = get_cfg()   # or your own config; these weights need the following settings
-cfg.MODEL.WEIGHTS = {str(path)!r}
-cfg.MODEL.RESNETS.DEPTH = {shape.depth}
-{basic}cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
-cfg.MODEL.PIXEL_MEAN = {mean}
-cfg.MODEL.PIXEL_STD = {std}
-cfg.INPUT.FORMAT = "RGB"
-# to fine-tune every layer, as MoCo does: cfg.MODEL.BACKBONE.FREEZE_AT = 0, cfg.MODEL.RESNETS.NORM = "SyncBN"
-# images: float (batch, 3, height, width), RGB from 0 to 255, minus PIXEL_MEAN, divided by PIXEL_STD
-# backbone = build_backbone(cfg)
-# DetectionCheckpointer(backbone).load(cfg.MODEL.WEIGHTS)
-# map = backbone(images)["res4"]   # (batch, {backbone.dim // 2}, h, w)
-"""
-
-
-SAFETENSORS = Format(BACKBONE_FILE, ".safetensors", lambda backbone: True, _write_safetensors, _load_safetensors)
-TORCHVISION = Format("backbone.pth", "", in_torchvision, _write_state_dict, _load_torchvision)
-TIMM = Format("backbone.pth", "", _in_timm, _write_state_dict, _load_timm)
-ONNX = Format("backbone.onnx", ".onnx", _fits_onnx, _write_onnx, _load_onnx, ("onnx", "onnxruntime", "onnxscript"))
-DETECTRON2 = Format("backbone.pkl", ".pkl", in_torchvision, _write_detectron2, _load_detectron2)
+SAFETENSORS = Format(BACKBONE_FILE, ".safetensors", lambda backbone: True, _write_safetensors)
+TORCHVISION = Format("backbone.pth", "", in_torchvision, _write_state_dict)
+TIMM = Format("backbone.pth", "", _in_timm, _write_state_dict)
+ONNX = Format("backbone.onnx", ".onnx", _fits_onnx, _write_onnx, ("onnx", "onnxruntime", "onnxscript"))
+DETECTRON2 = Format("backbone.pkl", ".pkl", in_torchvision, _write_detectron2)

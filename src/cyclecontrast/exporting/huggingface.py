@@ -13,7 +13,7 @@ from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.image_batches import CROP_MARGIN
 from cyclecontrast.evaluation.predictions import Result
-from cyclecontrast.exporting.formats import Format, Renaming, ResNetShape, renamed, resnet_shape, weights_of
+from cyclecontrast.exporting.formats import Format, Renaming, ResNetShape, renamed, render, resnet_shape, weights_of
 from cyclecontrast.files import sync
 from cyclecontrast.methods import learns_from
 from cyclecontrast.models.backbone import BLOCKS, Backbone
@@ -33,15 +33,6 @@ NAMES: Renaming = (
 """Parameter names of transformers' ResNetModel."""
 BILINEAR = 2
 """Pillow's number of the filter; when it shrinks an image, it is close to the area averaging of the evaluations."""
-CARD_HEAD = """---
-library_name: transformers
-pipeline_tag: image-feature-extraction
-tags:
-- self-supervised-learning
-- video
-- cyclecontrast
----
-"""
 
 
 def _supports(backbone: Backbone) -> bool:
@@ -110,22 +101,6 @@ def _preprocessing(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _snippet(backbone: Backbone, path: Path) -> str:
-    return f"""{_load(repr(str(path)))}
-# images: a list of PIL images or of uint8 arrays (height, width, 3), RGB
-# outputs = model(**processor(images, return_tensors="pt"))
-# features = outputs.pooler_output.flatten(1)   # (batch, {backbone.dim})
-# map = outputs.last_hidden_state   # (batch, {backbone.dim}, h, w)
-"""
-
-
-def _load(folder: str) -> str:
-    return f"""import transformers
-
-model = transformers.AutoModel.from_pretrained({folder})
-processor = transformers.AutoImageProcessor.from_pretrained({folder})"""
-
-
 def model_card(backbone: Backbone, run: Path) -> str:
     """Return the README.md of an exported backbone: how it was trained, how it performs, and what is unknown.
 
@@ -134,31 +109,19 @@ def model_card(backbone: Backbone, run: Path) -> str:
     about = read_about(run) if (run / ABOUT).is_file() else {}
     settings = _settings(run / CONFIG) if (run / CONFIG).is_file() else {}
     found = [Result.load(path) for path in sorted((run / "results").glob("*.json"))]
-    # A run folder may also hold results of earlier backbones.
-    results = [result for result in found if result.about.model.fingerprint == fingerprint(backbone)]
-    parts = {
-        "": _summary(backbone, is_trained=bool(settings)),
-        "Data": _data(about),
-        "Method": _method(settings),
-        "Health": f"**{about['verdict']}**, measured without labels: {about['reason']}."
-        if {"verdict", "reason"} <= about.keys()
-        else "Not measured.",
-        "Results": _results(results),
-        "Use": f"""```python
-{_load('"FOLDER"')}   # this folder, or its name on the hub
-outputs = model(**processor(images, return_tensors="pt"))
-features = outputs.pooler_output.flatten(1)   # (batch, {backbone.dim})
-map = outputs.last_hidden_state   # (batch, {backbone.dim}, h, w)
-```""",
-        "Licence": "Not chosen yet. Before you publish these weights, choose a licence, name it here and in the header "
-        "of this file, and check the terms of the training videos.",
-        "Commands": _commands(settings, results),
-        "Versions": "\n".join(
-            f"- {name} {version}" for name, version in (about.get("versions") or package_versions()).items()
-        ),
-    }
-    return CARD_HEAD + "\n".join(
-        f"{f'## {title}' if title else '# Backbone'}\n\n{text}\n" for title, text in parts.items()
+    content = fingerprint(backbone)
+    return render(
+        "card.md",
+        backbone,
+        source=Path(backbone.source).name,
+        fingerprint=content,
+        about=about,
+        settings=settings,
+        learns_from=learns_from(settings["method"]) if settings else "",
+        toml=tomli_w.dumps(settings),
+        # A run folder may also hold results of earlier backbones.
+        results=[result for result in found if result.about.model.fingerprint == content],
+        versions=about.get("versions") or package_versions(),
     )
 
 
@@ -172,46 +135,4 @@ def _settings(file: Path) -> dict[str, Any]:
     return settings | ({"init": Path(settings["init"]).name} if "init" in settings else {})
 
 
-def _summary(backbone: Backbone, is_trained: bool) -> str:
-    origin = "trained without labels" if is_trained else f"from {Path(backbone.source).name}"
-    return (
-        f"An image backbone {origin}: {backbone.name}, {backbone.dim} features, for images of {backbone.image_size} x "
-        f"{backbone.image_size} pixels. It has no classifier. Fingerprint: {fingerprint(backbone)}."
-    )
-
-
-def _data(about: dict[str, Any]) -> str:
-    if not {"num_videos", "num_frames"} <= about.keys():
-        return "Unknown: the backbone was not exported from a run folder."
-    held_out = f", {about['num_held_out']:,} of them held out" if about.get("num_held_out") else ""
-    content = f" Fingerprint: {about['data_fingerprint']}." if "data_fingerprint" in about else ""
-    return f"{about['num_frames']:,} frames of {about['num_videos']:,} unlabeled videos{held_out}.{content}"
-
-
-def _method(settings: dict[str, Any]) -> str:
-    if not settings:
-        return "Unknown."
-    name = settings["method"]
-    return f"`{name}` learns from {learns_from(name)}. All settings:\n\n```toml\n{tomli_w.dumps(settings)}```"
-
-
-def _results(results: list[Result]) -> str:
-    if not results:
-        return "Not evaluated."
-    rows = ["| protocol | data | metric | % |", "|---|---|---|---|"]
-    for result in results:
-        data = result.about.data
-        split = f"{Path(data.path).name}, {data.num_train:,} train, {data.num_test:,} test"
-        rows += [f"| {result.tag} | {split} | {name} | {100 * value:.2f} |" for name, value in result.metrics.items()]
-    return "\n".join(rows)
-
-
-def _commands(settings: dict[str, Any], results: list[Result]) -> str:
-    if not settings:
-        return "```sh\ncyclecontrast export MODEL --format huggingface\n```"
-    train = "cyclecontrast pretrain VIDEOS --out run --config settings.toml     # the settings above"
-    evaluate = [f"cyclecontrast evaluate {name} run DATA" for name in dict.fromkeys(one.protocol for one in results)]
-    return "\n".join(["```sh", train, *evaluate, "cyclecontrast export run --format huggingface", "```"])
-
-
-HUGGINGFACE = Format("backbone-huggingface", "", _supports, _write, _snippet)
+HUGGINGFACE = Format("backbone-huggingface", "", _supports, _write)

@@ -1,7 +1,8 @@
 """Softmax attention of queries over constant keys, in blocks: memory does not grow with the number of keys.
 
-Shapes: query (batch, dim), keys (num_keys, dim); `ignore` is a bool mask, one row per query or one row for all; True:
-the key is not a candidate. First-order gradient through the query only; at least fp32, also under autocast.
+Shapes: query (batch, dim), keys (num_keys, dim). `ignore` is a bool mask, one row per query or one row for all queries;
+True removes a key. The candidates of a query are the remaining keys. The gradient is first-order and goes through the
+query only. Computed in fp32 or higher, also under autocast.
 """
 
 from collections.abc import Iterator
@@ -11,23 +12,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-BLOCK = 2**22  # similarities at a time: 16 MiB is small beside a network and keeps a GPU busy
+BLOCK = 2**22  # similarities per block: 16 MiB in fp32, small next to a network and enough to keep a GPU busy
 
 
 def log_sum_exp(query: Tensor, keys: Tensor, temperature: float, ignore: Tensor | None = None) -> Tensor:
-    """Return log Σ exp(sim / τ) over each query's candidates (batch,); minus infinity where there are none."""
+    """Return log Σ exp(sim / τ) over each query's candidates (batch,); minus infinity without candidates."""
     result: Tensor = _LogSumExp.apply(_wide(query) / temperature, keys.detach(), ignore)  # type: ignore[no-untyped-call]
     return result.to(query.dtype)
 
 
 def soft_mean(query: Tensor, keys: Tensor, temperature: float, ignore: Tensor | None = None) -> Tensor:
-    """Return the mean of each query's candidates by softmax of sim / τ (batch, dim); zero where there are none."""
+    """Return the mean of each query's candidates weighted by softmax(sim / τ) (batch, dim); zero without candidates."""
     result: Tensor = _SoftMean.apply(_wide(query) / temperature, keys.detach(), ignore)  # type: ignore[no-untyped-call]
     return result.to(query.dtype)
 
 
 def best_similarity(query: Tensor, keys: Tensor, ignore: Tensor | None = None) -> Tensor:
-    """Return the similarity of each query's best candidate (batch,); minus infinity where there are none."""
+    """Return the similarity of each query's most similar candidate (batch,); minus infinity without candidates."""
     best = query.new_full((len(query),), float("-inf"))
     for _, _, similarity in _blocks(query.detach(), keys.detach(), ignore):
         best = torch.maximum(best, similarity.amax(dim=1))
@@ -35,7 +36,7 @@ def best_similarity(query: Tensor, keys: Tensor, ignore: Tensor | None = None) -
 
 
 def all_but_best(query: Tensor, keys: Tensor, number: int, ignore: Tensor | None = None) -> Tensor:
-    """Return the mask (batch, num_keys) that ignores all but each query's `number` most similar candidates."""
+    """Return a mask (batch, num_keys) that removes all but each query's `number` most similar candidates."""
     indices = _indices_of_best(_wide(query.detach()), keys.detach(), number, ignore)
     others = torch.ones(len(query), len(keys), dtype=torch.bool, device=query.device).scatter_(1, indices, False)
     return others if ignore is None else others.logical_or_(ignore)
@@ -78,9 +79,9 @@ def _wide(query: Tensor) -> Tensor:
 
 
 def _attend(query: Tensor, keys: Tensor, ignore: Tensor | None, with_mean: bool = True) -> tuple[Tensor, Tensor]:
-    """Return log Σ exp (batch, 1) and the soft mean (batch, dim), zero without `with_mean`.
+    """Return log Σ exp (batch, 1) and the soft mean (batch, dim); the mean is zero without `with_mean`.
 
-    Sums are relative to the highest logit so far, at first the lowest number: -inf minus -inf would be nan.
+    Sums are scaled by the highest logit so far. It starts at the lowest finite number, because -inf - (-inf) is nan.
     """
     highest = query.new_full((len(query), 1), torch.finfo(query.dtype).min)
     total, mean = torch.zeros_like(highest), torch.zeros_like(query)
@@ -90,7 +91,7 @@ def _attend(query: Tensor, keys: Tensor, ignore: Tensor | None, with_mean: bool 
         total.mul_(shrink).add_(weights.sum(dim=1, keepdim=True))
         if with_mean:
             mean.mul_(shrink).addmm_(weights, block)
-    # The highest logit adds 1 to the total: less than 1 means no candidate.
+    # The highest logit adds 1 to the total, so a total below 1 means that the query has no candidate.
     return highest + total.log(), mean / total.clamp(min=1)
 
 

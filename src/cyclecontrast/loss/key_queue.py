@@ -1,4 +1,4 @@
-"""The last keys of the momentum encoder, first in, first out, each with the video it came from."""
+"""A first-in, first-out queue of the latest keys of the momentum encoder, each with the number of its video."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ NO_VIDEO = -1
 
 
 class KeyQueue(nn.Module):
-    """A fixed number of keys, oldest first, stored as buffers and thus saved with the run.
+    """A fixed number of keys, oldest first, stored as buffers and therefore saved in checkpoints.
 
     Shapes: keys (size, dim), video (size,). It starts full of random unit vectors that belong to no video (-1), as in
-    MoCo; pushing any number of keys drops as many of the oldest.
+    MoCo. Pushing keys drops the same number of the oldest keys.
     """
 
     keys: Tensor
@@ -22,14 +22,14 @@ class KeyQueue(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("keys", normalize(torch.randn(size, dim, generator=generator), dim=1))
         self.register_buffer("video", torch.full((size,), NO_VIDEO))
-        # Two buffers take turns: allocating one of this size costs several times what is written into it.
+        # Two buffers are used in turn, because allocating one of this size takes several times longer than filling it.
         self._in_use, self._spare = (self.keys[:0], self.video[:0]), (self.keys[:0], self.video[:0])
 
     @torch.no_grad()
     def joined(self, keys: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
         """Return the queue with keys (num_keys, dim) and video numbers (num_keys,) appended, without changing it.
 
-        The result is valid until other keys are joined or pushed: its memory is reused.
+        The result is valid until the next call of `joined` or `push`, which reuses its memory.
         """
         if len(keys) != len(video):
             raise ValueError(f"{len(keys)} keys with {len(video)} video numbers")
@@ -42,6 +42,6 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor, video: Tensor) -> None:
-        """Append keys (num_keys, dim) and their video numbers (num_keys,); drop as many of the oldest."""
+        """Append keys (num_keys, dim) and their video numbers (num_keys,); drop the same number of the oldest."""
         self.keys, self.video = (part[len(keys) :] for part in self.joined(keys, video))
         self._in_use, self._spare = self._spare, self._in_use

@@ -1,7 +1,8 @@
 """The equations of the paper as loss functions: unit vectors in, mean over the batch out.
 
 Shapes: query, positive (batch, dim); support (num_support, dim); negatives (num_negatives, dim).
-`ignore` is a bool mask, one row per query or one row for all; True: the key is not a candidate.
+`ignore` is a bool mask, one row per query or one row for all queries; True removes a key. The candidates of a query are
+the remaining keys.
 """
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.nn.functional import normalize, softplus
 from cyclecontrast.loss.attention import all_but_best, best_similarity, log_sum_exp, soft_mean
 
 ROUNDING = 1e-6
-"""Two ways to compute the same similarity differ by less, so a key is never nearer than itself."""
+"""Tolerance for rounding: the same similarity computed in two ways differs by less."""
 
 
 def info_nce(
@@ -46,8 +47,12 @@ def cycle_consistency(
     ignore_negatives: Tensor | None = None,
     top_k: int | None = None,
 ) -> Tensor:
-    """Require that each query's soft nearest neighbor cycles back to the query's own video (Eq. 5).
+    """Contrast each query's soft nearest neighbor in the support U with the query's positive and the negatives (Eq. 5).
 
+    The cycle closes if the neighbor is more similar to the positive than to every negative. In the formula of the paper
+    the denominator holds the positive and all of U; in its text and in Algorithm 1 it holds the positive and the keys
+    outside of U, and so it does here.
+    `ignore_support` and `ignore_negatives` are masks of the two sets, `top_k` is that of `soft_nearest_neighbor`.
     Queries without candidates in the support are left out of the mean. Gradient through the query only.
     """
     neighbor = soft_nearest_neighbor(query, support, temperature, ignore_support, top_k)
@@ -58,7 +63,7 @@ def cycle_consistency(
 
 
 def is_nearest(query: Tensor, positive: Tensor, negatives: Tensor, ignore: Tensor | None = None) -> Tensor:
-    """Tell for each query (batch,) whether its positive is more similar than every negative."""
+    """Return for each query (batch,) whether its positive is more similar than every negative."""
     return (query * positive).sum(dim=1) > best_similarity(query, negatives, ignore) + ROUNDING
 
 
@@ -70,5 +75,5 @@ def _nce_per_query(
 
 
 def masked_mean(values: Tensor, counts: Tensor) -> Tensor:
-    """Return the mean of the values where `counts` is True, 0 where none is."""
+    """Return the mean of the values where `counts` is True; 0 if it is True nowhere."""
     return values.where(counts, 0).sum() / counts.sum().clamp(min=1)

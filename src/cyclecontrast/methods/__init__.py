@@ -1,4 +1,4 @@
-"""The methods by their names on the command line; each is an `nn.Module` whose `forward` goes from views to losses."""
+"""The methods by their command-line names. Each is an `nn.Module` whose `forward` computes losses from views."""
 
 from cyclecontrast.config.types import USER_PREFIX
 from cyclecontrast.methods.byol import BYOL
@@ -23,8 +23,8 @@ METHODS: dict[str, type[Method]] = {
 
 
 def learns_from(name: str) -> str:
-    """Return in words what a method learns from, by its name in a config."""
-    return METHODS[name].learns_from if name in METHODS else f"a user's method, {name.removeprefix(USER_PREFIX)}"
+    """Return a phrase that completes "it learns from", for a method named as in a config."""
+    return METHODS[name].learns_from if name in METHODS else f"the custom method {name.removeprefix(USER_PREFIX)}"
 
 
 __all__ = [

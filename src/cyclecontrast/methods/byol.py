@@ -1,4 +1,4 @@
-"""BYOL (Grill et al. 2020): each view predicts what the momentum encoder makes of the other view."""
+"""BYOL (Grill et al. 2020): each view predicts the momentum encoder's projection of the other view."""
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, FurtherFrames, no_further_frames
@@ -11,13 +11,14 @@ from cyclecontrast.models.hardware import autocast
 
 
 class BYOL(MomentumMethod):
-    """Each view's prediction approaches the momentum encoder's projection of the other view.
+    """Each view's prediction is trained to match the momentum encoder's projection of the other view.
 
-    Differs from BYOL's release: SGD, where it uses LARS; views and projector are the options'; each view is a batch of
-    its own for BatchNorm. With `positives` video the two views show two frames of a video.
+    With `positives` video the two views show two frames of a video.
+    Differs from BYOL's release: the optimizer is SGD instead of LARS; augmentation and projector follow the options;
+    BatchNorm statistics are per view.
     """
 
-    learns_from = "two views, each predicting its momentum encoder's of the other"
+    learns_from = "two views, each predicting the momentum encoder's projection of the other"
     reads = MomentumMethod.reads - {"temperature"}
     num_queries = 2
     num_enqueued = 0
@@ -29,7 +30,7 @@ class BYOL(MomentumMethod):
 
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return one frame for both views, or with `positives` video two."""
+        """Return one frame for both views, or two frames with `positives` video."""
         return options.positives == "frame", no_further_frames
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:

@@ -1,9 +1,11 @@
 """Cross-video cycle-consistency (Wu & Wang, ICCV 2021), from pixels to loss: Eq. 1 to 6 and Algorithm 1.
 
-In the shapes at the line ends N is the number of videos of a micro-batch, D the dimension of the unit vectors, K the
-number of keys of a queue (with `batch_keys` and this step's), S the size of the support U. A query encodes one frame of
-a video, its key another frame of the same video by the momentum encoder; both have a vector for the intra-video and one
-for the cycle loss. Queues hold keys of earlier steps with the videos that they came from.
+Shapes in trailing comments: N videos in the micro-batch, D dimensions of the unit vectors, K keys that queries are
+compared with (those of the queue and, with `batch_keys`, of the current batch), S keys in the support U.
+
+The encoder maps one frame of a video to a query, the momentum encoder maps another frame of the same video to a key.
+Both return two vectors, one for the intra-video loss and one for the cycle loss. The queues hold keys of earlier steps
+and the numbers of their videos.
 """
 
 from typing import NamedTuple
@@ -20,7 +22,7 @@ from cyclecontrast.models.encoder import Features
 
 
 class Split(NamedTuple):
-    """The keys of the cycle loss: support U (S, D), negatives (K - S, D), and the masks of what each query ignores."""
+    """The keys of the cycle loss: support U (S, D) and negatives (K - S, D), each with its mask, one row per query."""
 
     support: Tensor
     negatives: Tensor
@@ -31,10 +33,10 @@ class Split(NamedTuple):
 class CycleContrast(MomentumMethod):
     """The paper's method, Eq. 6: intra-video contrast + λ · cycle-consistency across videos.
 
-    Differs from the release, which encodes three views: a second view of the query's frame is enqueued there, here it
-    is the positive; its keys share BatchNorm in twos, here in the groups of `bn_groups`; its queries share BatchNorm on
-    each of eight GPUs, here in a micro-batch of a process.
-    Differs from the release: all processes draw one support, so that many train as one does.
+    Differs from the release, which encodes three views and enqueues the second view of the query's frame; here two are
+    encoded and the positive is enqueued. BatchNorm statistics of keys are per pair in the release and per group of
+    `bn_groups` here; those of queries are per GPU (of eight) in the release and per micro-batch here.
+    Differs from the release: all processes use the same support, so it does not depend on their number.
     """
 
     learns_from = "frames of the same video and cycles across videos"
@@ -49,10 +51,10 @@ class CycleContrast(MomentumMethod):
         """Return the losses of a micro-batch; views[0] are the queries, views[1] their positives."""
         options, temperature = self.options, self.options.temperature
         key = self.encode_keys(batch.views[1], info)  # NxD twice: intra and cycle
-        new, new_video = self.enqueue_later([key], batch.video)  # the keys of all processes
+        new, new_video = self.enqueue_later([key], batch.video)  # batch keys of all processes
         query = self.encode(batch.views[0])  # NxD twice
 
-        # Eq. 2: the query finds another frame of its video among frames of other videos.
+        # Eq. 2: another frame of the query's video is contrasted with frames of other videos.
         intra_keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
         ignore = intra_keys.ignore(batch.video, own_video=options.mask_own_video)  # NxK
         intra = info_nce(query.intra, key.intra, intra_keys.keys, temperature, ignore)
@@ -60,7 +62,7 @@ class CycleContrast(MomentumMethod):
         # Eq. 3-5: the query's soft nearest neighbor in other videos must cycle back to the query's own video.
         cycle_keys = self.candidates(self.cycle_queue, new.cycle, new_video)  # KxD
         split = self.split(cycle_keys, batch.video, info)  # support SxD, negatives (K-S)xD, masks NxS and Nx(K-S)
-        weight = self.cycle_weight(info) or 0.0  # λ; while it is 0 the cycle loss is measured without a gradient
+        weight = self.cycle_weight(info) or 0.0  # λ; while λ = 0 the cycle loss is only measured, without gradient
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
             cycle = self.cycle_loss(query, key, split)
         total = intra + weight * cycle  # Eq. 6
@@ -71,7 +73,7 @@ class CycleContrast(MomentumMethod):
         return Losses(total, intra, cycle, None, accuracy, self.closed(query, key, split))
 
     def cycle_loss(self, query: Features, key: Features, split: Split) -> Tensor:
-        """Return Eq. 5: from the query by its soft nearest neighbor in U (Eq. 3, 4) back to its video."""
+        """Return Eq. 5: the query's soft nearest neighbor in U (Eq. 3, 4) must cycle back to the query's video."""
         return cycle_consistency(
             query.cycle,  # NxD
             key.cycle,  # NxD
@@ -88,16 +90,16 @@ class CycleContrast(MomentumMethod):
         return self.options.cycle_weight if info.progress >= self.options.cycle_start else 0.0
 
     def split(self, candidates: Candidates, video: Tensor, info: StepInfo) -> Split:
-        """Draw the support U from the candidates; the rest are negatives (Algorithm 1).
+        """Draw the support U from the candidates; the other keys are negatives (Algorithm 1).
 
-        Differs from the release with `split_by` video: all keys of a video are on one side. Keys are ordered by a
-        random number of their video; on the negatives' side the one video on the border is ignored.
+        Differs from the release with `split_by` video: no video is in both sets. Keys are sorted by a hash of their
+        video. The video cut by the boundary stays in the support; its remaining keys are masked as negatives.
         """
         size, by_video = self.options.support_size, self.options.split_by == "video"
         index = torch.arange(len(candidates.keys), device=candidates.keys.device)
         groups = candidates.video.where(candidates.video >= 0, -1 - index) if by_video else index
         order = scramble(groups, self.seed(info)).argsort(stable=True)
-        keys = candidates.keys.index_select(0, order)  # brackets take five times as long
+        keys = candidates.keys.index_select(0, order)  # keys[order] is 5 times slower
         place = None if candidates.place is None else order.argsort()[candidates.place]
         drawn = Candidates(keys, candidates.video[order], place)
         ignore = drawn.ignore(video, own_video=self.options.mask_own_video)
@@ -108,7 +110,7 @@ class CycleContrast(MomentumMethod):
 
     @torch.no_grad()
     def closed(self, query: Features, key: Features, split: Split) -> Tensor:
-        """Return the fraction of cycles that close, of the queries that have candidates in the support."""
+        """Return the fraction of cycles that close, among queries with unmasked keys in the support."""
         temperature, top_k = self.options.temperature, self.options.top_k
         neighbor = soft_nearest_neighbor(query.cycle, split.support, temperature, split.ignore_support, top_k)  # NxD
         ends = is_nearest(neighbor, key.cycle, split.negatives, split.ignore_negatives)
@@ -116,7 +118,7 @@ class CycleContrast(MomentumMethod):
 
 
 class IntraVideo(MomentumMethod):
-    """Eq. 2 alone: two frames of one video against frames of other videos."""
+    """Eq. 2 alone: two frames of a video are contrasted with frames of other videos."""
 
     learns_from = "frames of the same video"
     reads = MomentumMethod.reads | {"queue_size", "batch_keys", "mask_own_video"}
@@ -137,7 +139,7 @@ class IntraVideo(MomentumMethod):
 
 
 class IntraImage(IntraVideo):
-    """Eq. 1: two views of one frame against all other keys, as in MoCo."""
+    """Eq. 1: two views of one frame are contrasted with all other keys, as in MoCo."""
 
     learns_from = "two views of one frame"
     reads = IntraVideo.reads - {"mask_own_video"}
@@ -146,29 +148,29 @@ class IntraImage(IntraVideo):
 
 
 class CycleOnly(CycleContrast):
-    """Eq. 5 alone (Table 5); with `query_frame_in_support` k++, another view of its frame, is in its support."""
+    """Eq. 5 alone (Table 5); `query_frame_in_support` adds k++, another view of the query's frame, to its support."""
 
     learns_from = "cycles across videos"
     reads = CycleContrast.reads - {"queue_size", "cycle_weight", "cycle_start"}
     has_intra = False
 
     def cycle_weight(self, info: StepInfo) -> None:
-        """Return None: there is no intra loss to weigh against."""
+        """Return None, because there is no intra loss to weigh the cycle loss against."""
 
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return two frames of the video, and k++ of the query's frame where it is wanted."""
+        """Return two frames of the video, and if k++ is enabled a function that draws the query's frame again."""
         return (False, _query_again) if options.query_frame_in_support else super().frames(options)
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
-        """Return the cycle loss of a micro-batch; views[2], where there is one, is k++."""
+        """Return the cycle loss of a micro-batch; views[0] are the queries, views[1] the positives, views[2] is k++."""
         key, *own_keys = (self.encode_keys(view, info) for view in batch.views[1:])  # NxD
         new, new_video = self.enqueue_later([key], batch.video)
         query = self.encode(batch.views[0])  # NxD
         keys = self.candidates(self.cycle_queue, new.cycle, new_video)  # KxD
         split = self.split(keys, batch.video, info)
         for own in own_keys:
-            # Differs from the release, which puts the query itself into its support.
+            # Differs from the release, which adds the query itself to its support.
             of_others = ~torch.eye(len(own.cycle), dtype=torch.bool, device=own.cycle.device)
             split = split._replace(
                 support=torch.cat((split.support, own.cycle)),  # (S+N)xD
@@ -179,7 +181,7 @@ class CycleOnly(CycleContrast):
 
 
 def scramble(numbers: Tensor, seed: int) -> Tensor:
-    """Hash integers to integers: the same draw on every device, without the state of a generator."""
+    """Hash integers: the same random order on every device, without a generator's state."""
     for shift, factor in ((30, 0x1CE4E5B9BF58476D), (27, 0x133111EB94D049BB)):
         numbers = (numbers + seed * 0x1E3779B97F4A7C15 % 2**63) ^ (numbers >> shift)
         numbers = numbers * factor

@@ -1,4 +1,4 @@
-"""SeCo (Yao et al. 2021): the video among others, the frame within the video, the order of frames."""
+"""SeCo (Yao et al. 2021): inter-frame and intra-frame contrast, and the order of frames."""
 
 import numpy as np
 import torch
@@ -16,14 +16,17 @@ from cyclecontrast.models.hardware import autocast
 
 
 class SeCo(MomentumMethod):
-    """The sum of three losses: inter (find the video), intra (find the frame), order (before or after other frames).
+    """The sum of three losses; the paper calls them inter-frame, intra-frame and temporal order.
 
-    Differs from SeCo's release: a query's own video is masked; one temperature serves both contrasts, as its defaults
-    do; videos of one frame take part in the first loss only; the order is read from the projector of the intra loss,
-    which has a third projector there; each view is a batch of its own for BatchNorm.
+    `inter` contrasts the query with the keys of its video against the queue. `intra` contrasts the key of the query's
+    own frame with the key of another frame of its video. `order` classifies whether the query is before or after two
+    other frames.
+    Differs from SeCo's release: keys of the query's own video are masked; both contrasts share one temperature; videos
+    of one frame contribute to `inter` only; `order` shares the projector of `intra` instead of having its own;
+    BatchNorm statistics are per view.
     """
 
-    learns_from = "frames of the same video, what tells them apart and their order"
+    learns_from = "frames of the same video, their differences and their order"
     reads = MomentumMethod.reads | {"queue_size", "batch_keys", "mask_own_video"}
     same_frame = True
     num_enqueued = 3
@@ -35,11 +38,11 @@ class SeCo(MomentumMethod):
 
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return one frame for query and positive, and two of the other half of the video."""
+        """Return one frame for query and positive, and a function that draws two of the other half of the video."""
         return True, _other_half
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
-        """Return the losses; view 0 is the query, view 1 its positive, views 2 and 3 other frames of the video."""
+        """Return the losses of a micro-batch: view 0 is the query, view 1 the positive, views 2 and 3 other frames."""
         temperature = self.options.temperature
         same, *others = each_key = [self.encode_keys(view, info) for view in batch.views[1:]]  # NxD each
         new, new_video = self.enqueue_later(each_key, batch.video)
@@ -70,7 +73,7 @@ class SeCo(MomentumMethod):
 
 
 class OrderHead(nn.Module):
-    """A linear classifier of whether the query comes before (0) or after (1) two other frames of its video."""
+    """A linear classifier: whether the query is before (0) or after (1) two other frames of its video."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -83,10 +86,10 @@ class OrderHead(nn.Module):
 
 
 def _other_half(rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
-    """Draw two frames, in order of time, of the half of the video that the query is not in.
+    """Draw two frames, in temporal order, from the half of the video that does not contain the query.
 
-    Differs from SeCo's release: the query is any frame, there it is in either half equally often; a video of one frame
-    shows it again.
+    Differs from SeCo's release: the query is drawn from all frames, there from either half with equal probability; in a
+    video of one frame all three are the same.
     """
     half = num_frames // 2
     low, high = (half, num_frames) if query < half or num_frames == 1 else (0, half)
@@ -94,7 +97,7 @@ def _other_half(rng: np.random.Generator, query: int, num_frames: int) -> tuple[
 
 
 def same_frame_first(query: Tensor, same: Tensor, other: Tensor, temperature: float, counts: Tensor) -> Tensor:
-    """Tell the key of the query's own frame from that of another frame of its video, the one negative.
+    """Contrast the key of the query's own frame with one negative, the key of another frame of the same video.
 
     Only rows where `counts` (batch,) is True enter the mean. Gradient through the query only.
     """
@@ -103,7 +106,7 @@ def same_frame_first(query: Tensor, same: Tensor, other: Tensor, temperature: fl
 
 
 def order_loss(logits: Tensor, is_after: Tensor, counts: Tensor) -> Tensor:
-    """Classify, from logits (batch, 2), the query as before (0) or after (1) its video's other frames.
+    """Return the cross entropy of logits (batch, 2) for a query before (0) or after (1) the other frames of its video.
 
     Only rows where `counts` (batch,) is True enter the mean.
     """

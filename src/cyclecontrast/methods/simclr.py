@@ -1,4 +1,4 @@
-"""SimCLR (Chen et al. 2020): two views find each other among all views of the batch."""
+"""SimCLR (Chen et al. 2020): each view is contrasted with its other view among all views of the batch."""
 
 import torch
 from torch import Tensor
@@ -10,20 +10,20 @@ from cyclecontrast.methods.method import Losses, Method, StepInfo
 
 
 class SimCLR(Method):
-    """NT-Xent over the views of a batch; with `positives` video the two views show two frames of a video.
+    """The NT-Xent loss over the views of a batch; with `positives` video the two views show two frames of a video.
 
-    Differs from SimCLR's release: with many processes the negatives are those of the own process; SGD, where it uses
-    LARS; each view is a batch of its own for BatchNorm.
+    Differs from SimCLR's release: negatives are not gathered from other processes; the optimizer is SGD instead of
+    LARS; BatchNorm statistics are per view.
     """
 
-    learns_from = "two views, against all others of the batch"
+    learns_from = "two views, contrasted with all other views of the batch"
     reads = frozenset({"temperature"})
     num_queries = 2
     compares_queries = True
 
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return one frame for both views, or with `positives` video two."""
+        """Return one frame for both views, or two frames with `positives` video."""
         return options.positives == "frame", no_further_frames
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
@@ -35,7 +35,7 @@ class SimCLR(Method):
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """Find each view's other view among all 2·batch - 1 other views; gradient through all of them."""
+    """Return the mean cross entropy of each view's positive among the 2·batch - 1 other views; gradient through all."""
     views, num_images = torch.cat((first, second)), len(first)
     diagonal = torch.eye(2 * num_images, dtype=torch.bool, device=views.device)
     logits = (views @ views.T / temperature).masked_fill(diagonal, float("-inf"))

@@ -1,4 +1,4 @@
-"""SimSiam (Chen & He 2021): two views predict each other, with neither negatives nor a momentum encoder."""
+"""SimSiam (Chen & He 2021): two views predict each other, without negatives and without a momentum encoder."""
 
 from torch import Tensor
 
@@ -12,10 +12,11 @@ from cyclecontrast.models.hardware import autocast
 
 
 class SimSiam(Method):
-    """Each view's prediction approaches the other's projection, whose gradient is stopped.
+    """Each view's prediction is trained to match the projection of the other view, with a stop-gradient.
 
-    Differs from SimSiam's release: residual branches do not start at zero; views and projector are the options'; each
-    view is a batch of its own for BatchNorm. With `positives` video the two views show two frames of a video.
+    With `positives` video the two views show two frames of a video.
+    Differs from SimSiam's release: residual branches are not zero-initialized; augmentation and projector follow the
+    options; BatchNorm statistics are per view.
     """
 
     learns_from = "two views that predict each other"
@@ -29,7 +30,7 @@ class SimSiam(Method):
 
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return one frame for both views, or with `positives` video two."""
+        """Return one frame for both views, or two frames with `positives` video."""
         return options.positives == "frame", no_further_frames
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
@@ -44,8 +45,8 @@ class SimSiam(Method):
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return minus the cosine of prediction and target; no gradient through the target (SimSiam, BYOL).
+    """Return the negative cosine similarity of prediction and target; no gradient through the target (SimSiam, BYOL).
 
-    BYOL's squared distance of unit vectors is 2 + 2 times this: a learning rate there is twice as much here.
+    BYOL's loss, the squared distance of unit vectors, is 2 + 2 times this, so its learning rates must be doubled here.
     """
     return -(prediction * target.detach()).sum(dim=1).mean()

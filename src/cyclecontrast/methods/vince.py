@@ -1,4 +1,4 @@
-"""VINCE (Gordon et al. 2020): four frames of a video at once, each contrasted with all four keys."""
+"""VINCE (Gordon et al. 2020): four queries and four keys of each video; every key is a positive of every query."""
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ NUM_PAIRS = 4
 
 
 class VINCE(MomentumMethod):
-    """Multi-positive contrast of four queries and four keys of a video, against the batch's other keys and the queue.
+    """Multi-positive contrast of four queries and four keys of a video; negatives are other keys of batch and queue.
 
-    Differs from VINCE's release where the query's own video is masked: there the video's older keys are negatives.
-    Differs from VINCE's release: each view is a batch of its own for BatchNorm; views and projector are the options'.
+    Differs from VINCE's release with `mask_own_video`: there older keys of the query's video are negatives.
+    Differs from VINCE's release: BatchNorm statistics are per view; augmentation and projector follow the options.
     """
 
     learns_from = "four frames of the same video at once"
@@ -28,7 +28,7 @@ class VINCE(MomentumMethod):
 
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return two frames of the video, and six further ones."""
+        """Return two frames of the video, and a function that draws six more."""
         return False, _three_pairs
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
@@ -59,24 +59,24 @@ class VINCE(MomentumMethod):
 
 
 def _three_pairs(rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
-    """Draw three more pairs of any frames, perhaps the same one."""
+    """Draw six frames, three pairs, with replacement."""
     return tuple(int(frame) for frame in rng.integers(num_frames, size=2 * (NUM_PAIRS - 1)))
 
 
 def multi_positive_nce(
     query: Tensor, keys: Tensor, positives: Tensor, temperature: float, ignore: Tensor | None = None
 ) -> Tensor:
-    """Contrast each query with each of its positives, against all keys that are not a positive of it.
+    """Contrast each query with each of its positives; the negatives are the keys that are not positives of the query.
 
-    Shapes: query (batch, dim), keys (num_keys, dim). `positives` and `ignore` are masks (batch, num_keys). The
-    denominator of a term holds one positive and the negatives. The mean is over all terms. Gradient through the query
-    only.
+    Shapes: query (batch, dim), keys (num_keys, dim). `positives` and `ignore` are masks (batch, num_keys); keys with
+    `ignore` are not negatives. There is one term per query and positive, whose denominator holds this positive and the
+    negatives. Returns the mean over all terms. Gradient through the query only.
     """
     return _term_per_positive(query @ keys.detach().T / temperature, positives, ignore)
 
 
 def self_batch_nce(query: Tensor, positives: Tensor, temperature: float) -> Tensor:
-    """Contrast the queries of a batch with each other, each also its own positive; gradient through both."""
+    """Contrast the queries of a batch with each other; each is also its own positive. Gradient through both sides."""
     return _term_per_positive(query @ query.T / temperature, positives, None)
 
 

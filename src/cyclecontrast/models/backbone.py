@@ -50,18 +50,15 @@ class Backbone(nn.Module):
         if stage not in (1, 2, 3, 4):
             raise ValueError(f"stage {stage}: a backbone has stages 1 to 4")
         if is_user_defined(self.name):
-            return self._user_map(images, stage)
+            features: Tensor = self.network(images)
+            if stage != 4 or features.ndim != 4:
+                what = "only the map of its last stage" if features.ndim == 4 else "only vectors"
+                raise UserError(f"{self.name} returns {what}, but the map of stage {stage} is needed")
+            return features
         if isinstance(self.network, ResNet):
             return self.network.stage(images, stage)
         maps = self.network.forward_intermediates(images, indices=4, intermediates_only=True)  # type: ignore[operator]
         return maps[stage - 1]  # type: ignore[no-any-return]
-
-    def _user_map(self, images: Tensor, stage: int) -> Tensor:
-        found: Tensor = self.network(images)
-        if stage != 4 or found.ndim != 4:
-            what = "only the map of its last stage" if found.ndim == 4 else "only vectors"
-            raise UserError(f"{self.name} returns {what}, but the map of stage {stage} is needed")
-        return found
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise pixels uint8 (batch, 3, h, w) for `forward`, on the same device."""
@@ -194,7 +191,11 @@ def load_timm(name: str) -> Backbone:
 
 
 def _make_timm(name: str, pretrained: bool) -> Backbone:
-    timm = _import_timm()
+    try:
+        guarded_torchvision()
+        timm: Any = __import__("timm")
+    except ImportError as error:
+        raise UserError("timm:<name> needs the extra: pip install 'cyclecontrast[timm]'") from error
     short = name.removeprefix("timm:")
     if not timm.is_model(short):  # for other names timm would ask a server or a folder what to build
         raise UserError(f"{name}: timm has no such network{did_you_mean(short, timm.list_models())}")
@@ -212,19 +213,11 @@ def _make_timm(name: str, pretrained: bool) -> Backbone:
     return backbone
 
 
-def _import_timm() -> Any:
-    """Import timm, with a torchvision whose compiled operators may need CUDA although PyTorch has none."""
-    try:
-        return guarded_torchvision() and __import__("timm")
-    except ImportError as error:
-        raise UserError("timm:<name> needs the extra: pip install 'cyclecontrast[timm]'") from error
-
-
 _torchvision_operators: list[Any] = []
 
 
 def guarded_torchvision() -> Any:
-    """Import torchvision; if the import fails because its operators are missing, declare them and try again."""
+    """Import torchvision; declare its operators first if they are missing, as those for CUDA are on a CPU."""
     try:
         return __import__("torchvision")
     except RuntimeError as error:

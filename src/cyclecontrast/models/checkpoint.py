@@ -38,7 +38,7 @@ Weights = dict[str, Tensor]
 
 
 class Architecture(NamedTuple):
-    """What else a backbone needs; written into the file and into a .json file beside it."""
+    """What a backbone is beside its weights; written into the file and into a .json file beside it."""
 
     format: str
     name: str
@@ -104,7 +104,7 @@ def fingerprint(backbone: Backbone) -> str:
 
 
 def noted_fingerprint(run: Path) -> str:
-    """Return the fingerprint in the file of a run's backbone if that is a user's own network, else an empty text."""
+    """Return the fingerprint in the file of a run's backbone if that is the user's network, else an empty text."""
     try:
         about = _read_description(_backbone_of_run(run))
     except (UserError, OSError, safetensors.SafetensorError):
@@ -142,16 +142,15 @@ def _load_file(path: Path, network: nn.Module | None) -> Backbone:
 def _read(path: Path) -> Weights:
     """Return the tensors of a file. Raises UserError, whatever its bytes are."""
     try:
-        content = load_file(path) if _is_safetensors(path) else _unpickle(path)
+        content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except Exception as error:  # a damaged file raises any exception
         code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code:
             raise UserError(
                 f"{path}: holds more than weights ({code[1]}), and loading it could run code; save only its state_dict"
             ) from error
-        raise UserError(
-            f"{path}: cannot be read as weights, it is damaged or something else ({_first_sentence(error)})"
-        ) from error
+        reason = ": ".join(filter(None, (type(error).__name__, re.split(r"\n|\. ", str(error))[0])))
+        raise UserError(f"{path}: cannot be read as weights, it is damaged or something else ({reason})") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -171,18 +170,9 @@ def _unpickle(path: Path) -> Any:
         return torch.load(path, "cpu", weights_only=True)
 
 
-def _first_sentence(error: Exception) -> str:
-    text = str(error).partition("\n")[0].partition(". ")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _is_safetensors(path: Path) -> bool:
-    return path.suffix == ".safetensors"
-
-
 def _read_description(path: Path) -> Architecture | None:
     """Return what a file of ours says of itself, None for a file of others. Raises UserError if it is damaged."""
-    if not _is_safetensors(path):
+    if path.suffix != ".safetensors":
         return None
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
@@ -222,8 +212,9 @@ def _find_resnet(weights: Weights, path: Path) -> str:
 
 
 def _resnet_name(weights: Weights, path: Path) -> str:
-    """Return the name of a ResNet as its weights tell it. Raises UserError."""
-    blocks = tuple(_num_blocks(weights, stage) for stage in (1, 2, 3, 4))
+    """Return the name of the ResNet that has these weights. Raises UserError."""
+    names = {tuple(key.split(".")[:2]) for key in weights}
+    blocks = tuple(sum(name[0] == f"layer{stage}" for name in names) for stage in (1, 2, 3, 4))
     stem = weights.get("conv1.weight", weights[FIRST_BLOCK]).shape
     small = "conv1.weight" in weights and stem[2:] == (3, 3)
     bottleneck = "layer1.0.conv3.weight" in weights
@@ -231,10 +222,6 @@ def _resnet_name(weights: Weights, path: Path) -> str:
         if known == blocks and bottleneck == (depth == "50"):
             return f"resnet{depth}{'-small' if small else ''}" + ("" if stem[:1] == (64,) else f"-w{[*stem, 0][0]}")
     raise UserError(f"{path}: a ResNet with {blocks} blocks; supported are {', '.join(BLOCKS)}")
-
-
-def _num_blocks(weights: Weights, stage: int) -> int:
-    return len({key.split(".")[1] for key in weights if key.startswith(f"layer{stage}.")})
 
 
 def _make_described(about: Architecture, path: Path, network: nn.Module | None) -> Backbone:
@@ -290,7 +277,11 @@ def misfits(backbone: Backbone, weights: Weights, source: str) -> list[str]:
         f"of another shape than {backbone.name} has": wrong,
         "without a number for each place": sparse,
     }
-    return [f"{source}: {_some(keys)} {problem}" for problem, keys in problems.items() if keys]
+    return [
+        f"{source}: {len(keys)} key{'s' * (len(keys) > 1)} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)}) {problem}"
+        for problem, keys in problems.items()
+        if keys
+    ]
 
 
 def _is_dense(value: Tensor) -> bool:
@@ -298,8 +289,3 @@ def _is_dense(value: Tensor) -> bool:
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
         return False
     return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
-
-
-def _some(keys: list[str]) -> str:
-    listed = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-    return f"{len(keys)} key{'s' if len(keys) > 1 else ''} ({listed})"

@@ -33,8 +33,8 @@ class RunReport:
     """One run as the page shows it; `name` is unique on the page.
 
     `store` is its data as they are now, None if they are gone; `skipped` are the videos that could not be prepared,
-    with the reason. `backbone` is the newest one, None if there is none yet or if it is a network of the user's;
-    then `fingerprint` is known all the same. The problems are sentences for the page.
+    with the reason. `backbone` is the newest one, None if there is none yet or if it is the user's network, whose
+    `fingerprint` is known all the same. The problems are sentences for the page.
     """
 
     name: str
@@ -86,7 +86,14 @@ def read_run(folder: Path, name: str, with_data: bool = True) -> RunReport:
     """Read one run folder; raises UserError if it is not a run or a file of it cannot be read."""
     config, text, about, metrics = read_files(folder)
     data = _open_data(folder, config, about.get("data_fingerprint")) if with_data else (None, "", [])
-    return RunReport(name, folder, config, text, about, metrics, read_results(folder), *data, *_load_newest(folder))
+    loaded: tuple[Backbone | None, str, str]
+    try:
+        backbone = load_backbone(folder)
+        loaded = backbone, fingerprint(backbone), ""
+    except UserError as error:
+        loaded = None, noted_fingerprint(folder), str(error)
+    results = read_results(folder)
+    return RunReport(name, folder, config, text, about, metrics, results, *data, *loaded)
 
 
 def read_files(folder: Path) -> tuple[PretrainConfig, str, dict[str, Any], list[dict[str, Any]]]:
@@ -153,11 +160,8 @@ def _open_data(
     except (UserError, OSError, ValueError) as error:
         return None, f"The frames of this run cannot be shown: {error}", []
     changed = expected is not None and store.fingerprint != expected
-    return (
-        store,
-        f"{root} has changed since the run. The page shows the present data." if changed else "",
-        _skipped(root),
-    )
+    problem = f"{root} has changed since the run. The page shows the present data." if changed else ""
+    return store, problem, _skipped(root)
 
 
 def _skipped(root: Path | str) -> list[tuple[str, str]]:
@@ -173,12 +177,3 @@ def _skipped(root: Path | str) -> list[tuple[str, str]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{root}/{file}: cannot be read ({error}); run `cyclecontrast prepare` again") from error
     return [(row["id"], row["reason"]) for row in table.filter(pc.field("status") == "skipped").to_pylist()]
-
-
-def _load_newest(folder: Path) -> tuple[Backbone | None, str, str]:
-    """Return the newest backbone of a run, its fingerprint, and a problem."""
-    try:
-        backbone = load_backbone(folder)
-    except UserError as error:
-        return None, noted_fingerprint(folder), str(error)
-    return backbone, fingerprint(backbone), ""

@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import cv2
@@ -12,7 +12,7 @@ from cyclecontrast.data.images import Pixels
 
 PER_ROW = 32
 MAX_PIXELS = 12_000_000
-"""Of one sheet: phones cannot show larger images."""
+"""Largest sheet: phones cannot show larger images."""
 QUALITIES = (85, 70, 50, 30, 10)
 MULTIPLE = 16
 """Sides of sprites are multiples of this, the side of a JPEG block, so that neighboring sprites do not mix."""
@@ -20,7 +20,7 @@ MAX_NAME = 120
 
 
 class SpriteSheet:
-    """Square images side by side on one JPEG, which the page's style sheet holds as a background image."""
+    """Square images side by side on one JPEG, which is a background image in the page's style sheet."""
 
     def __init__(self, name: str, side: int) -> None:
         self.name, self.side = name, side
@@ -55,18 +55,14 @@ class SpriteSheet:
 
     def to_url(self, max_bytes: int) -> str:
         """Return the sheet as a data URL: the largest and best JPEG that fits; raises ValueError if none does."""
-        for side in self._sides():
+        for side in range(self.side, 0, -MULTIPLE):
+            if side * side * PER_ROW * self.num_rows > MAX_PIXELS and side > MULTIPLE:
+                continue
             sheet = self._draw(side)
             for quality in QUALITIES:
-                url = jpeg_url(sheet, quality)
-                if len(url) <= max_bytes:
+                if len(url := jpeg_url(sheet, quality)) <= max_bytes:
                     return url
         raise ValueError(f"{len(self):,} sprites do not fit into {max_bytes:,} bytes")
-
-    def _sides(self) -> Iterator[int]:
-        for side in range(self.side, 0, -MULTIPLE):
-            if side * side * PER_ROW * self.num_rows <= MAX_PIXELS or side <= MULTIPLE:
-                yield side
 
     def _draw(self, side: int) -> Pixels:
         sheet = np.zeros((self.num_rows * side, PER_ROW * side, 3), np.uint8)

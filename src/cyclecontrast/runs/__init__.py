@@ -21,11 +21,9 @@ def ls(*folders: str | Path, **settings: Any) -> "Listing":
     Raises UserError if a folder does not exist.
     """
     config = checked(ListConfig, {**({"folders": folders} if folders else {}), **settings})
-    from cyclecontrast.runs.tables import list_runs, print_problems
+    from cyclecontrast.runs.tables import list_runs
 
-    listing = list_runs(config)
-    print_problems(config, listing)
-    return listing
+    return list_runs(config)
 
 
 def compare(*runs: str | Path) -> "Comparison":

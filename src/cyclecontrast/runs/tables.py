@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -25,17 +25,15 @@ from cyclecontrast.reporting.runs import RunReport, read_files, read_results, re
 
 RUN_FILES = ("config.toml", "run.json", "metrics.jsonl")
 COLUMNS = ("run", "changed", "status", "verdict", "method", "backbone", "steps", "seed", "data", "best results", "note")
-NOT_COMPARED = ("out", "resume")
-"""Settings that differ in all runs."""
 NONE = "–"
 UNLIMITED = 10**6
-"""Characters of a line where the output is not a terminal."""
+"""Characters of a line if the output is not a terminal."""
 MIN_COLUMN, GAP = 5, 2
-"""Characters of a column whose texts are folded, and between two columns."""
+"""Smallest width of a column whose texts are folded, and the space between two columns, in characters."""
 
 
 class Best(NamedTuple):
-    """The highest value, as a fraction, of the first metric of a protocol variant on a data set."""
+    """The highest value, as a fraction, of the first metric of a protocol variant on a dataset."""
 
     tag: str
     data: str
@@ -80,11 +78,6 @@ class Listed(NamedTuple):
             self.problem or note,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return all fields."""
-        results = [best._asdict() for best in self.results]
-        return self._asdict() | {"path": str(self.path), "changed": self.changed.isoformat(), "results": results}
-
 
 class Listing(NamedTuple):
     """The runs found, the last changed one at the end, and folders that could not be listed."""
@@ -95,7 +88,12 @@ class Listing(NamedTuple):
 
     def __str__(self) -> str:
         if self.config.as_json:
-            return json.dumps([run.to_json() for run in self.runs], indent=2)
+            rows = [
+                run._asdict()
+                | {"changed": run.changed.isoformat(), "results": [best._asdict() for best in run.results]}
+                for run in self.runs
+            ]
+            return json.dumps(rows, indent=2, default=str)
         if self.runs:
             return "\n".join((text_table(COLUMNS, [run.cells() for run in self.runs]), *self.problems))
         places = ", ".join(map(str, self.config.folders))
@@ -140,13 +138,9 @@ def list_runs(config: ListConfig) -> Listing:
         raise UserError(*(f"folders: {folder}: not a folder; name one that contains runs" for folder in missing))
     problems: list[str] = []
     runs = sorted((_listed(folder) for folder in find_runs(config, problems)), key=lambda run: run.changed)
-    return Listing(tuple(runs), tuple(problems), config)
-
-
-def print_problems(config: ListConfig, listing: Listing) -> None:
-    """Print on stderr which folders could not be listed if the output is JSON."""
-    for problem in listing.problems if config.as_json else ():
+    for problem in problems if config.as_json else ():
         print(problem, file=sys.stderr)
+    return Listing(tuple(runs), tuple(problems), config)
 
 
 def find_runs(config: ListConfig, problems: list[str]) -> Iterator[Path]:
@@ -154,9 +148,13 @@ def find_runs(config: ListConfig, problems: list[str]) -> Iterator[Path]:
 
     A folder with two of a run's three files is a run, so that one that has lost a file is still found.
     """
+
+    def report(error: OSError) -> None:
+        problems.append(printable(f"{error.filename}: cannot be listed ({error.strerror})"))
+
     seen: set[str] = set()
     for root in config.folders:
-        for path, folders, files in os.walk(root, onerror=lambda error: problems.append(_unlisted(error))):
+        for path, folders, files in os.walk(root, onerror=report):
             level = len(Path(path).parts) - len(root.parts)
             is_run = len(set(RUN_FILES).intersection(files)) >= 2
             if is_run and os.path.realpath(path) not in seen:
@@ -165,10 +163,6 @@ def find_runs(config: ListConfig, problems: list[str]) -> Iterator[Path]:
             if is_run or "store.json" in files or level >= config.depth:
                 folders.clear()
             folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural_order)
-
-
-def _unlisted(error: OSError) -> str:
-    return printable(f"{error.filename}: cannot be listed ({error.strerror})")
 
 
 def _listed(folder: Path) -> Listed:
@@ -224,16 +218,16 @@ def _differences(runs: list[RunReport]) -> dict[str, tuple[str, ...]]:
     for run in runs:
         about = {"content of data": run.about.get("data_fingerprint"), "ran on": run.about["device"]}
         versions = {f"version of {name}": version for name, version in run.about["versions"].items()}
-        facts.append(run.config.model_dump(mode="json", exclude=set(NOT_COMPARED)) | about | versions)
+        facts.append(run.config.model_dump(mode="json", exclude={"out", "resume"}) | about | versions)
     names = dict.fromkeys(name for one in facts for name in one)
-    rows = {name: tuple(_setting(one.get(name)) for one in facts) for name in names}
+
+    def text(value: Any) -> str:
+        if isinstance(value, list):
+            value = " ".join(map(str, value)) or None
+        return NONE if value is None else str(value)
+
+    rows = {name: tuple(text(one.get(name)) for one in facts) for name in names}
     return {name: texts for name, texts in rows.items() if len(set(texts)) > 1}
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or NONE
-    return NONE if value is None else str(value)
 
 
 def _values(groups: list[list[RunReport]]) -> dict[str, tuple[str, ...]]:
@@ -292,24 +286,20 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None if the caller closed it
     width = shutil.get_terminal_size().columns if is_terminal else UNLIMITED
     needed = sum(min(MIN_COLUMN, max(map(len, column))) + GAP for column in zip(names, *texts, strict=True))
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=width >= needed)
+    if width >= needed:
+        for name in names:
+            table.add_column(Text(name), overflow="fold")
+        for row in texts:
+            table.add_row(*map(Text, row))
+    else:
+        table.add_column(overflow="fold")
+        blocks = (
+            [f"{name}: {text}" if name else text for name, text in zip(names, row, strict=True) if text]
+            for row in texts
+        )
+        table.add_row(Text("\n\n".join("\n".join(block) for block in blocks)))
     console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
     with console.capture() as capture:
-        for part in [_columns(names, texts)] if width >= needed else _blocks(names, texts):
-            console.print(part, overflow="fold")
+        console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
-
-
-def _columns(names: Sequence[str], texts: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
-    for name in names:
-        table.add_column(Text(name), overflow="fold")
-    for row in texts:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _blocks(names: Sequence[str], texts: Sequence[Sequence[str]]) -> Iterator[RenderableType]:
-    for number, row in enumerate(texts):
-        if number:
-            yield ""
-        yield from (Text(f"{name}: {text}" if name else text) for name, text in zip(names, row, strict=True) if text)

@@ -1,21 +1,30 @@
 """The command `search`: the frames most similar to a query, printed, as a page, or interactively in the browser."""
 
 import importlib.util
+import re
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import numpy as np
+from rich.console import Console
 
 from cyclecontrast.config import SearchConfig
 from cyclecontrast.data.images import Pixels, load_image
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.files import check_folder
-from cyclecontrast.searching.encoder import open_encoder
+from cyclecontrast.evaluation.metrics import Floats, unit_vectors
+from cyclecontrast.files import check_folder, is_model
 from cyclecontrast.searching.index import FrameIndex
 from cyclecontrast.searching.nearest import allowed_rows, check_faiss, load_vectors, nearest_rows
-from cyclecontrast.searching.page import open_thumbnails, write_page
-from cyclecontrast.searching.results import Results, frame_name, make_hits
+from cyclecontrast.searching.results import Results, frame_name, make_hits, open_thumbnails, write_page
 
 if TYPE_CHECKING:
+    import torch
+
+    from cyclecontrast.models.backbone import Backbone
     from cyclecontrast.searching.routes import SearchService
+
+IMAGE_SIZE = re.compile("[1-9][0-9]{0,3}")
 
 
 def run_search(config: SearchConfig) -> Results:
@@ -24,7 +33,7 @@ def run_search(config: SearchConfig) -> Results:
         _serve(config)
     problems: list[str] = []
     attempt(lambda: _check_page(config.html), problems)
-    image = attempt(lambda: _load(config.image), problems)
+    image = None if config.image is None else attempt(partial(load_image, config.image), problems)
     index = attempt(lambda: FrameIndex.open(config.index), problems)
     if index is None:
         raise UserError(*problems)
@@ -49,15 +58,10 @@ def run_search(config: SearchConfig) -> Results:
 
 
 def _check_page(page: Path | None) -> None:
-    if page is None:
-        return
-    if page.is_dir():
-        raise UserError(f"html: {page} is a folder; name a file to write")
-    check_folder(page.absolute().parent)
-
-
-def _load(image: Path | None) -> Pixels | None:
-    return None if image is None else load_image(image)
+    if page is not None:
+        if page.is_dir():
+            raise UserError(f"html: {page} is a folder; name a file to write")
+        check_folder(page.absolute().parent)
 
 
 def _find_row(config: SearchConfig, index: FrameIndex) -> int | None:
@@ -95,3 +99,67 @@ def open_service(config: SearchConfig) -> "SearchService":
     if thumbnails is None or encoder is None or videos is None or problems:
         raise UserError(*problems)
     return SearchService(index, load_vectors(index, config.faiss), encoder, thumbnails, *videos)
+
+
+# --- encoding a query image
+
+
+class QueryEncoder(NamedTuple):
+    """A backbone that encodes images as `embed` encoded the frames of an index."""
+
+    backbone: "Backbone"
+    image_size: int
+    device: "torch.device"
+
+    def encode(self, image: Pixels) -> Floats:
+        """Return the vector of an RGB image (height, width, 3), scaled to length 1 (dim,)."""
+        import torch
+
+        from cyclecontrast.evaluation.embed import encode, frozen
+        from cyclecontrast.evaluation.image_batches import CenterCrop, ImageBatch
+
+        crop = np.ascontiguousarray(CenterCrop(self.image_size)(image, 0))
+        batch = ImageBatch(torch.zeros(1, dtype=torch.int64), torch.from_numpy(crop[None]).movedim(-1, -3), ())
+        with frozen(self.backbone, self.device):
+            features = encode(self.backbone, batch, self.device).cpu().numpy()
+        return unit_vectors(features)[0]  # type: ignore[no-any-return]
+
+
+def open_encoder(index: FrameIndex, model: str | None, device: str) -> QueryEncoder:
+    """Load the backbone that made an index, by the name given or the one in the file.
+
+    A model that only the file names must be on this machine: an index must not cause a download. Raises UserError where
+    it is another backbone, or its vectors do not fit.
+    """
+    about = index.about
+    known, size, seed = (about.get(key, "") for key in ("model_fingerprint", "image_size", "seed"))
+    if not known or not IMAGE_SIZE.fullmatch(size):
+        raise UserError(
+            f"index: {index.path} does not say which model made its vectors; search it with --video, or make it again "
+            "with `cyclecontrast embed`"
+        )
+    name = model or about.get("model", "")
+    if not name:
+        raise UserError(f"model: {index.path} does not say where its model is; name it: --model MODEL")
+    if model is None and name.startswith("timm:") and "@" not in name:
+        raise UserError(
+            f"model: {index.path} was made by {name}, which timm may have to download; to allow it: --model {name}"
+        )
+    if not is_model(name):
+        raise UserError(f"model: {name}, which made {index.path}, is gone; say where it is: --model MODEL")
+    from cyclecontrast.models.checkpoint import fingerprint, load_backbone
+    from cyclecontrast.models.hardware import pick_device
+
+    with Console(stderr=True).status("loading the model"):
+        backbone = load_backbone(name, int(seed[:10]) if seed.isdecimal() else 0)
+    if fingerprint(backbone) != known:
+        raise UserError(
+            f"model: {name} is not the model that made {index.path} (fingerprint {fingerprint(backbone)}, not "
+            f"{known}); name the right one with --model, or run `cyclecontrast embed` again"
+        )
+    if backbone.dim != index.dim:
+        raise UserError(
+            f"index: {index.path} has {index.dim}-dimensional vectors, but {name}, which it names as its model, gives "
+            f"{backbone.dim} dimensions; make it again with `cyclecontrast embed`"
+        )
+    return QueryEncoder(backbone, int(size), pick_device(device))

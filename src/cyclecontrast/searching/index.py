@@ -7,7 +7,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +53,7 @@ class FrameIndex:
     def open(path: Path) -> "FrameIndex":
         """Read everything but the vectors of a Parquet file; raises UserError where it is not an index."""
         try:
-            read = _open_parquet if path.suffix.lower() == ".parquet" else _open_npz
-            index = read(path)
+            index = _open_parquet(path) if path.suffix.lower() == ".parquet" else _open_npz(path)
             if (np.abs(index.time) > MAX_SECONDS).any():
                 raise ValueError(f"has times of more than {MAX_SECONDS:.0e} seconds")
         except (ValueError, OSError) as error:
@@ -120,19 +118,11 @@ class FrameIndex:
         return int(rows[np.argmin(np.abs(self.time[rows] - seconds))])
 
     def _rows_of(self, video_id: str) -> npt.NDArray[np.int64]:
-        if video_id not in self._numbers:
-            raise UserError(f"video: {video_id} is not in {self.path}{self._suggestion(video_id)}")
-        return np.flatnonzero(self.video == self._numbers[video_id])
-
-    def _suggestion(self, video_id: str) -> str:
-        longer = next((known for known in self.video_ids if video_id in known), None)
-        if longer is not None:
-            return f"; did you mean {longer}?"
-        return did_you_mean(video_id, self.video_ids[:MAX_IDS_COMPARED]) or f"; its first is {self.video_ids[0]}"
-
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {video_id: number for number, video_id in enumerate(self.video_ids)}
+        if video_id in self.video_ids:
+            return np.flatnonzero(self.video == self.video_ids.index(video_id))
+        longer = next((f"; did you mean {known}?" for known in self.video_ids if video_id in known), None)
+        hint = longer or did_you_mean(video_id, self.video_ids[:MAX_IDS_COMPARED])
+        raise UserError(f"video: {video_id} is not in {self.path}{hint or f'; its first is {self.video_ids[0]}'}")
 
 
 def _open_parquet(path: Path) -> FrameIndex:
@@ -163,9 +153,8 @@ def _open_parquet(path: Path) -> FrameIndex:
 
 def _read_parquet_vectors(path: Path, schema: pa.Schema, start: int) -> Iterator[Floats]:
     metadata, group = read_about(path), 0
-    while group < metadata.num_row_groups and start >= metadata.row_group(group).num_rows:
-        start -= metadata.row_group(group).num_rows
-        group += 1
+    while group < metadata.num_row_groups and start >= (num_rows := metadata.row_group(group).num_rows):
+        start, group = start - num_rows, group + 1
     for batch in read_batches(path, schema, ("vector",), ROWS_PER_BLOCK, group):
         numbers = batch["vector"].flatten()
         if numbers.null_count:
@@ -177,7 +166,7 @@ def _read_parquet_vectors(path: Path, schema: pa.Schema, start: int) -> Iterator
 
 
 def _open_npz(path: Path) -> FrameIndex:
-    """Read an npz file as a whole, for NumPy cannot read a part of an array in an archive."""
+    """Read all of an npz file: NumPy cannot read a part of an array in an archive."""
     arrays, about = _load_npz(path.resolve())
     videos, indices, times, vectors = (arrays[name] for name in COLUMNS)
     if vectors.ndim != 2 or vectors.dtype != np.float32 or not vectors.shape[1]:
@@ -192,9 +181,6 @@ def _open_npz(path: Path) -> FrameIndex:
     if np.isinf(times).any():
         raise ValueError("has infinite numbers in time")
 
-    def read_vectors(start: int) -> Iterator[Floats]:
-        return (vectors[first : first + ROWS_PER_BLOCK] for first in range(start, len(vectors), ROWS_PER_BLOCK))
-
     return FrameIndex(
         path,
         *_numbered(pa.array(videos.tolist(), pa.string())),
@@ -202,7 +188,7 @@ def _open_npz(path: Path) -> FrameIndex:
         times.astype(np.float64),
         vectors.shape[1],
         about,
-        read_vectors,
+        lambda start: (vectors[first : first + ROWS_PER_BLOCK] for first in range(start, len(vectors), ROWS_PER_BLOCK)),
     )
 
 

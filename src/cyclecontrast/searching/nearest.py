@@ -16,7 +16,7 @@ from cyclecontrast.searching.index import FrameIndex
 ROWS_IN_MEMORY = 65_536
 """Rows of a block of vectors in memory: few blocks keep BLAS busy, and each bounds what is multiplied again."""
 FAISS_GROWTH = 4
-"""How many times as many candidates faiss is asked for while too few of them may be shown."""
+"""Factor by which the number of candidates from faiss grows while too few of them are allowed."""
 
 
 def nearest_rows(
@@ -50,11 +50,21 @@ def nearest_rows(
 def _best(
     query: Floats, vectors: Floats, videos: Integers, candidates: Integers, top: int, per_video: int | None
 ) -> tuple[Integers, Floats]:
-    """Find the best candidates; once a video has its share, its other rows are dropped and the search repeats."""
+    """Find the best candidates; once a video has its share, its other rows are dropped and the search repeats.
+
+    BLAS rounds equal rows differently, depending on where they are. All that may be among the top within rounding are
+    therefore multiplied again in double precision, in which equal rows have equal products.
+    """
     products, limit = vectors @ query, per_video or top
+    rounding = 2 * vectors.shape[1] * np.finfo(np.float32).eps
     rows, similarities, counts = list[int](), list[float](), Counter[int]()
     while len(rows) < top and len(candidates):
-        ranked, values = _ranked(query, vectors, products, candidates, top)
+        place = max(0, len(candidates) - top)
+        bound = np.partition(products[candidates], place)[place] - rounding
+        near = candidates[products[candidates] >= bound]
+        exact = (vectors[near].astype(np.float64) * query).sum(axis=1)
+        order = np.lexsort((near, -exact))[:top]
+        ranked, values = near[order], exact[order].astype(np.float32)
         for row, similarity in zip(ranked.tolist(), values.tolist(), strict=True):
             if len(rows) < top and counts[videos[row]] < limit:
                 counts[videos[row]] += 1
@@ -63,23 +73,6 @@ def _best(
         full = [video for video, count in counts.items() if count == limit]
         candidates = candidates[~np.isin(candidates, ranked) & ~np.isin(videos[candidates], full)]
     return np.array(rows, np.int64), np.array(similarities)
-
-
-def _ranked(
-    query: Floats, vectors: Floats, products: Floats, candidates: Integers, top: int
-) -> tuple[Integers, Floats]:
-    """Return the `top` candidates by similarity, equal ones by row.
-
-    BLAS rounds equal rows differently, depending on where they are. All that may be among the top within rounding are
-    therefore multiplied again in double precision, in which equal rows have equal products.
-    """
-    rounding = 2 * vectors.shape[1] * np.finfo(np.float32).eps
-    place = max(0, len(candidates) - top)
-    bound = np.partition(products[candidates], place)[place] - rounding
-    near = candidates[products[candidates] >= bound]
-    exact = (vectors[near].astype(np.float64) * query).sum(axis=1)
-    order = np.lexsort((near, -exact))[:top]
-    return near[order], exact[order].astype(np.float32)
 
 
 def allowed_rows(videos: Integers, row: int | None, other_videos: bool) -> Masks:
@@ -109,21 +102,17 @@ class LoadedVectors:
 
     def search(self, query: Floats, allowed: Masks, top: int, per_video: int | None = None) -> tuple[Integers, Floats]:
         """Return rows and similarities as `nearest_rows` does."""
+        size, num_rows, num_candidates = ROWS_IN_MEMORY, len(self.vectors), top
         if self.cells is None:
-            size, num_rows = ROWS_IN_MEMORY, len(self.vectors)
             blocks = ((start, self.vectors[start : start + size]) for start in range(0, num_rows, size))
             return nearest_rows(query, blocks, self.videos, allowed, top, per_video)
-        return self._search_cells(query, allowed, top, per_video)
-
-    def _search_cells(self, query: Floats, allowed: Masks, top: int, per_video: int | None) -> tuple[Integers, Floats]:
-        num_candidates = top
         while True:
-            num_candidates = min(FAISS_GROWTH * num_candidates, len(self.vectors))
+            num_candidates = min(FAISS_GROWTH * num_candidates, num_rows)
             found = self.cells.search(query[None], num_candidates)[1][0]
             rows = np.sort(found[found >= 0])
-            blocks = [(0, self.vectors[rows])]
-            best, similarities = nearest_rows(query, blocks, self.videos[rows], allowed[rows], top, per_video)
-            if len(best) == top or len(rows) < num_candidates or num_candidates == len(self.vectors):
+            block = (0, self.vectors[rows])
+            best, similarities = nearest_rows(query, [block], self.videos[rows], allowed[rows], top, per_video)
+            if len(best) == top or len(rows) < num_candidates or num_candidates == num_rows:
                 return rows[best], similarities
 
 

@@ -4,12 +4,12 @@ Requests name frames and videos by number, never by path. Requests for another h
 bodies of more than 32 MB are refused, so that a page of somebody else that is open in the same browser learns nothing.
 """
 
+import contextlib
 import socket
 import stat
 import threading
 import tomllib
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, NamedTuple, NoReturn
@@ -33,11 +33,10 @@ from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import read_videos
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.metrics import Floats
-from cyclecontrast.searching.encoder import QueryEncoder
+from cyclecontrast.searching.command import QueryEncoder
 from cyclecontrast.searching.index import FrameIndex
 from cyclecontrast.searching.nearest import LoadedVectors, allowed_rows
-from cyclecontrast.searching.page import Thumbnails, asset, index_summary, render
-from cyclecontrast.searching.results import Hit, make_hit, make_hits
+from cyclecontrast.searching.results import Hit, Thumbnails, asset, index_summary, make_hit, make_hits, render
 
 ADDRESS, DEFAULT_PORT = "127.0.0.1", 8765
 HOSTS = ["127.0.0.1", "localhost"]
@@ -55,13 +54,9 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 VIDEO_TYPES = {
-    ".mp4": "video/mp4",
-    ".m4v": "video/mp4",
-    ".mov": "video/mp4",
-    ".webm": "video/webm",
-    ".mkv": "video/webm",
-    ".ogv": "video/ogg",
-    ".ogm": "video/ogg",
+    **dict.fromkeys((".mp4", ".m4v", ".mov"), "video/mp4"),
+    **dict.fromkeys((".webm", ".mkv"), "video/webm"),
+    **dict.fromkeys((".ogv", ".ogm"), "video/ogg"),
 }
 """Containers that browsers may play; a browser may still lack the codec."""
 
@@ -95,8 +90,11 @@ def find_source_videos(index: FrameIndex, store: FrameStore, folder: Path | None
         if folder is not None:
             raise UserError(f"videos: {root} is not a store that was prepared from videos here; leave out --videos")
         return {}, ""
-    known_folder = folder or _videos_of_run(root)
-    if known_folder is None:
+    known_folder = folder
+    if folder is None and root.name == "frames":  # those of a run, which says where it took them from
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known_folder = Path(tomllib.loads((root.absolute().parent / "config.toml").read_text())["data"])
+    if known_folder is None or (folder is None and not known_folder.is_dir()):
         return {}, "To play the videos, name their folder: --videos FOLDER"
     rows = {row.id: row for row in read_videos(root / "videos.parquet")}
     videos = {
@@ -107,15 +105,6 @@ def find_source_videos(index: FrameIndex, store: FrameStore, folder: Path | None
     if folder is not None and not any(video.path.is_file() for video in videos.values()):
         raise UserError(f"videos: {folder} has none of the {len(videos):,} videos that {root} was prepared from")
     return videos, ""
-
-
-def _videos_of_run(frames: Path) -> Path | None:
-    """Return the folder of videos that a run prepared these frames from, None where they are not those of a run."""
-    try:
-        folder = Path(tomllib.loads((frames.absolute().parent / "config.toml").read_text())["data"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return folder if frames.name == "frames" and folder.is_dir() else None
 
 
 class SearchOptions(BaseModel):
@@ -155,14 +144,10 @@ class SearchService:
 
     def search_frame(self, row: int, options: SearchOptions) -> dict[str, Any]:
         """Return the frames most similar to one of the index; raises UserError where it has no such row."""
-        self.check_row(row)
-        with self._lock:
-            return self._search(self.vectors.vectors[row], row, options, perf_counter())
-
-    def check_row(self, row: int) -> None:
-        """Raise UserError where the index has no such row."""
         if row >= len(self.index):
             raise UserError(f"frame: the index has {len(self.index):,} frames and no frame {row}")
+        with self._lock:
+            return self._search(self.vectors.vectors[row], row, options, perf_counter())
 
     def page(self) -> str:
         """Return the page as HTML."""
@@ -200,30 +185,18 @@ class SearchService:
 def make_app(service: SearchService) -> Starlette:
     """Return the web application of the page."""
 
-    def page(request: Request) -> Response:
-        return HTMLResponse(service.page())
-
-    def script(request: Request) -> Response:
-        return Response(asset("page.js"), media_type="text/javascript")
-
-    def style(request: Request) -> Response:
-        return Response(asset("page.css"), media_type="text/css")
-
-    def icon(request: Request) -> Response:
-        return Response(status_code=204)
-
     def search_frame(request: Request) -> Response:
-        row = _number(request)
-        return _answer(lambda: service.search_frame(row, _options(request)))
+        return JSONResponse(service.search_frame(_number(request), _options(request)))
 
     async def search_image(request: Request) -> Response:
         data = await request.body()
-        return await run_in_threadpool(_answer, lambda: service.search_image(data, _options(request)))
+        return JSONResponse(await run_in_threadpool(service.search_image, data, _options(request)))
 
     def frame(request: Request) -> Response:
         row = _number(request)
+        if row >= len(service.index):
+            raise HTTPException(404)
         try:
-            service.check_row(row)
             return Response(service.thumbnails.jpeg(row), media_type="image/jpeg")
         except UserError as error:
             raise HTTPException(404) from error
@@ -235,19 +208,18 @@ def make_app(service: SearchService) -> Starlette:
         return FileResponse(found.path, media_type=VIDEO_TYPES[found.path.suffix.lower()])
 
     routes = [
-        Route("/", page),
-        Route("/page.js", script),
-        Route("/page.css", style),
-        Route("/favicon.ico", icon),
+        Route("/", lambda _: HTMLResponse(service.page())),
+        Route("/page.js", lambda _: Response(asset("page.js"), media_type="text/javascript")),
+        Route("/page.css", lambda _: Response(asset("page.css"), media_type="text/css")),
+        Route("/favicon.ico", lambda _: Response(status_code=204)),
         Route("/search", search_image, methods=["POST"]),
         Route("/search/{number}", search_frame),
         Route("/frame/{number}", frame),
         Route("/video/{number}", video),
     ]
     middleware = [Middleware(_SameOrigin), Middleware(TrustedHostMiddleware, HOSTS, www_redirect=False)]
-    return Starlette(
-        routes=routes, middleware=middleware, exception_handlers={Exception: _report_bug}, max_body_size=MAX_UPLOAD
-    )
+    handlers = {UserError: _show_problem, Exception: _report_bug}
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, max_body_size=MAX_UPLOAD)
 
 
 class _SameOrigin:
@@ -269,6 +241,10 @@ class _SameOrigin:
         await app(scope, receive, send_with_headers)
 
 
+def _show_problem(_: Request, error: Exception) -> Response:
+    return JSONResponse({"problem": str(error)})
+
+
 def _report_bug(_: Request, error: Exception) -> Response:
     traceback.print_exception(error)
     return PlainTextResponse("Internal Server Error", 500)
@@ -283,14 +259,6 @@ def _number(request: Request) -> int:
 
 def _options(request: Request) -> SearchOptions:
     return checked(SearchOptions, dict(request.query_params))
-
-
-def _answer(search: Callable[[], dict[str, Any]]) -> Response:
-    """Return what was found, or the problem for the page to show, as JSON."""
-    try:
-        return JSONResponse(search())
-    except UserError as error:
-        return JSONResponse({"problem": str(error)})
 
 
 def bind(port: int | None) -> socket.socket:
@@ -329,4 +297,4 @@ def serve(listener: socket.socket, service: SearchService) -> NoReturn:
         make_server(service).run([listener])
     except KeyboardInterrupt:
         raise KeyboardInterrupt("server stopped") from None
-    raise RuntimeError("the server has ended by itself")
+    raise RuntimeError("the server stopped unexpectedly")

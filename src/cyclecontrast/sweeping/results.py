@@ -1,5 +1,11 @@
-"""The results of a sweep: values by row and seed beside the paper's figures, and which differences are clear."""
+"""The results of a sweep: values by row and seed beside the paper's figures, and which differences are clear.
 
+They are written as Markdown, a self-contained HTML page and JSON, with a chart where settings are numbers.
+"""
+
+import base64
+import importlib.resources
+import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -8,8 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 from scipy.special import stdtrit
 
+from cyclecontrast.charts import COLORS, new_figure, save_figure
+from cyclecontrast.files import replacing
+from cyclecontrast.models.hardware import package_versions
 from cyclecontrast.sweeping.tables import Metric, Published, Row, Table, published_in
 
 LEVEL = 0.05
@@ -21,6 +31,8 @@ REFERENCE_NOTE = (
     "The paper's columns are for reference only and not comparable: other data, other networks, other lengths of "
     "training."
 )
+METRIC_COLORS = {"kNN top-1": COLORS[0], "linear top-1": COLORS[1], "top-1": COLORS[1]}
+"""The metrics that are drawn; top-1 is the paper's, of a linear classifier."""
 
 
 class Gain(NamedTuple):
@@ -162,8 +174,12 @@ class Sweep:
             seeds = f"{len(one.seeds)}" if len(one.seeds) == self.num_seeds else f"{len(one.seeds)} of {self.num_seeds}"
             texts = [one.text(metric.title) for metric in self.metrics]
             bold = [clear.get(metric.title) == one.row for metric in self.metrics]
-            published = {figure.column: figure for figure in figures if figure.row == one.row.key}
-            shown = [_figure(published.get(column), notes) for column in papers]
+            published = {
+                figure.column: figure.text + (f" [{notes[figure.note]}]" if figure.note else "")
+                for figure in figures
+                if figure.row == one.row.key
+            }
+            shown = [published.get(column, "") for column in papers]
             yield one.row.full_name, [seeds, *texts, *shown], [False, *bold, *(False for _ in shown)]
 
     def findings(self) -> Iterator[str]:
@@ -174,9 +190,7 @@ class Sweep:
             yield "one seed proves nothing; more --seeds show what is noise, and those trained are not trained again"
             return
         for other in self.rows:
-            gains = {metric.title: self.gain_over(other, metric.title) for metric in self.metrics}
-            found = {title: one for title, one in gains.items() if one is not None}
-            if other is not self.chosen and found:
+            if other is not self.chosen and (found := self.gains_over(other)):
                 number = max(one.num_seeds for one in found.values())
                 texts = ", ".join(f"{title} {one}" for title, one in found.items())
                 seeds = f"{number} seed{'s' if number > 1 else ''}"
@@ -189,9 +203,10 @@ class Sweep:
         for text, number in _numbered_notes(published_in(self.table.name)).items():
             yield f"[{number}] {text}"
 
-    def gain_over(self, other: RowValues, metric: str) -> Gain | None:
-        """Compare the row that the paper finds best with another."""
-        return gain(self.chosen.by_seed(metric), other.by_seed(metric))
+    def gains_over(self, other: RowValues) -> dict[str, Gain]:
+        """Compare the row that the paper finds best with another, by each metric for which they share seeds."""
+        gains = {one.title: gain(self.chosen.by_seed(one.title), other.by_seed(one.title)) for one in self.metrics}
+        return {title: one for title, one in gains.items() if one is not None}
 
     def rank(self, metric: str) -> Ranking | None:
         """Rank the rows by their means over the same seeds; None where no seed is in all measured rows."""
@@ -206,7 +221,8 @@ class Sweep:
         first = max(means, key=lambda key: means[key])
         tied = [key for key in means if key != first and f"{means[key]:.1f}" == f"{means[first]:.1f}"]
         others = [key for key in values if key not in (first, *tied)]
-        near = [key for key in others if not _is_clear(gain(values[first], values[key]))]
+        gains = {key: gain(values[first], values[key]) for key in others}
+        near = [key for key, one in gains.items() if one is None or one.mean <= 0 or not one.is_significant]
         rows = {one.row.key: one.row for one in self.rows}
         best = tuple(rows[key] for key in (first, *tied))
         return Ranking(best, tuple(rows[key] for key in near), means.keys(), len(seeds))
@@ -252,7 +268,7 @@ class Sweep:
 
     def _row_to_json(self, one: RowValues) -> dict[str, Any]:
         titles = [metric.title for metric in self.metrics]
-        gains = {title: self.gain_over(one, title) for title in titles} if one is not self.chosen else {}
+        gains = self.gains_over(one) if one is not self.chosen else {}
         return {
             "row": one.row.name,
             "key": one.row.key,
@@ -264,9 +280,7 @@ class Sweep:
             "mean": {title: one.mean(title) for title in titles},
             "deviation": {title: deviation(list(one.by_seed(title).values())) for title in titles},
             "papers_best_minus_this": {
-                title: {**found._asdict(), "is_significant": found.is_significant}
-                for title, found in gains.items()
-                if found is not None
+                title: {**found._asdict(), "is_significant": found.is_significant} for title, found in gains.items()
             },
             "paper": [
                 {"column": item.column, "percent": item.percent, "note": item.note}
@@ -276,18 +290,8 @@ class Sweep:
         }
 
 
-def _is_clear(one: Gain | None) -> bool:
-    return one is not None and one.mean > 0 and one.is_significant
-
-
 def _numbered_notes(figures: Sequence[Published]) -> dict[str, int]:
     return {text: number for number, text in enumerate(dict.fromkeys(one.note for one in figures if one.note), 1)}
-
-
-def _figure(figure: Published | None, notes: Mapping[str, int]) -> str:
-    if figure is None:
-        return ""
-    return f"{figure.text} [{notes[figure.note]}]" if figure.note else figure.text
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -299,3 +303,89 @@ def _markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         if number == 0:
             rule = (f"{'-' * (width + 1)}{':' if place else '-'}" for place, width in enumerate(widths))
             yield f"|{'|'.join(rule)}|"
+
+
+# --- the files
+
+
+def write_files(sweep: Sweep) -> None:
+    """Write <folder>/<table>.md, .html, .json, and .png where the setting is a number."""
+    chart = draw(sweep)
+    numbers = {**sweep.to_json(), "versions": package_versions()}
+    contents = {
+        "md": f"{sweep}\n".encode(),
+        "html": render(sweep, chart).encode("utf-8", "replace"),
+        "json": json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False).encode(),
+        **({} if chart is None else {"png": chart}),
+    }
+    for suffix, content in contents.items():
+        with replacing(sweep.folder / f"{sweep.table.name}.{suffix}") as aside:
+            aside.write_bytes(content)
+
+
+def render(sweep: Sweep, chart: bytes | None) -> str:
+    """Return the page as HTML with the chart inside; every text is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = (importlib.resources.files("cyclecontrast.sweeping") / "template.html").read_text("utf-8")
+    return environment.from_string(template).render(
+        sweep=sweep,
+        num_ours=2 + len(sweep.metrics),
+        chart=None if chart is None else base64.b64encode(chart).decode(),
+    )
+
+
+def draw(sweep: Sweep) -> bytes | None:
+    """Return charts of our results and of the paper's figures against the setting, as PNG; None without a number."""
+    if not sweep.table.axis or not sweep.metrics:
+        return None
+    figure, (left, right) = new_figure(10, 4.2, panels=2)
+    _draw_points(left, _measured_points(sweep), sweep, "measured here")
+    _draw_points(right, _papers_points(sweep), sweep, "the paper, for reference: ImageNet-100, linear")
+    return save_figure(figure)
+
+
+Points = dict[str, list[tuple[float | None, str, float, float]]]
+"""Points of a chart by metric: number of the setting (None: it has none), name, height, deviation."""
+
+
+def _measured_points(sweep: Sweep) -> Points:
+    points: Points = {}
+    for metric in (metric.title for metric in sweep.metrics if metric.title in METRIC_COLORS):
+        for one in sweep.rows:
+            values = list(one.by_seed(metric).values())
+            if values:
+                point = (one.row.value, one.row.name, statistics.mean(values), deviation(values) or 0.0)
+                points.setdefault(metric, []).append(point)
+    return points
+
+
+def _papers_points(sweep: Sweep) -> Points:
+    """Return the paper's figures at the paper's settings, whose keys are numbers."""
+    points: Points = {}
+    for figure in (figure for figure in published_in(sweep.table.name) if figure.metric in METRIC_COLORS):
+        value = float(figure.row) if figure.row.replace(".", "", 1).isdecimal() else None
+        points.setdefault(figure.metric, []).append((value, figure.row, figure.percent, 0.0))
+    return points
+
+
+def _draw_points(axes: Any, points: Points, sweep: Sweep, title: str) -> None:
+    """Draw a line per metric; rows without a number are dotted horizontal lines."""
+    ticks: set[float] = set()
+    for metric, color in METRIC_COLORS.items():
+        line = [(value, height, error) for value, _, height, error in points.get(metric, []) if value is not None]
+        if line:
+            values, heights, errors = zip(*line, strict=True)
+            ticks.update(values)
+            bars = errors if any(errors) else None
+            axes.errorbar(values, heights, bars, marker="o", color=color, capsize=3, label=metric)
+        for value, name, height, _ in points.get(metric, []):
+            if value is None:
+                axes.axhline(height, color=color, linestyle=":", label=f"{metric}, {name}")
+    if sweep.table.log:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(ticks), [f"{tick:,g}" for tick in sorted(ticks)])
+    axes.minorticks_off()
+    axes.set(xlabel=sweep.table.axis, ylabel="%", title=title)
+    axes.legend(fontsize="small")

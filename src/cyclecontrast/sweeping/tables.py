@@ -1,7 +1,7 @@
 """The paper's ablation tables: what each row changes in a pretraining, how it is evaluated, and the paper's figures."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -113,13 +113,16 @@ TABLES = {
 
 def rows_of(table: str, queue_size: int | None = None) -> tuple[Row, ...]:
     """Return the rows of a table, with the paper's sizes or scaled to a queue of this many keys."""
+    fraction, queue = 1.0, dict[str, Any]()
+    if queue_size is not None:
+        fraction, queue = queue_size / QUEUE_SIZE, {"cycle_queue_size": queue_size}
     if table in SUPPORT_SIZES:
-        return _support_rows(table, SUPPORT_SIZES[table], queue_size)
+        return tuple(_support_rows(table, fraction, queue))
     if table == "table7":
-        return _top_k_rows(queue_size)
+        return tuple(_top_k_rows(fraction, queue))
     if table == "table8":
         return tuple(
-            Row(str(weight), f"λ = {weight}", f"weight-{weight}", _cycle(cycle_weight=weight), weight)
+            Row(f"{weight}", f"λ = {weight}", f"weight-{weight}", {"method": "cycle", "cycle_weight": weight}, weight)
             for weight in WEIGHTS
         )
     return tuple(Row(key, name, name, {"method": key}) for key, name in METHODS.items())
@@ -131,45 +134,28 @@ def scaled(sizes: Sequence[int], fraction: float) -> tuple[int, ...]:
     return tuple(round(size * factor) for size in sizes)
 
 
-def _support_rows(table: str, papers_sizes: Sequence[int], queue_size: int | None) -> tuple[Row, ...]:
-    sizes = papers_sizes if queue_size is None else scaled(papers_sizes, queue_size / QUEUE_SIZE)
-    queue = {} if queue_size is None else {"cycle_queue_size": queue_size}
+def _support_rows(table: str, fraction: float, queue: dict[str, Any]) -> Iterator[Row]:
     rows = []
-    for papers, size in zip(papers_sizes, sizes, strict=True):
-        settings = _cycle(support_size=size, **queue)
+    for papers, size in zip(SUPPORT_SIZES[table], scaled(SUPPORT_SIZES[table], fraction), strict=True):
+        settings = {"method": "cycle", "support_size": size, **queue}
         if table == "table5":
             settings |= {"method": "cycle-only", "query_frame_in_support": True}
-        rows.append(Row(str(papers), f"U = {size:,}", f"support-{size}", settings, size, _if_other(papers, size)))
+        rows.append(Row(f"{papers}", f"U = {size:,}", f"support-{size}", settings, size, _if_other(papers, size)))
+    yield from rows
     if table == "table5":
         like = rows[1]
         key, name, folder = f"{like.key} without k++", f"{like.name} without k++", f"{like.folder}-without"
-        rows.append(Row(key, name, folder, like.settings | {"query_frame_in_support": False}, papers=like.papers))
-    return tuple(rows)
+        yield Row(key, name, folder, like.settings | {"query_frame_in_support": False}, papers=like.papers)
 
 
-def _top_k_rows(queue_size: int | None) -> tuple[Row, ...]:
-    support_size, queue = SUPPORT_SIZE, {}
-    if queue_size is not None:
-        (support_size,) = scaled((SUPPORT_SIZE,), queue_size / QUEUE_SIZE)
-        queue = {"cycle_queue_size": queue_size}
-    ks = TOP_KS if queue_size is None else scaled(TOP_KS, support_size / SUPPORT_SIZE)
-    rows = [
-        Row(
-            str(papers),
-            f"K = {k:,}",
-            f"k-{k}",
-            _cycle(support_size=support_size, top_k=k, **queue),
-            k,
-            _if_other(papers, k),
-        )
-        for papers, k in zip(TOP_KS, ks, strict=True)
-    ]
-    name, papers = f"all {support_size:,} of U", _if_other(SUPPORT_SIZE, support_size)
-    return (*rows, Row("all", name, "all", _cycle(support_size=support_size, **queue), papers=papers))
-
-
-def _cycle(**settings: Any) -> dict[str, Any]:
-    return {"method": "cycle", **settings}
+def _top_k_rows(fraction: float, queue: dict[str, Any]) -> Iterator[Row]:
+    (support_size,) = scaled((SUPPORT_SIZE,), fraction)
+    cycle = {"method": "cycle", "support_size": support_size}
+    for papers, k in zip(TOP_KS, scaled(TOP_KS, support_size / SUPPORT_SIZE), strict=True):
+        settings = {**cycle, "top_k": k, **queue}
+        yield Row(f"{papers}", f"K = {k:,}", f"k-{k}", settings, k, _if_other(papers, k))
+    name, scaled_from = f"all {support_size:,} of U", _if_other(SUPPORT_SIZE, support_size)
+    yield Row("all", name, "all", cycle | queue, papers=scaled_from)
 
 
 def _if_other(papers: int, ours: int) -> str:

@@ -104,15 +104,16 @@ def check_unchanged(trial: Trial) -> None:
         if trial.run.exists():
             raise UserError(f"out: {trial.run} was not made by a sweep; name another folder with --out")
         return
-    if not _is_started(trial):
+    if not (trial.run / CONFIG).exists():
         return
     about = read_about(trial.run) if (trial.run / ABOUT).exists() else {}
     started = {**training_settings(_resuming(trial)), "data": about.get("data_fingerprint", trial.data_fingerprint)}
     requested = {**trial.settings, "data": trial.data_fingerprint}
+    pairs = ((name, started.get(name), requested.get(name)) for name in sorted({*started, *requested}))
     changed = [
-        f"{name} {_shown(started.get(name))}, not {_shown(requested.get(name))}"
-        for name in sorted({*started, *requested})
-        if started.get(name) != requested.get(name)
+        f"{name} {'unset' if old is None else old}, not {'unset' if new is None else new}"
+        for name, old, new in pairs
+        if old != new
     ]
     if changed:
         raise UserError(f"out: {trial.run} was started with {', '.join(changed)}; name another folder with --out")
@@ -129,7 +130,10 @@ def run_trial(trial: Trial) -> Metrics:
     with replacing(trial.note) as aside:
         aside.write_text(json.dumps({"data": trial.data_fingerprint}))
     if not is_trained(trial):
-        _train(trial)
+        is_started = (trial.run / CONFIG).exists()
+        if not is_started:  # it may have been stopped before its first step
+            shutil.rmtree(trial.run, ignore_errors=True)
+        pretrain(_resuming(trial) if is_started else trial.pretraining, alone=True)
     found = {}
     for protocol, settings in trial.evaluations:
         config = evaluation_config(protocol, settings, trial.run, trial.seed)
@@ -137,26 +141,9 @@ def run_trial(trial: Trial) -> Metrics:
     return found
 
 
-def _train(trial: Trial) -> None:
-    if _is_started(trial):
-        config = _resuming(trial)
-    else:
-        shutil.rmtree(trial.run, ignore_errors=True)  # it was stopped before its first step
-        config = trial.pretraining
-    pretrain(config, alone=True)
-
-
-def _is_started(trial: Trial) -> bool:
-    return (trial.run / CONFIG).exists()
-
-
 def _resuming(trial: Trial) -> PretrainConfig:
     """Return the options that resume the run with the settings it was started with."""
     return checked(PretrainConfig, {"resume": trial.run, "data": trial.data, **trial.hardware})
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else f"{value}"
 
 
 def run_trials(

@@ -1,1 +1,1 @@
-"""Floor 4, the loop: schedule, processes, checkpoints."""
+"""Training loop, set-up, checkpoints, monitoring."""

@@ -1,6 +1,6 @@
-"""The preset `auto`: settings that the user left open, decided from the data and the hardware.
+"""The preset `auto`: resolves the settings that the user did not set, from the data and the hardware.
 
-The measurements behind the choices are in docs/log.md; what they do not cover follows MoCo.
+The measurements behind the choices are in docs/log.md; choices without a measurement follow MoCo.
 """
 
 import math
@@ -17,27 +17,27 @@ MIN_STEPS = 4000
 MAX_STEPS_ON_CPU = 20_000
 NARROW = 32
 MIN_BATCH = 8
-"""BatchNorm needs so many, however few the videos are."""
+"""Smallest batch size, even for few videos, because BatchNorm needs it."""
 HOLDOUT, ENOUGH_VIDEOS = 0.1, 50
 OF_METHOD: dict[str, dict[str, Any]] = {
     "cycle-only": {"cycle_start": 0.0},
     "simsiam": {"projector": "mlp3-bn", "projector_dim": 512},
     "byol": {"bn_groups": 1},
 }
-"""What `auto` decides differently for some methods."""
+"""Settings of `auto` that depend on the method."""
 FRAMES_OF_A_VIDEO = {"vince": 4}
-"""Queries that a video gives, where it is not one; the batch is smaller by that factor."""
+"""Queries per video, if more than one; the batch size is divided by it."""
 
 
 class DataSize(NamedTuple):
-    """The number of videos, and the median short side of the frames in pixels."""
+    """The number of videos, and the median of the frames' short sides in pixels."""
 
     num_videos: int
     frame_side: int
 
 
 class Machine(NamedTuple):
-    """Whether networks run on a CPU, and in how many processes."""
+    """Whether training runs on a CPU, and the number of processes."""
 
     cpu: bool
     processes: int = 1
@@ -46,9 +46,9 @@ class Machine(NamedTuple):
 def resolve(
     config: PretrainConfig, data: DataSize, machine: Machine, method: type[Method] | None = None
 ) -> PretrainConfig:
-    """Return the config with every open setting decided; what the user set stays. Raises UserError.
+    """Return the resolved config; settings of the user are unchanged. Raises UserError if settings do not fit together.
 
-    `method` is a user's class; by default the class is found by its name.
+    `method` is a custom class; by default the class is looked up by `config.method`.
     """
     method = method or METHODS[config.method]
     chosen = {name: getattr(config, name) for name in config.model_fields_set}
@@ -67,12 +67,12 @@ def num_held_out(num_videos: int, holdout: float) -> int:
 def auto_settings(
     chosen: dict[str, Any], data: DataSize, machine: Machine, method: type[Method] | None = None
 ) -> dict[str, Any]:
-    """Return the settings that suit the data and the hardware, given what is already chosen.
+    """Return all settings of `auto` for the data and the hardware, given those that are already `chosen`.
 
-    The number of videos is that of those trained on.
+    Only the videos used for training are counted.
     """
     holdout = chosen.get("holdout", _holdout(data.num_videos, chosen))
-    num_videos = max(1, data.num_videos - num_held_out(data.num_videos, holdout))  # too few are refused with the pairs
+    num_videos = max(1, data.num_videos - num_held_out(data.num_videos, holdout))  # `check_number` refuses too few
     image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu))
     backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
     frames = FRAMES_OF_A_VIDEO.get(str(chosen.get("method")), 1)
@@ -112,9 +112,9 @@ def auto_settings(
 
 
 def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, method: type[Method]) -> list[str]:
-    """Return what does not fit together; `asked` are the options that the user set.
+    """Return a message for each conflict between settings; `asked` are the options that the user set.
 
-    For a resumed run only the number of processes matters: all else is as it was.
+    For a resumed run only the number of processes is checked, because nothing else can change.
     """
     problems: list[str] = []
     share, rest = divmod(config.batch_size, processes * config.accumulate)
@@ -122,19 +122,16 @@ def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, met
         problems.append("batch_size: a batch of 1 video has nothing to contrast it with; set 2 or more")
     elif rest or share < 2:
         parts = [(config.accumulate, "micro-batches"), (processes, "processes")]
-        each = " of ".join(f"each of {number} {what}" for number, what in parts if number > 1)
+        each = " x ".join(f"{number} {what}" for number, what in parts if number > 1)
         every = processes * config.accumulate
-        problems.append(
-            f"batch_size: {config.batch_size} does not give {each} equally many videos, at least 2; set a "
-            f"multiple of {every}, {2 * every} or more"
-        )
+        problems.append(f"batch_size: {config.batch_size} must be a multiple of {every} ({each}), at least {2 * every}")
     if config.resume is not None:
         return problems
     if config.accumulate > 1 and (method.compares_queries or config.self_batch):
         what = "--self-batch" if config.self_batch else f"method {config.method}"
         problems.append(
-            f"accumulate: {what} compares the queries of a whole batch with each other, and a micro-batch would miss "
-            "the others; leave out --accumulate"
+            f"accumulate: {what} compares all queries of a batch with each other, which micro-batches would prevent; "
+            "leave out --accumulate"
         )
     if (
         issubclass(method, MomentumMethod)
@@ -142,14 +139,14 @@ def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, met
         and config.bn_groups > max(1, config.batch_size // 2)
     ):
         problems.append(
-            f"bn_groups: {config.bn_groups} groups of a batch of {config.batch_size} hold less than the 2 images that "
+            f"bn_groups: {config.bn_groups} groups of a batch of {config.batch_size} have fewer than the 2 images that "
             f"BatchNorm needs; set --bn-groups {max(1, config.batch_size // 2)} or less"
         )
     keys = method.num_enqueued * config.batch_size
     sizes = {"queue_size": method.has_intra, "cycle_queue_size": method.has_cycle}
     problems += [
-        f"{name}: {getattr(config, name)} is less than the {keys} keys of a step, some of which would never be "
-        f"compared; set --{name.replace('_', '-')} {keys} or more, or lower batch_size"
+        f"{name}: {getattr(config, name)} must be at least the {keys} keys enqueued per step; "
+        f"set --{name.replace('_', '-')} {keys} or more, or lower batch_size"
         for name, is_read in sizes.items()
         if is_read and getattr(config, name) < keys
     ]
@@ -157,9 +154,9 @@ def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, met
 
 
 def _holdout(num_videos: int, chosen: dict[str, Any]) -> float:
-    """Return the fraction to hold out: none of few videos, and none where all else is set, as by an older config.toml.
+    """Return the fraction to hold out: 0 for few videos, and for an older config.toml.
 
-    Such a file names every setting of its run, which held out nothing, and must repeat it.
+    Older versions did not hold out videos, so their config.toml has all settings except `holdout`.
     """
     is_older = chosen.keys() >= DECIDED_BY_AUTO - {"holdout"}
     return 0.0 if num_videos < ENOUGH_VIDEOS or is_older else HOLDOUT
@@ -177,14 +174,14 @@ def _backbone(image_size: int, cpu: bool) -> str:
 
 
 def _batch_size(num_videos: int, machine: Machine, frames: int, parts: int) -> int:
-    """Return a batch that rarely holds a video twice and divides into `parts`; `frames` are a video's queries."""
+    """Return a batch size that rarely repeats a video and divides by `parts`; `frames` is the queries per video."""
     largest = (128 if machine.cpu or num_videos < 10_000 else 256) // frames
     size = min(largest, max(MIN_BATCH, 1 << (num_videos.bit_length() - 1)))
     return max(2, size // parts) * parts
 
 
 def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> int:
-    """Return the epochs: those of the steps if set, else 200 as in the paper, more for few videos, fewer on a CPU."""
+    """Return the epochs: those of `steps` if set, else 200 as in the paper, more for few videos, fewer on a CPU."""
     if steps is not None:
         return min(MAX_COUNT, math.ceil(steps * batch_size / num_videos))
     epochs = max(200, math.ceil(MIN_STEPS * batch_size / num_videos))
@@ -192,7 +189,7 @@ def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> i
 
 
 def _learning_rate(backbone: str, batch_size: int, chosen: dict[str, Any]) -> float:
-    """Return a rate that grows with the batch: high for narrow networks, lower for others and for given weights."""
+    """Return a rate proportional to the batch size: highest for narrow networks, lowest for pretrained weights."""
     of_narrow = 0.12 if chosen.get("method") == "simsiam" else 0.48
     match = RESNET.fullmatch(backbone)
     narrow = match is not None and int(match[3] or 64) <= NARROW

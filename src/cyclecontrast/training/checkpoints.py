@@ -1,6 +1,6 @@
-"""The checkpoints of a run: each a folder that is whole or absent and holds everything that resuming needs.
+"""The checkpoints of a run: folders that are written atomically and hold everything that resuming needs.
 
-Beside the state of the trainer lie copies of the run's own files as they were then, and the checksums of all.
+A checkpoint has the state of the trainer, copies of the files of the run at that step, and the checksums of all.
 """
 
 import hashlib
@@ -30,13 +30,13 @@ KEEP = 2
 
 
 def save_checkpoint(trainer: "Trainer", read_errors: ReadErrors, step: int) -> None:
-    """Write a checkpoint after `step` steps in the first process, while the others wait; the newest two stay.
+    """Write a checkpoint after `step` steps on rank 0, while the others wait; keep the latest two.
 
-    Raises UserError where it cannot be written.
+    Raises UserError if it cannot be written.
     """
     run = trainer.config.out
     if trainer.world.rank == 0:
-        if not (run / CONFIG).exists():  # the run was moved away: writing would make a new folder in its place
+        if not (run / CONFIG).exists():  # the run was moved: writing would create its folder again
             raise UserError("no checkpoint can be written")
         read_errors.write(run)
         write_checkpoint(run, step, trainer.state_dict(), trainer.method.encoder.backbone)
@@ -45,7 +45,7 @@ def save_checkpoint(trainer: "Trainer", read_errors: ReadErrors, step: int) -> N
 
 
 def write_checkpoint(run: Path, step: int, state: dict[str, Tensor], backbone: Backbone) -> Path:
-    """Write checkpoints/step-XXXXXXXX aside and rename it; an existing one has the same content and stays."""
+    """Write checkpoints/step-XXXXXXXX under a temporary name, then rename it; an existing checkpoint is kept."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     if folder.exists():
         return folder
@@ -83,9 +83,9 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 def find_whole(run: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest checkpoint whose checksums hold, None without any, and what is wrong with later ones.
+    """Return the latest intact checkpoint, None if there is no checkpoint, and a message for each later damaged one.
 
-    Raises UserError where all are damaged.
+    Raises UserError if all are damaged.
     """
     damages: list[str] = []
     for folder in reversed(checkpoints(run)):
@@ -94,7 +94,7 @@ def find_whole(run: Path) -> tuple[Path | None, list[str]]:
             return folder, damages
         damages.append(f"{folder}: is damaged ({damage})")
     if damages:
-        raise UserError(*(f"{damage}; no checkpoint is whole: start a new run" for damage in damages))
+        raise UserError(*(f"{damage}; no checkpoint is intact: start a new run" for damage in damages))
     return None, []
 
 
@@ -104,7 +104,7 @@ def load_state(folder: Path) -> dict[str, Tensor]:
 
 
 def drop_after(run: Path, step: int) -> None:
-    """Remove unfinished checkpoints, those after `step`, and older ones than are kept."""
+    """Remove unfinished checkpoints, those after `step`, and all but the latest two."""
     for path in [path for path in checkpoints(run) if step_of(path) > step]:
         remove(path)
     for path in (*checkpoints(run)[:-KEEP], *run.glob("checkpoints/*.part")):
@@ -112,7 +112,7 @@ def drop_after(run: Path, step: int) -> None:
 
 
 def _damage(folder: Path) -> str:
-    """Return what is wrong with a checkpoint, an empty string where it is whole."""
+    """Return what is wrong with a checkpoint, an empty string if it is intact."""
     try:
         checksums: dict[str, str] = json.loads((folder / CHECKSUMS).read_bytes())
         changed = [name for name, checksum in checksums.items() if _checksum(folder / name) != checksum]
@@ -120,9 +120,9 @@ def _damage(folder: Path) -> str:
         return f"{Path(error.filename or folder).name}: {error.strerror or error}"
     except (ValueError, TypeError, AttributeError) as error:
         return f"{CHECKSUMS}: {error}"
-    if absent := {STATE, BACKBONE_FILE, *COPIED} - checksums.keys():
-        return f"{CHECKSUMS}: does not name {', '.join(sorted(absent))}"
-    return f"{', '.join(changed)}: not as written" if changed else ""
+    if missing := {STATE, BACKBONE_FILE, *COPIED} - checksums.keys():
+        return f"{CHECKSUMS}: does not name {', '.join(sorted(missing))}"
+    return f"{', '.join(changed)}: checksum mismatch" if changed else ""
 
 
 def _checksum(path: Path) -> str:

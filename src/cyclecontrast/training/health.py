@@ -1,7 +1,7 @@
-"""Health without labels: how a network does on videos, measured without leaving a trace in the training.
+"""Health metrics without labels, measured on fixed views of videos without influence on the training.
 
-Networks are put into evaluation mode and back, and random numbers come from streams of the measured views alone. The
-metrics are pure functions on arrays (num_vectors, dim), in float64.
+Networks are put into evaluation mode and back, and no random generator of the training is used. The metrics are pure
+functions of arrays (num_vectors, dim), in float64.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from cyclecontrast.models.encoder import Encoder, Features, Projections
 
 MAX_VIDEOS, MAX_PAIRS_OF_A_VIDEO, ENOUGH_PAIRS = 256, 4, 128
 MIN_VIDEOS_OF_CYCLES = 4
-"""With fewer, some query has no other video to go through and cannot close, or none to end in and cannot fail to."""
+"""With fewer, cycles always fail or always succeed."""
 CHUNK = 128
 
 Floats = npt.NDArray[np.floating]
@@ -30,7 +30,7 @@ Signals = dict[str, float]
 
 
 def health_views(dataset: ViewDataset) -> Batch:
-    """Return pairs of views of up to 256 videos, of few videos up to 4 pairs each, without unreadable ones."""
+    """Return pairs of views of up to 256 videos, several pairs per video if there are few; skip unreadable ones."""
     num_videos = min(MAX_VIDEOS, dataset.num_videos)
     times = min(MAX_PAIRS_OF_A_VIDEO, -(-ENOUGH_PAIRS // num_videos))
     found = [
@@ -43,13 +43,13 @@ def health_views(dataset: ViewDataset) -> Batch:
 
 
 def chance_level(video: Tensor) -> float:
-    """Return the fraction of views whose nearest other view is of their video by chance, of two views of each pair."""
+    """Return the chance level of same-video retrieval, given the video of each pair of views."""
     same = int((video[:, None] == video).sum())
     return float(4 * same - 2 * len(video)) / (2 * len(video) * (2 * len(video) - 1))
 
 
 def cycle_chance_level(video: Tensor) -> float | None:
-    """Return the fraction of cycles that close by chance; None for too few videos."""
+    """Return the fraction of cycles that close by chance; None if there are too few videos."""
     if len(torch.unique(video)) < MIN_VIDEOS_OF_CYCLES:
         return None
     ends = ~is_support(video) & (video[:, None] != video)
@@ -58,10 +58,10 @@ def cycle_chance_level(video: Tensor) -> float | None:
 
 @dataclass(frozen=True)
 class Cycles:
-    """What the watched cycles are made of: pairs of views of videos as unit vectors.
+    """The vectors of the monitored cycles: pairs of views of videos as unit vectors.
 
     Shapes: query, positive (num_pairs, dim); video (num_pairs,); frames (num_pairs, 2), the frame number of each view.
-    A cycle goes through the positives of half of the other videos and ends among those of the other half.
+    The positives of half of the videos are the support, those of the other half are the negatives.
     """
 
     query: Tensor
@@ -76,14 +76,14 @@ class Cycles:
         return soft_nearest_neighbor(self.query, self.positive[through], temperature, same_video[:, through])
 
     def closed(self, temperature: float) -> Tensor:
-        """Tell which queries cycle back to their own video (num_pairs,)."""
+        """Return which queries cycle back to their own video (num_pairs,)."""
         ends = ~is_support(self.video)
         same_video = self.video[:, None] == self.video
         return is_nearest(self.neighbors(temperature), self.positive, self.positive[ends], same_video[:, ends])
 
 
 def is_support(video: Tensor) -> Tensor:
-    """Tell which views cycles go through (num_pairs,): those of every other video; they end among the rest."""
+    """Return which pairs belong to the support (num_pairs,): those of every second video; the others are negatives."""
     place: Tensor = torch.unique(video, return_inverse=True)[1]
     return place % 2 == 0
 
@@ -92,11 +92,11 @@ def is_support(video: Tensor) -> Tensor:
 def measure_health(
     method: Method, watched: Batch, temperature: float, mask_own_video: bool
 ) -> tuple[Signals, Cycles | None]:
-    """Return the signals by their names in metrics.jsonl, and the watched cycles; what cannot be computed is absent.
+    """Return the signals by their names in metrics.jsonl, and the monitored cycles; non-finite signals are missing.
 
-    Retrieval uses the backbone's representation, which is what remains of a training; rank, deviation, alignment and
-    uniformity use the projector's unit vectors, where a collapse begins; cycles need four videos or more; the queue's
-    accuracy and loss compare queries with positives of the momentum encoder.
+    Retrieval uses the backbone's representation, because the backbone is the result of the training. Rank, deviation,
+    alignment and uniformity use the projector's unit vectors, where a collapse begins. Cycles need four videos or more.
+    Queue accuracy and loss compare queries with positives of the momentum encoder.
     """
     device = next(method.encoder.parameters()).device
     video = watched.video.to(device)
@@ -139,7 +139,7 @@ def measure_health(
 
 @contextlib.contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode, and each of its modules back into its mode."""
+    """Put a network into evaluation mode, and restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -150,7 +150,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def _encode(encoder: Encoder, pixels: Tensor, device: torch.device) -> tuple[Tensor, Features]:
-    """Return representations and unit vectors, in fp32: bf16 would give collapsed vectors a rank they do not have."""
+    """Return representations and unit vectors in fp32; rounding to bf16 would raise the rank of collapsed vectors."""
     parts = []
     for chunk in torch.split(pixels, CHUNK):
         representation = encoder.backbone(encoder.backbone.normalise(chunk.to(device)))
@@ -160,17 +160,17 @@ def _encode(encoder: Encoder, pixels: Tensor, device: torch.device) -> tuple[Ten
 
 
 def unit(vectors: Floats) -> npt.NDArray[np.float64]:
-    """Return the vectors at length 1; zero vectors stay zero."""
+    """Return the vectors scaled to length 1; zero vectors stay zero."""
     exact = vectors.astype(np.float64)
     lengths: npt.NDArray[np.float64] = np.linalg.norm(exact, axis=1, keepdims=True)
     return exact / np.maximum(lengths, 1e-12)
 
 
 def same_video_recall(vectors: Floats, video: npt.NDArray[np.integer]) -> tuple[float, float]:
-    """Return the fraction of vectors whose nearest other vector, by cosine, is of the same video, and its error.
+    """Return the fraction of vectors whose nearest other one, by cosine, is of the same video, and its standard error.
 
-    A tie with another video counts as missed, so equal vectors recall nothing. Views of one video are not independent:
-    the standard error is that of the mean over videos, nan for a single video.
+    A tie with another video counts as a miss, so equal vectors give 0. Views of one video are not independent, so the
+    standard error is that of the mean over videos; nan for a single video.
     """
     similarity = unit(vectors) @ unit(vectors).T
     same = video[:, None] == video
@@ -186,7 +186,7 @@ def same_video_recall(vectors: Floats, video: npt.NDArray[np.integer]) -> tuple[
 def rank_me(vectors: Floats) -> float:
     """Return the effective number of dimensions: exp of the entropy of the singular values (Garrido et al. 2023).
 
-    Between 1, where all vectors lie on a line, and the smaller of their number and their length.
+    It lies between 1, if all vectors are on a line, and the smaller of num_vectors and dim.
     """
     values = np.linalg.svd(vectors.astype(np.float64), compute_uv=False)
     parts = values / max(values.sum(), 1e-300)
@@ -197,20 +197,20 @@ def rank_me(vectors: Floats) -> float:
 def deviation(vectors: Floats) -> float:
     """Return the mean standard deviation of a dimension times √dim, of unit vectors.
 
-    1 where they spread evenly over the sphere, 0 where they are all the same (SimSiam, §4.1).
+    1 if they are spread evenly over the sphere, 0 if they are all the same (SimSiam, §4.1).
     """
     return float(unit(vectors).std(axis=0).mean() * np.sqrt(vectors.shape[1]))
 
 
 def alignment(first: Floats, second: Floats) -> float:
-    """Return the mean squared distance of two views of one thing as unit vectors (Wang & Isola 2020, α = 2)."""
+    """Return the mean squared distance between the unit vectors of positive pairs (Wang & Isola 2020, α = 2)."""
     return float(((unit(first) - unit(second)) ** 2).sum(axis=1).mean())
 
 
 def uniformity(vectors: Floats) -> float:
     """Return log of the mean of exp(-2 · squared distance) over all pairs of unit vectors (Wang & Isola 2020, t = 2).
 
-    0 where all are the same; lower means a more even spread.
+    0 if all are the same; lower means a more even spread.
     """
     similarity = unit(vectors) @ unit(vectors).T
     above = similarity[np.triu_indices(len(similarity), k=1)]

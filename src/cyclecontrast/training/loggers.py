@@ -1,4 +1,4 @@
-"""Copies of metrics.jsonl for viewers, TensorBoard and Weights & Biases; a training never depends on them."""
+"""Copies of metrics.jsonl for TensorBoard and Weights & Biases; training continues if they fail."""
 
 import contextlib
 import importlib
@@ -16,32 +16,32 @@ from cyclecontrast.training.progress import Row, console
 from cyclecontrast.training.verdict import Verdict
 
 COMPARED = ("loss", "health_same_video")
-"""Metrics that TensorBoard shows beside the settings."""
+"""Metrics that TensorBoard shows next to the hyperparameters."""
 FLUSH_SECONDS = 10
 FINISH_SECONDS = 300.0
-"""A finished training waits so long for an upload; the rest stays on disk for `wandb sync`."""
+"""Upload timeout at the end of a training; the rest stays on disk for `wandb sync`."""
 PRIVATE = {
     **{"console": "off", "save_code": False, "disable_git": True, "disable_code": True, "disable_job_creation": True},
     **{"x_disable_meta": True, "x_disable_stats": True, "x_disable_machine_info": True, "x_save_requirements": False},
     **{"finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True},
 }
-"""Settings of wandb: metrics and settings alone, nothing of the machine, the code or the output."""
+"""Settings of wandb: log metrics and settings only, nothing about the machine, the code or the console output."""
 
 
 class Logger(Protocol):
-    """A viewer's copy of a run; any of its methods may fail, as libraries do."""
+    """A copy of a run for a viewer; any method may raise the library's exceptions."""
 
     place: str
     """Where the copy is, and how to view it."""
 
     def log(self, row: Row) -> None:
-        """Add a row of metrics; None was not measured."""
+        """Add a row of metrics; a value of None was not measured."""
 
     def conclude(self, verdict: Verdict) -> None:
         """Add the verdict of the finished run."""
 
     def close(self, finished: bool) -> None:
-        """Write what is still held; the run may be resumed later where it is not finished."""
+        """Flush and close; a run that is not finished may be resumed later."""
 
 
 class TensorBoard:
@@ -52,13 +52,13 @@ class TensorBoard:
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         summary_writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
-        # purge_step: a viewer that watches the folder forgets what it saw of steps from 0 on.
+        # purge_step=0: a running TensorBoard discards all steps that it has loaded.
         self._writer = summary_writer(str(folder), purge_step=0, flush_secs=FLUSH_SECONDS)
         settings = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in config.model_dump(mode="json", exclude_none=True).items()
         }
-        # The writer's own add_hparams would make a second run beside this one.
+        # SummaryWriter.add_hparams would create a second run.
         hparams = importlib.import_module("torch.utils.tensorboard.summary").hparams
         for summary in hparams(settings, dict.fromkeys(COMPARED, 0.0)):
             self._writer.file_writer.add_summary(summary)
@@ -75,7 +75,7 @@ class TensorBoard:
         self._writer.add_text("verdict", str(verdict))
 
     def close(self, finished: bool) -> None:
-        """Write what is held."""
+        """Flush and close."""
         self._writer.close()
 
 
@@ -106,7 +106,7 @@ class WeightsAndBiases:
         self.place = str(self._run.url) if mode == "online" else f"{mode}{upload}"
 
     def log(self, row: Row) -> None:
-        """Add what was measured, except steps that the server has: it takes none twice."""
+        """Add measured values, except for steps that the server has already: it rejects them."""
         if row["step"] >= self._first_step:
             self._run.log({name: value for name, value in row.items() if value is not None}, step=row["step"])
 
@@ -115,12 +115,12 @@ class WeightsAndBiases:
         self._run.summary.update({"verdict": verdict.word, "reason": verdict.reason})
 
     def close(self, finished: bool) -> None:
-        """End it, as crashed where the training did not finish."""
+        """Finish the run, marked as crashed if the training did not finish."""
         self._run.finish(exit_code=0 if finished else 1)
 
     @staticmethod
     def _run_id(path: Any) -> str:
-        """Return the id of the run at Weights & Biases, drawn once and kept in a file."""
+        """Return the id of the run at Weights & Biases, which is drawn once and stored in a file."""
         if not path.exists():
             with replacing(path) as aside:
                 aside.write_text(secrets.token_hex(4))
@@ -142,13 +142,13 @@ OPENERS: dict[str, Callable[[PretrainConfig], Logger]] = {"tensorboard": TensorB
 
 
 class Loggers:
-    """The open copies; one that fails is reported in a line and closed to further rows."""
+    """The open loggers; one that fails is reported and gets no more rows."""
 
     def __init__(self) -> None:
         self._open: dict[str, Logger] = {}
 
     def open(self, name: str, config: PretrainConfig, rows: Iterable[Row]) -> None:
-        """Start a copy with the rows that metrics.jsonl has."""
+        """Open a logger and add the existing rows of metrics.jsonl."""
         with _reported(name):
             logger = OPENERS[name](config)
             self._open[name] = logger
@@ -162,7 +162,7 @@ class Loggers:
         self._each(lambda logger: logger.log(row), list(self._open))
 
     def conclude(self, verdict: Verdict | None) -> None:
-        """Add the verdict of the finished run to each, where health was measured."""
+        """Add the verdict of the finished run to each, if health was measured."""
         if verdict is not None:
             self._each(lambda logger: logger.conclude(verdict), list(self._open))
 
@@ -179,7 +179,7 @@ class Loggers:
 
 
 def check_loggers(names: Iterable[str]) -> None:
-    """Raise UserError that names the extra of each package that is not installed."""
+    """Raise UserError if a package is not installed; it names the extra to install."""
     missing = []
     for name in dict.fromkeys(names):
         spec = importlib.util.find_spec(name)
@@ -191,9 +191,9 @@ def check_loggers(names: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def open_loggers(config: PretrainConfig, is_first: bool) -> Iterator[Loggers]:
-    """Open what `log_to` names, in the first process only, and close it however the block ends.
+    """Open the loggers of `log_to` on rank 0, and close them when the block ends or fails.
 
-    Each starts as a copy of metrics.jsonl, so a resumed run shows no step twice, and earlier steps too.
+    Each starts with the rows of metrics.jsonl, so a resumed run shows each step once.
     """
     loggers = Loggers()
     if config.log_to and is_first:
@@ -210,7 +210,7 @@ def open_loggers(config: PretrainConfig, is_first: bool) -> Iterator[Loggers]:
 
 @contextlib.contextmanager
 def _reported(name: str) -> Iterator[list[Exception]]:
-    """Report what a library fails with in a line; the yielded list has it afterwards."""
+    """Print an exception of the block as one line, and append it to the yielded list."""
     failures: list[Exception] = []
     try:
         yield failures

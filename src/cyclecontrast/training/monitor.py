@@ -1,4 +1,4 @@
-"""The hook that measures health while a run trains and writes what follows: verdict, cycles, the best backbone."""
+"""Measures health during training, and writes the verdict, the cycles and the best backbone."""
 
 import copy
 import math
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 NUM_MEASUREMENTS, MIN_STEPS = 20, 25
 MAX_CYCLES_KEPT = 24
-"""Measurements whose cycles are kept, besides the one before the first step and the last."""
+"""Number of measurements whose cycles are saved, in addition to those before the first and after the last step."""
 
 
 def steps_between(health_every: int | None, num_steps: int) -> int:
-    """Return the steps between measurements: as set (0 for none), or such that there are about twenty."""
+    """Return the steps between measurements: as set (0 disables them), or such that there are about twenty."""
     return max(MIN_STEPS, math.ceil(num_steps / NUM_MEASUREMENTS)) if health_every is None else health_every
 
 
 class Monitor:
-    """Measures health in the first process, where `health_every` is not 0; `last` has the last signals."""
+    """Measures health on rank 0 if `health_every` is not 0; `last` has the latest signals."""
 
     def __init__(self, trainer: "Trainer", dataset: ViewDataset, start: int) -> None:
-        """Make the watched views and, before the first step, measure what the network knows untrained."""
+        """Make the monitored views and, before the first step, measure the initial network."""
         self._trainer, self._config = trainer, trainer.config
         self._watched: Batch | None = None
         self._cycles: Cycles | None = None
@@ -70,12 +70,12 @@ class Monitor:
         run_folder.change_about(out, health=health)
 
     def is_due(self, done: int) -> bool:
-        """Whether health is measured after so many steps; the same in all processes."""
+        """Whether health is measured after `done` steps; the same in all processes."""
         every = self._config.health_every
         return bool(every) and (done % (every or 1) == 0 or done == self._trainer.num_steps)
 
     def measure(self, done: int) -> Signals:
-        """Return the signals after so many steps, nothing where none are due."""
+        """Return the signals after `done` steps, an empty dict if no measurement is due."""
         if self._watched is None or not self.is_due(done):
             return {}
         began, config = time.perf_counter(), self._config
@@ -86,7 +86,7 @@ class Monitor:
         return self.last
 
     def conclude(self, done: int) -> None:
-        """Write the verdict so far into run.json, report a new alarm, keep the cycles and the best backbone."""
+        """Write the current verdict to run.json, print a new alarm, save the cycles and the best backbone."""
         if self._watched is None or not self.is_due(done):
             return
         config = self._config
@@ -104,7 +104,7 @@ class Monitor:
             run_folder.save_best(config.out, done, self._trainer.method.encoder.backbone)
 
     def _keep_cycles(self, done: int) -> None:
-        """Write the last cycles for the report; not of each measurement, where health is measured very often."""
+        """Save the latest cycles for the report, but not of every measurement if there are many."""
         every, num_steps = self._config.health_every or 1, self._trainer.num_steps
         stride = -(-num_steps // (every * MAX_CYCLES_KEPT)) * every
         if self._cycles is not None and (done % stride == 0 or done == num_steps):
@@ -112,13 +112,13 @@ class Monitor:
 
 
 def read_verdict(config: PretrainConfig) -> Verdict | None:
-    """Judge a run by its files; None where no health was measured."""
+    """Judge a run by its files; None if health was not measured."""
     known = _read_known(config)
     return None if known is None else judge(run_folder.read_metrics(config.out), known)
 
 
 def best_backbone(trainer: "Trainer") -> Backbone:
-    """Return the backbone that remains: the last, or with `select` health an earlier one that was clearly better."""
+    """Return the final backbone: the last, or with `select` health an earlier one that was clearly better."""
     config, last = trainer.config, trainer.method.encoder.backbone
     last.eval()
     known = _read_known(config)
@@ -131,10 +131,10 @@ def best_backbone(trainer: "Trainer") -> Backbone:
             best = load_backbone(run_folder.best_folder(config.out, step), network=network).to(trainer.device)
             best.source = f"{last.source}, step {step:,} of {trainer.num_steps:,}, where it retrieved best"
         except UserError as error:
-            console.print(f"--select health chose step {step:,}, whose backbone is lost ({error}): the last remains")
+            console.print(f"--select health chose step {step:,}, whose backbone is lost ({error}); using the last")
             step = trainer.num_steps
     run_folder.change_about(config.out, selected_step=step)
-    console.print(f"the backbone of step {step:,} of {trainer.num_steps:,} remains (--select health)")
+    console.print(f"final backbone: that of step {step:,} of {trainer.num_steps:,} (--select health)")
     return best
 
 

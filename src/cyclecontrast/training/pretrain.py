@@ -1,4 +1,4 @@
-"""The command `pretrain`: settle the options, open or resume the run, train, and write what remains."""
+"""The command `pretrain`: resolve the options, create or resume the run, train, and write the final backbone."""
 
 import contextlib
 import math
@@ -34,10 +34,9 @@ from cyclecontrast.training.verdict import Verdict, last_measured
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training: its folder, its backbone, its last metrics; as text it says what to do next.
+    """A finished training: its folder, its backbone, its last metrics; `str` says what to do next.
 
-    `judged_at` names the step of the verdict where the training continued after it. Of several processes only the
-    first prints.
+    `judged_at` names the step of the verdict if the training continued after it. `str` is empty except on rank 0.
     """
 
     folder: Path
@@ -60,7 +59,7 @@ class Run:
 def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = False) -> Run:
     """Train a backbone on videos without labels and write the run to `config.out`; raises UserError.
 
-    `parts` are those that the config names as the user's own. With `alone` this process trains by itself, even under
+    `parts` are the user-defined parts that the config names. With `alone` this process trains alone, even under
     torchrun. After SIGINT, SIGTERM or SIGHUP a checkpoint is written, then KeyboardInterrupt or SystemExit is raised.
     """
     device = pick_device(config.device)
@@ -68,7 +67,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
         check_given(config, parts)
         unread = unread_options(config, parts)
         config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
-        config = _settled(config, dataset, backbone, device)
+        config = _resolved(config, dataset, backbone, device)
         is_first = world.rank == 0
         devices = [device] if device.type == "cuda" else []
         lock = locked(config.out, "out") if is_first else contextlib.nullcontext()
@@ -90,14 +89,14 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
 
 
 def num_steps(config: PretrainConfig, dataset: ViewDataset) -> int:
-    """Return the number of updates of the whole training."""
+    """Return the total number of optimizer steps."""
     return config.steps or max(1, math.ceil(config.epochs * dataset.num_videos / config.batch_size))
 
 
 def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
-    """Make the run's folder, or restore the trainer from its last whole checkpoint; returns the steps already done.
+    """Create the run's folder, or restore the trainer from the latest intact checkpoint; returns the steps done.
 
-    Raises UserError where the run is damaged, or where the processes do not see the same folder.
+    Raises UserError if the run is damaged, or if the processes do not see the same folder.
     """
     config, world, store, run = trainer.config, trainer.world, dataset.store, trainer.config.out
     before: dict[str, Any] = {}
@@ -139,7 +138,7 @@ def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
     return start, read_errors
 
 
-def _settled(config: PretrainConfig, dataset: ViewDataset, backbone: Backbone, device: torch.device) -> PretrainConfig:
+def _resolved(config: PretrainConfig, dataset: ViewDataset, backbone: Backbone, device: torch.device) -> PretrainConfig:
     return config.model_copy(
         update={
             "precision": pick_precision(config.precision, device),
@@ -150,14 +149,14 @@ def _settled(config: PretrainConfig, dataset: ViewDataset, backbone: Backbone, d
 
 
 def _shared_settings(config: PretrainConfig, dataset: ViewDataset, backbone: Backbone) -> dict[str, Any]:
-    """Return what must be the same in all processes of one training."""
+    """Return the settings that must be equal in all processes of a training."""
     num_weights = sum(value.numel() for value in backbone.state_dict().values())
     settings = config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS))
     return settings | {"data": dataset.store.fingerprint, "number of weights of the backbone": num_weights}
 
 
 def _about(trainer: Trainer, dataset: ViewDataset) -> dict[str, Any]:
-    """Return the content of run.json at the start."""
+    """Return the initial content of run.json."""
     config, store = trainer.config, dataset.store
     return {
         "versions": package_versions(),
@@ -181,7 +180,7 @@ def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> Non
     alone = f", {singles:,} of them with one frame, which is both query and positive" if singles else ""
     console.print(f"data: {about['num_videos']:,} videos{alone}, {about['num_frames']:,} frames ({layout})")
     if about["num_held_out"]:
-        console.print(f"{about['num_held_out']:,} videos are held out to measure health on (--holdout 0: none)")
+        console.print(f"{about['num_held_out']:,} videos are held out to measure health (--holdout 0 disables this)")
     shown = sorted(set(type(config).model_fields) - {"data", "out", "resume"})
     console.print("settings: " + " ".join(f"{name}={getattr(config, name)}" for name in shown))
     console.print(f"{about['num_steps']:,} steps on {about['device']} in {about['precision']}")
@@ -189,8 +188,8 @@ def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> Non
 
 def _announce_resumed(before: dict[str, Any], about: dict[str, Any], damages: list[str], start: int) -> None:
     for damage in damages:
-        console.print(f"{damage}: using the one before")
-    console.print(f"resuming after step {start:,}" if start else "no checkpoint: starting again at the first step")
+        console.print(f"{damage}: using the previous checkpoint")
+    console.print(f"resuming after step {start:,}" if start else "no checkpoint: restarting from the first step")
     changed = [
         f"{name} was {before[name]}, is {about[name]}"
         for name in ("device", "precision", "processes", "augment_on", "compile", "versions")
@@ -202,7 +201,7 @@ def _announce_resumed(before: dict[str, Any], about: dict[str, Any], damages: li
 
 @contextlib.contextmanager
 def _stops_noted(trainer: Trainer) -> Iterator[None]:
-    """Note in run.json why a training cannot continue, and raise UserError that says what remains of it."""
+    """Write to run.json why the training stopped, and raise UserError that names the checkpoint to resume from."""
     try:
         yield
     except UserError as error:
@@ -219,7 +218,7 @@ def _stops_noted(trainer: Trainer) -> Iterator[None]:
 
 
 def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors) -> Run:
-    """Write the backbone that remains, and the end into run.json."""
+    """Write the final backbone and the status of run.json."""
     config, run, backbone = trainer.config, trainer.config.out, trainer.method.encoder.backbone.eval()
     verdict, judged_at, is_first = None, "", trainer.world.rank == 0
     if is_first:

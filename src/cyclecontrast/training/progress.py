@@ -1,4 +1,4 @@
-"""What a person sees of a training while it runs: messages on stderr, the progress bar, throughput."""
+"""What the user sees during training: messages on stderr, the progress bar, throughput."""
 
 import contextlib
 import sys
@@ -19,14 +19,14 @@ Row = dict[str, Any]
 
 @dataclass
 class Clock:
-    """Views and waiting time since the last line of metrics."""
+    """Counts views and the time spent waiting for data since the last row of metrics."""
 
     images: int = 0
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches; count their views and the time spent waiting for each."""
+        """Yield the batches; count their views and the time spent waiting for them."""
         while True:
             began = time.perf_counter()
             batch = next(batches, None)
@@ -38,13 +38,13 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the block from the throughput."""
+        """Exclude the block from the measured time."""
         began = time.perf_counter()
         yield
         self.since += time.perf_counter() - began
 
     def lap(self) -> Row:
-        """Return views per second and the fraction of time spent waiting for data, and reset both."""
+        """Return views per second and the fraction of time spent waiting for data, and reset the counters."""
         now = time.perf_counter()
         row = {
             "images_per_second": self.images / (now - self.since),
@@ -56,7 +56,7 @@ class Clock:
 
 @contextlib.contextmanager
 def progress_bar(total: int, done: int, shown: bool) -> Iterator[Callable[[Row], None]]:
-    """Yield a function that takes the last metrics and advances the bar by a step; shown in a terminal only."""
+    """Yield a function that advances the bar by a step and shows the given metrics; hidden outside of a terminal."""
     columns = (
         TextColumn("pretrain"),
         BarColumn(),

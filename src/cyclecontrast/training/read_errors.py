@@ -1,6 +1,6 @@
-"""Frames that a run could not read: counted over all its processes, saved with it, reported on the way and at the end.
+"""Frames that a run could not read: counted over all processes, saved in checkpoints, reported in the end.
 
-It is a function of the data and of the steps done, so a resumed run reports what an uninterrupted one does.
+The counts depend only on the data and the steps done, so a resumed run reports the same as an uninterrupted one.
 """
 
 import json
@@ -16,15 +16,15 @@ from cyclecontrast.training.progress import console
 
 READ_ERRORS = "unreadable.json"
 ENOUGH_VIEWS = 1_000
-"""A fraction of fewer views says little."""
+"""Views needed before the fraction of replaced views is judged."""
 WARN_ABOVE = 0.01
 
 
 @dataclass
 class ReadErrors:
-    """Views shown since the run began, how many show another frame than was drawn, and the frames at fault.
+    """The number of views so far, how many show another frame than was drawn, and the unreadable frames.
 
-    `frames` maps (video id, frame number) to the step after which the error was known, and the reason.
+    `frames` maps (video id, frame number) to the step of the first error and its reason.
     """
 
     views: int = 0
@@ -33,7 +33,7 @@ class ReadErrors:
     has_warned: bool = False
 
     def count(self, batch: Batch, store: FrameStore, done: int, world: World) -> None:
-        """Count a step's batch of all processes; `done` is the number of steps with it."""
+        """Add the batches of all processes; `done` is the number of steps including this one."""
         self.views += len(batch.views) * len(batch.video) * world.size
         found = [(store.video_id(error.video), error.frame, error.reason) for error in batch.read_errors]
         if not maxima([batch.num_replaced or len(found)], world)[0]:
@@ -44,17 +44,17 @@ class ReadErrors:
                 self.frames.setdefault((video, frame), (done, reason))
 
     def warn_once(self) -> None:
-        """Print a warning as soon as it is clear that more than a few damaged files are replaced."""
+        """Print a warning once if more than 1 % of at least 1,000 views were replaced."""
         if not self.has_warned and self.views >= ENOUGH_VIEWS and self._fraction > WARN_ABOVE:
             self.has_warned = True
             console.print(f"warning: {self._summary()}: {'; '.join(self._names(3))}", markup=False)
 
     def too_many(self, max_fraction: float, is_last: bool) -> bool:
-        """Whether more than this fraction of the views is replaced, of enough of them or of all."""
+        """Whether more than this fraction of the views was replaced; judged after 1,000 views or at the last step."""
         return (self.views >= ENOUGH_VIEWS or is_last) and self._fraction > max_fraction
 
     def check(self, max_fraction: float, is_last: bool) -> None:
-        """Raise UserError where too many views are replaced."""
+        """Raise UserError if too many views were replaced."""
         if self.too_many(max_fraction, is_last):
             raise UserError(
                 f"{self._summary()}, more than --max-unreadable {max_fraction:g}: {'; '.join(self._names(3))}; fix "
@@ -62,14 +62,14 @@ class ReadErrors:
             )
 
     def report(self, run: Path) -> None:
-        """Print at the end how much was replaced, and the frames at fault."""
+        """Print the number of replaced views and the unreadable frames, at the end."""
         if self.replaced:
             warning = "warning: " if self._fraction > WARN_ABOVE else ""
             lines = [f"{warning}{self._summary()}; all are listed in {run / READ_ERRORS}", *self._names(10)]
             console.print("\n  ".join(lines), markup=False)
 
     def write(self, run: Path) -> None:
-        """Write unreadable.json, each frame once, in the order in which they were met."""
+        """Write unreadable.json: each frame once, ordered by the step of its first error."""
         frames = [
             {"video": video, "frame": frame, "reason": reason, "step": step}
             for step, video, frame, reason in self._in_order()

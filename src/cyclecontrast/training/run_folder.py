@@ -1,4 +1,4 @@
-"""RUN on disk: the resolved config, run.json, metrics, the best backbones, the watched cycles. It does not train."""
+"""The files of a run: the resolved config, run.json, metrics, the best backbones, the monitored cycles."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def write_config(run: Path, config: BaseModel) -> None:
     """Write config.toml, which repeats the run: `cyclecontrast pretrain --config RUN/config.toml`."""
     values = {k: v for k, v in config.model_dump(mode="json").items() if v is not None and k != "resume"}
     if not is_url(values["data"]):
-        values["data"] = os.path.abspath(values["data"])  # so that it is found from any folder
+        values["data"] = os.path.abspath(values["data"])  # valid in any working directory
     with replacing(run / CONFIG) as aside:
         aside.write_text(tomli_w.dumps(values))
 
@@ -39,7 +39,7 @@ def write_about(run: Path, about: Mapping[str, Any]) -> None:
 
 
 def read_about(run: Path) -> dict[str, Any]:
-    """Return the content of run.json; raises UserError where it does not parse."""
+    """Return the content of run.json; raises UserError if it does not parse."""
     try:
         about = json.loads((run / ABOUT).read_bytes())
         if not isinstance(about, dict):
@@ -55,7 +55,7 @@ def change_about(run: Path, **changes: Any) -> None:
 
 
 def how_to_restore(run: Path, name: str) -> str:
-    """Return what a user can do about a damaged file of a run."""
+    """Return how the user can fix a damaged file of a run."""
     copies = sorted(run.glob(f"checkpoints/step-*[0-9]/{name}"))
     return f"copy {copies[-1]} over it" if copies else "start a new run"
 
@@ -67,15 +67,15 @@ def append_metrics(run: Path, row: Mapping[str, Any]) -> None:
 
 
 def restore_metrics(run: Path, checkpoint: Path | None) -> None:
-    """Restore metrics.jsonl to that of a checkpoint, or empty it, so that a resumed run has each step once."""
+    """Restore metrics.jsonl from a checkpoint, or empty it, so that a resumed run has each step once."""
     with replacing(run / METRICS) as aside:
         aside.write_bytes((checkpoint / METRICS).read_bytes() if checkpoint else b"")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl without a last one that is still being written.
+    """Return the complete rows of metrics.jsonl, without a last row that is still being written.
 
-    Raises UserError that names the line where one does not parse.
+    Raises UserError if a line does not parse, and names the line.
     """
     path, rows = run / METRICS, list[dict[str, Any]]()
     try:
@@ -91,30 +91,30 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def best_folder(run: Path, step: int) -> Path:
-    """Return the folder of the backbone of a step that was the best so far."""
+    """Return the folder of the best backbone of a step."""
     return run / "best" / f"step-{step:08d}"
 
 
 def save_best(run: Path, step: int, backbone: Backbone) -> None:
-    """Write the backbone that is the best so far to best/step-XXXXXXXX."""
+    """Write the best backbone so far to best/step-XXXXXXXX."""
     best_folder(run, step).mkdir(parents=True, exist_ok=True)
     save_backbone(backbone, best_folder(run, step))
 
 
 def drop_surpassed_bests(run: Path, oldest: int) -> None:
-    """Keep only the best backbone at step `oldest`, which the run may resume from, and those of later steps."""
+    """Remove best backbones that are no longer needed to resume from a checkpoint at step `oldest` or later."""
     for surpassed in [best for best in _steps(run, "best/step-*") if _step_of(best) <= oldest][:-1]:
         remove(surpassed)
 
 
 def write_cycles(run: Path, step: int, cycles: Cycles) -> None:
-    """Write what the cycles of a health measurement were made of to cycles/step-XXXXXXXX.safetensors."""
+    """Write the vectors of the monitored cycles to cycles/step-XXXXXXXX.safetensors."""
     with replacing(run / "cycles" / f"step-{step:08d}.safetensors") as aside:
         aside.write_bytes(save({name: value.cpu().contiguous() for name, value in vars(cycles).items()}))
 
 
 def read_cycles(run: Path) -> dict[int, Cycles]:
-    """Return what `write_cycles` wrote, by step; raises UserError that names a damaged file."""
+    """Return the cycles that `write_cycles` wrote, by step; raises UserError if a file is damaged."""
     found = {}
     for path in _steps(run, "cycles/step-*.safetensors"):
         try:
@@ -125,14 +125,14 @@ def read_cycles(run: Path) -> dict[int, Cycles]:
 
 
 def drop_later(run: Path, step: int) -> None:
-    """Remove bests and cycles of steps after `step`, which a resumed run will reach again."""
+    """Remove best backbones and cycles after `step`, which a resumed run will write again."""
     for path in (*_steps(run, "best/step-*"), *_steps(run, "cycles/step-*.safetensors")):
         if _step_of(path) > step:
             remove(path)
 
 
 def device_name(device: torch.device) -> str:
-    """Return a device's name as people know it."""
+    """Return the name of the device's hardware."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 

@@ -1,4 +1,4 @@
-"""From options to what a training needs: settled config, dataset, backbone. All problems are reported at once."""
+"""Sets up a training: resolved config, dataset and backbone. All problems are reported at once."""
 
 import contextlib
 import math
@@ -41,16 +41,17 @@ from cyclecontrast.training.user_parts import (
 
 SAMPLED_VIDEOS = 32
 HEALTH_SEED = 2**32
-"""Seed of what health is measured on, which no training can have: the same for all runs, so that they compare."""
+"""Seed of the health views: outside of the range of --seed, and the same for all runs, so that they are comparable."""
 ONE_FRAME_METHODS = "intra-image, simclr, simsiam and byol"
 
 
 def open_training(
     config: PretrainConfig, machine: Machine, world: World, parts: UserParts = NO_PARTS
 ) -> tuple[PretrainConfig, ViewDataset, Backbone]:
-    """Return the settled config, the dataset and the backbone to start with; the first process prepares videos.
+    """Return the resolved config, the dataset and the initial backbone; rank 0 prepares videos.
 
-    Raises UserError with all problems, before anything is written; of videos only their number is known then.
+    Raises UserError with all problems before anything is written. If videos must be prepared first, only
+    their number is checked before.
     """
     problems: list[str] = []
     with first_process_first(world):
@@ -63,7 +64,7 @@ def open_training(
         if config.compile and not problems:
             attempt(lambda: check_compiler(pick_device(config.device)), problems)
         if num_videos and world.rank == 0:
-            # The size of the frames is not known yet; 256 px gives no problem of its own.
+            # The size of the frames is not known yet; assuming 256 px causes no problems.
             attempt(lambda: check_number(config, num_videos), problems)
             attempt(lambda: _settle(config, DataSize(num_videos, 256), machine, given, parts), problems)
             if problems:
@@ -75,16 +76,19 @@ def open_training(
     config, dataset = opened
     if config.batch_size > dataset.num_videos and world.rank == 0:
         times = math.ceil(config.batch_size / dataset.num_videos)
-        console.print(f"a batch of {config.batch_size} has each of {dataset.num_videos} videos up to {times} times")
+        console.print(
+            f"batch size {config.batch_size} exceeds the number of videos, {dataset.num_videos}: each appears up to "
+            f"{times} times per batch"
+        )
     backbone = given or make_backbone(config.backbone, config.seed)
-    origin = f", begun with {backbone.source}" if config.init is not None and config.resume is None else ""
+    origin = f", initialized from {backbone.source}" if config.init is not None and config.resume is None else ""
     backbone.image_size = config.image_size
     backbone.source = f"cyclecontrast {config.method}, preset {config.preset}, seed {config.seed}{origin}"
     return config, dataset, backbone
 
 
 def unread_options(config: PretrainConfig, parts: UserParts = NO_PARTS) -> list[str]:
-    """Return the options that the user set although the method does not read them."""
+    """Return the options that the user set but the method does not use."""
     method, known = method_class(config, parts), frozenset().union(*(one.reads for one in METHODS.values()))
     unread = {
         **({name: name not in method.reads for name in known} if parts.method is None else {}),
@@ -97,7 +101,7 @@ def unread_options(config: PretrainConfig, parts: UserParts = NO_PARTS) -> list[
 
 
 def count_videos(config: PretrainConfig) -> int:
-    """Return how many video files must be prepared first: none where the data are frames, or absent."""
+    """Return the number of video files to prepare first: 0 if the data are frames or missing."""
     data = config.data
     if isinstance(data, str):
         return 0
@@ -108,15 +112,15 @@ def count_videos(config: PretrainConfig) -> int:
 
 
 def prepare_videos(config: PretrainConfig) -> None:
-    """Prepare a folder of videos into the run's `frames`; a resumed run keeps the frames that it began with."""
+    """Prepare a folder of videos into RUN/frames; a resumed run uses its existing frames."""
     frames = config.out / "frames"
     if config.resume is None or not (frames / "frames.parquet").exists():
         summary = prepare(checked(PrepareConfig, {"videos": config.data, "out": frames, "workers": config.workers}))
-        console.print(f"{summary}\nthe frames are in {frames}: name that folder as DATA to train on them again")
+        console.print(f"{summary}\nthe frames are in {frames}: pass this folder as DATA to reuse them")
 
 
 def frame_size(store: FrameStore) -> DataSize:
-    """Return what `auto` needs to know of the data, from frames of some of the videos."""
+    """Return the size of the data for the preset `auto`, from the first frames of some videos."""
     some = np.linspace(0, store.num_videos - 1, min(SAMPLED_VIDEOS, store.num_videos)).astype(int)
     problems: list[str] = []
     images = [attempt(partial(store.image, int(video), 0), problems) for video in some]
@@ -127,32 +131,32 @@ def frame_size(store: FrameStore) -> DataSize:
 
 
 def split_videos(num_videos: int, holdout: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the numbers of the videos that are trained on and of those held out, the same whatever the seed."""
+    """Return the numbers of the training videos and of the held-out videos, which do not depend on the seed."""
     number = num_held_out(num_videos, holdout)
     order = random_stream(HEALTH_SEED, 0, 0, 0).permutation(num_videos)
     return np.sort(order[number:]), np.sort(order[:number])
 
 
 def check_number(config: PretrainConfig, num_videos: int) -> None:
-    """Raise UserError where the videos are too few to be contrasted, or too few remain beside those held out."""
+    """Raise UserError if fewer than two videos are left for training after holding out."""
     held_out = num_held_out(num_videos, config.holdout)
     if num_videos < 2:
         raise UserError(f"data: {config.data}: has {num_videos} video; contrasting needs at least two")
     if num_videos - held_out < 2:
         raise UserError(
-            f"holdout: holding out {held_out} of {num_videos} videos, at least two, leaves {num_videos - held_out} to "
-            "train on, and contrasting needs at least two; set --holdout 0, or add videos"
+            f"holdout: keeps {held_out} of {num_videos} videos (minimum 2), which leaves {num_videos - held_out} for "
+            "training, but contrasting needs at least two; set --holdout 0, or add videos"
         )
 
 
 def make_dataset(config: PretrainConfig, store: FrameStore, parts: UserParts = NO_PARTS) -> ViewDataset:
-    """Return the dataset of the method's views; raises UserError where the data cannot give them."""
+    """Return the dataset of the method's views; raises UserError if the data do not suit the method."""
     same_frame, further = method_class(config, parts).frames(config)
     problems: list[str] = []
     if store.layout == "flat folder of images" and not (same_frame and further is no_further_frames):
         problems.append(
-            f"{config.data}: a flat folder of images, each its own video: only --method {ONE_FRAME_METHODS} can learn "
-            "from it; put the frames of each video into a folder of their own"
+            f"{config.data}: a flat folder of images has no videos: only --method {ONE_FRAME_METHODS} can learn "
+            "from it; put the frames of each video into a separate folder"
         )
     attempt(lambda: check_number(config, store.num_videos), problems)
     if problems:
@@ -171,9 +175,9 @@ def make_dataset(config: PretrainConfig, store: FrameStore, parts: UserParts = N
 
 
 def make_health_dataset(config: PretrainConfig, dataset: ViewDataset) -> ViewDataset:
-    """Return the dataset that health is measured on: videos held out, or without any those trained on.
+    """Return the dataset of the health metrics: the held-out videos, or the training videos without a holdout.
 
-    Whatever the method and its options, the views show two frames of a video, so that runs compare.
+    For all methods and options the views show two frames of a video, so that runs are comparable.
     """
     held_out = split_videos(dataset.store.num_videos, config.holdout)[1]
     return replace(
@@ -210,9 +214,9 @@ def _open_dataset(
 
 
 def _frames_folder(config: PretrainConfig, num_videos: int) -> Path | str:
-    """Return the folder or the URL of frames: DATA, or where that is or was one of videos, what was prepared of them.
+    """Return DATA, or RUN/frames if DATA is (or was) a folder of videos.
 
-    Raises UserError where the data of a resumed run are gone, or are other videos.
+    Raises UserError if the data of a resumed run are missing or are other videos.
     """
     data, frames = config.data, config.out / "frames"
     if isinstance(data, str):
@@ -231,14 +235,14 @@ def _frames_folder(config: PretrainConfig, num_videos: int) -> Path | str:
         return frames if num_videos else data
     if not is_prepared:
         how = f"cyclecontrast pretrain DATA --resume {config.resume}"
-        raise UserError(f"data: {data}, which the run was trained on, is gone; name its new place: {how}")
+        raise UserError(f"data: {data}, on which the run was trained, no longer exists; if it was moved: {how}")
     return frames
 
 
 def _settle(
     config: PretrainConfig, data: DataSize, machine: Machine, given: Backbone | None, parts: UserParts
 ) -> PretrainConfig:
-    """Decide what is open; raises UserError where memory is too small, or the backbone does not take the images."""
+    """Return the resolved config; raises UserError if memory is too small or the backbone rejects the image size."""
     device = pick_device(config.device)
     resolved = resolve(config, data, machine, method_class(config, parts))
     executor = pick_executor(config.augment_on, device) if parts.augmentation is None else "cpu"
@@ -272,9 +276,9 @@ def _check_same_data(run: Path, store: FrameStore) -> None:
 
 
 def _given_backbone(config: PretrainConfig) -> Backbone | None:
-    """Load the backbone to start from, or a network of timm; others are made once they are known to fit into memory.
+    """Load the backbone of `init` or build a timm network; None for others, which are built after a memory check.
 
-    The weights of a resumed run are in its checkpoint.
+    The weights of a resumed run are loaded from its checkpoint.
     """
     if config.init is None or config.resume is not None:
         return make_backbone(config.backbone, config.seed) if config.backbone.startswith("timm:") else None
@@ -287,7 +291,7 @@ def _given_backbone(config: PretrainConfig) -> Backbone | None:
 
 
 def _check_images(backbone: Backbone, size: int) -> None:
-    """Raise UserError where a network of timm does not take images of the size; ResNets take any."""
+    """Raise UserError if a timm network does not accept images of this size; ResNets accept any."""
     try:
         with torch.inference_mode():
             backbone.eval()(torch.zeros(1, 3, size, size))
@@ -300,20 +304,20 @@ def _check_images(backbone: Backbone, size: int) -> None:
 
 
 def method_without_memory(config: PretrainConfig, given: Backbone | None, parts: UserParts = NO_PARTS) -> Method:
-    """Return the method with weights that have a shape and take no memory, except those of a given backbone."""
+    """Return the method on the meta device, where weights take no memory, except those of a given backbone."""
 
     def make() -> Method:
         return method_class(config, parts)(given or make_backbone(config.backbone), config)
 
     with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
         return make()
-    return make()  # by a user's class that computes with its weights
+    return make()  # custom methods that compute with their weights
 
 
 def least_memory(config: PretrainConfig, method: Method, processes: int) -> list[tuple[int, str, str]]:
-    """Return the bytes that each process needs at least, what for, and the options that change it.
+    """Return lower bounds of the memory of a process: (bytes, what for, the options that reduce it).
 
-    What layers keep for the backward pass is not counted, so a training that passes may still not fit.
+    Activations that are kept for the backward pass are not counted, so a training may still run out of memory.
     """
     learned = sum(weight.numel() for weight in method.learned_parameters())
     momentum = sum(weight.numel() for weight in method.parameters()) - learned
@@ -333,7 +337,7 @@ def least_memory(config: PretrainConfig, method: Method, processes: int) -> list
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes of memory that a training on this device may take."""
+    """Return the free memory of the device in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")

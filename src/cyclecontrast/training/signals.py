@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP end a training between two steps, so that a checkpoint can be written first."""
+"""Stops a training between two steps on SIGINT, SIGTERM or SIGHUP, so that a checkpoint can be written first."""
 
 import contextlib
 import os
@@ -18,16 +18,16 @@ NAMES: dict[int, str] = {
 
 @dataclass
 class Stop:
-    """The number of the signal that came, 0 before any."""
+    """The number of the signal that was received, 0 before."""
 
     signal: int = 0
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Note a signal instead of ending in the middle of a step; a second one ends at once.
+    """Record a signal instead of ending within a step; a second signal ends the process at once.
 
-    Outside of the main thread, which alone gets signals, nothing is noted.
+    Only the main thread receives signals; in other threads this does nothing.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -38,14 +38,14 @@ def stop_signals() -> Iterator[Stop]:
     def note(number: int, frame: FrameType | None) -> None:
         stop.signal = number
         restore()
-        _say(f"{NAMES[number]}: writing a checkpoint after this step; once more stops at once")
+        _say(f"{NAMES[number]}: writing a checkpoint after this step; repeat to stop at once")
 
     def restore() -> None:
         for number in NAMES:
             signal.signal(number, before[number])
 
     for number in NAMES:
-        if before[number] is not signal.SIG_IGN:  # as nohup and shells have it for commands in the background
+        if before[number] is not signal.SIG_IGN:  # nohup, and shells for background commands, ignore it
             signal.signal(number, note)
     try:
         yield stop
@@ -55,13 +55,13 @@ def stop_signals() -> Iterator[Stop]:
 
 
 def ignore_worker_deaths() -> None:
-    """Undo torch's handler, which raises in the middle of a step when a worker dies; the next batch reports it too."""
+    """Remove the handler of torch, which raises within a step if a worker dies; the next batch reports it as well."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def end_by_signal(number: int, message: str) -> NoReturn:
-    """End as programs do after a signal: KeyboardInterrupt after SIGINT, else exit code 128 + number."""
+    """Raise KeyboardInterrupt for SIGINT, otherwise exit with code 128 + number, as is usual after a signal."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt(message)
     _say(message)
@@ -69,6 +69,6 @@ def end_by_signal(number: int, message: str) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    """Write a line to stderr, even from a signal handler, and whether or not anybody reads."""
+    """Write a line to stderr; safe in a signal handler and if stderr is closed."""
     with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode(errors="replace"))

@@ -1,4 +1,4 @@
-"""The training loop: batches → method → gradients → optimizer → what follows a step. It knows no method by name."""
+"""The training loop: load a batch, compute the loss of the method, backward, optimizer step, `after_step`."""
 
 import contextlib
 import inspect
@@ -29,11 +29,11 @@ from cyclecontrast.training.read_errors import ReadErrors
 from cyclecontrast.training.signals import NAMES, Stop, end_by_signal, ignore_worker_deaths
 
 LARGEST_WEIGHT = 1e6
-"""Larger weights mean a training that diverges although its loss is finite."""
+"""Larger weights mean that the training diverges, even if the loss is finite."""
 
 
 class Trainer:
-    """A method with its optimizer, and the loop over the steps; it saves and restores all that a step changes."""
+    """Trains a method with SGD, and saves and restores the state of method and optimizer."""
 
     def __init__(
         self, method: Method, config: PretrainConfig, num_steps: int, device: torch.device, world: World
@@ -51,18 +51,18 @@ class Trainer:
     ) -> Row:
         """Run the steps from `start` on; returns the last row of metrics.
 
-        Raises UserError where the loss diverges, data cannot be read, the disk is full or another process has ended;
-        KeyboardInterrupt or SystemExit after a signal, once a checkpoint is written.
+        Raises UserError if the loss diverges, data cannot be read, the disk is full or another process has ended.
+        After a signal, writes a checkpoint and raises KeyboardInterrupt or SystemExit.
         """
         config, clock, is_first = self.config, Clock(), self.world.rank == 0
         row: Row = (run_folder.read_metrics(config.out) or [{}])[-1] if is_first else {}
         read_errors.check(config.max_unreadable, start == self.num_steps)
         sampler = StepSampler(range(start, self.num_steps), config.batch_size, self.world.rank, self.world.size)
         workers, pin_memory = pick_workers(config.workers, self.device), self.device.type == "cuda"
-        batches = clock.timed(load_batches(dataset, sampler, workers, pin_memory))
-        ignore_worker_deaths()
-        with progress_bar(self.num_steps, start, shown=is_first) as advance:
-            for step, batch in self._agreed(batches, start, read_errors, stop):
+        loaded = contextlib.closing(load_batches(dataset, sampler, workers, pin_memory))  # which ends the workers
+        with loaded as batches, progress_bar(self.num_steps, start, shown=is_first) as advance:
+            ignore_worker_deaths()
+            for step, batch in self._agreed(clock.timed(batches), start, read_errors, stop):
                 done, last = step + 1, step + 1 == self.num_steps
                 is_logged = last or done % config.log_every == 0 or monitor.is_due(done)
                 losses, gradient_norm = self.train_step(batch, StepInfo(step, self.num_steps, is_logged))
@@ -86,9 +86,9 @@ class Trainer:
         return row
 
     def train_step(self, batch: Batch, info: StepInfo) -> tuple[Losses, Tensor]:
-        """Do one update (Algorithm 1); returns the mean losses of the micro-batches and the norm of the gradient.
+        """Run one optimizer step (Algorithm 1); returns the mean losses of the micro-batches and the gradient norm.
 
-        Each of `accumulate` micro-batches meets the queues as they were before the step, and its own keys.
+        Each of `accumulate` micro-batches uses its own batch keys and the queues as they were before the step.
         """
         torch.manual_seed((self.config.seed * 1_000_003 + info.step) * self.world.size + self.world.rank)  # dropout
         self.optimizer.zero_grad()
@@ -107,7 +107,7 @@ class Trainer:
         return losses, gradient_norm
 
     def check_finite(self) -> None:
-        """Raise UserError where a step was not finite, or the weights explode behind a finite loss."""
+        """Raise UserError if a loss or gradient was not finite, or if weights explode although the loss is finite."""
         weights = torch.stack([weight.detach().abs().max() for weight in self.method.learned_parameters()])
         step, largest = int(self._first_bad_step), float(weights.max())
         if step >= 0:
@@ -119,7 +119,7 @@ class Trainer:
         raise UserError(f"{message}; lower --learning-rate or set --gradient-clip")
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return every tensor that resuming needs: the method's as part/name, the momenta of SGD as sgd/number."""
+        """Return all tensors needed to resume: those of the method as part/name, momentum buffers as sgd/number."""
         momenta = {
             f"sgd/{number}": self.optimizer.state[parameter]["momentum_buffer"]
             for number, parameter in enumerate(self.method.learned_parameters())
@@ -127,9 +127,9 @@ class Trainer:
         return {name.replace(".", "/", 1): value for name, value in self.method.state_dict().items()} | momenta
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned; raises RuntimeError or KeyError where it is of another method.
+        """Restore the result of `state_dict`; raises RuntimeError or KeyError if it is of another method.
 
-        Queues that the method does not use, in checkpoints of older versions, are ignored.
+        Unused queues in checkpoints of older versions are ignored.
         """
         named = {name.replace("/", ".", 1): value for name, value in state.items() if not name.startswith("sgd/")}
         known, queues = self.method.state_dict().keys(), ("intra_queue.", "cycle_queue.")
@@ -138,13 +138,13 @@ class Trainer:
             self.optimizer.state[parameter]["momentum_buffer"].copy_(state[f"sgd/{number}"])
 
     def note_stop(self, message: str) -> str:
-        """Note in run.json why the run stops, where the disk still takes it; returns a line that says what remains."""
+        """Write the reason to run.json if possible; returns it with a hint how to resume."""
         run = self.config.out
         if self.world.rank == 0:
             with contextlib.suppress(OSError, UserError):
                 run_folder.change_about(run, status=f"stopped: {message}")
         if not (run / run_folder.CONFIG).exists():
-            return f"{message}; {run} is gone, so nothing more is written: if it was moved, --resume continues there"
+            return f"{message}; {run} no longer exists, so nothing more is written; if it was moved, --resume it there"
         kept = checkpoints(run)
         rest = (
             f"the last good checkpoint is {kept[-1]}; --resume {run} continues from it" if kept else "no checkpoint yet"
@@ -176,7 +176,7 @@ class Trainer:
     def _agreed(
         self, batches: Iterator[Batch], start: int, read_errors: ReadErrors, stop: Stop
     ) -> Iterator[tuple[int, Batch]]:
-        """Yield step and batch while all processes have one; after a signal or a failure save a checkpoint and end."""
+        """Yield step and batch until the last; if any process got a signal or failed, save a checkpoint and end all."""
         for step in count(start):
             batch, problem, may_stop = None, None, start < step < self.num_steps
             try:
@@ -196,7 +196,7 @@ class Trainer:
             yield step, batch
 
     def _row(self, losses: Losses, gradient_norm: Tensor, done: int, num_videos: int) -> Row:
-        """Return a row of metrics; what differs between processes is their mean. None: not measured."""
+        """Return a row of metrics, averaged over the processes; values that were not measured are None."""
         local = {
             "loss": losses.total,
             "intra_loss": losses.intra,
@@ -218,10 +218,10 @@ class Trainer:
 
 
 def learning_rate(peak: float, progress: float, schedule: str, warmup: float) -> float:
-    """Return the learning rate after the fraction `progress` in [0, 1) of the training.
+    """Return the learning rate at the fraction `progress` in [0, 1) of the training.
 
-    A linear warm-up over the fraction `warmup`, then half a cosine to zero, or a tenth at 60 % and a hundredth at 80 %
-    (epochs 120 and 160 of 200, as in MoCo). Differs from the release: the cosine moves with every step.
+    A linear warm-up over the fraction `warmup`, then a half cosine to zero, or x0.1 at 60 % and again at 80 % of the
+    training (MoCo: epochs 120 and 160 of 200). Differs from the release: the cosine is updated in every step.
     """
     if progress < warmup:
         return peak * progress / warmup
@@ -231,8 +231,8 @@ def learning_rate(peak: float, progress: float, schedule: str, warmup: float) ->
 
 
 def _distributed(method: Method) -> DistributedDataParallel:
-    """Return a method whose gradients are means over the processes; all begin with the weights of the first."""
-    # The set of parameters with a gradient changes where λ sets in, and not all methods use all projectors.
+    """Wrap a method in DistributedDataParallel; all processes start with the weights and buffers of rank 0."""
+    # The parameters that have gradients change when λ is enabled, and not every method uses both projectors.
     warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before PyTorch 2.13
@@ -260,7 +260,7 @@ def _make_optimizer(method: Method, config: PretrainConfig) -> torch.optim.SGD:
 
 
 def _mean_losses(parts: list[Losses]) -> Losses:
-    """Return the mean of each part over micro-batches of equal size, without its gradient."""
+    """Return the mean of each loss over micro-batches of equal size, detached."""
 
     def mean(values: list[Tensor | None]) -> Tensor | None:
         found = [value.detach() for value in values if value is not None]

@@ -1,4 +1,7 @@
-"""What a user passes in Python in place of a name: a backbone, an augmentation, a method. Files keep the name only."""
+"""User-defined parts that are passed in Python instead of a name: a backbone, an augmentation, a method.
+
+Files of a run store only their names.
+"""
 
 import re
 from collections import Counter
@@ -21,7 +24,7 @@ UNKNOWN_DIM = 0
 
 
 class UserParts(NamedTuple):
-    """Parts that the user passed; None where a name stands."""
+    """The parts that the user passed; None if the option is a name."""
 
     backbone: Backbone | None = None
     augmentation: Augmentation | None = None
@@ -32,7 +35,7 @@ NO_PARTS = UserParts()
 
 
 def take_user_parts(given: Mapping[str, Any]) -> UserParts:
-    """Return what was given for each option; raises UserError with everything that is not of its kind."""
+    """Return the parts by option; raises UserError with a line for each that has a wrong type."""
     problems: list[str] = []
     takers: dict[str, Callable[[Any], Any]]
     takers = {"backbone": _network, "augmentation": _augmentation, "method": _method}
@@ -43,7 +46,7 @@ def take_user_parts(given: Mapping[str, Any]) -> UserParts:
 
 
 def name_of(value: object) -> str:
-    """Return the name of a user's part in files: own:<its function or class>."""
+    """Return the name of a user-defined part in files: own:<its function or class>."""
     if isinstance(value, Backbone):
         return value.name
     name = getattr(value, "__name__", type(value).__name__)
@@ -51,7 +54,7 @@ def name_of(value: object) -> str:
 
 
 def check_given(config: PretrainConfig, parts: UserParts) -> None:
-    """Raise UserError where a name stands for a user's part that was not passed, or parts contradict options."""
+    """Raise UserError if a user-defined part is named but not passed, or if parts contradict options."""
     how = f"resume={str(config.resume)!r}" if config.resume is not None else "..."
     problems = [
         f"{option}: {name} is defined in your code, not in a file; pass it in Python: "
@@ -60,27 +63,27 @@ def check_given(config: PretrainConfig, parts: UserParts) -> None:
         if is_user_defined(name := getattr(config, option)) and getattr(parts, option) is None
     ]
     if parts.backbone is not None and config.init is not None:
-        problems.append("init: a network of your own starts with the weights that it has; leave init out")
+        problems.append("init: a custom network is trained from the weights that it has; leave init out")
     if parts.augmentation is not None and config.augment_on == "device":
-        problems.append("augment_on: a function of your own runs on the CPU only; leave it out, or set cpu")
+        problems.append("augment_on: a custom augmentation runs on the CPU only; leave it out, or set cpu")
     if problems:
         raise UserError(*problems)
 
 
 def method_class(config: PretrainConfig, parts: UserParts) -> type[Method]:
-    """Return the method that the option names, or the user's."""
+    """Return the class of the method: the user-defined one, or that of `config.method`."""
     return parts.method or METHODS[config.method]
 
 
 def recipe_of(config: PretrainConfig, parts: UserParts) -> Recipe | Augmentation:
-    """Return how views are made."""
+    """Return the augmentation: the user-defined one, or the recipe of `config.augmentation`."""
     if parts.augmentation is not None:
         return parts.augmentation
     return RECIPES[config.augmentation]._replace(min_crop=config.min_crop, flip=config.flip)
 
 
 def check_views(config: PretrainConfig, parts: UserParts, store: FrameStore, workers: int) -> None:
-    """Try a user's augmentation on a frame; raises UserError, also where data loading processes cannot get it."""
+    """Test a user-defined augmentation on a frame; raises UserError if it fails or cannot be pickled for workers."""
     problems: list[str] = []
     if parts.augmentation is not None:
         augmentation, image = parts.augmentation, store.image(0, 0)
@@ -94,7 +97,7 @@ def check_views(config: PretrainConfig, parts: UserParts, store: FrameStore, wor
 
 
 def _network(value: object) -> Backbone:
-    """Return a network as a backbone named own:<its class>; `check_network` finds its dimension."""
+    """Return a network as a backbone named own:<its class>; `check_network` sets its dimension."""
     if isinstance(value, type):
         raise UserError(f"backbone: {value.__name__} is a class; pass an instance: {value.__name__}(...)")
     if not isinstance(value, nn.Module):
@@ -103,8 +106,8 @@ def _network(value: object) -> Backbone:
         return Backbone(value, f"{USER_PREFIX}{type(value).__name__}", UNKNOWN_DIM)
     if not is_user_defined(value.name):
         raise UserError(
-            f"backbone: name a Backbone of your own {USER_PREFIX}<name>, not {value.name!r}; to start from "
-            "weights of a model use init"
+            f"backbone: the name of a custom Backbone must be {USER_PREFIX}<name>, not {value.name!r}; to start "
+            "from the weights of a model use init"
         )
     return value
 
@@ -129,7 +132,7 @@ def _method(value: object) -> type[Method]:
 
 
 def check_method(method: Method) -> None:
-    """Raise UserError where a user's method has weights that nothing trains."""
+    """Raise UserError if a user-defined method has weights that the optimizer does not train."""
     trained = {id(weight) for weight in method.learned_parameters()}
     others = [name for name, weight in method.named_parameters() if weight.requires_grad and id(weight) not in trained]
     if others:
@@ -140,9 +143,9 @@ def check_method(method: Method) -> None:
 
 
 def check_network(backbone: Backbone, size: int) -> None:
-    """Try a user's network on images of a size and set its `dim`; raises UserError with everything that is wrong.
+    """Test a user-defined network on images of this size and set its `dim`; raises UserError with all problems.
 
-    Its weights and modes stay as they are.
+    Its weights and modes are not changed.
     """
     modes = [(module, module.training) for module in backbone.modules()]
     device = next((weight.device for weight in backbone.parameters()), None)
@@ -166,15 +169,15 @@ def _output_problems(backbone: Backbone, found: object) -> list[str]:
         return [f"returns a {type(found).__name__}, not one tensor"]
     if found.ndim not in (2, 4) or len(found) != 2 or 0 in found.shape or not found.is_floating_point():
         return [
-            f"returns {found.dtype} {tuple(found.shape)} for 2 images, neither vectors (2, dim) nor a map "
-            "(2, channels, h, w) of floats"
+            f"returns {found.dtype} {tuple(found.shape)} for 2 images, not floats of shape "
+            "(2, dim) or (2, channels, h, w)"
         ]
     dim = pooled(found).shape[1]
     return [f"returns vectors of {dim} dimensions, its dim is {backbone.dim}"] if backbone.dim not in (0, dim) else []
 
 
 def _weight_problems(backbone: Backbone) -> list[str]:
-    """Return why its weights cannot be trained or saved."""
+    """Return the reasons why its weights cannot be trained or saved."""
     state: dict[str, object] = backbone.network.state_dict()
     weights = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     storages = Counter(value.untyped_storage().data_ptr() for value in weights.values() if value.numel())

@@ -1,4 +1,4 @@
-"""The signals of a run → one word with its reason, and its best step: pure functions of the rows of metrics.jsonl."""
+"""The verdict on a run, one word with a reason, and its best step: pure functions of the rows of metrics.jsonl."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,29 +9,29 @@ Row = Mapping[str, Any]
 COLLAPSED_DEVIATION = 0.1
 """Below this deviation all vectors are nearly the same."""
 COLLAPSED_RANK = 1.5
-"""Below this rank they lie on a line."""
+"""Below this rank all vectors lie on a line."""
 LOST_RANK = 0.5
 """Below this fraction of its highest rank a network is losing dimensions."""
 NEAR_CHANCE = 0.75
-"""Beyond this fraction of the way from the loss of perfect positives to that of chance a loss is still near chance."""
+"""A loss is near chance if it is above this fraction of the way from the perfect loss to the chance level."""
 LATE = 0.75
-"""A network that still gains after this fraction of the run is not done."""
+"""A network that still improves after this fraction of the run is under-trained."""
 NUM_ROWS = 5
-"""Rows of metrics over which a rate of one batch is averaged."""
+"""Number of rows over which the accuracy of training batches is averaged."""
 MIN_CHANGE = 0.02
 MORE_FOUND = 0.05
-"""Such a growth of the training's own accuracy, with worse retrieval, is over-fitting."""
+"""If training accuracy rises by more than this while retrieval gets worse, the network is overfitting."""
 
 
 class Verdict(NamedTuple):
-    """How a run went, in one word, and why."""
+    """The verdict on a run: one word and the reason."""
 
     word: str
     reason: str
 
     @property
     def is_alarm(self) -> bool:
-        """Whether continuing would make it worse."""
+        """Whether more training would make it worse."""
         return self.word not in ("healthy", "under-trained")
 
     def __str__(self) -> str:
@@ -39,11 +39,11 @@ class Verdict(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What the signals are judged by.
+    """The facts about a run that the verdict depends on.
 
-    `num_views`: views that were measured; `chance`: retrieval by chance; `at_start`: the signals before the first step;
-    `num_keys`: keys in the queue, 0 without one; `temperature`: of their softmax; `is_given`: the run started from
-    given weights, which may have been good.
+    `num_views`: number of measured views; `chance`: chance level of retrieval; `at_start`: the signals before the first
+    step; `num_keys`: keys in the queue, 0 without one; `temperature`: of their softmax; `is_given`: the run was
+    initialized from given weights, which may be good already.
     """
 
     num_views: int
@@ -55,22 +55,22 @@ class Known(NamedTuple):
 
 
 class Retrieval(NamedTuple):
-    """A fraction of views that retrieve their video, and its standard error."""
+    """The fraction of views that retrieve their video, and its standard error."""
 
     rate: float
     error: float = 0.0
 
     @staticmethod
     def of(row: Row) -> "Retrieval":
-        """Return that of a row of metrics."""
+        """Return the retrieval of a row of metrics."""
         return Retrieval(row["health_same_video"], row.get("health_same_video_error", 0.0))
 
 
 def is_more(after: Retrieval, before: Retrieval, num_views: int) -> bool:
-    """Tell whether retrieval rose by two standard errors of a difference, and by two points.
+    """Return whether retrieval rose by more than two standard errors of the difference, and by more than two points.
 
-    The error is at least that of independent views, which is all that is known of older runs. It is not paired by
-    video, so it is too large rather than too small; and often the best of many measurements is compared.
+    The error is at least that of independent views, because older runs have no other. It is not paired by video, so it
+    is too large rather than too small, which also compensates for comparing the best of many measurements.
     """
     rate = (before.rate + after.rate) / 2
     error = max(math.hypot(before.error, after.error), math.sqrt(2 * rate * (1 - rate) / num_views))
@@ -78,9 +78,9 @@ def is_more(after: Retrieval, before: Retrieval, num_views: int) -> bool:
 
 
 def judge(rows: Sequence[Row], known: Known) -> Verdict | None:
-    """Judge a run by the rows of its metrics; None where no health was measured.
+    """Judge a run by the rows of its metrics; None if health was not measured.
 
-    The training loss is ignored: MoCo's rises while keys replace the queue's random vectors.
+    The training loss is not used: that of MoCo rises while keys replace the queue's random vectors.
     """
     measured = _measured(rows)
     if not measured:
@@ -99,13 +99,13 @@ def judge(rows: Sequence[Row], known: Known) -> Verdict | None:
 
 
 def best_step(rows: Sequence[Row]) -> int | None:
-    """Return the step with the best same-video retrieval; of equals the one of the highest rank, then the first."""
+    """Return the step with the best same-video retrieval; ties go to the highest rank, then to the earliest step."""
     best = max(_measured(rows), key=_merit, default=None)
     return None if best is None else int(best["step"])
 
 
 def chosen_step(rows: Sequence[Row], known: Known) -> int:
-    """Return the best step, or the last measured one where the best is not clearly better, which may be luck."""
+    """Return the best step if it is clearly better than the last measured one, otherwise the last measured one."""
     *_, last = measured = _measured(rows)
     best = max(measured, key=_merit)
     clearly = is_more(Retrieval.of(best), Retrieval.of(last), known.num_views)
@@ -113,7 +113,7 @@ def chosen_step(rows: Sequence[Row], known: Known) -> int:
 
 
 def last_measured(rows: Sequence[Row]) -> int:
-    """Return the last step at which health was measured, 0 where there is none."""
+    """Return the last step at which health was measured, 0 if there is none."""
     return max((int(row["step"]) for row in _measured(rows)), default=0)
 
 
@@ -126,7 +126,7 @@ def _merit(row: Row) -> tuple[float, float]:
 
 
 class _History:
-    """The measurements of a run: retrieval before training, at its best and now."""
+    """The measurements of a run: retrieval before training, at the best and at the last measurement."""
 
     def __init__(self, measured: list[Row], logged: list[Row], known: Known) -> None:
         self.measured, self.logged, self.known = measured, logged, known
@@ -157,7 +157,7 @@ def _collapsed(history: _History) -> str:
         return f"all vectors lie on one line, rank {history.rank:.1f}"
     began_above, is_above = (history.is_more(one, history.chance) for one in (history.before, history.now))
     if began_above and history.is_more(history.before, history.now) and not is_above:
-        return "the vectors do not tell videos apart"
+        return "the vectors do not distinguish videos"
     return ""
 
 
@@ -174,7 +174,7 @@ def _over_fitting(history: _History) -> str:
     then = _mean_accuracy([row for row in history.logged if row["step"] <= history.best["step"]])
     if not history.is_more(history.most, history.now) or not now > then + MORE_FOUND:
         return ""
-    return f"training batches find more of their positives ({then:.0%}, then {now:.0%}), held-out videos fewer"
+    return f"the accuracy of training batches rose from {then:.0%} to {now:.0%} while retrieval fell"
 
 
 def _mean_accuracy(rows: Sequence[Row]) -> float:
@@ -186,18 +186,18 @@ def _under_trained(history: _History) -> str:
     known, before, now = history.known, history.before, history.now
     if history.is_more(before, now):
         return "it retrieves worse than before training"
-    # Without the errors: that few videos say little of a rate does not bring it near 1.
+    # Without standard errors, because a large error does not mean that the rate is near 1.
     has_room = history.is_more(Retrieval(1.0), Retrieval(max(before.rate, now.rate)))
     if has_room and not known.is_given and not history.is_more(now, before):
         noise = f" (the difference is within the noise of {known.num_views:,} views)"
         better = f"clearly better than before training{noise}" if now > before else "better than before training"
         return f"retrieval is not {better}"
     loss = history.last.get("health_queue_loss", 0.0)
-    # Perfect: each query equals its positive and is orthogonal to the keys. At a high temperature even that costs.
+    # Perfect: each query equals its positive and is orthogonal to all keys. Its loss is above 0 at a high temperature.
     perfect, chance = math.log1p(known.num_keys * math.exp(-1 / known.temperature)), math.log1p(known.num_keys)
     if loss > perfect + NEAR_CHANCE * (chance - perfect):
         return f"the loss against the queue is {loss:.2f}; chance level is {chance:.2f}, perfect is {perfect:.2f}"
     late = [row for row in history.measured if row["step"] <= LATE * history.last["step"]]
     if history.is_more(now, Retrieval.of(late[-1]) if late else before):
-        return "it still gained in the last quarter"
+        return "it still improved in the last quarter"
     return ""

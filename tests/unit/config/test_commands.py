@@ -52,7 +52,7 @@ def test_every_option_is_explained(name):
     assert config.__doc__.endswith(".")
     for field in config.model_fields.values():
         assert field.description
-        assert (field.json_schema_extra or {"group": "options"})["group"] in GROUPS
+        assert field.json_schema_extra["group"] in GROUPS
     needed = {name: ["x"] if name == "runs" else "x.npz" for name in config.model_fields}
     required = {name: needed[name] for name, field in config.model_fields.items() if field.is_required()}
     required |= {"image": "q"} if config is SearchConfig else {"table": "table4"} if "table" in required else {}

@@ -14,9 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyclecontrast.data.decode import Clock, Scaler, VideoError, open_video
+from cyclecontrast.data.decode import (
+    Clock,
+    EveryKth,
+    Keyframes,
+    PerSecond,
+    Scaler,
+    SpreadEvenly,
+    VideoError,
+    evenly,
+    open_video,
+)
 from cyclecontrast.data.folders import find_videos
-from cyclecontrast.data.frame_sampling import EveryKth, Keyframes, PerSecond, SpreadEvenly
 from tests import make_videos as make
 
 REAL = Path(__file__).parents[3] / ".." / "shared" / "data" / "video_misc"
@@ -317,3 +326,14 @@ def test_time_never_runs_backwards(pts, start):
     assert times == sorted(times)
     if pts == [None] * len(pts):
         assert times == [0.1 * number for number in range(len(pts))]
+
+
+@given(num_all=st.integers(1, 500), num_picked=st.integers(1, 500))
+def test_spread_is_even(num_all, num_picked):
+    """Picks are distinct, in range, and no two gaps between them differ by more than one frame."""
+    picked = evenly(num_all, num_picked)
+    gaps = np.diff(picked)
+    assert len(picked) == min(num_all, num_picked)
+    assert 0 <= picked[0] <= picked[-1] < num_all
+    assert len(gaps) == 0 or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)
+    assert abs(picked[0] - (num_all - 1 - picked[-1])) <= 1

@@ -331,7 +331,7 @@ def test_mistakes_in_a_list_of_classes_are_named(tmp_path):
     assert f"{path}: lists no class" in problems_of(root, path)[0]
     path.write_bytes(b"\xff\xfe\x00")
     assert f"{path}: cannot be read as UTF-8 text" in problems_of(root, path)[0]
-    assert problems_of(root, tmp_path / "absent") == [f"{tmp_path / 'absent'}: No such file or directory"]
+    assert problems_of(root, tmp_path / "absent") == [f"{tmp_path / 'absent'}: no such file"]
 
 
 def test_classes_that_are_not_listed_may_be_broken(tmp_path):

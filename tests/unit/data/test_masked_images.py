@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclecontrast.data.mask_layouts import IGNORE, VOC_CLASSES
-from cyclecontrast.data.masked_images import MaskedImages
+from cyclecontrast.data.masked_images import IGNORE, VOC_CLASSES, MaskedImages
 from cyclecontrast.errors import UserError
 
 HEIGHT, WIDTH = 6, 9
@@ -267,7 +266,7 @@ def test_a_truncated_jpeg_is_not_half_an_image(voc):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root: (root / "ImageSets/Segmentation/val.txt").unlink(), r"val\.txt: No such file.*lists the images"),
+        (lambda root: (root / "ImageSets/Segmentation/val.txt").unlink(), r"val\.txt: no such file.*lists the images"),
         (lambda root: list_file(root / "ImageSets/Segmentation/val.txt"), r"val\.txt: is empty"),
         (lambda root: list_file(root / "ImageSets/Segmentation/val.txt", "gone"), "no image with a mask to test on"),
         (lambda root: [path.unlink() for path in root.glob("S*/*")], r"train on\n.*2007_01\.jpg: has no mask"),

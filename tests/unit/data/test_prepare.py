@@ -264,19 +264,6 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(many, whole, tmp_path
     assert files_of(out) == files_of(whole)
 
 
-def test_cut_shards_of_an_unfinished_store_are_written_again(many, whole, tmp_path):
-    """Finished shards that a power cut left short are written again, and the store is the same to the bit."""
-    out = tmp_path / "store"
-    process = start(many, out, 1)
-    wait_for(process, out, "shards/000003.videos.parquet")
-    process.kill()
-    process.communicate()
-    for name in ("000000.tar", "000001.frames.parquet", "000002.videos.parquet"):
-        os.truncate(out / "shards" / name, (out / "shards" / name).stat().st_size // 2)
-    run(many, out)
-    assert files_of(out) == files_of(whole)
-
-
 def test_interrupt_ends_cleanly_and_says_how_to_resume(many, whole, tmp_path):
     """Ctrl-C, which reaches the workers too, leaves one line and a store that the same command completes."""
     out = tmp_path / "store"

@@ -253,7 +253,7 @@ def test_without_a_warm_up_training_starts_at_once(data, tmp_path):
     ],
 )
 def test_it_learns_and_the_record_holds_all(data, tmp_path, settings, tag):
-    """Classes of other brightness are told apart, and plain loops over the record find the same accuracies."""
+    """Classes of different brightness are distinguished, and plain loops over the record find the same accuracies."""
     result = run(data, tmp_path, flip=False, **settings)
     assert result.tag.startswith(f"{tag} ")
     assert result.about.data.num_train == 9
@@ -327,7 +327,7 @@ class Stopped(Exception):
     ],
 )
 def test_a_stopped_evaluation_ends_as_one_that_was_not(data, tmp_path, monkeypatch, settings, after):
-    """Stopped in the first epoch after the warm-up, in the last one or in the test, it goes on to the same record."""
+    """Stopped in the first epoch after the warm-up, in the last one or in the test, it resumes to the same record."""
     monkeypatch.setattr(action, "VIDEOS_PER_PART", 2)
     uninterrupted = run(data, tmp_path / "whole", **settings)
     calls, measure = [], action.measure
@@ -389,7 +389,7 @@ def test_damage_is_told_and_the_rest_counts(data, tmp_path):
     check_damaged(data, tmp_path / "copy", tmp_path / "out")
 
 
-def test_damage_seen_before_a_stop_is_told_after_it(data, tmp_path, monkeypatch):
+def test_damage_seen_before_a_stop_is_reported_after_it(data, tmp_path, monkeypatch):
     """What the epochs left out is kept with them."""
     damaged_copy(data, tmp_path / "copy")
     whole = run(tmp_path / "copy", tmp_path / "whole")

@@ -155,7 +155,7 @@ def test_a_backbone_that_gives_nan_is_refused(frames, cache):
 
 
 def test_no_progress_bar_where_nobody_watches(frames, capsys):
-    """Standard output stays clean for what is asked for, and a log file holds no bar."""
+    """Standard output stays clean for results, and a log file holds no bar."""
     images = StoreImages(FrameStore.open(frames))
     list(load_image_batches(images, CenterCrop(16), chunks(range(5), 2), 0, "title"))
     assert capsys.readouterr() == ("", "")

@@ -33,7 +33,7 @@ class Training:
         self.epochs = []
 
     def batches_of(self, epoch):
-        """Note the epoch, and stop where asked."""
+        """Note the epoch, and stop where requested."""
         self.epochs.append(epoch)
         for step, batch in enumerate(batches_of(epoch)):
             if (epoch, step) == self.stop:

@@ -129,7 +129,7 @@ def test_a_video_is_the_mean_of_its_frames_softmax(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("level", ["frame", "video"])
 def test_it_learns_what_is_separable(data, tmp_path, level):
-    """Dark and bright are told apart without an error, at both levels, and the breakdown is that of all protocols."""
+    """Dark and bright are distinguished without an error at both levels; the breakdown is that of all protocols."""
     result = run(data, tmp_path, level=level, epochs=15, head_learning_rate=3.0)
     assert result.metrics == {"top1": 1.0}
     assert result.per_item["accuracy"] == [1.0, 1.0]

@@ -99,7 +99,7 @@ def test_held_out_videos_are_whole_and_leave_every_class_to_learn(videos, seed):
 
 
 def test_many_items_are_validated_on_one_fold_with_every_class():
-    """Time is bounded: one hold-out, in which each class that has two videos is asked for."""
+    """Time is bounded: one hold-out, that tests each class with two videos."""
     labels = np.arange(3000) % 40
     (fold,) = folds(labels, np.arange(3000), 0)
     assert set(labels[fold]) == set(labels)
@@ -161,7 +161,7 @@ def test_one_readable_class_is_an_error(data, tmp_path):
 
 @pytest.mark.parametrize("settings", [{"probe": "lbfgs"}, {"probe": "sgd", "epochs": 15, "learning_rate": 100.0}])
 def test_both_probes_learn_what_is_separable(data, tmp_path, settings):
-    """Dark and bright are told apart without an error, and the tag says by which probe."""
+    """Dark and bright are distinguished without an error, and the tag says by which probe."""
     result = run(data, tmp_path, **settings)
     assert result.metrics == {"top1": 1.0}
     assert result.tag.startswith(f"linear probe={settings['probe']} level=frame")

@@ -72,7 +72,7 @@ def test_a_result_of_the_same_protocol_backbone_and_data_is_comparable():
 
 
 def test_each_difference_is_named():
-    """Backbone, data, settings and left-out items are each told of."""
+    """Backbone, data, settings and left-out items are each reported."""
     result = make_result(
         "retrieval",
         "hit@1",

@@ -322,7 +322,7 @@ def test_more_neighbors_than_were_recorded_are_refused(data, tmp_path, monkeypat
 
 
 def test_a_smaller_k_takes_nothing_from_the_record(data, tmp_path, monkeypatch):
-    """k is no part of the name of a record, which holds the same neighbors for each: a larger k can be scored after."""
+    """A record has the same name and neighbors for each k: a larger k can be scored later."""
     monkeypatch.setattr(retrieval, "RECORDED", 15)
     large = run(data, tmp_path, k=(15,))
     before = table_of(tmp_path)
@@ -362,7 +362,7 @@ def test_a_class_without_gallery_counts_for_hits_and_not_for_map(data, tmp_path)
 
 
 def test_nothing_readable_is_an_error(data, tmp_path):
-    """Without any test video there is nothing to score; the first reasons are told."""
+    """Without any test video there is nothing to score; the first reasons are reported."""
     for path in (data / "videos").rglob("v_test*"):
         path.write_bytes(b"broken")
     with pytest.raises(UserError, match="none of the 5 videos can be read") as caught:

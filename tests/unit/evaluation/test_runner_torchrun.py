@@ -203,12 +203,12 @@ def test_retrieval_is_that_of_one_process(ran):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_go_together_is_refused_once(ran, name):
-    """Both processes end with exit code 2, the first tells why in a line, and nothing is written."""
+    """Both processes end with exit code 2, the first reports why in a line, and nothing is written."""
     first, other = ran.said[name]
     assert (first[0], other[:3]) == (2, [2, "", ""])
     assert first[2].count("\n") == 1
-    told = {"no model": "train.txt", "another model": "process 1 has another model, other data or other settings"}
-    assert told.get(name, " runs in one process, and 2 were started; start it without torchrun") in first[2]
+    reported = {"no model": "train.txt", "another model": "process 1 has another model, other data or other settings"}
+    assert reported.get(name, " runs in one process, and 2 were started; start it without torchrun") in first[2]
     assert not list(ran.two.glob("never*"))
 
 

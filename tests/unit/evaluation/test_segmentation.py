@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from cyclecontrast.config import SegmentationConfig
-from cyclecontrast.data.mask_layouts import IGNORE
+from cyclecontrast.data.masked_images import IGNORE
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation import runner, segmentation, segmenter
 from cyclecontrast.evaluation.mask_files import decode_mask, palette

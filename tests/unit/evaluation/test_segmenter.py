@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cyclecontrast.config import SegmentationConfig
-from cyclecontrast.data.mask_layouts import IGNORE
+from cyclecontrast.data.masked_images import IGNORE
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.segmenter import (
     RandomCrop,

@@ -1,4 +1,4 @@
-"""`evaluate all`: what is found is evaluated, what fails is told of, and published figures are marked."""
+"""`evaluate all`: what is found is evaluated, failures are reported, and published figures are marked."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_the_baseline_stands_beside_the_model(root, tmp_path):
     assert baseline.metrics == result.metrics
 
 
-def test_what_was_evaluated_before_is_not_evaluated_again_unless_asked(root, tmp_path, capsys):
+def test_results_are_reused_without_again(root, tmp_path, capsys):
     """A second run finds the results of the first by model, data and settings; --again overrides."""
     run(root, tmp_path)
     path = next((tmp_path / "out").glob("knn-*.json"))
@@ -73,7 +73,7 @@ def test_what_was_evaluated_before_is_not_evaluated_again_unless_asked(root, tmp
 
 
 def test_nothing_to_evaluate_is_an_error(tmp_path, root):
-    """A folder without data sets, and one without data for the protocols asked for, are told of in a line."""
+    """A folder without data sets, and one without data for the requested protocols, are reported in a line."""
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no data for knn, linear"):
         run(tmp_path / "empty", tmp_path)
@@ -85,7 +85,7 @@ def test_nothing_to_evaluate_is_an_error(tmp_path, root):
 
 
 def test_all_is_a_command(root, tmp_path, capsys):
-    """The command prints the table; its mistakes are told with exit code 2."""
+    """The command prints the table; its errors end with exit code 2."""
     arguments = [MODEL, "--data-root", str(root / "good"), "--out", str(tmp_path / "out"), "--image-size", "16"]
     assert main(["evaluate", "all", *arguments, "--only", "knn", "--workers", "0"]) == 0
     assert "| knn level=frame image_size=16 | good | top1_k6 |" in capsys.readouterr().out

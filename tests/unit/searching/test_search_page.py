@@ -520,5 +520,5 @@ def test_ctrl_c_stops_the_server(footage):
 
 def test_the_files_of_the_page_are_in_the_package():
     """The wheel takes template, style sheet and script from beside the code."""
-    folder = Path(sys.modules["cyclecontrast.searching.page"].__file__).parent
+    folder = Path(sys.modules["cyclecontrast.searching.results"].__file__).parent
     assert {path.name for path in folder.iterdir()} >= {"page.html", "page.css", "page.js"}

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from cyclecontrast.sweeping.page import draw, render, write_files
-from cyclecontrast.sweeping.results import Gain, RowValues, Sweep, gain
+from cyclecontrast.sweeping.results import Gain, RowValues, Sweep, draw, gain, render, write_files
 from cyclecontrast.sweeping.tables import TABLES, rows_of
 
 

@@ -18,7 +18,7 @@ from cyclecontrast.cli import main
 from cyclecontrast.config import SweepConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.sweeping import trials
-from cyclecontrast.sweeping.plan import make_plan
+from cyclecontrast.sweeping.command import make_plan
 from cyclecontrast.training.auto_settings import Machine
 from tests import make_videos as make
 
@@ -313,7 +313,7 @@ def test_only_rank_0_prepares_the_videos(tracks, tmp_path, monkeypatch):
     (tmp_path / "videos").mkdir()
     make.write_numbered(tmp_path / "videos" / "0.mp4", num_frames=3)
     prepared = []
-    monkeypatch.setattr("cyclecontrast.sweeping.plan.prepare_videos", prepared.append)
+    monkeypatch.setattr("cyclecontrast.sweeping.command.prepare_videos", prepared.append)
     config = SweepConfig(table="table4", data=tmp_path / "videos", on=tracks, out=tmp_path / "out", **TINY)
     with pytest.raises(UserError, match="frames"):
         make_plan(config, 2, prepares=False)
@@ -343,7 +343,7 @@ def test_other_settings_are_refused(swept, tracks, settings, words):
     [
         ("training.auto_settings._learning_rate", 0.5, r"started with learning_rate [\d.]+, not 0\.5"),
         ("training.auto_settings._epochs", 10**6, r"started with momentum 0\.99, not 0\.999"),
-        ("sweeping.plan.pick_precision", "tf32", r"started with precision \w+, not tf32"),
+        ("sweeping.command.pick_precision", "tf32", r"started with precision \w+, not tf32"),
     ],
 )
 def test_other_decisions_of_auto_are_refused(swept, tracks, monkeypatch, decides, choice, words):
@@ -359,7 +359,7 @@ def test_a_sweep_of_a_cpu_is_not_resumed_with_the_settings_of_a_gpu(tracks, tmp_
     open_backbone = {**TINY, "backbone": None}
     plan = make_plan(SweepConfig(table="table4", data=tracks, out=tmp_path / "out", **open_backbone))
     trials.run_trial(plan.trials[0]._replace(evaluations=()))
-    monkeypatch.setattr("cyclecontrast.sweeping.plan.Machine", lambda cpu: Machine(cpu=False))
+    monkeypatch.setattr("cyclecontrast.sweeping.command.Machine", lambda cpu: Machine(cpu=False))
     with pytest.raises(UserError, match="started with backbone resnet18-small-w16, not resnet18-small, "):
         cc.sweep("table4", tracks, out=tmp_path / "out", **open_backbone)
 

@@ -25,7 +25,7 @@ from cyclecontrast.cli import main
 from cyclecontrast.config import PretrainConfig, SweepConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.reporting.runs import read_runs
-from cyclecontrast.sweeping.plan import make_plan
+from cyclecontrast.sweeping.command import make_plan
 from cyclecontrast.training import loggers as module
 from cyclecontrast.training import wandb_log
 from tests import make_videos as make

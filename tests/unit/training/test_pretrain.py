@@ -115,6 +115,6 @@ def test_training_starts_from_given_weights(stripes, done, tmp_path):
     second = run(stripes, tmp_path / "second", init=str(done.folder), learning_rate=1e-12, weight_decay=0.0, steps=1)
     for (name, one), two in zip(done.backbone.named_parameters(), second.backbone.parameters(), strict=True):
         assert torch.allclose(one, two, atol=1e-6), name
-    assert "begun with" in second.backbone.source
+    assert "initialized from" in second.backbone.source
     with pytest.raises(UserError, match="is a resnet18, but backbone is resnet10-small-w8; leave one of them out"):
         run(stripes, tmp_path / "other", init="random:resnet18")

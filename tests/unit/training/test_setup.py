@@ -150,7 +150,9 @@ def test_a_batch_that_repeats_videos_is_reported(stripes, tmp_path, capsys):
     begin(stripes, tmp_path / "run", batch_size=12)
     assert capsys.readouterr().err == ""
     begin(stripes, tmp_path / "run", batch_size=30)
-    assert capsys.readouterr().err == "a batch of 30 has each of 12 videos up to 3 times\n"
+    assert capsys.readouterr().err == (
+        "batch size 30 exceeds the number of videos, 12: each appears up to 3 times per batch\n"
+    )
 
 
 def test_options_are_checked_against_the_number_of_videos(tmp_path):
@@ -193,7 +195,7 @@ def test_at_least_two_videos_are_held_out(stripes, tmp_path):
     """Of three videos only one would remain, which is refused; of four, two are trained on."""
     (problem,) = problems_of(few(stripes, tmp_path / "three", 3), tmp_path / "run", holdout=0.1)
     assert problem == (
-        "holdout: holding out 2 of 3 videos, at least two, leaves 1 to train on, and contrasting needs at least two; "
+        "holdout: keeps 2 of 3 videos (minimum 2), which leaves 1 for training, but contrasting needs at least two; "
         "set --holdout 0, or add videos"
     )
     assert begin(few(stripes, tmp_path / "four", 4), tmp_path / "run", holdout=0.1)[1].num_videos == 2
@@ -204,7 +206,7 @@ def test_too_few_videos_are_refused_before_they_are_prepared(tmp_path):
     for number in range(3):
         make.write_numbered(tmp_path / f"{number}.mp4", num_frames=4)
     (problem,) = problems_of(tmp_path, tmp_path / "run", holdout=0.5)
-    assert "leaves 1 to train on" in problem
+    assert "leaves 1 for training" in problem
 
 
 def datasets_of(data, **changes):

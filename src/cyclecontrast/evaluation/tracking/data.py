@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, partial
@@ -15,12 +15,10 @@ import cv2
 import numpy as np
 
 from cyclecontrast.config import PrepareConfig, TrackingConfig
-from cyclecontrast.data.decode import DecodedFrame, VideoError, open_video
-from cyclecontrast.data.frame_sampling import EveryKth
+from cyclecontrast.data.decode import DecodedFrame, EveryKth, VideoError, open_video
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.tracking_sequences import (
     Boxes,
-    Sequence,
     Sequences,
     check_in_image,
     from_official_start,
@@ -39,7 +37,8 @@ CODECS = ("libx264", "mpeg4")
 MAX_PIXELS: int = PrepareConfig.model_fields["max_pixels"].default
 CLOCK = 60_000
 """Ticks per second of the times in a written video."""
-DEFAULT_FPS = 25.0
+FPS = 25
+"""Frames per second where a video does not say when its frames are shown."""
 COLOR = (255, 40, 40)
 HASHED_BYTES = 2**20
 
@@ -75,12 +74,10 @@ class VideoFile:
     def fingerprint(self) -> str:
         """Hash of the size, the first and the last bytes of the file; 16 hex digits."""
         size = self.path.stat().st_size
-        digest = hashlib.sha256(str(size).encode())
         with self.path.open("rb") as file:
-            digest.update(file.read(HASHED_BYTES))
+            first = file.read(HASHED_BYTES)
             file.seek(max(0, size - HASHED_BYTES))
-            digest.update(file.read(HASHED_BYTES))
-        return digest.hexdigest()[:16]
+            return hashlib.sha256(str(size).encode() + first + file.read(HASHED_BYTES)).hexdigest()[:16]
 
 
 class TrackingData(NamedTuple):
@@ -132,7 +129,9 @@ def _open_test(config: TrackingConfig) -> Sequences | VideoFile:
     opened = open_sequences(config.data, config.subset)
     if config.tracker == "perfect" and any(len(item.boxes) < len(item) for item in opened.sequences):
         raise UserError("tracker: perfect needs the box of every frame; the test split of GOT-10k has only the first")
-    return dataclasses.replace(opened, sequences=_with_tiger1_both_ways(opened.sequences))
+    official = [(item, from_official_start(item)) for item in opened.sequences]
+    shorter = [dataclasses.replace(b, name=b.name + FROM_SIXTH) for a, b in official if len(b) < len(a)]
+    return dataclasses.replace(opened, sequences=(*opened.sequences, *shorter))
 
 
 def _open_video(config: TrackingConfig) -> VideoFile:
@@ -161,12 +160,6 @@ def _check_save(path: Path, video: Path) -> None:
     if path.resolve() == video.resolve():
         raise UserError(f"save: {path}: is the video itself; name another file")
     check_folder(path.parent)
-
-
-def _with_tiger1_both_ways(sequences: tuple[Sequence, ...]) -> tuple[Sequence, ...]:
-    shorter = ((sequence, from_official_start(sequence)) for sequence in sequences)
-    extra = (dataclasses.replace(b, name=b.name + FROM_SIXTH) for a, b in shorter if len(b) < len(a))
-    return (*sequences, *extra)
 
 
 def _open_train(config: TrackingConfig) -> Sequences:
@@ -212,32 +205,22 @@ def draw_box(image: Pixels, box: Boxes) -> Pixels:
     return cv2.rectangle(image.copy(), (left, top), (right, bottom), COLOR, thickness)  # type: ignore[no-any-return]
 
 
-def write_video(path: Path, frames: Iterable[DecodedFrame]) -> None:
+def write_video(path: Path, frames: Iterator[DecodedFrame]) -> None:
     """Encode frames at their times as H.264, or as MPEG-4 where that encoder is absent; all get the first's size."""
-    frames = iter(frames)
-    head = list(itertools.islice(frames, 2))
+    first = next(frames)
+    # Both encoders need even sides.
+    height, width = (side + side % 2 for side in first.image.shape[:2])
     with replacing(path) as aside, av.open(str(aside), "w", format=FORMATS[path.suffix.lower()]) as container:
         codec = next(name for name in CODECS if name in av.codecs_available)
-        height, width = (side + side % 2 for side in head[0].image.shape[:2])
-        gap = head[-1].time - head[0].time
-        # The rate is a hint to the encoder: every frame has a time of its own.
-        rate = Fraction(1 / gap if gap > 0 else DEFAULT_FPS).limit_denominator(1001)
-        stream = container.add_stream(codec, rate=rate)
+        stream = container.add_stream(codec, rate=FPS)  # a hint: every frame has a time of its own
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, CLOCK)
         last = -1
-        for number, frame in enumerate(itertools.chain(head, frames)):
-            picture = av.VideoFrame.from_ndarray(_resized(frame.image, width, height), format="rgb24")
-            time = frame.time if np.isfinite(frame.time) else number / DEFAULT_FPS
+        for number, frame in enumerate(itertools.chain([first], frames)):
+            image = cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_LINEAR)
+            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+            time = frame.time if np.isfinite(frame.time) else number / FPS
             last = max(last + 1, round(time * CLOCK))
             picture.pts, picture.time_base = last, Fraction(1, CLOCK)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
-
-
-def _resized(image: Pixels, width: int, height: int) -> Pixels:
-    """Repeat the last row and column where one is missing for an even size; scale an image of another size."""
-    missing = height - image.shape[0], width - image.shape[1]
-    if missing in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), "edge")
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)  # type: ignore[no-any-return]

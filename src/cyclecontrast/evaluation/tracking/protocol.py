@@ -83,13 +83,23 @@ class Tracking(Protocol[TrackingConfig, TrackingData]):
             raise UserError(f"{self.config.data}: no sequence could be tracked", *problems)
         table = pa.concat_tables(tables)
         layout = "video" if isinstance(data.test, VideoFile) else data.test.layout
-        details = {**head.details, "layout": layout, "num_frames": len(table), **_speed(table)}
+        details = {**head.details, "layout": layout, "num_frames": len(table)}
+        # Of the tracker alone, without first frames, as the GOT-10k toolkit times it.
+        updates = table["seconds"].to_numpy()[table["frame"].to_numpy() > 0]
+        speed = ""
+        if updates.sum() > 0:
+            details["frames_per_second"] = round(len(updates) / float(updates.sum()), 1)
+            speed = f", {details['frames_per_second']} per second"
+        notes = [*data.notes, *head.notes]
+        if layout == "video":
+            notes.append(f"tracked {len(table):,} frames{speed}")
+            notes += [f"the boxes are drawn in {self.config.save}"] if self.config.save else []
         found = self.describe(data)
         left_out = len(data.test.sequences) - len(tables) if isinstance(data.test, Sequences) else 0
         return Predictions(
             table,
             _tag(self.config, head),
-            (*data.notes, *head.notes, *(_video_notes(self.config, details) if layout == "video" else ())),
+            notes,
             problems,
             details,
             (found.num_train, found.num_test - left_out),
@@ -199,20 +209,6 @@ def _track_video(
         )
         write_video(config.save, drawn)
     return to_table(video.path.name, made)
-
-
-def _video_notes(config: TrackingConfig, details: Json) -> Iterator[str]:
-    speed = f", {details['frames_per_second']} per second" if "frames_per_second" in details else ""
-    yield f"tracked {details['num_frames']:,} frames{speed}"
-    if config.save is not None:
-        yield f"the boxes are drawn in {config.save}"
-
-
-def _speed(table: pa.Table) -> Json:
-    """Return frames per second of the tracker alone, without first frames, as the GOT-10k toolkit times it."""
-    updates = table["seconds"].to_numpy()[table["frame"].to_numpy() > 0]
-    total = float(updates.sum())
-    return {"frames_per_second": round(len(updates) / total, 1)} if total > 0 else {}
 
 
 def select_sequences(tracked: Mapping[str, Tracked], toolkit: str) -> dict[str, Tracked]:

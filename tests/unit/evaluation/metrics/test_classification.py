@@ -9,11 +9,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from cyclecontrast.evaluation.metrics import (
     confusion_matrix,
+    hit_at_k,
     knn_scores,
     nearest_neighbors,
     per_class_accuracy,
     rank_classes,
-    ranked_accuracy,
     top_k_accuracy,
     unit_vectors,
     video_means,
@@ -152,7 +152,7 @@ def test_impossible_ranks_are_refused():
         with pytest.raises(ValueError, match="of 3"):
             rank_classes(np.zeros((1, 3)), k)
         with pytest.raises(ValueError, match="of 3"):
-            ranked_accuracy(np.zeros((1, 3), int), np.zeros(1, int), k)
+            hit_at_k(np.zeros((1, 3), int), np.zeros(1, int), k)
 
 
 @given(SEEDS, st.integers(1, 6), st.integers(0, 20))
