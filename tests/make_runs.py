@@ -138,6 +138,7 @@ class Started:
 def _run_command(words, environment, prepare, log):
     from cyclecontrast.__main__ import run as run_command
 
+    multiprocessing.set_start_method("fork", force=True)  # as for a command that a shell starts
     os.setsid()
     os.environ.update(environment)
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)

@@ -286,7 +286,7 @@ class PretrainConfig(BaseModel):
         """
         copy, trained = _last_checkpoint(run)
         saved = _read_config(run, f"copy {copy} over it" if copy else "start a new run")
-        if changes := cls._changes(trained, saved, "in the last checkpoint"):
+        if changes := cls._changes(trained | {"out": run}, saved | {"out": run}, "in the last checkpoint"):
             raise ValueError(f"resume: {run / 'config.toml'} was changed: {changes} here; copy {copy} over it")
         defaults = {name: field.default for name, field in cls.model_fields.items()}  # None is not in the files
         if changes := cls._changes(defaults | trained | saved | {"out": run}, values, "in the run"):

@@ -1,5 +1,7 @@
 """The options of `pretrain`: presets equal their sources, and combinations that cannot work are refused."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -168,12 +170,17 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
 
 def test_a_config_edited_after_the_last_checkpoint_is_refused(tmp_path):
     """Settings that were edited by hand must be those of the last checkpoint; comments and other lines may change."""
-    write_config(tmp_path / "checkpoints" / "step-00000005", SAVED)
+    checkpoint = tmp_path / "checkpoints" / "step-00000005"
+    write_config(checkpoint, SAVED)
+    digest = hashlib.sha256((checkpoint / "config.toml").read_bytes()).hexdigest()
+    (checkpoint / "checksums.json").write_text(json.dumps({"config.toml": digest}))
     write_config(tmp_path, "# mine\n" + SAVED.replace("seed", "workers = 2\nseed"))
     assert checked(PretrainConfig, {"resume": tmp_path}).workers == 2
     write_config(tmp_path, SAVED.replace("seed = 3", "seed = 4"))
     with pytest.raises(UserError, match=r"was changed: seed is 3 in the last checkpoint and 4 here; copy \S+ over it"):
         checked(PretrainConfig, {"resume": tmp_path})
+    (checkpoint / "checksums.json").write_text("[]")
+    assert checked(PretrainConfig, {"resume": tmp_path}).seed == 4, "a damaged checkpoint is passed over"
 
 
 def test_mistakes_beside_resume_are_reported(tmp_path):

@@ -1,403 +1,274 @@
-"""A run that was interrupted anywhere and resumed is the same run, and what cannot be the same is refused."""
+"""A run that was interrupted anywhere and resumed is the same run; what would make it another one is refused."""
 
-import json
 import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from functools import partial
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import cyclecontrast as cc
+from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.training import monitor
-from cyclecontrast.training import pretrain as module
-from cyclecontrast.training.checkpoints import save_checkpoint
+from cyclecontrast.training import run_folder
+from cyclecontrast.training.trainer import Trainer
 from tests import make_videos as make
-from tests.unit.training.test_pretrain import TINY, lines_of, run
+from tests.make_runs import assert_same_run, copy_until, files_of, rows_of, run, state_path
 
-STEPS, EVERY = 6, 2
+STEPS = 6
+
+
+def train(data, out, **changes):
+    """Train with everything that a state can have: both queues, health, and the choice by it."""
+    options = {"steps": STEPS, "checkpoint_every": 2, "cycle_start": 0.4, "holdout": 0.2}
+    return run(data, out, **(options | {"health_every": 1, "select": "health"} | changes)).folder
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """Twelve videos of four frames: stripes of one width and direction each, which move."""
-    return make.write_stripes(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="module")
-def whole(tree, tmp_path_factory):
+def whole(stripes, tmp_path_factory):
     """A run without any interruption."""
-    return train(tree, tmp_path_factory.mktemp("whole") / "run")
+    return train(stripes, tmp_path_factory.mktemp("whole") / "run")
 
 
-def train(tree, out, **changes):
-    """Train with everything that a state can hold: both queues, health, and the choice by it."""
-    options = {"steps": STEPS, "checkpoint_every": EVERY, "cycle_start": 0.4, "holdout": 0.2}
-    return run(tree, out, **(options | {"health_every": 1, "select": "health"} | changes)).folder
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of this finished run."""
+    return shutil.copytree(whole, tmp_path / "run")
 
 
-def assert_same(one, two):
-    """Compare two runs: every tensor of the last state, the backbone that remains, metrics and verdict."""
-    assert lines_of(one) == lines_of(two)
-    for name in (f"checkpoints/step-{STEPS:08d}/state.safetensors", "backbone.safetensors"):
-        first, second = (load_file(folder / name) for folder in (one, two))
-        assert first.keys() == second.keys()
-        assert all(torch.equal(value, second[key]) for key, value in first.items())
-    first, second = (json.loads((folder / "run.json").read_text()) for folder in (one, two))
-    for name in ("verdict", "reason", "selected_step", "status", "data_fingerprint"):
-        assert first[name] == second[name]
+@pytest.fixture
+def part(whole, tmp_path):
+    """A copy of this run as if it had been killed after step 4."""
+    return copy_until(whole, tmp_path / "part", 4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [0, 3])
-def test_a_signal_ends_it_between_two_steps(tree, whole, tmp_path, monkeypatch, capfd, number, step):
-    """SIGINT and SIGTERM in the middle of any step keep that step, say how to go on, and cost nothing."""
-    original = module.train_step
-
-    def signalled(training, batch, at):
-        if at == step:
-            os.kill(os.getpid(), number)
-        return original(training, batch, at)
-
-    monkeypatch.setattr(module, "train_step", signalled)
-    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as ended:
-        train(tree, tmp_path / "run")
-    monkeypatch.undo()
-    said = str(ended.value) if number == signal.SIGINT else capfd.readouterr().err
-    assert f"step-{step + 1:08d}; --resume {tmp_path / 'run'} goes on from it" in said.replace("\n", " ")
-    assert number == signal.SIGINT or ended.value.code == 128 + number
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"].startswith("stopped: ")
-    cc.pretrain(resume=tmp_path / "run")
-    assert_same(tmp_path / "run", whole)
+def test_a_resumed_run_is_the_same_run(whole, part):
+    """Resumed in the middle of an epoch, with other workers, a run ends with the same bits."""
+    cc.pretrain(resume=part, workers=2)
+    assert_same_run(part, whole, STEPS)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_whole_group_of_processes_ends_by_a_signal(tree, tmp_path, number, code):
-    """A signal to the command and to its workers at once ends it with 128 + the signal's number, a checkpoint written.
-
-    Nothing of the workers' end is seen.
-    """
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in (TINY | {"workers": 2}).items()]
-    command = [sys.executable, "-m", "cyclecontrast", "pretrain", str(tree), f"--out={tmp_path / 'run'}", *options]
-    with subprocess.Popen(
-        [*command, "--steps=100000", "--device=cpu"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
-            time.sleep(0.05)
-        os.killpg(process.pid, number)
-        _, told = process.communicate()
-    assert process.returncode == code, told
-    assert "Traceback" not in told
-    assert "goes on from it" in told
-    last = lines_of(tmp_path / "run")[-1]["step"]
-    (kept,) = (tmp_path / "run" / "checkpoints").iterdir()
-    assert int(kept.name[5:]) == last
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_is_heeded_where_nobody_reads(tree, tmp_path, number, code):
-    """With the reader of its errors gone, as tee is after Ctrl-C, a checkpoint is written, the exit code the same."""
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
-    command = [sys.executable, "-m", "cyclecontrast", "pretrain", str(tree), f"--out={tmp_path / 'run'}", *options]
-    with subprocess.Popen([*command, "--steps=100000", "--device=cpu"], stderr=subprocess.PIPE) as process:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
-            time.sleep(0.05)
-        assert process.stderr is not None
-        process.stderr.close()
-        process.send_signal(number)
-    assert process.returncode == code
-    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
-
-
-@pytest.mark.parametrize("objective", ["byol", "vince", "seco"])
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4")  # more than CI has cores
-@pytest.mark.parametrize("workers", [0, 4])
-def test_a_resumed_run_is_the_same_run(tree, tmp_path, objective, workers):
-    """Stopped in mid-epoch and resumed, a run of another objective, with workers, ends the same to the bit."""
-    uninterrupted = train(tree, tmp_path / "whole", method=objective)
-    part = train(tree, tmp_path / "part", method=objective, workers=workers)
-    shutil.rmtree(part / "checkpoints" / f"step-{STEPS:08d}")
-    (part / "backbone.safetensors").unlink()
+def test_a_resumed_run_of_micro_batches_is_the_same_run(stripes, tmp_path):
+    """So does a run whose batches are split into micro-batches, whose number cannot change."""
+    whole = train(stripes, tmp_path / "whole", method="seco", accumulate=2)
+    part = copy_until(whole, tmp_path / "part", 4)
+    with pytest.raises(UserError, match="accumulate is 2 in the run and 4 requested"):
+        cc.pretrain(resume=part, accumulate=4)
     cc.pretrain(resume=part)
-    assert_same(part, uninterrupted)
+    assert_same_run(part, whole, STEPS)
 
 
-def test_resuming_a_finished_run_does_nothing_more(whole, tmp_path):
-    """A run that was complete is complete again, and a copy that somebody made of a checkpoint stays."""
-    shutil.copytree(whole, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "step-00000004.bak").mkdir()
-    assert cc.pretrain(resume=tmp_path / "run").metrics["step"] == STEPS
-    assert_same(tmp_path / "run", whole)
-    assert (tmp_path / "run" / "checkpoints" / "step-00000004.bak").exists()
+def test_resuming_a_finished_run_trains_no_step(whole, copied):
+    """A complete run is complete again, with the same metrics, however often it is resumed at another place."""
+    for _ in range(2):
+        assert cc.pretrain(resume=copied).metrics["step"] == STEPS
+    assert_same_run(copied, whole, STEPS)
 
 
-@pytest.mark.parametrize("name", ["state.safetensors", "backbone.safetensors", "metrics.jsonl", "checksums.json"])
-@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, capsys, name, damage):
-    """The newest checkpoint, cut anywhere, changed in one bit or lacking a file, is told and passed over at no loss."""
-    shutil.copytree(whole, tmp_path / "run")
-    path = tmp_path / "run" / "checkpoints" / f"step-{STEPS:08d}" / name
-    content, draw = bytearray(path.read_bytes()), random.Random(f"{name} {damage}")
-    if damage == "cut":
-        path.write_bytes(content[: draw.randrange(len(content))])
-    elif damage == "changed":
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-        path.write_bytes(content)
-    else:
-        path.unlink()
-    cc.pretrain(resume=tmp_path / "run")
-    assert "step-00000006: is damaged" in capsys.readouterr().err
-    assert_same(tmp_path / "run", whole)
+def test_a_damaged_checkpoint_is_reported_and_passed_over(whole, copied, capsys):
+    """If the newest checkpoint is damaged, its config.toml too, the one before is used, at no loss."""
+    for path in (copied / "checkpoints" / f"step-{STEPS:08d}").glob("*.toml"):
+        path.write_text(path.read_text().replace("temperature = 0.2", "temperature = 0.6"))
+    cc.pretrain(resume=copied)
+    assert re.search(r"step-00000006: is damaged \(config.toml: not as written\): using", capsys.readouterr().err)
+    assert_same_run(copied, whole, STEPS)
 
 
-def test_a_run_without_a_whole_checkpoint_is_refused(whole, tmp_path):
-    """Where every checkpoint is damaged nothing is begun anew in silence: each is named, and all stays as it is."""
-    shutil.copytree(whole, tmp_path / "run")
-    for path in (tmp_path / "run").glob("checkpoints/*/state.safetensors"):
+def test_without_a_whole_checkpoint_a_run_is_refused(copied):
+    """If all checkpoints are damaged each is named, and every file stays as it is."""
+    for path in copied.glob("checkpoints/*/state.safetensors"):
         path.write_bytes(b"")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    before = files_of(copied)
     with pytest.raises(UserError, match=r"(?s)step-00000006: is damaged.*step-00000004: is damaged"):
-        cc.pretrain(resume=tmp_path / "run")
-    before |= {tmp_path / "run" / ".lock": (tmp_path / "run" / ".lock").read_bytes()}
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+        cc.pretrain(resume=copied)
+    assert files_of(copied) == before
+
+
+def test_a_finished_run_without_its_checkpoints_is_refused(whole, copied):
+    """A backbone that exists is not trained anew."""
+    shutil.rmtree(copied / "checkpoints")
+    with pytest.raises(UserError, match="its checkpoints are gone"):
+        cc.pretrain(resume=copied)
+    assert rows_of(copied) == rows_of(whole)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "unreadable.json", "config.toml", "run.json"])
-def test_the_runs_own_files_may_be_cut_anywhere(whole, tmp_path, name):
-    """What a checkpoint holds is restored from it; of the others a line says what to copy over them."""
-    draw = random.Random(name)
-    for number in range(5):
-        folder = tmp_path / str(number)
-        shutil.copytree(whole, folder)
-        shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:08d}")
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: draw.randrange(len(content)) if number else 0])
+def test_the_files_of_a_run_may_be_cut_anywhere(whole, part, tmp_path, name):
+    """A file that the checkpoint holds is restored from it; for the others a line says what to copy over them."""
+    content, draw = (part / name).read_bytes(), random.Random(name)
+    for length in (0, draw.randrange(len(content))):
+        folder = shutil.copytree(part, tmp_path / str(length))
+        (folder / name).write_bytes(content[:length])
         problems = []
         if attempt(partial(cc.pretrain, resume=folder), problems) is None:
             assert name in ("config.toml", "run.json")
-            assert re.search(r"(damaged|was changed).* copy \S+ over it", problems[0])
-            shutil.copyfile(folder / "checkpoints" / "step-00000004" / name, folder / name)
+            copy = folder / "checkpoints" / "step-00000004" / name
+            assert re.search(rf"(damaged|was changed).* copy {copy} over it", problems[0])
+            shutil.copyfile(copy, folder / name)
             cc.pretrain(resume=folder)
-        assert_same(folder, whole)
+        assert_same_run(folder, whole, STEPS)
 
 
-def test_settings_changed_by_hand_are_refused(whole, tmp_path):
-    """A config.toml that differs from that of the last checkpoint would be another run."""
-    shutil.copytree(whole, tmp_path / "run")
-    path = tmp_path / "run" / "config.toml"
+def test_settings_cannot_change(copied):
+    """Neither an option nor a config.toml edited by hand makes a run another run; what only costs time may change."""
+    with pytest.raises(UserError, match=r"temperature is 0\.2 in the run and 0\.3 requested"):
+        cc.pretrain(resume=copied, temperature=0.3)
+    with pytest.raises(UserError, match="the settings of a run cannot change: out is"):
+        cc.pretrain(resume=copied, out=copied.parent / "other")
+    path = copied / "config.toml"
+    path.write_text(path.read_text().replace("log_every = 1", "log_every = 2"))
+    cc.pretrain(resume=copied)
     path.write_text(path.read_text().replace("temperature = 0.2", "temperature = 0.3"))
-    with pytest.raises(UserError, match=r"was changed: temperature is 0\.2 in the last checkpoint and 0\.3 here"):
-        cc.pretrain(resume=tmp_path / "run")
+    with pytest.raises(UserError, match=r"was changed: temperature is 0\.2 in the last checkpoint and 0\.3 here; copy"):
+        cc.pretrain(resume=copied)
 
 
-def test_a_run_stopped_before_its_first_checkpoint_begins_again(tree, whole, tmp_path):
-    """With config.toml alone, and half-written files beside it, a run begins at its first step."""
+def test_before_its_first_checkpoint_a_run_starts_again(stripes, whole, tmp_path):
+    """With config.toml alone, and unfinished files beside it, a run begins at its first step."""
     (tmp_path / "run").mkdir()
     shutil.copyfile(whole / "config.toml", tmp_path / "run" / "config.toml")
     (tmp_path / "run" / "run.json.123.part").write_text("{")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "lo')
     cc.pretrain(resume=tmp_path / "run")
-    assert_same(tmp_path / "run", whole)
+    assert_same_run(tmp_path / "run", whole, STEPS)
     assert not list((tmp_path / "run").glob("*.part"))
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.toml.123.part").write_text("data = ")
-    assert_same(train(tree, tmp_path / "new"), whole)
+    assert train(stripes, tmp_path / "new", steps=1)
 
 
-def test_a_checkpoint_is_not_taken_for_its_run(whole, tmp_path):
-    """The folder of a checkpoint, which has a config.toml too, is refused with the run's name; nothing is written."""
-    shutil.copytree(whole, tmp_path / "run")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=rf"is a checkpoint; name its run, {tmp_path / 'run'}"):
-        cc.pretrain(resume=tmp_path / "run" / "checkpoints" / "step-00000004")
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+def test_a_checkpoint_is_not_taken_for_its_run(copied):
+    """The folder of a checkpoint, which has a config.toml too, is refused with the name of its run."""
+    before = files_of(copied)
+    with pytest.raises(UserError, match=rf"is a checkpoint; name its run, {copied}"):
+        cc.pretrain(resume=copied / "checkpoints" / "step-00000004")
+    assert files_of(copied) == before
 
 
-def test_a_finished_run_without_its_checkpoints_is_refused(whole, tmp_path):
-    """Nothing is trained anew in silence over a backbone that is there."""
-    shutil.copytree(whole, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(UserError, match="its checkpoints are gone"):
-        cc.pretrain(resume=tmp_path / "run")
-    assert lines_of(tmp_path / "run") == lines_of(whole)
+def test_changes_of_hardware_are_reported(part, capsys):
+    """A run may continue on another device or with other versions; a line says that it is not the same to the bit."""
+    versions = run_folder.read_about(part)["versions"]
+    run_folder.change_about(part, device="cuda (H200)", processes=4, versions=versions | {"torch": "2.0"})
+    cc.pretrain(resume=part)
+    text = capsys.readouterr().err
+    assert "resuming after step 4" in text
+    assert re.search(
+        r"not bit-identical from here on: device was cuda \(H200\), is cpu \(.*processes was 4, is 1", text
+    )
+    assert "versions was {" in text
 
 
-def test_an_empty_run_json_is_called_damaged(whole, tmp_path):
-    """A run.json that names no data is not taken for one of other data."""
-    shutil.copytree(whole, tmp_path / "run")
-    (tmp_path / "run" / "run.json").write_text("{}")
-    with pytest.raises(UserError, match=r"run\.json: is damaged.*copy .* over it"):
-        cc.pretrain(resume=tmp_path / "run")
+def test_a_checkpoint_of_an_older_version_is_read(stripes, tmp_path):
+    """Checkpoints of older versions have queues that the method does not use."""
+    whole = run(stripes, tmp_path / "whole", method="intra-video", checkpoint_every=2).folder
+    part = copy_until(whole, tmp_path / "part", 2)
+    state = load_file(state_path(part, 2))
+    unused = {
+        name.replace("intra", "cycle"): value[:1].clone()
+        for name, value in state.items()
+        if name.startswith("intra_queue")
+    }
+    save_file(state | unused, state_path(part, 2))
+    checksums = part / "checkpoints" / "step-00000002" / "checksums.json"
+    digest = subprocess.run(["sha256sum", state_path(part, 2)], capture_output=True, text=True).stdout.split()[0]
+    checksums.write_text(re.sub(r'("state.safetensors": ")\w+', rf"\g<1>{digest}", checksums.read_text()))
+    cc.pretrain(resume=part)
+    assert_same_run(part, whole, 4)
 
 
-def test_checkpoints_that_a_kill_left_over_go(whole, tmp_path):
-    """Killed between a checkpoint and the removal of the oldest, a run has the newest two again once it is resumed."""
-    shutil.copytree(whole, tmp_path / "run")
-    folder = tmp_path / "run" / "checkpoints"
-    shutil.copytree(folder / "step-00000004", folder / "step-00000002")
-    cc.pretrain(resume=tmp_path / "run")
-    assert sorted(path.name for path in folder.iterdir()) == ["step-00000004", "step-00000006"]
+# --- data
 
 
-def test_a_resumed_run_refuses_other_data(tree, tmp_path):
-    """Frames that were added since the run began are noticed, and the run is left as it is."""
-    data = tmp_path / "data"
-    shutil.copytree(tree, data)
-    done = run(data, tmp_path / "run", checkpoint_every=2)
+def test_other_data_are_refused(stripes, tmp_path):
+    """Frames that were added since the run began are noticed, before what else is wrong with them."""
+    data = shutil.copytree(stripes, tmp_path / "data")
+    folder = run(data, tmp_path / "run", steps=1, holdout=0.2).folder
     shutil.copytree(data / "group_0", data / "group_9")
-    before = {path: path.read_bytes() for path in done.folder.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="not the data"):
-        cc.pretrain(resume=done.folder)
-    assert {path: path.read_bytes() for path in done.folder.rglob("*") if path.is_file()} == before
+    shutil.copytree(data / "group_0", tmp_path / "few" / "group_0")
+    before = files_of(folder)
+    for other in ({}, {"data": tmp_path / "few"}):
+        with pytest.raises(UserError) as error:
+            cc.pretrain(resume=folder, **other)
+        (problem,) = error.value.problems
+        assert "is not the data that" in problem
+    assert files_of(folder) == before
 
 
-def test_a_resumed_run_finds_its_data_where_they_lie_now(tree, tmp_path):
-    """Data that were moved are told with the command that names their new place, which then goes on."""
-    shutil.copytree(tree, tmp_path / "data")
-    done = train(tmp_path / "data", tmp_path / "run")
-    shutil.copytree(done, tmp_path / "whole")
-    shutil.rmtree(done / "checkpoints" / f"step-{STEPS:08d}")
-    (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"is gone; name where it lies now: .* pretrain DATA --resume .*/run$"):
-        cc.pretrain(resume=done)
-    cc.pretrain(tmp_path / "moved", resume=done)
-    assert_same(tmp_path / "whole", done)
+def test_data_may_move(stripes, whole, tmp_path):
+    """If its data were moved a line says which command names their new place, and that resumes the run."""
+    data = shutil.copytree(stripes, tmp_path / "data")
+    part = copy_until(train(data, tmp_path / "run"), tmp_path / "part", 4)
+    data.rename(tmp_path / "moved")
+    words = rf"is gone; name its new place: cyclecontrast pretrain DATA --resume {part}$"
+    with pytest.raises(UserError, match=words):
+        cc.pretrain(resume=part)
+    cc.pretrain(tmp_path / "moved", resume=part)
+    assert_same_run(part, whole, STEPS)
 
 
-@pytest.mark.parametrize(("log_every", "moved_at"), [(1, 3), (100, 3), (100, 5)])
-def test_a_run_whose_folder_is_moved_while_it_trains_ends(tree, whole, tmp_path, monkeypatch, log_every, moved_at):
-    """A line tells that the folder is gone, nothing is written in its place, and the moved run goes on the same."""
-    run_folder, train_step = tmp_path / "run", module.train_step
+def test_a_run_on_videos_keeps_its_frames(tmp_path):
+    """A run on video files continues on the frames it began with, even if the videos changed or were moved."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(3):
+        make.write_numbered(videos / f"{number}.mp4", num_frames=10)
+    whole = run(videos, tmp_path / "run", steps=2, checkpoint_every=1).folder
+    part = copy_until(whole, tmp_path / "part", 1)
+    make.write_numbered(videos / "9.mp4", num_frames=10)
+    assert cc.pretrain(resume=part).metrics["step"] == 2
+    videos.rename(tmp_path / "moved")
+    assert cc.pretrain(resume=part).metrics["step"] == 2
+    (tmp_path / "moved" / "0.mp4").rename(tmp_path / "moved" / "other.mp4")
+    with pytest.raises(UserError, match=r"is not the data that .* 1 of its 3 videos are missing, such as 0.mp4"):
+        cc.pretrain(tmp_path / "moved", resume=part)
 
-    def move_then_train(training, batch, step):
-        if step == moved_at:
-            run_folder.rename(tmp_path / "moved")
-        return train_step(training, batch, step)
 
-    monkeypatch.setattr(module, "train_step", move_then_train)
+# --- disturbances
+
+
+@pytest.mark.parametrize(("log_every", "moved_at"), [(1, 3), (100, 5)])
+def test_a_run_whose_folder_is_moved_ends(stripes, whole, tmp_path, monkeypatch, log_every, moved_at):
+    """A line says that the folder is gone, nothing is written in its place, and the moved run can be resumed."""
+    folder, train_step = tmp_path / "run", Trainer.train_step
+
+    def move_then_train(self, batch, info):
+        if info.step == moved_at:
+            folder.rename(tmp_path / "moved")
+        return train_step(self, batch, info)
+
+    monkeypatch.setattr(Trainer, "train_step", move_then_train)
     with pytest.raises(UserError, match="/run is gone, so nothing more is written: if it was moved, --resume"):
-        train(tree, run_folder, log_every=log_every, health_every=1 if log_every == 1 else 6)
+        train(stripes, folder, log_every=log_every, health_every=1 if log_every == 1 else 6)
     monkeypatch.undo()
-    assert not run_folder.exists()
+    assert not folder.exists()
     cc.pretrain(resume=tmp_path / "moved")
     if log_every == 1:
-        assert_same(whole, tmp_path / "moved")
+        assert_same_run(tmp_path / "moved", whole, STEPS)
 
 
-def test_a_damaged_best_backbone_costs_the_choice_alone(tree, tmp_path, monkeypatch, capsys):
-    """Where the one that health chose cannot be read, a line says so, the last remains, and run.json names it."""
-    monkeypatch.setattr(monitor, "chosen_step", lambda rows, known: 2)
-    done = train(tree, tmp_path / "run")
-    shutil.rmtree(done / "checkpoints" / f"step-{STEPS:08d}")
-    for best in done.glob("best/*/backbone.safetensors"):
-        best.write_bytes(best.read_bytes()[:-1] + b"?")
-    cc.pretrain(resume=done)
-    said = capsys.readouterr().err
-    assert "--select health chose step 2, whose backbone is lost" in said
-    assert json.loads((done / "run.json").read_text())["selected_step"] == STEPS
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("chance", -0.5),
-        ("chance", 1.5),
-        ("views", 0),
-        ("seconds", "long"),
-        ("at_start", {"health_same_video": 3}),
-        ("at_start", {"health_rank": 1e300}),
-        ("at_start", {"health_rank": None}),
-    ],
-)
-def test_what_no_health_can_be_is_told(whole, tmp_path, name, value):
-    """Values of run.json that would break the arithmetic of a verdict are a line that names them."""
-    shutil.copytree(whole, tmp_path / "run")
-    about = json.loads((tmp_path / "run" / "run.json").read_text())
-    about["health"][name] = value
-    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
-    with pytest.raises(UserError, match=rf"run.json: is damaged \(in health.{name}.*\); copy .*run.json over it"):
-        cc.pretrain(resume=tmp_path / "run")
-
-
-@pytest.mark.parametrize("kind", ["link", "file", "folder.part", "no checksums"])
-def test_strange_things_among_the_checkpoints_are_no_checkpoints(whole, tmp_path, kind):
-    """A dead link, a file or a folder of such a name is no checkpoint, and no reason for a traceback."""
-    shutil.copytree(whole, tmp_path / "run")
-    folder = tmp_path / "run" / "checkpoints"
-    shutil.rmtree(folder / f"step-{STEPS:08d}")
-    if kind == "link":
-        (folder / "step-00000099").symlink_to("/nowhere")
-    elif kind == "file":
-        (folder / "step-00000099").write_text("no checkpoint")
-    elif kind == "folder.part":
-        (tmp_path / "run" / "x.part").mkdir()
-        (folder / "x.part").write_text("left over")
-    else:
-        (folder / "step-00000099").mkdir()
-        (folder / "step-00000099" / "checksums.json").write_text("{}")
-    cc.pretrain(resume=tmp_path / "run")
-    assert_same(whole, tmp_path / "run")
-
-
-@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", "2>&- >&- <&-"])
-def test_a_training_needs_nobody_who_listens(tree, tmp_path, where):
-    """Where what it says cannot be written, or nowhere, a training ends as well as any."""
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in TINY.items())
-    command = f"{sys.executable} -m cyclecontrast pretrain {tree} --out {tmp_path / 'run'} --steps 2 {options} {where}"
-    assert subprocess.run(command, shell=True).returncode == 0
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
-
-
-def test_a_resumed_run_keeps_its_frames(tmp_path):
-    """A run on a folder of videos is resumed on the frames it began with, though a video was added since."""
-    videos = tmp_path / "videos"
-    for number in range(3):
-        videos.mkdir(exist_ok=True)
-        make.write_numbered(videos / f"{number}.mp4", num_frames=10)
-    done = run(videos, tmp_path / "run", steps=2, checkpoint_every=1)
-    shutil.rmtree(done.folder / "checkpoints" / "step-00000002")
-    make.write_numbered(videos / "9.mp4", num_frames=10)
-    assert cc.pretrain(resume=done.folder).metrics["step"] == 2
-    videos.rename(tmp_path / "moved")
-    assert cc.pretrain(resume=done.folder).metrics["step"] == 2
-    (tmp_path / "moved" / "0.mp4").rename(tmp_path / "moved" / "other.mp4")
-    with pytest.raises(UserError, match=r"is not the data that .* 1 of its 3 videos are not there, such as 0.mp4"):
-        cc.pretrain(tmp_path / "moved", resume=done.folder)
-    with pytest.raises(UserError, match="resume: settings must stay as they are; out"):
-        cc.pretrain(resume=done.folder, out=tmp_path / "other")
-
-
-def test_a_second_process_is_refused(whole, tmp_path):
-    """A run that another process trains is named with that process, and not touched."""
-    shutil.copytree(whole, tmp_path / "run")
+def test_a_run_in_use_is_refused(copied):
+    """A run that another process trains is refused with the number of that process, and not touched."""
     hold = (
         "import sys, time; from pathlib import Path; from cyclecontrast.files import locked\n"
         "with locked(Path(sys.argv[1]), 'out'): print(flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "run")], stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen([sys.executable, "-c", hold, copied], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        before = files_of(copied)
         with pytest.raises(UserError, match=f"in use by process {holder.pid} on"):
-            cc.pretrain(resume=tmp_path / "run")
-        assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+            cc.pretrain(resume=copied)
+        assert files_of(copied) == before
         holder.kill()
-    cc.pretrain(resume=tmp_path / "run")
+    cc.pretrain(resume=copied)
 
 
-def test_a_full_disk_costs_nothing(tree, whole, tmp_path):
-    """On a disk that fills up the run ends with a line, its last checkpoint is whole, and it goes on elsewhere."""
+def test_a_full_disk_costs_nothing(stripes, whole, tmp_path):
+    """On a disk that fills up a run ends in one line, its last checkpoint is whole, and it resumes elsewhere."""
     disk = tmp_path / "disk"
     disk.mkdir()
     size = sum(path.stat().st_size for path in (whole / "checkpoints").rglob("*") if path.is_file())
@@ -406,28 +277,25 @@ def test_a_full_disk_costs_nothing(tree, whole, tmp_path):
         pytest.skip("no file system may be mounted here")
     try:
         with pytest.raises(UserError, match=r"No space left on device.*--resume"):
-            train(tree, disk / "run")
+            train(stripes, disk / "run")
         shutil.copytree(disk / "run", tmp_path / "run")
     finally:
         subprocess.run(["umount", disk], check=True)
     assert list((tmp_path / "run").glob("checkpoints/*/checksums.json"))
     cc.pretrain(resume=tmp_path / "run")
-    assert_same(tmp_path / "run", whole)
+    assert_same_run(tmp_path / "run", whole, STEPS)
 
 
-def test_the_checkpoint_before_stays_until_the_new_one_is_whole(whole, tmp_path, monkeypatch):
-    """Killed while it writes a checkpoint, a run has the one before, and the half-written one does not count."""
-    shutil.copytree(whole, tmp_path / "run")
-    from cyclecontrast.training import checkpoints as files
+def test_a_bug_is_noted_and_keeps_its_traceback(stripes, tmp_path, monkeypatch):
+    """An error that is not the user's is raised as it is, and run.json says that the run failed."""
+    monkeypatch.setattr(Trainer, "train_step", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        run(stripes, tmp_path / "run")
+    status = run_folder.read_about(tmp_path / "run")["status"]
+    assert status == "stopped: failed: ZeroDivisionError: integer division or modulo by zero"
 
-    def killed(path: Path):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "sync", killed)
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path / "run", 8, {"x": torch.zeros(1)}, cc.load_backbone(whole))
-    assert files.find_whole(tmp_path / "run").step == STEPS
-    assert (tmp_path / "run" / "checkpoints" / "step-00000008.part").exists()
-    monkeypatch.undo()
-    cc.pretrain(resume=tmp_path / "run")
-    assert not list((tmp_path / "run" / "checkpoints").glob("*.part"))
+def test_the_command_line_resumes(whole, part):
+    """`--resume RUN` needs no other option."""
+    assert main(["pretrain", f"--resume={os.fspath(part)}"]) == 0
+    assert_same_run(part, whole, STEPS)
