@@ -207,7 +207,9 @@ def test_what_no_file_holds_must_be_passed_again(tree, tmp_path, capsys):
     (problem,) = refusal(resume=run, backbone=Net(), method=ByHand)
     assert problem.startswith("augmentation: own:corner is defined in your code")
     (problem,) = refusal(resume=run, backbone=Flat(), augmentation=corner, method=ByHand)
-    assert problem == "resume: the settings of a run cannot change: backbone is own:Net in the run and own:Flat requested"
+    assert (
+        problem == "resume: the settings of a run cannot change: backbone is own:Net in the run and own:Flat requested"
+    )
     capsys.readouterr()
     assert main(["pretrain", "--config", str(run / "config.toml"), "--out", str(tmp_path / "again")]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -254,12 +256,18 @@ class Tied(nn.Module):
         (Net, "backbone: Net is a class; pass an instance: Net(...)"),
         (3, "backbone: a int is neither a name nor a torch.nn.Module"),
         (nn.Conv2d(1, 2, 3), "backbone: own:Conv2d fails on images of 16 px (Given groups=1"),
-        (Reshaped(), "backbone: own:Reshaped returns torch.float32 (2, 6, 49) for 2 images, not floats of shape (2, dim)"),
+        (
+            Reshaped(),
+            "backbone: own:Reshaped returns torch.float32 (2, 6, 49) for 2 images, not floats of shape",
+        ),
         (nn.AvgPool2d(2), "backbone: own:AvgPool2d has no trainable weights"),
         (nn.LSTM(16, 2), "backbone: own:LSTM fails on images of 16 px"),
         (Tied(), "backbone: own:Tied shares memory between weights (one.weight, two.weight); give each its own"),
         (Net().double(), "backbone: own:Net fails on images of 16 px"),
-        (cc.Backbone(Net(), "resnet18", 6), "backbone: the name of a custom Backbone must be own:<name>, not 'resnet18'; to"),
+        (
+            cc.Backbone(Net(), "resnet18", 6),
+            "backbone: the name of a custom Backbone must be own:<name>, not 'resnet18'",
+        ),
         (cc.Backbone(Net(), "own:Net", 9), "backbone: own:Net returns vectors of 6 dimensions, its dim is 9"),
     ],
     ids=str,
