@@ -41,8 +41,8 @@ def option(
 
 
 def detail(field: FieldInfo, key: str) -> str:
-    """Return the metavar, the group, or the kind of name of an option."""
-    return str(cast(dict[str, Any], field.json_schema_extra)[key])
+    """Return the metavar, the group, or the kind of name of an option; "" for a field that `option` did not make."""
+    return str(cast(dict[str, Any], field.json_schema_extra or {}).get(key, ""))
 
 
 # --- numbers

@@ -5,7 +5,7 @@ import contextlib
 import ctypes
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
@@ -50,7 +50,9 @@ class StepSampler(Sampler[list[int]]):
         return len(self.steps)
 
 
-def load_batches(dataset: ViewDataset, sampler: StepSampler, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+def load_batches(
+    dataset: ViewDataset, sampler: StepSampler, workers: int, pin_memory: bool = False
+) -> Generator[Batch, None, None]:
     """Return an iterator over the sampler's batches.
 
     It raises UserError if no frame can be read, the storage fails, or a worker dies or hangs. Without workers there is
@@ -77,7 +79,7 @@ def begin_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def received(batches: Iterator[T | UserError], source: object, max_seconds: float) -> Iterator[T]:
+def received(batches: Iterator[T | UserError], source: object, max_seconds: float) -> Generator[T, None, None]:
     """Yield the batches of a loader with timeout CHECK_SECONDS, and end its workers at the end.
 
     `source` is named in messages. Raises UserError if the loader returns one, if a worker died, and if there was no

@@ -59,10 +59,10 @@ class Trainer:
         read_errors.check(config.max_unreadable, start == self.num_steps)
         sampler = StepSampler(range(start, self.num_steps), config.batch_size, self.world.rank, self.world.size)
         workers, pin_memory = pick_workers(config.workers, self.device), self.device.type == "cuda"
-        batches = clock.timed(load_batches(dataset, sampler, workers, pin_memory))
-        ignore_worker_deaths()
-        with progress_bar(self.num_steps, start, shown=is_first) as advance:
-            for step, batch in self._agreed(batches, start, read_errors, stop):
+        loaded = contextlib.closing(load_batches(dataset, sampler, workers, pin_memory))  # which ends the workers
+        with loaded as batches, progress_bar(self.num_steps, start, shown=is_first) as advance:
+            ignore_worker_deaths()
+            for step, batch in self._agreed(clock.timed(batches), start, read_errors, stop):
                 done, last = step + 1, step + 1 == self.num_steps
                 is_logged = last or done % config.log_every == 0 or monitor.is_due(done)
                 losses, gradient_norm = self.train_step(batch, StepInfo(step, self.num_steps, is_logged))

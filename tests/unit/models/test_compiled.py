@@ -14,7 +14,7 @@ from cyclecontrast.models import hardware as module
 from cyclecontrast.models.hardware import check_compiler, compiled
 from cyclecontrast.training import setup
 from tests import make_videos as make
-from tests.unit.training.test_pretrain import TINY, lines_of, run
+from tests.make_runs import TINY, rows_of, run
 
 FP32 = {"precision": "fp32", "cycle_start": 0.0, "checkpoint_every": 2}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
@@ -50,7 +50,7 @@ def test_a_compiled_training_is_the_same_training(tree, tmp_path, graphs):
     """Both encoders are compiled, once each and whole; losses, weights and the names of all that is saved stay."""
     eager, fast = (run(tree, tmp_path / str(flag), compile=flag, **FP32).folder for flag in (False, True))
     assert len(graphs) == 2, "one graph of each encoder: nothing breaks it, and no step or mode compiles anew"
-    losses = [[row["loss"] for row in lines_of(folder)] for folder in (eager, fast)]
+    losses = [[row["loss"] for row in rows_of(folder)] for folder in (eager, fast)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     for read in (state, lambda folder: load_file(folder / "backbone.safetensors")):
         plain, ours = read(eager), read(fast)
@@ -68,7 +68,7 @@ def test_a_compiled_run_goes_on_with_or_without(tree, tmp_path, graphs):
         torch._dynamo.reset()
         cc.pretrain(resume=tmp_path / name, **asked)
         assert len(graphs) == (0 if asked else 2)
-    assert lines_of(tmp_path / "again") == lines_of(whole)
+    assert rows_of(tmp_path / "again") == rows_of(whole)
     assert all(torch.equal(value, state(tmp_path / "again")[name]) for name, value in state(whole).items())
     assert json.loads((tmp_path / "without" / "run.json").read_text())["status"] == "finished"
 
@@ -86,7 +86,7 @@ def test_without_a_compiler_nothing_begins(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     out = tmp_path / "run"
     with torch._inductor.config.patch({"cpp.cxx": (None, "/nonexistent")}), pytest.raises(UserError) as refused:
-        cc.pretrain(**TINY, data=tree, out=out, steps=2, compile=True, device="cpu")
+        cc.pretrain(**TINY, data=tree, out=out, steps=2, compile=True)
     (line,) = refused.value.problems
     assert line.startswith("compile: torch.compile does not work here (InvalidCxxCompiler: No working C++ compiler")
     assert line.endswith("fix it or leave out --compile")

@@ -1,4 +1,4 @@
-"""A network, an augmentation and an objective of the user's own: trained with, kept, resumed, refused where amiss."""
+"""A user's network, augmentation and method: trained with, saved, resumed, and refused if they do not fit."""
 
 import functools
 import os
@@ -7,7 +7,6 @@ import signal
 import numpy as np
 import pytest
 import torch
-from cyclecontrast.data.pairs import FramePairs
 from safetensors.torch import load_file
 from torch import nn
 
@@ -15,14 +14,16 @@ import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.augment import Recipe
-from cyclecontrast.data.loader import load_batches
+from cyclecontrast.data.dataset import ViewDataset
+from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.data.store import FrameStore
+from cyclecontrast.distributed import ALONE
 from cyclecontrast.errors import checked
-from cyclecontrast.loss import OBJECTIVES, Term, ignored_positive, ignored_video, only_intra
+from cyclecontrast.methods import METHODS, CycleContrast, Losses, Method, MomentumMethod
 from cyclecontrast.models.checkpoint import fingerprint
-from cyclecontrast.training import pretrain as module
+from cyclecontrast.training.trainer import Trainer
 from tests import make_videos as make
-from tests.unit.training.test_pretrain import lines_of
+from tests.make_runs import rows_of as lines_of
 
 STEPS = 6
 OPTIONS = {"image_size": 16, "batch_size": 8, "queue_size": 32, "cycle_queue_size": 32, "support_size": 8}
@@ -69,16 +70,27 @@ def corner(image, rng, size):
     return image[top : top + size, left : left + size]
 
 
-def by_hand(step):
-    """The intra-video loss, written out, and a term with a name."""
-    positive = (step.query.intra * step.positive.intra).sum(dim=1) / step.settings.temperature
-    others = step.query.intra @ step.intra.keys.T / step.settings.temperature
-    others = others.masked_fill(ignored_video(step), float("-inf"))
-    loss = (torch.logsumexp(torch.cat((positive[:, None], others), dim=1), dim=1) - positive).mean()
-    return only_intra(loss, Term("nearness", positive.mean()))
+class ByHand(MomentumMethod):
+    """The intra-video loss, written out, and a term with a name; `calls` is a buffer of its own."""
 
+    has_intra = True
 
-BY_HAND = cc.Objective(by_hand, ignored_video, cc.Needs(), "frames of the same video")
+    def __init__(self, backbone, options, world=ALONE):
+        super().__init__(backbone, options, world)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, batch, info):
+        """Return the losses."""
+        self.calls += 1
+        key = self.encode_keys(batch.views[1], info)
+        new, new_video = self.enqueue_later([key], batch.video)
+        query = self.encode(batch.views[0])
+        keys = self.candidates(self.intra_queue, new.intra, new_video)
+        positive = (query.intra * key.intra).sum(dim=1) / self.options.temperature
+        others = query.intra @ keys.keys.T / self.options.temperature
+        others = others.masked_fill(keys.ignore(batch.video, own_video=True), float("-inf"))
+        loss = (torch.logsumexp(torch.cat((positive[:, None], others), dim=1), dim=1) - positive).mean()
+        return Losses(loss, loss, terms={"nearness": positive.mean()})
 
 
 def refusal(*arguments, **settings):
@@ -117,16 +129,16 @@ def test_a_map_is_averaged_to_vectors(tree, tmp_path):
     images = torch.randn(2, 3, 16, 16)
     loaded = cc.load_backbone(tmp_path / "map", network=Net())
     assert torch.equal(loaded.feature_map(images, 4), loaded.network(images))
-    with pytest.raises(cc.UserError, match="a map of its last stage only; this asks for the map of stage 3"):
+    with pytest.raises(cc.UserError, match="returns only the map of its last stage, but the map of stage 3 is needed"):
         loaded.feature_map(images, 3)
-    with pytest.raises(cc.UserError, match="vectors only, no map"):
+    with pytest.raises(cc.UserError, match="returns only vectors, but the map of"):
         cc.load_backbone(tmp_path / "flat", network=Flat()).feature_map(images, 4)
 
 
 def test_a_file_of_a_network_needs_it(tree, tmp_path, capsys):
     """Without the network, with another, or with one too many, loading ends in lines that say which keys."""
     run = cc.pretrain(tree, out=tmp_path / "run", backbone=Net(), **OPTIONS).folder
-    with pytest.raises(cc.UserError, match=r"weights of own:Net, .*load_backbone\(.*, network=\.\.\.\) fills yours"):
+    with pytest.raises(cc.UserError, match=r"weights of own:Net, .* but not its code; in Python load_backbone\("):
         cc.load_backbone(run)
     assert main(["export", str(run), "--out", str(tmp_path / "x.safetensors")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {run}/backbone.safetensors: holds the weights")
@@ -146,20 +158,20 @@ def test_a_file_of_a_network_needs_it(tree, tmp_path, capsys):
             cc.load_backbone(model, network=Net())
 
 
-def test_a_stopped_run_goes_on_to_the_bit(tree, tmp_path, monkeypatch):
-    """With all three of the user's, stopped half-way and resumed with new objects, a run is as if undisturbed."""
+def test_a_stopped_run_resumes_to_the_bit(tree, tmp_path, monkeypatch):
+    """With all three parts of the user, a run stopped half-way and resumed equals an uninterrupted one."""
     options = OPTIONS | {"checkpoint_every": 2, "holdout": 0.2, "health_every": 1, "select": "health"}
-    own = {"augmentation": corner, "method": BY_HAND}
+    own = {"augmentation": corner, "method": ByHand}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     cc.pretrain(tree, out=whole, backbone=seeded(Net), **own, **options)
-    original = module.train_step
+    original = Trainer.train_step
 
-    def interrupted(training, batch, step):
-        if step == 2:
+    def interrupted(trainer, batch, info):
+        if info.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(training, batch, step)
+        return original(trainer, batch, info)
 
-    monkeypatch.setattr(module, "train_step", interrupted)
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cc.pretrain(tree, out=cut, backbone=seeded(Net), **own, **options)
     monkeypatch.undo()
@@ -185,17 +197,19 @@ def test_an_earlier_backbone_of_a_network_can_be_chosen(tree, tmp_path, monkeypa
 def test_what_no_file_holds_must_be_passed_again(tree, tmp_path, capsys):
     """Resuming and rerunning without the user's own names all that lacks, on the command line too."""
     run = tmp_path / "run"
-    cc.pretrain(tree, out=run, backbone=Net(), augmentation=corner, objective=BY_HAND, **OPTIONS)
+    cc.pretrain(tree, out=run, backbone=Net(), augmentation=corner, method=ByHand, **OPTIONS)
     problems = refusal(resume=run)
     assert problems == [
-        f"{option}: own:{name} is your own and in no file; pass it in Python: "
+        f"{option}: own:{name} is defined in your code, not in a file; pass it in Python: "
         f"cyclecontrast.pretrain(resume={str(run)!r}, {option}=...)"
-        for option, name in (("backbone", "Net"), ("augmentation", "corner"), ("objective", "by_hand"))
+        for option, name in (("backbone", "Net"), ("augmentation", "corner"), ("method", "ByHand"))
     ]
-    (problem,) = refusal(resume=run, backbone=Net(), objective=BY_HAND)
-    assert problem.startswith("augmentation: own:corner is your own")
-    (problem,) = refusal(resume=run, backbone=Flat(), augmentation=corner, objective=BY_HAND)
-    assert problem == "resume: settings must stay as they are; backbone: own:Net in the run, own:Flat asked"
+    (problem,) = refusal(resume=run, backbone=Net(), method=ByHand)
+    assert problem.startswith("augmentation: own:corner is defined in your code")
+    (problem,) = refusal(resume=run, backbone=Flat(), augmentation=corner, method=ByHand)
+    assert (
+        problem == "resume: the settings of a run cannot change: backbone is own:Net in the run and own:Flat requested"
+    )
     capsys.readouterr()
     assert main(["pretrain", "--config", str(run / "config.toml"), "--out", str(tmp_path / "again")]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -209,7 +223,8 @@ def test_another_network_of_the_name_does_not_resume(tree, tmp_path):
     run = cc.pretrain(tree, out=tmp_path / "run", backbone=Net(), **OPTIONS).folder
     before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file() and path.name != ".lock"}
     (problem,) = refusal(resume=run, backbone=Net(7))
-    assert problem.startswith(f"resume: {run}/checkpoints/step-00000006: 6 keys (layers.0.weight (6, 3, 3, 3), not (7,")
+    assert problem.startswith(f"resume: {run}/checkpoints/step-00000006 is of another network or method (")
+    assert "size mismatch for encoder.backbone.network.layers.0.weight" in problem
     assert before == {path: path.read_bytes() for path in before}
 
 
@@ -238,16 +253,22 @@ class Tied(nn.Module):
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        (Net, "backbone: Net is a class; pass what it makes: Net(...)"),
+        (Net, "backbone: Net is a class; pass an instance: Net(...)"),
         (3, "backbone: a int is neither a name nor a torch.nn.Module"),
-        (nn.Conv2d(1, 2, 3), "backbone: own:Conv2d does not take images of 16 px (Given groups=1"),
-        (Reshaped(), "backbone: own:Reshaped gives torch.float32 (2, 6, 49) for 2 images, neither vectors"),
-        (nn.AvgPool2d(2), "backbone: own:AvgPool2d has nothing to learn"),
-        (nn.LSTM(16, 2), "backbone: own:LSTM does not take images of 16 px"),
-        (Tied(), "backbone: own:Tied has one memory for several weights (one.weight, two.weight); give each its own"),
-        (Net().double(), "backbone: own:Net does not take images of 16 px"),
-        (cc.Backbone(Net(), "resnet18", 6), "backbone: a Backbone of your own is named own:<name>, not 'resnet18'; to"),
-        (cc.Backbone(Net(), "own:Net", 9), "backbone: own:Net gives 6 numbers, its dim says 9"),
+        (nn.Conv2d(1, 2, 3), "backbone: own:Conv2d fails on images of 16 px (Given groups=1"),
+        (
+            Reshaped(),
+            "backbone: own:Reshaped returns torch.float32 (2, 6, 49) for 2 images, not floats of shape",
+        ),
+        (nn.AvgPool2d(2), "backbone: own:AvgPool2d has no trainable weights"),
+        (nn.LSTM(16, 2), "backbone: own:LSTM fails on images of 16 px"),
+        (Tied(), "backbone: own:Tied shares memory between weights (one.weight, two.weight); give each its own"),
+        (Net().double(), "backbone: own:Net fails on images of 16 px"),
+        (
+            cc.Backbone(Net(), "resnet18", 6),
+            "backbone: the name of a custom Backbone must be own:<name>, not 'resnet18'",
+        ),
+        (cc.Backbone(Net(), "own:Net", 9), "backbone: own:Net returns vectors of 6 dimensions, its dim is 9"),
     ],
     ids=str,
 )
@@ -265,32 +286,31 @@ def test_a_backbone_brings_its_normalisation(tree, tmp_path):
     loaded = cc.load_backbone(tmp_path / "run", network=Net())
     assert (loaded.name, loaded.mean, loaded.std) == ("own:mine", (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
     (problem,) = refusal(tree, out=tmp_path / "no", backbone=Net(), init="random:resnet10-small-w8", **OPTIONS)
-    assert problem == "init: a network of your own begins with the weights that it has; leave init out"
+    assert problem == "init: a custom network is trained from the weights that it has; leave init out"
 
 
 def test_views_are_a_function_of_seed_epoch_and_place(tree):
     """A view is what the function makes of the frame and of the numbers of (seed, purpose, place, epoch)."""
     store = FrameStore.open(tree)
-    pairs = FramePairs(store, corner, 16, seed=5)
+    pairs = ViewDataset(store, corner, 16, seed=5)
     for position in (0, 7, 30):
         epoch, place = divmod(position, 12)
-        sample = pairs[position]
+        sample = pairs.sample(position)
         for purpose, frame in enumerate(sample.frames):
             numbers = np.random.Generator(np.random.Philox(key=5, counter=[0, purpose, place, epoch]))
             expected = corner(store.image(sample.video, frame).copy(), numbers, 16)
-            assert np.array_equal((sample.query, sample.positive)[purpose], expected)
-    twice = FramePairs(store, corner, 16, seed=5, same_frame=True)[3]
-    assert not np.array_equal(twice.query, twice.positive)
+            assert np.array_equal(sample.views[purpose], expected)
+    twice = ViewDataset(store, corner, 16, seed=5, same_frame=True).sample(3)
+    assert not np.array_equal(*twice.views)
 
 
 def test_views_are_the_same_for_any_workers(tree):
     """0, 1 and 2 workers give the same batches."""
-    pairs = FramePairs(FrameStore.open(tree), corner, 16, seed=5)
-    first, *others = (list(load_batches(pairs, range(3), 4, 0, 1, workers)) for workers in (0, 1, 2))
+    pairs = ViewDataset(FrameStore.open(tree), corner, 16, seed=5)
+    first, *others = (list(load_batches(pairs, StepSampler(range(3), 4), workers)) for workers in (0, 1, 2))
     for other in others:
         for one, two in zip(first, other, strict=True):
-            assert torch.equal(one.query, two.query)
-            assert torch.equal(one.positive, two.positive)
+            assert all(map(torch.equal, one.views, two.views))
 
 
 def test_an_augmentation_gets_the_whole_frame(tmp_path):
@@ -308,7 +328,7 @@ def test_an_augmentation_gets_the_whole_frame(tmp_path):
         return np.zeros((size, size, 3), np.uint8)
 
     store = FrameStore.open(tmp_path / "tree")
-    FramePairs(store, look, 16, seed=0)[0]
+    ViewDataset(store, look, 16, seed=0)[0]
     assert set(seen) == {(256, 320, 3)}
 
 
@@ -330,12 +350,12 @@ def from_elsewhere(image, rng, size):
 @pytest.mark.parametrize(
     ("augmentation", "words"),
     [
-        (lambda image, rng, size: image, "augmentation: gives uint8 (32, 32, 3), not uint8 (16, 16, 3)"),
-        (lambda image, rng, size: image.tolist(), "augmentation: gives a list, not an array uint8 (16, 16, 3)"),
-        (floats, "augmentation: gives float64 (16, 16, 3), not uint8 (16, 16, 3)"),
+        (lambda image, rng, size: image, "augmentation: returns uint8 (32, 32, 3), not uint8 (16, 16, 3)"),
+        (lambda image, rng, size: image.tolist(), "augmentation: returns a list, not an array uint8 (16, 16, 3)"),
+        (floats, "augmentation: returns float64 (16, 16, 3), not uint8 (16, 16, 3)"),
         (fails, "augmentation: fails on a frame (32, 32, 3) (KeyError: 'colour')"),
-        (from_elsewhere, "augmentation: gives two views of one frame and one generator that differ; draw from the"),
-        (Recipe, "augmentation: Recipe is a class; pass what it makes: Recipe(...)"),
+        (from_elsewhere, "augmentation: returns two different views for one frame and one generator; draw from the"),
+        (Recipe, "augmentation: Recipe is a class; pass an instance: Recipe(...)"),
         (3, "augmentation: a int is neither a name nor a function"),
         ("moco-v3", "augmentation: input should be 'moco-v1' or 'moco-v2', not 'moco-v3'; did you mean moco-v"),
     ],
@@ -363,68 +383,75 @@ def test_what_workers_cannot_be_given_is_refused(tree, tmp_path):
 def test_the_device_makes_no_views_of_ones_own(tree, tmp_path):
     """Asked to, it is refused; left open, the workers make them."""
     (problem,) = refusal(tree, out=tmp_path / "no", augmentation=corner, augment_on="device", **SMALL)
-    assert problem == "augment_on: the device knows no augmentation of your own; leave it out, or set cpu"
+    assert problem == "augment_on: a custom augmentation runs on the CPU only; leave it out, or set cpu"
 
 
 def test_options_of_recipes_are_told_to_play_no_part(tree, tmp_path, capsys):
     """Those that say how recipes crop and mirror do nothing to the user's function, which is said."""
     cc.pretrain(tree, out=tmp_path / "run", augmentation=corner, min_crop=0.5, flip=False, **SMALL | {"steps": 1})
-    assert "plays no part in cycle: min_crop, flip" in capsys.readouterr().err
+    assert "not used by cycle: min_crop, flip" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["cycle", "byol"])
-def test_an_objective_of_ones_own_trains_as_the_built_in_one(tree, tmp_path, name):
-    """Passed as an object, an objective of ours gives the same metrics and weights to the bit as by its name."""
-    # what `auto` decides for a name, which it does not know of an objective of the user's
-    options = SMALL | {"cycle_start": 0.0}
-    cc.pretrain(tree, out=tmp_path / "ours", method=name, **options)
-    cc.pretrain(tree, out=tmp_path / "own", objective=OBJECTIVES[name], **options)
-    assert f'objective = "own:{name}"' in (tmp_path / "own" / "config.toml").read_text()
-    assert lines_of(tmp_path / "ours") == lines_of(tmp_path / "own")
-    found, expected = weights_of(tmp_path / "own"), weights_of(tmp_path / "ours")
+def test_a_built_in_method_may_be_passed_as_a_class(tree, tmp_path, name):
+    """Passed as a class, a built-in method gives the same metrics and weights to the bit as by its name."""
+    options = SMALL | {"cycle_start": 0.0}  # what `auto` decides by name, it does not know of a class
+    cc.pretrain(tree, out=tmp_path / "named", method=name, **options)
+    cc.pretrain(tree, out=tmp_path / "passed", method=METHODS[name], **options)
+    assert f'method = "own:{METHODS[name].__name__}"' in (tmp_path / "passed" / "config.toml").read_text()
+    assert lines_of(tmp_path / "named") == lines_of(tmp_path / "passed")
+    found, expected = weights_of(tmp_path / "passed"), weights_of(tmp_path / "named")
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def test_an_objective_written_by_hand_computes_the_same(tree, tmp_path):
-    """Written out from the features of a step, the intra-video loss is the built-in one, and its term is measured."""
+def test_a_method_written_by_hand_computes_the_same(tree, tmp_path, capsys):
+    """Written out, the intra-video loss is the built-in one, its term is measured, and no option is called unused."""
     options = SMALL | {"precision": "fp32", "batch_keys": False}
-    cc.pretrain(tree, out=tmp_path / "ours", method="intra-video", **options)
-    cc.pretrain(tree, out=tmp_path / "own", objective=BY_HAND, **options)
-    ours, own = lines_of(tmp_path / "ours"), lines_of(tmp_path / "own")
-    np.testing.assert_allclose([row["loss"] for row in own], [row["loss"] for row in ours], rtol=1e-4)
-    assert all(isinstance(row["nearness_loss"], float) for row in own)
+    cc.pretrain(tree, out=tmp_path / "named", method="intra-video", **options)
+    capsys.readouterr()
+    cc.pretrain(tree, out=tmp_path / "passed", method=ByHand, **options)
+    assert "queue_size" not in capsys.readouterr().err.partition("not used by")[2]
+    named, passed = lines_of(tmp_path / "named"), lines_of(tmp_path / "passed")
+    np.testing.assert_allclose([row["loss"] for row in passed], [row["loss"] for row in named], rtol=1e-4)
+    assert all(isinstance(row["nearness_loss"], float) for row in passed)
 
 
 @pytest.mark.parametrize(
-    ("objective", "words"),
+    ("method", "words"),
     [
-        (
-            by_hand,
-            "objective: a function is neither a name nor an Objective; say what it needs: cyclecontrast.Objective",
-        ),
-        (cc.Objective, "objective: Objective is a class; pass what it makes: Objective(...)"),
-        (BY_HAND._replace(needs=cc.Needs(queries=())), "objective: its needs have no query, or no positive: name one"),
-        (BY_HAND._replace(needs=cc.Needs(num_enqueued=2)), "objective: its needs enqueue 2 of 1 keys"),
-        (BY_HAND._replace(needs=cc.Needs(keys=(2,))), "objective: its needs number a view above 1, and further makes"),
-        (
-            BY_HAND._replace(needs=cc.Needs(queries=(0, 1), keys=(), num_enqueued=0)),
-            "objective: its needs have a queue and no keys for it; set has_intra=False, or name keys",
-        ),
-        ("intra-vido", "objective: input should be 'intra-image', 'intra-video', "),
+        (len, "method: a builtin_function_or_method is neither a name nor a subclass of cyclecontrast.methods.Method"),
+        (Net, "method: the class Net is neither a name nor a subclass of cyclecontrast.methods.Method"),
+        (Method, "method: Method has no forward(batch, info) that returns Losses"),
+        ("intra-vido", "method: input should be 'intra-image', 'intra-video', "),
     ],
-    ids=["function", "class", "no query", "too many", "no view", "no keys", "name"],
+    ids=["function", "class", "no forward", "name"],
 )
-def test_an_objective_that_does_not_fit_is_refused(tree, tmp_path, objective, words):
-    """What is no objective, or needs what contradicts itself, is told in a line before anything is made."""
-    (problem,) = refusal(tree, out=tmp_path / "run", method=objective, **SMALL)
+def test_a_method_that_does_not_fit_is_refused(tree, tmp_path, method, words):
+    """What is not a method is reported in a line before anything is made."""
+    (problem,) = refusal(tree, out=tmp_path / "run", method=method, **SMALL)
     assert problem.startswith(words)
+
+
+class TermsOnly(CycleContrast):
+    """A method that reports a cycle loss but no rate."""
+
+    def forward(self, batch, info):
+        """Return the losses without rates."""
+        return super().forward(batch, info)._replace(cycle_closed=None)
+
+
+def test_a_method_need_not_measure_rates(tree, tmp_path):
+    """A method that reports a cycle loss without a rate of closed cycles trains to its end."""
+    done = cc.pretrain(tree, out=tmp_path / "run", method=TermsOnly, **SMALL | {"steps": 2, "cycle_start": 0.0})
+    assert done.metrics["cycle_loss"] is not None
+    assert done.metrics["cycle_closed"] is None
 
 
 def test_all_mistakes_come_at_once(tree, tmp_path):
     """Those of objects and of options are told together, and then those that data and networks tell of."""
-    problems = refusal(tree, out=tmp_path / "run", backbone=Net, augmentation=1, objective=print, **OPTIONS, seeed=1)
+    problems = refusal(tree, out=tmp_path / "run", backbone=Net, augmentation=1, method=print, **OPTIONS, seeed=1)
     assert [problem.partition(":")[0] for problem in problems] == [
-        *("backbone", "augmentation", "objective", "seeed is no option; did you mean seed?")
+        *("backbone", "augmentation", "method", "unknown option seeed; did you mean seed?")
     ]
     own = {"backbone": Reshaped(), "augmentation": floats}
     problems = refusal(tree, out=tmp_path / "run", **own, **OPTIONS)
@@ -451,7 +478,7 @@ def test_a_backbone_stands_for_the_name_of_a_model(tree, tmp_path):
     for ask in (cc.embed, cc.export, functools.partial(cc.evaluate, "knn")):
         with pytest.raises(cc.UserError, match=r"^model: a Net is neither a name nor a Backbone; make one by"):
             ask(Net(), data=labeled)
-    with pytest.raises(cc.UserError, match="protocol all takes the name of a model"):
+    with pytest.raises(cc.UserError, match="protocol all needs the name of a model"):
         cc.evaluate("all", backbone, data_root=tmp_path)
 
 
@@ -489,7 +516,7 @@ def test_exports_of_a_network_are_its_weights_and_graph(tmp_path):
         with pytest.raises(cc.UserError) as error:
             cc.export(backbone, format=name, out=tmp_path / "x.pkl" if name == "detectron2" else tmp_path / "x.pth")
         (problem,) = error.value.problems
-        assert problem == f"format {name}: has no own:Net; what can hold it: safetensors or onnx"
+        assert problem == f"format {name}: does not support own:Net; use safetensors or onnx"
     made = cc.export(backbone, out=tmp_path / "x.safetensors")
     variables = {"Net": Net}
     exec(made.snippet.replace("network=Net()", "network=Net()"), variables)
@@ -511,8 +538,8 @@ def test_the_graph_of_a_network_gives_its_vectors(tmp_path):
 
 
 def test_the_page_says_what_it_cannot_show(tree, tmp_path):
-    """The report of a run with all three charts the objective's term, and says why views and neighbors are absent."""
-    own = {"backbone": Net(), "augmentation": corner, "method": BY_HAND}
+    """The report of such a run charts the method's term, and says why views and neighbors cannot be shown."""
+    own = {"backbone": Net(), "augmentation": corner, "method": ByHand}
     run = cc.pretrain(tree, out=tmp_path / "run", **own, **OPTIONS | {"holdout": 0.2, "health_every": 2}).folder
     assert "cyclecontrast.evaluate(&#39;knn&#39;, " in cc.report(run, workers=0).path.read_text()
     result = cc.evaluate(
@@ -527,29 +554,21 @@ def test_the_page_says_what_it_cannot_show(tree, tmp_path):
     for runs in ((run,), (run, tmp_path / "ours")):
         page = cc.report(*runs, out=tmp_path / "page.html", workers=0).path.read_text()
         assert "Nearness loss" in page
-        assert "no file says how the user&#39;s own:corner and own:by_hand makes them" in page
+        assert "the files of a run do not contain the user&#39;s own:corner and own:ByHand" in page
         assert "Its neighbors and map cannot be shown: " in page
         assert f"{100 * result.metrics['top1_k1']:.1f} %" in page
     alone = cc.report(run, workers=0).path.read_text()
-    assert "by an objective of its own, by_hand." in alone
+    assert "the custom method ByHand" in alone
     assert "cyclecontrast.load_backbone(" in alone
     assert "cyclecontrast pretrain --config" not in alone  # which could not train it again
 
 
 def test_names_of_ones_own_are_plain_words():
     """A config holds the name of a user's own as plain data, and no other text."""
-    named = {"backbone": "own:Net", "augmentation": "own:corner", "method": "own:by_hand"}
+    named = {"backbone": "own:Net", "augmentation": "own:corner", "method": "own:ByHand"}
     config = checked(PretrainConfig, {"data": "data", "out": "run"} | named)
     assert {name: config.model_dump(mode="json")[name] for name in named} == named
     for name in named:
         for wrong in ("own:", "own:a b", "own:../x", "own"):
             with pytest.raises(cc.UserError):
                 checked(PretrainConfig, {"data": "data", "out": "run", name: wrong})
-
-
-def test_objectives_need_no_more_than_what_is_exported():
-    """What an objective of one's own is made of is found where the documentation says."""
-    assert cc.Objective(by_hand, ignored_positive, cc.Needs(), "words") == cc.Objective(
-        losses=by_hand, ignored=ignored_positive, needs=cc.Needs(), learns_from="words"
-    )
-    assert {"Backbone", "Losses", "Needs", "Objective", "Step"} <= set(dir(cc))
