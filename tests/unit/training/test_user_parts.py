@@ -138,7 +138,9 @@ def test_a_map_is_averaged_to_vectors(tree, tmp_path):
 def test_a_file_of_a_network_needs_it(tree, tmp_path, capsys):
     """Without the network, with another, or with one too many, loading ends in lines that say which keys."""
     run = cc.pretrain(tree, out=tmp_path / "run", backbone=Net(), **OPTIONS).folder
-    with pytest.raises(cc.UserError, match=r"weights of own:Net, .* but not its code; in Python load_backbone\("):
+    with pytest.raises(
+        cc.UserError, match=r"weights of own:Net, .* but not its code; load it in Python by load_backbone\("
+    ):
         cc.load_backbone(run)
     assert main(["export", str(run), "--out", str(tmp_path / "x.safetensors")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {run}/backbone.safetensors: holds the weights")
@@ -354,7 +356,7 @@ def from_elsewhere(image, rng, size):
         (lambda image, rng, size: image.tolist(), "augmentation: returns a list, not an array uint8 (16, 16, 3)"),
         (floats, "augmentation: returns float64 (16, 16, 3), not uint8 (16, 16, 3)"),
         (fails, "augmentation: fails on a frame (32, 32, 3) (KeyError: 'colour')"),
-        (from_elsewhere, "augmentation: returns two different views for one frame and one generator; draw from the"),
+        (from_elsewhere, "augmentation: returns two different views for the same frame and generator; draw"),
         (Recipe, "augmentation: Recipe is a class; pass an instance: Recipe(...)"),
         (3, "augmentation: a int is neither a name nor a function"),
         ("moco-v3", "augmentation: input should be 'moco-v1' or 'moco-v2', not 'moco-v3'; did you mean moco-v"),
