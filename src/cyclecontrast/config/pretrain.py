@@ -5,6 +5,8 @@ The defaults here are those of the preset `paper`. Settings that the user did no
 """
 
 import contextlib
+import hashlib
+import json
 import os
 import tomllib
 from collections.abc import Iterator
@@ -311,8 +313,10 @@ def _read_config(run: Path, remedy: str) -> dict[str, Any]:
 def _last_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any]]:
     """Return the config.toml of the last checkpoint and its settings, or None and no settings."""
     for copy in sorted(run.glob("checkpoints/step-*[0-9]/config.toml"), reverse=True):
-        with contextlib.suppress(OSError, ValueError, RecursionError):  # a damaged one is passed over
-            return copy, _load(copy)
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # it is damaged
+            checksums = json.loads(copy.with_name("checksums.json").read_bytes())
+            if checksums["config.toml"] == hashlib.sha256(copy.read_bytes()).hexdigest():
+                return copy, _load(copy)
     return None, {}
 
 
