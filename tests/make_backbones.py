@@ -4,6 +4,7 @@ import ast
 from contextlib import suppress
 
 import torch
+from torch import nn
 
 from cyclecontrast.models.backbone import guarded_torchvision, make_backbone
 
@@ -55,3 +56,29 @@ def is_code(text):
     with suppress(SyntaxError):
         return any(isinstance(node, ast.Assign | ast.Call) for node in ast.walk(ast.parse(text)))
     return False
+
+
+class Net(nn.Module):
+    """A user's network that returns a map of few channels."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU())
+
+    def forward(self, images):
+        """Return the map."""
+        return self.layers(images)
+
+
+class Flat(Net):
+    """The same network, which returns vectors."""
+
+    def forward(self, images):
+        """Return the means over all places."""
+        return super().forward(images).mean(dim=(2, 3))
+
+
+def seeded(make_network, seed=0):
+    """Make a network with the same weights each time."""
+    torch.manual_seed(seed)
+    return make_network()

@@ -113,10 +113,10 @@ def words_of(data, out, **changes):
 
 
 class Started:
-    """A process that runs the command line; `end` waits for it."""
+    """A process that trains; `end` waits for it."""
 
     def __init__(self, words, environment=None, prepare=None):
-        """Start `cyclecontrast pretrain WORDS` in a process group of its own; `prepare` is called there first."""
+        """Call `prepare` and run `cyclecontrast pretrain WORDS`, unless they are None, in a new process group."""
         self._folder = tempfile.TemporaryDirectory()
         log = f"{self._folder.name}/stderr"
         self.process = PROCESSES.Process(target=_run_command, args=(words, environment or {}, prepare, log))
@@ -143,19 +143,20 @@ def _run_command(words, environment, prepare, log):
     os.environ.update(environment)
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.argv = ["cyclecontrast", "pretrain", *words]
     if prepare is not None:
         prepare()
-    sys.exit(run_command())
+    if words is not None:
+        sys.argv = ["cyclecontrast", "pretrain", *words]
+        sys.exit(run_command())
 
 
-def start_many(*words):
+def start_many(*words, prepare=None):
     """Start the processes of one training, each with its own words, as torchrun does, without its supervision."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = {"WORLD_SIZE": str(len(words)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [Started(each, place | {"RANK": str(rank)}) for rank, each in enumerate(words)]
+    return [Started(each, place | {"RANK": str(rank)}, prepare) for rank, each in enumerate(words)]
 
 
 def train_with_two(words):

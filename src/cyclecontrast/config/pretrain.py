@@ -5,6 +5,8 @@ that the preset `auto` can resolve them.
 """
 
 import contextlib
+import hashlib
+import json
 import os
 import tomllib
 from collections.abc import Iterator
@@ -359,8 +361,10 @@ def _read_config(run: Path, remedy: str) -> dict[str, Any]:
 def _last_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any]]:
     """Return the config.toml of the last checkpoint and its settings, or None and no settings."""
     for copy in sorted(run.glob("checkpoints/step-*[0-9]/config.toml"), reverse=True):
-        with contextlib.suppress(OSError, ValueError, RecursionError):  # skip a damaged one
-            return copy, _load(copy)
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # skip a damaged one
+            checksums = json.loads(copy.with_name("checksums.json").read_bytes())
+            if checksums["config.toml"] == hashlib.sha256(copy.read_bytes()).hexdigest():
+                return copy, _load(copy)
     return None, {}
 
 

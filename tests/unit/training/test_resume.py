@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_reported_and_passed_over(whole, copied, capsys)
     for path in (copied / "checkpoints" / f"step-{STEPS:08d}").glob("*.toml"):
         path.write_text(path.read_text().replace("temperature = 0.2", "temperature = 0.6"))
     cc.pretrain(resume=copied)
-    assert re.search(r"step-00000006: is damaged \(config.toml: checksum mismatch\): using", capsys.readouterr().err)
+    assert re.search(r"step-00000006: is damaged \(.*config.toml.*\): using", capsys.readouterr().err)
     assert_same_run(copied, whole, STEPS)
 
 
@@ -232,7 +232,7 @@ def test_a_run_on_videos_keeps_its_frames(tmp_path):
 
 @pytest.mark.parametrize(("log_every", "moved_at"), [(1, 3), (100, 5)])
 def test_a_run_whose_folder_is_moved_ends(stripes, whole, tmp_path, monkeypatch, log_every, moved_at):
-    """A line says that the folder is gone, nothing is written in its place, and the moved run can be resumed."""
+    """A line says that the folder no longer exists; nothing is written in its place, and the moved run resumes."""
     folder, train_step = tmp_path / "run", Trainer.train_step
 
     def move_then_train(self, batch, info):
@@ -241,7 +241,9 @@ def test_a_run_whose_folder_is_moved_ends(stripes, whole, tmp_path, monkeypatch,
         return train_step(self, batch, info)
 
     monkeypatch.setattr(Trainer, "train_step", move_then_train)
-    with pytest.raises(UserError, match="/run no longer exists, so nothing more is written; if it was moved, --resume"):
+    with pytest.raises(
+        UserError, match="/run no longer exists, so nothing more is written; if it was moved, --resume it there"
+    ):
         train(stripes, folder, log_every=log_every, health_every=1 if log_every == 1 else 6)
     monkeypatch.undo()
     assert not folder.exists()

@@ -1,10 +1,9 @@
-"""What viewers are given besides metrics.jsonl is the same, after every stop; and without them all goes on."""
+"""Copies of metrics.jsonl for TensorBoard and W&B are exact after interruptions; training survives their failure."""
 
 import http.server
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import struct
@@ -12,11 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -27,11 +24,10 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.reporting.runs import read_runs
 from cyclecontrast.sweeping.command import make_plan
 from cyclecontrast.training import loggers as module
-from cyclecontrast.training import wandb_log
 from tests import make_videos as make
+from tests.make_runs import TINY, rows_of, run, words_of
 from tests.unit.sweeping.test_sweep import TINY as SMALL_SWEEP
 from tests.unit.sweeping.test_sweep import make_tracks
-from tests.unit.training.test_pretrain import TINY, lines_of, run
 
 BOTH = ("tensorboard", "wandb")
 HEALTHY = {"steps": 6, "checkpoint_every": 2, "holdout": 0.2, "health_every": 3}
@@ -58,9 +54,8 @@ def logged(tree, tmp_path_factory):
 
 
 def command(tree, out, **changes):
-    """Return the words that train the same run."""
-    options = (TINY | HEALTHY | changes).items()
-    return ["pretrain", str(tree), f"--out={out}", *(f"--{name.replace('_', '-')}={value}" for name, value in options)]
+    """Return the arguments that train the same run."""
+    return ["pretrain", *words_of(tree, out, **HEALTHY | changes)]
 
 
 def measured_in(folder):
@@ -93,7 +88,7 @@ def records_in(folder):
 
 
 def parse(content):
-    """Take the only file of an offline run apart: a header, then messages in LevelDB's format of a log."""
+    """Parse the file of an offline run: a header, then messages in LevelDB's log format."""
     place, part, found = 7, b"", []
     assert content[:4] in (b"", b":W&B")
     while place + 7 <= len(content):
@@ -133,7 +128,7 @@ def check_copies(folder):
 
 def test_the_run_is_the_same_with_and_without(plain, logged):
     """Logging changes no number: metrics and verdict are those of a run without, and so is every other file."""
-    assert lines_of(logged) == lines_of(plain)
+    assert rows_of(logged) == rows_of(plain)
     one, two = (json.loads((folder / "run.json").read_text()) for folder in (plain, logged))
     assert (one["verdict"], one["reason"]) == (two["verdict"], two["reason"])
     assert (plain / "backbone.safetensors").read_bytes() == (logged / "backbone.safetensors").read_bytes()
@@ -164,7 +159,7 @@ def test_both_have_what_the_metrics_have(logged):
     assert json.loads(summary["reason"]) == about["reason"]
 
 
-def test_nothing_is_told_of_the_machine(logged):
+def test_no_facts_about_the_machine_are_logged(logged):
     """The copy that is meant for others holds settings and metrics, and no code, packages, output or machine."""
     (offline,) = logged.glob("wandb/offline-run-*")
     assert not list((offline / "files").iterdir())
@@ -172,34 +167,22 @@ def test_nothing_is_told_of_the_machine(logged):
     assert kinds <= {"header", "run", "telemetry", "history", "summary", "exit", "config"}
 
 
-@pytest.mark.parametrize(
-    "kept", [b"/../../../victim", b"*", b"", b"UPPER", b"a" * 65, b"\xff", b"one\ntwo"], ids=lambda kept: kept[:9].hex()
-)
-def test_what_is_no_identity_removes_nothing(tmp_path, kept):
-    """The file may be anybody's: what is not a plain word is replaced, and no pattern or path is made of it."""
-    folder = tmp_path / "run" / "wandb"
-    folder.mkdir(parents=True)
-    (folder / "run-id.txt").write_bytes(kept)
-    identity = wandb_log._identity(folder)
-    assert re.fullmatch("[0-9a-z]{8}", identity)
-    assert (folder / "run-id.txt").read_text() == identity == wandb_log._identity(folder)
-
-
-def test_a_folder_outside_of_the_run_stays(tmp_path, monkeypatch):
-    """Neither a way out of the folder nor a pattern in the file of the identity reaches what lies elsewhere."""
+@pytest.mark.parametrize("content", [b"/../../../victim", b"*", b"", b"\xff", b"one\ntwo"], ids=repr)
+def test_a_damaged_run_id_removes_nothing(tmp_path, content):
+    """An id that is not plain letters and digits is refused: old copies are removed by a pattern made of it."""
     folder, victim = tmp_path / "run" / "wandb", tmp_path / "victim"
     (folder / "offline-run-1-").mkdir(parents=True)
     victim.mkdir()
-    (folder / "run-id.txt").write_text("/../../../victim")
-    monkeypatch.setattr(wandb, "init", lambda **given: SimpleNamespace(step=0, id=given["id"]))
-    wandb_log.open_wandb(PretrainConfig(data=tmp_path, out=tmp_path / "run"))
+    (folder / "run-id.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"run-id.txt has no id of letters and digits|decode"):
+        module.WeightsAndBiases(PretrainConfig(data=tmp_path, out=tmp_path / "run"))
     assert victim.is_dir()
     assert (folder / "offline-run-1-").is_dir()
 
 
 @pytest.fixture
 def server():
-    """Stand in for W&B's server, and for any proxy: it lets nobody in and keeps what was asked."""
+    """Stand in for W&B's server, and for any proxy: it refuses every request and keeps its first line."""
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -258,13 +241,13 @@ def test_a_run_may_be_copied_afterwards(plain, tmp_path):
     """A run that ended without them is resumed with viewers, and they have all of it from its first step."""
     shutil.copytree(plain, tmp_path / "run")
     cc.pretrain(resume=tmp_path / "run", log_to=BOTH)
-    assert lines_of(tmp_path / "run") == lines_of(plain)
+    assert rows_of(tmp_path / "run") == rows_of(plain)
     check_copies(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_a_missing_package_is_told_before_anything_is_written(tree, tmp_path, monkeypatch, capsys, name):
-    """Where a package is not installed, a line names the extra, and no run is begun."""
+def test_a_missing_package_is_reported_before_anything_is_written(tree, tmp_path, monkeypatch, capsys, name):
+    """Where a package is not installed, an error names the extra, and no run is created."""
     monkeypatch.setitem(sys.modules, name, None)
     assert main([*command(tree, tmp_path / "run"), "--log-to", name]) == 2
     assert capsys.readouterr().err == f"error: log_to: {name} is not installed; pip install 'cyclecontrast[{name}]'\n"
@@ -281,25 +264,25 @@ def test_a_folder_is_not_taken_for_a_package(tmp_path, monkeypatch):
 
 
 def test_an_unknown_viewer_is_refused():
-    """Only those that there are can be asked for."""
+    """An unknown name in log_to is refused."""
     with pytest.raises(UserError, match=r"log_to: input should be 'tensorboard' or 'wandb'"):
         cc.pretrain("d", out="o", log_to=["mlflow"])
 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_a_training_goes_on_where_its_copy_cannot_be_written(plain, tmp_path, capsys, name):
-    """A viewer whose folder cannot be made is told of in a line, the other has all, and the run is as without."""
+    """A viewer whose folder cannot be made is reported in a line, the other has all rows, and the run is as without."""
     shutil.copytree(plain, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
     (tmp_path / "run" / name).write_text("in the way")
     cc.pretrain(resume=tmp_path / "run", log_to=BOTH)
-    told = [line for line in capsys.readouterr().err.splitlines() if "logging failed" in line]
-    assert len(told) == 1
-    assert told[0].startswith(f"{name}: logging failed (")
-    assert lines_of(tmp_path / "run") == lines_of(plain)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "logging failed" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{name}: logging failed (")
+    assert rows_of(tmp_path / "run") == rows_of(plain)
 
 
-def test_what_fails_later_is_told_once(tree, plain, tmp_path, monkeypatch, capsys):
+def test_a_logger_that_fails_later_is_reported_once(tree, plain, tmp_path, monkeypatch, capsys):
     """A viewer that fails in the middle of the training is left out from there on, with one line."""
     calls = itertools.count()
 
@@ -312,18 +295,16 @@ def test_what_fails_later_is_told_once(tree, plain, tmp_path, monkeypatch, capsy
 
     monkeypatch.setitem(module.OPENERS, "wandb", lambda config: Failing())
     done = run(tree, tmp_path / "run", log_to=BOTH, **HEALTHY).folder
-    told = [line for line in capsys.readouterr().err.splitlines() if "logging failed" in line]
-    assert told == [
-        "wandb: logging failed (the service is gone); the training goes on without, metrics.jsonl has every line"
-    ]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "logging failed" in line]
+    assert lines == ["wandb: logging failed (the service is gone); the training continues, metrics.jsonl has every row"]
     assert next(calls) == 3
-    assert lines_of(done) == lines_of(plain)
+    assert rows_of(done) == rows_of(plain)
     scalars, _, _ = events_in(done)
     assert [step for step, _ in scalars["loss"]] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_network_is_asked_where_the_environment_says_so(tree, plain, tmp_path, server):
-    """In mode online the server is asked, so the test above would see it; one that refuses ends nothing."""
+def test_the_server_is_contacted_only_in_mode_online(tree, plain, tmp_path, server):
+    """In mode online the server is contacted, so the test above would notice it; one that refuses ends nothing."""
     asked, environment = server
     done = subprocess.run(
         [sys.executable, "-m", "cyclecontrast", *command(tree, tmp_path / "run"), "--log-to", "wandb"],
@@ -335,7 +316,7 @@ def test_a_network_is_asked_where_the_environment_says_so(tree, plain, tmp_path,
     assert done.returncode == 0, done.stderr
     assert asked
     assert done.stderr.count("wandb: logging failed (") == 1
-    assert lines_of(tmp_path / "run") == lines_of(plain)
+    assert rows_of(tmp_path / "run") == rows_of(plain)
 
 
 KILLING = """
@@ -345,8 +326,9 @@ from cyclecontrast.training.loggers import Loggers
 original = Loggers.log
 def killing(self, row):
     if row["step"] == 3:
-        told = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True)
-        (service,) = (line.split()[0] for line in told.stdout.splitlines() if "wandb-core" in line)
+        listed = ["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())]
+        children = subprocess.run(listed, capture_output=True, text=True)
+        (service,) = (line.split()[0] for line in children.stdout.splitlines() if "wandb-core" in line)
         os.kill(int(service), signal.SIGKILL)
         time.sleep(0.2)
     original(self, row)
@@ -356,7 +338,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_the_service_of_wandb_may_die(tree, plain, tmp_path):
-    """Where the process that writes for W&B is killed, the training neither hangs nor ends."""
+    """If the process that writes for W&B is killed, the training neither hangs nor ends."""
     done = subprocess.run(
         [sys.executable, "-c", KILLING, *command(tree, tmp_path / "run"), "--log-to", "wandb"],
         env=ALONE,
@@ -366,15 +348,17 @@ def test_the_service_of_wandb_may_die(tree, plain, tmp_path):
     )
     assert done.returncode == 0
     assert done.stderr.count("wandb: logging failed (") == 1
-    assert lines_of(tmp_path / "run") == lines_of(plain)
+    assert rows_of(tmp_path / "run") == rows_of(plain)
 
 
 def test_a_sweep_hands_it_on_to_its_trainings(tmp_path, monkeypatch):
-    """Each training of a sweep logs as it was asked to, and by no other settings; a missing package is told at once."""
+    """Each training of a sweep logs as requested, with otherwise equal settings; a missing package ends it first."""
     options = {"table": "table4", "data": make_tracks(tmp_path / "tracks"), "out": tmp_path / "out", **SMALL_SWEEP}
     plan = make_plan(SweepConfig(**options, log_to=BOTH))
-    assert {cell.pretraining.log_to for cell in plan.cells} == {BOTH}
-    assert [cell.settings for cell in plan.cells] == [cell.settings for cell in make_plan(SweepConfig(**options)).cells]
+    assert {trial.pretraining.log_to for trial in plan.trials} == {BOTH}
+    assert [trial.settings for trial in plan.trials] == [
+        trial.settings for trial in make_plan(SweepConfig(**options)).trials
+    ]
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="log_to: wandb is not installed"):
         make_plan(SweepConfig(**options, log_to=BOTH))
