@@ -140,6 +140,8 @@ def _run_command(words, environment, prepare, log):
 
     multiprocessing.set_start_method("fork", force=True)  # as for a command that a shell starts
     os.setsid()
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:  # the service of wandb that pytest has
+        del os.environ[name]
     os.environ.update(environment)
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -45,7 +45,7 @@ NAMES = {
     "init": ["random:resnet10-small-w1", "random:resnet9", "timm:test_resnet", "nothing.pth"],
     "device": ["cpu", "auto", "cuda:7777", "gpu"],
     "resume": ["nowhere", "tree"],
-    "compile": [False],  # it takes minutes; tests/unit/models/test_compiled.py
+    "compile": [False],  # it takes minutes; tests/unit/models/test_hardware.py
 }
 NEEDED = {
     **dict.fromkeys(("data", "data_root", "videos", "runs", "folders"), "tree"),

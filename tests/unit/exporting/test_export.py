@@ -7,7 +7,9 @@ import pytest
 from cyclecontrast.config import ExportConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.exporting.export import FORMATS, export_backbone
-from cyclecontrast.models.backbone import make_backbone
+from cyclecontrast.models.backbone import Backbone, make_backbone
+from cyclecontrast.models.checkpoint import fingerprint
+from tests.make_backbones import Net, seeded
 
 
 @pytest.mark.parametrize("name", ["resnet18-small", "resnet18-w32", "resnet10", "resnet50-small-w16"])
@@ -112,3 +114,15 @@ def test_default_name_and_text(tmp_path, monkeypatch):
 def test_every_format_of_the_option_is_implemented():
     """The choices of --format and the implemented formats are the same."""
     assert set(FORMATS) == set(ExportConfig.model_fields["format"].annotation.__args__)
+
+
+def test_a_users_network_is_exported_as_its_weights(tmp_path):
+    """Formats of tools that know ResNets refuse it with those that support it; its own file loads as printed."""
+    backbone = Backbone(seeded(Net).eval(), "own:Net", 6, 16)
+    for name, file in (("torchvision", "x.pth"), ("timm", "x.pth"), ("detectron2", "x.pkl")):
+        with pytest.raises(UserError, match=r"does not support own:Net; use safetensors or onnx"):
+            export_backbone(ExportConfig(model="own:Net", format=name, out=tmp_path / file), backbone)
+    made = export_backbone(ExportConfig(model="own:Net", out=tmp_path / "x.safetensors"), backbone)
+    variables = {"Net": Net}
+    exec(made.snippet, variables)
+    assert fingerprint(variables["backbone"]) == fingerprint(backbone)

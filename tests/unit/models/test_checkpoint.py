@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError
-from cyclecontrast.models.backbone import guarded_torchvision, make_backbone
+from cyclecontrast.models.backbone import Backbone, guarded_torchvision, make_backbone
 from cyclecontrast.models.checkpoint import BACKBONE_FILE, fingerprint, load_backbone, save_backbone
+from tests.make_backbones import Flat, Net, seeded
 
 SMALL = "resnet10-small-w8"
 
@@ -433,6 +437,44 @@ def test_every_wrong_bit_of_a_description_is_reported(tmp_path):
         path.write_bytes(changed)
         with pytest.raises(UserError):
             load_backbone(path)
+
+
+# --- networks of the user
+
+
+def test_a_file_of_a_users_network_needs_it(tmp_path, capsys):
+    """Without the network, with another one, or with one too many, loading ends in lines that name the keys."""
+    path = save_backbone(Backbone(seeded(Net), "own:Net", 6), tmp_path)
+    loaded = load_backbone(tmp_path, network=Net())
+    assert torch.equal(loaded.network.layers[0].weight, seeded(Net).layers[0].weight)
+    assert re.search(r"weights of own:Net, .*load_backbone\(.*, network=\.\.\.\) fills your", problem_of(tmp_path))
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "x.safetensors")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path}: holds the weights of own:Net")
+    with pytest.raises(UserError) as error:
+        load_backbone(tmp_path, network=nn.Sequential(nn.Conv2d(3, 6, 3)))
+    missing, unknown = error.value.problems
+    assert "2 keys (0.weight, 0.bias) missing" in missing
+    assert "7 keys (layers.0.bias, layers.0.weight, layers.1.bias, ...) unknown" in unknown
+    untouched = Net(5)
+    before = untouched.layers[0].weight.clone()
+    with pytest.raises(UserError, match=r"layers.0.weight \(6, 3, 3, 3\), not \(5, 3, 3, 3\)"):
+        load_backbone(tmp_path, network=untouched)
+    assert torch.equal(untouched.layers[0].weight, before)
+    for model in ("random:resnet10-small-w8", save_backbone(make_backbone(SMALL), tmp_path / "ours")):
+        with pytest.raises(UserError, match=r"^network: .*; leave it out$"):
+            load_backbone(model, network=Net())
+
+
+def test_a_map_of_a_users_network_is_that_of_the_last_stage():
+    """A network that returns maps has the map of stage 4, one that returns vectors has none."""
+    images = torch.randn(2, 3, 16, 16)
+    backbone = Backbone(seeded(Net).eval(), "own:Net", 6)
+    assert torch.equal(backbone.feature_map(images, 4), backbone.network(images))
+    torch.testing.assert_close(backbone(images), backbone.network(images).mean(dim=(2, 3)))
+    with pytest.raises(UserError, match="stage 3"):
+        backbone.feature_map(images, 3)
+    with pytest.raises(UserError, match="vectors"):
+        Backbone(seeded(Flat).eval(), "own:Flat", 6).feature_map(images, 4)
 
 
 # --- fingerprints

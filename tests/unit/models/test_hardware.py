@@ -1,10 +1,35 @@
-"""Devices, precision and workers: what is requested is taken, or refused in a line."""
+"""Devices, precision, workers and torch.compile: what is requested is used, or refused in one line."""
+
+import shutil
+from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import cyclecontrast as cc
+from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.models.hardware import autocast, pick_device, pick_precision, pick_workers
+from cyclecontrast.models import hardware as module
+from cyclecontrast.models.hardware import (
+    autocast,
+    check_compiler,
+    compiled,
+    pick_device,
+    pick_precision,
+    pick_workers,
+)
+from cyclecontrast.training import setup
+from tests.make_runs import (
+    TINY,
+    assert_same_run,
+    copy_until,
+    refusal,
+    rows_of,
+    run,
+    state_path,
+    weights_path,
+)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -36,3 +61,94 @@ def test_requested_precision_and_workers_are_used():
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         with autocast(cpu, precision):
             assert (a @ a).dtype == dtype
+
+
+# --- torch.compile
+
+
+COMPILED = {"precision": "fp32", "cycle_start": 0.0, "checkpoint_every": 2}
+quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Compile by a backend that notes each graph and runs it as it is; the real one takes minutes."""
+    found = []
+
+    def note(graph, inputs):
+        found.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(module, "BACKEND", note)
+    monkeypatch.setattr(setup, "check_compiler", lambda device: None)
+    return found
+
+
+@quiet
+def test_a_compiled_training_is_the_same_training(stripes, tmp_path, graphs):
+    """Each encoder is one graph, compiled once; losses stay up to rounding, and all names in the files too.
+
+    Resumed, the run is compiled again and the same to the bit; without a compiler it can be resumed uncompiled.
+    """
+    eager, fast = (run(stripes, tmp_path / str(flag), compile=flag, **COMPILED).folder for flag in (False, True))
+    assert len(graphs) == 2, "one graph of each encoder: nothing breaks it, and no step or mode compiles again"
+    losses = [[row["loss"] for row in rows_of(folder)] for folder in (fast, eager)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for path in (partial(state_path, step=4), weights_path):
+        found, expected = load_file(path(fast)), load_file(path(eager))
+        assert found.keys() == expected.keys()
+        assert all(torch.allclose(value, expected[name], atol=1e-3) for name, value in found.items())
+    for name, changes in (("again", {}), ("without", {"compile": False})):
+        part = copy_until(fast, tmp_path / name, 2)
+        graphs.clear()
+        torch._dynamo.reset()
+        cc.pretrain(resume=part, **changes)
+        assert len(graphs) == (0 if changes else 2)
+        if not changes:
+            assert_same_run(part, fast, 4)
+
+
+@quiet
+def test_methods_without_momentum_encoder_compile(stripes, tmp_path, graphs):
+    """SimCLR has one encoder, whose two passes share a graph."""
+    run(stripes, tmp_path / "run", compile=True, method="simclr", steps=2, **COMPILED)
+    assert len(graphs) == 1
+
+
+@quiet
+def test_without_a_compiler_nothing_begins(stripes, tmp_path, monkeypatch):
+    """Without a C++ compiler one line says so, and what to do, before anything is written."""
+    import torch._inductor.config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with torch._inductor.config.patch({"cpp.cxx": (None, "/nonexistent")}):
+        (line,) = refusal(**TINY, data=stripes, out=tmp_path / "run", steps=2, compile=True)
+    assert line.startswith("compile: torch.compile does not work here (InvalidCxxCompiler: No working C++ compiler")
+    assert line.endswith("fix it or leave out --compile")
+
+
+@quiet
+def test_a_compiler_that_fails_is_one_line(monkeypatch):
+    """Whatever a backend raises while it compiles becomes one line with its reason; other errors stay as they are."""
+
+    def broken(graph, inputs):
+        raise RuntimeError("no kernel\nand many lines more")
+
+    torch._dynamo.reset()
+    words = r"^compile: torch.compile does not work here \(.*"
+    for backend, reason in ((broken, "RuntimeError: no kernel"), ("indoctor", ".*indoctor.*")):
+        monkeypatch.setattr(module, "BACKEND", backend)
+        with pytest.raises(UserError, match=rf"{words}{reason}\); fix"):
+            compiled(lambda x: x + 1)(torch.ones(3))
+    monkeypatch.undo()
+    with pytest.raises(ZeroDivisionError):
+        compiled(lambda x: 1 // 0)(torch.ones(3))
+
+
+@quiet
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler, which torch.compile needs on a CPU")
+def test_the_compiler_works_here():
+    """The real backend compiles for the CPU; it is off by default."""
+    check_compiler(torch.device("cpu"))
+    assert not PretrainConfig(data="d", out="o").compile
