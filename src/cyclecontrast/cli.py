@@ -80,10 +80,10 @@ COMMANDS = {
     "sweep": Command(SweepConfig, api.sweep, ("table", "data")),
 }
 FAMILIES = {
-    "evaluate": ("PROTOCOL", "Evaluate a backbone by a protocol"),
-    "runs": ("VERB", "Look at many runs"),
+    "evaluate": ("PROTOCOL", "Evaluate a backbone on a downstream task"),
+    "runs": ("COMMAND", "List and compare runs"),
 }
-"""Commands of two words, by the first: what the second is, and what they do."""
+"""Commands of two words, by their first word: a placeholder for the second, and a description."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""One process or the many that torchrun started: joining them, and the collectives that the commands need."""
+"""The processes of torchrun: joining the process group, and the collectives that the commands need."""
 
 import contextlib
 import io
@@ -18,17 +18,17 @@ T = TypeVar("T")
 CPU = torch.device("cpu")
 SETUP_HINT = "nothing was trained yet"
 FROM_PEER = re.compile("gloo|nccl|connection|peer|timed out|timeout|store", re.IGNORECASE)
-"""In what torch raises when another process is gone, beside its own DistError."""
+"""Matches the messages of torch if another process has ended, for errors that are not DistError."""
 STEP_TIMEOUT = timedelta(minutes=10)
-"""A process that is silent for so long within a step counts as lost."""
+"""Timeout of communication within a step; after it a process counts as lost."""
 LONG_TIMEOUT = timedelta(hours=12)
-"""The others wait so long while the first process prepares videos."""
+"""Timeout of long waits, such as for rank 0 to prepare videos."""
 
 
 class World(NamedTuple):
     """This process's rank and the number of processes.
 
-    `hosts` is the group for small messages between CPUs, `patient` the one for waits that may be long.
+    `hosts` is the CPU group for small messages within a step, `patient` the CPU group for long waits.
     """
 
     rank: int
@@ -42,7 +42,7 @@ ALONE = World(0, 1)
 
 @contextlib.contextmanager
 def joined_world(device: torch.device) -> Iterator[World]:
-    """Join the processes that torchrun started and leave them at the end; yield ALONE without torchrun."""
+    """Join the process group of torchrun and leave it at the end; yield ALONE without torchrun."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield ALONE
         return
@@ -72,7 +72,7 @@ def _check_environment() -> None:
 
 @contextlib.contextmanager
 def first_process_first(world: World) -> Iterator[None]:
-    """Run the block in the first process before the others run it; if it fails there, they end too."""
+    """Run the block on rank 0 before the other processes run it; if it fails there, they end as well."""
     if world.rank:
         with peer_errors(hint=SETUP_HINT):
             dist.barrier(world.patient)
@@ -83,7 +83,7 @@ def first_process_first(world: World) -> Iterator[None]:
 
 
 def check_same(settings: Mapping[str, Any], world: World) -> None:
-    """Raise UserError, in all processes, that names each setting in which one differs from the first process."""
+    """Raise UserError in all processes if a setting differs from that of rank 0."""
     first, *others = all_gather_objects({name: str(value) for name, value in settings.items()}, world)
     differences = [
         f"{name}: {first.get(name)} in process 0, {other.get(name)} in process {rank}; start all with the same"
@@ -97,13 +97,13 @@ def check_same(settings: Mapping[str, Any], world: World) -> None:
 
 
 def wait_for_all(world: World) -> None:
-    """Wait until all processes are here; one that was here and has ended since is not an error."""
+    """Wait for all processes; it is not an error if one ends after it arrived here."""
     with contextlib.suppress(UserError):
         maxima([0], world)
 
 
 def maxima(numbers: Sequence[int], world: World) -> list[int]:
-    """Return, place by place, the largest of the processes' numbers, in one message."""
+    """Return the elementwise maximum over the processes, in one message."""
     if world.size == 1:
         return list(numbers)
     held = torch.tensor(numbers)
@@ -113,7 +113,7 @@ def maxima(numbers: Sequence[int], world: World) -> list[int]:
 
 
 def means(numbers: Sequence[float], world: World) -> list[float]:
-    """Return, place by place, the mean of the processes' numbers, nan where one has none."""
+    """Return the elementwise mean over the processes; nan if any value is nan."""
     if world.size == 1:
         return list(numbers)
     held = torch.tensor(numbers, dtype=torch.float64)
@@ -123,10 +123,10 @@ def means(numbers: Sequence[float], world: World) -> list[float]:
 
 
 def gather(tensor: Tensor, world: World) -> Tensor:
-    """Return the tensors of all processes along the first axis, in the order of their ranks."""
+    """Return the tensors of all processes, concatenated along the first axis in the order of ranks."""
     if world.size == 1:
         return tensor
-    tensor = tensor.contiguous()  # the parts must have the memory layout of what is sent
+    tensor = tensor.contiguous()  # all_gather needs equal memory layouts
     parts = [torch.empty_like(tensor) for _ in range(world.size)]
     with peer_errors():
         dist.all_gather(parts, tensor)
@@ -134,7 +134,7 @@ def gather(tensor: Tensor, world: World) -> Tensor:
 
 
 def copy_from_first(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors with those of the first process."""
+    """Overwrite tensors with those of rank 0."""
     for tensor in tensors:
         held = tensor.contiguous()
         dist.broadcast(held, 0)
@@ -142,7 +142,7 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 def all_gather_objects(value: T, world: World) -> list[T]:
-    """Return the values of all processes, in the order of their ranks; they may be anything that can be pickled."""
+    """Return the picklable values of all processes, in the order of ranks."""
     if world.size == 1:
         return [value]
     found: list[Any] = [None] * world.size
@@ -153,7 +153,7 @@ def all_gather_objects(value: T, world: World) -> list[T]:
 
 @contextlib.contextmanager
 def peer_errors(work: str = "training", hint: str = "--resume continues from the last checkpoint") -> Iterator[None]:
-    """Turn what is raised when another process has ended or hangs into one line; other errors pass."""
+    """Raise UserError with one line if another process has ended or hangs; other errors pass through."""
     try:
         yield
     except RuntimeError as error:
@@ -161,7 +161,7 @@ def peer_errors(work: str = "training", hint: str = "--resume continues from the
             raise
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"another process of this {work} has ended or does not answer ({reason}); its own message says why. "
+            f"another process of this {work} has ended or hangs ({reason}); its own message says why. "
             f"Restart all processes; {hint}"
         ) from error
 
@@ -170,8 +170,8 @@ def peer_errors(work: str = "training", hint: str = "--resume continues from the
 def joined_command() -> Iterator[World]:
     """Join the processes of torchrun for a command other than training; a failure in one process ends all.
 
-    Only rank 0 writes to stderr. Where processes fail, all end once each has reached the next exchange of objects or
-    the end of the block: rank 0 raises UserError with the lines of all, the others UserError without a line.
+    Only rank 0 writes to stderr. If a process fails, all raise UserError when they reach the next exchange of objects
+    or the end of the block: on rank 0 with the messages of all processes, on the others without a message.
     """
     with joined_world(CPU) as world, contextlib.ExitStack() as stack:
         if world.rank:
@@ -188,9 +188,9 @@ def joined_command() -> Iterator[World]:
 
 
 def gather_objects(value: T, world: World) -> list[T]:
-    """Return in rank 0 the values of all processes, in the order of their ranks; in the others an empty list.
+    """Return on rank 0 the values of all processes, in the order of ranks; on the others an empty list.
 
-    Called within `joined_command`; raises UserError where a process failed.
+    Call it within `joined_command`. Raises UserError if a process failed.
     """
     if world.size == 1:
         return [value]
@@ -202,7 +202,7 @@ def gather_objects(value: T, world: World) -> list[T]:
 
 
 def broadcast_object(value: T, world: World) -> T:
-    """Return the value of rank 0 in every process; as `gather_objects` otherwise."""
+    """Return the value of rank 0 in every process; call it within `joined_command`, as `gather_objects`."""
     if world.size == 1:
         return value
     _exchange_problems(None, world)
@@ -213,7 +213,7 @@ def broadcast_object(value: T, world: World) -> T:
 
 
 def check_alone(what: str) -> None:
-    """Raise UserError, with a line in rank 0, where torchrun started several processes for a command of one."""
+    """Raise UserError if torchrun started several processes for a command that needs one; rank 0 has the message."""
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         with joined_command() as world:
             if world.size > 1:
@@ -221,16 +221,16 @@ def check_alone(what: str) -> None:
 
 
 def runs_alone(what: str) -> str:
-    """Return the line about work that several processes cannot share."""
+    """Return the message for work that cannot be distributed over processes."""
     return f"{what} runs in one process, and {os.environ.get('WORLD_SIZE')} were started; start it without torchrun"
 
 
 class _SharedFailureError(UserError):
-    """A failure that no other process has to be informed of."""
+    """A failure that all processes know about already."""
 
 
 def _exchange_problems(problems: Sequence[str] | None, world: World) -> None:
-    """Raise UserError where any process has problems: with all lines in rank 0, without a line in the others."""
+    """Raise UserError if any process has problems: with all messages on rank 0, without a message on the others."""
     if world.size == 1:
         return
     found: list[Any] = [None] * world.size
@@ -242,7 +242,7 @@ def _exchange_problems(problems: Sequence[str] | None, world: World) -> None:
 
 
 def _lines_of(error: Exception) -> tuple[str, ...]:
-    """Return the lines of an error that the user can fix."""
+    """Return the messages of an error that the user can fix."""
     if isinstance(error, UserError):
         return error.problems
     if isinstance(error, OSError):
@@ -252,7 +252,7 @@ def _lines_of(error: Exception) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _command_errors() -> Iterator[None]:
-    """Report in a line that another process of a command is gone."""
+    """Raise an error with one line if another process of a command has ended or hangs."""
     try:
         with peer_errors("command", "the same command resumes where it stopped"):
             yield

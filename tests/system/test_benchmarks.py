@@ -13,7 +13,7 @@ import torch
 
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.loss.losses import info_nce
-from cyclecontrast.models.hardware import compiled
+from cyclecontrast.models import hardware
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 TINY = "--image-size 16 --batch-size 4 --backbone resnet10-small-w8 --num-steps 1 --workers 0"
@@ -80,7 +80,7 @@ def run(capsys):
 @pytest.mark.parametrize("script", [pytest.param(name, marks=[pytest.mark.long] * (name in ALONE)) for name in SCRIPTS])
 def test_each_prints_its_table(script, made, run, monkeypatch):
     """One repetition gives a Markdown table with the goal beside each ratio, which is a positive number."""
-    monkeypatch.setattr(compiled, "BACKEND", "eager")  # the real one takes minutes
+    monkeypatch.setattr(hardware, "BACKEND", "eager")  # the real one takes minutes
     words = SCRIPTS[script].replace("STORE", str(made)).replace("VIDEOS", str(made.parent / "videos"))
     told = run(script, f"{words} --repetitions 1")
     if told.startswith("left out"):

@@ -209,11 +209,11 @@ KEPT = {
         "configs",
         "prepare",
         partial(put, "config.toml", b"every = " + DIGITS),
-        "is no TOML",
+        "is not TOML",
     ),
     "settings that are nested too deep": (
         *("configs", "prepare", partial(put, "config.toml", b"every = " + b"[" * 100_000)),
-        "is no TOML",
+        "is not TOML",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Every option of every command, with its type, default and help. It imports nothing of the rest of the package."""
+"""The options of all commands, with types, defaults and help texts. It does not import the rest of the package."""
 
 from cyclecontrast.config.commands import (
     CompareConfig,

@@ -39,10 +39,10 @@ class DemoConfig(BaseModel):
     """Train, evaluate and report on built-in videos, in minutes."""
 
     model_config = STRICT
-    out: Place = option(Path("demo"), "folder of the demo's videos, frames, runs and report", "FOLDER")
+    out: Place = option(Path("demo"), "folder for videos, frames, runs and report", "FOLDER")
     compare: bool = option(False, "also train the ablations intra-image and intra-video")
-    seeds: Few = option(1, "trainings of each method", "N")
-    workers: Processes | None = option(None, "processes (default: the number of cores)", "N", "hardware")
+    seeds: Few = option(1, "training runs of each method", "N")
+    workers: Processes | None = option(None, "worker processes (default: by the number of cores)", "N", "hardware")
 
 
 # --- prepare
@@ -62,23 +62,26 @@ class PrepareConfig(BaseModel):
     """Extract frames of videos into a store on disk."""
 
     model_config = STRICT
-    videos: Place = option(..., "folder of video files, searched with all its subfolders", names="folder")
-    out: Place = option(..., "folder of the frame store, new or to be resumed", "FOLDER", "output")
-    frames_per_video: Count | None = option(None, "frames of each video, evenly spaced (R2V2: 4)", "N")
-    fps: Rate | None = option(None, "frames per second (default: 2, unless frames are chosen otherwise)", "FPS")
-    every: Count | None = option(None, "every N-th frame", "N")
-    keyframes: bool = option(False, "keyframes only, which are fastest to decode")
+    videos: Place = option(..., "folder of video files; subfolders are included", names="folder")
+    out: Place = option(..., "folder of the frame store; an unfinished store is continued", "FOLDER", "output")
+    frames_per_video: Count | None = option(None, "number of evenly spaced frames per video (R2V2: 4)", "N")
+    fps: Rate | None = option(None, "frames per second of video (default: 2, if no other sampling is set)", "FPS")
+    every: Count | None = option(None, "extract every N-th frame", "N")
+    keyframes: bool = option(False, "extract keyframes only, which are fastest to decode")
     size: Count = option(256, "short side of the frames; smaller frames are not enlarged", "PIXELS")
     quality: Annotated[int, Field(ge=1, le=100), IsNumber] = option(90, "JPEG quality", "PERCENT")
-    max_pixels: Count = option(64_000_000, "skip videos with larger frames", "PIXELS")
+    max_pixels: Count = option(64_000_000, "skip videos whose frames have more pixels", "PIXELS")
     shard_mb: Count = option(
-        256, "largest total size of the videos in a shard; work is divided and resumed by shards", "MB", "output"
+        256,
+        "largest size of the videos of a shard; shards are the units of parallel work and of resuming",
+        "MB",
+        "output",
     )
     workers: Processes | None = option(
-        None, "processes; 0: work in this one (default: the number of cores)", "N", "hardware"
+        None, "worker processes; 0: use the main process only (default: the number of cores)", "N", "hardware"
     )
     part: Part | None = option(
-        None, "prepare every N-th shard, starting with the I-th, if N machines share --out", "I/N", "hardware"
+        None, "prepare every N-th shard, starting with the I-th, if N machines write to --out", "I/N", "hardware"
     )
 
     @model_validator(mode="after")
@@ -94,7 +97,7 @@ class PrepareConfig(BaseModel):
 
 
 class EmbedConfig(BaseModel):
-    """Write a vector for every frame."""
+    """Encode every frame as a vector and write the vectors to a file."""
 
     model_config = STRICT
     model: Name = option(..., MODEL, names="model")
@@ -113,7 +116,7 @@ CLOCK = re.compile(r"(?:([0-9]{1,6}):)?([0-9]{1,6}):([0-9]{1,2}(?:\.[0-9]{1,9})?
 
 
 def _to_seconds(value: object) -> object:
-    """Read h:mm:ss.s and mm:ss.s, which is how the results write a time."""
+    """Convert h:mm:ss.s and mm:ss.s, the format of times in results, to seconds."""
     match = CLOCK.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return value
@@ -129,37 +132,34 @@ class SearchConfig(BaseModel):
 
     model_config = STRICT
     index: VectorFile = option(..., "a file that embed wrote, .parquet or .npz", names="file")
-    image: Place | None = option(None, "search for this image", "FILE", names="file")
+    image: Place | None = option(None, "search for frames similar to this image", "FILE", names="file")
     video: Annotated[str, Field(min_length=1, max_length=10_000)] | None = option(
-        None, "search for a frame of this video, by its id in the index", "ID"
+        None, "search for frames similar to a frame of this video, given by its id in the index", "ID"
     )
     frame: Whole | None = option(None, "the frame of --video, by its index", "N")
     time: Seconds | None = option(None, "the frame of --video nearest to this time: seconds or h:mm:ss", "TIME")
     top: Few = option(10, "number of frames to find", "N")
-    per_video: Few | None = option(None, "at most this many frames of a video (default: any number)", "N")
-    other_videos: bool = option(False, "leave out the video of the query")
-    serve: bool = option(False, "search in the browser, at an address of this machine, until Ctrl-C")
+    per_video: Few | None = option(None, "at most this many results per video (default: no limit)", "N")
+    other_videos: bool = option(False, "exclude frames of the query's own video")
+    serve: bool = option(False, "search in the browser: start a local web server; Ctrl-C stops it")
     port: Annotated[int, Field(ge=0, le=65535), IsNumber] | None = option(
         None, "port of --serve; 0: any free port (default: 8765, or a free port)", "PORT"
     )
-    faiss: bool = option(False, "with --serve: approximate search by faiss (an extra)")
+    faiss: bool = option(False, "with --serve: approximate search with faiss (needs an extra package)")
     model: Name | None = option(
-        None, "the model of the index (default: where it was when the index was made)", "MODEL", names="model"
+        None, "model that encodes the query (default: the path in the index)", "MODEL", names="model"
     )
     data: PlaceOrUrl | None = option(
-        None,
-        "the frames of the index, for pictures (default: where they were when it was made)",
-        "DATA",
-        names="folder",
+        None, "frames of the index, to show images (default: the path in the index)", "DATA", names="folder"
     )
     videos: Place | None = option(
         None,
-        "the folder of the source videos, which --serve plays (default: that of the run)",
+        "folder of the source videos that --serve plays (default: that of the run)",
         "FOLDER",
         names="folder",
     )
     format: Literal["table", "json"] = option("table", "format of the printed results", group="output")
-    html: HtmlFile | None = option(None, "write a page of pictures too", "FILE", "output")
+    html: HtmlFile | None = option(None, "also write an HTML page with images", "FILE", "output")
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
 
     @model_validator(mode="after")
@@ -203,7 +203,7 @@ class ExportConfig(BaseModel):
     model_config = STRICT
     model: Name = option(..., MODEL, names="model")
     format: Literal["safetensors", "torchvision", "timm", "onnx", "detectron2", "huggingface"] = option(
-        "safetensors", "the tool or the format", "FORMAT"
+        "safetensors", "target format", "FORMAT"
     )
     seed: Seed = option(0, MODEL_SEED, "SEED")
     out: Place | None = option(
@@ -215,33 +215,33 @@ class ExportConfig(BaseModel):
     )
 
 
-# --- about runs
+# --- reports, runs, sweeps
 
 
 class ReportConfig(BaseModel):
-    """Write one static HTML page about runs."""
+    """Write a static HTML report of one or more runs."""
 
     model_config = STRICT
-    runs: tuple[Place, ...] = option(..., "run folders, shown side by side", min_length=1)
+    runs: tuple[Place, ...] = option(..., "run folders, compared side by side", min_length=1)
     out: HtmlFile | None = option(None, "file to write (default: report.html in the first run)", "FILE", "output")
-    seed: Seed = option(0, "seed of the random baseline and of the frames whose neighbors are shown", "SEED")
+    seed: Seed = option(0, "seed of the random baseline and of the choice of frames", "SEED")
     workers: Processes | None = option(None, LOADERS, "N", "hardware")
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
 
 
 class ListConfig(BaseModel):
-    """List the runs below folders: progress, verdict and results."""
+    """List the runs in folders with progress, verdict and results."""
 
     model_config = STRICT
     folders: tuple[Place, ...] = option(
-        (Path("."),), "where to look (default: here); subfolders of runs are skipped", min_length=1
+        (Path("."),), "folders to search (default: current folder); subfolders of runs are skipped", min_length=1
     )
-    depth: Few = option(5, "levels of folders to search; links are not followed", "N")
-    as_json: bool = option(False, "print everything about each run as JSON", alias="json")
+    depth: Few = option(5, "levels of subfolders to search; links are not followed", "N")
+    as_json: bool = option(False, "print all information about each run as JSON", alias="json")
 
 
 class CompareConfig(BaseModel):
-    """Compare runs: the settings that differ, losses, health and results."""
+    """Compare runs: different settings, losses, health and results."""
 
     model_config = STRICT
     runs: tuple[Place, ...] = option(..., "run folders, one column each", min_length=1)
@@ -251,12 +251,12 @@ TableName = Literal["table2", "table4", "table5", "table6", "table7", "table8", 
 
 
 class SweepConfig(BaseModel):
-    """Reproduce a table of the paper: a row per setting, over seeds."""
+    """Reproduce a table of the paper, with several seeds per row."""
 
     model_config = STRICT
     table: TableName = option(
         ...,
-        "table2, table4, table10: losses, evaluated by tracking, images, actions; table5, table6: support size; "
+        "table2, table4, table10: compare losses by tracking, image and action recognition; table5, table6: support; "
         "table7: K; table8: λ",
     )
     data: Place = option(
@@ -268,25 +268,29 @@ class SweepConfig(BaseModel):
         "FOLDER",
         names="folder",
     )
-    seeds: Few = option(3, "trainings of each row, with the seeds 0, 1, ...", "N")
-    small: bool = option(False, "scale U and K with the number of videos, and leave the rest to preset auto")
+    seeds: Few = option(3, "training runs per row, with the seeds 0, 1, ...", "N")
+    small: bool = option(False, "scale U and K with the number of videos, and use preset auto for the rest")
     preset: Literal["paper", "release"] | None = option(
-        None, "settings that the row does not set: paper or release (default: paper; auto with --small)", "PRESET"
+        None, "preset for settings that are the same in all rows (default: paper; auto with --small)", "PRESET"
     )
     backbone: BackboneName | None = option(
-        None, "resnet10, 18, 34 or 50, with -small and -wN (default: the preset's)", "NAME"
+        None, "resnet10, 18, 34 or 50, optionally with -small or -wN (default: the preset's)", "NAME"
     )
     image_size: Side | None = option(None, "side of the square views (default: the preset's)", "PIXELS")
     batch_size: Count | None = option(None, "videos per step (default: the preset's)", "VIDEOS")
-    epochs: Count | None = option(None, "passes over the videos (default: the preset's)", "EPOCHS")
-    steps: Count | None = option(None, "updates in total; overrides --epochs", "STEPS")
-    flip: bool = option(True, "mirror half of the views; turn off if left and right differ in meaning")
-    train: bool = option(True, "table2: train the head of the tracker; without, raw features are correlated")
+    epochs: Count | None = option(None, "passes over the training videos (default: the preset's)", "EPOCHS")
+    steps: Count | None = option(None, "optimizer steps in total; overrides --epochs", "STEPS")
+    flip: bool = option(True, "random horizontal flip; disable if left and right differ in meaning")
+    train: bool = option(True, "table2: train the tracking head; if disabled, raw features are correlated")
     train_data: Place | None = option(
-        None, "table2: GOT-10k root to train this head on (default: one beside the data)", "FOLDER"
+        None, "table2: GOT-10k root to train the tracking head on (default: one next to the data)", "FOLDER"
     )
-    jobs: Few | None = option(None, "trainings at the same time (default: half the cores; 1 on a GPU)", "N", "hardware")
-    workers: Processes | None = option(None, "processes of each training that load images", "N", "hardware")
+    jobs: Few | None = option(
+        None, "training runs at the same time (default: half the cores; 1 on a GPU)", "N", "hardware"
+    )
+    workers: Processes | None = option(
+        None, "image-loading processes per training run (default: by the number of cores)", "N", "hardware"
+    )
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
-    out: Place | None = option(None, "folder of runs and tables (default: sweeps/<table>)", "FOLDER", "output")
-    log_to: LogTo = option((), "log each training to tensorboard or wandb too", "LOGGER", "output")
+    out: Place | None = option(None, "folder for runs and tables (default: sweeps/<table>)", "FOLDER", "output")
+    log_to: LogTo = option((), "also log each training run to tensorboard or wandb", "LOGGER", "output")

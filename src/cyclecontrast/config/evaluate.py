@@ -1,4 +1,4 @@
-"""The options of `evaluate`, one config for each protocol."""
+"""The options of `evaluate`, with one config per protocol."""
 
 import math
 from typing import Annotated, Any, ClassVar, Literal, Self, get_origin
@@ -29,8 +29,8 @@ from cyclecontrast.config.types import (
     option,
 )
 
-RESULTS = "folder of the results (default: that of the run, else ./results)"
-REPORT = "update the report.html of the run that is evaluated"
+RESULTS = "folder for the results (default: that of the run, else ./results)"
+REPORT = "update report.html of the evaluated run"
 
 
 class EvaluateConfig(BaseModel):
@@ -38,19 +38,19 @@ class EvaluateConfig(BaseModel):
 
     model_config = STRICT
     scoring: ClassVar[frozenset[str]] = frozenset()
-    """Settings of the scoring step: the predictions do not depend on them."""
+    """Settings that only affect the scores, not the predictions."""
 
     model: Name = option(..., MODEL, names="model")
     data: Place = option(..., "folder of the dataset", names="folder")
     out: Place | None = option(None, RESULTS, "FOLDER", "output")
-    score_only: bool = option(False, "score saved predictions again, without the model", group="output")
+    score_only: bool = option(False, "score saved predictions again; does not need the model", group="output")
     report: bool = option(True, REPORT, group="output")
     workers: Processes | None = option(None, LOADERS, "N", "hardware")
     seed: Seed = option(0, "seed of random:<backbone> and of all random choices", "SEED")
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
 
     def unusual(self) -> dict[str, Any]:
-        """Return the settings that are not the defaults of the chosen variant: of a mode, a preset, or a head."""
+        """Return the settings that differ from the defaults of the chosen mode, preset or head."""
         fields = type(self).model_fields
         choices = {name: getattr(self, name) for name in fields if get_origin(fields[name].annotation) is Literal}
         usual = type(self).model_validate({"model": self.model, "data": self.data, **choices})
@@ -71,7 +71,7 @@ def _not_empty(numbers: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Counts = Annotated[tuple[Count, ...], AfterValidator(_not_empty)]
-"""Numbers of neighbors. `min_length` would report a wrong number in a second line."""
+"""Values of k. `min_length` is not used, because it would report a wrong value twice."""
 
 
 class ClassifyConfig(EvaluateConfig):
@@ -79,78 +79,81 @@ class ClassifyConfig(EvaluateConfig):
 
     data: Place = option(..., LABELED_IMAGES, names="folder")
     classes: Place | None = option(
-        None, "text file of the classes to use, one per line, as for ImageNet-100 (default: all)", "FILE"
+        None, "text file with the classes to use, one per line, e.g. for ImageNet-100 (default: all)", "FILE"
     )
-    level: Literal["frame", "video"] = option("frame", "classify single frames, or the mean of each video")
+    level: Literal["frame", "video"] = option("frame", "classify single frames, or the mean vector of each video")
     image_size: Side | None = option(None, TRAINED_SIZE, "PIXELS")
     batch_size: Count = option(256, "images per forward pass", "IMAGES", "hardware")
 
 
 class KnnConfig(ClassifyConfig):
-    """Classification by the nearest neighbors of frozen features."""
+    """k-NN classification of images with frozen features."""
 
-    k: Counts = option((10, 20, 100, 200), "numbers of neighbors that vote", "K")
-    temperature: Positive = option(0.07, "a neighbor's vote is exp(similarity / temperature)", "NUMBER")
+    k: Counts = option((10, 20, 100, 200), "values of k, the number of neighbors that vote", "K")
+    temperature: Positive = option(0.07, "neighbors vote with weight exp(similarity / temperature)", "NUMBER")
 
 
 class LinearConfig(ClassifyConfig):
-    """Classification by a linear probe on frozen features."""
+    """Classification of images by a linear probe on frozen features."""
 
     probe: Literal["auto", "lbfgs", "sgd"] = option(
-        "auto", "convex fit without a learning rate (lbfgs), the paper's recipe (sgd), or by the size of the data"
+        "auto",
+        "convex fit without learning rate (lbfgs), recipe of the paper (sgd), or depending on the data size (auto)",
     )
-    epochs: Count = option(
-        100, "epochs of the sgd probe, with a tenth of the rate after 60% and again after 80%", "EPOCHS"
-    )
+    epochs: Count = option(100, "epochs of the sgd probe; learning rate x0.1 at 60% and 80% of training", "EPOCHS")
     learning_rate: Positive = option(
-        30.0, "learning rate of the sgd probe at batch size 256; scales with the batch", "RATE"
+        30.0, "learning rate of the sgd probe at batch size 256; scaled linearly with the batch size", "RATE"
     )
 
 
 class FinetuneConfig(ClassifyConfig):
-    """Classification by the network trained end to end."""
+    """Classification of images by fine-tuning all layers."""
 
-    epochs: Count = option(30, "epochs, with a tenth of the rate after 60% and again after 80%", "EPOCHS")
+    epochs: Count = option(30, "epochs; learning rate x0.1 at 60% and 80% of training", "EPOCHS")
     batch_size: Annotated[int, Field(ge=2, le=MAX_COUNT), IsNumber] = option(
         64, "images per step and per forward pass", "IMAGES"
     )
     learning_rate: Positive = option(
-        0.03, "learning rate of the backbone at batch size 256; scales with the batch", "RATE"
+        0.03, "learning rate of the backbone at batch size 256; scaled linearly with the batch size", "RATE"
     )
     head_learning_rate: Positive = option(
-        0.3, "learning rate of the classifier at batch size 256; scales with the batch", "RATE"
+        0.3, "learning rate of the classifier at batch size 256; scaled linearly with the batch size", "RATE"
     )
     weight_decay: NonNegative = option(1e-4, "weight decay of SGD", "NUMBER")
 
 
 # --- clips of videos
 
-LABELED_VIDEOS = "a UCF101 or HMDB51 root: folders of classes in videos/, lists in annotations/"
-SPLIT = "number of the train and test lists"
+LABELED_VIDEOS = "a UCF101 or HMDB51 root: class folders in videos/, split lists in annotations/"
+SPLIT = "number of the train/test split"
 LINEAR_MODE = {"num_frames": 8, "batch_size": 64, "clips_per_video": 10, "dropout": 0.5}
 """Defaults of `evaluate action --mode linear` (Table 10)."""
 
 
 class ActionConfig(EvaluateConfig):
-    """Action recognition in clips, by the mean of frame features."""
+    """Action recognition in video clips, with averaged frame features."""
 
     data: Place = option(..., LABELED_VIDEOS, names="folder")
-    mode: Literal["finetune", "linear"] = option("finetune", "train all layers (Table 9), or the last one (Table 10)")
+    mode: Literal["finetune", "linear"] = option(
+        "finetune", "train all layers (Table 9), or the last layer only (Table 10)"
+    )
     split: Count = option(1, SPLIT, "N")
     num_frames: Few = option(32, "frames per clip; 8 with --mode linear", "N")
     fps: Rate = option(16.0, "frames per second of a clip", "FPS")
     image_size: Side | None = option(None, TRAINED_SIZE, "PIXELS")
-    flip: bool = option(True, "mirror half of the training clips; turn off if left and right differ in meaning")
+    flip: bool = option(True, "random horizontal flip of training clips; disable if left and right differ in meaning")
     batch_size: Count = option(32, "clips per step; 64 with --mode linear", "CLIPS")
-    epochs: Count = option(16, "epochs after the warm-up; the rate falls to 0.3 of it at 6, 10 and 14 of 16", "EPOCHS")
-    warmup_epochs: Whole = option(5, "first epochs, which train the last layer only", "EPOCHS")
-    clips_per_video: Few = option(5, "clips of each training video in an epoch; 10 with --mode linear", "N")
-    learning_rate: Positive = option(1e-4, "learning rate of Adam at any batch size", "RATE")
+    epochs: Count = option(
+        16, "epochs after the warm-up; learning rate x0.3 after 6/16, 10/16 and 14/16 of them", "EPOCHS"
+    )
+    warmup_epochs: Whole = option(5, "warm-up epochs, in which only the last layer is trained", "EPOCHS")
+    clips_per_video: Few = option(5, "clips per training video and epoch; 10 with --mode linear", "N")
+    learning_rate: Positive = option(1e-4, "learning rate of Adam, not scaled with the batch size", "RATE")
     dropout: BelowOne = option(0.9, "dropout before the last layer; 0.5 with --mode linear", "FRACTION")
     bn: Literal["eval", "train"] = option(
-        "eval", "with --mode linear: freeze BatchNorm, or use the statistics of the batch as the release does"
+        "eval", "with --mode linear: frozen BatchNorm statistics, or those of the batch as in the release"
     )
-    num_clips: Few = option(10, "evenly spaced clips of each test video, whose softmax is averaged", "N")
+    num_clips: Few = option(10, "evenly spaced clips per test video, over which the softmax is averaged", "N")
 
     @model_validator(mode="before")
     @classmethod
@@ -172,15 +175,21 @@ class RetrievalConfig(EvaluateConfig):
     data: Place = option(..., LABELED_VIDEOS, names="folder")
     split: Count = option(1, SPLIT, "N")
     level: Literal["frame", "clip", "video"] = option(
-        "clip", "compare single frames, clips, or the mean of each video's clips"
+        "clip", "retrieve single frames, clips, or videos by the mean vector of their clips"
     )
-    per_video: Few = option(10, "evenly spaced frames or clips of each video", "N")
-    clip_length: Few = option(16, "consecutive frames of a clip", "FRAMES")
-    k: Counts = option((1, 5, 10, 20, 50), "numbers of neighbors to retrieve", "K")
+    per_video: Few = option(10, "evenly spaced frames or clips per video", "N")
+    clip_length: Few = option(16, "consecutive frames per clip", "FRAMES")
+    k: Counts = option(
+        (1, 5, 10, 20, 50),
+        "values of k: a query counts as correct if one of its k nearest neighbors has its class",
+        "K",
+    )
     center: bool = option(False, "subtract the mean of each split from its vectors")
     image_size: Side | None = option(None, TRAINED_SIZE, "PIXELS")
     batch_size: Count = option(256, "frames per forward pass", "FRAMES", "hardware")
-    ann: Literal["exact", "faiss"] = option("exact", "exact search, or approximate search by faiss (an extra)")
+    ann: Literal["exact", "faiss"] = option(
+        "exact", "exact search, or approximate search with faiss (needs an extra package)"
+    )
 
 
 # --- masks
@@ -198,38 +207,42 @@ def _check_stride(stride: int) -> int:
 
 
 class SegmentationConfig(EvaluateConfig):
-    """Semantic segmentation by a head on feature maps."""
+    """Semantic segmentation by a head on the feature map."""
 
     data: Place = option(..., LABELED_PIXELS, names="folder")
     head: Literal["linear", "fcn"] = option("linear", "a 1x1 convolution, or an FCN head")
-    frozen: bool = option(True, "train the head only, not the whole network")
+    frozen: bool = option(True, "train the head only, not the backbone")
     stride: Annotated[int, AfterValidator(_check_stride), IsNumber] = option(
         8, "pixels per cell of the feature map: 2, 4, 8, 16 or 32", "PIXELS"
     )
     num_classes: Annotated[int, Field(ge=2, le=255), IsNumber] | None = option(
-        None, "number of classes (default: VOC 21, ADE20K 150, else from the masks)", "N"
+        None, "number of classes (default: 21 for VOC, 150 for ADE20K, else from the masks)", "N"
     )
-    ignore_label: Annotated[int, Field(ge=0, le=255), IsNumber] = option(255, "label of pixels to ignore", "LABEL")
-    train_list: Name = option("train", "list to train on; train_aug is the extended list of VOC", "NAME")
+    ignore_label: Annotated[int, Field(ge=0, le=255), IsNumber] = option(
+        255, "label of pixels that are ignored", "LABEL"
+    )
+    train_list: Name = option("train", "list of training images; train_aug is the extended list of VOC", "NAME")
     crop_size: Side = option(512, "side of the training crops", "PIXELS")
-    flip: bool = option(True, "mirror half of the training crops")
-    epochs: Count | None = option(None, "passes over the training images (default: 45, ADE20K 60)", "EPOCHS")
+    flip: bool = option(True, "random horizontal flip of training crops")
+    epochs: Count | None = option(None, "passes over the training images (default: 60 for ADE20K, else 45)", "EPOCHS")
     batch_size: Count = option(16, "images per step", "IMAGES")
-    learning_rate: Positive = option(0.01, "first learning rate; falls as (1 - epoch / epochs) ** 0.9", "RATE")
+    learning_rate: Positive = option(0.01, "initial learning rate; decays by (1 - epoch / epochs) ** 0.9", "RATE")
     weight_decay: NonNegative = option(1e-4, "weight decay of SGD", "NUMBER")
 
 
 class PropagationConfig(EvaluateConfig):
-    """Label propagation through the videos of DAVIS."""
+    """Video object segmentation on DAVIS by label propagation."""
 
     data: Place = option(..., "a DAVIS root: JPEGImages/480p, Annotations/480p, ImageSets", names="folder")
-    preset: Literal["crw", "vfs", "dino"] = option("vfs", "whose settings to use")
+    preset: Literal["crw", "vfs", "dino"] = option("vfs", "project whose settings are used")
     year: Annotated[Literal["2016", "2017"], BeforeValidator(str)] | None = option(
-        None, "list of 2016 or of 2017 (default: 2017 if it is there)", "YEAR"
+        None, "year of the list of videos, 2016 or 2017 (default: 2017 if available)", "YEAR"
     )
-    height: Side | None = option(None, "height of the network's input (default: 480, but never enlarged)", "PIXELS")
+    height: Side | None = option(
+        None, "height of the input images (default: 480; smaller frames are not enlarged)", "PIXELS"
+    )
     stage: Annotated[int, Field(ge=1, le=4), IsNumber] = option(
-        3, "stage of the feature map that is compared: 1 to 4 for res2 to res5", "STAGE"
+        3, "backbone stage whose feature map is used: 1 to 4, also known as res2 to res5", "STAGE"
     )
 
 
@@ -249,38 +262,38 @@ def _check_box(text: str) -> str:
 
 
 class TrackingConfig(EvaluateConfig):
-    """Tracking by SiamFC on OTB, GOT-10k, or a video."""
+    """Object tracking with SiamFC on OTB, GOT-10k, or a video file."""
 
     scoring: ClassVar[frozenset[str]] = frozenset({"toolkit", "others"})
 
     data: Place = option(..., "an OTB or GOT-10k root, or a video file with --box", names="path")
-    subset: Literal["train", "val", "test"] = option("val", "which sequences of GOT-10k")
+    subset: Literal["train", "val", "test"] = option("val", "subset of GOT-10k")
     tracker: Literal["siamfc", "identity", "perfect"] = option(
-        "siamfc", "identity always predicts the first box, perfect the true box"
+        "siamfc", "siamfc, or baselines: identity always predicts the first box, perfect the true box"
     )
-    preset: Literal["release", "siamfc", "vince"] = option("release", "whose head, loss and geometry to use")
-    train: bool = option(True, "train the head; without, raw features are correlated")
+    preset: Literal["release", "siamfc", "vince"] = option("release", "project whose head, loss and geometry are used")
+    train: bool = option(True, "train the head; if disabled, raw features are correlated")
     train_data: Place | None = option(
-        None, "GOT-10k root to train the head on (default: one beside the data)", "FOLDER"
+        None, "GOT-10k root to train the head on (default: one next to the data)", "FOLDER"
     )
-    epochs: Count | None = option(None, "epochs of training the head (default: the preset's)", "EPOCHS")
+    epochs: Count | None = option(None, "training epochs of the head (default: the preset's)", "EPOCHS")
     batch_size: Count | None = option(None, "pairs per step (default: the preset's)", "PAIRS")
     learning_rate: Positive | None = option(None, "learning rate of the head (default: the preset's)", "RATE")
     pairs_per_sequence: Count | None = option(
-        None, "pairs of each sequence in an epoch (default: the preset's, or what makes 50 steps)", "PAIRS"
+        None, "pairs per sequence and epoch (default: the preset's, or enough for 50 steps)", "PAIRS"
     )
-    exact_geometry: bool = option(False, "use the exact width of a response, which the release rounds")
-    fix_scale_penalty: bool = option(False, "apply the penalty on a change of scale to negative peaks too")
+    exact_geometry: bool = option(False, "use the exact width of the response map; the release rounds it")
+    fix_scale_penalty: bool = option(False, "also apply the scale penalty to negative response peaks")
     toolkit: Literal["got10k", "official"] = option(
-        "got10k", "success and precision of the GOT-10k toolkit, or of the authors of OTB"
+        "got10k", "compute success and precision as the GOT-10k toolkit, or as the official code of OTB"
     )
     others: Place | None = option(
-        None, "folder of the results of other trackers to score too: <tracker>/<sequence>.txt", "FOLDER"
+        None, "folder with results of other trackers to score as well: <tracker>/<sequence>.txt", "FOLDER"
     )
     box: Annotated[str, AfterValidator(_check_box)] | None = option(
-        None, "the target in the first frame of a video file; the first pixel is 1", "X,Y,W,H"
+        None, "target box in the first frame of a video file; pixels are counted from 1", "X,Y,W,H"
     )
-    save: Place | None = option(None, "video file to write, with the boxes drawn in", "FILE", "output")
+    save: Place | None = option(None, "video file to write, with the predicted boxes", "FILE", "output")
 
 
 # --- all of them
@@ -299,20 +312,20 @@ ProtocolName = Literal["knn", "linear", "finetune", "retrieval", "action", "trac
 
 
 class AllConfig(BaseModel):
-    """Every protocol on every dataset below a folder, in one table."""
+    """Run all protocols on all datasets in a folder."""
 
     model_config = STRICT
     model: Name = option(..., MODEL, names="model")
     data_root: Place = option(
-        ..., "folder with datasets somewhere below it, in any layout that a protocol reads", "FOLDER", names="folder"
+        ..., "folder with datasets at any depth, in any layout that a protocol reads", "FOLDER", names="folder"
     )
     only: tuple[ProtocolName, ...] = option((), "protocols to run (default: all that fit the data)", "PROTOCOL")
-    baseline: bool = option(False, "also evaluate random weights of the same backbone")
-    again: bool = option(False, "ignore earlier results with the same settings and evaluate again")
+    baseline: bool = option(False, "also evaluate the same backbone with random weights")
+    again: bool = option(False, "evaluate again, even if there are results with the same settings")
     image_size: Side | None = option(
-        None, "side of the images, for protocols that have it (default: the size the model was trained at)", "PIXELS"
+        None, "side of the input images, if the protocol has it (default: the training size of the model)", "PIXELS"
     )
-    epochs: Count | None = option(None, "epochs, for protocols that train (default: those of the protocol)", "EPOCHS")
+    epochs: Count | None = option(None, "epochs, for protocols that train (default: the protocol's)", "EPOCHS")
     out: Place | None = option(None, RESULTS, "FOLDER", "output")
     report: bool = option(True, REPORT, group="output")
     workers: Processes | None = option(None, LOADERS, "N", "hardware")

@@ -1,4 +1,4 @@
-"""The presets `paper` and `release`: what each paper says, and what its authors' code runs."""
+"""The presets `paper` and `release`: the settings of each paper, and those of its authors' code."""
 
 Settings = dict[str, object]
 
@@ -114,14 +114,14 @@ BASELINE_PRESETS: dict[str, dict[str, Settings]] = {
         },
     },
 }
-"""What the sources of the baseline methods say, laid over PRESETS.
+"""The settings of the baseline methods, which override those of PRESETS.
 
-`paper` is the smaller network of a source, `release` the larger one, where it has two. A batch counts videos: VINCE's
-batches of 256 and 896 rows are four of each video, and its million and 286,000 steps are 92 passes over the 696,082
-videos of R2V2. The learning rates and batches of SimCLR and BYOL are left out, because they belong to LARS.
+If a source has two networks, `paper` has the smaller one and `release` the larger one. Batch sizes count videos: the
+batches of 256 and 896 images of VINCE have four images per video, and its 1,000,000 and 286,000 steps are 92 epochs of
+the 696,082 videos of R2V2. The learning rates and batch sizes of SimCLR and BYOL are omitted, because they suit LARS.
 """
 
 
 def preset_settings(preset: str, method: str) -> Settings:
-    """Return the settings of a preset for a method; none for `auto`, which training/presets.py decides."""
+    """Return the settings of a preset for a method; none for `auto`, which training/auto_settings.py resolves."""
     return PRESETS.get(preset, {}) | BASELINE_PRESETS.get(preset, {}).get(method, {})

@@ -1,7 +1,7 @@
 """The options of `pretrain`.
 
-The defaults here are those of the preset `paper`. Settings that the user did not set are absent from
-`model_fields_set`, so that the preset `auto` can decide them.
+The defaults are those of the preset `paper`. Options that the user did not set are missing in `model_fields_set`, so
+that the preset `auto` can resolve them.
 """
 
 import contextlib
@@ -43,11 +43,11 @@ from cyclecontrast.config.types import (
 
 LogTo = tuple[Literal["tensorboard", "wandb"], ...]
 MACHINE_SETTINGS = frozenset({"data", "out", "resume", "workers", "device"})
-"""Paths and hardware: may differ between the processes of one training."""
+"""Paths and hardware, which may differ between the processes of a training."""
 RUNTIME_SETTINGS = frozenset(
     {"augment_on", "compile", "log_every", "log_to", "checkpoint_every", "health_every", "report"}
 )
-"""Settings that change what is learned by no more than rounding."""
+"""Settings that change the result by rounding errors at most."""
 MAY_CHANGE = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable"}
 """Settings that may change when a run is resumed. Its data may move, but must have the same fingerprint."""
 METHODS_OF_OPTION = {
@@ -55,7 +55,7 @@ METHODS_OF_OPTION = {
     "query_frame_in_support": ("cycle-only",),
     "self_batch": ("vince",),
 }
-"""Options that would have no effect with any other method."""
+"""Options that have no effect with other methods, and are refused there."""
 RENAMED = {"objective": "method", "most_unreadable": "max_unreadable", "own_key_in_support": "query_frame_in_support"}
 """Former names of options, still accepted on the command line and in files."""
 DECIDED_BY_AUTO = frozenset(
@@ -66,7 +66,7 @@ DECIDED_BY_AUTO = frozenset(
         *("augmentation", "learning_rate", "warmup", "schedule", "holdout"),
     }
 )
-"""Settings that the preset `auto` decides unless the user does."""
+"""Settings that the preset `auto` resolves if the user did not set them."""
 
 
 class PretrainConfig(BaseModel):
@@ -82,17 +82,23 @@ class PretrainConfig(BaseModel):
     )
     image_size: Side = option(224, "side of the square views", "PIXELS", "data")
     augmentation: Annotated[Literal["moco-v1", "moco-v2"], OR_USER_DEFINED, AS_TEXT] = option(
-        "moco-v1", "recipe of the random views", group="data"
+        "moco-v1", "recipe of the random augmentation", group="data"
     )
     min_crop: Annotated[float, Field(gt=0, le=1), IsNumber] = option(
-        0.2, "smallest share of a frame's area in a crop", "FRACTION", "data"
+        0.2, "smallest area of a random crop, as a fraction of the frame", "FRACTION", "data"
     )
-    flip: bool = option(True, "mirror half of the views; turn off if left and right differ in meaning", group="data")
+    flip: bool = option(True, "random horizontal flip; disable if left and right differ in meaning", group="data")
     holdout: Annotated[float, Field(ge=0, le=0.5), IsNumber] = option(
-        0.0, "share of the videos kept out of training to measure health; auto: 0.1 of 50 or more", "FRACTION", "data"
+        0.0,
+        "fraction of the videos held out to measure health; auto: 0.1 if there are at least 50 videos",
+        "FRACTION",
+        "data",
     )
     max_unreadable: Fraction = option(
-        0.1, "stop if a larger share of the views shows another frame because theirs cannot be read", "FRACTION", "data"
+        0.1,
+        "stop if more than this fraction of views had to be replaced because a frame was unreadable",
+        "FRACTION",
+        "data",
     )
 
     method: Annotated[
@@ -102,117 +108,159 @@ class PretrainConfig(BaseModel):
     ] = option("cycle", "the paper's method, an ablation of it, or a baseline", "METHOD", "method")
     preset: Literal["auto", "paper", "release"] = option(
         "auto",
-        "source of the defaults: size of the data and hardware (auto), paper of the method (paper), or code of its "
+        "source of the defaults: data size and hardware (auto), the paper of the method (paper), or the code of its "
         "authors (release)",
         group="method",
     )
-    temperature: Positive = option(0.07, "temperature of the softmax; simsiam and byol have none", "NUMBER", "method")
-    cycle_weight: NonNegative = option(0.1, "weight of the cycle loss (λ of Eq. 6); cycle only", "NUMBER", "method")
+    temperature: Positive = option(0.07, "softmax temperature; not used by simsiam and byol", "NUMBER", "method")
+    cycle_weight: NonNegative = option(
+        0.1, "weight of the cycle loss (λ of Eq. 6); used by method cycle", "NUMBER", "method"
+    )
     cycle_start: Fraction = option(
-        0.0, "share of the training before the cycle loss is switched on", "FRACTION", "method"
+        0.0,
+        "fraction of the training after which the cycle loss is enabled; used by method cycle",
+        "FRACTION",
+        "method",
     )
     queue_size: Count = option(
-        65_536, "keys in the queue of the intra loss; cycle-only, simclr, simsiam and byol have none", "KEYS", "method"
+        65_536,
+        "keys in the queue of the intra loss; used by intra-image, intra-video, cycle, vince and seco",
+        "KEYS",
+        "method",
     )
     cycle_queue_size: Count = option(
-        65_536, "keys in the queue of the cycle loss, support and negatives; cycle and cycle-only", "KEYS", "method"
+        65_536,
+        "keys in the queue of the cycle loss, support and negatives together; used by cycle and cycle-only",
+        "KEYS",
+        "method",
     )
     support_size: Count = option(
-        16_384, "keys of the cycle queue that are the support (U) of the soft nearest neighbor", "KEYS", "method"
+        16_384,
+        "keys in the support (U), from which the soft nearest neighbor is computed; used by cycle and cycle-only",
+        "KEYS",
+        "method",
     )
-    top_k: Count | None = option(None, "use only the K most similar keys of the support (Table 7)", "K", "method")
+    top_k: Count | None = option(
+        None, "use only the K most similar keys of the support (Table 7; default: all)", "K", "method"
+    )
     split_by: Literal["frame", "video"] = option(
-        "frame", "draw the support by frame, or by video, so that support and negatives share no video", group="method"
+        "frame", "draw the support by frame, or by video: then support and negatives share no video", group="method"
     )
     batch_keys: bool = option(
-        False, "also use the other keys of the batch, not only those of the queues", group="method"
+        False, "compare queries with the keys of the current batch too, not only with the queues", group="method"
     )
-    mask_own_video: bool = option(True, "ignore keys of the query's own video in the queues", group="method")
-    distinct_frames: bool = option(True, "take the positive from another frame than the query", group="method")
+    mask_own_video: bool = option(True, "mask keys of the query's own video", group="method")
+    distinct_frames: bool = option(True, "never draw the same frame for query and positive", group="method")
     query_frame_in_support: bool = option(
-        False, "cycle-only: add another view of the query's frame (k++) to its support (Table 5)", group="method"
+        False,
+        "add another view of the query's frame (k++) to its support (Table 5); used by cycle-only",
+        group="method",
     )
     positives: Literal["frame", "video"] = option(
-        "frame", "simclr, simsiam, byol: two views of one frame, or of two frames of a video", group="method"
+        "frame",
+        "positive pairs: two views of one frame, or of two frames of a video; used by simclr, simsiam and byol",
+        group="method",
     )
-    self_batch: bool = option(False, "vince: also contrast the queries of a batch with each other", group="method")
-    self_temperature: Positive = option(0.03, "temperature of --self-batch", "NUMBER", "method")
+    self_batch: bool = option(
+        False, "also contrast the queries of a batch with each other; used by vince", group="method"
+    )
+    self_temperature: Positive = option(0.03, "softmax temperature of --self-batch", "NUMBER", "method")
     momentum: BelowOne = option(
-        0.999, "momentum of the momentum encoder; simclr and simsiam have none", "NUMBER", "method"
+        0.999, "momentum of the momentum encoder; not used by simclr and simsiam", "NUMBER", "method"
     )
-    momentum_ramp: Whole = option(0, "limit the momentum to step / (step + STEPS); 0: no limit", "STEPS", "method")
+    momentum_ramp: Whole = option(
+        0, "limit the encoder momentum to step / (step + STEPS); 0: no limit", "STEPS", "method"
+    )
     momentum_rise: bool = option(
-        False, "raise the momentum to 1 along a cosine (BYOL); excludes --momentum-ramp", group="method"
+        False, "increase the encoder momentum to 1 on a cosine (BYOL); excludes --momentum-ramp", group="method"
     )
-    bn_groups: Count = option(8, "groups of shuffled keys for BatchNorm, over all processes", "N", "method")
+    bn_groups: Count = option(8, "groups for shuffled BatchNorm of keys, over all processes", "N", "method")
 
     backbone: BackboneName = option(
-        "resnet18", "resnet10, 18, 34 or 50, with -small (3x3 stem) and -wN (width N), or timm:<name>", "NAME", "model"
+        "resnet18",
+        "resnet10, 18, 34 or 50, optionally with -small (3x3 stem) or -wN (width N), or timm:<name>",
+        "NAME",
+        "model",
     )
     init: Name | None = option(
-        None, "start from the backbone of this model instead of random weights", "MODEL", "model", "model"
+        None, "initialize the backbone from this model (default: random weights)", "MODEL", "model", "model"
     )
     projector: Literal["linear", "mlp", "mlp-bn", "mlp3-bn"] = option(
-        "linear", "one layer (paper), two (release), two with BatchNorm, or three (SimSiam)", group="model"
+        "linear",
+        "one layer (paper), two (release), two with BatchNorm, or three with BatchNorm (SimSiam)",
+        group="model",
     )
-    projector_dim: Length = option(64, "dimension of the unit vectors that the losses compare", "DIM", "model")
+    projector_dim: Length = option(64, "dimension of the projector outputs that the losses compare", "DIM", "model")
 
-    batch_size: Count = option(256, "videos per step, over all processes", "VIDEOS", "optimisation")
-    accumulate: Few = option(1, "split a batch into N micro-batches, to save memory", "N", "optimisation")
-    epochs: Count = option(200, "passes over the videos", "EPOCHS", "optimisation")
-    steps: Count | None = option(None, "updates in total; overrides --epochs", "STEPS", "optimisation")
-    learning_rate: Positive = option(0.06, "peak learning rate", "RATE", "optimisation")
+    batch_size: Count = option(256, "videos per step, over all processes", "VIDEOS", "optimization")
+    accumulate: Few = option(1, "accumulate gradients over N micro-batches, to save memory", "N", "optimization")
+    epochs: Count = option(200, "passes over the training videos", "EPOCHS", "optimization")
+    steps: Count | None = option(None, "optimizer steps in total; overrides --epochs", "STEPS", "optimization")
+    learning_rate: Positive = option(0.06, "peak learning rate", "RATE", "optimization")
     schedule: Literal["cosine", "step"] = option(
-        "step", "cosine, or a tenth after 60% and again after 80% of the training", group="optimisation"
+        "step",
+        "learning rate schedule: cosine, or step, which is x0.1 at 60% and 80% of training",
+        group="optimization",
     )
-    warmup: Fraction = option(0.0, "share of the training in which the learning rate rises", "FRACTION", "optimisation")
-    sgd_momentum: BelowOne = option(0.9, "momentum of SGD", "NUMBER", "optimisation")
-    weight_decay: NonNegative = option(1e-4, "weight decay of SGD", "NUMBER", "optimisation")
-    gradient_clip: Positive | None = option(None, "largest norm of the gradient", "NORM", "optimisation")
-    seed: Seed = option(0, "seed of all random numbers", "SEED", "optimisation")
+    warmup: Fraction = option(
+        0.0, "fraction of the training with linear warm-up of the learning rate", "FRACTION", "optimization"
+    )
+    sgd_momentum: BelowOne = option(0.9, "momentum of SGD", "NUMBER", "optimization")
+    weight_decay: NonNegative = option(1e-4, "weight decay of SGD", "NUMBER", "optimization")
+    gradient_clip: Positive | None = option(
+        None, "clip the gradient to this norm (default: no clipping)", "NORM", "optimization"
+    )
+    seed: Seed = option(0, "seed of all random numbers", "SEED", "optimization")
 
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
     workers: Processes | None = option(
-        None, "processes that load and augment (default: the number of cores)", "N", "hardware"
+        None,
+        "processes that load and augment frames (default: a quarter of the cores on a CPU; on a GPU all cores, shared "
+        "by the processes of the node)",
+        "N",
+        "hardware",
     )
     precision: Literal["auto", "bf16", "fp32"] = option(
-        "auto", "auto: bf16 where the hardware supports it", group="hardware"
+        "auto", "auto: bf16 if the hardware supports it natively", group="hardware"
     )
     augment_on: Literal["auto", "cpu", "device"] = option(
         "auto",
-        "where colour jitter and blur run, equal up to rounding; auto: on the device if it is a CUDA GPU",
+        "where color jitter and blur run, with equal results up to rounding; auto: on the device if it is a CUDA GPU",
         group="hardware",
     )
     compile: bool = option(
         False,
-        "compile the encoders with torch.compile; for CUDA, takes a minute or more at the start",
+        "compile the encoders with torch.compile; meant for CUDA; takes a minute or more at the start",
         group="hardware",
     )
 
     out: Place = option(..., "folder of the new run", "FOLDER", "output")
-    resume: Place | None = option(None, "resume this run with its settings", "RUN", "output")
+    resume: Place | None = option(None, "resume this run with its saved settings", "RUN", "output")
     checkpoint_every: Count = option(1000, "steps between checkpoints", "STEPS", "output")
-    log_every: Count = option(10, "steps between lines of metrics.jsonl", "STEPS", "output")
+    log_every: Count = option(10, "steps between rows of metrics.jsonl", "STEPS", "output")
     log_to: LogTo = option(
         (),
-        "also log to tensorboard or wandb, into folders of the run; wandb is offline unless WANDB_MODE is online",
+        "also log to tensorboard or wandb, in the folder of the run; wandb is offline unless WANDB_MODE is online",
         "LOGGER",
         "output",
     )
     health_every: Whole | None = option(
-        None, "steps between measurements of health; 0: none (default: about 20 in a run)", "STEPS", "output"
+        None,
+        "steps between health evaluations on held-out videos; 0: none (default: about 20 evaluations per run)",
+        "STEPS",
+        "output",
     )
     select: Literal["last", "health"] = option(
-        "last", "keep the last backbone, or the one that retrieves held-out videos best", group="output"
+        "last", "final backbone: the last one, or the one with the best health (same-video retrieval)", group="output"
     )
-    report: bool = option(True, "write report.html into the run at the end", group="output")
+    report: bool = option(True, "write RUN/report.html at the end", group="output")
 
     def undecided(self) -> set[str]:
-        """Return the names of the settings that depend on the data and the hardware."""
+        """Return the settings that the preset `auto` must still resolve from the data and the hardware."""
         return set(DECIDED_BY_AUTO) - self.model_fields_set if self.preset == "auto" else set()
 
     def requested(self) -> set[str]:
-        """Return the names of the settings that the user set; none if all are set, as by the config.toml of a run."""
+        """Return the settings that the user set; empty if all are set, as by the config.toml of a run."""
         usual: dict[str, object] = {}
         if self.preset != "auto":
             usual = {name: field.default for name, field in type(self).model_fields.items()}
@@ -223,7 +271,7 @@ class PretrainConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Add the settings of the preset, or of the run to resume."""
+        """Fill in the settings of the preset, or of the run to resume."""
         values = _with_current_names(values)
         if values.get("resume") is not None:
             return cls._resumed(values, Path(str(values["resume"])))
@@ -234,9 +282,9 @@ class PretrainConfig(BaseModel):
 
     @classmethod
     def _resumed(cls, values: dict[str, Any], run: Path) -> dict[str, Any]:
-        """Return the settings of a run with those that may change replaced; raises ValueError if others differ.
+        """Return the settings of a run, updated by `values`; raises ValueError if another setting changes.
 
-        The config.toml of the last checkpoint has the settings that the run was trained with.
+        The run was trained with the settings in the config.toml of the last checkpoint.
         """
         copy, trained = _last_checkpoint(run)
         saved = _read_config(run, f"copy {copy} over it" if copy else "start a new run")
@@ -292,12 +340,12 @@ class PretrainConfig(BaseModel):
 
 
 def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with former names replaced, unless the current one is there too."""
+    """Return the settings with former names replaced, unless the current name is set as well."""
     return {(new if (new := RENAMED.get(name)) and new not in values else name): v for name, v in values.items()}
 
 
 def _read_config(run: Path, remedy: str) -> dict[str, Any]:
-    """Return the settings in the config.toml of a run. Raises ValueError that says what to do."""
+    """Return the settings of a run. Raises ValueError if they cannot be read."""
     if not os.path.isfile(run / "config.toml"):  # Path.is_file fails if the name is too long
         if os.path.isdir(run / "frames"):
             raise ValueError(f"resume: {run} stopped before its training began; repeat the first command")
@@ -313,7 +361,7 @@ def _read_config(run: Path, remedy: str) -> dict[str, Any]:
 def _last_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any]]:
     """Return the config.toml of the last checkpoint and its settings, or None and no settings."""
     for copy in sorted(run.glob("checkpoints/step-*[0-9]/config.toml"), reverse=True):
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # it is damaged
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # skip a damaged one
             checksums = json.loads(copy.with_name("checksums.json").read_bytes())
             if checksums["config.toml"] == hashlib.sha256(copy.read_bytes()).hexdigest():
                 return copy, _load(copy)

@@ -19,8 +19,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True, defer_build=True)
-GROUPS = ("data", "method", "model", "options", "optimisation", "hardware", "output")
-"""The groups of options, in the order in which the help shows them."""
+GROUPS = ("data", "method", "model", "options", "optimization", "hardware", "output")
+"""The groups of options, in the order of the help."""
 
 
 def option(
@@ -33,25 +33,26 @@ def option(
 ) -> Any:
     """Return the field of an option: its default (... if it is required), its help, and the placeholder of its value.
 
-    `names` says what must exist before the command starts; `path` is a file or a folder. `rules` are those of pydantic.
+    If `names` is set, the value must exist before the command starts; `path` is a file or a folder. `rules` are
+    passed to `pydantic.Field`.
     """
     details: dict[str, Any] = {"metavar": metavar, "group": group, "names": names}
     return Field(default, description=about, json_schema_extra=details, **rules)
 
 
 def detail(field: FieldInfo, key: str) -> str:
-    """Return the metavar, the group, or the kind of name of an option."""
-    return str(cast(dict[str, Any], field.json_schema_extra)[key])
+    """Return the metavar, the group, or the kind of name of an option; "" for a field that `option` did not make."""
+    return str(cast(dict[str, Any], field.json_schema_extra or {}).get(key, ""))
 
 
 # --- numbers
 
 MAX_COUNT = 10**9
-"""A larger number of anything is a typing error, and would overflow somewhere."""
+"""Larger counts are typing errors and would overflow."""
 
 
 def _refuse_boolean(value: object) -> object:
-    """Refuse what pydantic would read as 0 or 1."""
+    """Refuse booleans, which pydantic would convert to 0 or 1."""
     if isinstance(value, bool):
         raise ValueError("input should be a number")
     return value
@@ -61,7 +62,7 @@ IsNumber = BeforeValidator(_refuse_boolean)
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT), IsNumber]
 Whole = Annotated[int, Field(ge=0, le=MAX_COUNT), IsNumber]
 Few = Annotated[int, Field(ge=1, le=10_000), IsNumber]
-"""A number of things that are made or held at the same time."""
+"""A small count, for things that exist at the same time."""
 Length = Annotated[int, Field(ge=1, le=1_000_000), IsNumber]
 """The dimension of a vector."""
 Processes = Annotated[int, Field(ge=0, le=1024), IsNumber]
@@ -78,11 +79,11 @@ Side = Annotated[int, Field(ge=8, le=8192), IsNumber]
 # --- names and places
 
 HIDDEN_VALUE = "hidden_value"
-"""The type of errors whose value is not repeated to the user, because it may hold a secret."""
+"""The type of errors whose value is not printed, because it may contain a secret."""
 
 
 def _check_name(value: object) -> object:
-    """Refuse what is not the name of a file: empty (it would mean the current folder), too long, or not UTF-8."""
+    """Refuse what cannot be a file name: empty (which would mean the current folder), too long, or not UTF-8."""
     if not isinstance(value, str | os.PathLike) or not (name := str(value)):
         raise ValueError("input should be a name")
     try:
@@ -95,7 +96,7 @@ def _check_name(value: object) -> object:
 
 
 def is_url(place: object) -> TypeGuard[str]:
-    """Whether this is the URL of a place that is not on this machine."""
+    """Whether this is a URL instead of a local path."""
     return isinstance(place, str) and "://" in place
 
 
@@ -106,7 +107,7 @@ def _refuse_url(value: object) -> object:
 
 
 def _path_or_url(value: object, as_path: Callable[[object], Path | str]) -> Path | str:
-    """Return a path, or a URL that holds no secret: it will appear in files and messages."""
+    """Return a path, or a URL without secrets, because it will appear in files and messages."""
     if not is_url(value):
         return Path(as_path(_check_name(value)))
     if "@" in value or "?" in value or "#" in value:
@@ -128,7 +129,7 @@ Name = Annotated[str, AfterValidator(_check_name)]
 Place = Annotated[Path, BeforeValidator(_check_name), BeforeValidator(_refuse_url)]
 """A file or folder on this machine."""
 PlaceOrUrl = Annotated[Path | str, WrapValidator(_path_or_url)]
-"""A folder, or the URL of a prepared store, which stays text."""
+"""A folder, or the URL of a prepared store, which stays a string."""
 
 
 def _with_suffix(*suffixes: str) -> AfterValidator:
@@ -147,11 +148,11 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?|mps)$")]
 # --- what a user passes in Python
 
 USER_PREFIX = "own:"
-"""Files and messages name a user's own network, augmentation or method by this and the name of its class."""
+"""The prefix of the names of user-defined networks, augmentations and methods in files and messages."""
 
 
 def is_user_defined(name: object) -> TypeGuard[str]:
-    """Whether this names a network, an augmentation or a method that a user passes in Python."""
+    """Whether this is the name of a user-defined network, augmentation or method, passed in Python."""
     return isinstance(name, str) and re.fullmatch(rf"{USER_PREFIX}\w{{1,100}}", name) is not None
 
 
@@ -160,9 +161,9 @@ def _known_or_user_defined(name: object, check: ValidatorFunctionWrapHandler) ->
 
 
 OR_USER_DEFINED = WrapValidator(_known_or_user_defined)
-"""Beside a Literal: also the names of what a user passes in Python."""
+"""Extends a Literal by the names of user-defined parts."""
 AS_TEXT = PlainSerializer(str, return_type=str)
-"""Beside OR_USER_DEFINED: how such a name is written into config.toml."""
+"""Use it with OR_USER_DEFINED, so that such names can be written to config.toml."""
 
 RESNET = re.compile(r"resnet(10|18|34|50)(-small)?(?:-w([1-9][0-9]{0,2}))?")
 """The names of our ResNets: depth, stem for small images, width of the first stage."""
@@ -180,5 +181,5 @@ BackboneName = Annotated[Name, AfterValidator(_check_backbone)]
 
 MODEL = "a run, a backbone file, a checkpoint, timm:<name>, or random:<backbone>"
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
-LOADERS = "processes that load images (default: the number of cores)"
-TRAINED_SIZE = "side of the images (default: the size the model was trained at)"
+LOADERS = "processes that load images (default: a quarter of the cores on a CPU, all cores on a GPU)"
+TRAINED_SIZE = "side of the input images (default: the training size of the model)"

@@ -1,1 +1,1 @@
-"""Floor 1, pixels: from video files to batches of augmented views."""
+"""Data: from video files to frame stores and batches of augmented views, and labeled datasets."""

@@ -1,6 +1,6 @@
-"""Random views of a frame: parameters are drawn once per view, then applied by an executor that draws nothing.
+"""Random views of a frame: parameters are drawn once per view, then applied by a deterministic executor.
 
-Here is OpenCV's executor, for worker processes; device_augment.py has the one for batches on a device.
+This file has the OpenCV executor for worker processes, device_augment.py the one for batches on a device.
 """
 
 import math
@@ -15,11 +15,11 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.errors import UserError
 
 Augmentation: TypeAlias = Callable[[Pixels, np.random.Generator, int], Pixels]
-"""A user's: a frame RGB uint8 (height, width, 3), the generator of this view, the side → RGB uint8 (side, side, 3)."""
+"""A custom augmentation: (frame, generator, size) → view; RGB uint8 (height, width, 3) → (size, size, 3)."""
 
 
 class Recipe(NamedTuple):
-    """Strengths and probabilities from which views are drawn."""
+    """The strengths and probabilities of the random transforms."""
 
     jitter: tuple[float, float, float, float]
     jitter_probability: float
@@ -29,7 +29,7 @@ class Recipe(NamedTuple):
     flip: bool = True
 
 
-# Differs from the release of MoCo v1: gray comes after the jitter, as in v2, not before.
+# Differs from the release of MoCo v1: gray is applied after the jitter, as in v2, not before.
 RECIPES = {
     "moco-v1": Recipe((0.4, 0.4, 0.4, 0.4), 1.0, 0.2, 0.0),
     "moco-v2": Recipe((0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5),
@@ -41,7 +41,7 @@ ASPECT = (3 / 4, 4 / 3)
 
 
 class Jitter(NamedTuple):
-    """Colour changes: factors around 1, hue in turns, and the order in which they are applied."""
+    """Color jitter: factors around 1, hue shift in turns, and the order in which they are applied."""
 
     brightness: float
     contrast: float
@@ -51,7 +51,7 @@ class Jitter(NamedTuple):
 
 
 class View(NamedTuple):
-    """Everything random about one view.
+    """All random parameters of one view.
 
     `crop`: left, top, width, height in pixels of the frame; `blur`: σ in pixels at a side of 224, 0 for none.
     """
@@ -64,7 +64,7 @@ class View(NamedTuple):
 
 
 def smallest_crop(recipe: Recipe) -> float:
-    """Return the shortest side that a crop may have, as a part of the frame's short side."""
+    """Return the smallest possible side of a crop, as a fraction of the short side of the frame."""
     return math.sqrt(recipe.min_crop * ASPECT[0])
 
 
@@ -79,9 +79,9 @@ def draw_view(rng: np.random.Generator, height: int, width: int, recipe: Recipe)
 
 
 def apply_view(image: Pixels, view: View, size: int) -> Pixels:
-    """Execute a view with OpenCV: RGB (height, width, 3) → (size, size, 3); cropped before anything else.
+    """Apply a view with OpenCV: RGB (height, width, 3) → (size, size, 3); the crop comes first.
 
-    Differs from the release: σ of the blur scales with the side, so that small views keep their content.
+    Differs from the release: σ of the blur scales with the size, so that small views keep their content.
     """
     pixels = cut_view(image, view, size)
     if view.jitter is not None:
@@ -95,14 +95,14 @@ def apply_view(image: Pixels, view: View, size: int) -> Pixels:
 
 
 def cut_view(image: Pixels, view: View, size: int) -> Pixels:
-    """Execute the first part of a view, which all executors share: crop, resize to (size, size, 3), flip."""
+    """Apply the part of a view that all executors share: crop, resize to (size, size, 3), flip."""
     left, top, width, height = view.crop
     pixels = _resized(image[top : top + height, left : left + width], size)
     return cv2.flip(pixels, 1) if view.flip else pixels
 
 
 def _resized(pixels: Pixels, size: int) -> Pixels:
-    """Resize to (size, size, 3); to shrink, average whole blocks of pixels, OpenCV's fastest way."""
+    """Resize to (size, size, 3); shrink by averaging whole blocks of pixels, which is fastest in OpenCV."""
     height, width = pixels.shape[:2]
     if min(height, width) > size:
         blocks = max(2, round((height + width) / (2 * size))) * size
@@ -134,7 +134,7 @@ def _luma(pixels: Pixels) -> Pixels:
 
 
 def _changed(pixels: Pixels, change: int, factor: float) -> Pixels:
-    """Return pixels after one change of a `Jitter`, by its place there; hue changes by `factor` turns."""
+    """Return pixels after one change of a `Jitter`, by its index there; hue is shifted by `factor` turns."""
     match change:
         case 0:  # brightness
             pixels = cv2.convertScaleAbs(pixels, alpha=factor)
@@ -144,7 +144,7 @@ def _changed(pixels: Pixels, change: int, factor: float) -> Pixels:
         case 2:  # saturation
             gray = cv2.cvtColor(_luma(pixels), cv2.COLOR_GRAY2RGB)
             pixels = cv2.addWeighted(pixels, factor, gray, 1 - factor, 0)
-        case 3:  # hue, in float: OpenCV's 8-bit HSV alone moves colours by up to 8 of 255
+        case 3:  # hue, in float, because OpenCV's 8-bit HSV changes colors by up to 8 of 255
             hsv = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)
             hsv = cv2.add(hsv, (factor % 1 * 360, 0.0, 0.0, 0.0))
             pixels = cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
@@ -152,7 +152,7 @@ def _changed(pixels: Pixels, change: int, factor: float) -> Pixels:
 
 
 def user_view(augmentation: Augmentation, image: Pixels, rng: np.random.Generator, size: int) -> Pixels:
-    """Return a view by a user's function, which gets a copy of the frame; raises UserError for a wrong result."""
+    """Return a view by a user-defined function, which gets a copy of the frame; raises UserError for a wrong result."""
     view: object = augmentation(image.copy(), rng, size)
     expected = f"uint8 ({size}, {size}, 3)"
     if not isinstance(view, np.ndarray):
@@ -163,7 +163,7 @@ def user_view(augmentation: Augmentation, image: Pixels, rng: np.random.Generato
 
 
 def check_augmentation(augmentation: Augmentation, image: Pixels, size: int) -> None:
-    """Try a user's function twice on an image; raises UserError where it fails or the two views differ."""
+    """Call a user-defined function twice on an image; raises UserError if it fails or the two views differ."""
     try:
         first, second = (
             user_view(augmentation, image, np.random.Generator(np.random.Philox(key=0)), size) for _ in "12"
@@ -175,13 +175,13 @@ def check_augmentation(augmentation: Augmentation, image: Pixels, size: int) -> 
         raise UserError(f"augmentation: fails on a frame {image.shape} ({type(error).__name__}: {reason})") from error
     if not np.array_equal(first, second):
         raise UserError(
-            "augmentation: returns two different views for one frame and one generator; draw from the generator "
-            "alone, or no run can be repeated"
+            "augmentation: returns two different views for the same frame and generator; draw random numbers from "
+            "the generator only, so that runs are reproducible"
         )
 
 
 def check_picklable(name: str, function: object) -> None:
-    """Raise UserError where a function cannot be sent to data loading processes."""
+    """Raise UserError if a function cannot be pickled for the data loading processes."""
     try:
         pickle.dumps(function)
     except Exception as error:  # pickle raises many kinds

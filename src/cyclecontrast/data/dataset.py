@@ -1,6 +1,6 @@
-"""The training's dataset: for each position two or more random views of one video, a function of (seed, position).
+"""The training dataset: for each position two or more random views of one video, a function of (seed, position).
 
-So worker processes, a resume at any step and any number of processes see the same data.
+Therefore the data does not depend on the workers, the number of processes, or the step at which a run resumes.
 """
 
 import math
@@ -24,14 +24,14 @@ from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 
 FurtherFrames: TypeAlias = Callable[[np.random.Generator, int, int], tuple[int, ...]]
-"""(generator, the query's frame, number of frames) → frame numbers of further views."""
+"""(generator, frame of the query, number of frames) → frame numbers of the extra views."""
 NO_NUMBERS = torch.empty(0, 0)
 MAX_STAND_INS = 100
-"""After so many videos in a row without any readable frame the data as a whole count as unreadable."""
+"""Number of consecutive videos without a readable frame after which the data counts as unreadable."""
 
 
 class ReadError(NamedTuple):
-    """A frame that cannot be read: the number of its video, its number there, and why."""
+    """A frame that cannot be read: the number of its video, the number of the frame, and the reason."""
 
     video: int
     frame: int
@@ -39,10 +39,10 @@ class ReadError(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Views of one video: the query, the positive, then further ones; `frames` has the frame number of each.
+    """Views of one video: the query, the positive, then extra views; `frames` has the frame number of each.
 
-    `num_replaced` views show another frame than was drawn, because one of `read_errors` could not be read.
-    `device_numbers` has, for each view, what `finish_views` takes; empty where the views are finished.
+    `num_replaced` views show another frame than was drawn, because of the `read_errors`. `device_numbers` has the
+    arguments of `finish_views` for each view; it is empty if the views are finished.
     """
 
     views: tuple[Pixels, ...]
@@ -56,7 +56,7 @@ class Sample(NamedTuple):
 class Batch(NamedTuple):
     """Stacked samples: each view uint8 (batch, 3, size, size), channels-last; video (batch,); frames (batch, views).
 
-    `device_numbers` (batch, num_views, 10) has what `finish_views` takes, and is empty where the views are finished.
+    `device_numbers` (batch, num_views, 10) has the arguments of `finish_views`; it is empty if the views are finished.
     """
 
     views: tuple[Tensor, ...]
@@ -79,7 +79,7 @@ class _NoFrameError(Exception):
 
 
 def no_further_frames(rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
-    """Ask for no view beyond query and positive."""
+    """Draw no extra views."""
     return ()
 
 
@@ -87,12 +87,12 @@ def no_further_frames(rng: np.random.Generator, query: int, num_frames: int) -> 
 class ViewDataset(Dataset[Sample | UserError]):
     """The sample at each position of the training; an epoch is one pass over the videos.
 
-    With `same_frame` query and positive show one frame (Eq. 1), else two frames of the video (Eq. 2).
-    Differs from the release where `distinct`: there the two are drawn independently and may be the same frame.
-    A video of one frame gives two views of it. `further` names the frames of further views; `videos` the videos that
-    take part, all by default. A frame that does not decode is replaced by another one of its video, a video without
-    readable frames by the next one; a storage that fails is retried, with pauses made by `sleep`, and then an error.
-    With `finish_on_device` the workers only crop, resize and flip; `finish_views` does the rest.
+    With `same_frame` query and positive show the same frame (Eq. 1), otherwise two frames of the video (Eq. 2).
+    Differs from the release with `distinct`: there the two are drawn independently and may be the same frame.
+    A video of one frame gives two views of this frame. `further` draws the frames of extra views. `videos` selects the
+    videos, all by default. A frame that cannot be decoded is replaced by another one of its video, a video without
+    readable frames by the next one. Failures of the storage are retried after pauses (`sleep`), then raised.
+    With `finish_on_device` the workers only crop, resize and flip; `finish_views` does the rest on the device.
     """
 
     store: FrameStore
@@ -108,18 +108,18 @@ class ViewDataset(Dataset[Sample | UserError]):
 
     @property
     def num_videos(self) -> int:
-        """Number of videos that take part."""
+        """Number of selected videos."""
         return self.store.num_videos if self.videos is None else len(self.videos)
 
     def __getitem__(self, position: int) -> Sample | UserError:
-        """Return the sample; an error is returned too, because a data loader buries a raised one in a traceback."""
+        """Return the sample, or the UserError: the data loader would turn a raised error into a traceback."""
         try:
             return self.sample(position)
         except UserError as error:
             return error
 
     def sample(self, position: int) -> Sample:
-        """Return the sample at a position; raises UserError where no frame can be read."""
+        """Return the sample at a position; raises UserError if no frame can be read."""
         epoch, place = divmod(position, self.num_videos)
         num_tried = min(MAX_STAND_INS, self.num_videos)
         errors: list[ReadError] = []
@@ -160,7 +160,7 @@ class ViewDataset(Dataset[Sample | UserError]):
         return first, (first + 1 + int(rng.integers(num_frames - 1))) % num_frames
 
     def _view(self, image: Pixels, epoch: int, place: int, role: int) -> tuple[Pixels, tuple[float, ...]]:
-        """Return a view, and the numbers of what the device is to do to it."""
+        """Return a view, and the arguments of `finish_views` for it."""
         rng = random_stream(self.seed, epoch, place, role)
         if not isinstance(self.recipe, Recipe):
             return user_view(self.recipe, image, rng, self.size), ()
@@ -170,8 +170,8 @@ class ViewDataset(Dataset[Sample | UserError]):
         return apply_view(image, view, self.size), ()
 
     def _read(self, video: int, frame: int, errors: list[ReadError], avoid: int | None = None) -> tuple[Pixels, int]:
-        """Return the frame or the next readable one, with its number; `avoid` is used only where there is no other."""
-        # The short side from which views are cut without loss; a user's function gets all of the frame.
+        """Return the frame or the next readable one, with its number; `avoid` is used only if there is no other."""
+        # Decoding at this short side is enough for any crop; a user-defined augmentation gets the full frame.
         side = math.ceil(self.size / smallest_crop(self.recipe)) if isinstance(self.recipe, Recipe) else None
         others = chain(range(frame, self.store.frames_in(video)), range(frame))
         last = () if avoid is None else (avoid,)
@@ -184,7 +184,7 @@ class ViewDataset(Dataset[Sample | UserError]):
 
 
 def collate(samples: list[Sample | UserError]) -> Batch | UserError:
-    """Stack samples, or return the first error; the views keep the channels-last memory that OpenCV wrote."""
+    """Stack samples, or return the first error; views stay in channels-last memory format, as OpenCV wrote them."""
     good = [sample for sample in samples if not isinstance(sample, UserError)]
     if len(good) < len(samples):
         return next(sample for sample in samples if isinstance(sample, UserError))

@@ -1,6 +1,6 @@
-"""Apply the colour changes and the blur of a batch of views on any device, from parameters drawn before.
+"""The device executor of views: color jitter and blur of a whole batch on any device, with given parameters.
 
-Workers still crop, resize and flip (`cut_view`): frames come in many sizes and have two to nine times a view's bytes.
+Workers still crop, resize and flip (`cut_view`), because frames differ in size and are 2 to 9 times larger than views.
 """
 
 import torch
@@ -11,43 +11,43 @@ from cyclecontrast.data.augment import BLUR_AT_SIDE, LEAST_SIGMA, Jitter, View
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 NEUTRAL = Jitter(1.0, 1.0, 1.0, 0.0, (BRIGHTNESS, CONTRAST, SATURATION, HUE))
 COLUMNS = (4, 4, 1, 1)
-"""Of the numbers of a view: three factors and the hue's turns, the order of these changes, gray, σ of the blur."""
+"""Columns of the numbers of a view: four jitter factors, their order, gray, σ of the blur."""
 RED, GREEN, BLUE = 0.299, 0.587, 0.114
-"""Parts of the luma."""
+"""Weights of the luma."""
 
 
 def numbers_of(view: View) -> tuple[float, ...]:
-    """Return the rest of a view after `cut_view`, as numbers for `finish_views`."""
+    """Return the parameters that are not applied by `cut_view`, as numbers for `finish_views`."""
     *factors, order = view.jitter or NEUTRAL
     return (*factors, *order, float(view.gray), view.blur)
 
 
 @torch.no_grad()
 def finish_views(pixels: Tensor, numbers: Tensor) -> Tensor:
-    """Finish cut views as `apply_view` does, each change rounded to bytes as there.
+    """Apply jitter, gray and blur as `apply_view` does; each change is rounded to 8 bits as there.
 
-    Shapes: pixels uint8 (batch, 3, size, size) on any device; numbers float (batch, 10) on the host, where one sees
-    without waiting which hues turn and which views are blurred. Returns pixels of the same kind, channels-last. Not for
-    autocast: bf16 has fewer digits than a byte.
+    Shapes: pixels uint8 (batch, 3, size, size) on any device. numbers float (batch, 10) on the CPU, so that selecting
+    views needs no synchronization. Returns uint8 pixels of the same shape, channels-last. Do not use it under autocast:
+    bf16 has less precision than 8-bit pixels.
     """
     factors, order, gray, sigma = torch.split(numbers, list(COLUMNS), dim=1)
-    of_colour, of_mean = _on(pixels.device, *_mixtures(factors, order, gray))
-    colours = pixels.float().flatten(2)
-    for place in range(of_colour.shape[1]):
-        mean = colours.mean(dim=2, keepdim=True)
-        colours = torch.baddbmm(of_mean[:, place] @ mean, of_colour[:, place], colours).round_().clamp_(0, 255)
+    of_color, of_mean = _on(pixels.device, *_mixtures(factors, order, gray))
+    colors = pixels.float().flatten(2)
+    for place in range(of_color.shape[1]):
+        mean = colors.mean(dim=2, keepdim=True)
+        colors = torch.baddbmm(of_mean[:, place] @ mean, of_color[:, place], colors).round_().clamp_(0, 255)
         if place < order.shape[1]:
-            _turn_hues(colours, torch.where(order[:, place] == HUE, factors[:, HUE], 0.0))
-    planes = colours.view(pixels.shape)
+            _turn_hues(colors, torch.where(order[:, place] == HUE, factors[:, HUE], 0.0))
+    planes = colors.view(pixels.shape)
     _blur(planes, sigma[:, 0])
     return planes.to(dtype=torch.uint8, memory_format=torch.channels_last)
 
 
 def _mixtures(factors: Tensor, order: Tensor, gray: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what each change makes of a pixel's colour and of the mean colour: two (batch, 5, 3, 3).
+    """Return the matrices that each change applies to the color of a pixel and to the mean color: two (batch, 5, 3, 3).
 
-    A factor f blends a colour, f of it, with black, the mean luma or the colour's luma. Gray is the luma alone, a fifth
-    change; a hue is left as it is.
+    A factor f weights the color by f and black, the mean luma or the luma of the color by 1 - f. Gray is a fifth change
+    with f = 0. A change of hue is the identity here.
     """
     change = torch.cat((order, torch.full_like(gray, SATURATION)), dim=1)[..., None, None]
     with_gray = torch.cat((factors.gather(1, order.long()), 1 - gray), dim=1)[..., None, None]
@@ -57,29 +57,29 @@ def _mixtures(factors: Tensor, order: Tensor, gray: Tensor) -> tuple[Tensor, Ten
     return factor * torch.eye(3) + other * (change == SATURATION), other * (change == CONTRAST)
 
 
-def _turn_hues(colours: Tensor, turns: Tensor) -> None:
-    """Turn the hues of colours (batch, 3, pixels) by parts of a full turn (batch,), each in place; 0 for none."""
+def _turn_hues(colors: Tensor, turns: Tensor) -> None:
+    """Rotate the hues of colors (batch, 3, pixels) in place, by fractions of a full turn (batch,); 0 for none."""
     chosen = torch.nonzero(turns)[:, 0]
     if not len(chosen):
         return
-    sixths, places = _on(colours.device, 6 * turns[chosen, None], chosen)
-    part = colours[places]
+    sixths, places = _on(colors.device, 6 * turns[chosen, None], chosen)
+    part = colors[places]
     red, green, blue = part.unbind(1)
     value = part.amax(dim=1)
     chroma = value - part.amin(dim=1)
     of_green = torch.where(green == value, blue - red + 2 * chroma, red - green + 4 * chroma)
     hue = torch.where(red == value, green - blue, of_green) / chroma.clamp(min=1)
-    for channel, origin in enumerate((5, 3, 1)):  # where a channel's sixth of full value begins
+    for channel, origin in enumerate((5, 3, 1)):  # start of the sixths where the channel is at its maximum
         along = (hue + (sixths + origin)).remainder_(6)
         falling = torch.minimum(along, 4 - along).clamp_(0, 1)
         part[:, channel] = torch.addcmul(value, chroma, falling, value=-1)
-    colours.index_copy_(0, places, part.round_())
+    colors.index_copy_(0, places, part.round_())
 
 
 def _blur(planes: Tensor, sigma: Tensor) -> None:
     """Blur images (batch, 3, size, size) by a Gaussian of σ (batch,) in pixels at a side of 224, in place; 0 for none.
 
-    A blur along an axis is a product with a matrix, which holds the mirrored border, too.
+    A blur along an axis is a matrix product; the matrix includes the reflected border.
     """
     chosen = torch.nonzero(sigma)[:, 0]
     if not len(chosen):
@@ -92,7 +92,7 @@ def _blur(planes: Tensor, sigma: Tensor) -> None:
 
 
 def _gaussian_matrix(sigma: Tensor, size: int) -> Tensor:
-    """Return the matrices (batch, size, size) that blur along an axis; beyond the border, pixels are mirrored at it."""
+    """Return the matrices (batch, size, size) that blur along an axis with reflected borders."""
     column = torch.arange(size, device=sigma.device)
     row, last = column[:, None], size - 1
     twice = 2 * sigma[:, None, None] ** 2

@@ -1,4 +1,4 @@
-"""The data loader of the training: a sampler that starts at any step, and workers that end with a clear line."""
+"""The data loader of the training: a sampler that can start at any step, and error handling for workers."""
 
 import atexit
 import contextlib
@@ -20,16 +20,16 @@ T = TypeVar("T")
 PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl: the signal that a process gets when its parent dies."""
 CHECK_SECONDS = 5.0
-"""Without a batch for so long, the loader checks whether its workers live."""
+"""Timeout after which the loader checks whether its workers are alive."""
 HANG_SECONDS = 300.0
-"""Without a batch for so long, and a second more for each of its videos, reading counts as hung."""
+"""Timeout after which reading a batch counts as hung, plus one second per video of the batch."""
 
 
 class StepSampler(Sampler[list[int]]):
-    """The positions of this process's share of each step's batch; `steps` may start anywhere, so a run can resume.
+    """The positions of this rank's part of each batch; `steps` may start at any step, so a run can resume.
 
-    Step s takes the positions s·B to (s + 1)·B - 1 of the training. Differs from the release: a batch may reach into
-    the next epoch, so that no video is left out at an epoch's end.
+    Step s takes the positions s·B to (s + 1)·B - 1 of the training. Differs from the release: a batch may extend into
+    the next epoch, so that no video is dropped at the end of an epoch.
     """
 
     def __init__(self, steps: range, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -53,10 +53,10 @@ class StepSampler(Sampler[list[int]]):
 def load_batches(
     dataset: ViewDataset, sampler: StepSampler, workers: int, pin_memory: bool = False
 ) -> Generator[Batch, None, None]:
-    """Return an iterator of the sampler's batches; raises UserError while iterating.
+    """Return an iterator over the sampler's batches.
 
-    It raises where no frame can be read, the storage fails, or a worker dies or hangs. Without workers a read that
-    hangs is waited for.
+    It raises UserError if no frame can be read, the storage fails, or a worker dies or hangs. Without workers there is
+    no timeout.
     """
     loader = DataLoader(
         dataset,
@@ -71,23 +71,23 @@ def load_batches(
 
 
 def begin_worker(_: int) -> None:
-    """Give a worker one thread, and let only its parent, or the parent's death, end it."""
+    """Initialize a worker: one thread, signals are ignored, and it is killed if its parent dies."""
     cv2.setNumThreads(0)
-    with contextlib.suppress(OSError, AttributeError):  # torch's own watchdog sees nothing while a read hangs
+    with contextlib.suppress(OSError, AttributeError):  # torch's watchdog does not run while a read hangs
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def received(batches: Iterator[T | UserError], source: object, max_seconds: float) -> Generator[T, None, None]:
-    """Yield what a loader with timeout CHECK_SECONDS gives, and end its workers at the end.
+    """Yield the batches of a loader with timeout CHECK_SECONDS, and end its workers at the end.
 
-    `source` is what is read, for messages. Raises UserError where the loader gives one, where a worker died, and where
-    nothing came for `max_seconds`.
+    `source` is named in messages. Raises UserError if the loader returns one, if a worker died, and if there was no
+    batch for `max_seconds`.
     """
     workers: Sequence[BaseProcess] = getattr(batches, "_workers", ())
     end = partial(_kill, workers)
-    atexit.register(end)  # or Python would wait for workers that ignore signals
+    atexit.register(end)  # otherwise Python would wait at exit for workers that ignore signals
     try:
         while (batch := _next(batches, workers, source, max_seconds)) is not None:
             if isinstance(batch, UserError):
@@ -113,13 +113,13 @@ def _next(batches: Iterator[T], workers: Sequence[BaseProcess], source: object, 
             if not reason.startswith("DataLoader timed out"):
                 raise
     _kill(workers)
-    raise UserError(f"{source}: gave no data for {max_seconds:.0f} s: its storage hangs or is too slow; fix it")
+    raise UserError(f"{source}: gave no data for {max_seconds:.0f} s: its storage hangs or is too slow; check it")
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:
-    """Kill the remaining workers: one that waits for a dead file system would keep this process from ending."""
+    """Kill the remaining workers; one that waits for a dead file system would keep this process from exiting."""
     for worker in workers:
-        with contextlib.suppress(RuntimeError):  # torch raises it for this death too
+        with contextlib.suppress(RuntimeError):  # torch raises it for killed workers
             if worker.is_alive():
                 worker.kill()
                 worker.join(CHECK_SECONDS)

@@ -1,4 +1,4 @@
-"""Counter-based randomness: what a sample gets is a function of (seed, epoch, place, purpose), in any process."""
+"""Counter-based random numbers: a function of (seed, epoch, place, purpose), the same in any process."""
 
 from functools import lru_cache
 from math import isqrt
@@ -6,27 +6,28 @@ from math import isqrt
 import numpy as np
 
 QUERY, POSITIVE, FRAMES, ORDER, FURTHER_FRAMES, FURTHER = range(6)
-"""Purposes of random numbers; further views count on from the last."""
+"""Purposes of random numbers; extra view i has the purpose FURTHER + i."""
 NUM_ROUNDS = 6
-"""With 6 rounds the orders of 2 to 16 places are uniform over a million keys; with 4 they are not."""
+"""With 6 rounds the permutations of 2 to 16 items are uniform over a million keys; with 4 they are not."""
 ALL_BITS = 2**64 - 1
 
 
 def random_stream(seed: int, epoch: int, place: int, purpose: int) -> np.random.Generator:
-    """Return the generator that belongs to these numbers alone."""
+    """Return the generator for these numbers; other numbers give independent generators."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, purpose, place, epoch]))
 
 
 def shuffled(seed: int, epoch: int, place: int, num_places: int) -> int:
-    """Return the item at a place of an epoch's random order, which has each of `num_places` items once.
+    """Return the item at a place of the random permutation of `num_places` items in an epoch.
 
-    The order is computed, not stored: a Feistel network on a square of places shifts rows and columns in turn by
-    pseudo-random amounts, which is a bijection. The square has a few places more; from those it is applied again.
+    The permutation is computed, not stored: a Feistel network on a square grid shifts rows and columns in turn by
+    pseudo-random amounts, which is a bijection. The grid has more than `num_places` cells; if the result is outside of
+    the range, the network is applied again (cycle walking).
     """
     keys = _round_keys(seed, epoch)
-    side = 2 * (isqrt((num_places - 1) // 4) + 1)  # an odd side would allow even permutations only
+    side = 2 * (isqrt((num_places - 1) // 4) + 1)  # with an odd side only even permutations would occur
     while True:
-        row, column = divmod(int(place), side)  # Python's integers: NumPy's would overflow, and take twice as long
+        row, column = divmod(int(place), side)  # Python integers: those of NumPy would overflow and are twice as slow
         for row_key, column_key in keys:
             row = (row + _mixed(column + row_key)) % side
             column = (column + _mixed(row + column_key)) % side
@@ -42,7 +43,7 @@ def _round_keys(seed: int, epoch: int) -> tuple[tuple[int, int], ...]:
 
 
 def _mixed(number: int) -> int:
-    """Return 64 bits that each depend on all bits of the number."""
+    """Return a 64-bit hash, each bit of which depends on all bits of the number."""
     number = (number * 0x9E3779B97F4A7C15) & ALL_BITS
     number = ((number ^ number >> 32) * 0xD6E8FEB86659FD93) & ALL_BITS
     return number ^ number >> 32

@@ -1,7 +1,7 @@
-"""The contract of an evaluation protocol, and the list of built-in ones; importing this imports no PyTorch.
+"""The interface of an evaluation protocol, and the built-in ones. Importing this imports no PyTorch.
 
-runner.evaluate goes the same way with every protocol: `open` the data, `predict` with the backbone, write the
-predictions as a record, `score` the record, write the result.
+runner.evaluate does the same for every protocol: `open` the data, `predict` with the backbone, write the predictions as
+a record, `score` the record, write the result.
 """
 
 import re
@@ -24,10 +24,10 @@ DataT = TypeVar("DataT")
 
 
 class Predictions(NamedTuple):
-    """A table with all that the score needs; `tag` names the variant, `problems` each item that was left out.
+    """A table with everything that `score` needs; `tag` names the variant, `problems` the items that were skipped.
 
-    `num_used` is how many items of train and test took part, None for all. `untagged` are settings that the tag names
-    in words of its own, or that had no effect: the runner does not add them to the tag.
+    `num_used` is the number of train and test items used, None for all. `untagged` are settings that the runner does
+    not add to the tag, because the tag describes them otherwise or they had no effect.
     """
 
     table: "pa.Table"
@@ -40,7 +40,7 @@ class Predictions(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Metrics as fractions, their breakdown, what scoring adds to the tag, and files (suffix → content)."""
+    """Metrics as fractions, their breakdown per item, an addition to the tag, notes, and files (suffix → content)."""
 
     metrics: dict[str, float]
     per_item: "Json"
@@ -50,7 +50,7 @@ class Score(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Images or videos that one process would embed at once; `make` embeds any slice of the items by itself."""
+    """Images or videos to embed; `make` embeds any slice of `items`, so that processes can divide them."""
 
     name: str
     items: Sequence[Any]
@@ -58,17 +58,17 @@ class Part(NamedTuple):
 
 
 class Protocol(ABC, Generic[ConfigT, DataT]):
-    """One way to evaluate a backbone. A subclass is passed to `cyclecontrast.evaluate` as it is.
+    """One way to evaluate a backbone. For a custom protocol pass a subclass to `cyclecontrast.evaluate`.
 
-    `name` begins the names of files: lower-case words joined by hyphens. `config_class` has the options; those that
-    only `score` reads are named in its `scoring`.
+    `name` is the prefix of file names: lower-case words joined by hyphens. `config_class` has the options; its
+    `scoring` names those that only `score` reads.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type[EvaluateConfig]]
 
     def __init__(self, config: ConfigT) -> None:
-        """Take the options; before `predict`, the runner fills in an `image_size` that is left open."""
+        """Store the options; before `predict` the runner sets an `image_size` of None to that of the backbone."""
         self.config = config
 
     @abstractmethod
@@ -77,20 +77,20 @@ class Protocol(ABC, Generic[ConfigT, DataT]):
 
     @abstractmethod
     def describe(self, data: DataT) -> "DataInfo":
-        """Return which data these are."""
+        """Return the name, size and fingerprint of the data."""
 
     @abstractmethod
     def predict(self, backbone: "Backbone", data: DataT, cache: "ResumeCache") -> Predictions:
-        """Compute all predictions. What is stored in `cache` is found again after a stop. Raises UserError."""
+        """Compute all predictions. `cache` keeps parts for resuming after an interruption. Raises UserError."""
 
     @abstractmethod
     def score(self, record: "Record") -> Score:
-        """Compute the metrics from the record alone: data and network may be gone. Raises UserError."""
+        """Compute the metrics from the record only: data and model may no longer exist. Raises UserError."""
 
     def parts(self, backbone: "Backbone", data: DataT) -> list[Part]:
-        """Return what `predict` embeds, named as in the cache, so that the processes of torchrun share it.
+        """Return what `predict` embeds, named as in the cache, so that the processes of torchrun can divide the work.
 
-        A protocol that does more than embed leaves this as it is, and runs in one process.
+        Protocols that also train do not override this; they run in one process.
         """
         from cyclecontrast.distributed import runs_alone
 
@@ -98,7 +98,7 @@ class Protocol(ABC, Generic[ConfigT, DataT]):
 
 
 def find_protocol(protocol: str | type[Protocol[Any, Any]]) -> type[Protocol[Any, Any]]:
-    """Return a protocol's class by its name, or check a class of the user's; raises UserError."""
+    """Return the class of a built-in protocol by its name, or check a custom class; raises UserError."""
     if isinstance(protocol, str):
         if protocol not in PROTOCOL_CONFIGS:
             hint = did_you_mean(protocol, PROTOCOL_CONFIGS)
@@ -118,12 +118,12 @@ def find_protocol(protocol: str | type[Protocol[Any, Any]]) -> type[Protocol[Any
 
 
 def config_class_of(protocol: str | type[Protocol[Any, Any]]) -> type[EvaluateConfig]:
-    """Return the options of a protocol; raises UserError. A name needs no PyTorch."""
+    """Return the config class of a protocol; raises UserError. For a name this imports no PyTorch."""
     return PROTOCOL_CONFIGS[protocol] if protocol in PROTOCOL_CONFIGS else find_protocol(protocol).config_class
 
 
 def _built_in(name: str) -> type[Protocol[Any, Any]]:
-    """Import the built-in protocols, and PyTorch with them."""
+    """Return a built-in protocol; imports PyTorch."""
     from cyclecontrast.evaluation.action import Action
     from cyclecontrast.evaluation.finetune import Finetune
     from cyclecontrast.evaluation.knn import Knn

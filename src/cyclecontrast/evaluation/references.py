@@ -62,15 +62,11 @@ class Reference:
 
 
 class Compared(NamedTuple):
-    """Published figures by metric, and a line for each difference of the measured ones; comparable without any."""
+    """What published figures are of, percent by metric, and a line for each difference; comparable without any."""
 
-    references: dict[str, Reference]
+    one: Reference
+    percents: dict[str, float]
     differences: tuple[str, ...]
-
-    @property
-    def one(self) -> Reference:
-        """What the figures have in common: source, method, backbone, data."""
-        return next(iter(self.references.values()))
 
 
 @cache
@@ -89,7 +85,7 @@ def compare(result: Result) -> Compared | None:
     rows = [row for row in same if (row.source, row.backbone) == (same[0].source, same[0].backbone)]
     if not rows:
         return None
-    return Compared({row.metric: row for row in rows}, tuple(_differences(result, label, rows[0])))
+    return Compared(rows[0], {row.metric: row.percent for row in rows}, tuple(_differences(result, label, rows[0])))
 
 
 def _label(result: Result) -> str:

@@ -1,4 +1,4 @@
-"""The one way into an evaluation: predictions first, written as a record; then the score, from the record alone."""
+"""Runs an evaluation in two steps: write the predictions as a record, then score the record."""
 
 import sys
 from collections.abc import Iterator
@@ -33,11 +33,11 @@ AnyProtocol = Protocol[Any, Any]
 def evaluate(
     protocol: str | type[AnyProtocol], config: EvaluateConfig, backbone: Backbone | None = None
 ) -> Result | None:
-    """Evaluate a model by a protocol as its config says; writes the record, then the result.
+    """Evaluate a model by a protocol; writes the record, then the result. Raises UserError.
 
-    A `backbone` is taken as it is, whatever the config names. A stopped evaluation resumes where it was.
-    `config.score_only` scores the record of an earlier evaluation again, for which the model may be gone. The processes
-    of torchrun share the images; rank 0 returns the result, the others None. Raises UserError.
+    A given `backbone` is used instead of `config.model`. An interrupted evaluation resumes where it stopped. With
+    `config.score_only` the record of an earlier evaluation is scored again, and the model may no longer exist. The
+    processes of torchrun divide the images; rank 0 returns the result, the others None.
     """
     with joined_command() as world:
         return _run(find_protocol(protocol)(config), backbone, world)
@@ -46,7 +46,7 @@ def evaluate(
 def evaluate_alone(
     protocol: str | type[AnyProtocol], config: EvaluateConfig, backbone: Backbone | None = None, reuse: bool = False
 ) -> Result:
-    """Evaluate in this process, even where torchrun started others; `reuse` returns an equal result of before."""
+    """Evaluate in this process only, even under torchrun; with `reuse` return an existing result if there is one."""
     result = _run(find_protocol(protocol)(config), backbone, ALONE, reuse)
     assert result is not None
     return result
@@ -87,7 +87,7 @@ def _evaluate(
 
 
 def _open(task: AnyProtocol, given: Backbone | None) -> tuple[Backbone, Any]:
-    """Open model and data; raises UserError with what is wrong with either."""
+    """Load the model and open the data; raises UserError with the problems of both."""
     problems: list[str] = []
     backbone = attempt(lambda: given or load_backbone(task.config.model, task.config.seed), problems)
     data = attempt(task.open, problems)
@@ -105,7 +105,7 @@ def _about(task: AnyProtocol, data: Any, backbone: Backbone | None) -> About:
 
 
 def _share_parts(parts: list[Part], about: About, cache: ResumeCache | None, world: World) -> None:
-    """Embed the parts that rank 0 has not cached, each process its share, so that rank 0 finds all in its cache."""
+    """Embed the parts that are not cached yet, divided among all processes, and cache them on rank 0."""
     if world.size == 1:
         return
     check_same_work(about.record_key, world)
@@ -130,9 +130,9 @@ def _about_predictions(task: AnyProtocol, about: About, predictions: Predictions
 
 
 def _unusual_settings(config: EvaluateConfig, predictions: Predictions) -> Iterator[str]:
-    """Yield the words of a tag for settings that change the numbers and that the protocol's own tag does not name.
+    """Yield tags for settings that change the metrics, are not default, and are not in the protocol's tag.
 
-    The image size is always named. A setting of several values, such as k, gives several metrics, which name it.
+    The image size is always named. A setting with several values, such as k, is in the names of the metrics instead.
     """
     if "image_size" in type(config).model_fields:
         yield f"image_size={getattr(config, 'image_size', None)}"
@@ -145,14 +145,14 @@ def _unusual_settings(config: EvaluateConfig, predictions: Predictions) -> Itera
 
 
 def _earlier_result(task: AnyProtocol, about: About) -> Result | None:
-    """Return the result that this version wrote for the same model, data and settings; reports a damaged one."""
+    """Return an earlier result of the same version, model, data and settings, if any; reports a damaged one."""
     path = result_path(results_folder(task.config), about.key)
     if not path.exists():
         return None
     try:
         found = Result.load(path)
     except UserError as error:
-        print(f"{error}; it is evaluated again", file=sys.stderr)
+        print(f"{error}; evaluating again", file=sys.stderr)
         return None
     if found.about.versions != about.versions:
         return None
@@ -161,7 +161,7 @@ def _earlier_result(task: AnyProtocol, about: About) -> Result | None:
 
 
 def _score_again(task: AnyProtocol, given: Backbone | None) -> Result:
-    """Score the record of an earlier evaluation; where the model is gone, the one record that its name fits."""
+    """Score the record of an earlier evaluation; if the model no longer exists, the record is found by its name."""
     if given is None and not is_model(task.config.model):
         data = task.open()
         about = _about(task, data, None)
@@ -172,8 +172,8 @@ def _score_again(task: AnyProtocol, given: Backbone | None) -> Result:
         path = record_path(results_folder(task.config), about.record_key)
         if not path.exists():
             raise UserError(
-                f"{path}: no such record; this model, data and settings were not evaluated into this folder, run it "
-                "once without --score-only"
+                f"{path}: no such record; this folder has no evaluation of this model, data and settings, so run "
+                "it once without --score-only"
             )
         record = Record.load(path)
     settings = record.about.config | {name: about.config[name] for name in about.scoring}
@@ -181,7 +181,7 @@ def _score_again(task: AnyProtocol, given: Backbone | None) -> Result:
 
 
 def _record_by_name(task: AnyProtocol, about: About) -> Record:
-    """Return the only record of this model's name, data and settings; settings left open fit any."""
+    """Return the only record of this model's name, data and settings; a setting of None matches any value."""
     folder, requested = results_folder(task.config), about.config
     settings = set(requested) - NOT_IN_KEY - set(about.scoring)
     fixed = {name: requested[name] for name in settings if requested[name] is not None} | {"model": requested["model"]}
@@ -192,10 +192,10 @@ def _record_by_name(task: AnyProtocol, about: About) -> Record:
         and all(record.about.config.get(name) == value for name, value in fixed.items())
     ]
     if len(found) != 1:
-        what = f"{len(found)} records fit, name more of the settings" if found else "no record fits"
+        what = f"{len(found)} records fit, set more options" if found else "no record fits"
         raise UserError(
-            f"{folder}: the model {task.config.model} is not there, and of its records of {about.protocol} on this "
-            f"data with these settings {what}"
+            f"{folder}: the model {task.config.model} does not exist, and for {about.protocol} on this data with these "
+            f"settings {what}"
         )
     return found[0]
 
@@ -213,7 +213,7 @@ def _score(task: AnyProtocol, record: Record, settings: dict[str, Any]) -> Resul
         with replacing(folder / f"{about.key}.{suffix}") as aside:
             aside.write_bytes(content)
     result = Result(about, score.metrics, score.per_item)
-    result.save(folder)  # last: its presence means that all files are there
+    result.save(folder)  # written last: if it exists, all files are complete
     return result
 
 

@@ -18,7 +18,7 @@ from cyclecontrast.data.masked_images import IGNORE, MaskedImages, MaskedSplit
 from cyclecontrast.data.storage import raise_problems
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import doubts
-from cyclecontrast.evaluation.embed import exact_convolutions
+from cyclecontrast.evaluation.embed import Loading, exact_convolutions
 from cyclecontrast.evaluation.image_batches import chunks, load_image_batches
 from cyclecontrast.evaluation.mask_files import (
     CLASS_LEGEND,
@@ -61,14 +61,14 @@ class Segmentation(Protocol[SegmentationConfig, MaskedImages]):
         """Train a head, then segment each test image; all images and masks are read once before."""
         config = self.config
         device = pick_device(config.device)
-        workers = pick_workers(config.workers, device)
+        loading = Loading(config.crop_size, config.batch_size, pick_workers(config.workers, device), device)
         segmenter = make_segmenter(backbone, len(data.classes), config, device)
-        train, train_problems = _find_readable(data.train, "reading train", workers, cache)
-        test, test_problems = _find_readable(data.test, "reading test", workers, cache)
+        train, train_problems = _find_readable(data.train, "reading train", loading.workers, cache)
+        test, test_problems = _find_readable(data.test, "reading test", loading.workers, cache)
         epochs = config.epochs or EPOCHS.get(data.layout, OTHER_EPOCHS)
-        loss = fit(segmenter, data.train, train, epochs, config, device, workers, cache)
+        loss = fit(segmenter, data.train, train, epochs, config, loading, cache)
         return Predictions(
-            _segment_all(segmenter.eval(), data.test, test, device, workers, cache),
+            _segment_all(segmenter.eval(), data.test, test, loading, cache),
             _tag(data, config),
             (*data.notes, *doubts(loss, len(data.classes))),
             (*data.problems, *train_problems, *test_problems),
@@ -132,16 +132,11 @@ def _corner(image: Pixels, position: int) -> Pixels:
 
 
 def _segment_all(
-    segmenter: Segmenter,
-    test: MaskedSplit,
-    positions: Sequence[int],
-    device: torch.device,
-    workers: int,
-    cache: ResumeCache,
+    segmenter: Segmenter, test: MaskedSplit, positions: Sequence[int], loading: Loading, cache: ResumeCache
 ) -> pa.Table:
     """Return the record: id, predicted mask and true mask of each image, masks as PNG files."""
     parts = [
-        cache.arrays(f"masks-{group[0]}-{group[-1]}", partial(_segment, segmenter, test, group, device, workers))
+        cache.arrays(f"masks-{group[0]}-{group[-1]}", partial(_segment, segmenter, test, group, loading))
         for group in chunks(positions, IMAGES_PER_PART)
     ]
     columns = {
@@ -150,16 +145,14 @@ def _segment_all(
     return pa.table({"id": [test.pairs[position].image for position in positions], **columns})
 
 
-def _segment(
-    segmenter: Segmenter, test: MaskedSplit, positions: Sequence[int], device: torch.device, workers: int
-) -> Arrays:
+def _segment(segmenter: Segmenter, test: MaskedSplit, positions: Sequence[int], loading: Loading) -> Arrays:
     """Segment images one by one, because each has its own size; returns PNG files."""
     predicted, truth = [], []
     with exact_convolutions(), torch.inference_mode():
-        for batch in load_image_batches(test, None, chunks(positions, 1), workers, "segmenting test"):
+        for batch in load_image_batches(test, None, chunks(positions, 1), loading.workers, "segmenting test"):
             if batch.problems:
                 raise UserError(*batch.problems)
-            scores = segmenter(batch.pixels[:, :3].to(device))
+            scores = segmenter(batch.pixels[:, :3].to(loading.device))
             predicted.append(encode_mask(scores.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()))
             truth.append(encode_mask(batch.pixels[0, 3].numpy()))
     return {"predicted": np.array(predicted), "truth": np.array(truth)}

@@ -21,7 +21,7 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.masked_images import IGNORE, MaskedSplit
 from cyclecontrast.data.random_streams import ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.embed import check_finite
+from cyclecontrast.evaluation.embed import Loading, check_finite
 from cyclecontrast.evaluation.epochs import train_epochs
 from cyclecontrast.evaluation.image_batches import chunks, load_image_batches
 from cyclecontrast.evaluation.resume_cache import ResumeCache
@@ -177,8 +177,7 @@ def fit(
     positions: Sequence[int],
     epochs: int,
     config: SegmentationConfig,
-    device: torch.device,
-    workers: int,
+    loading: Loading,
     cache: ResumeCache,
 ) -> float:
     """Train in place on the images at these positions, and return the mean loss of the last epoch.
@@ -209,7 +208,7 @@ def fit(
         "segmentation",
         trained,
         optimizer,
-        lambda epoch: _batches(segmenter, train, positions, epoch, epochs, config, device, workers),
+        lambda epoch: _batches(segmenter, train, positions, epoch, epochs, config, loading),
         loss_of,
         lambda epoch: float((1 - epoch / epochs) ** POWER),
         epochs,
@@ -235,18 +234,17 @@ def _batches(
     epoch: int,
     epochs: int,
     config: SegmentationConfig,
-    device: torch.device,
-    workers: int,
+    loading: Loading,
 ) -> Iterator[Tensor]:
     """Yield the batches of an epoch, RGB and label uint8 (batch, 4, size, size), in the epoch's own order."""
     red, green, blue = (round(255 * value) for value in segmenter.backbone.mean)
-    crop = RandomCrop(config.seed, epoch, config.crop_size, config.flip, (red, green, blue))
+    crop = RandomCrop(config.seed, epoch, loading.image_size, config.flip, (red, green, blue))
     order = random_stream(config.seed, epoch, 0, ORDER).permutation(positions).tolist()
     title = f"segmentation, epoch {epoch + 1} of {epochs}"
-    for batch in load_image_batches(train, crop, split_batches(order, config.batch_size), workers, title):
+    for batch in load_image_batches(train, crop, split_batches(order, loading.batch_size), loading.workers, title):
         if batch.problems:
             raise UserError(*batch.problems)
-        yield batch.pixels.to(device, non_blocking=True)
+        yield batch.pixels.to(loading.device, non_blocking=True)
 
 
 def split_batches(order: Sequence[int], size: int) -> list[Sequence[int]]:

@@ -75,7 +75,7 @@ class SuiteResult(NamedTuple):
                 left_out.append(f"left out of {result.tag} on {data}: {len(problems)} items, named in its result")
             for number, metric in enumerate(result.metrics):
                 # The first, and all of which a figure is published.
-                if number == 0 or (compared and metric in compared.references):
+                if number == 0 or (compared and metric in compared.percents):
                     ours, random = (_percent(one, metric) for one in (result, baseline))
                     published = _published(compared, metric, footnotes)
                     lines.append((result.tag, data, metric, ours, random, published))
@@ -158,16 +158,16 @@ def _percent(result: Result | None, metric: str) -> str:
 
 def _published(compared: Compared | None, metric: str, footnotes: dict[str, int]) -> str:
     """Return a published figure with the number of its footnote, or the number alone where it is not comparable."""
-    if compared is None or metric not in compared.references:
+    if compared is None or metric not in compared.percents:
         return ""
     row = compared.one
     text = f"{row.method}, {row.backbone} pretrained on {row.pretrained_on}, {row.data}, {row.source}"
     text += f" ({row.note})" if row.note else ""
     if compared.differences:
-        figures = ", ".join(f"{name} {one.percent:.1f}" for name, one in compared.references.items())
+        figures = ", ".join(f"{name} {percent:.1f}" for name, percent in compared.percents.items())
         text = f"not comparable, for reference: {figures} by {text}; here: {'; '.join(compared.differences)}"
     number = footnotes.setdefault(text, len(footnotes) + 1)
-    return f"[{number}]" if compared.differences else f"{compared.references[metric].percent:.1f} [{number}]"
+    return f"[{number}]" if compared.differences else f"{compared.percents[metric]:.1f} [{number}]"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""Floor 2, networks: backbones, encoders, and the files they are loaded from."""
+"""Networks: backbones, encoders, projectors, and loading and saving of weights."""

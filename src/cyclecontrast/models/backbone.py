@@ -1,6 +1,6 @@
-"""Backbones: ResNets whose weights have the names of torchvision, and any network of timm.
+"""Backbones: ResNets with the parameter names of torchvision, and all networks of timm.
 
-A backbone knows how its input is normalised. It knows nothing of projectors, losses or files.
+A backbone includes the normalization of its input, but no projectors and no losses.
 """
 
 import copy
@@ -17,16 +17,16 @@ from cyclecontrast.errors import UserError, did_you_mean
 PerStage = tuple[int, int, int, int]
 
 TOTAL_STRIDE_8: tuple[PerStage, PerStage] = ((1, 2, 1, 1), (1, 1, 2, 4))
-"""Strides and dilations for a total stride of 8: stages 3 and 4 gain in dilation what they lose in stride."""
+"""Strides and dilations for a total stride of 8: stages 3 and 4 replace strides by dilations."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BLOCKS = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3)}
 CRASHING_CHANNELS = 8
-"""With so few channels the backward pass of a strided 1x1 convolution crashes in oneDNN: sample its input instead."""
+"""With so few channels the backward pass of a strided 1x1 convolution crashes in oneDNN; its input is subsampled."""
 
 
 class Backbone(nn.Module):
-    """A network without its classifier, and how its input is sized and normalised."""
+    """A network without its classifier, and the size and normalization of its input."""
 
     def __init__(self, network: nn.Module, name: str, dim: int, image_size: int = 224) -> None:
         super().__init__()
@@ -39,13 +39,13 @@ class Backbone(nn.Module):
         self.source = "random weights"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode normalised images (batch, 3, h, w) as representations (batch, dim)."""
+        """Encode normalized images (batch, 3, h, w) as representations (batch, dim)."""
         return pooled(self.network(images))
 
     def feature_map(self, images: Tensor, stage: int) -> Tensor:
-        """Encode normalised images as the output of stage 1 to 4 (batch, channels, h, w).
+        """Return the output of stage 1 to 4 for normalized images (batch, channels, h, w).
 
-        The map that a user's own network returns is that of stage 4. Raises UserError if it returns none.
+        A map returned by a user-defined network is that of stage 4. Raises UserError if it returns no map.
         """
         if stage not in (1, 2, 3, 4):
             raise ValueError(f"stage {stage}: a backbone has stages 1 to 4")
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         return maps[stage - 1]  # type: ignore[no-any-return]
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Normalise pixels uint8 (batch, 3, h, w) for `forward`, on the same device."""
+        """Normalize uint8 pixels (batch, 3, h, w) for `forward`, on the same device."""
         mean, std = _constants(self.mean, self.std, pixels.device)
         return (pixels.float() / 255 - mean) / std
 
@@ -81,12 +81,12 @@ class Pooled(nn.Module):
 
 @lru_cache
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and std on a device; cached, because copying them in every step would make the host wait."""
+    """Return mean and std on a device; cached, because copying them synchronizes host and device."""
     return torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
+    """Two 3x3 convolutions with a shortcut."""
 
     expansion = 1
 
@@ -108,7 +108,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, strided 3x3 and widening 1x1 convolution around a shortcut."""
+    """A 1x1, a strided 3x3 and an expanding 1x1 convolution with a shortcut."""
 
     expansion = 4
 
@@ -133,7 +133,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet without classifier. `small` has a 3x3 stem of stride 1 and no max-pool, for images below 64 px."""
+    """A ResNet without classifier. `small` has a 3x3 stem with stride 1 and no max-pool, for images below 64 px."""
 
     def __init__(
         self, block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, ...], width: int, small: bool
@@ -152,7 +152,7 @@ class ResNet(nn.Module):
                 in_channels = channels * block.expansion
             self.add_module(f"layer{number}", stage)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def stage(self, x: Tensor, last: int) -> Tensor:
         """Return the output of stage `last`, 1 to 4."""
@@ -169,7 +169,7 @@ class ResNet(nn.Module):
 def make_backbone(name: str, seed: int = 0, image_size: int = 224) -> Backbone:
     """Build a backbone with random weights, in training mode. Raises UserError for an unknown name."""
     with torch.random.fork_rng(devices=()):
-        # torch.manual_seed would also seed the GPUs, which this block does not restore.
+        # torch.manual_seed would also seed the GPUs, whose state this block does not restore.
         torch.default_generator.manual_seed(seed)
         if name.startswith("timm:"):
             return _make_timm(name, pretrained=False)
@@ -186,7 +186,7 @@ def make_backbone(name: str, seed: int = 0, image_size: int = 224) -> Backbone:
 
 
 def load_timm(name: str) -> Backbone:
-    """Load `timm:<name>` with the published weights. Raises UserError."""
+    """Load `timm:<name>` with pretrained weights. Raises UserError if that fails."""
     return _make_timm(name, pretrained=True)
 
 
@@ -197,11 +197,11 @@ def _make_timm(name: str, pretrained: bool) -> Backbone:
     except ImportError as error:
         raise UserError("timm:<name> needs the extra: pip install 'cyclecontrast[timm]'") from error
     short = name.removeprefix("timm:")
-    if not timm.is_model(short):  # for other names timm would ask a server or a folder what to build
+    if not timm.is_model(short):  # timm would resolve other names by a server or a local folder
         raise UserError(f"{name}: timm has no such network{did_you_mean(short, timm.list_models())}")
     try:
         network = timm.create_model(short, pretrained=pretrained, num_classes=0)
-    except Exception as error:  # timm raises many types, most of them for a failed download
+    except Exception as error:  # timm raises many types, mostly if a download fails
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         what = "could not download its weights (offline?)" if pretrained else "timm cannot build it"
         raise UserError(f"{name}: {what}: {reason}") from error
@@ -242,8 +242,8 @@ def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential | N
     return nn.Sequential(OrderedDict([("0", conv), ("1", nn.BatchNorm2d(channels))]))
 
 
-def _initialise(module: nn.Module) -> None:
-    # On the meta device nothing is drawn, and kaiming_normal_ would cost two seconds of imports.
+def _initialize(module: nn.Module) -> None:
+    # Skipped on the meta device, where kaiming_normal_ would only import for two seconds.
     if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
@@ -252,10 +252,10 @@ def _initialise(module: nn.Module) -> None:
 
 
 def restride(backbone: Backbone, strides: PerStage, dilations: PerStage = (1, 1, 1, 1)) -> Backbone:
-    """Return a copy whose stages 1 to 4 have these strides and dilations; raises UserError without a ResNet.
+    """Return a copy whose stages 1 to 4 have these strides and dilations; raises UserError if it is not a ResNet.
 
-    As in the released tracking code, the first block of a dilated stage has half its dilation, and a block of two 3x3
-    convolutions is dilated only in the first of them.
+    As in the released tracking code, the first block of a dilated stage has half the dilation, and in a block of two
+    3x3 convolutions only the first is dilated.
     """
     if not isinstance(backbone.network, ResNet):
         raise UserError(

@@ -1,8 +1,7 @@
-"""Read every file or name that MODEL may be as a backbone, and write backbones.
+"""Load a backbone from any file or name that MODEL may be, and save backbones.
 
-A file is read as safetensors or with `weights_only=True`, so it cannot run code, and it cannot make a network larger
-than the weights that it holds. A key that the backbone needs and the file lacks is an error: no weight is ever random
-unless random weights are requested.
+A file is read as safetensors or with `weights_only=True`, so it cannot run code, and it cannot create a network larger
+than its weights. A key that the backbone needs but the file lacks is an error, so no weight is silently random.
 """
 
 import hashlib
@@ -30,7 +29,7 @@ BACKBONE_FORMAT = "cyclecontrast-backbone"
 HEADS = ("fc.", "q_cycle_fc.", "k_cycle_fc.", "head.", "classifier.")
 FIRST_BLOCK = "layer1.0.conv1.weight"
 QUERY_ENCODERS = ("encoder_q.", "base_encoder.", "online", "student")
-"""Parts of the prefix of the encoder to use, in files that hold several."""
+"""Prefixes of the encoder to load from files that contain several."""
 MAX_IMAGE_SIZE = 8192
 REMEDY = "copy or export it again; for a file of a run, cyclecontrast pretrain --resume RUN writes it again"
 
@@ -38,7 +37,7 @@ Weights = dict[str, Tensor]
 
 
 class Architecture(NamedTuple):
-    """What a backbone is beside its weights; written into the file and into a .json file beside it."""
+    """The description of a backbone, written into its file and into a .json file next to it."""
 
     format: str
     name: str
@@ -57,16 +56,16 @@ class Architecture(NamedTuple):
 
 
 def load_backbone(model: str | Path, seed: int = 0, network: nn.Module | None = None) -> Backbone:
-    """Load a backbone in evaluation mode. Raises UserError that says what is wrong and where.
+    """Load a backbone in evaluation mode. Raises UserError if it cannot be loaded.
 
     `model` is a run folder, a backbone file, a checkpoint of this project, of the authors' release, of MoCo or of
     VINCE, a state dict of torchvision or timm, `timm:<name>` (published weights), `timm:<name>@<file>`, or
-    `random:<backbone>`, drawn with `seed`. A file of the weights of a user's own network holds only its name:
-    `network` is the network to fill, once every key and shape fits.
+    `random:<backbone>`, drawn with `seed`. The file of a user-defined network holds only weights and a name:
+    pass the network itself as `network`; it is filled if all keys and shapes match.
     """
     name = str(model)
     if network is not None and name.startswith(("random:", "timm:")):
-        raise UserError(f"network: {name} needs none; leave it out")
+        raise UserError(f"network: {name} is built without it; leave it out")
     if name.startswith("random:"):
         return make_backbone(name.removeprefix("random:"), seed).eval()
     if name.startswith("timm:"):
@@ -81,14 +80,14 @@ def load_backbone(model: str | Path, seed: int = 0, network: nn.Module | None = 
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> Path:
-    """Write backbone.safetensors, which describes itself, and the same description as .json beside it."""
+    """Write backbone.safetensors, which contains its description, and the description as .json next to it."""
     name, dim, size, source = backbone.name, backbone.dim, backbone.image_size, backbone.source
     about = Architecture(BACKBONE_FORMAT, name, dim, size, backbone.mean, backbone.std, source, fingerprint(backbone))
     about = about._replace(sha256=about.checksum)
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.network.state_dict().items()}
     path = folder / BACKBONE_FILE
     with replacing(path) as temporary:
-        # One entry of metadata: the order of several would differ between processes.
+        # A single metadata entry, because the order of several would differ between processes.
         temporary.write_bytes(save(weights, {"about": json.dumps(about._asdict())}))
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(about._asdict(), indent=2))
@@ -96,7 +95,7 @@ def save_backbone(backbone: Backbone, folder: Path) -> Path:
 
 
 def fingerprint(backbone: Backbone) -> str:
-    """Return 16 hex digits that identify the architecture, the normalisation and the weights."""
+    """Return 16 hex digits that identify the architecture, the normalization and the weights."""
     digest = hashlib.sha256(repr((backbone.name, backbone.mean, backbone.std)).encode())
     for key, value in sorted(backbone.network.state_dict().items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
@@ -104,7 +103,7 @@ def fingerprint(backbone: Backbone) -> str:
 
 
 def noted_fingerprint(run: Path) -> str:
-    """Return the fingerprint in the file of a run's backbone if that is the user's network, else an empty text."""
+    """Return the fingerprint in the backbone file of a run if the network is user-defined, else an empty string."""
     try:
         about = _read_description(_backbone_of_run(run))
     except (UserError, OSError, safetensors.SafetensorError):
@@ -124,7 +123,7 @@ def _load_file(path: Path, network: nn.Module | None) -> Backbone:
     weights = _read(path)
     about = _read_description(path)
     if network is not None and (about is None or not is_user_defined(about.name)):
-        raise UserError(f"network: {path} holds no network of your own; leave it out")
+        raise UserError(f"network: {path} does not contain a custom network; leave it out")
     if about is not None:
         backbone = _fill(_make_described(about, path, network), weights, f"{path} ({about.source})")
         backbone.image_size, backbone.mean, backbone.std = about.image_size, about.mean, about.std
@@ -140,7 +139,7 @@ def _load_file(path: Path, network: nn.Module | None) -> Backbone:
 
 
 def _read(path: Path) -> Weights:
-    """Return the tensors of a file. Raises UserError, whatever its bytes are."""
+    """Return the tensors of a file. Raises UserError if it is not a readable file of weights."""
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except Exception as error:  # a damaged file raises any exception
@@ -171,7 +170,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def _read_description(path: Path) -> Architecture | None:
-    """Return what a file of ours says of itself, None for a file of others. Raises UserError if it is damaged."""
+    """Return the description in a file of this project, None for other files. Raises UserError if it is damaged."""
     if path.suffix != ".safetensors":
         return None
     with safetensors.safe_open(path, "pt") as file:
@@ -195,7 +194,7 @@ def _read_description(path: Path) -> Architecture | None:
 
 
 def _find_resnet(weights: Weights, path: Path) -> str:
-    """Return the prefix of the keys of the ResNet in a checkpoint of others. Raises UserError."""
+    """Return the key prefix of the ResNet in a checkpoint of another project. Raises UserError if none is found."""
     found = [key.removesuffix(FIRST_BLOCK) for key in weights if key.endswith(FIRST_BLOCK)]
     chosen = found
     if len(found) > 1:
@@ -212,7 +211,7 @@ def _find_resnet(weights: Weights, path: Path) -> str:
 
 
 def _resnet_name(weights: Weights, path: Path) -> str:
-    """Return the name of the ResNet that has these weights. Raises UserError."""
+    """Return the name of the ResNet with weights of these shapes. Raises UserError if it is not supported."""
     names = {tuple(key.split(".")[:2]) for key in weights}
     blocks = tuple(sum(name[0] == f"layer{stage}" for name in names) for stage in (1, 2, 3, 4))
     stem = weights.get("conv1.weight", weights[FIRST_BLOCK]).shape
@@ -229,15 +228,15 @@ def _make_described(about: Architecture, path: Path, network: nn.Module | None) 
         return _make_empty(about.name, path)
     if network is None:
         raise UserError(
-            f"{path}: holds the weights of {about.name}, a network of your own, but not its code; in Python "
-            f"load_backbone({str(path)!r}, network=...) fills your network"
+            f"{path}: holds the weights of {about.name}, a custom network, but not its code; load it in Python by "
+            f"load_backbone({str(path)!r}, network=...)"
         )
     inner = network.network if isinstance(network, Backbone) else network
     return Backbone(inner, about.name, about.dim)
 
 
 def _make_empty(name: str, path: Path) -> Backbone:
-    """Build the network that a file names; a ResNet without memory for weights, because the file may lie."""
+    """Build the network that a file names; a ResNet on the meta device, because the description may be wrong."""
     try:
         with torch.device("cpu" if name.startswith("timm:") else "meta"):
             return make_backbone(name)
@@ -257,7 +256,7 @@ def _fill(empty: Backbone, weights: Weights, source: str) -> Backbone:
 
 
 def misfits(backbone: Backbone, weights: Weights, source: str) -> list[str]:
-    """Return a line for each reason why a backbone cannot be filled with weights."""
+    """Return a line for each reason why the weights do not fit a backbone."""
     wanted = backbone.network.state_dict()
     shared = {key: weights[key] for key in wanted if key in weights}
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
@@ -285,7 +284,7 @@ def misfits(backbone: Backbone, weights: Weights, source: str) -> list[str]:
 
 
 def _is_dense(value: Tensor) -> bool:
-    """Whether a tensor holds all its numbers: a sparse or an expanded one takes memory that its file does not."""
+    """Whether a tensor stores all its values; loading a sparse or expanded tensor could take far more than its file."""
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
         return False
     return value.untyped_storage().nbytes() >= value.numel() * value.element_size()

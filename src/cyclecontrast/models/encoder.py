@@ -1,4 +1,4 @@
-"""Encoder = backbone + projectors: what the losses see; and the momentum encoder, which follows it slowly."""
+"""The encoder, which is backbone and projectors, and its exponential moving average, the momentum encoder."""
 
 import copy
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from cyclecontrast.models.backbone import Backbone
 class Features(NamedTuple):
     """Unit vectors (batch, dim) in fp32, one per projector.
 
-    The intra-video and the cycle loss ask for different invariances, so each has a projector.
+    The intra-video and the cycle loss need different invariances, so each has a projector.
     """
 
     intra: Tensor
@@ -21,13 +21,13 @@ class Features(NamedTuple):
 
 
 class Projections(NamedTuple):
-    """Outputs (batch, dim) of the two projectors before normalization: what a predictor reads."""
+    """Outputs (batch, dim) of the two projectors before normalization, the input of a predictor."""
 
     intra: Tensor
     cycle: Tensor
 
     def features(self) -> Features:
-        """Return them as unit vectors in fp32."""
+        """Return the outputs as unit vectors in fp32."""
         return Features(normalize(self.intra.float(), dim=1), normalize(self.cycle.float(), dim=1))
 
 
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
         self.cycle_projector = make_projector(projector, backbone.dim, dim)
 
     def project(self, images: Tensor) -> Projections:
-        """Return what the projectors make of the images."""
+        """Return the outputs of both projectors."""
         representation = self.backbone(images)
         return Projections(self.intra_projector(representation), self.cycle_projector(representation))
 
@@ -63,11 +63,11 @@ class Predictor(nn.Module):
 
 
 def make_projector(kind: str, in_dim: int, dim: int) -> nn.Module:
-    """Return the layers from a representation to a vector: `linear` (paper §4.1), `mlp` (release), `mlp-bn`, `mlp3-bn`.
+    """Return a projector: `linear` (paper §4.1), `mlp` (release), `mlp-bn`, or `mlp3-bn`.
 
-    Differs from the release: `mlp-bn` normalizes each dimension over the batch, which removes what all images share.
-    Without it the vectors of an untrained network are nearly equal, and training on small data hardly starts.
-    `mlp3-bn` has one such layer more, as in SimSiam.
+    Differs from the release: `mlp-bn` normalizes each dimension over the batch, which removes the mean vector of all
+    images. Without it the vectors of an untrained network are nearly equal, and training on small data hardly starts.
+    `mlp3-bn` has one more layer, as in SimSiam.
     """
     if kind == "linear":
         return nn.Linear(in_dim, dim)
@@ -82,14 +82,14 @@ def _hidden_layer(in_dim: int, dim: int) -> tuple[nn.Module, ...]:
 
 
 def make_momentum_encoder(encoder: Encoder) -> Encoder:
-    """Return a copy of the encoder without gradients."""
+    """Return a copy of the encoder that needs no gradients."""
     return copy.deepcopy(encoder).requires_grad_(False)
 
 
 @torch.no_grad()
 def follow(momentum_encoder: nn.Module, encoder: nn.Module, momentum: float) -> None:
-    """Move the parameters of the momentum encoder: θ_k ← m·θ_k + (1 - m)·θ_q (§4.1).
+    """Update the parameters of the momentum encoder: θ_k ← m·θ_k + (1 - m)·θ_q (§4.1).
 
-    BatchNorm statistics stay the momentum encoder's own.
+    BatchNorm statistics are not copied: each encoder has its own.
     """
     torch._foreach_lerp_(list(momentum_encoder.parameters()), list(encoder.parameters()), 1 - momentum)

@@ -1,4 +1,4 @@
-"""What this machine has and can do: package versions, device, precision, number of workers, and torch.compile."""
+"""Package versions, device, precision, number of workers and threads, and torch.compile."""
 
 import contextlib
 import importlib.metadata
@@ -25,7 +25,7 @@ def package_versions() -> dict[str, str]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called `name`, or the best one for `auto`; raises UserError where it is absent."""
+    """Return the device called `name`, or the best one for `auto`; raises UserError if it is missing."""
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     elif name == "auto":
@@ -41,7 +41,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Return bf16 or fp32; `auto` is bf16 where the hardware multiplies it natively."""
+    """Return bf16 or fp32; `auto` is bf16 if the hardware supports it natively."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -52,9 +52,9 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def pick_executor(name: str, device: torch.device) -> str:
-    """Return where views are augmented, cpu or device; `auto` is the device where that is CUDA.
+    """Return where views are augmented, cpu or device; `auto` is the device if it is CUDA.
 
-    On a CPU the batched executor takes ten to twenty times as long as OpenCV in the workers.
+    On a CPU the device executor is 10 to 20 times slower than OpenCV in the workers.
     """
     if name != "auto":
         return name
@@ -62,12 +62,15 @@ def pick_executor(name: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Return the context in which networks run at this precision."""
+    """Return an autocast context for this precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def pick_workers(workers: int | None, device: torch.device) -> int:
-    """Return the number of worker processes: as set, or on a CPU the cores that networks leave free."""
+    """Return the number of worker processes: as set, else a quarter of the cores on a CPU.
+
+    On a GPU the default is all cores, divided by the processes of this node.
+    """
     if workers is not None:
         return workers
     if device.type == "cpu":
@@ -77,9 +80,9 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
 
 @contextlib.contextmanager
 def limited_threads(device: torch.device) -> Iterator[None]:
-    """Leave cores to the worker processes while a network runs on the CPU; sharing a core slows both.
+    """Leave cores to the worker processes while a network runs on the CPU, because sharing a core slows both down.
 
-    The number of threads depends on the machine alone, not on the workers: sums depend on it in their last bits.
+    The number of threads depends on the machine but not on the workers, because it changes the rounding of sums.
     """
     before = torch.get_num_threads()
     if device.type == "cpu":
@@ -100,7 +103,7 @@ def _num_free_cores() -> int:
 
 
 def compiled(function: Callable[P, T]) -> Callable[P, T]:
-    """Return the function compiled by torch.compile, for each input shape anew; its first call may raise UserError."""
+    """Return the function compiled by torch.compile, once per input shape; its first call may raise UserError."""
     from torch._dynamo.exc import TorchDynamoException  # two seconds of imports
 
     with warnings.catch_warnings():
@@ -120,9 +123,9 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise UserError where torch.compile does not work for the device; takes half a minute on a slow machine.
+    """Raise UserError if torch.compile does not work on the device; takes half a minute on a slow machine.
 
-    It also resets the compiler, which compiles each function only a limited number of times per process.
+    This also resets the compiler, which compiles each function only a limited number of times per process.
     """
 
     def some_kernel(numbers: torch.Tensor) -> torch.Tensor:
@@ -134,6 +137,6 @@ def check_compiler(device: torch.device) -> None:
 
 def _refused(error: Exception) -> UserError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    # Some messages say what happened in their second line.
+    # Some messages give the reason in the second line.
     reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
     return UserError(f"compile: torch.compile does not work here ({reason}); fix it or leave out --compile")

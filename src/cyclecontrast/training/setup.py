@@ -66,7 +66,7 @@ def open_training(
         if num_videos and world.rank == 0:
             # The size of the frames is not known yet; assuming 256 px causes no problems.
             attempt(lambda: check_number(config, num_videos), problems)
-            attempt(lambda: _settle(config, DataSize(num_videos, 256), machine, given, parts), problems)
+            attempt(lambda: _resolve_options(config, DataSize(num_videos, 256), machine, given, parts), problems)
             if problems:
                 raise UserError(*dict.fromkeys(problems))
             prepare_videos(config)
@@ -198,19 +198,19 @@ def _open_dataset(
     store = FrameStore.open(_frames_folder(config, num_videos))
     if config.resume is not None:
         _check_same_data(config.resume, store)
-    settled = attempt(lambda: _settle(config, frame_size(store), machine, given, parts), problems)
-    dataset = attempt(lambda: make_dataset(settled or config, store, parts), problems)
+    resolved = attempt(lambda: _resolve_options(config, frame_size(store), machine, given, parts), problems)
+    dataset = attempt(lambda: make_dataset(resolved or config, store, parts), problems)
     workers = pick_workers(config.workers, pick_device(config.device))
-    attempt(lambda: check_views(settled or config, parts, store, workers), problems)
-    if settled is None or dataset is None or problems:
+    attempt(lambda: check_views(resolved or config, parts, store, workers), problems)
+    if resolved is None or dataset is None or problems:
         raise UserError(*problems)
     num_frames = int(np.diff(store.starts)[slice(None) if dataset.videos is None else dataset.videos].sum())
-    if settled.batch_size > max(MIN_BATCH, num_frames) and config.resume is None:
+    if resolved.batch_size > max(MIN_BATCH, num_frames) and config.resume is None:
         raise UserError(
-            f"batch_size: {settled.batch_size} is more than the {num_frames:,} frames of the {dataset.num_videos:,} "
+            f"batch_size: {resolved.batch_size} is more than the {num_frames:,} frames of the {dataset.num_videos:,} "
             f"videos that are trained on; set --batch-size {max(MIN_BATCH, num_frames)} or less"
         )
-    return settled, replace(dataset, finish_on_device=settled.augment_on == "device")
+    return resolved, replace(dataset, finish_on_device=resolved.augment_on == "device")
 
 
 def _frames_folder(config: PretrainConfig, num_videos: int) -> Path | str:
@@ -239,20 +239,20 @@ def _frames_folder(config: PretrainConfig, num_videos: int) -> Path | str:
     return frames
 
 
-def _settle(
+def _resolve_options(
     config: PretrainConfig, data: DataSize, machine: Machine, given: Backbone | None, parts: UserParts
 ) -> PretrainConfig:
     """Return the resolved config; raises UserError if memory is too small or the backbone rejects the image size."""
     device = pick_device(config.device)
     resolved = resolve(config, data, machine, method_class(config, parts))
     executor = pick_executor(config.augment_on, device) if parts.augmentation is None else "cpu"
-    settled = resolved.model_copy(update={"augment_on": executor})
+    resolved = resolved.model_copy(update={"augment_on": executor})
     if parts.backbone is not None:
-        check_network(parts.backbone, settled.image_size)
-    method = method_without_memory(settled, given, parts)
+        check_network(parts.backbone, resolved.image_size)
+    method = method_without_memory(resolved, given, parts)
     if parts.method is not None:
         check_method(method)
-    needed = least_memory(settled, method, machine.processes)
+    needed = least_memory(resolved, method, machine.processes)
     total, free, largest = sum(size for size, _, _ in needed), free_memory(device), max(needed)
     if total > free:
         raise UserError(
@@ -260,8 +260,8 @@ def _settle(
             f"{largest[1]}, and {free / 1e9:,.1f} are free; lower {largest[2]}"
         )
     if given is not None and given.name.startswith("timm:"):
-        _check_images(given, settled.image_size)
-    return settled
+        _check_images(given, resolved.image_size)
+    return resolved
 
 
 def _check_same_data(run: Path, store: FrameStore) -> None:

@@ -268,7 +268,7 @@ def test_no_record_stands_in_for_another_whose_model_is_gone(data, tmp_path, mod
         (data / "numbers.txt").write_text("1 2")
         change = {}
     settings = {"model": model, **change}
-    with pytest.raises(UserError, match=r"is not there, and of its records of sign .* no record fits"):
+    with pytest.raises(UserError, match=r"does not exist, and for sign .* no record fits"):
         run(data, tmp_path / "out", **settings, score_only=True)
 
 

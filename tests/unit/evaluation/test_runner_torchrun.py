@@ -254,5 +254,5 @@ def test_a_killed_process_ends_the_other(ran):
     """One line says that it is gone, and nothing is written."""
     first, other = ran.said["one dies"]
     assert (first[0], first[2].count("\n"), other) == (2, 1, None)
-    assert first[2].startswith("error: another process of this command has ended or hangs")
+    assert first[2].startswith("error: another process of this command has ended or does not answer")
     assert not (ran.two.parent / "dies.npz").exists()

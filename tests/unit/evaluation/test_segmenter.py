@@ -7,6 +7,7 @@ import torch
 from cyclecontrast.config import SegmentationConfig
 from cyclecontrast.data.masked_images import IGNORE
 from cyclecontrast.errors import UserError
+from cyclecontrast.evaluation.embed import Loading
 from cyclecontrast.evaluation.segmenter import (
     RandomCrop,
     fit,
@@ -172,7 +173,7 @@ def test_frozen_means_that_only_the_head_is_trained(frozen):
     config = SegmentationConfig(model="in memory", data=".", crop_size=32, stride=2, batch_size=2, frozen=frozen)
     segmenter = make_segmenter(make_backbone("resnet10-small-w8"), 3, config, CPU)
     before = {key: value.clone() for key, value in segmenter.state_dict().items()}
-    fit(segmenter, Noise(), range(4), 1, config, CPU, 0, NoCache())
+    fit(segmenter, Noise(), range(4), 1, config, Loading(32, 2, 0, CPU), NoCache())
     same = {key.partition(".")[0]: set() for key in before}
     for key, value in segmenter.state_dict().items():
         same[key.partition(".")[0]].add(torch.equal(value, before[key]))
