@@ -197,15 +197,18 @@ def test_the_losses_of_two_processes_are_those_of_one(tree, tmp_path):
 
 
 def test_two_processes_in_micro_batches_do_what_one_does(tree, tmp_path):
-    """Without the step's own keys and BatchNorm, two processes of two micro-batches each give one process's losses."""
+    """Without batch keys and BatchNorm, two processes of two micro-batches each have one process's losses, to rounding.
+
+    Intra-video, because the cycle loss draws its support by the order of the queue, which the processes change.
+    """
     changes = {"backbone": "timm:test_convnext", "image-size": 32, "projector": "linear", "precision": "fp32"}
-    changes |= {"steps": 4, "cycle-start": 0, "warmup": 0}
+    changes |= {"steps": 4, "method": "intra-video", "warmup": 0}
     assert main(["pretrain", *asked(tree, tmp_path / "one", **changes), "--no-batch-keys"]) == 0
     words = [*asked(tree, tmp_path / "two", **changes, accumulate=2), "--no-batch-keys"]
     codes, said = ends_of(start_two(words))
     assert codes == [0, 0], said
     for row, other in zip(steps_of(tmp_path / "one"), steps_of(tmp_path / "two"), strict=True):
-        assert other == pytest.approx(row, rel=1e-4)
+        assert (other["loss"], other["gradient_norm"]) == pytest.approx((row["loss"], row["gradient_norm"]), rel=1e-4)
 
 
 @pytest.fixture(scope="module")
