@@ -51,6 +51,8 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 def run() -> int:
     """Run the command line; returns the exit code."""
     guard_stderr()
+    # PyTorch warns in C++ that all weights had a gradient, which they have only once the cycle loss has set in.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
     from cyclecontrast.cli import main

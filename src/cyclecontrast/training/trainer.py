@@ -3,7 +3,6 @@
 import contextlib
 import inspect
 import math
-import warnings
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
@@ -233,7 +232,6 @@ def learning_rate(peak: float, progress: float, schedule: str, warmup: float) ->
 def _distributed(method: Method) -> DistributedDataParallel:
     """Wrap a method in DistributedDataParallel; all processes start with the weights and buffers of rank 0."""
     # The parameters that have gradients change when λ is enabled, and not every method uses both projectors.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before PyTorch 2.13
     options: dict[str, Any] = {name: False, "find_unused_parameters": True, "gradient_as_bucket_view": True}

@@ -471,3 +471,18 @@ def test_fewer_seeds_than_on_disk_are_reported(tracks, tmp_path):
 
     assert about(2).endswith(" Seeds: 0, 1; more are in the folder.")
     assert "more are in the folder" not in about(3)
+
+
+def test_trainings_log_as_the_sweep_is_told(tracks, tmp_path, monkeypatch):
+    """Each training gets the option log_to, which is not one of its settings; a missing package is reported first."""
+    both = ("tensorboard", "wandb")
+    options = {"table": "table4", "data": tracks, "out": tmp_path / "out", **TINY}
+    plan = make_plan(SweepConfig(**options, log_to=both))
+    assert {trial.pretraining.log_to for trial in plan.trials} == {both}
+    assert [trial.settings for trial in plan.trials] == [
+        trial.settings for trial in make_plan(SweepConfig(**options)).trials
+    ]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="log_to: wandb is not installed"):
+        make_plan(SweepConfig(**options, log_to=both))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,233 @@
+"""Several processes that talk through gloo compute what one would, and end together with a line that says why."""
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cyclecontrast.cli import main
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.distributed import (
+    ALONE,
+    World,
+    all_gather_objects,
+    copy_from_first,
+    gather,
+    maxima,
+    means,
+    peer_errors,
+)
+from cyclecontrast.errors import UserError
+from cyclecontrast.methods import IntraVideo, StepInfo
+from cyclecontrast.models.backbone import make_backbone
+from tests import make_videos as make
+from tests.make_runs import (
+    about_of,
+    assert_same_run,
+    copy_until,
+    rows_of,
+    run,
+    start_many,
+    train_with_two,
+    wait_for_step,
+    words_of,
+)
+
+# --- what crosses between processes
+
+
+def draw_views():
+    """Draw a batch of views of all processes together."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (8, 16, 16, 3), generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2)
+
+
+def make_method(world):
+    """Build a small method, the same in every process."""
+    torch.manual_seed(0)
+    options = PretrainConfig(data="d", out="o", queue_size=16, bn_groups=4, precision="fp32")
+    return IntraVideo(make_backbone("resnet10-small-w8"), options, world).train()
+
+
+def work(rank, folder):
+    """Do one process's part and save what it got."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    world = World(rank, 2, hosts=dist.group.WORLD, patient=dist.group.WORLD)
+    keys = make_method(world).encode_keys(draw_views()[rank * 4 : rank * 4 + 4], StepInfo(3, 10))
+    overwritten = torch.full((2, 3), rank).T, torch.tensor(rank > 0)
+    copy_from_first(overwritten)
+    found = {
+        "keys": keys.intra,
+        "gathered": gather(torch.tensor([rank * 10, rank * 10 + 1]), world),
+        "maxima": maxima([rank, 5 - rank, 3], world),
+        "means": means([rank, 3.0], world),
+        "objects": all_gather_objects({"rank": rank}, world),
+        "overwritten": [float(tensor.float().sum()) for tensor in overwritten],
+    }
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    """Keys are shuffled over all processes and return to their views; collectives keep the order of the ranks."""
+    mp.start_processes(work, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    alone = make_method(ALONE).encode_keys(draw_views(), StepInfo(3, 10))
+    assert torch.allclose(torch.cat([part["keys"] for part in parts]), alone.intra, atol=1e-5)
+    for part in parts:
+        assert part["gathered"].tolist() == [0, 1, 10, 11]
+        assert part["maxima"] == [1, 5, 3]
+        assert part["means"] == [0.5, 3.0]
+        assert part["objects"] == [{"rank": 0}, {"rank": 1}]
+        assert part["overwritten"] == [0, 0]
+
+
+def test_every_step_shuffles_anew():
+    """The groups of BatchNorm are drawn from the whole batch in every step."""
+    method = make_method(ALONE)
+    first, second = (method.encode_keys(draw_views(), StepInfo(step, 10)).intra for step in (1, 2))
+    assert not torch.allclose(first, second, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), UserError),
+        (dist.DistNetworkError("failed to connect"), UserError),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (RuntimeError("element 0 of tensors does not require grad"), RuntimeError),
+        (ValueError("a bug"), ValueError),
+    ],
+)
+def test_only_the_end_of_another_process_is_called_that(error, expected):
+    """Errors of this process, which has its own memory and bugs, stay what they are."""
+    with pytest.raises(expected) as caught, peer_errors():
+        raise error
+    assert isinstance(caught.value, UserError) == ("another process" in str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"RANK": "0"}, {"RANK": "x", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, {"RANK": "1", "MASTER_PORT": "1"}],
+)
+def test_half_an_environment_is_one_line(stripes, tmp_path, monkeypatch, capsys, environment):
+    """RANK and WORLD_SIZE that another program set, or wrong ones, are a line, not a wait or a traceback."""
+    for name, value in {"WORLD_SIZE": "1", "MASTER_ADDR": "localhost", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["pretrain", *words_of(stripes, tmp_path / "run", steps=1)]) == 2
+    assert "the environment is not one of torchrun (RANK=" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# --- a training of two
+
+
+def test_torchrun_trains_one_run(tmp_path):
+    """Under torchrun two processes train one run on a folder of videos, which is prepared once."""
+    (tmp_path / "videos").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        images = list(rng.integers(0, 256, (6, 32, 32, 3), np.uint8))
+        make.write_images(tmp_path / "videos" / f"{number}.mp4", images)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "cyclecontrast",
+    ]
+    words = words_of(tmp_path / "videos", tmp_path / "run", steps=2)
+    done = subprocess.run([*launch, "pretrain", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("backbone: ") == 1
+    assert done.stderr.count("the frames are in ") == 1
+    assert "Warning" not in done.stderr
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == [1, 2]
+    assert about_of(tmp_path / "run")["processes"] == 2
+
+
+SMOOTH = {"backbone": "timm:test_convnext", "image_size": 32, "projector": "linear", "precision": "fp32", "steps": 4}
+SMOOTH |= {"cycle_start": 0, "warmup": 0, "log_every": 1}
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "batch_keys": False}], ids=["whole", "micro-batches"])
+def test_losses_are_those_of_one_process(stripes, tmp_path, changes):
+    """Two processes give the losses of one to rounding, where no BatchNorm couples the queries of a process.
+
+    So do two micro-batches in each, where the keys of the step are not among the candidates.
+    """
+    flags = ["--no-batch-keys"] if "batch_keys" in changes else []
+    split = {name: value for name, value in changes.items() if name == "accumulate"}
+    run(stripes, tmp_path / "one", **(SMOOTH | {"batch_keys": not flags}))
+    train_with_two([*words_of(stripes, tmp_path / "two", **SMOOTH, **split), *flags])
+    one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    assert one[0]["loss"] != one[3]["loss"]
+    for row, other in zip(one, two, strict=True):
+        assert other == pytest.approx(row, rel=1e-4)
+
+
+OPTIONS = {"steps": 10, "checkpoint_every": 4, "cycle_start": 0.5}
+
+
+@pytest.fixture(scope="module")
+def whole(stripes, tmp_path_factory):
+    """A run of two processes that nothing disturbs."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train_with_two(words_of(stripes, out, **OPTIONS))
+    return out
+
+
+def test_if_one_is_killed_the_other_ends(stripes, whole, tmp_path):
+    """The other ends with one line and exit code 2, and the run, resumed by both, is the same to the bit."""
+    out = tmp_path / "run"
+    words = words_of(stripes, out, **OPTIONS | {"steps": 1000})
+    victim, other = start_many(words, words)
+    wait_for_step(out, 2)
+    victim.process.kill()
+    assert victim.end()[0] == -signal.SIGKILL
+    code, text = other.end()
+    assert code == 2, text
+    assert "another process of this training has ended or does not answer" in text
+    assert "Traceback" not in text
+    part = copy_until(whole, tmp_path / "part", 8)
+    train_with_two([f"--resume={part}"])
+    assert_same_run(part, whole, 10)
+
+
+def test_a_signal_to_one_ends_both_after_the_same_step(stripes, whole, tmp_path):
+    """SIGTERM to one process ends both after one step, with a checkpoint of it, from which both can resume."""
+    out = tmp_path / "run"
+    words = words_of(stripes, out, **OPTIONS | {"steps": 1000})
+    processes = start_many(words, words)
+    wait_for_step(out, 2)
+    processes[1].process.terminate()
+    ends = [process.end() for process in processes]
+    assert [code for code, _ in ends] == [143, 143], ends
+    assert all("continues from it" in text for _, text in ends)
+    (kept,) = (out / "checkpoints").iterdir()
+    assert int(kept.name[5:]) == rows_of(out)[-1]["step"]
+
+
+def test_processes_that_differ_are_refused(stripes, tmp_path):
+    """Another setting, network or data in one of two processes is named, both end, and nothing is written."""
+    other = shutil.copytree(stripes, tmp_path / "other")
+    shutil.rmtree(next(other.rglob("video_0")))
+    out = tmp_path / "run"
+    for second, line in (
+        (words_of(stripes, out, **OPTIONS, temperature=0.5), "temperature: 0.2 in process 0, 0.5 in process 1"),
+        (words_of(stripes, out, **OPTIONS, projector_dim=32), "projector_dim: 64 in process 0, 32 in process 1"),
+        (words_of(other, out, **OPTIONS), "data: "),
+    ):
+        ends = [process.end() for process in start_many(words_of(stripes, out, **OPTIONS), second)]
+        assert [code for code, _ in ends] == [2, 2], ends
+        assert all(line in text for _, text in ends), ends
+        assert not (out / "config.toml").exists()
