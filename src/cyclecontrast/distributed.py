@@ -161,7 +161,7 @@ def peer_errors(work: str = "training", hint: str = "--resume continues from the
             raise
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"another process of this {work} has ended or hangs ({reason}); its own message says why. "
+            f"another process of this {work} has ended or does not answer ({reason}); its own message says why. "
             f"Restart all processes; {hint}"
         ) from error
 

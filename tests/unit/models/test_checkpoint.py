@@ -447,7 +447,7 @@ def test_a_file_of_a_users_network_needs_it(tmp_path, capsys):
     path = save_backbone(Backbone(seeded(Net), "own:Net", 6), tmp_path)
     loaded = load_backbone(tmp_path, network=Net())
     assert torch.equal(loaded.network.layers[0].weight, seeded(Net).layers[0].weight)
-    assert re.search(r"weights of own:Net, .*load_backbone\(.*, network=\.\.\.\) fills your", problem_of(tmp_path))
+    assert re.search(r"weights of own:Net, .*load_backbone\(.*, network=\.\.\.\)$", problem_of(tmp_path))
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "x.safetensors")]) == 2
     assert capsys.readouterr().err.startswith(f"error: {path}: holds the weights of own:Net")
     with pytest.raises(UserError) as error:

@@ -232,7 +232,7 @@ def test_a_run_on_videos_keeps_its_frames(tmp_path):
 
 @pytest.mark.parametrize(("log_every", "moved_at"), [(1, 3), (100, 5)])
 def test_a_run_whose_folder_is_moved_ends(stripes, whole, tmp_path, monkeypatch, log_every, moved_at):
-    """A line says that the folder no longer exists, nothing is written there, and the moved run can be resumed."""
+    """A line says that the folder no longer exists; nothing is written in its place, and the moved run resumes."""
     folder, train_step = tmp_path / "run", Trainer.train_step
 
     def move_then_train(self, batch, info):
