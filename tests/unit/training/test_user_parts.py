@@ -58,12 +58,20 @@ class ByHand(MomentumMethod):
         return Losses(loss, loss.detach(), terms={"nearness": positive.mean().detach()})
 
 
+class Noisy(Net):
+    """A network with dropout."""
+
+    def forward(self, images):
+        """Return a map with random zeros while it is trained."""
+        return nn.functional.dropout(super().forward(images), 0.2, self.training)
+
+
 @pytest.fixture(scope="module")
 def whole(stripes, tmp_path_factory):
     """A run with a network, an augmentation and a method of the user."""
     out = tmp_path_factory.mktemp("whole") / "run"
     options = OPTIONS | {"checkpoint_every": 2, "holdout": 0.2, "health_every": 1, "select": "health"}
-    return cc.pretrain(stripes, out=out, backbone=seeded(Net), augmentation=corner, method=ByHand, **options)
+    return cc.pretrain(stripes, out=out, backbone=seeded(Noisy), augmentation=corner, method=ByHand, **options)
 
 
 # --- all of them
@@ -73,35 +81,35 @@ def test_a_run_names_what_was_passed(whole):
     """Files of the run have the names of the class and the function, and another network of the class can be filled."""
     text = (whole.folder / "config.toml").read_text()
     assert all(
-        line in text for line in ('backbone = "own:Net"', 'augmentation = "own:corner"', 'method = "own:ByHand"')
+        line in text for line in ('backbone = "own:Noisy"', 'augmentation = "own:corner"', 'method = "own:ByHand"')
     )
-    assert not torch.equal(whole.backbone.network.layers[0].weight, seeded(Net).layers[0].weight)
-    loaded = cc.load_backbone(whole.folder, network=Net())
-    assert (loaded.name, loaded.dim, loaded.image_size, loaded.training) == ("own:Net", 6, 16, False)
+    assert not torch.equal(whole.backbone.network.layers[0].weight, seeded(Noisy).layers[0].weight)
+    loaded = cc.load_backbone(whole.folder, network=Noisy())
+    assert (loaded.name, loaded.dim, loaded.image_size, loaded.training) == ("own:Noisy", 6, 16, False)
     assert fingerprint(loaded) == fingerprint(whole.backbone)
     assert "in Python load_backbone(" in str(whole)
 
 
 def test_a_resumed_run_is_the_same_run(whole, tmp_path):
-    """Resumed with new objects, whose weights do not matter, a run ends with the same bits."""
+    """Resumed with new objects, whose weights do not matter, a run ends with the same bits, its dropout too."""
     part = copy_until(whole.folder, tmp_path / "part", 2)
-    cc.pretrain(resume=part, backbone=seeded(Net, seed=9), augmentation=corner, method=ByHand)
+    cc.pretrain(resume=part, backbone=seeded(Noisy, seed=9), augmentation=corner, method=ByHand)
     assert_same_run(part, whole.folder, 4)
 
 
 def test_what_is_not_in_a_file_must_be_passed_again(whole, tmp_path, capsys):
     """Resuming or repeating a run without the user's parts names all that lack, on the command line too."""
     run = whole.folder
-    names = {"backbone": "Net", "augmentation": "corner", "method": "ByHand"}
+    names = {"backbone": "Noisy", "augmentation": "corner", "method": "ByHand"}
     assert refusal(resume=run) == [
         f"{option}: own:{name} is defined in your code, not in a file; pass it in Python: "
         f"cyclecontrast.pretrain(resume={str(run)!r}, {option}=...)"
         for option, name in names.items()
     ]
-    (problem,) = refusal(resume=run, backbone=Net(), method=ByHand)
+    (problem,) = refusal(resume=run, backbone=Noisy(), method=ByHand)
     assert problem.startswith("augmentation: own:corner is defined in your code")
     (problem,) = refusal(resume=run, backbone=Flat(), augmentation=corner, method=ByHand)
-    assert "backbone is own:Net in the run and own:Flat requested" in problem
+    assert "backbone is own:Noisy in the run and own:Flat requested" in problem
     capsys.readouterr()
     assert main(["pretrain", "--config", str(run / "config.toml"), "--out", str(tmp_path / "again")]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -171,7 +179,7 @@ def test_another_network_of_the_name_does_not_resume(whole, tmp_path):
     """If the checkpoint is of other weights the error says which, and the run stays as it is."""
     run = copy_until(whole.folder, tmp_path / "run", 2)
     before = files_of(run)
-    (problem,) = refusal(resume=run, backbone=Net(7), augmentation=corner, method=ByHand)
+    (problem,) = refusal(resume=run, backbone=Noisy(7), augmentation=corner, method=ByHand)
     assert problem.startswith(f"resume: {run}/checkpoints/step-00000002 ")
     assert "size mismatch for encoder.backbone.network.layers.0.weight" in problem
     assert files_of(run) == before
