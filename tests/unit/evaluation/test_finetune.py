@@ -99,7 +99,7 @@ def trained(data, settings, tmp_path, monkeypatch):
 
 def test_training_equals_a_plain_loop(data, tmp_path, monkeypatch):
     """Views, order, both learning rates, momentum, decay, schedule and BatchNorm in training mode, written out."""
-    settings = config(data, epochs=5, learning_rate=1.0, head_learning_rate=4.0, weight_decay=0.01)
+    settings = config(data, epochs=5, learning_rate=0.3, head_learning_rate=1.2, weight_decay=0.1)
     predictions, classifier, items = trained(data, settings, tmp_path, monkeypatch)
     images = LabeledImages.open(data)
     network, head, last_loss = plain_training(make_backbone(MODEL), images, settings)
