@@ -16,6 +16,7 @@ from cyclecontrast.data.augment import Recipe
 from cyclecontrast.errors import checked
 from cyclecontrast.methods import BYOL, CycleContrast, IntraVideo, Losses, Method, MomentumMethod
 from cyclecontrast.models.checkpoint import fingerprint
+from cyclecontrast.training.user_parts import check_network, take_user_parts
 from tests.make_backbones import Flat, Net, seeded
 from tests.make_runs import (
     TINY,
@@ -207,6 +208,17 @@ class Tied(nn.Module):
         return self.two(self.one(images))
 
 
+class Extra(Net):
+    """A network with a state that is not a tensor."""
+
+    def get_extra_state(self):
+        """Return what no file of weights can hold."""
+        return {"steps": 3}
+
+    def set_extra_state(self, state):
+        """Take it back."""
+
+
 @pytest.mark.parametrize(
     ("network", "words"),
     [
@@ -217,6 +229,7 @@ class Tied(nn.Module):
         (nn.AvgPool2d(2), "backbone: own:AvgPool2d has no trainable weights"),
         (nn.LSTM(16, 2), "backbone: own:LSTM fails on images of 16 px"),
         (Tied(), "backbone: own:Tied shares memory between weights (one.weight, two.weight)"),
+        (Extra(), "backbone: own:Extra has more than tensors in its state (_extra_state)"),
         (Net().double(), "backbone: own:Net fails on images of 16 px"),
         (
             cc.Backbone(Net(), "resnet18", 6),
@@ -230,6 +243,18 @@ def test_a_network_that_cannot_be_used_is_refused(stripes, tmp_path, network, wo
     """What is not a network, or cannot be trained or saved, is one line before anything is written."""
     (problem,) = refusal(data=stripes, out=tmp_path / "run", backbone=network, **OPTIONS)
     assert problem.startswith(words)
+
+
+def test_checking_a_network_does_not_change_it():
+    """It is tried in evaluation mode: weights, statistics and modes stay, and its dimension is found."""
+    network = seeded(Net).train()
+    network.layers[1].eval()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    backbone = take_user_parts({"backbone": network}).backbone
+    check_network(backbone, 16)
+    assert backbone.dim == 6
+    assert [module.training for module in network.modules()] == [True, True, True, False, True]
+    assert_same_tensors(network.state_dict(), before)
 
 
 def test_a_backbone_keeps_its_normalisation(stripes, tmp_path):
