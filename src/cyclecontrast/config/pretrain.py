@@ -221,7 +221,7 @@ class PretrainConfig(BaseModel):
         "hardware",
     )
     precision: Literal["auto", "bf16", "fp32"] = option(
-        "auto", "auto: bf16 if the hardware supports it natively", group="hardware"
+        "auto", "auto: bf16 if the hardware is faster with it", group="hardware"
     )
     augment_on: Literal["auto", "cpu", "device"] = option(
         "auto",

@@ -64,6 +64,22 @@ def test_requested_precision_and_workers_are_used():
             assert (a @ a).dtype == dtype
 
 
+@pytest.mark.parametrize(
+    ("processor", "precision"),
+    [
+        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", "bf16"),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16 amx_bf16", "bf16"),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", "fp32"),
+        ("vendor_id : AuthenticAMD\nflags : avx2", "fp32"),
+    ],
+)
+def test_automatic_precision_is_the_faster_one(tmp_path, monkeypatch, processor, precision):
+    """On a CPU, bf16 is chosen only on processors where it is faster than fp32."""
+    (tmp_path / "cpuinfo").write_text(processor)
+    monkeypatch.setattr("cyclecontrast.models.hardware.Path", lambda _: tmp_path / "cpuinfo")
+    assert pick_precision("auto", torch.device("cpu")) == precision
+
+
 # --- torch.compile
 
 
