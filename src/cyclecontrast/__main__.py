@@ -28,18 +28,21 @@ class _UnfailingStream:
 
 
 def guard_stderr() -> None:
-    """Let days of work continue if standard error fails: a closed pipe, a full disk, or none at all."""
+    """Ignore write errors on stderr (closed pipe, full disk, missing), so that they do not end a long training run."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the free number, which would go to a data file otherwise
+            os.open(os.devnull, os.O_RDWR)  # otherwise the next opened file would get this descriptor
     stream = sys.stderr or os.fdopen(2, "w", closefd=False)
     sys.stderr = cast(TextIO, _UnfailingStream(stream))
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt; during an import, which it would break, end the process instead."""
+    """Raise KeyboardInterrupt.
+
+    If an import is running, end the process, because the exception would leave it half done.
+    """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             os.write(2, b"interrupted\n")
@@ -51,7 +54,8 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 def run() -> int:
     """Run the command line; returns the exit code."""
     guard_stderr()
-    # PyTorch warns in C++ that all weights had a gradient, which they have only once the cycle loss has set in.
+    # DDP with find_unused_parameters warns in C++ if all parameters get gradients, as they do once the cycle loss
+    # is enabled.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)

@@ -1,7 +1,7 @@
 """The commands as Python functions: `cyclecontrast.pretrain("videos", out="run")`.
 
-A function takes the options of the command with its name (`cyclecontrast pretrain --help` lists them, `PretrainConfig`
-defines them), checks them, and only then imports what it needs.
+Each function takes the options of the command of the same name (listed by `cyclecontrast pretrain --help`, defined in
+`PretrainConfig`). It checks them before it imports PyTorch.
 """
 
 import os
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def prepare(videos: str | Path, **options: Any) -> "PrepareSummary":
-    """Extract frames of videos into a store on disk. Raises UserError."""
+    """Extract frames of videos into a frame store; returns a summary. Raises UserError."""
     config = check_options(PrepareConfig, {"videos": videos, **options})
     from cyclecontrast.data import prepare as preparation
 
@@ -60,11 +60,11 @@ def pretrain(
     method: "str | type[Method] | None" = None,
     **options: Any,
 ) -> "Run":
-    """Train a backbone on unlabeled videos. Raises UserError.
+    """Train a backbone on unlabeled videos; returns the finished run. Raises UserError.
 
-    Instead of a name, `backbone` takes a network: images (batch, 3, h, w) → vectors (batch, dim) or a map;
-    `augmentation` a function (frame, numpy generator, side) → view; and `method` a subclass of `Method`. To resume such
-    a run, pass them again.
+    Three options also accept objects: `backbone` an `nn.Module` that maps images (batch, 3, h, w) to vectors
+    (batch, dim) or a feature map, `augmentation` a function (frame, numpy generator, size) → view, and `method` a
+    subclass of `Method`. To resume such a run, pass the same objects again.
     """
     chosen = {"data": data, "backbone": backbone, "augmentation": augmentation, "method": method}
     options |= {name: value for name, value in chosen.items() if value is not None}
@@ -78,7 +78,7 @@ def pretrain(
 
 
 def _take_user_parts(options: dict[str, Any]) -> tuple[PretrainConfig, tuple[Any, ...]]:
-    """Return the config, which has the names of the user's parts, and these parts if there are any."""
+    """Return the config, with names in place of custom objects, and the custom objects as `UserParts` (or nothing)."""
     parts = {
         name: options[name]
         for name in ("backbone", "augmentation", "method")
@@ -103,11 +103,11 @@ def evaluate(
     data: str | Path | None = None,
     **options: Any,
 ) -> Any:
-    """Evaluate a model by a protocol and write the result. Raises UserError.
+    """Evaluate a model with a protocol, write the result file and return the result. Raises UserError.
 
     `model` may be a `Backbone`, and `protocol` a subclass of `cyclecontrast.evaluation.protocol.Protocol`. The protocol
-    `all` takes `data_root` in place of `data`. Returns a Result, for `all` a SuiteResult with many; in a process that
-    torchrun started, None unless it is the first.
+    `all` takes `data_root` instead of `data`. Returns a Result, or a SuiteResult for `all`; under torchrun, None on all
+    ranks but 0.
     """
     from cyclecontrast.evaluation.protocol import config_class_of
 
@@ -135,9 +135,9 @@ def evaluate(
 
 
 def embed(model: "str | Path | Backbone", data: str | Path, **options: Any) -> "Embedded | None":
-    """Write a vector for every frame. `model` may be a `Backbone`. Raises UserError.
+    """Embed every frame of `data` and write the vectors to a file; returns a summary. Raises UserError.
 
-    Returns None in a process that torchrun started, unless it is the first.
+    `model` may be a `Backbone`. Under torchrun, returns None on all ranks but 0.
     """
     name, backbone = _name_and_backbone(model)
     config = _check_beside_backbone(EmbedConfig, {"model": name, "data": data, **options}, backbone)
@@ -147,9 +147,9 @@ def embed(model: "str | Path | Backbone", data: str | Path, **options: Any) -> "
 
 
 def search(index: str | Path, **options: Any) -> "Results":
-    """Find the frames most similar to an image or to a frame of a video. Raises UserError.
+    """Return the frames most similar to an image or to a frame of a video. Raises UserError.
 
-    With `serve`, it answers queries in the browser until it raises KeyboardInterrupt.
+    With `serve`, it runs a web server until KeyboardInterrupt, which it raises.
     """
     config = check_options(SearchConfig, {"index": index, **options})
     from cyclecontrast.searching.command import run_search
@@ -158,7 +158,10 @@ def search(index: str | Path, **options: Any) -> "Results":
 
 
 def export(model: "str | Path | Backbone", **options: Any) -> "Export":
-    """Write a backbone in a format that other tools load. `model` may be a `Backbone`. Raises UserError."""
+    """Write a backbone in the format of another tool; returns the path and the code that loads it. Raises UserError.
+
+    `model` may be a `Backbone`.
+    """
     name, backbone = _name_and_backbone(model)
     config = _check_beside_backbone(ExportConfig, {"model": name, **options}, backbone)
     from cyclecontrast.exporting.export import export_backbone
@@ -167,7 +170,7 @@ def export(model: "str | Path | Backbone", **options: Any) -> "Export":
 
 
 def report(*runs: str | Path, **options: Any) -> "Report":
-    """Write one static HTML page about runs. Raises UserError."""
+    """Write a static HTML report of one or more runs; returns its path. Raises UserError."""
     config = check_options(ReportConfig, {"runs": runs, **options})
     from cyclecontrast.reporting.page import write_report
 
@@ -175,10 +178,10 @@ def report(*runs: str | Path, **options: Any) -> "Report":
 
 
 def sweep(table: str, data: str | Path, **options: Any) -> "Sweep | None":
-    """Train and evaluate every row of a table of the paper. Raises UserError if every training fails.
+    """Train and evaluate every row of a table of the paper; returns the table.
 
-    Trainings that fail are in the result's `problems`. Returns None in a process that torchrun started, unless it is
-    the first.
+    Failed training runs are listed in its `problems`; raises UserError if all fail. Under torchrun, returns None on all
+    ranks but 0.
     """
     config = check_options(SweepConfig, {"table": table, "data": data, **options})
     from cyclecontrast.sweeping.command import run_sweep
@@ -187,7 +190,7 @@ def sweep(table: str, data: str | Path, **options: Any) -> "Sweep | None":
 
 
 def demo(**options: Any) -> "Demo":
-    """Train, evaluate and report on built-in videos, in minutes. Raises UserError."""
+    """Run the whole workflow on synthetic videos, in minutes; returns the results. Raises UserError."""
     config = check_options(DemoConfig, options)
     from cyclecontrast.demo_run import run_demo
 
@@ -195,7 +198,10 @@ def demo(**options: Any) -> "Demo":
 
 
 def check_options(config: type[Config], options: Mapping[str, Any]) -> Config:
-    """Check the options and whether the files that they name exist. Raises UserError that lists every mistake."""
+    """Return the validated config; also checks that the files it refers to exist.
+
+    Raises UserError with all mistakes.
+    """
     problems: list[str] = []
     made = attempt(lambda: checked(config, options), problems)
     wrong = {problem.partition(" ")[0].rstrip(":") for problem in problems}
@@ -211,7 +217,7 @@ def check_options(config: type[Config], options: Mapping[str, Any]) -> Config:
 
 
 def _absent(name: str, value: str, field: FieldInfo) -> list[str]:
-    """Return a line if the file or folder that an option names does not exist."""
+    """Return an error message if the file or folder of an option does not exist, otherwise an empty list."""
     kind, is_folder, is_file = detail(field, "names"), os.path.isdir(value), os.path.isfile(value)
     if kind == "model":
         return [] if is_model(value) else [f"{name} {value}: no such file or folder; name {MODEL}"]
@@ -223,7 +229,7 @@ def _absent(name: str, value: str, field: FieldInfo) -> list[str]:
 
 
 def _check_beside_backbone(config: type[Config], options: Mapping[str, Any], backbone: "Backbone | None") -> Config:
-    """Check options of which the model need not exist, if a Backbone takes its place."""
+    """Return the validated config; with a `backbone`, the file of `model` need not exist."""
     return check_options(config, options) if backbone is None else checked(config, options)
 
 
@@ -233,5 +239,8 @@ def _name_and_backbone(model: "str | Path | Backbone") -> tuple[str, "Backbone |
         return str(model), None
     if not hasattr(model, "normalise"):  # its class cannot be checked without importing PyTorch
         kind = type(model).__name__
-        raise UserError(f"model: a {kind} is neither a name nor a Backbone; make one by cyclecontrast.Backbone(...)")
+        raise UserError(
+            f"model: a {kind} is neither a path or name nor a Backbone; wrap your network in "
+            f"cyclecontrast.Backbone(...)"
+        )
     return model.name, model

@@ -1,4 +1,4 @@
-"""The style of all charts that people look at: one function makes a figure, one returns it as a file."""
+"""The common style of all charts: `new_figure` creates a figure, `save_figure` returns it as a file."""
 
 import io
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""The command line, made of the configs: it parses options, calls a function of `api.py`, and prints the result."""
+"""The command line, generated from the configs: parses the options, calls a function of `api.py`, prints the result."""
 
 import argparse
 import errno
@@ -36,29 +36,29 @@ from cyclecontrast.errors import UserError, attempt, checked, did_you_mean
 
 HELP = ("-h", "--help")
 MAX_CHOICES = 40
-"""Characters of choices that are shown in place of a value; longer lists are in the option's help."""
+"""Maximum length of the list of choices that replaces the metavar; longer lists go into the help text."""
 ENVIRONMENT_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
 }
-"""Errors of the system that are not bugs of this program."""
+"""System errors that are reported in one line, without a traceback."""
 
 
 class Command(NamedTuple):
-    """The options of a command, the function that it calls, and the options that need no flag.
+    """A command: its options, the function that it calls, and its positional options.
 
-    A result prints itself. If it has a `failure`, a line about what is missing in it, the command fails.
+    The command prints the returned object. If that has a non-empty `failure`, it is printed as an error, exit code 2.
     """
 
     config: type[BaseModel]
     function: Callable[..., Any]
     positional: tuple[str, ...] = ()
     one_process: bool = False
-    """It refuses to be one of several processes that torchrun started."""
+    """Whether the command refuses to run in several processes of torchrun."""
 
     @property
     def options(self) -> dict[str, FieldInfo]:
-        """The options by the names that users give them."""
+        """The fields of the config by option name."""
         return {field.alias or name: field for name, field in self.config.model_fields.items()}
 
 
@@ -83,7 +83,7 @@ FAMILIES = {
     "evaluate": ("PROTOCOL", "Evaluate a backbone on a downstream task"),
     "runs": ("COMMAND", "List and compare runs"),
 }
-"""Commands of two words, by their first word: a placeholder for the second, and a description."""
+"""Command groups: the metavar of the subcommand, and a description."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,11 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if failure := getattr(result, "failure", ""):
             raise UserError(failure)
     except UserError as error:
-        for problem in error.problems:  # none if another process reports them
+        for problem in error.problems:  # empty if another process reports the problems
             print(f"error: {problem}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports it again at its end
+        # otherwise Python reports the broken pipe again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         if error.errno not in ENVIRONMENT_ERRORS:
@@ -114,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read(arguments: list[str]) -> Callable[[], Any]:
-    """Return the function call that a command line requests; help is a call that returns a text. Raises UserError."""
+    """Return a callable that runs the command line; for --help, it returns the help text. Raises UserError."""
     if not arguments or arguments[0] in HELP:
         return _overview
     if arguments[0] == "--version":
@@ -193,7 +194,7 @@ def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
     sections = {group: parser.add_argument_group(group) for group in GROUPS}  # an empty one has no help
     for option, field in command.options.items():
         if option in command.positional:
-            number = "*" if _is_many(field) else "?"  # what is missing is reported with all other mistakes
+            number = "*" if _is_many(field) else "?"  # missing arguments are reported together with all other mistakes
             parser.add_argument(option, metavar=option.upper(), nargs=number, help=_escape(str(field.description)))
         else:
             _add_flag(sections[detail(field, "group")], option, field, command)
@@ -205,7 +206,7 @@ def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
 
 
 def _required(command: Command) -> list[str]:
-    """Return the required options as the usage shows them."""
+    """Return the words of the usage line for positional and required options."""
     words = [f"{option.upper()}{' ...' * _is_many(command.options[option])}" for option in command.positional]
     required = (option for option, field in command.options.items() if field.is_required())
     flags = [f"{_flag(option)} {_metavar(option, command.options[option])}" for option in required]
@@ -262,7 +263,7 @@ def _default(name: str, field: FieldInfo, command: Command) -> str:
 def _overview() -> str:
     lines = {name.split()[0]: str(command.config.__doc__) for name, command in COMMANDS.items()}
     lines |= {family: f"{about}." for family, (_, about) in FAMILIES.items()}
-    about = "From a folder of unlabeled videos to an image backbone."
+    about = "Train an image backbone on a folder of unlabeled videos."
     return _listing("COMMAND", about, lines, "shows the options of a command")
 
 

@@ -41,7 +41,7 @@ class DemoData(NamedTuple):
 
 @dataclass(frozen=True)
 class Demo:
-    """The results of a demo and the place of its report. Its text is a table."""
+    """The results of a demo and the path of its report; `str` is a table."""
 
     rows: tuple[Row, ...]
     report: Path
@@ -64,15 +64,15 @@ class Demo:
         return dict(enumerate(100 * row.accuracies[metric] for row in self.rows if row.name == name))
 
     def _comparison(self, other: str) -> str:
-        """Compare the full method with an ablation, seed by seed: trainings with one seed share random choices."""
+        """Return a line that compares the full method with an ablation, paired by seed."""
         gains = {metric: gain(self._percents("cycle", metric), self._percents(other, metric)) for metric in METRICS}
         parts = (f"{metric} {found.mean:+.1f} points ({_judge(found)})" for metric, found in gains.items() if found)
-        return f"the full method against {other}: {', '.join(parts)}"
+        return f"full method compared with {other}: {', '.join(parts)}"
 
 
 def _judge(found: Gain) -> str:
     if found.num_seeds < 2:
-        return "one seed proves nothing"
+        return "one seed is not enough to judge"
     if not found.is_significant:
         return f"within the noise of {found.num_seeds} seeds"
     return "better" if found.mean > 0 else "worse"
@@ -85,7 +85,7 @@ def run_demo(config: DemoConfig) -> Demo:
     data = make_data(config.out, config.workers)
     methods = ("intra-image", "intra-video", "cycle") if config.compare else ("cycle",)
     runs = [_train(config, data.frames, method, seed) for method in methods for seed in range(config.seeds)]
-    models = [("random initialisation", f"random:{BACKBONE}", runs[-1].out)]
+    models = [("random weights", f"random:{BACKBONE}", runs[-1].out)]
     models += [(run.method, str(run.out), run.out) for run in runs]
     rows = [_evaluate(name, model, out / "results", data.labeled, config.workers) for name, model, out in models]
     page = ReportConfig(runs=tuple(run.out for run in runs), out=config.out / "report.html", workers=config.workers)
@@ -95,7 +95,7 @@ def run_demo(config: DemoConfig) -> Demo:
 
 def make_data(out: Path, workers: int | None = None) -> DemoData:
     """Make the videos and the labeled frames of the demo in `out`, and prepare the videos."""
-    console.print("making videos of twenty kinds of objects ...")
+    console.print("generating synthetic videos of 20 classes ...")
     made = make_videos(out / "made", SyntheticSpec(), seed=0, workers=workers)
     summary = prepare(PrepareConfig(videos=made.videos, out=out / "frames", every=1, workers=workers))
     console.print(str(summary))
@@ -103,7 +103,7 @@ def make_data(out: Path, workers: int | None = None) -> DemoData:
 
 
 def _make_folder(out: Path) -> None:
-    """Make the folder of the demo, in place of an earlier demo. Raises UserError if it holds anything else."""
+    """Create the folder of the demo and delete an earlier demo in it. Raises UserError if it contains anything else."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / DEMO_FILE).exists())):
         raise UserError(f"out: {out} exists and is not an earlier demo; name another folder with --out")
     shutil.rmtree(out, ignore_errors=True)

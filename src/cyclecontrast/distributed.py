@@ -1,4 +1,4 @@
-"""The processes of torchrun: joining the process group, and the collectives that the commands need."""
+"""Process groups for torchrun, and the collectives that the commands use."""
 
 import contextlib
 import io
@@ -18,17 +18,17 @@ T = TypeVar("T")
 CPU = torch.device("cpu")
 SETUP_HINT = "nothing was trained yet"
 FROM_PEER = re.compile("gloo|nccl|connection|peer|timed out|timeout|store", re.IGNORECASE)
-"""Matches the messages of torch if another process has ended, for errors that are not DistError."""
+"""Matches PyTorch's error messages when another process has ended, for errors that are not a DistError."""
 STEP_TIMEOUT = timedelta(minutes=10)
-"""Timeout of communication within a step; after it a process counts as lost."""
+"""Timeout of collectives within a training step."""
 LONG_TIMEOUT = timedelta(hours=12)
-"""Timeout of long waits, such as for rank 0 to prepare videos."""
+"""Timeout of collectives that may wait long, such as for rank 0 to prepare videos."""
 
 
 class World(NamedTuple):
     """This process's rank and the number of processes.
 
-    `hosts` is the CPU group for small messages within a step, `patient` the CPU group for long waits.
+    `cpu_group` is the gloo group for small messages within a step, `patient_group` the gloo group with a long timeout.
     """
 
     rank: int
@@ -42,7 +42,7 @@ ALONE = World(0, 1)
 
 @contextlib.contextmanager
 def joined_world(device: torch.device) -> Iterator[World]:
-    """Join the process group of torchrun and leave it at the end; yield ALONE without torchrun."""
+    """Initialize the process group of torchrun and destroy it at the end; without torchrun, yield ALONE."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield ALONE
         return
@@ -67,12 +67,15 @@ def _check_environment() -> None:
     numbers = all(values[name].isdecimal() for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     if not numbers or not values["MASTER_ADDR"] or int(values["RANK"]) >= int(values["WORLD_SIZE"]):
         shown = ", ".join(f"{name}={value}" for name, value in values.items())
-        raise UserError(f"the environment is not one of torchrun ({shown}); start with torchrun, or unset these")
+        raise UserError(
+            f"the environment variables of torchrun are incomplete or invalid ({shown}); start with "
+            f"torchrun, or unset them"
+        )
 
 
 @contextlib.contextmanager
 def first_process_first(world: World) -> Iterator[None]:
-    """Run the block on rank 0 before the other processes run it; if it fails there, they end as well."""
+    """Run the block on rank 0 first, then on the other ranks. If it fails on rank 0, the others raise UserError."""
     if world.rank:
         with peer_errors(hint=SETUP_HINT):
             dist.barrier(world.patient)
@@ -97,13 +100,13 @@ def check_same(settings: Mapping[str, Any], world: World) -> None:
 
 
 def wait_for_all(world: World) -> None:
-    """Wait for all processes; it is not an error if one ends after it arrived here."""
+    """Barrier over all processes; it ignores the error if a process exits after it has reached the barrier."""
     with contextlib.suppress(UserError):
         maxima([0], world)
 
 
 def maxima(numbers: Sequence[int], world: World) -> list[int]:
-    """Return the elementwise maximum over the processes, in one message."""
+    """Return the elementwise maximum over all processes (one all-reduce)."""
     if world.size == 1:
         return list(numbers)
     held = torch.tensor(numbers)
@@ -113,7 +116,7 @@ def maxima(numbers: Sequence[int], world: World) -> list[int]:
 
 
 def means(numbers: Sequence[float], world: World) -> list[float]:
-    """Return the elementwise mean over the processes; nan if any value is nan."""
+    """Return the elementwise mean over all processes (one all-reduce); nan if any value is nan."""
     if world.size == 1:
         return list(numbers)
     held = torch.tensor(numbers, dtype=torch.float64)
@@ -123,7 +126,7 @@ def means(numbers: Sequence[float], world: World) -> list[float]:
 
 
 def gather(tensor: Tensor, world: World) -> Tensor:
-    """Return the tensors of all processes, concatenated along the first axis in the order of ranks."""
+    """Return the tensors of all processes, concatenated along the first dimension in rank order."""
     if world.size == 1:
         return tensor
     tensor = tensor.contiguous()  # all_gather needs equal memory layouts
@@ -134,7 +137,7 @@ def gather(tensor: Tensor, world: World) -> Tensor:
 
 
 def copy_from_first(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors with those of rank 0."""
+    """Broadcast tensors from rank 0, in place."""
     for tensor in tensors:
         held = tensor.contiguous()
         dist.broadcast(held, 0)
@@ -161,17 +164,18 @@ def peer_errors(work: str = "training", hint: str = "--resume continues from the
             raise
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"another process of this {work} has ended or does not answer ({reason}); its own message says why. "
+            f"another process of this {work} has ended or does not respond ({reason}); see its error message. "
             f"Restart all processes; {hint}"
         ) from error
 
 
 @contextlib.contextmanager
 def joined_command() -> Iterator[World]:
-    """Join the processes of torchrun for a command other than training; a failure in one process ends all.
+    """Initialize the process group for a command other than `pretrain`; if one process fails, all fail.
 
-    Only rank 0 writes to stderr. If a process fails, all raise UserError when they reach the next exchange of objects
-    or the end of the block: on rank 0 with the messages of all processes, on the others without a message.
+    Only rank 0 writes to stderr. If a process fails, all raise UserError at their next `gather_objects` or
+    `broadcast_object`, or at the end of the block: on rank 0 with the messages of all processes, on the others without
+    a message.
     """
     with joined_world(CPU) as world, contextlib.ExitStack() as stack:
         if world.rank:
@@ -188,7 +192,7 @@ def joined_command() -> Iterator[World]:
 
 
 def gather_objects(value: T, world: World) -> list[T]:
-    """Return on rank 0 the values of all processes, in the order of ranks; on the others an empty list.
+    """Return the values of all processes in rank order on rank 0, and an empty list on the other ranks.
 
     Call it within `joined_command`. Raises UserError if a process failed.
     """
@@ -202,7 +206,10 @@ def gather_objects(value: T, world: World) -> list[T]:
 
 
 def broadcast_object(value: T, world: World) -> T:
-    """Return the value of rank 0 in every process; call it within `joined_command`, as `gather_objects`."""
+    """Return the value of rank 0 on every rank. Call it within `joined_command`.
+
+    Raises UserError if a process failed.
+    """
     if world.size == 1:
         return value
     _exchange_problems(None, world)
@@ -213,7 +220,7 @@ def broadcast_object(value: T, world: World) -> T:
 
 
 def check_alone(what: str) -> None:
-    """Raise UserError if torchrun started several processes for a command that needs one; rank 0 has the message."""
+    """Raise UserError if torchrun started several processes for a single-process command; only rank 0 has a message."""
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         with joined_command() as world:
             if world.size > 1:
@@ -221,12 +228,15 @@ def check_alone(what: str) -> None:
 
 
 def runs_alone(what: str) -> str:
-    """Return the message for work that cannot be distributed over processes."""
-    return f"{what} runs in one process, and {os.environ.get('WORLD_SIZE')} were started; start it without torchrun"
+    """Return the error message for a command that does not support several processes."""
+    return (
+        f"{what} supports a single process only, but torchrun started {os.environ.get('WORLD_SIZE')}; start it "
+        f"without torchrun"
+    )
 
 
 class _SharedFailureError(UserError):
-    """A failure that all processes know about already."""
+    """A failure that has already been exchanged between all processes."""
 
 
 def _exchange_problems(problems: Sequence[str] | None, world: World) -> None:

@@ -1,4 +1,4 @@
-"""The exception whose text is for users. Any other exception is a bug and keeps its traceback."""
+"""`UserError`, the exception for problems that the user can fix. Any other exception is a bug and shows a traceback."""
 
 import difflib
 import re
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """Something the user can fix: each problem is one line that says what is wrong, where, and what to do."""
+    """An error that the user can fix; each of its `problems` is one line: what is wrong, where, and what to do."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = tuple(map(printable, problems))
@@ -44,12 +44,15 @@ def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
 
 
 def out_of_memory(error: BaseException) -> str:
-    """Return one line about an out-of-memory error of a device."""
-    return f"the memory of the device is too small ({str(error).partition(chr(10))[0]})"
+    """Return a one-line message for an out-of-memory error."""
+    return f"the device is out of memory ({str(error).partition(chr(10))[0]})"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the known word with these initials or the most similar one; empty if there is none."""
+    """Return '; did you mean X?' with the most similar known word, or the one with these initials.
+
+    '' if there is none.
+    """
     words = list(known)
     close = difflib.get_close_matches(name[:MAX_SHOWN], words, n=1)
     for word in words:
@@ -60,7 +63,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def checked(config: type[Config], values: Mapping[str, Any]) -> Config:
-    """Build a config from plain values, where `auto` is the same as unset. Raises UserError with a line per mistake."""
+    """Return the config built from plain values; the value `auto` counts as unset.
+
+    Raises UserError with a line per mistake.
+    """
     values = {name: value for name, value in values.items() if not (isinstance(value, str) and value == "auto")}
     try:
         return config.model_validate(values)

@@ -1,4 +1,4 @@
-"""Writing that leaves the old file or the whole new one, locks of folders, and checks of names."""
+"""Atomic file writes, folder locks, and checks of paths."""
 
 import contextlib
 import fcntl
@@ -18,12 +18,12 @@ SECONDS_BETWEEN_TRIES = 0.1
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, which replaces `path` on the disk if the block succeeds."""
+    """Yield a temporary path that atomically replaces `path` if the block succeeds."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path.parent}: cannot be created ({error.strerror}); name another folder") from error
-    # Named by machine and process, so that no other writer of the same file uses it.
+        raise UserError(f"{path.parent}: cannot be created ({error.strerror}); choose another folder") from error
+    # The name contains host and process id, so that concurrent writers do not share it.
     temporary = path.with_name(f"{path.name}.{socket.gethostname()[:32]}.{os.getpid()}.part")
     try:
         yield temporary
@@ -56,14 +56,15 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str, file: str = LOCK_FILE, patience: float = 0) -> Iterator[None]:
-    """Keep other processes from writing to a folder. The lock ends with the process, however it ends.
+    """Lock a folder against other processes. The operating system releases the lock when the process ends.
 
-    `name` is the option that named the folder, `patience` the seconds to wait for another process. Raises UserError
-    that names that process.
+    `name` is the option to mention in errors, `patience` the time in seconds to wait for the lock. Raises UserError
+    with the id of the process that holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, deadline = folder / file, time.monotonic() + patience
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # a folder of somebody else could hold a link
+    # in a downloaded folder this could be a link to another file
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         raise UserError(f"{name}: {path}: is a link or a device, not a lock file; remove it")
     with path.open("a+") as lock:
         while not _try_to_lock(lock, folder, name):
@@ -83,7 +84,7 @@ def locked(folder: Path, name: str, file: str = LOCK_FILE, patience: float = 0) 
 
 def _try_to_lock(lock: IO[str], folder: Path, name: str) -> bool:
     try:
-        # Unlike a lock by flock, this one is not inherited by workers, which outlive a killed parent for seconds.
+        # Unlike flock, lockf is not inherited by worker processes, which survive a killed parent for seconds.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
@@ -95,7 +96,7 @@ def _try_to_lock(lock: IO[str], folder: Path, name: str) -> bool:
 
 
 def check_new_run(folder: Path) -> None:
-    """Raise UserError if a folder holds anything but the frames prepared for a new run, or cannot be written to."""
+    """Raise UserError if a folder contains more than the prepared frames of a new run, or is not writable."""
     found = folder.iterdir() if folder.is_dir() else ()
     if any(path.name not in ("frames", LOCK_FILE) and path.suffix != ".part" for path in found):
         raise UserError(f"out: {folder} is not empty; name another folder, or continue its run with --resume {folder}")
@@ -112,5 +113,5 @@ def check_folder(folder: Path) -> None:
 
 
 def is_model(name: str) -> bool:
-    """Whether a MODEL exists: a file, a folder, or a name that needs none."""
+    """Return whether MODEL is an existing file or folder, or a `random:` or `timm:` name."""
     return name.startswith(("random:", "timm:")) or Path(name).exists()

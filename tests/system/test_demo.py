@@ -31,13 +31,13 @@ def test_the_demo_runs_from_videos_to_report(small, tmp_path, capsys):
     for name in (demo_module.DEMO_FILE, "old"):
         (out / name).touch()
     done = cc.demo(out=out, compare=True, workers=0)
-    assert [row.name for row in done.rows] == ["random initialisation", "intra-image", "intra-video", "cycle"]
+    assert [row.name for row in done.rows] == ["random weights", "intra-image", "intra-video", "cycle"]
     assert not (out / "old").exists()
     assert all(0 <= accuracy <= 1 for row in done.rows for accuracy in row.accuracies.values())
     assert len(list((out / "made" / "videos").glob("*.mp4"))) == 8
     assert done.report.stat().st_size > 10_000
     assert "8 videos, 32 frames" in capsys.readouterr().err
-    assert "one seed proves nothing" in str(done)
+    assert "one seed is not enough to judge" in str(done)
 
 
 def test_other_folders_are_refused(tmp_path):

@@ -483,7 +483,7 @@ def test_tensors_that_claim_numbers_they_lack_are_refused(tmp_path, kind):
     state = weights() | {"layer4.0.conv2.weight": HOLLOW[kind]((64, 64, 3, 3))}
     torch.save(state, tmp_path / "hollow.pth")
     line = problem_of(load_backbone, tmp_path / "hollow.pth")
-    assert "1 key (layer4.0.conv2.weight) without a number for each place" in line
+    assert "1 key (layer4.0.conv2.weight) that are sparse, quantized, complex or expanded" in line
 
 
 @pytest.mark.parametrize("kind", ["compressed", "counted twice"])

@@ -122,7 +122,7 @@ def test_half_an_environment_is_one_line(stripes, tmp_path, monkeypatch, capsys,
     for name, value in {"WORLD_SIZE": "1", "MASTER_ADDR": "localhost", **environment}.items():
         monkeypatch.setenv(name, value)
     assert main(["pretrain", *words_of(stripes, tmp_path / "run", steps=1)]) == 2
-    assert "the environment is not one of torchrun (RANK=" in capsys.readouterr().err
+    assert "the environment variables of torchrun are incomplete or invalid (RANK=" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

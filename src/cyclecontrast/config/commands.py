@@ -63,7 +63,7 @@ class PrepareConfig(BaseModel):
 
     model_config = STRICT
     videos: Place = option(..., "folder of video files; subfolders are included", names="folder")
-    out: Place = option(..., "folder of the frame store; an unfinished store is continued", "FOLDER", "output")
+    out: Place = option(..., "folder of the frame store; an unfinished store is completed", "FOLDER", "output")
     frames_per_video: Count | None = option(None, "number of evenly spaced frames per video (R2V2: 4)", "N")
     fps: Rate | None = option(None, "frames per second of video (default: 2, if no other sampling is set)", "FPS")
     every: Count | None = option(None, "extract every N-th frame", "N")
@@ -73,7 +73,7 @@ class PrepareConfig(BaseModel):
     max_pixels: Count = option(64_000_000, "skip videos whose frames have more pixels", "PIXELS")
     shard_mb: Count = option(
         256,
-        "largest size of the videos of a shard; shards are the units of parallel work and of resuming",
+        "maximum total size of the videos of a shard; shards are the unit of parallel work and resuming",
         "MB",
         "output",
     )
@@ -81,7 +81,10 @@ class PrepareConfig(BaseModel):
         None, "worker processes; 0: use the main process only (default: the number of cores)", "N", "hardware"
     )
     part: Part | None = option(
-        None, "prepare every N-th shard, starting with the I-th, if N machines write to --out", "I/N", "hardware"
+        None,
+        "prepare only part I of N, to share the work among N machines that write to the same --out",
+        "I/N",
+        "hardware",
     )
 
     @model_validator(mode="after")
@@ -137,7 +140,9 @@ class SearchConfig(BaseModel):
         None, "search for frames similar to a frame of this video, given by its id in the index", "ID"
     )
     frame: Whole | None = option(None, "the frame of --video, by its index", "N")
-    time: Seconds | None = option(None, "the frame of --video nearest to this time: seconds or h:mm:ss", "TIME")
+    time: Seconds | None = option(
+        None, "select the frame of --video nearest to this time, in seconds or h:mm:ss", "TIME"
+    )
     top: Few = option(10, "number of frames to find", "N")
     per_video: Few | None = option(None, "at most this many results per video (default: no limit)", "N")
     other_videos: bool = option(False, "exclude frames of the query's own video")
@@ -145,7 +150,7 @@ class SearchConfig(BaseModel):
     port: Annotated[int, Field(ge=0, le=65535), IsNumber] | None = option(
         None, "port of --serve; 0: any free port (default: 8765, or a free port)", "PORT"
     )
-    faiss: bool = option(False, "with --serve: approximate search with faiss (needs an extra package)")
+    faiss: bool = option(False, "with --serve: approximate search with faiss (extra `faiss`)")
     model: Name | None = option(
         None, "model that encodes the query (default: the path in the index)", "MODEL", names="model"
     )
@@ -154,7 +159,7 @@ class SearchConfig(BaseModel):
     )
     videos: Place | None = option(
         None,
-        "folder of the source videos that --serve plays (default: that of the run)",
+        "folder of the source videos, for playback with --serve (default: the training videos of the run)",
         "FOLDER",
         names="folder",
     )
@@ -168,7 +173,7 @@ class SearchConfig(BaseModel):
         named += ["format"] if self.format != "table" else []
         if self.serve and named:
             flags = ", ".join(f"--{name}" for name in named)
-            raise ValueError(f"--serve takes its queries from the page; leave out {flags}")
+            raise ValueError(f"with --serve, queries come from the web page; remove {flags}")
         if not self.serve and (problems := [*self._unfit_for_search()]):
             raise ValueError(*problems)
         return self
@@ -188,9 +193,9 @@ class SearchConfig(BaseModel):
         if self.port is not None:
             yield "--port needs --serve"
         if self.videos is not None:
-            yield "--videos needs --serve, whose page plays them"
+            yield "--videos needs --serve; only the web page plays videos"
         if self.data is not None and self.html is None:
-            yield "--data needs --html or --serve, because it is for pictures"
+            yield "--data needs --html or --serve, because it is only used for thumbnails"
         encoding = [*(["--model"] if self.model else []), *(["--device"] if self.device != "auto" else [])]
         if of_video and not of_image and encoding:
             verb = "need" if encoding[1:] else "needs"
@@ -208,7 +213,7 @@ class ExportConfig(BaseModel):
     seed: Seed = option(0, MODEL_SEED, "SEED")
     out: Place | None = option(
         None,
-        "file to write (default: backbone.safetensors, .pth, .onnx or .pkl), or folder for huggingface (default: "
+        "file to write (default: backbone.<suffix of the format>), or folder for huggingface (default: "
         "backbone-huggingface)",
         "PATH",
         "output",
@@ -256,7 +261,8 @@ class SweepConfig(BaseModel):
     model_config = STRICT
     table: TableName = option(
         ...,
-        "table2, table4, table10: compare losses by tracking, image and action recognition; table5, table6: support; "
+        "table2, table4, table10: losses, by tracking, image classification, action recognition; table5, table6: "
+        "support size; "
         "table7: K; table8: λ",
     )
     data: Place = option(
@@ -269,7 +275,9 @@ class SweepConfig(BaseModel):
         names="folder",
     )
     seeds: Few = option(3, "training runs per row, with the seeds 0, 1, ...", "N")
-    small: bool = option(False, "scale U and K with the number of videos, and use preset auto for the rest")
+    small: bool = option(
+        False, "scale the support size and K with the number of videos, and use preset auto for all other settings"
+    )
     preset: Literal["paper", "release"] | None = option(
         None, "preset for settings that are the same in all rows (default: paper; auto with --small)", "PRESET"
     )
@@ -281,7 +289,10 @@ class SweepConfig(BaseModel):
     epochs: Count | None = option(None, "passes over the training videos (default: the preset's)", "EPOCHS")
     steps: Count | None = option(None, "optimizer steps in total; overrides --epochs", "STEPS")
     flip: bool = option(True, "random horizontal flip; disable if left and right differ in meaning")
-    train: bool = option(True, "table2: train the tracking head; if disabled, raw features are correlated")
+    train: bool = option(
+        True,
+        "table2: train the tracking head; if disabled, use cross-correlation of the backbone features without a head",
+    )
     train_data: Place | None = option(
         None, "table2: GOT-10k root to train the tracking head on (default: one next to the data)", "FOLDER"
     )

@@ -38,7 +38,7 @@ class EvaluateConfig(BaseModel):
 
     model_config = STRICT
     scoring: ClassVar[frozenset[str]] = frozenset()
-    """Settings that only affect the scores, not the predictions."""
+    """Names of the settings that affect the scores but not the predictions."""
 
     model: Name = option(..., MODEL, names="model")
     data: Place = option(..., "folder of the dataset", names="folder")
@@ -50,7 +50,7 @@ class EvaluateConfig(BaseModel):
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
 
     def unusual(self) -> dict[str, Any]:
-        """Return the settings that differ from the defaults of the chosen mode, preset or head."""
+        """Return the settings that differ from their defaults, given the chosen mode, preset or head."""
         fields = type(self).model_fields
         choices = {name: getattr(self, name) for name in fields if get_origin(fields[name].annotation) is Literal}
         usual = type(self).model_validate({"model": self.model, "data": self.data, **choices})
@@ -98,7 +98,7 @@ class LinearConfig(ClassifyConfig):
 
     probe: Literal["auto", "lbfgs", "sgd"] = option(
         "auto",
-        "convex fit without learning rate (lbfgs), recipe of the paper (sgd), or depending on the data size (auto)",
+        "lbfgs: logistic regression without a learning rate; sgd: recipe of the paper; auto: lbfgs up to 50,000 images",
     )
     epochs: Count = option(100, "epochs of the sgd probe; learning rate x0.1 at 60% and 80% of training", "EPOCHS")
     learning_rate: Positive = option(
@@ -131,7 +131,7 @@ LINEAR_MODE = {"num_frames": 8, "batch_size": 64, "clips_per_video": 10, "dropou
 
 
 class ActionConfig(EvaluateConfig):
-    """Action recognition in video clips, with averaged frame features."""
+    """Action recognition: a linear layer on the mean of the frame features of a clip."""
 
     data: Place = option(..., LABELED_VIDEOS, names="folder")
     mode: Literal["finetune", "linear"] = option(
@@ -151,7 +151,7 @@ class ActionConfig(EvaluateConfig):
     learning_rate: Positive = option(1e-4, "learning rate of Adam, not scaled with the batch size", "RATE")
     dropout: BelowOne = option(0.9, "dropout before the last layer; 0.5 with --mode linear", "FRACTION")
     bn: Literal["eval", "train"] = option(
-        "eval", "with --mode linear: frozen BatchNorm statistics, or those of the batch as in the release"
+        "eval", "BatchNorm in --mode linear: running statistics (eval), or batch statistics as in the release (train)"
     )
     num_clips: Few = option(10, "evenly spaced clips per test video, over which the softmax is averaged", "N")
 
@@ -163,7 +163,7 @@ class ActionConfig(EvaluateConfig):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if self.mode == "finetune" and self.bn == "train":
-            raise ValueError("bn: is an option of --mode linear; finetune always trains BatchNorm")
+            raise ValueError("bn: train needs --mode linear; --mode finetune always uses batch statistics")
         return self
 
 
@@ -213,14 +213,12 @@ class SegmentationConfig(EvaluateConfig):
     head: Literal["linear", "fcn"] = option("linear", "a 1x1 convolution, or an FCN head")
     frozen: bool = option(True, "train the head only, not the backbone")
     stride: Annotated[int, AfterValidator(_check_stride), IsNumber] = option(
-        8, "pixels per cell of the feature map: 2, 4, 8, 16 or 32", "PIXELS"
+        8, "stride of the feature map: 2, 4, 8, 16 or 32", "PIXELS"
     )
     num_classes: Annotated[int, Field(ge=2, le=255), IsNumber] | None = option(
         None, "number of classes (default: 21 for VOC, 150 for ADE20K, else from the masks)", "N"
     )
-    ignore_label: Annotated[int, Field(ge=0, le=255), IsNumber] = option(
-        255, "label of pixels that are ignored", "LABEL"
-    )
+    ignore_label: Annotated[int, Field(ge=0, le=255), IsNumber] = option(255, "label of pixels to ignore", "LABEL")
     train_list: Name = option("train", "list of training images; train_aug is the extended list of VOC", "NAME")
     crop_size: Side = option(512, "side of the training crops", "PIXELS")
     flip: bool = option(True, "random horizontal flip of training crops")
@@ -234,7 +232,7 @@ class PropagationConfig(EvaluateConfig):
     """Video object segmentation on DAVIS by label propagation."""
 
     data: Place = option(..., "a DAVIS root: JPEGImages/480p, Annotations/480p, ImageSets", names="folder")
-    preset: Literal["crw", "vfs", "dino"] = option("vfs", "project whose settings are used")
+    preset: Literal["crw", "vfs", "dino"] = option("vfs", "use the settings of this project")
     year: Annotated[Literal["2016", "2017"], BeforeValidator(str)] | None = option(
         None, "year of the list of videos, 2016 or 2017 (default: 2017 if available)", "YEAR"
     )
@@ -271,7 +269,7 @@ class TrackingConfig(EvaluateConfig):
     tracker: Literal["siamfc", "identity", "perfect"] = option(
         "siamfc", "siamfc, or baselines: identity always predicts the first box, perfect the true box"
     )
-    preset: Literal["release", "siamfc", "vince"] = option("release", "project whose head, loss and geometry are used")
+    preset: Literal["release", "siamfc", "vince"] = option("release", "use the head, loss and geometry of this project")
     train: bool = option(True, "train the head; if disabled, raw features are correlated")
     train_data: Place | None = option(
         None, "GOT-10k root to train the head on (default: one next to the data)", "FOLDER"
@@ -282,13 +280,15 @@ class TrackingConfig(EvaluateConfig):
     pairs_per_sequence: Count | None = option(
         None, "pairs per sequence and epoch (default: the preset's, or enough for 50 steps)", "PAIRS"
     )
-    exact_geometry: bool = option(False, "use the exact width of the response map; the release rounds it")
+    exact_geometry: bool = option(
+        False, "use the exact size of the response map; the release approximates it by 17 cells"
+    )
     fix_scale_penalty: bool = option(False, "also apply the scale penalty to negative response peaks")
     toolkit: Literal["got10k", "official"] = option(
         "got10k", "compute success and precision as the GOT-10k toolkit, or as the official code of OTB"
     )
     others: Place | None = option(
-        None, "folder with results of other trackers to score as well: <tracker>/<sequence>.txt", "FOLDER"
+        None, "folder with results of other trackers, which are scored too: <tracker>/<sequence>.txt", "FOLDER"
     )
     box: Annotated[str, AfterValidator(_check_box)] | None = option(
         None, "target box in the first frame of a video file; pixels are counted from 1", "X,Y,W,H"
@@ -319,7 +319,7 @@ class AllConfig(BaseModel):
     data_root: Place = option(
         ..., "folder with datasets at any depth, in any layout that a protocol reads", "FOLDER", names="folder"
     )
-    only: tuple[ProtocolName, ...] = option((), "protocols to run (default: all that fit the data)", "PROTOCOL")
+    only: tuple[ProtocolName, ...] = option((), "protocols to run (default: all that support the data)", "PROTOCOL")
     baseline: bool = option(False, "also evaluate the same backbone with random weights")
     again: bool = option(False, "evaluate again, even if there are results with the same settings")
     image_size: Side | None = option(

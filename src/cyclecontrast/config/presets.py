@@ -116,12 +116,12 @@ BASELINE_PRESETS: dict[str, dict[str, Settings]] = {
 }
 """The settings of the baseline methods, which override those of PRESETS.
 
-If a source has two networks, `paper` has the smaller one and `release` the larger one. Batch sizes count videos: the
+If a source uses two networks, `paper` is the smaller one and `release` the larger one. Batch sizes count videos: the
 batches of 256 and 896 images of VINCE have four images per video, and its 1,000,000 and 286,000 steps are 92 epochs of
 the 696,082 videos of R2V2. The learning rates and batch sizes of SimCLR and BYOL are omitted, because they suit LARS.
 """
 
 
 def preset_settings(preset: str, method: str) -> Settings:
-    """Return the settings of a preset for a method; none for `auto`, which training/auto_settings.py resolves."""
+    """Return the settings of a preset for a method; empty for `auto`, which training/auto_settings.py resolves."""
     return PRESETS.get(preset, {}) | BASELINE_PRESETS.get(preset, {}).get(method, {})

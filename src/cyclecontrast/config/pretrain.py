@@ -1,7 +1,7 @@
 """The options of `pretrain`.
 
-The defaults are those of the preset `paper`. Options that the user did not set are missing in `model_fields_set`, so
-that the preset `auto` can resolve them.
+The defaults are those of the preset `paper`. Options that the user did not set are not in `model_fields_set`;
+the preset `auto` resolves these.
 """
 
 import contextlib
@@ -43,19 +43,19 @@ from cyclecontrast.config.types import (
 
 LogTo = tuple[Literal["tensorboard", "wandb"], ...]
 MACHINE_SETTINGS = frozenset({"data", "out", "resume", "workers", "device"})
-"""Paths and hardware, which may differ between the processes of a training."""
+"""Settings that may differ between the processes of a training run: paths and hardware."""
 RUNTIME_SETTINGS = frozenset(
     {"augment_on", "compile", "log_every", "log_to", "checkpoint_every", "health_every", "report"}
 )
-"""Settings that change the result by rounding errors at most."""
+"""Settings that change the result at most by rounding errors."""
 MAY_CHANGE = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable"}
-"""Settings that may change when a run is resumed. Its data may move, but must have the same fingerprint."""
+"""Settings that may change when a run is resumed. The data may be moved, but its fingerprint must be the same."""
 METHODS_OF_OPTION = {
     "positives": ("simclr", "simsiam", "byol"),
     "query_frame_in_support": ("cycle-only",),
     "self_batch": ("vince",),
 }
-"""Options that have no effect with other methods, and are refused there."""
+"""Method-specific options; PretrainConfig rejects them for all other methods."""
 RENAMED = {"objective": "method", "most_unreadable": "max_unreadable", "own_key_in_support": "query_frame_in_support"}
 """Former names of options, still accepted on the command line and in files."""
 DECIDED_BY_AUTO = frozenset(
@@ -90,13 +90,14 @@ class PretrainConfig(BaseModel):
     flip: bool = option(True, "random horizontal flip; disable if left and right differ in meaning", group="data")
     holdout: Annotated[float, Field(ge=0, le=0.5), IsNumber] = option(
         0.0,
-        "fraction of the videos held out to measure health; auto: 0.1 if there are at least 50 videos",
+        "fraction of the videos to hold out, on which health is measured; auto: 0.1 for at least 50 videos, "
+        "otherwise 0",
         "FRACTION",
         "data",
     )
     max_unreadable: Fraction = option(
         0.1,
-        "stop if more than this fraction of views had to be replaced because a frame was unreadable",
+        "stop if more than this fraction of the views shows a replacement of an unreadable frame",
         "FRACTION",
         "data",
     )
@@ -144,12 +145,16 @@ class PretrainConfig(BaseModel):
         None, "use only the K most similar keys of the support (Table 7; default: all)", "K", "method"
     )
     split_by: Literal["frame", "video"] = option(
-        "frame", "draw the support by frame, or by video: then support and negatives share no video", group="method"
+        "frame",
+        "how keys are split into support and negatives: frame by frame, or so that the two sets share no video",
+        group="method",
     )
     batch_keys: bool = option(
-        False, "compare queries with the keys of the current batch too, not only with the queues", group="method"
+        False, "contrast queries also with the keys of the current batch, in addition to the queues", group="method"
     )
-    mask_own_video: bool = option(True, "mask keys of the query's own video", group="method")
+    mask_own_video: bool = option(
+        True, "ignore keys of the query's own video, which would be false negatives", group="method"
+    )
     distinct_frames: bool = option(True, "never draw the same frame for query and positive", group="method")
     query_frame_in_support: bool = option(
         False,
@@ -169,12 +174,16 @@ class PretrainConfig(BaseModel):
         0.999, "momentum of the momentum encoder; not used by simclr and simsiam", "NUMBER", "method"
     )
     momentum_ramp: Whole = option(
-        0, "limit the encoder momentum to step / (step + STEPS); 0: no limit", "STEPS", "method"
+        0, "limit the momentum of the momentum encoder to step / (step + STEPS); 0: no limit", "STEPS", "method"
     )
     momentum_rise: bool = option(
-        False, "increase the encoder momentum to 1 on a cosine (BYOL); excludes --momentum-ramp", group="method"
+        False,
+        "increase the momentum of the momentum encoder to 1 along a cosine (BYOL); needs --momentum-ramp 0",
+        group="method",
     )
-    bn_groups: Count = option(8, "groups for shuffled BatchNorm of keys, over all processes", "N", "method")
+    bn_groups: Count = option(
+        8, "number of groups for shuffled BatchNorm of the keys, summed over all processes", "N", "method"
+    )
 
     backbone: BackboneName = option(
         "resnet18",
@@ -190,7 +199,7 @@ class PretrainConfig(BaseModel):
         "one layer (paper), two (release), two with BatchNorm, or three with BatchNorm (SimSiam)",
         group="model",
     )
-    projector_dim: Length = option(64, "dimension of the projector outputs that the losses compare", "DIM", "model")
+    projector_dim: Length = option(64, "output dimension of the projectors", "DIM", "model")
 
     batch_size: Count = option(256, "videos per step, over all processes", "VIDEOS", "optimization")
     accumulate: Few = option(1, "accumulate gradients over N micro-batches, to save memory", "N", "optimization")
@@ -199,7 +208,7 @@ class PretrainConfig(BaseModel):
     learning_rate: Positive = option(0.06, "peak learning rate", "RATE", "optimization")
     schedule: Literal["cosine", "step"] = option(
         "step",
-        "learning rate schedule: cosine, or step, which is x0.1 at 60% and 80% of training",
+        "learning rate schedule: cosine, or step (x0.1 at 60% and 80% of training)",
         group="optimization",
     )
     warmup: Fraction = option(
@@ -210,7 +219,7 @@ class PretrainConfig(BaseModel):
     gradient_clip: Positive | None = option(
         None, "clip the gradient to this norm (default: no clipping)", "NORM", "optimization"
     )
-    seed: Seed = option(0, "seed of all random numbers", "SEED", "optimization")
+    seed: Seed = option(0, "random seed", "SEED", "optimization")
 
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
     workers: Processes | None = option(
@@ -225,7 +234,8 @@ class PretrainConfig(BaseModel):
     )
     augment_on: Literal["auto", "cpu", "device"] = option(
         "auto",
-        "where color jitter and blur run, with equal results up to rounding; auto: on the device if it is a CUDA GPU",
+        "where to run color jitter and blur; the results are equal up to rounding; auto: device on a CUDA GPU, "
+        "otherwise cpu",
         group="hardware",
     )
     compile: bool = option(
@@ -235,32 +245,35 @@ class PretrainConfig(BaseModel):
     )
 
     out: Place = option(..., "folder of the new run", "FOLDER", "output")
-    resume: Place | None = option(None, "resume this run with its saved settings", "RUN", "output")
+    resume: Place | None = option(None, "resume the run in this folder, with its saved settings", "RUN", "output")
     checkpoint_every: Count = option(1000, "steps between checkpoints", "STEPS", "output")
     log_every: Count = option(10, "steps between rows of metrics.jsonl", "STEPS", "output")
     log_to: LogTo = option(
         (),
-        "also log to tensorboard or wandb, in the folder of the run; wandb is offline unless WANDB_MODE is online",
+        "also log to tensorboard and/or wandb, in the run folder; wandb is offline unless WANDB_MODE=online",
         "LOGGER",
         "output",
     )
     health_every: Whole | None = option(
         None,
-        "steps between health evaluations on held-out videos; 0: none (default: about 20 evaluations per run)",
+        "steps between measurements of health; 0: never (default: about 20 measurements per run)",
         "STEPS",
         "output",
     )
     select: Literal["last", "health"] = option(
-        "last", "final backbone: the last one, or the one with the best health (same-video retrieval)", group="output"
+        "last",
+        "final backbone: that of the last step, or of the step with the best same-video retrieval if it "
+        "is clearly better than the last",
+        group="output",
     )
     report: bool = option(True, "write RUN/report.html at the end", group="output")
 
     def undecided(self) -> set[str]:
-        """Return the settings that the preset `auto` must still resolve from the data and the hardware."""
+        """Return the settings that the preset `auto` has not resolved yet."""
         return set(DECIDED_BY_AUTO) - self.model_fields_set if self.preset == "auto" else set()
 
     def requested(self) -> set[str]:
-        """Return the settings that the user set; empty if all are set, as by the config.toml of a run."""
+        """Return the settings that the user set explicitly; empty if the config comes from the config.toml of a run."""
         usual: dict[str, object] = {}
         if self.preset != "auto":
             usual = {name: field.default for name, field in type(self).model_fields.items()}
@@ -284,12 +297,15 @@ class PretrainConfig(BaseModel):
     def _resumed(cls, values: dict[str, Any], run: Path) -> dict[str, Any]:
         """Return the settings of a run, updated by `values`; raises ValueError if another setting changes.
 
-        The run was trained with the settings in the config.toml of the last checkpoint.
+        The settings in the config.toml of the last checkpoint are those that the run was trained with.
         """
         copy, trained = _last_checkpoint(run)
         saved = _read_config(run, f"copy {copy} over it" if copy else "start a new run")
         if changes := cls._changes(trained | {"out": run}, saved | {"out": run}, "in the last checkpoint"):
-            raise ValueError(f"resume: {run / 'config.toml'} was changed: {changes} here; copy {copy} over it")
+            raise ValueError(
+                f"resume: {run / 'config.toml'} was changed since the last checkpoint: {changes} in "
+                f"this file; restore it by copying {copy} over it"
+            )
         defaults = {name: field.default for name, field in cls.model_fields.items()}  # None is not in the files
         if changes := cls._changes(defaults | trained | saved | {"out": run}, values, "in the run"):
             raise ValueError(f"resume: the settings of a run cannot change: {changes} requested")
@@ -322,17 +338,17 @@ class PretrainConfig(BaseModel):
     def _wrong_combinations(self) -> Iterator[str]:
         for name, methods in METHODS_OF_OPTION.items():
             if getattr(self, name) != type(self).model_fields[name].default and self.method not in methods:
-                yield f"{name} is for {' and '.join(methods)} only, not for method {self.method}"
+                yield f"{name} is supported only by {', '.join(methods)}, not by method {self.method}"
         known = self.model_fields_set
         if self.momentum_rise and self.momentum_ramp and {"momentum_rise", "momentum_ramp"} <= known:
             yield "momentum_rise excludes momentum_ramp; set --momentum-ramp 0"
         if self.select == "health" and self.health_every == 0:
-            yield "select health needs measurements; leave out --health-every 0"
+            yield "select health needs health measurements; remove --health-every 0"
         if self.method not in ("cycle", "cycle-only") or "support_size" not in known:
             return
         if "cycle_queue_size" in known and self.support_size >= self.cycle_queue_size:
             yield (
-                f"support_size ({self.support_size}) leaves no negatives in cycle_queue_size "
+                f"support_size ({self.support_size}) must be smaller than cycle_queue_size "
                 f"({self.cycle_queue_size}); set a smaller support or a larger queue"
             )
         if self.top_k is not None and self.top_k > self.support_size:
@@ -348,8 +364,8 @@ def _read_config(run: Path, remedy: str) -> dict[str, Any]:
     """Return the settings of a run. Raises ValueError if they cannot be read."""
     if not os.path.isfile(run / "config.toml"):  # Path.is_file fails if the name is too long
         if os.path.isdir(run / "frames"):
-            raise ValueError(f"resume: {run} stopped before its training began; repeat the first command")
-        raise ValueError(f"resume: {run / 'config.toml'} does not exist; name the folder of a run")
+            raise ValueError(f"resume: {run} stopped before training began; run the original command again")
+        raise ValueError(f"resume: {run / 'config.toml'} does not exist; pass the folder of a run")
     if run.resolve().match("checkpoints/step-*"):
         raise ValueError(f"resume: {run} is a checkpoint; name its run, {run.resolve().parents[1]}")
     try:
@@ -359,7 +375,7 @@ def _read_config(run: Path, remedy: str) -> dict[str, Any]:
 
 
 def _last_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any]]:
-    """Return the config.toml of the last checkpoint and its settings, or None and no settings."""
+    """Return the path and the settings of the config.toml in the last checkpoint, or (None, {}) without one."""
     for copy in sorted(run.glob("checkpoints/step-*[0-9]/config.toml"), reverse=True):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # skip a damaged one
             checksums = json.loads(copy.with_name("checksums.json").read_bytes())

@@ -1,4 +1,4 @@
-"""The types of option values, each with its bounds, and `option`, which defines one."""
+"""Types of option values with their bounds, and `option`, which defines an option."""
 
 import os
 import re
@@ -31,24 +31,24 @@ def option(
     names: Literal["", "folder", "file", "path", "model"] = "",
     **rules: Any,
 ) -> Any:
-    """Return the field of an option: its default (... if it is required), its help, and the placeholder of its value.
+    """Return the pydantic field of an option; `about` is its help text, `default` is ... if it is required.
 
-    If `names` is set, the value must exist before the command starts; `path` is a file or a folder. `rules` are
-    passed to `pydantic.Field`.
+    `names` is the kind of path that the value must refer to: it must exist when the command starts (`path`: a file or
+    a folder). `rules` are passed to `pydantic.Field`.
     """
     details: dict[str, Any] = {"metavar": metavar, "group": group, "names": names}
     return Field(default, description=about, json_schema_extra=details, **rules)
 
 
 def detail(field: FieldInfo, key: str) -> str:
-    """Return the metavar, the group, or the kind of name of an option; "" for a field that `option` did not make."""
+    """Return a detail of an option (metavar, group or names), "" for a field not created by `option`."""
     return str(cast(dict[str, Any], field.json_schema_extra or {}).get(key, ""))
 
 
 # --- numbers
 
 MAX_COUNT = 10**9
-"""Larger counts are typing errors and would overflow."""
+"""Upper bound of counts; larger values are typos and would overflow."""
 
 
 def _refuse_boolean(value: object) -> object:
@@ -62,7 +62,7 @@ IsNumber = BeforeValidator(_refuse_boolean)
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT), IsNumber]
 Whole = Annotated[int, Field(ge=0, le=MAX_COUNT), IsNumber]
 Few = Annotated[int, Field(ge=1, le=10_000), IsNumber]
-"""A small count, for things that exist at the same time."""
+"""A small count, of things that are held in memory at the same time."""
 Length = Annotated[int, Field(ge=1, le=1_000_000), IsNumber]
 """The dimension of a vector."""
 Processes = Annotated[int, Field(ge=0, le=1024), IsNumber]
@@ -83,15 +83,15 @@ HIDDEN_VALUE = "hidden_value"
 
 
 def _check_name(value: object) -> object:
-    """Refuse what cannot be a file name: empty (which would mean the current folder), too long, or not UTF-8."""
+    """Reject values that cannot be a file name: empty (it would mean the current folder), too long, or not UTF-8."""
     if not isinstance(value, str | os.PathLike) or not (name := str(value)):
-        raise ValueError("input should be a name")
+        raise ValueError("must be a non-empty file name or path")
     try:
         lengths = [len(part) for part in name.encode().split(b"/")]
     except UnicodeEncodeError:
         raise ValueError("input should be a name in UTF-8") from None
     if "\0" in name or sum(lengths) + len(lengths) > 4096 or max(lengths) > 255:
-        raise ValueError("input should be a name that a file can have")
+        raise ValueError("must be a valid file name")
     return value
 
 
@@ -102,7 +102,7 @@ def is_url(place: object) -> TypeGuard[str]:
 
 def _refuse_url(value: object) -> object:
     if is_url(value):
-        raise PydanticCustomError(HIDDEN_VALUE, "is a URL; name a place on this machine")
+        raise PydanticCustomError(HIDDEN_VALUE, "is a URL; use a local path")
     return value
 
 
@@ -113,14 +113,14 @@ def _path_or_url(value: object, as_path: Callable[[object], Path | str]) -> Path
     if "@" in value or "?" in value or "#" in value:
         raise PydanticCustomError(
             HIDDEN_VALUE,
-            "the URL must not hold a user, password or query, because it is written into files; pass them by the "
+            "the URL must not contain a user, password or query, because it is written to files; pass them through the "
             "environment or the configuration of fsspec",
         )
     if "::" in value:
-        raise PydanticCustomError(HIDDEN_VALUE, "the URL is a chain of several; name a single one")
+        raise PydanticCustomError(HIDDEN_VALUE, "chained URLs (::) are not supported; use a single URL")
     url = value.rstrip("/")
     if not is_url(url):
-        raise ValueError("the URL names no place")
+        raise ValueError("the URL has no host or path")
     _check_name(url)
     return url
 
@@ -161,12 +161,12 @@ def _known_or_user_defined(name: object, check: ValidatorFunctionWrapHandler) ->
 
 
 OR_USER_DEFINED = WrapValidator(_known_or_user_defined)
-"""Extends a Literal by the names of user-defined parts."""
+"""Also accepts the names of custom methods, networks and augmentations, in addition to a Literal."""
 AS_TEXT = PlainSerializer(str, return_type=str)
 """Use it with OR_USER_DEFINED, so that such names can be written to config.toml."""
 
 RESNET = re.compile(r"resnet(10|18|34|50)(-small)?(?:-w([1-9][0-9]{0,2}))?")
-"""The names of our ResNets: depth, stem for small images, width of the first stage."""
+"""Names of the built-in ResNets: depth, small stem, width of the first stage."""
 
 
 def _check_backbone(name: str) -> str:

@@ -1,6 +1,6 @@
-"""Random views of a frame: parameters are drawn once per view, then applied by a deterministic executor.
+"""Random augmentation: draws the parameters of a view, then applies them deterministically.
 
-This file has the OpenCV executor for worker processes, device_augment.py the one for batches on a device.
+This file applies them with OpenCV in the workers; device_augment.py applies them to batches on the device.
 """
 
 import math
@@ -41,7 +41,7 @@ ASPECT = (3 / 4, 4 / 3)
 
 
 class Jitter(NamedTuple):
-    """Color jitter: factors around 1, hue shift in turns, and the order in which they are applied."""
+    """Color jitter: factors around 1, hue shift as a fraction of a full turn, and the order of the four changes."""
 
     brightness: float
     contrast: float
@@ -95,7 +95,10 @@ def apply_view(image: Pixels, view: View, size: int) -> Pixels:
 
 
 def cut_view(image: Pixels, view: View, size: int) -> Pixels:
-    """Apply the part of a view that all executors share: crop, resize to (size, size, 3), flip."""
+    """Return the cropped, resized (size, size, 3) and flipped frame.
+
+    The part of a view that always runs in the worker.
+    """
     left, top, width, height = view.crop
     pixels = _resized(image[top : top + height, left : left + width], size)
     return cv2.flip(pixels, 1) if view.flip else pixels
@@ -134,7 +137,7 @@ def _luma(pixels: Pixels) -> Pixels:
 
 
 def _changed(pixels: Pixels, change: int, factor: float) -> Pixels:
-    """Return pixels after one change of a `Jitter`, by its index there; hue is shifted by `factor` turns."""
+    """Return the pixels after one change of a `Jitter`, given its index: brightness, contrast, saturation, hue."""
     match change:
         case 0:  # brightness
             pixels = cv2.convertScaleAbs(pixels, alpha=factor)
@@ -152,7 +155,7 @@ def _changed(pixels: Pixels, change: int, factor: float) -> Pixels:
 
 
 def user_view(augmentation: Augmentation, image: Pixels, rng: np.random.Generator, size: int) -> Pixels:
-    """Return a view by a user-defined function, which gets a copy of the frame; raises UserError for a wrong result."""
+    """Return a view computed by a custom augmentation on a copy of the frame. Raises UserError for a wrong result."""
     view: object = augmentation(image.copy(), rng, size)
     expected = f"uint8 ({size}, {size}, 3)"
     if not isinstance(view, np.ndarray):

@@ -1,7 +1,7 @@
-"""Clips of video files: how long a video is, which frames make up a clip, and decoding these frames.
+"""Clips of video files: the length of a video, the frame numbers of a clip, and decoding of these frames.
 
-All clips have the same frame rate, whatever the videos have: the tick at time t shows the frame int(t · fps of the
-video), as in the authors' release. A video that is shorter than a clip is repeated from its start.
+All clips have the same frame rate, independent of the frame rate of the video: at time t they show the frame
+int(t · fps of the video), as in the authors' release. A video that is shorter than a clip is repeated from its start.
 """
 
 import math
@@ -19,11 +19,11 @@ from cyclecontrast.errors import UserError
 MAX_PIXELS = 64_000_000
 FULL_SIZE = 2**31 - 1
 ROUNDING = 1e-6
-"""Parts of a frame: 0.28 s of 25 frames per second is frame 7, though the product is below 7."""
+"""Tolerance in frames: 0.28 s at 25 frames per second is frame 7, although the floating-point product is below 7."""
 
 
 class Footage(NamedTuple):
-    """How many frames a video has, and how many are shown per second (25 where the file does not say)."""
+    """The number of frames of a video and its frame rate (25 if the file does not specify it)."""
 
     num_frames: int
     fps: float
@@ -35,7 +35,7 @@ class Footage(NamedTuple):
 
 
 class ClipShape(NamedTuple):
-    """Frames per clip, and how many of them make a second."""
+    """The number of frames of a clip, and its frame rate."""
 
     num_frames: int
     fps: float
@@ -47,9 +47,9 @@ class ClipShape(NamedTuple):
 
 
 def measure(path: Path) -> Footage:
-    """Count the frames of a video by one pass over its packets, without decoding.
+    """Return the length of a video, from a pass over its packets without decoding.
 
-    Raises UserError where the file cannot be read, or holds clearly fewer frames than its header says.
+    Raises UserError if the file cannot be read, or has clearly fewer frames than its header specifies.
     """
     try:
         with open_video(path, MAX_PIXELS) as video:
@@ -97,7 +97,10 @@ def random_clip(footage: Footage, clip: ClipShape, rng: np.random.Generator) -> 
 
 
 def spread_clips(footage: Footage, clip: ClipShape, num_clips: int) -> npt.NDArray[np.int64]:
-    """Return the frames (num_clips, num_frames) of clips that start at even distances, at the first and last tick."""
+    """Return the frame numbers (num_clips, num_frames) of evenly spaced clips.
+
+    From the start to the end of the video.
+    """
     starts = np.linspace(0, max(0, _num_ticks(footage, clip) - clip.num_frames), num_clips).astype(np.int64)
     return _frames(footage, (starts[:, None] + _ticks(footage, clip)) / clip.fps)
 

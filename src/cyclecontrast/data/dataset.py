@@ -1,6 +1,6 @@
-"""The training dataset: for each position two or more random views of one video, a function of (seed, position).
+"""The training dataset: each position gives two or more random views of a video, as a function of (seed, position).
 
-Therefore the data does not depend on the workers, the number of processes, or the step at which a run resumes.
+The data therefore depends neither on the number of workers and processes nor on interruptions.
 """
 
 import math
@@ -24,10 +24,10 @@ from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 
 FurtherFrames: TypeAlias = Callable[[np.random.Generator, int, int], tuple[int, ...]]
-"""(generator, frame of the query, number of frames) → frame numbers of the extra views."""
+"""A function (generator, frame of the query, number of frames of the video) → frame numbers of the extra views."""
 NO_NUMBERS = torch.empty(0, 0)
 MAX_STAND_INS = 100
-"""Number of consecutive videos without a readable frame after which the data counts as unreadable."""
+"""Maximum number of consecutive videos without a readable frame, before UserError is raised."""
 
 
 class ReadError(NamedTuple):
@@ -41,8 +41,8 @@ class ReadError(NamedTuple):
 class Sample(NamedTuple):
     """Views of one video: the query, the positive, then extra views; `frames` has the frame number of each.
 
-    `num_replaced` views show another frame than was drawn, because of the `read_errors`. `device_numbers` has the
-    arguments of `finish_views` for each view; it is empty if the views are finished.
+    `num_replaced` is the number of views that show a replacement, because their frame is in `read_errors`.
+    `device_numbers` are the parameters of `finish_views` for each view; empty if nothing remains to be done.
     """
 
     views: tuple[Pixels, ...]
@@ -85,10 +85,10 @@ def no_further_frames(rng: np.random.Generator, query: int, num_frames: int) -> 
 
 @dataclass(frozen=True)
 class ViewDataset(Dataset[Sample | UserError]):
-    """The sample at each position of the training; an epoch is one pass over the videos.
+    """Map-style dataset over all positions of a training run; an epoch is one pass over the videos.
 
-    With `same_frame` query and positive show the same frame (Eq. 1), otherwise two frames of the video (Eq. 2).
-    Differs from the release with `distinct`: there the two are drawn independently and may be the same frame.
+    With `same_frame`, query and positive show the same frame (Eq. 1), otherwise two frames of the video (Eq. 2).
+    Differs from the release with `distinct`: the release draws the two frames independently, so they may be equal.
     A video of one frame gives two views of this frame. `further` draws the frames of extra views. `videos` selects the
     videos, all by default. A frame that cannot be decoded is replaced by another one of its video, a video without
     readable frames by the next one. Failures of the storage are retried after pauses (`sleep`), then raised.
@@ -112,7 +112,7 @@ class ViewDataset(Dataset[Sample | UserError]):
         return self.store.num_videos if self.videos is None else len(self.videos)
 
     def __getitem__(self, position: int) -> Sample | UserError:
-        """Return the sample, or the UserError: the data loader would turn a raised error into a traceback."""
+        """Return the sample, or a UserError instead of raising it, which the DataLoader would turn into a traceback."""
         try:
             return self.sample(position)
         except UserError as error:
@@ -170,7 +170,7 @@ class ViewDataset(Dataset[Sample | UserError]):
         return apply_view(image, view, self.size), ()
 
     def _read(self, video: int, frame: int, errors: list[ReadError], avoid: int | None = None) -> tuple[Pixels, int]:
-        """Return the frame or the next readable one, with its number; `avoid` is used only if there is no other."""
+        """Return the pixels and the number of this frame, or of the next readable one. `avoid` is the last choice."""
         # Decoding at this short side is enough for any crop; a user-defined augmentation gets the full frame.
         side = math.ceil(self.size / smallest_crop(self.recipe)) if isinstance(self.recipe, Recipe) else None
         others = chain(range(frame, self.store.frames_in(video)), range(frame))
@@ -184,7 +184,7 @@ class ViewDataset(Dataset[Sample | UserError]):
 
 
 def collate(samples: list[Sample | UserError]) -> Batch | UserError:
-    """Stack samples, or return the first error; views stay in channels-last memory format, as OpenCV wrote them."""
+    """Return the samples as a batch, or the first error. Views keep OpenCV's channels-last memory format."""
     good = [sample for sample in samples if not isinstance(sample, UserError)]
     if len(good) < len(samples):
         return next(sample for sample in samples if isinstance(sample, UserError))

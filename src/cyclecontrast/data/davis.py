@@ -27,7 +27,7 @@ MIN_FRAMES = 3
 
 @dataclass(frozen=True)
 class MaskedVideo:
-    """Frames and their masks, in the same order; where `is_binary`, all objects count as one."""
+    """The frames of a video and their masks, in the same order. If `is_binary`, all objects count as one."""
 
     name: str
     frames: tuple[Path, ...]
@@ -44,7 +44,8 @@ class MaskedVideo:
     def objects(self) -> list[Pixels]:
         """Return the number of the object at each pixel (height, width) of each frame; raises UserError.
 
-        Masks that hold black and white only have one object, 1. In all others 255 is DAVIS's void: no object.
+        If all masks are black and white, there is one object, 1. Otherwise 255 is DAVIS's void label, which is no
+        object.
         """
         masks = [read_mask(path) for path in self.masks]
         for path, mask in zip(self.masks, masks, strict=True):
@@ -54,7 +55,7 @@ class MaskedVideo:
             if mask.max() > VOID:
                 raise UserError(f"{path}: holds the number {mask.max()}; objects have numbers from 1 to {VOID - 1}")
         if not masks[0].any():
-            raise UserError(f"{self.masks[0]}: holds no object; the first mask shows what to follow")
+            raise UserError(f"{self.masks[0]}: contains no object; the first mask must show the objects to track")
         is_black_and_white = not any(((mask > 0) & (mask < VOID)).any() for mask in masks)
         if self.is_binary or is_black_and_white:
             return [(mask > 0).astype(np.uint8) for mask in masks]
@@ -114,7 +115,7 @@ def _read_list(root: Path, year: str | None) -> tuple[str, list[str]]:
 
 def _open_video(root: Path, name: str, is_binary: bool) -> MaskedVideo:
     if leads_out(name):
-        raise UserError(f"{root}: its list names {name!r}, which leads out of {FRAMES}; name a folder below it")
+        raise UserError(f"{root}: its list contains {name!r}, a path outside of {FRAMES}; use a folder below it")
     frames, masks = _images_in(root / FRAMES / name), _images_in(root / MASKS / name)
     if len(frames) < MIN_FRAMES:
         raise UserError(f"{root / FRAMES / name}: holds {len(frames)} frames; the first and the last are not scored")
@@ -122,7 +123,7 @@ def _open_video(root: Path, name: str, is_binary: bool) -> MaskedVideo:
     if unpaired:
         raise UserError(
             f"{root / MASKS / name}: {len(masks)} masks for {len(frames)} frames, {unpaired[0]!r} is the first without "
-            "its other; each frame needs a mask to be scored"
+            "a counterpart; each frame needs a mask"
         )
     order = sorted(frames, key=natural_order)
     return MaskedVideo(name, tuple(frames[stem] for stem in order), tuple(masks[stem] for stem in order), is_binary)

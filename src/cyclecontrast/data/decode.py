@@ -1,4 +1,4 @@
-"""Decode the picked frames of one video in one sequential pass; this module knows nothing of stores or shards."""
+"""Select and decode frames of a video in one sequential pass. This module is independent of frame stores."""
 
 import math
 from collections import deque
@@ -16,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 from cyclecontrast.data.images import Pixels, size_problem
 from cyclecontrast.data.storage import short_reason
 
-# Only containers that hold the pictures themselves: a playlist named .mp4 must not open other files or addresses.
+# Only containers that contain their own frames: a playlist renamed to .mp4 must not open other files or URLs.
 DEMUXERS = (
     "mov,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,live_flv,ogg,gif,apng,mxf,dv,ivf,nut,rm,wtv,m4v,mjpeg,"
     "h261,h263,h264,hevc,obu,av1,vc1,yuv4mpegpipe"
@@ -26,9 +26,9 @@ MOST_ROUNDING = 0.005
 DEFAULT_RATE = 25
 """Frames per second of a video that does not say."""
 TRUNCATED_SECONDS, TRUNCATED_PART = 1.0, 0.05
-"""A video that ends earlier than its header says, by more than both of these, is called truncated."""
+"""A video is truncated if it ends earlier than its header specifies by more than both of these limits."""
 LOST_FRAMES, LOST_PART = 2, 0.05
-"""An intact video may lack frames that its header or its packets announce: at most the larger of these."""
+"""Number and fraction of frames that an intact video may lack compared with its header; the larger limit applies."""
 MOST_PACKETS = 10_000_000
 """Packets read at most, 92 hours at 30 frames per second; the counts in headers are not trusted."""
 
@@ -42,7 +42,7 @@ PickedFrame: TypeAlias = tuple[Any, float]
 
 @dataclass(frozen=True)
 class SpreadEvenly:
-    """This many frames, in the middles of equal parts of the video; all of them if it has no more."""
+    """`num_frames` frames, at the centers of equal parts of the video; all frames if there are not more."""
 
     num_frames: int
 
@@ -86,7 +86,7 @@ def make_policy(frames_per_video: int | None, fps: float | None, every: int | No
 
 
 class VideoError(Exception):
-    """A video that gives no frame; the text is a short reason for the user."""
+    """Raised if no frame of a video can be decoded; the message is a short reason for the user."""
 
 
 class DecodedFrame(NamedTuple):
@@ -136,7 +136,7 @@ def _reason(error: Exception) -> str:
 
 
 class OpenVideo:
-    """A video file during its one decoding pass; made by `open_video`.
+    """An open video file, for a single decoding pass; created by `open_video`.
 
     `width` and `height` are those of the first frame as displayed, 0 before it. `notice` says what is missing from a
     video that could be read in part only, "" where nothing is; `is_damaged` says that more than its end is missing.
@@ -183,9 +183,11 @@ class OpenVideo:
         return float(self._stream.average_rate or self._stream.guessed_rate or DEFAULT_RATE)
 
     def is_cut(self) -> bool:
-        """Whether all packets, once read, are clearly fewer than the header says, and end clearly too early.
+        """Return whether the file is cut off.
 
-        Fewer packets alone prove nothing: dropped frames have none. Nor does the duration, which AVI's reader shortens.
+        It has clearly fewer packets than its header specifies, and ends clearly earlier. Call it after all packets were
+        read. Neither criterion is sufficient: dropped frames have no packets, and the AVI demuxer reports a shorter
+        duration.
         """
         expected = self.frames_in_header
         ends_early = not self._end or not are_few(expected - round(self._end * self.fps), expected)
@@ -340,7 +342,7 @@ class OpenVideo:
 
 
 class Clock:
-    """Seconds since the start for frames in display order, never running backwards."""
+    """Computes monotonic times in seconds for frames in display order."""
 
     def __init__(self, stream: Any, container: Any) -> None:
         rate = stream.average_rate or stream.guessed_rate or Fraction(DEFAULT_RATE)
@@ -393,7 +395,7 @@ class Scaler:
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """Return whether a stored frame must be transposed, then mirrored in x, and in y, to stand upright.
+    """Return whether a stored frame must be transposed, then flipped horizontally and vertically, to be upright.
 
     The display matrix is rounded to quarter turns and mirrorings.
     """
@@ -407,7 +409,7 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
 
 
 def are_few(frames: int, of: int) -> bool:
-    """Whether this many frames may be missing from an intact video."""
+    """Return whether an intact video may lack this many frames."""
     return frames <= max(LOST_FRAMES, LOST_PART * of)
 
 
@@ -416,7 +418,7 @@ def _is_counted(packet: Any) -> bool:
 
 
 def evenly(num_all: int, num_picked: int) -> list[int]:
-    """Return the middles of num_picked equal parts of range(num_all): (0 … 9, 2) → 2, 7."""
+    """Return the centers of num_picked equal parts of range(num_all): evenly(10, 2) → [2, 7]."""
     if num_picked >= num_all:
         return list(range(num_all))
     return [(2 * part + 1) * num_all // (2 * num_picked) for part in range(num_picked)]

@@ -1,4 +1,4 @@
-"""The device executor of views: color jitter and blur of a whole batch on any device, with given parameters.
+"""Color jitter, grayscale and blur of a batch on the device, with parameters drawn by the workers.
 
 Workers still crop, resize and flip (`cut_view`), because frames differ in size and are 2 to 9 times larger than views.
 """
@@ -17,7 +17,7 @@ RED, GREEN, BLUE = 0.299, 0.587, 0.114
 
 
 def numbers_of(view: View) -> tuple[float, ...]:
-    """Return the parameters that are not applied by `cut_view`, as numbers for `finish_views`."""
+    """Return the parameters of a view that `finish_views` needs, as a flat tuple of numbers."""
     *factors, order = view.jitter or NEUTRAL
     return (*factors, *order, float(view.gray), view.blur)
 
@@ -44,10 +44,11 @@ def finish_views(pixels: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _mixtures(factors: Tensor, order: Tensor, gray: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the matrices that each change applies to the color of a pixel and to the mean color: two (batch, 5, 3, 3).
+    """Return two tensors (batch, 5, 3, 3).
 
-    A factor f weights the color by f and black, the mean luma or the luma of the color by 1 - f. Gray is a fifth change
-    with f = 0. A change of hue is the identity here.
+    The matrices that each change applies to a pixel's color and to the mean color. A factor f weights the color by f
+    and black, the mean luma or the luma of the color by 1 - f. Gray is a fifth change with f = 0. A change of hue is
+    the identity here.
     """
     change = torch.cat((order, torch.full_like(gray, SATURATION)), dim=1)[..., None, None]
     with_gray = torch.cat((factors.gather(1, order.long()), 1 - gray), dim=1)[..., None, None]

@@ -18,7 +18,7 @@ VIDEO_SUFFIXES = (
 
 
 class FoundVideo(NamedTuple):
-    """A file with the suffix of a video; `reason` says why it cannot be decoded, "" where it may be."""
+    """A file with a video suffix; `reason` is why it cannot be read, "" if no problem is known."""
 
     id: str
     path: Path
@@ -39,9 +39,9 @@ def is_image(name: str) -> bool:
 
 
 def walk(root: Path, on_error: Callable[[Path, OSError], object]) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
-    """Yield each folder with its visible files, before its subfolders, these in natural order.
+    """Yield each folder below `root` and its visible files, parents first, subfolders in natural order.
 
-    Links are followed, but no folder is visited twice, so folders that link to one another end. `on_error` is called
+    Links are followed, but no folder is visited twice, so link cycles terminate. `on_error` is called
     for each folder that cannot be listed.
     """
     seen: set[str] = set()
@@ -68,7 +68,7 @@ def walk(root: Path, on_error: Callable[[Path, OSError], object]) -> Iterator[tu
 
 
 def images_below(root: Path, top: str = "") -> Iterator[str]:
-    """Yield the images in the folder `top` and its subfolders as paths below `root`; none where it is not there."""
+    """Yield the images in the folder `top` and its subfolders as paths below `root`; none if `top` does not exist."""
     for folder, entries in walk(root / top, lambda *_: None):
         names = sorted((entry.name for entry in entries if is_image(entry.name)), key=natural_order)
         yield from ((folder.relative_to(root) / name).as_posix() for name in names)

@@ -26,12 +26,15 @@ class ImageFiles:
     names: pa.StringArray
 
     def read(self, frame: int) -> bytes:
-        """Return the bytes of a frame's file; raises ValueError where only this file is missing, and OSError."""
+        """Return the bytes of a frame's file.
+
+        Raises ValueError if only this file is missing, OSError if the storage fails.
+        """
         try:
             return read_regular(self.root / str(self.names[frame]), MOST_BYTES)
         except FileNotFoundError as error:
             if self.root.is_dir() and any(self.root.iterdir()):  # an unmounted folder is gone or empty
-                raise ValueError("the file is gone") from error
+                raise ValueError("the file no longer exists") from error
             raise
 
     def reopen(self) -> None:
@@ -51,7 +54,7 @@ class ImageFiles:
 
 
 def text_pieces(texts: pa.Array) -> Iterator[bytes]:
-    """Yield texts as lines, some thousand at a time."""
+    """Yield the texts, one per line, encoded, in chunks of some thousand."""
     for start in range(0, len(texts), TEXTS_PER_PIECE):
         yield "\n".join([*texts[start : start + TEXTS_PER_PIECE].to_pylist(), ""]).encode()
 

@@ -1,4 +1,4 @@
-"""Decode image files that others made; the size in the header is checked before memory is spent on the pixels."""
+"""Decode untrusted image files; the size in the header is checked before pixels are allocated."""
 
 import io
 from pathlib import Path
@@ -31,15 +31,15 @@ READERS: dict[bytes, type[ImageFile]] = {
     b"GIF8": GifImageFile,
     b"P": PpmImageFile,
 }
-"""Readers by the first bytes of a file; no other format reaches a decoder, whatever the file is called."""
+"""Decoders by the first bytes of a file (not by its suffix); other formats are rejected."""
 MOST_PIXELS = 128_000_000
 """The largest cameras of phones have 108 million pixels; a decoded image takes three bytes for each."""
 MOST_SIDE = 65_500
 """The longest side that a JPEG can have."""
 MOST_ASPECT = 200
-"""A strip that is resized by its short side grows by its aspect ratio."""
+"""Limits the size of an image that is resized by its short side."""
 MOST_BYTES = 4 * MOST_PIXELS
-"""An image without any compression takes no more."""
+"""Upper bound on the size of an uncompressed image file."""
 REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
 
@@ -110,7 +110,7 @@ def read_image(path: Path) -> Pixels:
 
 
 def read_mask(path: Path) -> Indices:
-    """Return the number of each pixel (height, width), of a palette image the index; raises UserError.
+    """Return a mask as integers (height, width); for a palette image, the palette indices. Raises UserError.
 
     An image of one bit gives 0 and 1. Three equal channels count as one.
     """

@@ -1,8 +1,8 @@
-"""Labeled images to evaluate on: which file, which class, which video.
+"""Labeled images for evaluation: file, class and video of each image.
 
 Three layouts: folders of classes (`train/<class>`, `val/<class>`), the same with ImageNet's flat `val`, and a frame
-tree with lists of labeled videos (`train.txt`, `test.txt`). Labels are columns, so ImageNet takes megabytes; pixels are
-decoded when they are read.
+tree with lists of labeled videos (`train.txt`, `test.txt`). Names and labels are stored as arrays, so ImageNet takes a
+few MB of memory; images are decoded on access.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ class LabeledImages:
 
     @staticmethod
     def open(path: str | Path, classes: Path | None = None) -> "LabeledImages":
-        """Read any of the layouts; `classes` is a text file of the classes to use, None: all.
+        """Open a dataset in any of the layouts. `classes` is a text file with the classes to use (None: all).
 
         Raises UserError with all that is wrong.
         """
@@ -118,7 +118,10 @@ def _make_split(root: Path, videos: Sequence[Video]) -> Split:
 
 
 def _read_class_list(path: Path) -> Where:
-    """Read the classes to use, one name a line, as ImageNet-100 is published; their order means nothing."""
+    """Return the classes of a list file (one name per line, as for ImageNet-100), with the place of each.
+
+    Order is ignored.
+    """
     problems: list[str] = []
     where: Where = {}
     for place, name in read_lines(path, problems):
@@ -143,7 +146,7 @@ def _not_found(chosen: Where, found: Collection[str], place: Path) -> list[str]:
 
 
 def _open_folders(root: Path, chosen: Where | None) -> LabeledImages:
-    """Read train/<class> and val/<class>; labels are places in the sorted names of the classes."""
+    """Read train/<class> and val/<class>; labels are indices into the sorted class names."""
     if absent := [split for split in ("train", "val") if not (root / split).is_dir()]:
         raise UserError(f"{root / absent[0]}: no such folder; train/<class> and val/<class> belong together")
     problems: list[str] = []

@@ -1,4 +1,4 @@
-"""Labeled videos to evaluate on: files in folders of classes, and the lists of UCF101 or HMDB51; none is opened.
+"""Labeled videos for evaluation: files in class folders, with the split lists of UCF101 or HMDB51. No video is opened.
 
 UCF101 comes with classInd.txt, trainlist0N.txt and testlist0N.txt, HMDB51 with <class>_test_splitN.txt.
 """
@@ -50,7 +50,7 @@ class LabeledVideos:
     """Videos to train and test on; labels index `classes`.
 
     `problems` has a line for each damaged line of a list and each listed video that is not there; neither is in a
-    split. `notes` says where the lists contradict themselves.
+    split. `notes` lists contradictions in the lists.
     """
 
     root: Path
@@ -128,7 +128,8 @@ def _without_repeats(listed: Sequence[_ListedVideo], problems: list[str]) -> Ite
             problems.append(f"{video.where}: {video.name} is listed before, in {before.where}; counted once")
         else:
             in_both.append(
-                f"{video.where}: {video.name} is listed in {before.where} too; no video may be in train and in test"
+                f"{video.where}: {video.name} is also listed in {before.where}; a video must not be in both train "
+                f"and test"
             )
     raise_problems(in_both)
 
@@ -160,7 +161,7 @@ def _read_ucf(folder: Path, split: int, problems: list[str]) -> Lists:
     contradictions = []
     for kind, path in lists.items():
         for where, text in read_lines(path, problems, "backslashreplace"):
-            # The folder is the class: files may be named otherwise, and the number behind is often wrong.
+            # The folder determines the class; the file name may differ, and the number after it is often wrong.
             numbered = NUMBERED.fullmatch(text)
             parent, _, name = (numbered[1] if numbered else text).rpartition("/")
             if parent not in classes or not name:

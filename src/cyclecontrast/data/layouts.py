@@ -1,4 +1,4 @@
-"""Find the labeled data sets below a folder, by the names of files and folders."""
+"""Find labeled datasets below a folder by the names of their files and folders."""
 
 import os
 import re
@@ -26,7 +26,10 @@ class Layout(NamedTuple):
 
 
 def find_layouts(root: Path, depth: int = MAX_DEPTH) -> Iterator[Layout]:
-    """Yield the data sets in a folder and its subfolders, in order of their paths; a data set is not searched."""
+    """Yield the data sets in a folder and its subfolders, in order of their paths.
+
+    Folders inside a dataset are not searched.
+    """
     kinds = list(_kinds(root))
     yield from (Layout(kind, root) for kind in kinds)
     if not kinds and depth:

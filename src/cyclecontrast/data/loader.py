@@ -26,10 +26,10 @@ HANG_SECONDS = 300.0
 
 
 class StepSampler(Sampler[list[int]]):
-    """The positions of this rank's part of each batch; `steps` may start at any step, so a run can resume.
+    """Batch sampler that yields this rank's positions of each batch, for the given `steps` (any range.
 
-    Step s takes the positions s·B to (s + 1)·B - 1 of the training. Differs from the release: a batch may extend into
-    the next epoch, so that no video is dropped at the end of an epoch.
+    So runs can resume). Step s takes the positions s·B to (s + 1)·B - 1 of the training. Differs from the release: a
+    batch may extend into the next epoch, so that no video is dropped at the end of an epoch.
     """
 
     def __init__(self, steps: range, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -71,7 +71,7 @@ def load_batches(
 
 
 def begin_worker(_: int) -> None:
-    """Initialize a worker: one thread, signals are ignored, and it is killed if its parent dies."""
+    """Initialize a worker process: one thread, SIGINT and SIGTERM ignored, killed if its parent dies."""
     cv2.setNumThreads(0)
     with contextlib.suppress(OSError, AttributeError):  # torch's watchdog does not run while a read hangs
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -80,7 +80,7 @@ def begin_worker(_: int) -> None:
 
 
 def received(batches: Iterator[T | UserError], source: object, max_seconds: float) -> Generator[T, None, None]:
-    """Yield the batches of a loader with timeout CHECK_SECONDS, and end its workers at the end.
+    """Yield the batches of a DataLoader (timeout CHECK_SECONDS); stop its workers at the end.
 
     `source` is named in messages. Raises UserError if the loader returns one, if a worker died, and if there was no
     batch for `max_seconds`.
@@ -113,7 +113,7 @@ def _next(batches: Iterator[T], workers: Sequence[BaseProcess], source: object, 
             if not reason.startswith("DataLoader timed out"):
                 raise
     _kill(workers)
-    raise UserError(f"{source}: gave no data for {max_seconds:.0f} s: its storage hangs or is too slow; check it")
+    raise UserError(f"{source}: no data for {max_seconds:.0f} s; the storage hangs or is too slow")
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:

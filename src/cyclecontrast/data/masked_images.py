@@ -1,6 +1,6 @@
 """Images with a label per pixel, for segmentation: VOC, ADE20K, DAVIS and plain folders.
 
-Opening pairs each image with its mask and says what the numbers in masks mean; pixels are decoded when they are read.
+Opening a dataset pairs images with masks and defines the label of each mask value; images are decoded on access.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from cyclecontrast.errors import UserError
 
 MAX_CLASSES = 255
 IGNORE = 255
-"""The label of pixels that are not scored, whatever number they have in the file."""
+"""The label of pixels that are not scored. Mask files may use another value."""
 UNKNOWN = -1
 NUM_VALUES = 256
 Table = npt.NDArray[np.int16]
-"""Label of each number in a mask's file (256,): a class, IGNORE, or UNKNOWN."""
+"""Lookup table (256,) from mask value to label: a class, IGNORE, or UNKNOWN."""
 
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -43,7 +43,7 @@ KNOWN = (
 
 
 class Pair(NamedTuple):
-    """An image and its mask, as paths below the root; `table` is the number of the table for the mask."""
+    """An image and its mask, as paths below the root; `table` is the index of its lookup table."""
 
     image: str
     mask: str
@@ -202,7 +202,7 @@ def _table(labels: npt.NDArray[np.integer], ignore_label: int) -> Table:
 
 
 def _figure_table(label: int) -> Table:
-    """Return the table of a figure on a background: 0 stays, and every other number is this label."""
+    """Return the lookup table of a foreground object: 0 is background, all other values have this label."""
     table: Table = np.full(NUM_VALUES, label, np.int16)
     table[0] = 0
     return table

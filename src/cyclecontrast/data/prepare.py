@@ -1,9 +1,9 @@
-"""Videos → a frame store on disk, as a job that may be killed at any moment and resumes.
+"""The command `prepare`: extracts frames of videos into a frame store; it can be killed at any time and resumes.
 
-The plan (which video goes into which shard) is written first; a shard is done when its videos.parquet exists; the
-store's two tables are rebuilt from those of the shards. So an interruption costs at most the shards in progress,
-one per worker, and the bytes of a store depend on the videos and the settings only, not on the number of workers nor
-on interruptions.
+The plan (which video goes into which shard) is written first; a shard is complete when its videos.parquet exists;
+the two tables of the store are built from those of the shards. An interruption therefore loses at most the shards in
+progress, one per worker. The bytes of a store depend only on videos and settings, not on the number of workers or on
+interruptions.
 """
 
 import os
@@ -40,18 +40,18 @@ from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
 
 SCALING = "area, before RGB"
-"""How frames are scaled; a store that was begun with another scaling is not continued."""
+"""The scaling method, stored in store.json; a store with another method cannot be continued."""
 MEGABYTE = 1_000_000
 SMALLEST_SHARD = MEGABYTE
 MOST_PARTS = 64
-"""A small collection is cut into about this many shards, so that all workers have something to do."""
+"""A small collection is split into about this many shards, to keep all workers busy."""
 LONGEST_WAIT = 600.0
 """Seconds that one machine may take to plan or to join the work of all."""
 REASONS_SHOWN = 5
 
 
 class VideoNote(NamedTuple):
-    """A file that gave no frame, or not all, and why."""
+    """A video that was skipped or read in part, and the reason."""
 
     id: str
     reason: str
@@ -59,7 +59,7 @@ class VideoNote(NamedTuple):
 
 @dataclass(frozen=True)
 class PrepareSummary:
-    """What a store holds after `prepare`; its text is a line, then one for each video that needs attention.
+    """The result of `prepare`; `str` is a summary line, followed by one line per video with problems.
 
     `num_new`: files seen for the first time, or again after a change, since the store was last complete.
     `partial`: videos read in part, with what is missing. `changed`: ids of videos whose file has another size than
@@ -81,7 +81,7 @@ class PrepareSummary:
         lines = [self.line]
         lines += [f"  skipped  {video.id}: {video.reason}" for video in self.skipped]
         lines += [f"  in part  {video.id}: {video.reason}" for video in self.partial]
-        what = "changed since it was prepared: make a new store to include it"
+        what = "changed since it was prepared; create a new store to include the new version"
         return "\n".join([*lines, *(f"  kept     {name}: {what}" for name in self.changed)])
 
     @property
@@ -100,10 +100,10 @@ class PrepareSummary:
 
 
 def prepare(config: PrepareConfig) -> PrepareSummary:
-    """Take the frames of all videos below a folder into a store, or continue a store begun earlier.
+    """Extract frames of all videos below a folder into a store, or continue an existing store; returns a summary.
 
-    Raises UserError before anything is written where videos, output or settings do not fit, and where not one video
-    can be read; raises KeyboardInterrupt, with what to do next as its text, when interrupted.
+    Raises UserError before anything is written if videos, output or settings are invalid, or if no video can be read.
+    If interrupted, raises KeyboardInterrupt with advice as its message.
     """
     policy = _policy(config)  # store.json holds what decides the bytes of a store besides the videos
     settings = config.model_dump(exclude={"videos", "out", "workers", "part"})
@@ -146,7 +146,10 @@ def _prepare_part(
 
 
 def _finish(out: Path, found: Sequence[FoundVideo], made: Sequence[Path]) -> PrepareSummary:
-    """Join the shards where that is still to be done; a store without any frame is removed, with the folders made."""
+    """Build the tables of the store if necessary and return the summary.
+
+    Removes a store without frames and raises UserError.
+    """
     # An earlier command may have been stopped when its shards were done and the tables were not.
     num_new = sum(row.status == "pending" for row in read_videos(out / VIDEOS))
     if num_new:
@@ -205,7 +208,7 @@ def _check_out(videos: Path, out: Path, settings: Mapping[str, object]) -> None:
     """Raise UserError where the folder neither is a store of these settings nor can become one."""
     source, target = videos.resolve(), out.resolve()
     if source in (target, *target.parents):
-        raise UserError(f"out: {out} lies inside the folder of videos {videos}; choose a place outside of it")
+        raise UserError(f"out: {out} is inside the folder of videos {videos}; choose a folder outside of it")
     if target in source.parents:
         raise UserError(f"out: {out} holds the folder of videos {videos}; choose another folder")
     check_folder(out)

@@ -17,7 +17,7 @@ from typing import Any
 from cyclecontrast.errors import UserError
 
 REQUEST_SECONDS = 25.0
-"""Timeout of a request; with all its retries, a frame stays below the longest read that the data loader waits for."""
+"""Timeout of a request, so short that all retries of a frame take less than the timeout of the data loader."""
 TABLE_SECONDS = 600.0
 MOST_REQUESTS = 16
 """Concurrent requests for the sizes of files."""
@@ -29,8 +29,8 @@ IN_EXTRA = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs"}
 class RemoteFiles:
     """The files below a URL.
 
-    `opened` holds a file system for each process id: connections do not survive a fork, and dropping the parent's in a
-    child would close those that the parent uses.
+    `opened` has one file system per process id, because connections do not survive a fork, and closing the parent's
+    connections in a child would break the parent.
     """
 
     root: str
@@ -54,7 +54,7 @@ class RemoteFiles:
 
     @contextmanager
     def fetched(self, *names: str) -> Iterator[Path]:
-        """Give a temporary folder with copies of these files; raises OSError that names the file."""
+        """Yield a temporary folder with copies of these files. Raises OSError that names the file."""
         with TemporaryDirectory(prefix="cyclecontrast-") as folder:
             for name in names:
                 self._call("get_file", name, TABLE_SECONDS, str(Path(folder, name)))

@@ -1,4 +1,4 @@
-"""Read files that others made: regular files of a bounded size, and lists in text files, with each mistake's place."""
+"""Read untrusted files: regular files of bounded size, and text lists with the line number of each entry."""
 
 import hashlib
 import os
@@ -99,17 +99,17 @@ def read_lines(path: Path, problems: list[str], errors: str = "strict") -> list[
 
 
 def leads_out(name: str) -> bool:
-    """Whether a listed path would leave the folder it is relative to."""
+    """Return whether a relative path points outside of its folder."""
     return name.startswith("/") or ".." in name.split("/")
 
 
 def whole_number(text: str) -> int | None:
-    """Return the number that a few ASCII digits are, None for any other text."""
+    """Return a text of ASCII digits as an integer, None for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
 
 
 def raise_problems(problems: Sequence[str]) -> None:
-    """Raise UserError where there are problems: the first ten, and how many more there are."""
+    """Raise UserError with the first ten problems and the number of the others, if there are any."""
     if problems:
         more = len(problems) - MAX_LISTED
         raise UserError(*problems[:MAX_LISTED], *([f"... and {more} more"] if more > 0 else []))

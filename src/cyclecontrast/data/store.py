@@ -4,9 +4,9 @@ One interface to a prepared store (tar shards and Parquet, on this machine or be
 images, the R2V2 layout and a flat folder of images. Columns are arrays, never Python lists, so millions of frames take
 megabytes.
 
-A read error is one of two kinds. A ValueError is the fault of the file: it is never retried, and the frame may be
-replaced. An OSError is the fault of the storage (a disk, a network share, a server), which may answer later: the read
-is retried, and the error is never recorded as a property of the file.
+There are two kinds of read errors. ValueError: the file is bad; the read is not retried, and the frame may be
+replaced. OSError: the storage (disk, network share, server) failed, possibly temporarily; the read is retried, and
+the frame is not recorded as unreadable.
 """
 
 import contextlib
@@ -52,9 +52,9 @@ OpenedFrames: TypeAlias = "tuple[str, pa.StringArray, npt.NDArray[np.int64], Ima
 
 
 class SharedArrays:
-    """Read-only arrays by name, in memory that a process shares with those it forks or spawns.
+    """Read-only arrays by name, in memory that is shared with forked or spawned child processes.
 
-    Any other pickle holds the numbers.
+    In other cases, pickling copies the data.
     """
 
     def __init__(self, memory: Mapping[str, tuple[str, Any]]) -> None:
@@ -84,7 +84,7 @@ class SharedArrays:
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """The files of a prepared store in a folder; the files read last stay open.
+    """The files of a prepared store in a folder; recently read files stay open.
 
     Reads are positioned, so forked processes may share handles; threads may not. `advice` tells a user what to do
     about files that are missing or damaged.
@@ -106,7 +106,7 @@ class LocalFiles:
         return data
 
     def fetched(self, *names: str) -> AbstractContextManager[Path]:
-        """Give the folder itself."""
+        """Return a context manager that yields the store's folder."""
         return nullcontext(self.root)
 
     def sizes(self, names: Sequence[str]) -> Iterator[int | OSError | ValueError]:
@@ -118,7 +118,7 @@ class LocalFiles:
                 yield error
 
     def reopen(self) -> None:
-        """Close all handles: a handle from before a file server's restart stays stale."""
+        """Close all handles: handles become stale if the file server restarts."""
         while self.handles:
             with contextlib.suppress(OSError):
                 os.close(self.handles.popitem()[1])
@@ -160,7 +160,7 @@ class FrameStore:
         columns = {"starts": starts, "ends": ends, "text": np.frombuffer(text or b"", np.uint8)}
         store = FrameStore(root, layout, SharedArrays.of(columns), source)
         del opened, ids, starts, ends, text, columns
-        # Arrow and the C library would keep half of the memory that opening the store took.
+        # Release memory that Arrow and malloc keep after opening (half of the peak).
         pa.default_memory_pool().release_unused()
         if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
             trim(0)
@@ -168,7 +168,7 @@ class FrameStore:
 
     @property
     def starts(self) -> npt.NDArray[np.int64]:
-        """The first frame of each video, and behind the last video the number of all frames."""
+        """The first frame of each video, followed by the total number of frames."""
         return self.columns["starts"]
 
     @property
@@ -257,10 +257,10 @@ class FrameStore:
 
 @dataclass(frozen=True)
 class Shards:
-    """Frames that are byte ranges in tar files.
+    """Frames stored as byte ranges of tar files.
 
-    `columns` has the `offset` (in units) and the `size` of each frame. A run of frames in one shard has one entry in
-    `shard`, and in `first` its first frame.
+    `columns` has the `offset` (in units) and `size` of each frame. For each run of consecutive frames in one shard, it
+    has an entry of `shard` and the first frame of the run in `first`.
     """
 
     files: LocalFiles | RemoteFiles
@@ -269,7 +269,7 @@ class Shards:
 
     @staticmethod
     def of(files: LocalFiles | RemoteFiles, shard: Numbers, offset: Numbers, size: Numbers) -> "Shards":
-        """Store the shard, the offset and the size of each frame in no more bytes than the numbers need."""
+        """Return the frames, with their columns stored in the smallest integer types."""
         first = np.flatnonzero(np.r_[True, shard[1:] != shard[:-1]])
         # In units of a tar's blocks, the offsets of a shard of many GB fit into 4 bytes.
         unit = 1 if (offset % BLOCKSIZE).any() else BLOCKSIZE
@@ -375,7 +375,7 @@ def _read_frames(path: Path) -> tuple[pa.StringArray, npt.NDArray[np.int64], Num
 
     Times are not checked: they may be nan, and run backwards where a video was joined from several.
     """
-    # Allocated at once, the arrays go back to the system as a whole; of many small pieces some would stay.
+    # Large arrays are returned to the system when freed; many small ones would fragment the heap.
     num_frames, done = read_about(path).num_rows, 0
     places = {name: np.empty(num_frames, FRAME_SCHEMA.field(name).type.to_pandas_dtype()) for name in PLACES}
     is_first, video_ids = np.zeros(num_frames, bool), [pa.array([], pa.string())]

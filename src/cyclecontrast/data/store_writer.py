@@ -1,6 +1,6 @@
-"""Write the shards of a store: tars whose bytes depend on names and frames only, and their tables.
+"""Write the shards of a store: reproducible tar files and their tables.
 
-Many are written at once, in processes that may die: a video that crashes its process costs only itself.
+Shards are written in parallel processes. If a video crashes its process, only this video is lost.
 """
 
 import multiprocessing
@@ -74,7 +74,7 @@ def write_shard(job: ShardJob) -> int:
 
 
 def try_shard(job: ShardJob) -> int:
-    """Do the work without keeping anything, to see whether the process survives it."""
+    """Decode the videos of a job without writing files, to find out whether the process survives."""
     with open(os.devnull, "wb") as file:
         return sum(len(_write_video(job, row, file)[1]) for row in job.rows)
 
@@ -168,8 +168,9 @@ def _write_alone(job: ShardJob, report: Report) -> None:
     rows = (row._replace(reason="the decoder crashed") if row.id in crashing else row for row in job.rows)
     if _run(write_shard, deque([job._replace(rows=tuple(rows))]), 1, report):
         raise UserError(
-            f"workers: a process was killed twice at shard {job.shard} of {job.out}, not by a single video; "
-            "is the memory full? Run the same command again with --workers 1, it resumes"
+            f"workers: a process was killed twice while writing shard {job.shard} of {job.out}, but by no single "
+            f"video; "
+            "the machine may be out of memory. Run the same command again with --workers 1, it resumes"
         )
 
 

@@ -1,8 +1,8 @@
 """The demo's data: short videos of one persistent object each, and labeled frames of other instances.
 
-An object is a glyph: its category is the character, its instance the font, the colors and the texture. Within a video
-pose, size and light change smoothly and the scene behind is cut, while the object stays the same. Everything is a pure
-function of (seed, split, number).
+An object is a glyph: the character is its category; font, colors and texture are its instance. Within a video, pose,
+size and light change smoothly and the background is cut, while the object stays the same. All videos are pure
+functions of (seed, split, number).
 """
 
 import functools
@@ -66,7 +66,10 @@ OVERSAMPLING = 2
 
 @dataclass(frozen=True)
 class SyntheticSpec:
-    """How many videos of what: sizes in pixels, fps in frames per second, counts of labels in instances."""
+    """Size of the synthetic dataset.
+
+    Numbers of videos, categories and labeled instances, frame size in pixels, frame rate.
+    """
 
     num_videos: int = 1000
     num_categories: int = 20
@@ -238,7 +241,7 @@ def _instance_id(spec: SyntheticSpec, item: Item) -> str:
 
 
 def _make_instance(rng: np.random.Generator, character: str, fonts: Sequence[str]) -> Instance:
-    """Draw an object that is bright on dark scenes or dark on bright ones: lumas never meet, hues are free."""
+    """Return a random object: bright on dark backgrounds or the reverse, with disjoint ranges of luma and any hue."""
     bright = rng.random() < 0.5
     ink, ground = ((0.66, 0.95), (0.06, 0.46)) if bright else ((0.04, 0.28), (0.5, 0.94))
     font = str(rng.choice(fonts))

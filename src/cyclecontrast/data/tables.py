@@ -1,4 +1,4 @@
-"""Parquet files that others wrote, read in bounded memory and checked against a schema."""
+"""Read untrusted Parquet files in bounded memory and check them against a schema."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +11,8 @@ from cyclecontrast.data.storage import size_within_folder
 
 MOST_UNPACKED = 2**27
 MOST_TIMES = 100
-"""A table may unpack to MOST_UNPACKED bytes plus MOST_TIMES its file; tables of frames take about 10 times it."""
+"""A table may unpack to MOST_UNPACKED bytes plus MOST_TIMES its file size (tables of frames unpack to about 10 "
+    "times)."""
 NUMBER = 8
 ROWS_PER_BATCH = 65_536
 

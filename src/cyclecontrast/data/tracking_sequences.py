@@ -46,10 +46,10 @@ MOST_COVER = 8
 
 @dataclass(frozen=True)
 class Sequence:
-    """One target in the frames of one folder.
+    """A tracking sequence: the frames of a folder and the boxes of one target.
 
-    `boxes` has a row per frame, or the first alone where no other is annotated. `cover` (num_frames,) is how much of
-    the target is visible, 0 to 8, and `absent` (num_frames,) whether it is gone; None where this is not annotated.
+    `boxes` has one row per frame, or only the first if no other is annotated. `cover` (num_frames,) is the visible part
+    of the target, 0 to 8; `absent` (num_frames,) whether it is not in the image; both are None if not annotated.
     """
 
     name: str
@@ -126,7 +126,7 @@ def _images_in(folder: Path) -> tuple[str, ...]:
     by_stem = {os.path.splitext(name)[0]: name for name in names if is_image(name)}
     if not by_stem:
         raise UserError(f"{folder}: holds no images")
-    # All sequences share the names of their files: those of a million frames take no more than those of one sequence.
+    # Sequences have equal file names; interning stores each name only once.
     return tuple(sys.intern(name) for name in sorted(by_stem.values(), key=natural_order))
 
 

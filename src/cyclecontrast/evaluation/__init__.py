@@ -1,4 +1,4 @@
-"""Evaluation of backbones by fixed protocols, and the table of all of them. Importing this imports no PyTorch.
+"""Evaluation of backbones with fixed protocols. Importing this package does not import PyTorch.
 
 protocol.py defines the interface of a protocol, runner.py runs every evaluation.
 """

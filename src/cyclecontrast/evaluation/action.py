@@ -1,7 +1,8 @@
-"""The protocol `action`: which action a video shows, by the mean softmax of its clips.
+"""The protocol `action`: action recognition, with softmax scores averaged over the clips of a video.
 
-A backbone for each frame, the mean over the clip, one linear layer. Training on random clips has two stages: first the
-new last layer, then all layers (mode finetune) or the last one further (mode linear).
+The model is the backbone on each frame, the mean over the frames of a clip, and a linear layer. It is trained on random
+clips in two stages: first the linear layer only, then all layers (mode finetune) or again only the linear layer
+(linear).
 """
 
 import copy
@@ -36,7 +37,7 @@ VIDEOS_PER_PART = 256
 MILESTONES = (6 / 16, 10 / 16, 14 / 16)
 FACTOR = 0.3
 CLIPS_AT_ONCE = 8
-"""What goes through the network together, and what BatchNorm sees, as on each of the release's four GPUs."""
+"""Clips per forward pass, over which BatchNorm statistics are computed, as on each of the release's four GPUs."""
 JITTER = (0.4, 0.4, 0.4, 0.2)
 MIN_CROP = 0.08
 
@@ -59,9 +60,9 @@ class Action(Protocol[ActionConfig, LabeledVideos]):
         return DataInfo(str(data.root), data.fingerprint, len(data.train), len(data.test))
 
     def predict(self, backbone: Backbone, data: LabeledVideos, cache: ResumeCache) -> Predictions:
-        """Train, then give the probabilities of the classes for the clips of each test video.
+        """Train, then predict class probabilities for the clips of each test video.
 
-        Differs from the release: an unreadable video is left out and reported, no other takes its place.
+        Differs from the release: an unreadable video is skipped and reported, not replaced by another.
         """
         config, loading = self.config, Loading.of(self.config, backbone)
         model = ClipClassifier(backbone, len(data.classes), config.dropout, config.seed).to(loading.device)
@@ -94,7 +95,7 @@ class Action(Protocol[ActionConfig, LabeledVideos]):
         )
 
     def score(self, record: Record) -> Score:
-        """Score single clips, and videos by the mean softmax of their clips; top-5 where there are more classes.
+        """Score single clips, and videos by the mean softmax of their clips; top-5 if there are more than five classes.
 
         Differs from the release: clip_top1 is of the test clips, not of 25 random ones.
         """
@@ -113,7 +114,7 @@ class Action(Protocol[ActionConfig, LabeledVideos]):
 
 
 class ClipClassifier(nn.Module):
-    """A copy of a backbone with a new last layer; the given backbone stays as it is."""
+    """A copy of a backbone with a new last layer; the given backbone is not modified."""
 
     def __init__(self, backbone: Backbone, num_classes: int, dropout: float, seed: int) -> None:
         super().__init__()
@@ -145,7 +146,7 @@ class ClipClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class RandomClips:
-    """A clip of each video at `clips_per_video` random places; position // clips_per_video is the video."""
+    """`clips_per_video` random clips of each video; the video of a position is position // clips_per_video."""
 
     videos: VideoSplit
     clip: ClipShape
@@ -165,7 +166,7 @@ class RandomClips:
 
 @dataclass(frozen=True)
 class ClipView:
-    """One random crop, flip and change of colours for all frames of a clip: of (seed, epoch, video, clip)."""
+    """One random crop, flip and color jitter for all frames of a clip, as a function of (seed, epoch, video, clip)."""
 
     size: int
     flip: bool
@@ -182,7 +183,7 @@ class ClipView:
 
 
 def _clip_stream(seed: int, epoch: int, position: int, clips_per_video: int, role: int) -> np.random.Generator:
-    """Return the random stream of a video's clip, whatever the number of clips."""
+    """Return the random stream of a clip of a video; it does not depend on the number of clips per video."""
     video, clip = divmod(position, clips_per_video)
     return random_stream(seed, epoch, video << 32 | clip, role)
 
@@ -270,7 +271,7 @@ def _train_stage(
 def _random_clip_batches(
     videos: VideoSplit, config: ActionConfig, size: int, epoch: int, reader: EpochReader
 ) -> Iterator[ImageBatch]:
-    """Yield the clips of an epoch in its own order, in batches of nearly equal size: BatchNorm needs several clips."""
+    """Yield the shuffled clips of an epoch in batches of nearly equal size, because BatchNorm needs several clips."""
     clip = ClipShape(config.num_frames, config.fps)
     clips = RandomClips(videos, clip, config.clips_per_video, config.seed, epoch)
     view = ClipView(size, config.flip, config.clips_per_video, config.seed, epoch)

@@ -1,4 +1,4 @@
-"""What all protocols of classification share: data → items, scores of classes → record → accuracy."""
+"""Base class of the classification protocols: embeds images or videos, stores ranked classes, computes accuracies."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -35,7 +35,7 @@ ClassifyT = TypeVar("ClassifyT", bound=ClassifyConfig)
 
 
 class Items(NamedTuple):
-    """What is classified, frames or videos: vectors (num_items, dim), labels and groups of one video (num_items,).
+    """The classified items (frames or videos): vectors (num_items, dim), labels and video numbers (num_items,).
 
     `numbers` says which frames or videos of the split they are; `problems` has a line for each unreadable image.
     """
@@ -48,7 +48,7 @@ class Items(NamedTuple):
 
 
 class ClassificationProtocol(Protocol[ClassifyT, LabeledImages]):
-    """A protocol that ranks the classes of labeled images or videos: a subclass adds `predict`."""
+    """Base class of protocols that rank classes for labeled images or videos; subclasses implement `predict`."""
 
     def open(self) -> LabeledImages:
         """Read the lists and folders of the data; raises UserError, also where there are fewer than two classes."""
@@ -76,7 +76,7 @@ class ClassificationProtocol(Protocol[ClassifyT, LabeledImages]):
         return Score(metrics, breakdown(f"top1{first}", ranked[first][:, 0], labels, classes))
 
     def parts(self, backbone: Backbone, data: LabeledImages) -> list[Part]:
-        """Return what `embed_items` embeds of both splits."""
+        """Return the work of `embed_items` for both splits as parts."""
         splits, loading = (("train", data.train), ("test", data.test)), Loading.of(self.config, backbone)
         return [part for name, split in splits for part in image_parts(backbone, split, loading, f"embedding {name}")]
 
@@ -95,13 +95,13 @@ class ClassificationProtocol(Protocol[ClassifyT, LabeledImages]):
         return Items(means, split.video_labels[videos], videos, videos, embedded.problems)
 
     def readable(self, train: Split, unread: Collection[int]) -> tuple[Numbers, int]:
-        """Return the labels of the images outside `unread`, and how many images or videos they are."""
+        """Return the labels of the images that are not in `unread`, and the number of items (images or videos)."""
         positions = np.delete(np.arange(len(train)), list(unread))
         items = positions if self.config.level == "frame" else np.unique(train.videos[positions])
         return train.labels[positions], len(items)
 
     def ranked_table(self, scores: Mapping[str, Floats], test: Items, data: LabeledImages) -> pa.Table:
-        """Make the record: for each test item its id, its label, and its best classes, by variant ("": the only one).
+        """Return the table of predictions: id, label and ranked classes of each test item, one column per variant.
 
         `scores` are (num_items, num_classes) for each variant.
         """
@@ -129,19 +129,19 @@ def breakdown(metric: str, predicted: Integers, labels: Integers, classes: Seque
 def not_learned(labels: Integers, classes: Sequence[str], items: str = "images") -> tuple[str, ...]:
     """Return a note for each class that is not among the labels of the readable training items."""
     absent = np.setdiff1d(np.arange(len(classes)), labels)
-    return tuple(f"class {classes[i]} is not learned: none of its training {items} can be read" for i in absent)
+    return tuple(f"class {classes[i]} was not trained: all of its training {items} are unreadable" for i in absent)
 
 
 def not_tested(labels: Integers, classes: Sequence[str], items: str = "images") -> tuple[str, ...]:
     """Return a note where classes are not among the labels of the readable test items."""
     names = [classes[label] for label in np.setdiff1d(np.arange(len(classes)), labels)]
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    line = f"not tested, for none of their test {items} can be read: {', '.join(names[:MAX_LISTED])}{more}"
+    line = f"not tested, because all of their test {items} are unreadable: {', '.join(names[:MAX_LISTED])}{more}"
     return (line,) if names else ()
 
 
 def doubts(last_loss: float, num_classes: int) -> tuple[str, ...]:
-    """Return a note where the mean loss of the last epoch is above that of uniform predictions."""
+    """Return a note if the mean loss of the last epoch is above that of uniform predictions."""
     uniform = math.log(num_classes)
     line = f"the loss on train ended at {last_loss:.3g}, above chance level ({uniform:.3g}); try another learning_rate"
     return (line,) if last_loss > uniform else ()

@@ -1,6 +1,6 @@
-"""Images → vectors of a frozen backbone, shared by the processes of torchrun; and the command `embed`.
+"""Embedding of images with a frozen backbone, also distributed over processes; and the command `embed`.
 
-Vectors are computed in single precision, by algorithms that give the same input the same numbers.
+Vectors are computed in fp32 with deterministic algorithms.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ ROWS_PER_GROUP = 8192
 
 
 class Loading(NamedTuple):
-    """How images reach the network; `image_size` is the side of the crop in pixels."""
+    """Settings of image loading and inference; `image_size` is the side of the crop in pixels."""
 
     image_size: int
     batch_size: int
@@ -50,7 +50,7 @@ class Loading(NamedTuple):
 
     @staticmethod
     def of(config: ClassifyConfig | RetrievalConfig | ActionConfig | EmbedConfig, backbone: Backbone) -> "Loading":
-        """Resolve what the options leave open; raises UserError for an absent device."""
+        """Return the settings with defaults resolved. Raises UserError if the device is not available."""
         size = config.image_size or backbone.image_size
         device = pick_device(config.device)
         return Loading(size, config.batch_size, pick_workers(config.workers, device), device)
@@ -66,9 +66,9 @@ class Embeddings(NamedTuple):
 
 @contextlib.contextmanager
 def frozen(backbone: Backbone, device: torch.device) -> Iterator[Backbone]:
-    """Hold a backbone in evaluation mode on the device, and its convolutions to exact repeatable arithmetic.
+    """Yield the backbone in evaluation mode on the device, with deterministic fp32 convolutions.
 
-    Afterwards it is on its former device, and each of its modules in its former mode.
+    Afterwards, its device and the mode of each module are restored.
     """
     modes = [(module, module.training) for module in backbone.modules()]
     home = next(backbone.parameters()).device
@@ -83,14 +83,14 @@ def frozen(backbone: Backbone, device: torch.device) -> Iterator[Backbone]:
 
 
 def exact_convolutions() -> contextlib.AbstractContextManager[None]:
-    """Hold convolutions on a GPU to single precision and to deterministic algorithms."""
+    """Return a context in which cuDNN convolutions are deterministic and do not use TF32."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def check_finite(values: Tensor, backbone: Backbone) -> None:
     """Raise UserError where a backbone's features, or what was computed from them, are not finite."""
     if not bool(values.isfinite().all()):
-        raise UserError(f"{backbone.source}: the backbone gives values that are not finite; its weights are broken")
+        raise UserError(f"{backbone.source}: the backbone returns non-finite values; its weights are invalid")
 
 
 def encode(backbone: Backbone, batch: ImageBatch, device: torch.device) -> Tensor:
@@ -115,7 +115,7 @@ def embed_batches(
 
 
 def embed_images(backbone: Backbone, images: Images, loading: Loading, title: str, cache: ResumeCache) -> Embeddings:
-    """Embed all readable images, except those embedded before a stop; raises UserError where none is readable."""
+    """Return the embeddings of all readable images, reusing cached parts. Raises UserError if no image is readable."""
     parts = concatenated(find_parts(image_parts(backbone, images, loading, title), cache))
     positions, problems = parts["positions"], parts["problems"].tolist()
     if len(positions) == 0:
@@ -124,7 +124,7 @@ def embed_images(backbone: Backbone, images: Images, loading: Loading, title: st
 
 
 def image_parts(backbone: Backbone, images: Images, loading: Loading, title: str) -> list[Part]:
-    """Return all images, in order, as parts whose items are whole batches."""
+    """Return the work of embedding all images as parts; the items of a part are batches of positions."""
     batches = chunks(range(len(images)), loading.batch_size)
     per_part = max(1, IMAGES_PER_PART // loading.batch_size)
     make = partial(_embed_part, backbone, images, loading, title)
@@ -143,7 +143,7 @@ def _embed_part(
 
 
 def find_parts(parts: Sequence[Part], cache: ResumeCache) -> list[Arrays]:
-    """Return the arrays of all parts, from the cache or embedded now."""
+    """Return the arrays of all parts, from the cache or computed now."""
     return [cache.arrays(part.name, partial(part.make, part.items)) for part in parts]
 
 
@@ -152,18 +152,23 @@ def check_same_work(key: str, world: World) -> None:
     keys = gather_objects(key, world)
     odd = [rank for rank, other in enumerate(keys) if other != keys[0]]
     if odd:
-        raise UserError(f"process {odd[0]} has another model, other data or other settings; start all with the same")
+        raise UserError(
+            f"process {odd[0]} has a different model, data or settings; start all processes with the same options"
+        )
 
 
 def gather_part(part: Part, world: World) -> Arrays | None:
-    """Embed a part, every process a contiguous slice of it; returns the whole part in rank 0, None in the others."""
+    """Compute a part in parallel: each process embeds a contiguous slice.
+
+    Returns the part on rank 0, None elsewhere.
+    """
     start, end = (len(part.items) * rank // world.size for rank in (world.rank, world.rank + 1))
     slices = gather_objects(part.make(part.items[start:end]) if end > start else None, world)
     return concatenated([arrays for arrays in slices if arrays is not None]) if world.rank == 0 else None
 
 
 def concatenated(parts: Sequence[Arrays]) -> dict[str, npt.NDArray[Any]]:
-    """Join the arrays of all parts by name."""
+    """Return the arrays of all parts, concatenated by name."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -184,8 +189,8 @@ class Embedded(NamedTuple):
 def embed(config: EmbedConfig, backbone: Backbone | None = None) -> Embedded | None:
     """Embed every frame and write one file with a row per frame: (video, index, time, vector).
 
-    A `backbone` is taken as it is, whatever the config names. Of several processes that torchrun started each embeds
-    its share; rank 0 writes, the others return None. Raises UserError with all that is wrong, and then writes nothing.
+    A given `backbone` is used instead of `config.model`. Under torchrun, each process embeds a share of the frames;
+    rank 0 writes the file, the others return None. Raises UserError with all problems before anything is written.
     """
     with joined_command() as world:
         backbone, store = _open(config, backbone)
@@ -254,7 +259,7 @@ def _write(config: EmbedConfig, backbone: Backbone, store: FrameStore, batches: 
 
 
 def _lasting_name(model: str) -> str:
-    """Return a MODEL by a name that is valid in any working directory."""
+    """Return a MODEL with absolute paths, valid in any working directory."""
     if model.startswith("random:"):
         return model
     if not model.startswith("timm:"):

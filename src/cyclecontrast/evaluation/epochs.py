@@ -1,4 +1,4 @@
-"""Epochs of training a head or a whole network for an evaluation: random views, the loop, and resuming after a stop."""
+"""Training loop of evaluations (a head or a whole network): random views, epochs, and resuming."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from cyclecontrast.evaluation.resume_cache import ResumeCache
 
 RECIPE = Recipe((0.0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0, min_crop=0.08, flip=True)
 DROPOUT = 97
-"""Names the stream of random numbers that layers draw from while they are trained."""
+"""Purpose of the random stream that seeds dropout."""
 
 T = TypeVar("T")
 
@@ -38,10 +38,10 @@ def train_epochs(
 ) -> list[float]:
     """Train on the batches of each epoch and return the mean loss of each; modules keep their modes.
 
-    `parts_of(batch)` yields the parts that a batch's loss is the sum of; each is freed before the next is computed, so
-    that a batch that does not fit into memory at once comes in several. `factor_of(epoch)` scales the optimizer's
-    learning rates. After each epoch the state is cached under `name`; what is random depends on (seed, epoch) alone.
-    Raises UserError where a loss is not finite, or an epoch has no batch.
+    `parts_of(batch)` yields partial losses that sum to the loss of the batch; backward runs after each, so a batch can
+    be split to save memory. `factor_of(epoch)` scales the optimizer's
+    learning rates. After each epoch the state is cached under `name`; Random numbers depend only on (seed, epoch).
+    Raises UserError if a loss is not finite, or an epoch has no batch.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     losses: list[float] = []
@@ -75,7 +75,7 @@ def _train_epoch(
         optimizer.step()
         num_steps += 1
     if not num_steps:
-        raise UserError(f"{name}: no batch has enough training images that can be read; there is nothing to train on")
+        raise UserError(f"{name}: no batch has enough readable training images")
     return float(total) / num_steps
 
 
@@ -93,7 +93,7 @@ def shuffled_batches(seed: int, epoch: int, num_items: int, batch_size: int) -> 
 class EpochReader:
     """Reads the batches of epochs, and caches what could not be read in each, so that resuming reports it, too.
 
-    `title` stands beside the progress bar; `items` names what is trained on, as in "12 training images".
+    `title` is the label of the progress bar; `items` describes the training data, such as "12 training images".
     """
 
     title: str
@@ -128,7 +128,7 @@ class EpochReader:
             yield from zip(part["lost"].tolist(), part["problems"].tolist(), strict=True)
 
     def unread(self) -> dict[int, str]:
-        """Return the positions that could not be read in some epoch, sorted, each with its first line."""
+        """Return the positions that were unreadable in any epoch, sorted, with the first error message of each."""
         found: dict[int, str] = {}
         for position, line in self.read_errors():
             found.setdefault(position, line)

@@ -1,6 +1,6 @@
-"""The protocol `finetune`: a copy of the backbone is trained with a new classifier, end to end, then it classifies.
+"""The protocol `finetune`: trains a copy of the backbone with a new classifier end to end, then classifies.
 
-The given backbone stays as it is. The paper has no such protocol; the last epoch counts, no split chooses one.
+The given backbone is not modified. The paper has no such protocol. The last epoch is evaluated; none is selected.
 """
 
 import copy
@@ -27,9 +27,10 @@ class Finetune(ClassificationProtocol[FinetuneConfig]):
     config_class = FinetuneConfig
 
     def predict(self, backbone: Backbone, data: LabeledImages, cache: ResumeCache) -> Predictions:
-        """Train on single images, then rank each test item's classes; a video's by the mean softmax of its frames.
+        """Train on single images, then rank the classes of each test item.
 
-        Training is in single precision, and repeats to the bit on the same device.
+        For videos, by the mean softmax of their frames. Training is in single precision, and repeats to the bit on the
+        same device.
         """
         config, loading = self.config, Loading.of(self.config, backbone)
         classifier = make_classifier(backbone, len(data.classes), config.seed).to(loading.device)
@@ -50,7 +51,7 @@ class Finetune(ClassificationProtocol[FinetuneConfig]):
             config,
             loading.image_size,
             reader,
-            # One image has no variance to normalise by; another epoch groups it with others.
+            # BatchNorm needs at least two images; a dropped image is in another batch in the next epoch.
             smallest_batch=2,
         )
         if config.level == "video":

@@ -1,4 +1,4 @@
-"""Images → batches of pixels: decoded, cropped and stacked by worker processes; no network is involved."""
+"""Batches of images: decoded, cropped and stacked by worker processes."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ class CenterCrop:
 
 @dataclass(frozen=True)
 class _Cropped(Dataset[tuple[int, Pixels | str]]):
-    """Each item is a position and its pixels, or the line that says why there are none."""
+    """Dataset of (position, pixels), or (position, error message) for an unreadable image."""
 
     images: Images
     crop: Crop | None

@@ -1,4 +1,4 @@
-"""The protocol `knn`: weighted votes of the most similar training items; nothing is trained."""
+"""The protocol `knn`: weighted k-nearest-neighbor classification; nothing is trained."""
 
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.data.labeled_images import LabeledImages
@@ -16,7 +16,10 @@ class Knn(ClassificationProtocol[KnnConfig]):
     config_class = KnnConfig
 
     def predict(self, backbone: Backbone, data: LabeledImages, cache: ResumeCache) -> Predictions:
-        """Rank the classes of each test item; k beyond the number of training items is clipped to it, and noted."""
+        """Rank the classes of each test item.
+
+        A k larger than the number of training items is reduced to it, with a note.
+        """
         config = self.config
         gallery = self.embed_items(backbone, data.train, "train", cache, unit=True)
         queries = self.embed_items(backbone, data.test, "test", cache, unit=True)

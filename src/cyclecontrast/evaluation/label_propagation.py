@@ -14,7 +14,7 @@ from torch import Tensor
 from cyclecontrast.models.backbone import Backbone, Bottleneck
 
 TILE = 8
-"""Side in cells of the squares that are labeled at once: it bounds the memory, and the cells compared in vain."""
+"""Side in cells of the tiles that are processed together: it bounds memory and the number of useless comparisons."""
 
 
 class Preset(NamedTuple):
@@ -67,7 +67,10 @@ def context_frames(preset: Preset, frame: int) -> list[int]:
 
 
 class LabelPropagation:
-    """Follows one video; features (h, w, dim) are unit vectors, labels (h, w, num_labels) sum to 1."""
+    """Propagates labels through one video.
+
+    Features (h, w, dim) are unit vectors, labels (h, w, num_labels) sum to 1.
+    """
 
     def __init__(self, preset: Preset, features: Tensor, labels: Tensor) -> None:
         self.preset = preset

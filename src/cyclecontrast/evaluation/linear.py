@@ -1,8 +1,8 @@
 """The protocol `linear`: a linear classifier on frozen features, by the paper's recipe (sgd) or a convex fit (lbfgs).
 
-The convex fit is a multinomial logistic regression on the vectors of centre crops: no learning rate can be wrong, and
-the strength of regularisation is chosen within the training split.
-Differs from the release: with sgd the last epoch counts, not the best on the test split.
+The convex fit is a multinomial logistic regression on the vectors of centre crops: it needs no learning rate, and the
+regularization is chosen on the training split.
+Differs from the release: with sgd, the last epoch is evaluated, not the best on the test split.
 """
 
 import warnings
@@ -100,7 +100,7 @@ class Linear(ClassificationProtocol[LinearConfig]):
         scores = np.full((len(test.vectors), len(data.classes)), -np.inf)
         scores[:, learned] = head.scores(test.vectors)
         unused = [name for name in SGD_ONLY if name in self.config.model_fields_set]
-        notes = [f"{' and '.join(unused)} did nothing: probe lbfgs has no such option"] if unused else []
+        notes = [f"{' and '.join(unused)} had no effect: probe lbfgs does not use it"] if unused else []
         details = {"c": head.c, "converged": head.converged, "validation_accuracy_by_c": head.validation}
         return _Fitted(scores, len(labels), (*notes, *head.notes, *absent), train.problems, details)
 
@@ -167,7 +167,7 @@ def fit_convex(vectors: Floats, labels: Integers, videos: Integers, seed: int) -
     converged = _fit(model, vectors.astype(np.float64), labels)
     notes = [] if validation else [f"C={c:g} was not chosen by validation: no class has two videos"]
     if validation and c in (C_GRID[0], C_GRID[-1]):
-        notes.append(f"C={c:g} is the end of the grid; a better one may lie beyond")
+        notes.append(f"C={c:g} is at the end of the grid; a value outside of it may be better")
     if not converged:
         notes.append(f"the fit did not converge in {MAX_ITERATIONS} iterations")
     by_c = {f"{c:g}": accuracy for c, accuracy in validation.items()}
@@ -191,7 +191,7 @@ def _validate(vectors: Floats, labels: Integers, videos: Integers, seed: int) ->
 
 
 def folds(labels: Integers, videos: Integers, seed: int) -> Iterator[npt.NDArray[np.bool_]]:
-    """Yield which items are held out: each class's videos are dealt out in turn, and a video is never split.
+    """Yield the mask of held-out items of each fold: stratified by class, grouped by video.
 
     The only video of a class is never held out. Many items give one fold, to bound the time.
     """
@@ -208,7 +208,7 @@ def folds(labels: Integers, videos: Integers, seed: int) -> Iterator[npt.NDArray
 
 def _fit(model: LogisticRegression | Pipeline, vectors: Floats, labels: Integers) -> bool:
     """Fit, and return whether the solver converged."""
-    # On a small matrix several threads wait for each other, ten times as long on a busy machine.
+    # On small matrices, several threads are slower, ten times on a busy machine.
     limit = 1 if vectors.size < SMALL else None
     with warnings.catch_warnings(record=True) as caught, threadpool_limits(limits=limit):
         warnings.simplefilter("always", ConvergenceWarning)

@@ -16,7 +16,7 @@ GAP = 4
 GRAY = (128, 128, 128)
 WHITE = 255
 CLASS_LEGEND = "upper row: truth, lower row: predicted"
-OBJECT_LEGEND = "green: right, blue: missed, red: invented, yellow: another object"
+OBJECT_LEGEND = "green: correct, blue: missed, red: false positive, yellow: another object"
 RIGHT, MISSED, INVENTED, CONFUSED = (60, 170, 60), (220, 120, 40), (50, 50, 220), (40, 200, 240)
 """Colors (blue, green, red) of the pixels of OBJECT_LEGEND."""
 
@@ -24,7 +24,7 @@ RIGHT, MISSED, INVENTED, CONFUSED = (60, 170, 60), (220, 120, 40), (50, 50, 220)
 def encode_mask(mask: Pixels) -> bytes:
     """Return the PNG file of a mask uint8 (height, width), or of a picture (height, width, 3) in blue, green, red.
 
-    It does not end in a zero, so an array of files keeps each as it is.
+    A PNG file does not end in a zero byte, so a NumPy bytes array stores it without loss.
     """
     return cv2.imencode(".png", mask)[1].tobytes()
 

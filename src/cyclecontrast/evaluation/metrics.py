@@ -1,7 +1,7 @@
-"""Scores of predictions, and exact nearest neighbors: pure functions of arrays.
+"""Metrics of predictions, and exact nearest neighbors, as pure functions of arrays.
 
-Ties go to the lower index, so that results repeat. Masks of single objects are scored by region and boundary as in
-DAVIS; masks of classes over the pixels of all images together. Boxes are x, y, w, h.
+Ties go to the lower index, so that results are reproducible. Masks of single objects are scored by region and boundary
+as in DAVIS; masks of classes over the pixels of all images together. Boxes are x, y, w, h.
 """
 
 import math
@@ -65,7 +65,7 @@ class Neighbors(NamedTuple):
 
 
 def unit_vectors(vectors: Floats) -> Floats:
-    """Scale each row to length 1; a row of zeros stays, and is similar to nothing."""
+    """Scale each row to length 1; zero rows stay zero and have similarity 0 to all others."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     scaled: Floats = vectors / np.where(lengths > 0, lengths, 1)
     return scaled
@@ -102,10 +102,10 @@ def similarity_blocks(
 
 
 def nearest_in_block(gallery: Floats, queries: Floats, similarities: Floats, k: int) -> Neighbors:
-    """Find the k nearest of the queries of a block.
+    """Return the k nearest neighbors of the queries of a block.
 
-    Rounding differs between equal items, by their place in the block. So all candidates for the k nearest are
-    multiplied again in double precision: neither the order nor ties depend on blocks, threads or BLAS.
+    BLAS rounds equal items differently depending on their position. All candidates for the k nearest are therefore
+    recomputed in double precision, so that order and ties do not depend on blocks, threads or BLAS.
     """
     if not 1 <= k <= len(gallery):
         raise ValueError(f"{k} neighbors of a gallery of {len(gallery)}")
@@ -121,7 +121,7 @@ def nearest_in_block(gallery: Floats, queries: Floats, similarities: Floats, k: 
 def rounding_errors(gallery: Floats, queries: Floats) -> Floats:
     """Return a bound on the rounding error of each query's dot products with the gallery (num_queries,).
 
-    A sum of n products, in any order, is wrong by at most n·eps/2 of what the vectors' lengths allow.
+    The error of a dot product of n terms, in any order, is at most n·eps/2 times the product of the vectors' lengths.
     """
     longest = np.sqrt(np.einsum("id,id->i", gallery, gallery).max())
     errors: Floats = (
@@ -135,7 +135,7 @@ def rounding_errors(gallery: Floats, queries: Floats) -> Floats:
 
 
 def _lower_bounds(similarities: Floats, k: int) -> Floats:
-    """Return for each query a similarity that its k nearest reach, and few other items do (num_queries,).
+    """Return a lower bound (num_queries,) on the similarity of each query's k-th nearest item.
 
     The k-th largest of the maxima of groups is never above the k-th largest of all, and takes one pass to find.
     Adjacent items, often frames of one video, fall into different groups.
@@ -302,7 +302,7 @@ def pixel_accuracy(confusion: Integers) -> float:
 
 
 def overlaps(predicted: Floats, truth: Floats, image_sizes: Floats | None = None) -> Floats:
-    """Return intersection over union (num_frames,) of boxes as areas of the plane, as the GOT-10k toolkit does.
+    """Return intersection over union (num_frames,) of boxes with continuous coordinates, as in the GOT-10k toolkit.
 
     With the images' width and height (num_frames, 2), boxes are first clipped as the toolkit clips them: a corner
     outside the image is moved to the edge, then the size is cut.

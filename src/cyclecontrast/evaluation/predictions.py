@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk: a record of predictions, written before they are scored, and a result.
+"""The files of an evaluation: a record of the predictions, written before they are scored, and a result.
 
     <results>/records/<record key>.parquet   one row per test item, with all that scoring needs
     <results>/<key>.json                     metrics, their breakdown, and where they come from
@@ -27,7 +27,8 @@ from cyclecontrast.models.hardware import package_versions
 NOT_IN_KEY = frozenset(
     {"model", "data", "classes", "train_data", "out", "save", "score_only", "report", "workers", "device"}
 )
-"""Settings that name a file, whose content a fingerprint stands for, or that do not change the numbers."""
+"""Settings that are not part of a result's key: paths, whose content is identified by a fingerprint, and settings that
+do not change the metrics."""
 MAX_LISTED = 10
 
 Json = dict[str, Any]
@@ -52,9 +53,10 @@ class DataInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class About:
-    """The origin of predictions; `tag` names the variant of the protocol, and only equal tags may be compared.
+    """Metadata of predictions; `tag` identifies the variant of the protocol.
 
-    `problems` has a line for each item that could not be used; `scoring` names the settings of scoring alone.
+    Only results with equal tags are comparable. `problems` has a line for each item that could not be used; `scoring`
+    names the settings of scoring alone.
     """
 
     protocol: str
@@ -137,7 +139,7 @@ def find_records(folder: Path, protocol: str) -> list[Record]:
 
 
 def record_path(folder: Path, key: str) -> Path:
-    """Return where the record with this key lies below a folder of results."""
+    """Return the path of the record with this key in a results folder."""
     return folder / "records" / f"{key}.parquet"
 
 
@@ -198,7 +200,7 @@ class Result:
 
 
 def result_path(folder: Path, key: str) -> Path:
-    """Return where the result with this key lies in a folder of results."""
+    """Return the path of the result with this key in a results folder."""
     return folder / f"{key}.json"
 
 

@@ -130,7 +130,7 @@ def _notes(data: Davis, config: PropagationConfig, preset: Preset, heights: list
         yield f"height: frames of {num_small} videos have fewer than {USUAL_HEIGHT} rows, and were not enlarged"
     if stride != USUAL_STRIDE:
         reach = f"the radius of {preset.radius} cells is {preset.radius * stride} pixels"
-        yield f"the feature map has a cell every {stride} pixels where the papers have {USUAL_STRIDE}; {reach}"
+        yield f"the feature map has stride {stride} instead of {USUAL_STRIDE} as in the papers; {reach}"
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ def follow(
 ) -> Arrays:
     """Return `predicted` and `truth` as packed PNG files, `size` of the frames and `cells` of their maps, h and w.
 
-    Where a file cannot be read, returns only `problems`, which is empty otherwise. Raises UserError for a network that
-    cannot be used.
+    If a file cannot be read, returns only `problems`, which is otherwise empty. Raises UserError if the network cannot
+    be used.
     """
     problems: list[str] = []
     truth = attempt(video.objects, problems)

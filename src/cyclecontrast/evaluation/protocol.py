@@ -50,7 +50,7 @@ class Score(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Images or videos to embed; `make` embeds any slice of `items`, so that processes can divide them."""
+    """A unit of embedding work: `make` computes the arrays of any slice of `items`, so processes can share it."""
 
     name: str
     items: Sequence[Any]
@@ -68,7 +68,7 @@ class Protocol(ABC, Generic[ConfigT, DataT]):
     config_class: ClassVar[type[EvaluateConfig]]
 
     def __init__(self, config: ConfigT) -> None:
-        """Store the options; before `predict` the runner sets an `image_size` of None to that of the backbone."""
+        """Store the options. Before `predict`, the runner replaces an `image_size` of None by that of the backbone."""
         self.config = config
 
     @abstractmethod
@@ -81,16 +81,19 @@ class Protocol(ABC, Generic[ConfigT, DataT]):
 
     @abstractmethod
     def predict(self, backbone: "Backbone", data: DataT, cache: "ResumeCache") -> Predictions:
-        """Compute all predictions. `cache` keeps parts for resuming after an interruption. Raises UserError."""
+        """Compute all predictions. `cache` stores intermediate results, so that an interrupted evaluation resumes.
+
+        Raises UserError.
+        """
 
     @abstractmethod
     def score(self, record: "Record") -> Score:
-        """Compute the metrics from the record only: data and model may no longer exist. Raises UserError."""
+        """Compute the metrics from the record only; data and model may not exist any more. Raises UserError."""
 
     def parts(self, backbone: "Backbone", data: DataT) -> list[Part]:
-        """Return what `predict` embeds, named as in the cache, so that the processes of torchrun can divide the work.
+        """Return the embedding work of `predict`, with the names used in the cache, to distribute it over processes.
 
-        Protocols that also train do not override this; they run in one process.
+        Protocols that train do not override this method; they run in a single process.
         """
         from cyclecontrast.distributed import runs_alone
 

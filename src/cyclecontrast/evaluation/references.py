@@ -1,4 +1,4 @@
-"""Published figures, each with its source, and what must agree before one may stand beside a measured one."""
+"""Published results with their sources, and the conditions under which they are comparable with a measured result."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "retrieval frame": RETRIEVAL,
     "retrieval clip": {**RETRIEVAL, "clip_length": 16},
 }
-"""Settings, as resolved, with which the protocol is the one of the published figure."""
+"""Settings under which a protocol matches the published result."""
 ITEMS = {
     "tracking": (9_335, 100),
     "linear": (1_281_167, 50_000),
@@ -62,7 +62,10 @@ class Reference:
 
 
 class Compared(NamedTuple):
-    """What published figures are of, percent by metric, and a line for each difference; comparable without any."""
+    """Published results (percent by metric), and the differences from the measured result.
+
+    Comparable if there are none.
+    """
 
     one: Reference
     percents: dict[str, float]

@@ -1,4 +1,4 @@
-"""What a stopped evaluation had finished: parts on disk that the same evaluation finds when it is run again."""
+"""A cache on disk of the finished parts of an evaluation, with which an interrupted evaluation resumes."""
 
 import contextlib
 import re
@@ -21,14 +21,14 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class ResumeCache:
-    """Arrays and training states by name in a folder, each whole or absent; removed once the result is written."""
+    """Arrays and training states by name in a folder, written atomically; removed when the result has been written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder for this process, and remove it when the block ends well or fails with nothing stored.
+        """Lock the folder; remove it if the block succeeds, or if it fails before anything was stored.
 
         Raises UserError that names the process that holds the lock.
         """

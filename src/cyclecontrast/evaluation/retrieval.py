@@ -1,7 +1,7 @@
-"""The protocol `retrieval`: is the class of a test video among those of its nearest training videos.
+"""The protocol `retrieval`: hit@k and mAP of retrieving training videos of the same class for each test video.
 
-Differs from the release: it has no code for this table; of the two levels that the paper leaves open, the one that
-compares single clips is the default, and the level stands in the tag.
+Differs from the release: it has no code for this table. The paper leaves the level open (clips or videos); the default
+is to compare single clips, and the tag contains the level.
 """
 
 import importlib
@@ -51,7 +51,7 @@ from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.models.backbone import Backbone
 
 RECORDED = 200
-"""Neighbors that a record holds, whatever k: another k is a matter of scoring."""
+"""Number of neighbors stored in a record, independent of `k`, so that `k` can be changed with --score-only."""
 IN_TAG = ("per_video", "clip_length", "split", "center", "ann")
 QUERIES_PER_PART = 2**11
 
@@ -100,7 +100,10 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
         return [part for name, split in splits for part in video_parts(backbone, split, self.config, name)]
 
     def predict(self, backbone: Backbone, data: LabeledVideos, cache: ResumeCache) -> Predictions:
-        """Find the nearest training items of each test item: RECORDED, or all where there are fewer, whatever k is."""
+        """Find the nearest training items of each test item.
+
+        RECORDED of them, or all if there are fewer, independent of k.
+        """
         config = self.config
         gallery, queries = (
             _scaled(embed_videos(backbone, split, config, name, cache), config.center)
@@ -128,7 +131,7 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
             (len(gallery.labels), len(queries.labels)),
             frozenset(
                 {"center", "clip_length"} if config.level == "frame" else {"center"}
-            ),  # a bare word, or no effect
+            ),  # in the tag as a word without a value, or without effect
         )
 
     def score(self, record: Record) -> Score:
@@ -349,9 +352,10 @@ def check_faiss() -> None:
 
 
 def rank_by_faiss(gallery: Floats, queries: Floats, k: int) -> tuple[Arrays, str]:
-    """Find most of the k nearest by searching some of the gallery's cells; -1 where too few lie there.
+    """Return approximate k nearest neighbors, found by faiss in some cells of the gallery.
 
-    Returns the neighbors (num_queries, k), and a line that says how many of the exact neighbors are among them.
+    -1 if a cell has too few items. Returns the neighbors (num_queries, k), and a line that says how many of the exact
+    neighbors are among them.
     """
     index = make_faiss_index(gallery)
     found = index.search(queries, k)[1]

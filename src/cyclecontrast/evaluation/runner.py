@@ -130,7 +130,7 @@ def _about_predictions(task: AnyProtocol, about: About, predictions: Predictions
 
 
 def _unusual_settings(config: EvaluateConfig, predictions: Predictions) -> Iterator[str]:
-    """Yield tags for settings that change the metrics, are not default, and are not in the protocol's tag.
+    """Yield `name=value` for each non-default setting that affects the metrics and is not in the protocol's tag.
 
     The image size is always named. A setting with several values, such as k, is in the names of the metrics instead.
     """
@@ -156,7 +156,7 @@ def _earlier_result(task: AnyProtocol, about: About) -> Result | None:
         return None
     if found.about.versions != about.versions:
         return None
-    print(f"found from an earlier evaluation: {path}", file=sys.stderr)
+    print(f"reusing the result of an earlier evaluation: {path}", file=sys.stderr)
     return found
 
 
@@ -172,8 +172,8 @@ def _score_again(task: AnyProtocol, given: Backbone | None) -> Result:
         path = record_path(results_folder(task.config), about.record_key)
         if not path.exists():
             raise UserError(
-                f"{path}: no such record; this folder has no evaluation of this model, data and settings, so run "
-                "it once without --score-only"
+                f"{path}: no such record: this model, data and settings were not evaluated yet; run "
+                "the command once without --score-only"
             )
         record = Record.load(path)
     settings = record.about.config | {name: about.config[name] for name in about.scoring}
@@ -192,7 +192,7 @@ def _record_by_name(task: AnyProtocol, about: About) -> Record:
         and all(record.about.config.get(name) == value for name, value in fixed.items())
     ]
     if len(found) != 1:
-        what = f"{len(found)} records fit, set more options" if found else "no record fits"
+        what = f"{len(found)} records match; specify more options" if found else "no record matches"
         raise UserError(
             f"{folder}: the model {task.config.model} does not exist, and for {about.protocol} on this data with these "
             f"settings {what}"

@@ -1,6 +1,6 @@
-"""The protocol `segmentation`: a head is trained on crops, and every test image is segmented at its full size.
+"""The protocol `segmentation`: trains a head on crops and segments every test image at full size.
 
-The tag says `vito-like` where an FCN head is trained end to end. No published number is comparable: VITO sweeps the
+The tag contains `vito-like` if an FCN head is trained end to end. No published number is comparable: VITO sweeps the
 learning rate and the weight decay, and averages five runs.
 """
 
@@ -91,7 +91,7 @@ class Segmentation(Protocol[SegmentationConfig, MaskedImages]):
             raise UserError(f"{record.about.data.path}: every pixel of the test masks is ignored; nothing to score")
         iou = iou_per_class(confusion)
         predicted_classes = [name for name, column in zip(classes, confusion.T, strict=True) if column.any()]
-        single = f"every pixel is predicted as {predicted_classes[0]}; train longer, or with another learning_rate"
+        single = f"all pixels are predicted as {predicted_classes[0]}; train longer, or change learning_rate"
         shown = sorted(set(np.linspace(0, record.table.num_rows - 1, NUM_DRAWN).astype(int).tolist()))
         return Score(
             {"mean_iou": float(np.nanmean(iou)), "pixel_accuracy": pixel_accuracy(confusion)},

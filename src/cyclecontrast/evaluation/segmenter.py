@@ -33,7 +33,7 @@ DENSER: tuple[tuple[PerStage, PerStage], ...] = (
     ((1, 2, 2, 1), (1, 1, 1, 2)),
     TOTAL_STRIDE_8,
 )
-"""Strides and dilations of the stages for a map 1, 2 and 4 times as dense as a ResNet's own."""
+"""Strides and dilations of the stages for feature maps 1, 2 and 4 times as dense as the ResNet's default."""
 DROPOUT = 0.1
 INITIAL_DEVIATION = 0.01
 SCALES = (0.5, 2.0)
@@ -89,7 +89,7 @@ def _densify(backbone: Backbone, stride: int, crop_size: int, device: torch.devi
             raise UserError(f"stride: {backbone.name} has no feature map of stride {stride}; it has {known}")
         dense = restride(dense, *DENSER[halvings])
     side = -(-crop_size // stride)
-    # Not a square: a network of one fixed size would otherwise fail later, on the test images.
+    # A non-square input detects networks with a fixed input size, which would fail later on the test images.
     dim, height, width = _map_shape(dense, side * stride, (side + 1) * stride, device)
     if (height, width) != (side, side + 1):
         raise UserError(
@@ -115,7 +115,7 @@ def _map_shape(backbone: Backbone, height: int, width: int, device: torch.device
 def make_head(kind: str, dim: int, num_classes: int, seed: int) -> nn.Sequential:
     """Return a new head, `linear` or `fcn`: maps (batch, dim, h, w) → scores (batch, num_classes, h, w).
 
-    `linear` standardises each channel by running statistics: it stays linear, and one learning rate suits backbones of
+    `linear` has a BatchNorm without affine weights: it is still linear, and one learning rate works for backbones of
     any scale. `fcn` has two 3x3 convolutions with a quarter of the channels before its classifier.
     """
     with torch.random.fork_rng(devices=()):
@@ -139,9 +139,9 @@ def _convolution(in_dim: int, dim: int) -> tuple[nn.Module, ...]:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Scale by 0.5 to 2, cut a square, mirror half of them: a function of (seed, epoch, position).
+    """Random scaling by 0.5 to 2, square crop and horizontal flip, as a function of (seed, epoch, position).
 
-    Where the image does not fill the square, it has the color `fill` and the label IGNORE.
+    Pixels outside of the image have the color `fill` and the label IGNORE.
     """
 
     seed: int
@@ -248,6 +248,9 @@ def _batches(
 
 
 def split_batches(order: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Split an epoch into batches; a last batch of one image is dropped, because its batch statistics mean little."""
+    """Split an epoch into batches.
+
+    A last batch with a single image is dropped, because its batch statistics are not useful.
+    """
     batches = chunks(order, size)
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches

@@ -1,4 +1,4 @@
-"""The command `evaluate all`: every protocol on every data set found, in one table beside published figures."""
+"""The command `evaluate all`: runs every protocol on every dataset found; one table, with published results."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -59,13 +59,17 @@ class SuiteResult(NamedTuple):
     def failure(self) -> str:
         """A line if something could not be evaluated, so that the command fails."""
         line = (
-            "not everything could be evaluated: see `not evaluated` below the table, fix it, and repeat the command to "
-            "evaluate what is missing"
+            "some evaluations failed: see `not evaluated` below the table; fix the problems and run the command "
+            "again to "
+            "complete the table"
         )
         return line if self.problems else ""
 
     def __str__(self) -> str:
-        """Return the table in Markdown; published figures stand in it where all settings agree, else in a footnote."""
+        """Return the table in Markdown.
+
+        Published results are in the table if all settings agree, otherwise in a footnote.
+        """
         lines: list[tuple[str, ...]] = [("protocol", "data", "metric", "%", "random %", "published %")]
         footnotes: dict[str, int] = {}
         left_out = []

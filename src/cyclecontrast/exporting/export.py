@@ -57,7 +57,7 @@ def export_backbone(config: ExportConfig, given: Backbone | None = None) -> Expo
 
 
 def _check_output(path: Path, chosen: Format) -> None:
-    """Raise UserError if the suffix is not that of the format, or if a file would be overwritten."""
+    """Raise UserError if the suffix does not match the format, or if a file would be overwritten."""
     others = {other.suffix for other in FORMATS.values() if other.suffix} - {chosen.suffix}
     if chosen.suffix and path.suffix != chosen.suffix:
         raise UserError(f"out: {path} must end in {chosen.suffix}")
@@ -65,5 +65,5 @@ def _check_output(path: Path, chosen: Format) -> None:
         raise UserError(f"out: {path} must not end in {path.suffix}, the suffix of another format")
     for existing in (path, path.with_suffix(".json")) if chosen is SAFETENSORS else (path,):
         if existing.exists():
-            raise UserError(f"out: {existing} exists; choose another with --out, or delete it")
+            raise UserError(f"out: {existing} already exists; choose another path with --out, or delete it")
     check_folder(path.absolute().parent)

@@ -35,11 +35,11 @@ MAX_ONNX_BYTES = 2**31 - 2**20
 
 
 class Format(NamedTuple):
-    """A format of `export`.
+    """An export format.
 
-    `default` is the output without --out, `suffix` the only one allowed (empty: any that no other format has);
-    `supports(backbone)` and `write(backbone, path, model)`, where `model` is the MODEL that the user named; `modules`
-    must be installed and come with the extra of the format's name.
+    `default` is the output path without --out; `suffix` is the required suffix (empty: any suffix of no other format);
+    `supports(backbone)` returns whether the backbone can be exported; `write(backbone, path, model)` writes it, where
+    `model` is the MODEL given by the user; `modules` must be installed (extra with the name of the format).
     """
 
     default: str
@@ -50,7 +50,7 @@ class Format(NamedTuple):
 
 
 class ResNetShape(NamedTuple):
-    """Which ResNet a backbone is: depth, channels of the stem, and whether the stem is small (3x3, no max-pool)."""
+    """The architecture of a ResNet: depth, width of the stem, and whether the stem is small (3x3, no max-pool)."""
 
     depth: int
     width: int
@@ -58,7 +58,10 @@ class ResNetShape(NamedTuple):
 
 
 def resnet_shape(backbone: Backbone) -> ResNetShape | None:
-    """Return which ResNet with torchvision's parameter names this is (also plain ones of timm), or None."""
+    """Return the shape of a ResNet with torchvision's parameter names (built-in or plain timm ResNets).
+
+    Otherwise None.
+    """
     name = backbone.name
     if name.startswith("timm:"):
         name = name.removeprefix("timm:").partition(".")[0]
@@ -94,7 +97,7 @@ def renamed(key: str, names: Renaming) -> str:
 
 
 def render(template: str, backbone: Backbone, **values: Any) -> str:
-    """Return a text of the folder `templates` about a backbone."""
+    """Return the rendered template `templates/<template>` for a backbone."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cyclecontrast.exporting"),
         undefined=jinja2.StrictUndefined,
@@ -146,7 +149,7 @@ def _in_timm(backbone: Backbone) -> bool:
 class _PixelsToFeatures(nn.Module):
     """Pixels uint8 (batch, 3, h, w) → features, and for a ResNet also the map of its last stage.
 
-    Normalisation is part of the graph, so that nobody can forget it.
+    Normalization is part of the graph, so that users cannot forget it.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -180,7 +183,7 @@ def _onnx_program(backbone: Backbone) -> Any:
     # Height and width differ, because the exporter could take equal sides for one dimension.
     pixels = torch.zeros(2, 3, size, size + 32 if is_resnet else size, dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter warns about itself
+        warnings.simplefilter("ignore")  # ignore the exporter's own warnings
         try:
             return torch.onnx.export(
                 graph,
@@ -221,7 +224,8 @@ def _write_detectron2(backbone: Backbone, path: Path, _: str) -> None:
     content = {"model": weights, "__author__": "cyclecontrast", "matching_heuristics": True}
     buffer = io.BytesIO()
     pickler = pickle.Pickler(buffer, protocol=4)
-    # By its public constructor, because NumPy 1 does not know the inner modules that NumPy 2 pickles an array by.
+    # Pickle arrays through their public constructor, because NumPy 1 cannot import the private modules that NumPy 2
+    # uses.
     pickler.dispatch_table = {np.ndarray: _rebuild_array}
     pickler.dump(content)
     with replacing(path) as part:

@@ -1,4 +1,4 @@
-"""A folder as the Hugging Face hub has it: weights under transformers' names, preprocessing, and a model card."""
+"""Export to a Hugging Face model folder: weights with transformers' names, preprocessing config and model card."""
 
 import json
 import tempfile
@@ -126,7 +126,7 @@ def model_card(backbone: Backbone, run: Path) -> str:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """Return the settings of the training without folders of the machine, which may be private."""
+    """Return the training settings without local paths, which may be private."""
     try:
         config = checked(PretrainConfig, tomllib.loads(file.read_text()))
     except (OSError, ValueError, UserError) as error:

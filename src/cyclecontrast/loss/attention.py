@@ -1,8 +1,8 @@
-"""Softmax attention of queries over constant keys, in blocks: memory does not grow with the number of keys.
+"""Softmax attention of queries over constant keys, computed in blocks, so memory does not grow with the number of keys.
 
 Shapes: query (batch, dim), keys (num_keys, dim). `ignore` is a bool mask, one row per query or one row for all queries;
-True removes a key. The candidates of a query are the remaining keys. The gradient is first-order and goes through the
-query only. Computed in fp32 or higher, also under autocast.
+True removes a key. The candidates of a query are the remaining keys. Only first-order gradients
+with respect to the query are supported. All functions compute in fp32 or fp64, also under autocast.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ BLOCK = 2**22  # similarities per block: 16 MiB in fp32, small next to a network
 
 def log_sum_exp(query: Tensor, keys: Tensor, temperature: float, ignore: Tensor | None = None) -> Tensor:
     """Return log Σ exp(sim / τ) over each query's candidates (batch,); minus infinity without candidates."""
-    result: Tensor = _LogSumExp.apply(_wide(query) / temperature, keys.detach(), ignore)  # type: ignore[no-untyped-call]
+    # type: ignore[no-untyped-call]
+    result: Tensor = _LogSumExp.apply(_wide(query) / temperature, keys.detach(), ignore)
     return result.to(query.dtype)
 
 
@@ -28,7 +29,7 @@ def soft_mean(query: Tensor, keys: Tensor, temperature: float, ignore: Tensor | 
 
 
 def best_similarity(query: Tensor, keys: Tensor, ignore: Tensor | None = None) -> Tensor:
-    """Return the similarity of each query's most similar candidate (batch,); minus infinity without candidates."""
+    """Return the largest similarity of each query to its candidates (batch,); -inf without candidates."""
     best = query.new_full((len(query),), float("-inf"))
     for _, _, similarity in _blocks(query.detach(), keys.detach(), ignore):
         best = torch.maximum(best, similarity.amax(dim=1))
@@ -36,14 +37,14 @@ def best_similarity(query: Tensor, keys: Tensor, ignore: Tensor | None = None) -
 
 
 def all_but_best(query: Tensor, keys: Tensor, number: int, ignore: Tensor | None = None) -> Tensor:
-    """Return a mask (batch, num_keys) that removes all but each query's `number` most similar candidates."""
+    """Return the mask (batch, num_keys) that removes all keys except each query's `number` most similar candidates."""
     indices = _indices_of_best(_wide(query.detach()), keys.detach(), number, ignore)
     others = torch.ones(len(query), len(keys), dtype=torch.bool, device=query.device).scatter_(1, indices, False)
     return others if ignore is None else others.logical_or_(ignore)
 
 
 class _LogSumExp(Function):
-    """The gradient is the soft mean, computed in the same pass over the keys as the value."""
+    """log-sum-exp whose forward pass also computes the gradient, the softmax-weighted mean of the keys."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, ignore: Tensor | None) -> Tensor:
@@ -59,7 +60,7 @@ class _LogSumExp(Function):
 
 
 class _SoftMean(Function):
-    """The backward pass recomputes the weights, so saved memory does not grow with the number of keys."""
+    """Softmax-weighted mean; backward recomputes the weights, so that it need not store them."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, ignore: Tensor | None) -> Tensor:
@@ -81,7 +82,8 @@ def _wide(query: Tensor) -> Tensor:
 def _attend(query: Tensor, keys: Tensor, ignore: Tensor | None, with_mean: bool = True) -> tuple[Tensor, Tensor]:
     """Return log Σ exp (batch, 1) and the soft mean (batch, dim); the mean is zero without `with_mean`.
 
-    Sums are scaled by the highest logit so far. It starts at the lowest finite number, because -inf - (-inf) is nan.
+    This is an online softmax: sums are scaled by the maximum so far, which starts at the lowest finite number, because
+    -inf - (-inf) is nan.
     """
     highest = query.new_full((len(query), 1), torch.finfo(query.dtype).min)
     total, mean = torch.zeros_like(highest), torch.zeros_like(query)
@@ -98,7 +100,9 @@ def _attend(query: Tensor, keys: Tensor, ignore: Tensor | None, with_mean: bool 
 def _gradient_of_mean(
     query: Tensor, keys: Tensor, ignore: Tensor | None, total: Tensor, mean: Tensor, gradient: Tensor
 ) -> Tensor:
-    """Return Σ w (u·g - mean·g) u over the candidates u of weight w, where g is the gradient of their mean."""
+    """Return the gradient with respect to the query: Σ w (u·g - mean·g) u over the candidates u with softmax weights w;
+    g is the gradient with respect to the mean.
+    """
     result, of_mean = torch.zeros_like(query), (mean * gradient).sum(dim=1, keepdim=True)
     total = total.clamp(min=torch.finfo(total.dtype).min)
     for _, block, logits in _blocks(query, keys, ignore):
@@ -132,6 +136,6 @@ def _blocks(query: Tensor, keys: Tensor, ignore: Tensor | None) -> Iterator[tupl
 
 
 def _similarity(query: Tensor, keys: Tensor) -> Tensor:
-    """Multiply in the precision of the inputs, also under autocast."""
+    """Return query @ keys.T in the dtype of the inputs, also under autocast."""
     with torch.autocast(query.device.type, enabled=False):
         return query @ keys.T

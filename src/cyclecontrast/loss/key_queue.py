@@ -1,4 +1,4 @@
-"""A first-in, first-out queue of the latest keys of the momentum encoder, each with the number of its video."""
+"""A FIFO queue of the most recent keys of the momentum encoder, with the video number of each key."""
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,8 @@ NO_VIDEO = -1
 class KeyQueue(nn.Module):
     """A fixed number of keys, oldest first, stored as buffers and therefore saved in checkpoints.
 
-    Shapes: keys (size, dim), video (size,). It starts full of random unit vectors that belong to no video (-1), as in
-    MoCo. Pushing keys drops the same number of the oldest keys.
+    Shapes: keys (size, dim), video (size,). As in MoCo, it is initialized with random unit vectors; their
+    video number is -1. Pushing keys removes the same number of the oldest keys.
     """
 
     keys: Tensor
@@ -22,14 +22,14 @@ class KeyQueue(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("keys", normalize(torch.randn(size, dim, generator=generator), dim=1))
         self.register_buffer("video", torch.full((size,), NO_VIDEO))
-        # Two buffers are used in turn, because allocating one of this size takes several times longer than filling it.
+        # Two buffers alternate, because allocating one takes several times longer than filling it.
         self._in_use, self._spare = (self.keys[:0], self.video[:0]), (self.keys[:0], self.video[:0])
 
     @torch.no_grad()
     def joined(self, keys: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
         """Return the queue with keys (num_keys, dim) and video numbers (num_keys,) appended, without changing it.
 
-        The result is valid until the next call of `joined` or `push`, which reuses its memory.
+        The result is valid only until the next call of `joined` or `push`, which overwrites its memory.
         """
         if len(keys) != len(video):
             raise ValueError(f"{len(keys)} keys with {len(video)} video numbers")

@@ -17,9 +17,9 @@ ROUNDING = 1e-6
 def info_nce(
     query: Tensor, positive: Tensor, negatives: Tensor, temperature: float, ignore: Tensor | None = None
 ) -> Tensor:
-    """Contrast each query's positive with the negatives: Eq. 1 for two views of an image, Eq. 2 for two of a video.
+    """Return the InfoNCE loss: Eq. 1 for two views of a frame, Eq. 2 for two frames of a video.
 
-    Gradient through the query only.
+    The gradient flows through the query only.
     """
     return _nce_per_query(query, positive, negatives, temperature, ignore).mean()
 
@@ -47,13 +47,14 @@ def cycle_consistency(
     ignore_negatives: Tensor | None = None,
     top_k: int | None = None,
 ) -> Tensor:
-    """Contrast each query's soft nearest neighbor in the support U with the query's positive and the negatives (Eq. 5).
+    """Return the cycle loss (Eq. 5).
 
-    The cycle closes if the neighbor is more similar to the positive than to every negative. In the formula of the paper
-    the denominator holds the positive and all of U; in its text and in Algorithm 1 it holds the positive and the keys
-    outside of U, and so it does here.
-    `ignore_support` and `ignore_negatives` are masks of the two sets, `top_k` is that of `soft_nearest_neighbor`.
-    Queries without candidates in the support are left out of the mean. Gradient through the query only.
+    InfoNCE of each query's soft nearest neighbor in U, its positive and the negatives. The cycle closes if the neighbor
+    is more similar to the positive than to every negative. In the formula of the paper the denominator contains the
+    positive and all keys of U. In its text and in Algorithm 1 it contains the positive and the keys outside of U; this
+    function follows the text. `ignore_support` and `ignore_negatives` are masks of the two sets, `top_k` is that of
+    `soft_nearest_neighbor`. Queries without candidates in the support are left out of the mean. Gradient through the
+    query only.
     """
     neighbor = soft_nearest_neighbor(query, support, temperature, ignore_support, top_k)
     losses = _nce_per_query(neighbor, positive, negatives, temperature, ignore_negatives)
@@ -63,7 +64,7 @@ def cycle_consistency(
 
 
 def is_nearest(query: Tensor, positive: Tensor, negatives: Tensor, ignore: Tensor | None = None) -> Tensor:
-    """Return for each query (batch,) whether its positive is more similar than every negative."""
+    """Return whether each query's positive is more similar than every negative, as booleans (batch,)."""
     return (query * positive).sum(dim=1) > best_similarity(query, negatives, ignore) + ROUNDING
 
 
@@ -75,5 +76,5 @@ def _nce_per_query(
 
 
 def masked_mean(values: Tensor, counts: Tensor) -> Tensor:
-    """Return the mean of the values where `counts` is True; 0 if it is True nowhere."""
+    """Return the mean of the values where the mask `counts` is True, 0 if the mask is empty."""
     return values.where(counts, 0).sum() / counts.sum().clamp(min=1)

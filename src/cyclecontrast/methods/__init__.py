@@ -1,4 +1,4 @@
-"""The methods by their command-line names. Each is an `nn.Module` whose `forward` computes losses from views."""
+"""The training methods by command-line name. A method is an `nn.Module` whose `forward` computes losses from views."""
 
 from cyclecontrast.config.types import USER_PREFIX
 from cyclecontrast.methods.byol import BYOL
@@ -23,7 +23,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def learns_from(name: str) -> str:
-    """Return a phrase that completes "it learns from", for a method named as in a config."""
+    """Return the phrase that completes "it learns from" for a method name of a config."""
     return METHODS[name].learns_from if name in METHODS else f"the custom method {name.removeprefix(USER_PREFIX)}"
 
 

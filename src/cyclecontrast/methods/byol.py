@@ -11,9 +11,9 @@ from cyclecontrast.models.hardware import autocast
 
 
 class BYOL(MomentumMethod):
-    """Each view's prediction is trained to match the momentum encoder's projection of the other view.
+    """BYOL: a predictor maps the projection of a view to the momentum encoder's projection of the other view.
 
-    With `positives` video the two views show two frames of a video.
+    If `positives` is video, the two views show two frames of a video.
     Differs from BYOL's release: the optimizer is SGD instead of LARS; augmentation and projector follow the options;
     BatchNorm statistics are per view.
     """
@@ -30,11 +30,11 @@ class BYOL(MomentumMethod):
 
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return one frame for both views, or two frames with `positives` video."""
+        """Return whether both views show the same frame (`positives` frame), and no extra frames."""
         return options.positives == "frame", no_further_frames
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
-        """Return the loss of a batch of two views of each video."""
+        """Return the loss of a micro-batch with two views per video."""
         of_second, of_first = (self.encode_keys(view, info).intra for view in reversed(batch.views))  # NxD each
         projections = [self.project(view) for view in batch.views]
         with autocast(of_first.device, self.options.precision):

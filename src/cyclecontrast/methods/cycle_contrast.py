@@ -22,7 +22,10 @@ from cyclecontrast.models.encoder import Features
 
 
 class Split(NamedTuple):
-    """The keys of the cycle loss: support U (S, D) and negatives (K - S, D), each with its mask, one row per query."""
+    """The keys of the cycle loss: support U (S, D) and negatives (K - S, D), and a mask (N, ...) for each.
+
+    True ignores a key.
+    """
 
     support: Tensor
     negatives: Tensor
@@ -33,10 +36,10 @@ class Split(NamedTuple):
 class CycleContrast(MomentumMethod):
     """The paper's method, Eq. 6: intra-video contrast + λ · cycle-consistency across videos.
 
-    Differs from the release, which encodes three views and enqueues the second view of the query's frame; here two are
-    encoded and the positive is enqueued. BatchNorm statistics of keys are per pair in the release and per group of
-    `bn_groups` here; those of queries are per GPU (of eight) in the release and per micro-batch here.
-    Differs from the release: all processes use the same support, so it does not depend on their number.
+    Differs from the release, which encodes three views and enqueues the second view of the query's frame. Here, two
+    views are encoded and the positive is enqueued. BatchNorm statistics of keys are per group of `bn_groups` (release:
+    per pair of keys); those of queries are per micro-batch (release: per GPU, of eight). Differs from the release: all
+    processes use the same support, so it does not depend on their number.
     """
 
     learns_from = "frames of the same video and cycles across videos"
@@ -50,9 +53,9 @@ class CycleContrast(MomentumMethod):
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the losses of a micro-batch; views[0] are the queries, views[1] their positives."""
         options, temperature = self.options, self.options.temperature
-        key = self.encode_keys(batch.views[1], info)  # NxD twice: intra and cycle
+        key = self.encode_keys(batch.views[1], info)  # key.intra and key.cycle: NxD each
         new, new_video = self.enqueue_later([key], batch.video)  # batch keys of all processes
-        query = self.encode(batch.views[0])  # NxD twice
+        query = self.encode(batch.views[0])  # query.intra and query.cycle: NxD each
 
         # Eq. 2: another frame of the query's video is contrasted with frames of other videos.
         intra_keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
@@ -62,7 +65,8 @@ class CycleContrast(MomentumMethod):
         # Eq. 3-5: the query's soft nearest neighbor in other videos must cycle back to the query's own video.
         cycle_keys = self.candidates(self.cycle_queue, new.cycle, new_video)  # KxD
         split = self.split(cycle_keys, batch.video, info)  # support SxD, negatives (K-S)xD, masks NxS and Nx(K-S)
-        weight = self.cycle_weight(info) or 0.0  # λ; while λ = 0 the cycle loss is only measured, without gradient
+        # λ; if λ = 0, the cycle loss is computed without gradient, for the metrics only
+        weight = self.cycle_weight(info) or 0.0
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
             cycle = self.cycle_loss(query, key, split)
         total = intra + weight * cycle  # Eq. 6
@@ -90,10 +94,10 @@ class CycleContrast(MomentumMethod):
         return self.options.cycle_weight if info.progress >= self.options.cycle_start else 0.0
 
     def split(self, candidates: Candidates, video: Tensor, info: StepInfo) -> Split:
-        """Draw the support U from the candidates; the other keys are negatives (Algorithm 1).
+        """Return a random split of the candidates into the support U and the negatives (Algorithm 1).
 
         Differs from the release with `split_by` video: no video is in both sets. Keys are sorted by a hash of their
-        video. The video cut by the boundary stays in the support; its remaining keys are masked as negatives.
+        video number. If the boundary cuts a video, its keys outside of the support are masked, not used as negatives.
         """
         size, by_video = self.options.support_size, self.options.split_by == "video"
         index = torch.arange(len(candidates.keys), device=candidates.keys.device)
@@ -110,7 +114,7 @@ class CycleContrast(MomentumMethod):
 
     @torch.no_grad()
     def closed(self, query: Features, key: Features, split: Split) -> Tensor:
-        """Return the fraction of cycles that close, among queries with unmasked keys in the support."""
+        """Return the fraction of cycles that close, over the queries that have candidates in the support."""
         temperature, top_k = self.options.temperature, self.options.top_k
         neighbor = soft_nearest_neighbor(query.cycle, split.support, temperature, split.ignore_support, top_k)  # NxD
         ends = is_nearest(neighbor, key.cycle, split.negatives, split.ignore_negatives)
@@ -118,7 +122,7 @@ class CycleContrast(MomentumMethod):
 
 
 class IntraVideo(MomentumMethod):
-    """Eq. 2 alone: two frames of a video are contrasted with frames of other videos."""
+    """Intra-video loss (Eq. 2): contrasts two frames of a video with frames of other videos."""
 
     learns_from = "frames of the same video"
     reads = MomentumMethod.reads | {"queue_size", "batch_keys", "mask_own_video"}
@@ -139,7 +143,7 @@ class IntraVideo(MomentumMethod):
 
 
 class IntraImage(IntraVideo):
-    """Eq. 1: two views of one frame are contrasted with all other keys, as in MoCo."""
+    """Intra-image loss (Eq. 1), as in MoCo: contrasts two views of a frame with all other keys."""
 
     learns_from = "two views of one frame"
     reads = IntraVideo.reads - {"mask_own_video"}
@@ -148,7 +152,10 @@ class IntraImage(IntraVideo):
 
 
 class CycleOnly(CycleContrast):
-    """Eq. 5 alone (Table 5); `query_frame_in_support` adds k++, another view of the query's frame, to its support."""
+    """Cycle loss (Eq. 5) without the intra loss (Table 5).
+
+    `query_frame_in_support` adds k++, another view of the query's frame, to the support.
+    """
 
     learns_from = "cycles across videos"
     reads = CycleContrast.reads - {"queue_size", "cycle_weight", "cycle_start"}
@@ -159,7 +166,7 @@ class CycleOnly(CycleContrast):
 
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return two frames of the video, and if k++ is enabled a function that draws the query's frame again."""
+        """Return False (two frames), and the function that draws the extra view's frame if k++ is enabled."""
         return (False, _query_again) if options.query_frame_in_support else super().frames(options)
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
@@ -181,7 +188,7 @@ class CycleOnly(CycleContrast):
 
 
 def scramble(numbers: Tensor, seed: int) -> Tensor:
-    """Hash integers: the same random order on every device, without a generator's state."""
+    """Return a hash of each integer (splitmix64); sorting by it gives the same random order on every device."""
     for shift, factor in ((30, 0x1CE4E5B9BF58476D), (27, 0x133111EB94D049BB)):
         numbers = (numbers + seed * 0x1E3779B97F4A7C15 % 2**63) ^ (numbers >> shift)
         numbers = numbers * factor

@@ -17,7 +17,7 @@ from cyclecontrast.models.hardware import autocast, compiled
 
 
 class StepInfo(NamedTuple):
-    """The position in the training; with `measure` the method also returns accuracies for the metrics."""
+    """The training step that `forward` computes; if `measure` is True, it also returns accuracies for the metrics."""
 
     step: int
     num_steps: int
@@ -25,16 +25,16 @@ class StepInfo(NamedTuple):
 
     @property
     def progress(self) -> float:
-        """Completed fraction of the training, in [0, 1)."""
+        """The completed fraction of training, in [0, 1)."""
         return self.step / self.num_steps
 
 
 class Losses(NamedTuple):
-    """Scalars of a batch: `total` is minimized, the others are its unweighted parts and accuracies, for the metrics.
+    """The scalars that `forward` returns: `total` is minimized; the others are logged.
 
-    `terms` holds additional losses by name. `intra_accuracy` is the fraction of queries whose positive is the most
-    similar key, `cycle_closed` the fraction of cycles that close. None means that the method has no such part, or that
-    it was not measured.
+    `intra` and `cycle` are its unweighted terms; `terms` holds additional losses by name. `intra_accuracy` is the
+    fraction of queries whose positive is the most similar key, `cycle_closed` the fraction of cycles that close. None
+    means that the method does not have this term, or that it was not measured in this step.
     """
 
     total: Tensor
@@ -46,35 +46,37 @@ class Losses(NamedTuple):
 
 
 class Method(nn.Module):
-    """The networks and the loss of a step. For a custom method pass a subclass: `cc.pretrain(..., method=Subclass)`.
+    """Base class of training methods: an `nn.Module` that owns the networks and computes the loss of a batch of views.
+
+    To use a custom method, pass a subclass: `cc.pretrain(..., method=Subclass)`.
 
     In each step the trainer runs `forward` and the backward pass for each micro-batch, then the optimizer, then
-    `after_step` once. The class attributes describe the method before its networks are built.
+    `after_step` once. The class attributes describe the method; they are read before its networks are built.
     """
 
     learns_from: ClassVar[str] = "views of the same video"
     """A phrase for the report that completes "it learns from"."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """Method-specific options that it uses, to warn about unused ones; custom methods can omit it."""
+    """Names of the method-specific options that the method uses; for warnings about unused options. Optional."""
     same_frame: ClassVar[bool] = False
     """Whether query and positive show the same frame; otherwise two frames of the video."""
     num_queries: ClassVar[int] = 1
-    """Views of each video that the encoder encodes with a gradient."""
+    """Number of views per video that are encoded with gradients."""
     num_enqueued: ClassVar[int] = 0
-    """Keys of each video that are enqueued in each step."""
+    """Number of keys per video that are pushed into the queue in each step."""
     has_intra: ClassVar[bool] = False
-    """Whether there is an intra-video loss with a queue."""
+    """Whether the method has a queue for the intra loss (`intra_queue`)."""
     has_cycle: ClassVar[bool] = False
-    """Whether there is a cycle loss."""
+    """Whether the method has a cycle loss and a queue for it (`cycle_queue`)."""
     always_batch_keys: ClassVar[bool] = False
-    """Whether batch keys are candidates regardless of the option `batch_keys`."""
+    """Whether batch keys are always candidates, even if the option `batch_keys` is off."""
     compares_queries: ClassVar[bool] = False
-    """Whether the loss of a query depends on other queries of the batch, so that micro-batches would change it."""
+    """Whether the loss contrasts queries with other queries of the batch; then micro-batches are not supported."""
     constant_head_rate: ClassVar[bool] = False
-    """Whether the learning rate of the head is constant."""
+    """Whether the learning rate of `head` stays constant (SimSiam)."""
 
     head: nn.Module | None
-    """A module trained in addition to the encoder, such as a predictor; None if there is none."""
+    """A trained module in addition to the encoder, such as a predictor, or None."""
 
     def __init__(self, backbone: Backbone, options: PretrainConfig, world: World = ALONE) -> None:
         super().__init__()
@@ -92,20 +94,20 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def after_step(self, info: StepInfo) -> None:
-        """Called once after each optimizer step; does nothing by default."""
+        """Hook that the trainer calls once after each optimizer step. The default does nothing."""
 
     def cycle_weight(self, info: StepInfo) -> float | None:
         """Return λ of Eq. 6 in a step, for the metrics; None if the method has no λ."""
         return None
 
     def project(self, pixels: Tensor) -> Projections:
-        """Encode uint8 views (batch, 3, h, w) → projector outputs, in the configured precision."""
+        """Return the projector outputs of uint8 views (batch, 3, h, w), computed in the configured precision."""
         images = self.encoder.backbone.normalise(pixels)
         with autocast(pixels.device, self.options.precision):
             return self._project(images)
 
     def encode(self, pixels: Tensor) -> Features:
-        """Encode uint8 views (batch, 3, h, w) → unit vectors in fp32."""
+        """Return the features of uint8 views (batch, 3, h, w) as unit vectors in fp32."""
         return self.project(pixels).features()
 
     def compile_encoders(self) -> None:
@@ -113,17 +115,17 @@ class Method(nn.Module):
         self._project = compiled(self.encoder.project)
 
     def learned_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the optimizer: those of the encoder, then of the head."""
+        """Return the trainable parameters: first those of the encoder, then those of the head."""
         return [*self.encoder.parameters(), *(self.head.parameters() if self.head is not None else ())]
 
     def in_batch_accuracy(self, query: Tensor, positive: Tensor, video: Tensor) -> Tensor:
-        """Return the fraction of queries that are more similar to their positive than to others of the batch."""
+        """Return the fraction of queries whose positive is more similar than all other positives of the batch."""
         keys = gather(positive.detach(), self.world)
         candidates = Candidates(keys, gather(video, self.world), self.places(len(video), keys))
         return self.accuracy(query, positive, candidates.keys, candidates.ignore(video, own_video=False))
 
     def places(self, num_videos: int, keys: Tensor) -> Tensor:
-        """Return the indices of this process's keys in the keys gathered from all processes (batch,)."""
+        """Return the indices (batch,) of this process's keys among the keys gathered from all processes."""
         first = self.world.rank * num_videos
         return torch.arange(first, first + num_videos, device=keys.device)
 
@@ -135,10 +137,10 @@ class Method(nn.Module):
 
 
 class Candidates(NamedTuple):
-    """The keys that queries are compared with: those of a queue, oldest first, then optionally the batch keys.
+    """The keys that queries are contrasted with: those of a queue, oldest first, then optionally the batch keys.
 
-    Shapes: keys (num_keys, dim), video (num_keys,). `place` (batch,) is the index of each query's positive, None
-    without batch keys. The last `num_fresh` keys are the batch keys.
+    Shapes: keys (num_keys, dim), video (num_keys,). `positive_index` (batch,) is the index of each query's positive in
+    `keys`, or None without batch keys. The last `num_batch_keys` keys are the batch keys.
     """
 
     keys: Tensor
@@ -147,7 +149,7 @@ class Candidates(NamedTuple):
     num_fresh: int = 0
 
     def ignore(self, video: Tensor, *, own_video: bool) -> Tensor:
-        """Return the mask (batch, num_keys) of the query's positive and, with `own_video`, of all keys of its video.
+        """Return a mask (batch, num_keys): True for the positive and, with `own_video`, for all keys of its video.
 
         Differs from the release, which masks nothing: the paper excludes the query's own video (§3.2).
         """
@@ -158,13 +160,16 @@ class Candidates(NamedTuple):
         return mask if self.place is None else mask.scatter_(1, self.place[:, None], True)
 
     def fresh_of(self, video: Tensor) -> Tensor:
-        """Return the mask (batch, num_keys) of the batch keys of the query's video."""
+        """Return a mask (batch, num_keys) that is True for the batch keys of each query's video."""
         fresh = torch.arange(len(self.keys), device=video.device) >= len(self.keys) - self.num_fresh
         return (self.video == video[:, None]) & fresh
 
 
 class MomentumMethod(Method):
-    """A method with a momentum encoder and, if it declares them, queues of its keys (MoCo)."""
+    """Base class of methods with a momentum encoder and key queues (MoCo).
+
+    `has_intra` and `has_cycle` select the queues.
+    """
 
     reads = frozenset({"temperature", "momentum", "momentum_ramp", "momentum_rise", "bn_groups"})
     num_enqueued = 1
@@ -181,16 +186,17 @@ class MomentumMethod(Method):
 
     @torch.no_grad()
     def encode_keys(self, pixels: Tensor, info: StepInfo) -> Features:
-        """Encode uint8 views (batch, 3, h, w) with the momentum encoder and shuffled BatchNorm (MoCo's shuffle-BN).
+        """Return the keys of uint8 views (batch, 3, h, w), encoded with momentum encoder and shuffled BatchNorm (MoCo).
 
         The views of all processes are shuffled, each process encodes an equal part in groups, and the vectors are
-        unshuffled. Otherwise a query and its positive could be matched by the statistics of their batch. A group has
+        unshuffled. Without shuffling, the BatchNorm statistics would leak which key belongs to a query. A group has
         at least two images, because BatchNorm needs a variance.
         """
         order = torch.randperm(len(pixels) * self.world.size, generator=torch.Generator().manual_seed(self.seed(info)))
         order = order.to(pixels.device)
         mine = slice(self.world.rank * len(pixels), (self.world.rank + 1) * len(pixels))
-        shuffled = gather(pixels, self.world)[order[mine]]  # uint8: a quarter of the size of normalized images
+        # gathers uint8 pixels, which are four times smaller than normalized images
+        shuffled = gather(pixels, self.world)[order[mine]]
         num_groups = max(1, min(self.options.bn_groups // self.world.size, len(pixels) // 2))
         with autocast(pixels.device, self.options.precision):
             normalise = self.encoder.backbone.normalise
@@ -199,17 +205,20 @@ class MomentumMethod(Method):
         return Features(*(gather(torch.cat(parts), self.world)[back] for parts in zip(*groups, strict=True)))
 
     def enqueue_later(self, keys: Sequence[Features], video: Tensor) -> tuple[Features, Tensor]:
-        """Return the keys of all processes and the numbers of their videos; `after_step` will enqueue them."""
+        """Gather the keys of all processes and store them for `after_step`, which enqueues them.
+
+        Returns the keys and their video numbers.
+        """
         intra, cycle = (torch.cat([gather(part, self.world) for part in parts]) for parts in zip(*keys, strict=True))
         new = Features(intra, cycle), gather(video, self.world).repeat(len(keys))
         self._new_keys.append(new)
         return new
 
     def candidates(self, queue: KeyQueue, new_keys: Tensor, new_video: Tensor) -> Candidates:
-        """Return the keys of the queue and, with `batch_keys`, of the current batch.
+        """Return the keys of the queue, followed by those of the current batch if `batch_keys` is on.
 
-        Differs from the release with `batch_keys`: without batch keys the positive is the only key of the current
-        momentum encoder, which the network can exploit (docs/log.md).
+        Differs from the release with `batch_keys`: without batch keys, the positive is the only key
+        from the current momentum encoder, a shortcut that the network can exploit (docs/log.md).
         """
         if not (self.options.batch_keys or self.always_batch_keys):
             return Candidates(queue.keys, queue.video)
@@ -218,7 +227,7 @@ class MomentumMethod(Method):
         return Candidates(keys, video, len(queue.keys) + self.places(num_videos, keys), len(new_keys))
 
     def seed(self, info: StepInfo) -> int:
-        """Return the random seed of a step, which is the same in all processes."""
+        """Return the random seed of a step; it is equal in all processes."""
         return self.options.seed * 1_000_003 + info.step
 
     def after_step(self, info: StepInfo) -> None:
@@ -234,9 +243,9 @@ class MomentumMethod(Method):
     def momentum(self, info: StepInfo) -> float:
         """Return the momentum m of a step.
 
-        With `momentum_ramp` r it is at most step / (step + r); with `momentum_rise` it increases to 1 along a half
-        cosine (BYOL). Differs from the release with a ramp: a low momentum at first tracks the encoder while it changes
-        fast; without it, training on small data hardly starts (docs/log.md).
+        `momentum_ramp` r limits it to step / (step + r). `momentum_rise` increases it to 1 along a half cosine (BYOL).
+        Differs from the release with a ramp: at first, a low momentum lets the momentum encoder follow the encoder,
+        which changes fast. Without it, training on small data hardly makes progress (docs/log.md).
         """
         momentum, ramp = self.options.momentum, self.options.momentum_ramp
         if self.options.momentum_rise:

@@ -18,12 +18,11 @@ from cyclecontrast.models.hardware import autocast
 class SeCo(MomentumMethod):
     """The sum of three losses; the paper calls them inter-frame, intra-frame and temporal order.
 
-    `inter` contrasts the query with the keys of its video against the queue. `intra` contrasts the key of the query's
-    own frame with the key of another frame of its video. `order` classifies whether the query is before or after two
-    other frames.
-    Differs from SeCo's release: keys of the query's own video are masked; both contrasts share one temperature; videos
-    of one frame contribute to `inter` only; `order` shares the projector of `intra` instead of having its own;
-    BatchNorm statistics are per view.
+    `inter` contrasts the query's three keys (same frame and two other frames) with the queue. `intra` contrasts the key
+    of the query's own frame with the key of another frame of its video. `order` classifies whether the query is before
+    or after two other frames. Differs from SeCo's release: keys of the query's own video are masked; both contrasts
+    share one temperature; videos of one frame contribute to `inter` only; `order` shares the projector of `intra`
+    instead of having its own; BatchNorm statistics are per view.
     """
 
     learns_from = "frames of the same video, their differences and their order"
@@ -38,11 +37,14 @@ class SeCo(MomentumMethod):
 
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return one frame for query and positive, and a function that draws two of the other half of the video."""
+        """Return True (one frame for both), and a function that draws two frames of the video's other half."""
         return True, _other_half
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
-        """Return the losses of a micro-batch: view 0 is the query, view 1 the positive, views 2 and 3 other frames."""
+        """Return the losses of a micro-batch.
+
+        Views[0] are the queries, views[1] their positives, views[2] and views[3] other frames.
+        """
         temperature = self.options.temperature
         same, *others = each_key = [self.encode_keys(view, info) for view in batch.views[1:]]  # NxD each
         new, new_video = self.enqueue_later(each_key, batch.video)
@@ -86,10 +88,10 @@ class OrderHead(nn.Module):
 
 
 def _other_half(rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
-    """Draw two frames, in temporal order, from the half of the video that does not contain the query.
+    """Return two frames, in temporal order, from the half of the video that does not contain the query.
 
-    Differs from SeCo's release: the query is drawn from all frames, there from either half with equal probability; in a
-    video of one frame all three are the same.
+    Differs from SeCo's release: the query is drawn from all frames; the release draws it from either half with equal
+    probability. In a video of one frame, all three frames are the same.
     """
     half = num_frames // 2
     low, high = (half, num_frames) if query < half or num_frames == 1 else (0, half)
@@ -97,9 +99,9 @@ def _other_half(rng: np.random.Generator, query: int, num_frames: int) -> tuple[
 
 
 def same_frame_first(query: Tensor, same: Tensor, other: Tensor, temperature: float, counts: Tensor) -> Tensor:
-    """Contrast the key of the query's own frame with one negative, the key of another frame of the same video.
+    """Return SeCo's intra-frame loss: the key of the query's frame against one negative, a key of another frame.
 
-    Only rows where `counts` (batch,) is True enter the mean. Gradient through the query only.
+    The mean is over the rows where `counts` (batch,) is True. Gradient through the query only.
     """
     margin = (query * (other - same).detach()).sum(dim=1) / temperature
     return masked_mean(softplus(margin), counts)

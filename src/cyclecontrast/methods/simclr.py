@@ -10,7 +10,7 @@ from cyclecontrast.methods.method import Losses, Method, StepInfo
 
 
 class SimCLR(Method):
-    """The NT-Xent loss over the views of a batch; with `positives` video the two views show two frames of a video.
+    """SimCLR: NT-Xent over the views of a batch. If `positives` is video, the two views show two frames of a video.
 
     Differs from SimCLR's release: negatives are not gathered from other processes; the optimizer is SGD instead of
     LARS; BatchNorm statistics are per view.
@@ -23,11 +23,11 @@ class SimCLR(Method):
 
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return one frame for both views, or two frames with `positives` video."""
+        """Return whether both views show the same frame (`positives` frame), and no extra frames."""
         return options.positives == "frame", no_further_frames
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
-        """Return the loss of a batch of two views of each video."""
+        """Return the loss of a micro-batch with two views per video."""
         first, second = (self.encode(view).intra for view in batch.views)  # NxD each
         loss = nt_xent(first, second, self.options.temperature)
         accuracy = self.in_batch_accuracy(first, second, batch.video) if info.measure else None
@@ -35,7 +35,7 @@ class SimCLR(Method):
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """Return the mean cross entropy of each view's positive among the 2·batch - 1 other views; gradient through all."""
+    """Return the NT-Xent loss: the mean cross entropy of each view's positive among the 2·batch - 1 other views."""
     views, num_images = torch.cat((first, second)), len(first)
     diagonal = torch.eye(2 * num_images, dtype=torch.bool, device=views.device)
     logits = (views @ views.T / temperature).masked_fill(diagonal, float("-inf"))

@@ -12,11 +12,11 @@ from cyclecontrast.models.hardware import autocast
 
 
 class SimSiam(Method):
-    """Each view's prediction is trained to match the projection of the other view, with a stop-gradient.
+    """SimSiam, which has neither negatives nor a momentum encoder.
 
-    With `positives` video the two views show two frames of a video.
-    Differs from SimSiam's release: residual branches are not zero-initialized; augmentation and projector follow the
-    options; BatchNorm statistics are per view.
+    A predictor maps the projection of a view to that of the other view, which gets no gradient (stop-gradient). If
+    `positives` is video, the two views show two frames of a video. Differs from SimSiam's release: residual branches
+    are not zero-initialized; augmentation and projector follow the options; BatchNorm statistics are per view.
     """
 
     learns_from = "two views that predict each other"
@@ -30,11 +30,11 @@ class SimSiam(Method):
 
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return one frame for both views, or two frames with `positives` video."""
+        """Return whether both views show the same frame (`positives` frame), and no extra frames."""
         return options.positives == "frame", no_further_frames
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
-        """Return the loss of a batch of two views of each video."""
+        """Return the loss of a micro-batch with two views per video."""
         projections = [self.project(view) for view in batch.views]
         first, second = (projection.features().intra for projection in projections)  # NxD each
         with autocast(first.device, self.options.precision):
@@ -47,6 +47,6 @@ class SimSiam(Method):
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """Return the negative cosine similarity of prediction and target; no gradient through the target (SimSiam, BYOL).
 
-    BYOL's loss, the squared distance of unit vectors, is 2 + 2 times this, so its learning rates must be doubled here.
+    BYOL's loss, the squared distance of unit vectors, is 2 + 2 · this value. Use twice BYOL's learning rates here.
     """
     return -(prediction * target.detach()).sum(dim=1).mean()

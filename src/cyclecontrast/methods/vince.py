@@ -13,13 +13,13 @@ NUM_PAIRS = 4
 
 
 class VINCE(MomentumMethod):
-    """Multi-positive contrast of four queries and four keys of a video; negatives are other keys of batch and queue.
+    """VINCE: contrasts four queries of a video with its four keys; negatives are the other keys of batch and queue.
 
-    Differs from VINCE's release with `mask_own_video`: there older keys of the query's video are negatives.
+    Differs from VINCE's release with `mask_own_video`: the release uses older keys of the query's video as negatives.
     Differs from VINCE's release: BatchNorm statistics are per view; augmentation and projector follow the options.
     """
 
-    learns_from = "four frames of the same video at once"
+    learns_from = "eight frames of the same video, four queries and four keys"
     reads = MomentumMethod.reads | {"queue_size", "mask_own_video"}
     num_queries = NUM_PAIRS
     num_enqueued = NUM_PAIRS
@@ -59,24 +59,28 @@ class VINCE(MomentumMethod):
 
 
 def _three_pairs(rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
-    """Draw six frames, three pairs, with replacement."""
+    """Return six random frames, for three more pairs, drawn with replacement."""
     return tuple(int(frame) for frame in rng.integers(num_frames, size=2 * (NUM_PAIRS - 1)))
 
 
 def multi_positive_nce(
     query: Tensor, keys: Tensor, positives: Tensor, temperature: float, ignore: Tensor | None = None
 ) -> Tensor:
-    """Contrast each query with each of its positives; the negatives are the keys that are not positives of the query.
+    """Return the mean loss over all (query, positive) pairs.
 
-    Shapes: query (batch, dim), keys (num_keys, dim). `positives` and `ignore` are masks (batch, num_keys); keys with
-    `ignore` are not negatives. There is one term per query and positive, whose denominator holds this positive and the
-    negatives. Returns the mean over all terms. Gradient through the query only.
+    Negatives are the keys that are not positives of the query. Shapes: query (batch, dim), keys (num_keys, dim).
+    `positives` and `ignore` are masks (batch, num_keys); keys with `ignore` are not negatives. There is one term per
+    query and positive, whose denominator holds this positive and the negatives. Returns the mean over all terms.
+    Gradient through the query only.
     """
     return _term_per_positive(query @ keys.detach().T / temperature, positives, ignore)
 
 
 def self_batch_nce(query: Tensor, positives: Tensor, temperature: float) -> Tensor:
-    """Contrast the queries of a batch with each other; each is also its own positive. Gradient through both sides."""
+    """Return the loss that contrasts the queries of a batch with each other; each query is also its own positive.
+
+    The gradient flows through both sides.
+    """
     return _term_per_positive(query @ query.T / temperature, positives, None)
 
 

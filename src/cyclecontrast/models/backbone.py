@@ -1,6 +1,6 @@
 """Backbones: ResNets with the parameter names of torchvision, and all networks of timm.
 
-A backbone includes the normalization of its input, but no projectors and no losses.
+A backbone stores the normalization of its input; it has no projector and no loss.
 """
 
 import copy
@@ -17,16 +17,17 @@ from cyclecontrast.errors import UserError, did_you_mean
 PerStage = tuple[int, int, int, int]
 
 TOTAL_STRIDE_8: tuple[PerStage, PerStage] = ((1, 2, 1, 1), (1, 1, 2, 4))
-"""Strides and dilations for a total stride of 8: stages 3 and 4 replace strides by dilations."""
+"""Strides and dilations of the stages for a total stride of 8: stages 3 and 4 use dilation instead of stride."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BLOCKS = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3)}
 CRASHING_CHANNELS = 8
-"""With so few channels the backward pass of a strided 1x1 convolution crashes in oneDNN; its input is subsampled."""
+"""With at most this many input channels, the backward pass of a strided 1x1 convolution crashes in oneDNN. The shortcut
+then subsamples its input and uses stride 1."""
 
 
 class Backbone(nn.Module):
-    """A network without its classifier, and the size and normalization of its input."""
+    """A network without classifier, with the size and normalization of its input images."""
 
     def __init__(self, network: nn.Module, name: str, dim: int, image_size: int = 224) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class Backbone(nn.Module):
     def feature_map(self, images: Tensor, stage: int) -> Tensor:
         """Return the output of stage 1 to 4 for normalized images (batch, channels, h, w).
 
-        A map returned by a user-defined network is that of stage 4. Raises UserError if it returns no map.
+        For a custom network, only stage 4 is available. Raises UserError if the network returns vectors.
         """
         if stage not in (1, 2, 3, 4):
             raise ValueError(f"stage {stage}: a backbone has stages 1 to 4")
@@ -61,7 +62,7 @@ class Backbone(nn.Module):
         return maps[stage - 1]  # type: ignore[no-any-return]
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Normalize uint8 pixels (batch, 3, h, w) for `forward`, on the same device."""
+        """Return uint8 pixels (batch, 3, h, w) as normalized float images for `forward`."""
         mean, std = _constants(self.mean, self.std, pixels.device)
         return (pixels.float() / 255 - mean) / std
 
@@ -81,7 +82,7 @@ class Pooled(nn.Module):
 
 @lru_cache
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and std on a device; cached, because copying them synchronizes host and device."""
+    """Return mean and std on a device; cached, because copying to a GPU synchronizes host and device."""
     return torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)
 
 
@@ -169,7 +170,7 @@ class ResNet(nn.Module):
 def make_backbone(name: str, seed: int = 0, image_size: int = 224) -> Backbone:
     """Build a backbone with random weights, in training mode. Raises UserError for an unknown name."""
     with torch.random.fork_rng(devices=()):
-        # torch.manual_seed would also seed the GPUs, whose state this block does not restore.
+        # torch.manual_seed would also seed the GPUs, whose state fork_rng(devices=()) does not restore.
         torch.default_generator.manual_seed(seed)
         if name.startswith("timm:"):
             return _make_timm(name, pretrained=False)
@@ -197,7 +198,7 @@ def _make_timm(name: str, pretrained: bool) -> Backbone:
     except ImportError as error:
         raise UserError("timm:<name> needs the extra: pip install 'cyclecontrast[timm]'") from error
     short = name.removeprefix("timm:")
-    if not timm.is_model(short):  # timm would resolve other names by a server or a local folder
+    if not timm.is_model(short):  # timm would look up other names on a server or in a local folder
         raise UserError(f"{name}: timm has no such network{did_you_mean(short, timm.list_models())}")
     try:
         network = timm.create_model(short, pretrained=pretrained, num_classes=0)
@@ -217,7 +218,7 @@ _torchvision_operators: list[Any] = []
 
 
 def guarded_torchvision() -> Any:
-    """Import torchvision; declare its operators first if they are missing, as those for CUDA are on a CPU."""
+    """Return the module torchvision; if its compiled operators cannot be loaded, declare `nms` and `qnms` first."""
     try:
         return __import__("torchvision")
     except RuntimeError as error:
@@ -252,10 +253,10 @@ def _initialize(module: nn.Module) -> None:
 
 
 def restride(backbone: Backbone, strides: PerStage, dilations: PerStage = (1, 1, 1, 1)) -> Backbone:
-    """Return a copy whose stages 1 to 4 have these strides and dilations; raises UserError if it is not a ResNet.
+    """Return a copy of the backbone with these strides and dilations of stages 1 to 4.
 
-    As in the released tracking code, the first block of a dilated stage has half the dilation, and in a block of two
-    3x3 convolutions only the first is dilated.
+    Raises UserError if it is no ResNet. As in the released tracking code, the first block of a dilated stage has half
+    the dilation, and in a block of two 3x3 convolutions only the first is dilated.
     """
     if not isinstance(backbone.network, ResNet):
         raise UserError(

@@ -1,7 +1,7 @@
-"""Load a backbone from any file or name that MODEL may be, and save backbones.
+"""Load a backbone from a MODEL (any supported file or name), and save backbones.
 
-A file is read as safetensors or with `weights_only=True`, so it cannot run code, and it cannot create a network larger
-than its weights. A key that the backbone needs but the file lacks is an error, so no weight is silently random.
+Files are read as safetensors or with `weights_only=True`, so they cannot run code, nor allocate a network larger than
+their weights. A missing key is an error, so no weight stays randomly initialized.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ FIRST_BLOCK = "layer1.0.conv1.weight"
 QUERY_ENCODERS = ("encoder_q.", "base_encoder.", "online", "student")
 """Prefixes of the encoder to load from files that contain several."""
 MAX_IMAGE_SIZE = 8192
-REMEDY = "copy or export it again; for a file of a run, cyclecontrast pretrain --resume RUN writes it again"
+REMEDY = "copy or export it again; `cyclecontrast pretrain --resume RUN` rewrites the backbone of a run"
 
 Weights = dict[str, Tensor]
 
@@ -61,11 +61,11 @@ def load_backbone(model: str | Path, seed: int = 0, network: nn.Module | None = 
     `model` is a run folder, a backbone file, a checkpoint of this project, of the authors' release, of MoCo or of
     VINCE, a state dict of torchvision or timm, `timm:<name>` (published weights), `timm:<name>@<file>`, or
     `random:<backbone>`, drawn with `seed`. The file of a user-defined network holds only weights and a name:
-    pass the network itself as `network`; it is filled if all keys and shapes match.
+    pass the network itself as `network`; its weights are loaded if all keys and shapes match.
     """
     name = str(model)
     if network is not None and name.startswith(("random:", "timm:")):
-        raise UserError(f"network: {name} is built without it; leave it out")
+        raise UserError(f"network: {name} does not need a network; remove it")
     if name.startswith("random:"):
         return make_backbone(name.removeprefix("random:"), seed).eval()
     if name.startswith("timm:"):
@@ -80,7 +80,10 @@ def load_backbone(model: str | Path, seed: int = 0, network: nn.Module | None = 
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> Path:
-    """Write backbone.safetensors, which contains its description, and the description as .json next to it."""
+    """Write backbone.safetensors with the weights and their description, and backbone.json.
+
+    Returns the path of the weights.
+    """
     name, dim, size, source = backbone.name, backbone.dim, backbone.image_size, backbone.source
     about = Architecture(BACKBONE_FORMAT, name, dim, size, backbone.mean, backbone.std, source, fingerprint(backbone))
     about = about._replace(sha256=about.checksum)
@@ -103,7 +106,7 @@ def fingerprint(backbone: Backbone) -> str:
 
 
 def noted_fingerprint(run: Path) -> str:
-    """Return the fingerprint in the backbone file of a run if the network is user-defined, else an empty string."""
+    """Return the fingerprint stored in the run's backbone file if the network is custom, otherwise an empty string."""
     try:
         about = _read_description(_backbone_of_run(run))
     except (UserError, OSError, safetensors.SafetensorError):
@@ -116,7 +119,7 @@ def _backbone_of_run(folder: Path) -> Path:
     for path in (folder / BACKBONE_FILE, *reversed(newest)):
         if path.exists():
             return path
-    raise UserError(f"model {folder}: holds no {BACKBONE_FILE}; name a run that has written a checkpoint")
+    raise UserError(f"model {folder}: contains no {BACKBONE_FILE}; choose a run that has written a checkpoint")
 
 
 def _load_file(path: Path, network: nn.Module | None) -> Backbone:
@@ -128,7 +131,7 @@ def _load_file(path: Path, network: nn.Module | None) -> Backbone:
         backbone = _fill(_make_described(about, path, network), weights, f"{path} ({about.source})")
         backbone.image_size, backbone.mean, backbone.std = about.image_size, about.mean, about.std
         if about.fingerprint not in ("", fingerprint(backbone)):
-            raise UserError(f"{path}: is damaged, its weights are not those that were written; {REMEDY}")
+            raise UserError(f"{path}: is corrupted: the weights do not match the stored fingerprint; {REMEDY}")
         return backbone
     prefix = _find_resnet(weights, path)
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
@@ -146,10 +149,12 @@ def _read(path: Path) -> Weights:
         code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code:
             raise UserError(
-                f"{path}: holds more than weights ({code[1]}), and loading it could run code; save only its state_dict"
+                f"{path}: contains more than weights ({code[1]}); loading it could run code. Save only the state_dict"
             ) from error
         reason = ": ".join(filter(None, (type(error).__name__, re.split(r"\n|\. ", str(error))[0])))
-        raise UserError(f"{path}: cannot be read as weights, it is damaged or something else ({reason})") from error
+        raise UserError(
+            f"{path}: cannot be read as a file of weights; it is damaged or has another format ({reason})"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -163,7 +168,7 @@ def _unpickle(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
         if unpacked > path.stat().st_size:
-            raise ValueError(f"it unpacks to {unpacked:,} bytes, more than it has")
+            raise ValueError(f"it unpacks to {unpacked:,} bytes, more than the size of the file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols
         return torch.load(path, "cpu", weights_only=True)
@@ -236,7 +241,10 @@ def _make_described(about: Architecture, path: Path, network: nn.Module | None) 
 
 
 def _make_empty(name: str, path: Path) -> Backbone:
-    """Build the network that a file names; a ResNet on the meta device, because the description may be wrong."""
+    """Return the network of this name without weights.
+
+    ResNets on the meta device, because the description may be wrong.
+    """
     try:
         with torch.device("cpu" if name.startswith("timm:") else "meta"):
             return make_backbone(name)
@@ -245,7 +253,7 @@ def _make_empty(name: str, path: Path) -> Backbone:
 
 
 def _fill(empty: Backbone, weights: Weights, source: str) -> Backbone:
-    """Return a backbone with these weights. Raises UserError if they do not fit."""
+    """Return a backbone with these weights. Raises UserError if keys or shapes do not match."""
     if problems := misfits(empty, weights, source):
         raise UserError(*problems)
     backbone = make_backbone(empty.name) if isinstance(empty.network, ResNet) else empty
@@ -256,7 +264,7 @@ def _fill(empty: Backbone, weights: Weights, source: str) -> Backbone:
 
 
 def misfits(backbone: Backbone, weights: Weights, source: str) -> list[str]:
-    """Return a line for each reason why the weights do not fit a backbone."""
+    """Return a message for each mismatch between the weights and a backbone."""
     wanted = backbone.network.state_dict()
     shared = {key: weights[key] for key in wanted if key in weights}
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
@@ -274,7 +282,7 @@ def misfits(backbone: Backbone, weights: Weights, source: str) -> list[str]:
         f"missing for {backbone.name}": missing,
         f"unknown to {backbone.name}": extra,
         f"of another shape than {backbone.name} has": wrong,
-        "without a number for each place": sparse,
+        "that are sparse, quantized, complex or expanded": sparse,
     }
     return [
         f"{source}: {len(keys)} key{'s' * (len(keys) > 1)} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)}) {problem}"
@@ -284,7 +292,10 @@ def misfits(backbone: Backbone, weights: Weights, source: str) -> list[str]:
 
 
 def _is_dense(value: Tensor) -> bool:
-    """Whether a tensor stores all its values; loading a sparse or expanded tensor could take far more than its file."""
+    """Return whether a tensor is dense on the CPU.
+
+    Sparse or expanded tensors could need far more memory than their file.
+    """
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
         return False
     return value.untyped_storage().nbytes() >= value.numel() * value.element_size()

@@ -1,4 +1,4 @@
-"""The encoder, which is backbone and projectors, and its exponential moving average, the momentum encoder."""
+"""The encoder (backbone and two projectors), and the momentum encoder, its exponential moving average."""
 
 import copy
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from cyclecontrast.models.backbone import Backbone
 class Features(NamedTuple):
     """Unit vectors (batch, dim) in fp32, one per projector.
 
-    The intra-video and the cycle loss need different invariances, so each has a projector.
+    The intra-video loss and the cycle loss need different invariances, so each has its own projector.
     """
 
     intra: Tensor
@@ -32,7 +32,7 @@ class Projections(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Normalized images (batch, 3, h, w) → unit vectors."""
+    """A backbone with two projectors: normalized images (batch, 3, h, w) → unit vectors."""
 
     def __init__(self, backbone: Backbone, projector: str, dim: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Two layers that predict one view's projection from another's (SimSiam, BYOL)."""
+    """A two-layer MLP that predicts the projection of one view from that of another (SimSiam, BYOL)."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -65,8 +65,8 @@ class Predictor(nn.Module):
 def make_projector(kind: str, in_dim: int, dim: int) -> nn.Module:
     """Return a projector: `linear` (paper §4.1), `mlp` (release), `mlp-bn`, or `mlp3-bn`.
 
-    Differs from the release: `mlp-bn` normalizes each dimension over the batch, which removes the mean vector of all
-    images. Without it the vectors of an untrained network are nearly equal, and training on small data hardly starts.
+    Differs from the release: `mlp-bn` ends in BatchNorm, which removes the mean vector of all images. Without it, the
+    vectors of an untrained network are nearly equal, and training on small data hardly makes progress.
     `mlp3-bn` has one more layer, as in SimSiam.
     """
     if kind == "linear":
@@ -82,14 +82,14 @@ def _hidden_layer(in_dim: int, dim: int) -> tuple[nn.Module, ...]:
 
 
 def make_momentum_encoder(encoder: Encoder) -> Encoder:
-    """Return a copy of the encoder that needs no gradients."""
+    """Return a copy of the encoder with requires_grad False."""
     return copy.deepcopy(encoder).requires_grad_(False)
 
 
 @torch.no_grad()
 def follow(momentum_encoder: nn.Module, encoder: nn.Module, momentum: float) -> None:
-    """Update the parameters of the momentum encoder: θ_k ← m·θ_k + (1 - m)·θ_q (§4.1).
+    """Update the momentum encoder in place: θ_k ← m·θ_k + (1 - m)·θ_q (§4.1).
 
-    BatchNorm statistics are not copied: each encoder has its own.
+    Buffers are not updated: each encoder has its own BatchNorm statistics.
     """
     torch._foreach_lerp_(list(momentum_encoder.parameters()), list(encoder.parameters()), 1 - momentum)

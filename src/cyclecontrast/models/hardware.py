@@ -25,7 +25,10 @@ def package_versions() -> dict[str, str]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called `name`, or the best one for `auto`; raises UserError if it is missing."""
+    """Return the device `name`; `auto` is CUDA if available, otherwise the CPU.
+
+    Raises UserError if it is not available.
+    """
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     elif name == "auto":
@@ -57,9 +60,9 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def pick_executor(name: str, device: torch.device) -> str:
-    """Return where views are augmented, cpu or device; `auto` is the device if it is CUDA.
+    """Return where color jitter and blur run, `cpu` or `device`; `auto` is `device` on CUDA.
 
-    On a CPU the device executor is 10 to 20 times slower than OpenCV in the workers.
+    On a CPU, `device` is 10 to 20 times slower than OpenCV in the workers.
     """
     if name != "auto":
         return name
@@ -72,7 +75,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def pick_workers(workers: int | None, device: torch.device) -> int:
-    """Return the number of worker processes: as set, else a quarter of the cores on a CPU.
+    """Return the number of data loading workers: `workers` if set, otherwise a quarter of the cores on a CPU.
 
     On a GPU the default is all cores, divided by the processes of this node.
     """
@@ -85,9 +88,9 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
 
 @contextlib.contextmanager
 def limited_threads(device: torch.device) -> Iterator[None]:
-    """Leave cores to the worker processes while a network runs on the CPU, because sharing a core slows both down.
+    """Limit PyTorch's threads on a CPU to leave a quarter of the cores to the workers; sharing a core slows both down.
 
-    The number of threads depends on the machine but not on the workers, because it changes the rounding of sums.
+    The number of threads does not depend on the number of workers, because it affects rounding.
     """
     before = torch.get_num_threads()
     if device.type == "cpu":
@@ -108,8 +111,8 @@ def _num_free_cores() -> int:
 
 
 def compiled(function: Callable[P, T]) -> Callable[P, T]:
-    """Return the function compiled by torch.compile, once per input shape; its first call may raise UserError."""
-    from torch._dynamo.exc import TorchDynamoException  # two seconds of imports
+    """Return the function compiled with torch.compile (static shapes). The first call may raise UserError."""
+    from torch._dynamo.exc import TorchDynamoException  # imported here because it takes two seconds
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # raised while PyTorch imports itself
@@ -128,7 +131,7 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise UserError if torch.compile does not work on the device; takes half a minute on a slow machine.
+    """Raise UserError if torch.compile does not work on the device. This takes up to half a minute.
 
     This also resets the compiler, which compiles each function only a limited number of times per process.
     """
@@ -144,4 +147,4 @@ def _refused(error: Exception) -> UserError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     # Some messages give the reason in the second line.
     reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
-    return UserError(f"compile: torch.compile does not work here ({reason}); fix it or leave out --compile")
+    return UserError(f"compile: torch.compile does not work on this machine ({reason}); fix it or remove --compile")

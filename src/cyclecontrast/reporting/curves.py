@@ -1,4 +1,4 @@
-"""What a run measures, in words, and its charts: inline SVG in the common style, each with its numbers."""
+"""Titles and descriptions of the metrics, and their charts as inline SVG with tables of the values."""
 
 import math
 import re
@@ -16,7 +16,7 @@ PLACE = (0.13, 0.12, 0.82, 0.83)
 """Left, bottom, width and height of the axes: the same in all charts, so that they line up."""
 FONT_SIZE, LINE_WIDTH, DOT_WIDTH = 11, 2, 6
 LABEL_HEIGHT = 0.07
-"""Height of a chance level's label, as a fraction of the chart's."""
+"""Height of the label of a chance level, as a fraction of the height of the chart."""
 MAX_POINTS = 100
 ROUND = (1, 2, 2.5, 5, 10)
 """Distances between the marks of an axis, up to a power of ten."""
@@ -43,11 +43,11 @@ class MetricInfo(NamedTuple):
 
 
 METRICS = (
-    MetricInfo("loss", "Loss", "The loss that is minimised."),
+    MetricInfo("loss", "Loss", "The minimized loss."),
     MetricInfo(
         "intra_loss",
         "Intra loss",
-        "Cross-entropy of finding the other view of the same video among all candidates. "
+        "InfoNCE: cross-entropy of classifying the positive among all candidates. "
         "For simsiam and byol: negative cosine similarity of the prediction and the other view.",
     ),
     MetricInfo(
@@ -68,7 +68,7 @@ METRICS = (
     MetricInfo(
         "cycle_loss",
         "Cycle loss",
-        "Cross-entropy of getting back to the query's video from its soft nearest neighbor in other videos.",
+        "Cross-entropy of classifying the query's positive from the query's soft nearest neighbor in other videos.",
     ),
     MetricInfo(
         "intra_accuracy",
@@ -127,7 +127,7 @@ def draw_charts(runs: Sequence[RunReport], colors: Sequence[int]) -> list[dict[s
 
 
 def chance_levels(run: RunReport) -> dict[str, float]:
-    """Return the chance level of each metric: 1 / number of candidates; of a loss, the logarithm of that number."""
+    """Return the chance level of each metric: 1 / number of candidates for accuracies, its log for losses."""
     levels = {"health_same_video": run.health.get("chance"), "health_cycle_closed": run.health.get("cycle_chance")}
     known = {key: value for key, value in levels.items() if value is not None}
     method, config = METHODS.get(run.config.method), run.config

@@ -1,4 +1,4 @@
-"""The cycle explorer: a query's path through other videos and back, from checkpoint to checkpoint, in images."""
+"""The cycle explorer of the report: shows the cycles of selected queries at several training steps as images."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -25,7 +25,7 @@ MIN_SHOWN = 0.001
 
 
 class CyclePaths(NamedTuple):
-    """All cycles of one measurement; N is the number of pairs of views, and each query has one cycle.
+    """All cycles of one health measurement; N is the number of pairs of views (one cycle per query).
 
     weights (N, N): of each positive in a query's soft nearest neighbor (Eq. 3), 0 outside the support.
     back (N, N): cosine similarity of that neighbor and each negative, -inf for what is not a negative.
@@ -77,7 +77,7 @@ def _explore(run: RunReport, store: FrameStore, saved: dict[int, Cycles], sheet:
     cycles = saved[steps[0]]
     video, frames = cycles.video.numpy(), cycles.frames.numpy()
     if video.max() >= store.num_videos or (frames.max(axis=1) >= np.diff(store.starts)[video]).any():
-        raise UserError("they are of videos or frames that the data no longer have")
+        raise UserError("their videos or frames no longer exist in the data")
     places = np.linspace(0, len(steps) - 1, min(MAX_STAGES, len(steps)))
     paths = {steps[place]: follow(saved[steps[place]], run.config.temperature) for place in places.round().astype(int)}
     groups = {
@@ -90,7 +90,7 @@ def _explore(run: RunReport, store: FrameStore, saved: dict[int, Cycles], sheet:
 
 
 def follow(cycles: Cycles, temperature: float) -> CyclePaths:
-    """Follow every cycle from its query to its soft nearest neighbor and back, at the temperature of the training."""
+    """Return all cycles, computed at the temperature of the training run."""
     same_video = cycles.video[:, None] == cycles.video
     in_support = is_support(cycles.video)
     neighbor = cycles.neighbors(temperature)  # NxD

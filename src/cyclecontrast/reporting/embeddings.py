@@ -85,8 +85,8 @@ class Vectors(NamedTuple):
 def embed_sample(runs: list[RunReport], options: ReportConfig) -> tuple[FrameSample | None, list[Vectors], str]:
     """Embed frames of the data that the runs share.
 
-    Returns the sample, its vectors by the first run of each method and by random weights of their architectures, and
-    a sentence on what is missing; without a sample the sentence says why.
+    Returns the sample, its vectors by the first run of each setting and by random weights, and a sentence about missing
+    runs or, if there is no sample (None), the reason.
     """
     store = runs[0].store
     shown = one_per_method(run for run in runs if run.backbone is not None)
@@ -128,7 +128,7 @@ def _why_no_vectors(run: RunReport) -> str:
 
 
 def _affordable(image_size: int, device: torch.device) -> int:
-    """Return how many frames to embed: on a CPU, the fewer the larger they are."""
+    """Return the number of frames to embed; on a CPU, fewer frames for larger images."""
     if device.type != "cpu":
         return MAX_FRAMES
     return max(MIN_FRAMES_ON_CPU, int(MAX_FRAMES_ON_CPU * min(1.0, CHEAP_SIZE / image_size) ** 2))
@@ -282,7 +282,7 @@ def _meaning_of_map(num_frames: int, num_videos: int, num_colored: int) -> str:
 
 
 def whole_videos(videos: Integers, most: int, seed: int) -> Integers:
-    """Return, in order, the positions of all frames of random videos, at most `most`; the last video may be cut."""
+    """Return the sorted positions of all frames of random videos, at most `most`; the last video may be incomplete."""
     found, of_frame = np.unique(videos, return_inverse=True)
     rank = np.random.default_rng(seed).permutation(len(found))[of_frame]
     chosen: Integers = np.sort(np.argsort(rank, kind="stable")[:most])
@@ -290,7 +290,7 @@ def whole_videos(videos: Integers, most: int, seed: int) -> Integers:
 
 
 def most_shown(videos: Integers, seed: int) -> Integers:
-    """Return the NUM_COLORS videos with most frames, of equals random ones; none if each has a single frame."""
+    """Return the NUM_COLORS videos with the most frames, ties broken at random; none if each video has one frame."""
     found, counts = np.unique(videos, return_counts=True)
     drawn = np.random.default_rng(seed).permutation(len(found))
     first: Integers = found[np.lexsort((drawn, -counts))[:NUM_COLORS]]

@@ -93,7 +93,7 @@ def _write_or_warn(run: Path, workers: int | None, device: str) -> None:
 
 
 def _look_at(runs: list[RunReport], number: int, max_dots: int, config: ReportConfig) -> dict[str, Any]:
-    """Embed frames of the data that these runs share; show neighbors and a map as far as the frames can be read."""
+    """Return the template values for the runs that share a dataset: inputs, neighbors and map."""
     sides = {"inputs": INPUT_SIDE, "near": NEIGHBOR_SIDE, "map": DOT_SIDE}
     sprites = {name: SpriteSheet(f"{name}-{number}", side) for name, side in sides.items()}
     shown: dict[str, Any] = {"inputs": list_inputs(runs, sprites["inputs"], config.seed), "groups": [], "map": None}
@@ -148,9 +148,9 @@ def render(runs: Sequence[RunReport], data: Sequence[dict[str, Any]]) -> str:
 
 
 def _with_sprites(page: str, sheets: Sequence[SpriteSheet]) -> str:
-    """Put each sheet where the style sheet names it; they share the bytes that the text leaves.
+    """Return the page with all sprite sheets embedded as data URLs; they share the remaining bytes of MAX_BYTES.
 
-    The name stands between quotation marks, which are escaped in all text that comes from data.
+    The placeholders contain quotation marks, which are escaped in all text from data.
     """
     free = MAX_BYTES - len(page.encode("utf-8", "replace"))
     num_sprites = [len(sheet) + PER_ROW for sheet in sheets]

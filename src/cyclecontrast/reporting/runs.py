@@ -32,9 +32,9 @@ NOT_OF_A_METHOD = (MACHINE_SETTINGS - {"data"}) | RUNTIME_SETTINGS | {"seed"}
 class RunReport:
     """One run as the page shows it; `name` is unique on the page.
 
-    `store` is its data as they are now, None if they are gone; `skipped` are the videos that could not be prepared,
-    with the reason. `backbone` is the newest one, None if there is none yet or if it is the user's network, whose
-    `fingerprint` is known all the same. The problems are sentences for the page.
+    `store` is its current data, None if it no longer exists; `skipped` are the videos that could not be prepared, with
+    reasons. `backbone` is the latest one, None if there is none yet or if it is a custom network; its `fingerprint` is
+    known in that case, too. `store_problem` and `backbone_problem` are sentences for the page.
     """
 
     name: str
@@ -53,7 +53,7 @@ class RunReport:
 
     @property
     def method(self) -> str:
-        """The settings without the seed and the machine: runs with equal ones are repetitions of each other."""
+        """The settings except seed and hardware, as JSON; runs with equal values differ only in their seed."""
         return json.dumps(self.config.model_dump(mode="json", exclude=set(NOT_OF_A_METHOD)), sort_keys=True)
 
     @property
@@ -160,7 +160,7 @@ def _open_data(
     except (UserError, OSError, ValueError) as error:
         return None, f"The frames of this run cannot be shown: {error}", []
     changed = expected is not None and store.fingerprint != expected
-    problem = f"{root} has changed since the run. The page shows the present data." if changed else ""
+    problem = f"{root} has changed since the run. The page shows the current data." if changed else ""
     return store, problem, _skipped(root)
 
 

@@ -94,7 +94,7 @@ def jpeg_url(image: Pixels, quality: int = QUALITIES[0]) -> str:
 
 
 def shortened(name: str) -> str:
-    """Return a name without its middle if it is long: names mostly differ at their ends."""
+    """Return a long name with its middle replaced by '…', because names mostly differ at their ends."""
     half = MAX_NAME // 2
     return name if len(name) <= MAX_NAME else f"{name[:half]}…{name[1 - half :]}"
 

@@ -1,4 +1,4 @@
-"""Many runs at a glance: `ls` lists the runs below folders, `compare` shows runs side by side.
+"""The commands `runs ls`, which lists the runs below folders, and `runs compare`, which shows runs side by side.
 
 PyTorch is imported only when one of them is called.
 """
@@ -16,7 +16,7 @@ __all__ = ["compare", "ls"]
 
 
 def ls(*folders: str | Path, **settings: Any) -> "Listing":
-    """List the runs below folders (default: the current one); options as of `cyclecontrast runs ls`.
+    """Return the runs below folders (default: the current one); takes the options of `cyclecontrast runs ls`.
 
     Raises UserError if a folder does not exist.
     """
@@ -27,7 +27,10 @@ def ls(*folders: str | Path, **settings: Any) -> "Listing":
 
 
 def compare(*runs: str | Path) -> "Comparison":
-    """Show runs side by side, as `cyclecontrast runs compare`; raises UserError if a run cannot be read."""
+    """Return a comparison of runs, as `cyclecontrast runs compare` prints it.
+
+    Raises UserError if a run cannot be read.
+    """
     config = checked(CompareConfig, {"runs": runs})
     from cyclecontrast.runs.tables import compare_runs
 

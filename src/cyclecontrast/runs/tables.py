@@ -33,7 +33,7 @@ MIN_COLUMN, GAP = 5, 2
 
 
 class Best(NamedTuple):
-    """The highest value, as a fraction, of the first metric of a protocol variant on a dataset."""
+    """The best result of a run for a protocol variant (tag) and dataset: its first metric, as a fraction."""
 
     tag: str
     data: str
@@ -146,7 +146,7 @@ def list_runs(config: ListConfig) -> Listing:
 def find_runs(config: ListConfig, problems: list[str]) -> Iterator[Path]:
     """Yield each run once; folders that cannot be listed are added to `problems`.
 
-    A folder with two of a run's three files is a run, so that one that has lost a file is still found.
+    A folder with at least two of the three files of a run counts as a run, so that a damaged run is still listed.
     """
 
     def report(error: OSError) -> None:
@@ -187,7 +187,7 @@ def _listed(folder: Path) -> Listed:
 
 
 def _best(results: list[Result]) -> Iterator[Best]:
-    """Yield the best value of each protocol variant and metric on each data set, without those of random weights."""
+    """Yield the best result for each protocol variant and dataset, except results of random weights."""
     found: dict[tuple[str, str, str], Best] = {}
     for result in results:
         about = result.about
@@ -277,8 +277,8 @@ def _table_of(head: str, columns: Sequence[str], rows: dict[str, tuple[str, ...]
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table without its empty columns, whose texts are printable and each on one line.
 
-    On a terminal its columns are folded to the width; where that is too narrow, each row is a block of lines. For
-    anything else, such as a pipe, each row is one whole line.
+    On a terminal, columns are wrapped to its width; if it is too narrow, each row becomes a block of lines. Otherwise
+    (pipe, file), each row is a single line.
     """
     shown = [number for number in range(len(head)) if any(row[number] for row in rows)]
     names = [printable(head[number]) for number in shown]

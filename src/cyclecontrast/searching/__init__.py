@@ -1,1 +1,4 @@
-"""Search an index of frames for those most similar to an image or a frame. Importing this imports nothing heavy."""
+"""Search an index for the frames most similar to an image or a frame.
+
+Importing this package does not import PyTorch.
+"""

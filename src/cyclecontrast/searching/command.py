@@ -1,4 +1,4 @@
-"""The command `search`: the frames most similar to a query, printed, as a page, or interactively in the browser."""
+"""The command `search`: finds the frames most similar to a query; prints them, writes a page, or serves a web page."""
 
 import importlib.util
 import re
@@ -28,7 +28,10 @@ IMAGE_SIZE = re.compile("[1-9][0-9]{0,3}")
 
 
 def run_search(config: SearchConfig) -> Results:
-    """Search once, or serve the page until interrupted; raises UserError with all problems, writing nothing."""
+    """Return the results of a search, or serve the page until interrupted.
+
+    Raises UserError with all problems, before writing.
+    """
     if config.serve:
         _serve(config)
     problems: list[str] = []
@@ -126,10 +129,10 @@ class QueryEncoder(NamedTuple):
 
 
 def open_encoder(index: FrameIndex, model: str | None, device: str) -> QueryEncoder:
-    """Load the backbone that made an index, by the name given or the one in the file.
+    """Return the encoder of an index: the backbone `model`, or the one stored in the index file.
 
-    A model that only the file names must be on this machine: an index must not cause a download. Raises UserError where
-    it is another backbone, or its vectors do not fit.
+    A model taken from the file must be local, because an index must not cause a download. Raises UserError if it is
+    another backbone, or if the dimensions differ.
     """
     about = index.about
     known, size, seed = (about.get(key, "") for key in ("model_fingerprint", "image_size", "seed"))
@@ -140,13 +143,15 @@ def open_encoder(index: FrameIndex, model: str | None, device: str) -> QueryEnco
         )
     name = model or about.get("model", "")
     if not name:
-        raise UserError(f"model: {index.path} does not say where its model is; name it: --model MODEL")
+        raise UserError(f"model: {index.path} does not contain the path of its model; pass it with --model MODEL")
     if model is None and name.startswith("timm:") and "@" not in name:
         raise UserError(
             f"model: {index.path} was made by {name}, which timm may have to download; to allow it: --model {name}"
         )
     if not is_model(name):
-        raise UserError(f"model: {name}, which made {index.path}, is gone; say where it is: --model MODEL")
+        raise UserError(
+            f"model: {name}, the model of {index.path}, no longer exists; pass its new path with --model MODEL"
+        )
     from cyclecontrast.models.checkpoint import fingerprint, load_backbone
     from cyclecontrast.models.hardware import pick_device
 

@@ -1,6 +1,6 @@
 """Index files that `embed` wrote, .parquet or .npz: the frames, how their vectors were made, the vectors in blocks.
 
-An index may come from others. Nothing in it is unpickled, and it takes memory in proportion to the size of its file.
+An index is untrusted: nothing in it is unpickled, and its memory is bounded by the file size.
 """
 
 import zipfile
@@ -29,7 +29,7 @@ MAX_ABOUT_LENGTH = 4096
 MAX_SECONDS = 1e9
 """The longest time of a frame in its video; `search --time` accepts no more either."""
 MAX_IDS_COMPARED = 10_000
-"""How many ids are compared with one that is not in the index, to suggest the intended one."""
+"""Maximum number of ids that are searched for a suggestion if an id is not in the index."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from cyclecontrast.evaluation.metrics import Floats, Integers, Masks
 from cyclecontrast.searching.index import FrameIndex
 
 ROWS_IN_MEMORY = 65_536
-"""Rows of a block of vectors in memory: few blocks keep BLAS busy, and each bounds what is multiplied again."""
+"""Rows per block of in-memory vectors."""
 FAISS_GROWTH = 4
 """Factor by which the number of candidates from faiss grows while too few of them are allowed."""
 
@@ -50,10 +50,11 @@ def nearest_rows(
 def _best(
     query: Floats, vectors: Floats, videos: Integers, candidates: Integers, top: int, per_video: int | None
 ) -> tuple[Integers, Floats]:
-    """Find the best candidates; once a video has its share, its other rows are dropped and the search repeats.
+    """Return the best candidates.
 
-    BLAS rounds equal rows differently, depending on where they are. All that may be among the top within rounding are
-    therefore multiplied again in double precision, in which equal rows have equal products.
+    Rows of videos that already have `per_video` results are dropped and the search repeats. BLAS rounds equal rows
+    differently, depending on where they are. All that may be among the top within rounding are therefore multiplied
+    again in double precision, in which equal rows have equal products.
     """
     products, limit = vectors @ query, per_video or top
     rounding = 2 * vectors.shape[1] * np.finfo(np.float32).eps
@@ -76,7 +77,10 @@ def _best(
 
 
 def allowed_rows(videos: Integers, row: int | None, other_videos: bool) -> Masks:
-    """Return the rows that may be found (num_rows,): not the query itself, where it is a row, or not its video."""
+    """Return the mask (num_rows,) of allowed results.
+
+    It excludes the query's row, or its whole video with `other_videos`.
+    """
     if row is None:
         return np.ones(len(videos), np.bool_)
     return videos != videos[row] if other_videos else np.arange(len(videos)) != row  # type: ignore[no-any-return]
@@ -95,7 +99,7 @@ class LoadedVectors:
 
     @property
     def description(self) -> str:
-        """How it searches."""
+        """A short description of the search method, for the page."""
         if self.cells is None:
             return "exact search"
         return f"approximate search: faiss looks into {self.cells.nprobe} of {self.cells.nlist} cells"

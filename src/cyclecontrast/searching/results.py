@@ -59,7 +59,7 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True)
 class Results:
-    """The frames most similar to a query, the most similar first; `str` of it is what the command prints."""
+    """The frames most similar to a query, the most similar first; `str` is the output of the command."""
 
     query: str
     hits: tuple[Hit, ...]
@@ -142,17 +142,19 @@ class Thumbnails:
 
 
 def open_thumbnails(index: FrameIndex, data: Path | str | None) -> Thumbnails:
-    """Open the frames that an index was made from, where it says or at `data`; raises UserError.
+    """Return thumbnails of the indexed frames, read from `data` or from the path in the index. Raises UserError.
 
-    Frames that only the file names must be on this machine: an index must not cause a download.
+    A path from the index must be local, because an index must not cause a download.
     """
     place = data or index.about.get("data", "")
     if not place:
-        raise UserError(f"data: {index.path} does not say where its frames are; name them: --data DATA")
+        raise UserError(f"data: {index.path} does not contain the path of its frames; pass it with --data DATA")
     if data is None and is_url(place):
         raise UserError(f"data: {index.path} was made from {place}; to allow the download: --data {place}")
     if not is_url(place) and not Path(place).is_dir():
-        raise UserError(f"data: {place}, with the frames of {index.path}, is gone; say where it is: --data DATA")
+        raise UserError(
+            f"data: {place}, with the frames of {index.path}, no longer exists; pass the new path with --data DATA"
+        )
     store = FrameStore.open(place)
     known = index.about.get("data_fingerprint", "")
     if store.fingerprint != known:

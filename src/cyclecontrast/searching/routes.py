@@ -1,7 +1,7 @@
-"""The search page in the browser: an application of Starlette, which uvicorn serves to this machine only.
+"""The search page: a Starlette application, served by uvicorn on the loopback address.
 
 Requests name frames and videos by number, never by path. Requests for another host, from pages of another origin, and
-bodies of more than 32 MB are refused, so that a page of somebody else that is open in the same browser learns nothing.
+bodies of more than 32 MiB are refused, so that other web pages in the same browser cannot read anything.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ class SourceVideo(NamedTuple):
         try:
             status = self.path.stat()
         except (OSError, ValueError):
-            return "the video is gone"
+            return "the video no longer exists"
         if not stat.S_ISREG(status.st_mode) or status.st_size != self.size_bytes:
             return "the video has changed"
         return "" if self.path.suffix.lower() in VIDEO_TYPES else f"browsers do not play {self.path.suffix}"
@@ -117,7 +117,7 @@ class SearchOptions(BaseModel):
 
 
 class SearchService:
-    """All that the page needs, loaded once; requests run in threads, and one searches at a time."""
+    """State of the search server, loaded once. Requests run in threads; searches run one at a time."""
 
     def __init__(
         self,

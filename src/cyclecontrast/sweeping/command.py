@@ -1,6 +1,6 @@
-"""The command `sweep`: trains and evaluates every row over seeds, then writes the table; resumes what was stopped.
+"""The command `sweep`: trains and evaluates every row of a table with several seeds, then writes the table.
 
-Everything is checked before anything is computed, with a trial for every row and seed.
+All trials (one per row and seed) are checked before the first one starts. An interrupted sweep resumes.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ LABELS = {
 
 
 class Plan(NamedTuple):
-    """The trials in their order, one seed after the other, and how many to run at once; `about` says on what data."""
+    """The trials (seed by seed) and the number of parallel jobs; `about` describes the data."""
 
     table: Table
     rows: tuple[Row, ...]
@@ -57,12 +57,12 @@ class Plan(NamedTuple):
 
     @property
     def key(self) -> list[tuple[str, int, str, dict[str, Any]]]:
-        """What equal plans have in common; hardware and the place of the data may differ."""
+        """The settings that must be equal in all processes; hardware and data paths may differ."""
         return [(trial.row, trial.seed, trial.data_fingerprint, trial.settings) for trial in self.trials]
 
 
 def run_sweep(config: SweepConfig) -> Sweep | None:
-    """Train and evaluate what is not done yet and write the table into the sweep's folder; raises UserError.
+    """Run the unfinished trials, write the table and return it. Raises UserError.
 
     A trial that fails is reported and the others run; where all fail, it raises UserError. The processes of torchrun
     share the trials; rank 0 writes the table and returns it, the others return None.
@@ -216,14 +216,14 @@ def _check_labels(config: SweepConfig, table: Table, folder: Path) -> None:
 
 
 def _resolved(trial: Trial, data: DataSize, machine: Machine, device: torch.device) -> Trial:
-    """Return the trial with every `auto` decided: the trials of a row must not differ in what `auto` decides."""
+    """Return the trial with all `auto` settings resolved, so that they are equal for all seeds of a row."""
     config = resolve(trial.pretraining, data, machine)
     precision = pick_precision(config.precision, device)
     return trial._replace(settings=training_settings(config.model_copy(update={"precision": precision})))
 
 
 def _hardware(config: SweepConfig, at_once: int, is_cpu: bool) -> dict[str, Any]:
-    """Return the settings that do not change the results; trainings at once share the cores."""
+    """Return the hardware settings, which do not change the results; parallel trials share the cores."""
     cores = num_cores() // at_once
     shared = None if at_once == 1 else max(1, cores // 4 if is_cpu else cores)
     workers = shared if config.workers is None else config.workers

@@ -1,4 +1,4 @@
-"""The results of a sweep: values by row and seed beside the paper's figures, and which differences are clear.
+"""The results of a sweep: values by row and seed, the paper's numbers, and significant differences.
 
 They are written as Markdown, a self-contained HTML page and JSON, with a chart where settings are numbers.
 """
@@ -56,7 +56,7 @@ class Gain(NamedTuple):
     def __str__(self) -> str:
         mean = f"{self.mean:+.1f}" if round(self.mean, 1) else "0.0"
         if self.deviation is None:
-            return f"{mean} (one seed proves nothing)"
+            return f"{mean} (one seed, no test)"
         return f"{mean} ± {self.deviation:.1f} ({'significant' if self.is_significant else 'not significant'})"
 
 
@@ -103,10 +103,10 @@ class RowValues(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """The rows by a metric, over the seeds that all measured rows share.
+    """The ranking of the rows by a metric, over the seeds that all measured rows share.
 
-    `best` have the highest mean at the digits shown, the highest first; `near` are the other rows that are not clearly
-    below the first; `measured` are those among all that have values at these seeds.
+    `best` are the rows with the highest mean (rounded as shown); `near` are other rows that are not significantly
+    worse than the first; `measured` are the keys of the rows with values at these seeds.
     """
 
     best: tuple[Row, ...]
@@ -148,8 +148,8 @@ class Sweep:
         if not failed:
             return ""
         return (
-            f"{len(failed)} of {len(self.rows) * self.num_seeds} trials are not finished: {'; '.join(failed)}; the "
-            f"same command resumes them; to train a damaged trial again, delete its folder in {self.folder / 'runs'}"
+            f"{len(failed)} of {len(self.rows) * self.num_seeds} trials failed: {'; '.join(failed)}; run the "
+            f"same command to resume them; to repeat a damaged trial, delete its folder in {self.folder / 'runs'}"
         )
 
     @property
@@ -187,7 +187,9 @@ class Sweep:
         for metric in self.metrics:
             yield self._leader(metric.title)
         if self.num_seeds == 1:
-            yield "one seed proves nothing; more --seeds show what is noise, and those trained are not trained again"
+            yield (
+                "with one seed, differences cannot be tested; run again with more --seeds (finished trials are reused)"
+            )
             return
         for other in self.rows:
             if other is not self.chosen and (found := self.gains_over(other)):

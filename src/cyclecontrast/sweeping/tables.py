@@ -11,7 +11,7 @@ from cyclecontrast.data.layouts import Kind
 QUEUE_SIZE = 65_536
 SUPPORT_SIZE = 16_384
 METHODS = {"intra-image": "intra-image", "intra-video": "intra-video", "cycle": "full"}
-"""The methods that the tables of losses compare, and what their rows are called."""
+"""The methods compared in the tables of losses, with their row names."""
 SUPPORT_SIZES = {"table5": (128, 256, 512, 16_384), "table6": (256, 1024, 4096, 16_384)}
 SIZE_TABLES = ("table5", "table6", "table7")
 """Tables whose rows are sizes, which --small scales with the queue."""
@@ -20,9 +20,10 @@ WEIGHTS = (0.05, 0.1, 0.3, 0.5, 0.7, 1.0)
 
 
 class Row(NamedTuple):
-    """A setting: the paper's name (key), ours, that of its runs, what it changes, and its value where it is a number.
+    """A row of a table.
 
-    `papers` is the paper's number where ours is a scaled one.
+    Its key in the paper, its displayed name, the name of its run folders, its settings, and its value if the setting is
+    a number. `papers` is the paper's value if ours is scaled.
     """
 
     key: str
@@ -129,7 +130,7 @@ def rows_of(table: str, queue_size: int | None = None) -> tuple[Row, ...]:
 
 
 def scaled(sizes: Sequence[int], fraction: float) -> tuple[int, ...]:
-    """Return this fraction of each size, or a larger one with which the smallest is 1."""
+    """Return the sizes scaled by `fraction`, or by a larger factor so that the smallest is 1."""
     factor = max(fraction, 1 / min(sizes))
     return tuple(round(size * factor) for size in sizes)
 

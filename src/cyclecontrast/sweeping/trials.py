@@ -1,4 +1,4 @@
-"""Trials: one row of a table with one seed, trained and evaluated. What is on disk already is not repeated."""
+"""Trials of a sweep: training and evaluation of one row with one seed. Finished work on disk is reused."""
 
 import json
 import os
@@ -33,7 +33,7 @@ KILLED = (
     '`if __name__ == "__main__":`); --jobs 1 runs without processes'
 )
 FAILURES = (UserError, OSError, RuntimeError, MemoryError)
-"""What ends one trial only: wrong settings, a full disk, no memory."""
+"""Exceptions that fail only the current trial: wrong settings, full disk, out of memory."""
 
 
 class Trial(NamedTuple):
@@ -63,7 +63,7 @@ class Trial(NamedTuple):
 
     @property
     def note(self) -> Path:
-        """File beside the run; its presence says that a sweep started the run."""
+        """Marker file next to the run folder: it exists if a sweep started the run."""
         return self.run.with_name(f"{self.run.name}.json")
 
     @property
@@ -73,7 +73,10 @@ class Trial(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A trial with its metrics, or with its problems; `was_trained` says that an earlier command trained it."""
+    """A trial with its metrics, or with its problems.
+
+    `was_trained` is True if an earlier command had finished its training.
+    """
 
     trial: Trial
     metrics: Metrics
@@ -184,7 +187,7 @@ def _attempt(trial: Trial, run: Callable[..., Metrics], *arguments: int) -> Fini
 
 
 def _run_in_process(trial: Trial, at_once: int) -> Metrics:
-    """Run a trial in its own process, which may be killed without harm to the others."""
+    """Run a trial in its own process and return its metrics; if the process is killed, only this trial fails."""
     log = trial.run.with_name(f"{trial.run.name}.log")
     num_threads = max(1, num_cores() // at_once)
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=_init_process, initargs=(num_threads, log)) as pool:
@@ -208,7 +211,7 @@ def _init_process(num_threads: int, log: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """Leave no orphan behind that trains a run while the same command resumes it."""
+    """Exit when the parent process ends, so that no orphan keeps training while the command is run again."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -1,1 +1,1 @@
-"""Training loop, set-up, checkpoints, monitoring."""
+"""The training loop, setup, checkpoints, and health monitoring."""

@@ -17,16 +17,16 @@ MIN_STEPS = 4000
 MAX_STEPS_ON_CPU = 20_000
 NARROW = 32
 MIN_BATCH = 8
-"""Smallest batch size, even for few videos, because BatchNorm needs it."""
+"""Minimum batch size, even for few videos, because BatchNorm needs several images."""
 HOLDOUT, ENOUGH_VIDEOS = 0.1, 50
 OF_METHOD: dict[str, dict[str, Any]] = {
     "cycle-only": {"cycle_start": 0.0},
     "simsiam": {"projector": "mlp3-bn", "projector_dim": 512},
     "byol": {"bn_groups": 1},
 }
-"""Settings of `auto` that depend on the method."""
+"""Settings of `auto` that override the others for some methods."""
 FRAMES_OF_A_VIDEO = {"vince": 4}
-"""Queries per video, if more than one; the batch size is divided by it."""
+"""Methods that encode several queries per video; their batch size is divided by this number."""
 
 
 class DataSize(NamedTuple):
@@ -37,7 +37,7 @@ class DataSize(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """Whether training runs on a CPU, and the number of processes."""
+    """The hardware that `auto` considers: whether training runs on a CPU, and the number of processes."""
 
     cpu: bool
     processes: int = 1
@@ -46,7 +46,7 @@ class Machine(NamedTuple):
 def resolve(
     config: PretrainConfig, data: DataSize, machine: Machine, method: type[Method] | None = None
 ) -> PretrainConfig:
-    """Return the resolved config; settings of the user are unchanged. Raises UserError if settings do not fit together.
+    """Return the resolved config; settings of the user are kept. Raises UserError if settings contradict each other.
 
     `method` is a custom class; by default the class is looked up by `config.method`.
     """
@@ -72,7 +72,8 @@ def auto_settings(
     Only the videos used for training are counted.
     """
     holdout = chosen.get("holdout", _holdout(data.num_videos, chosen))
-    num_videos = max(1, data.num_videos - num_held_out(data.num_videos, holdout))  # `check_number` refuses too few
+    # `check_number` raises if there are too few
+    num_videos = max(1, data.num_videos - num_held_out(data.num_videos, holdout))
     image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu))
     backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
     frames = FRAMES_OF_A_VIDEO.get(str(chosen.get("method")), 1)
@@ -112,14 +113,14 @@ def auto_settings(
 
 
 def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, method: type[Method]) -> list[str]:
-    """Return a message for each conflict between settings; `asked` are the options that the user set.
+    """Return an error message for each conflict between settings; `set_by_user` are the options that the user set.
 
     For a resumed run only the number of processes is checked, because nothing else can change.
     """
     problems: list[str] = []
     share, rest = divmod(config.batch_size, processes * config.accumulate)
     if config.batch_size < 2:
-        problems.append("batch_size: a batch of 1 video has nothing to contrast it with; set 2 or more")
+        problems.append("batch_size: a batch of 1 video has no negatives; set 2 or more")
     elif rest or share < 2:
         parts = [(config.accumulate, "micro-batches"), (processes, "processes")]
         each = " x ".join(f"{number} {what}" for number, what in parts if number > 1)
@@ -130,8 +131,9 @@ def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, met
     if config.accumulate > 1 and (method.compares_queries or config.self_batch):
         what = "--self-batch" if config.self_batch else f"method {config.method}"
         problems.append(
-            f"accumulate: {what} compares all queries of a batch with each other, which micro-batches would prevent; "
-            "leave out --accumulate"
+            f"accumulate: {what} contrasts all queries of a batch with each other, which is not possible with "
+            f"micro-batches; "
+            "remove --accumulate"
         )
     if (
         issubclass(method, MomentumMethod)
@@ -154,9 +156,10 @@ def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, met
 
 
 def _holdout(num_videos: int, chosen: dict[str, Any]) -> float:
-    """Return the fraction to hold out: 0 for few videos, and for an older config.toml.
+    """Return the fraction to hold out.
 
-    Older versions did not hold out videos, so their config.toml has all settings except `holdout`.
+    0 for few videos, or if the settings come from a config.toml of an older version. Older versions did not hold out
+    videos, so their config.toml has all settings except `holdout`.
     """
     is_older = chosen.keys() >= DECIDED_BY_AUTO - {"holdout"}
     return 0.0 if num_videos < ENOUGH_VIDEOS or is_older else HOLDOUT
@@ -174,14 +177,20 @@ def _backbone(image_size: int, cpu: bool) -> str:
 
 
 def _batch_size(num_videos: int, machine: Machine, frames: int, parts: int) -> int:
-    """Return a batch size that rarely repeats a video and divides by `parts`; `frames` is the queries per video."""
+    """Return a batch size of at most the number of videos (at least 8), divisible by `parts`.
+
+    `frames` is queries per video.
+    """
     largest = (128 if machine.cpu or num_videos < 10_000 else 256) // frames
     size = min(largest, max(MIN_BATCH, 1 << (num_videos.bit_length() - 1)))
     return max(2, size // parts) * parts
 
 
 def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> int:
-    """Return the epochs: those of `steps` if set, else 200 as in the paper, more for few videos, fewer on a CPU."""
+    """Return the number of epochs.
+
+    From `steps` if set, otherwise 200 as in the paper, more for few videos, fewer on a CPU.
+    """
     if steps is not None:
         return min(MAX_COUNT, math.ceil(steps * batch_size / num_videos))
     epochs = max(200, math.ceil(MIN_STEPS * batch_size / num_videos))
@@ -189,7 +198,7 @@ def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> i
 
 
 def _learning_rate(backbone: str, batch_size: int, chosen: dict[str, Any]) -> float:
-    """Return a rate proportional to the batch size: highest for narrow networks, lowest for pretrained weights."""
+    """Return a learning rate proportional to the batch size: high for narrow networks, low for pretrained weights."""
     of_narrow = 0.12 if chosen.get("method") == "simsiam" else 0.48
     match = RESNET.fullmatch(backbone)
     narrow = match is not None and int(match[3] or 64) <= NARROW

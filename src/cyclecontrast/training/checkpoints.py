@@ -1,6 +1,6 @@
-"""The checkpoints of a run: folders that are written atomically and hold everything that resuming needs.
+"""The checkpoints of a run: folders that are written atomically and contain everything that resuming needs.
 
-A checkpoint has the state of the trainer, copies of the files of the run at that step, and the checksums of all.
+A checkpoint contains the trainer's state dict, copies of the run's files at that step, and checksums of all files.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ KEEP = 2
 
 
 def save_checkpoint(trainer: "Trainer", read_errors: ReadErrors, step: int) -> None:
-    """Write a checkpoint after `step` steps on rank 0, while the others wait; keep the latest two.
+    """Write a checkpoint on rank 0 after `step` steps; the other ranks wait. Keeps the latest two.
 
     Raises UserError if it cannot be written.
     """
     run = trainer.config.out
     if trainer.world.rank == 0:
-        if not (run / CONFIG).exists():  # the run was moved: writing would create its folder again
-            raise UserError("no checkpoint can be written")
+        if not (run / CONFIG).exists():  # the folder was moved; writing would create a new one
+            raise UserError("{run}: no checkpoint can be written, because the folder of the run was moved or deleted")
         read_errors.write(run)
         write_checkpoint(run, step, trainer.state_dict(), trainer.method.encoder.backbone)
         drop_surpassed_bests(run, step_of(checkpoints(run)[0]))
@@ -45,7 +45,7 @@ def save_checkpoint(trainer: "Trainer", read_errors: ReadErrors, step: int) -> N
 
 
 def write_checkpoint(run: Path, step: int, state: dict[str, Tensor], backbone: Backbone) -> Path:
-    """Write checkpoints/step-XXXXXXXX under a temporary name, then rename it; an existing checkpoint is kept."""
+    """Atomically write checkpoints/step-XXXXXXXX, unless it exists, and remove old checkpoints; returns its path."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     if folder.exists():
         return folder
@@ -83,7 +83,7 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 def find_whole(run: Path) -> tuple[Path | None, list[str]]:
-    """Return the latest intact checkpoint, None if there is no checkpoint, and a message for each later damaged one.
+    """Return the latest intact checkpoint (None without one), and a message for each later checkpoint that is damaged.
 
     Raises UserError if all are damaged.
     """
@@ -112,7 +112,7 @@ def drop_after(run: Path, step: int) -> None:
 
 
 def _damage(folder: Path) -> str:
-    """Return what is wrong with a checkpoint, an empty string if it is intact."""
+    """Return why a checkpoint is damaged, an empty string if it is intact."""
     try:
         checksums: dict[str, str] = json.loads((folder / CHECKSUMS).read_bytes())
         changed = [name for name, checksum in checksums.items() if _checksum(folder / name) != checksum]

@@ -1,7 +1,7 @@
-"""Health metrics without labels, measured on fixed views of videos without influence on the training.
+"""Label-free health metrics, measured on fixed views. Measuring them does not affect training.
 
-Networks are put into evaluation mode and back, and no random generator of the training is used. The metrics are pure
-functions of arrays (num_vectors, dim), in float64.
+Networks are switched to evaluation mode and back, and no random generator of the training loop is used. The metrics
+are pure functions of arrays (num_vectors, dim), computed in float64.
 """
 
 import contextlib
@@ -30,7 +30,10 @@ Signals = dict[str, float]
 
 
 def health_views(dataset: ViewDataset) -> Batch:
-    """Return pairs of views of up to 256 videos, several pairs per video if there are few; skip unreadable ones."""
+    """Return pairs of views of up to 256 videos, with several pairs per video if there are few videos.
+
+    Pairs in which both frames are unreadable are skipped.
+    """
     num_videos = min(MAX_VIDEOS, dataset.num_videos)
     times = min(MAX_PAIRS_OF_A_VIDEO, -(-ENOUGH_PAIRS // num_videos))
     found = [
@@ -49,7 +52,7 @@ def chance_level(video: Tensor) -> float:
 
 
 def cycle_chance_level(video: Tensor) -> float | None:
-    """Return the fraction of cycles that close by chance; None if there are too few videos."""
+    """Return the chance level of closed cycles; None if there are too few videos."""
     if len(torch.unique(video)) < MIN_VIDEOS_OF_CYCLES:
         return None
     ends = ~is_support(video) & (video[:, None] != video)
@@ -58,7 +61,7 @@ def cycle_chance_level(video: Tensor) -> float | None:
 
 @dataclass(frozen=True)
 class Cycles:
-    """The vectors of the monitored cycles: pairs of views of videos as unit vectors.
+    """The features of the monitored views, from which cycles are computed: pairs of views as unit vectors.
 
     Shapes: query, positive (num_pairs, dim); video (num_pairs,); frames (num_pairs, 2), the frame number of each view.
     The positives of half of the videos are the support, those of the other half are the negatives.
@@ -76,7 +79,7 @@ class Cycles:
         return soft_nearest_neighbor(self.query, self.positive[through], temperature, same_video[:, through])
 
     def closed(self, temperature: float) -> Tensor:
-        """Return which queries cycle back to their own video (num_pairs,)."""
+        """Return whether each query's cycle closes, as booleans (num_pairs,)."""
         ends = ~is_support(self.video)
         same_video = self.video[:, None] == self.video
         return is_nearest(self.neighbors(temperature), self.positive, self.positive[ends], same_video[:, ends])
@@ -92,11 +95,11 @@ def is_support(video: Tensor) -> Tensor:
 def measure_health(
     method: Method, watched: Batch, temperature: float, mask_own_video: bool
 ) -> tuple[Signals, Cycles | None]:
-    """Return the signals by their names in metrics.jsonl, and the monitored cycles; non-finite signals are missing.
+    """Return the health metrics by their names in metrics.jsonl, without non-finite ones, and the monitored cycles.
 
-    Retrieval uses the backbone's representation, because the backbone is the result of the training. Rank, deviation,
-    alignment and uniformity use the projector's unit vectors, where a collapse begins. Cycles need four videos or more.
-    Queue accuracy and loss compare queries with positives of the momentum encoder.
+    Retrieval uses the backbone's features, because the backbone is the result of training. Rank, deviation, alignment
+    and uniformity use the projector's unit vectors, where collapse starts. Cycles need at least four videos. Queue
+    accuracy and loss use positives from the momentum encoder.
     """
     device = next(method.encoder.parameters()).device
     video = watched.video.to(device)
@@ -139,7 +142,7 @@ def measure_health(
 
 @contextlib.contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode, and restore the mode of each module afterwards."""
+    """Switch a network to evaluation mode; restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -150,7 +153,10 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def _encode(encoder: Encoder, pixels: Tensor, device: torch.device) -> tuple[Tensor, Features]:
-    """Return representations and unit vectors in fp32; rounding to bf16 would raise the rank of collapsed vectors."""
+    """Return backbone features and projector unit vectors in fp32.
+
+    Bf16 rounding would raise the rank of collapsed vectors.
+    """
     parts = []
     for chunk in torch.split(pixels, CHUNK):
         representation = encoder.backbone(encoder.backbone.normalise(chunk.to(device)))
@@ -167,7 +173,7 @@ def unit(vectors: Floats) -> npt.NDArray[np.float64]:
 
 
 def same_video_recall(vectors: Floats, video: npt.NDArray[np.integer]) -> tuple[float, float]:
-    """Return the fraction of vectors whose nearest other one, by cosine, is of the same video, and its standard error.
+    """Return the fraction of vectors whose nearest neighbor (cosine) is from the same video, and its standard error.
 
     A tie with another video counts as a miss, so equal vectors give 0. Views of one video are not independent, so the
     standard error is that of the mean over videos; nan for a single video.

@@ -1,4 +1,4 @@
-"""Copies of metrics.jsonl for TensorBoard and Weights & Biases; training continues if they fail."""
+"""Loggers that copy metrics.jsonl to TensorBoard and Weights & Biases; if one fails, training continues."""
 
 import contextlib
 import importlib
@@ -16,7 +16,7 @@ from cyclecontrast.training.progress import Row, console
 from cyclecontrast.training.verdict import Verdict
 
 COMPARED = ("loss", "health_same_video")
-"""Metrics that TensorBoard shows next to the hyperparameters."""
+"""Metrics in TensorBoard's hyperparameter table."""
 FLUSH_SECONDS = 10
 FINISH_SECONDS = 300.0
 """Upload timeout at the end of a training; the rest stays on disk for `wandb sync`."""
@@ -25,14 +25,17 @@ PRIVATE = {
     **{"x_disable_meta": True, "x_disable_stats": True, "x_disable_machine_info": True, "x_save_requirements": False},
     **{"finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True},
 }
-"""Settings of wandb: log metrics and settings only, nothing about the machine, the code or the console output."""
+"""Settings of wandb that restrict logging to metrics and settings.
+
+Nothing about the machine, the code or the console.
+"""
 
 
 class Logger(Protocol):
-    """A copy of a run for a viewer; any method may raise the library's exceptions."""
+    """A logger: writes a copy of the metrics for a viewer. Its methods may raise any exception of the library."""
 
     place: str
-    """Where the copy is, and how to view it."""
+    """Text to print: where the copy is, or how to view it."""
 
     def log(self, row: Row) -> None:
         """Add a row of metrics; a value of None was not measured."""
@@ -52,7 +55,7 @@ class TensorBoard:
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         summary_writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
-        # purge_step=0: a running TensorBoard discards all steps that it has loaded.
+        # purge_step=0 makes a running TensorBoard discard all loaded steps.
         self._writer = summary_writer(str(folder), purge_step=0, flush_secs=FLUSH_SECONDS)
         settings = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
@@ -106,7 +109,7 @@ class WeightsAndBiases:
         self.place = str(self._run.url) if mode == "online" else f"{mode}{upload}"
 
     def log(self, row: Row) -> None:
-        """Add measured values, except for steps that the server has already: it rejects them."""
+        """Log the measured values, except for steps that the server already has, because it would reject them."""
         if row["step"] >= self._first_step:
             self._run.log({name: value for name, value in row.items() if value is not None}, step=row["step"])
 
@@ -120,7 +123,7 @@ class WeightsAndBiases:
 
     @staticmethod
     def _run_id(path: Any) -> str:
-        """Return the id of the run at Weights & Biases, which is drawn once and stored in a file."""
+        """Return the wandb id of the run; it is drawn once and stored in a file."""
         if not path.exists():
             with replacing(path) as aside:
                 aside.write_text(secrets.token_hex(4))
@@ -131,7 +134,7 @@ class WeightsAndBiases:
 
     @staticmethod
     def _forget_imports(run_id: str) -> None:
-        """Remove wandb's import hooks: they report which packages are used, and fail once its service has ended."""
+        """Remove wandb's import hooks, which report the imported packages and raise after its service has stopped."""
         hooks: Any = importlib.import_module("wandb.sdk.lib.import_hooks")
         telemetry: Any = importlib.import_module("wandb.sdk.lib.telemetry")
         for module in telemetry.list_telemetry_imports():
@@ -142,7 +145,7 @@ OPENERS: dict[str, Callable[[PretrainConfig], Logger]] = {"tensorboard": TensorB
 
 
 class Loggers:
-    """The open loggers; one that fails is reported and gets no more rows."""
+    """All open loggers. A logger that fails is reported and gets no more rows."""
 
     def __init__(self) -> None:
         self._open: dict[str, Logger] = {}
@@ -179,7 +182,7 @@ class Loggers:
 
 
 def check_loggers(names: Iterable[str]) -> None:
-    """Raise UserError if a package is not installed; it names the extra to install."""
+    """Raise UserError, naming the extra to install, if the package of a logger is not installed."""
     missing = []
     for name in dict.fromkeys(names):
         spec = importlib.util.find_spec(name)

@@ -1,4 +1,4 @@
-"""Measures health during training, and writes the verdict, the cycles and the best backbone."""
+"""Measures health during training; writes the verdict, the monitored cycles and the best backbone."""
 
 import copy
 import math
@@ -30,11 +30,14 @@ if TYPE_CHECKING:
 
 NUM_MEASUREMENTS, MIN_STEPS = 20, 25
 MAX_CYCLES_KEPT = 24
-"""Number of measurements whose cycles are saved, in addition to those before the first and after the last step."""
+"""Maximum number of measurements with saved cycles, in addition to the first and the last."""
 
 
 def steps_between(health_every: int | None, num_steps: int) -> int:
-    """Return the steps between measurements: as set (0 disables them), or such that there are about twenty."""
+    """Return the number of steps between measurements: `health_every` if set (0.
+
+    Never), otherwise for about 20 in total.
+    """
     return max(MIN_STEPS, math.ceil(num_steps / NUM_MEASUREMENTS)) if health_every is None else health_every
 
 
@@ -42,7 +45,7 @@ class Monitor:
     """Measures health on rank 0 if `health_every` is not 0; `last` has the latest signals."""
 
     def __init__(self, trainer: "Trainer", dataset: ViewDataset, start: int) -> None:
-        """Make the monitored views and, before the first step, measure the initial network."""
+        """Draw the monitored views; if training has not started, measure the initial network."""
         self._trainer, self._config = trainer, trainer.config
         self._watched: Batch | None = None
         self._cycles: Cycles | None = None
@@ -86,7 +89,7 @@ class Monitor:
         return self.last
 
     def conclude(self, done: int) -> None:
-        """Write the current verdict to run.json, print a new alarm, save the cycles and the best backbone."""
+        """Update the verdict in run.json, print it if it is a new alarm, save the cycles and the best backbone."""
         if self._watched is None or not self.is_due(done):
             return
         config = self._config
@@ -112,13 +115,13 @@ class Monitor:
 
 
 def read_verdict(config: PretrainConfig) -> Verdict | None:
-    """Judge a run by its files; None if health was not measured."""
+    """Return the verdict computed from the run's files; None if health was not measured."""
     known = _read_known(config)
     return None if known is None else judge(run_folder.read_metrics(config.out), known)
 
 
 def best_backbone(trainer: "Trainer") -> Backbone:
-    """Return the final backbone: the last, or with `select` health an earlier one that was clearly better."""
+    """Return the final backbone: the last one, or, if `select` is health, an earlier one that is clearly better."""
     config, last = trainer.config, trainer.method.encoder.backbone
     last.eval()
     known = _read_known(config)
@@ -129,12 +132,12 @@ def best_backbone(trainer: "Trainer") -> Backbone:
         try:
             network = copy.deepcopy(last.network) if is_user_defined(last.name) else None
             best = load_backbone(run_folder.best_folder(config.out, step), network=network).to(trainer.device)
-            best.source = f"{last.source}, step {step:,} of {trainer.num_steps:,}, where it retrieved best"
+            best.source = f"{last.source}, step {step:,} of {trainer.num_steps:,}, the best same-video retrieval"
         except UserError as error:
             console.print(f"--select health chose step {step:,}, whose backbone is lost ({error}); using the last")
             step = trainer.num_steps
     run_folder.change_about(config.out, selected_step=step)
-    console.print(f"final backbone: that of step {step:,} of {trainer.num_steps:,} (--select health)")
+    console.print(f"final backbone: step {step:,} of {trainer.num_steps:,} (--select health)")
     return best
 
 

@@ -34,9 +34,10 @@ from cyclecontrast.training.verdict import Verdict, last_measured
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training: its folder, its backbone, its last metrics; `str` says what to do next.
+    """A finished training run: its folder, backbone and last metrics; `str` shows the verdict and the next commands.
 
-    `judged_at` names the step of the verdict if the training continued after it. `str` is empty except on rank 0.
+    `judged_at` is a text with the step of the last health measurement if it is not the last step. `str` is empty on all
+    ranks but 0.
     """
 
     folder: Path
@@ -57,10 +58,11 @@ class Run:
 
 
 def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = False) -> Run:
-    """Train a backbone on videos without labels and write the run to `config.out`; raises UserError.
+    """Train a backbone on unlabeled videos, write the run to `config.out` and return it. Raises UserError.
 
-    `parts` are the user-defined parts that the config names. With `alone` this process trains alone, even under
-    torchrun. After SIGINT, SIGTERM or SIGHUP a checkpoint is written, then KeyboardInterrupt or SystemExit is raised.
+    `parts` are the custom objects that the config refers to by name. With `alone`, this process does not join the
+    process group of torchrun. After SIGINT, SIGTERM or SIGHUP a checkpoint is written, then KeyboardInterrupt or
+    SystemExit is raised.
     """
     device = pick_device(config.device)
     with contextlib.nullcontext(ALONE) if alone else joined_world(device) as world:
@@ -94,7 +96,9 @@ def num_steps(config: PretrainConfig, dataset: ViewDataset) -> int:
 
 
 def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
-    """Create the run's folder, or restore the trainer from the latest intact checkpoint; returns the steps done.
+    """Create the run folder, or restore the trainer from the latest intact checkpoint.
+
+    Returns the number of completed steps and the read errors so far.
 
     Raises UserError if the run is damaged, or if the processes do not see the same folder.
     """
@@ -107,9 +111,11 @@ def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
     checkpoint, damages = checkpoints.find_whole(run)
     start = checkpoints.step_of(checkpoint)
     if checkpoint is None and before.get("status") == "finished":
-        raise UserError(f"resume: {run} is finished, and its checkpoints are gone; start a new run")
+        raise UserError(f"resume: {run} is finished, and its checkpoints no longer exist; start a new run")
     if maxima([start if world.rank == 0 else 0], world) != [start]:
-        raise UserError(f"out: {run} is not the folder that process 0 writes to; name one that all can read")
+        raise UserError(
+            f"out: {run} is not the same folder as on process 0; use a folder on a file system that all processes share"
+        )
     read_errors = ReadErrors()
     if checkpoint is not None:
         try:
@@ -118,10 +124,10 @@ def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"resume: {checkpoint} is of another network or method ({reason})") from error
         read_errors = ReadErrors.read(checkpoint)
-    wait_for_all(world)  # all have read before anything is removed
+    wait_for_all(world)  # no process may remove files before all have read the checkpoint
     if world.rank == 0:
         about = _about(trainer, dataset)
-        if checkpoint is not None:  # what was measured later will be measured again
+        if checkpoint is not None:  # later measurements will be repeated
             kept = run_folder.read_about(checkpoint)
             about |= {name: kept[name] for name in ("verdict", "reason", "health") if name in kept}
         for leftover in run.glob("*.part"):
@@ -177,7 +183,7 @@ def _about(trainer: Trainer, dataset: ViewDataset) -> dict[str, Any]:
 
 def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> None:
     singles = about["num_single_frame_videos"]
-    alone = f", {singles:,} of them with one frame, which is both query and positive" if singles else ""
+    alone = f", {singles:,} of them with a single frame (query and positive show the same frame)" if singles else ""
     console.print(f"data: {about['num_videos']:,} videos{alone}, {about['num_frames']:,} frames ({layout})")
     if about["num_held_out"]:
         console.print(f"{about['num_held_out']:,} videos are held out to measure health (--holdout 0 disables this)")
@@ -191,17 +197,19 @@ def _announce_resumed(before: dict[str, Any], about: dict[str, Any], damages: li
         console.print(f"{damage}: using the previous checkpoint")
     console.print(f"resuming after step {start:,}" if start else "no checkpoint: restarting from the first step")
     changed = [
-        f"{name} was {before[name]}, is {about[name]}"
+        f"{name} was {before[name]}, now {about[name]}"
         for name in ("device", "precision", "processes", "augment_on", "compile", "versions")
         if name in before and before[name] != about[name]
     ]
     if changed:
-        console.print(f"not bit-identical from here on: {'; '.join(changed)}")
+        console.print(
+            f"warning: from here on, results are not bit-identical to an uninterrupted run: {'; '.join(changed)}"
+        )
 
 
 @contextlib.contextmanager
 def _stops_noted(trainer: Trainer) -> Iterator[None]:
-    """Write to run.json why the training stopped, and raise UserError that names the checkpoint to resume from."""
+    """On an error, write the reason to run.json and raise UserError that names the checkpoint to resume from."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What the user sees during training: messages on stderr, the progress bar, throughput."""
+"""Console output during training: messages on stderr, the progress bar, throughput."""
 
 import contextlib
 import sys
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Clock:
-    """Counts views and the time spent waiting for data since the last row of metrics."""
+    """Measures throughput: number of views, and time spent waiting for data, since the last row of metrics."""
 
     images: int = 0
     waited: float = 0.0
@@ -56,7 +56,10 @@ class Clock:
 
 @contextlib.contextmanager
 def progress_bar(total: int, done: int, shown: bool) -> Iterator[Callable[[Row], None]]:
-    """Yield a function that advances the bar by a step and shows the given metrics; hidden outside of a terminal."""
+    """Yield a function that advances the bar by a step and shows the given metrics.
+
+    Hidden if stderr is not a terminal.
+    """
     columns = (
         TextColumn("pretrain"),
         BarColumn(),

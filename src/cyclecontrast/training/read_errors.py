@@ -1,4 +1,4 @@
-"""Frames that a run could not read: counted over all processes, saved in checkpoints, reported in the end.
+"""Frames that a run could not read: counted over all processes, saved in checkpoints, reported at the end.
 
 The counts depend only on the data and the steps done, so a resumed run reports the same as an uninterrupted one.
 """
@@ -16,13 +16,13 @@ from cyclecontrast.training.progress import console
 
 READ_ERRORS = "unreadable.json"
 ENOUGH_VIEWS = 1_000
-"""Views needed before the fraction of replaced views is judged."""
+"""Minimum number of views before the fraction of replaced views is checked."""
 WARN_ABOVE = 0.01
 
 
 @dataclass
 class ReadErrors:
-    """The number of views so far, how many show another frame than was drawn, and the unreadable frames.
+    """Counts of all views and of replaced views (whose frame was unreadable), and the unreadable frames.
 
     `frames` maps (video id, frame number) to the step of the first error and its reason.
     """
@@ -58,7 +58,7 @@ class ReadErrors:
         if self.too_many(max_fraction, is_last):
             raise UserError(
                 f"{self._summary()}, more than --max-unreadable {max_fraction:g}: {'; '.join(self._names(3))}; fix "
-                "them and start a new run, or allow more to continue"
+                "them and start a new run, or raise --max-unreadable and --resume"
             )
 
     def report(self, run: Path) -> None:
@@ -91,7 +91,7 @@ class ReadErrors:
     def _summary(self) -> str:
         number = "1 frame" if len(self.frames) == 1 else f"{len(self.frames):,} frames"
         return (
-            f"{self.replaced:,} of {self.views:,} views ({self._fraction:.1%}) show another frame than was drawn, "
+            f"{self.replaced:,} of {self.views:,} views ({self._fraction:.1%}) show a replacement frame, "
             f"because {number} cannot be read"
         )
 

@@ -24,7 +24,7 @@ CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
 
 
 def write_config(run: Path, config: BaseModel) -> None:
-    """Write config.toml, which repeats the run: `cyclecontrast pretrain --config RUN/config.toml`."""
+    """Write config.toml, with which the run can be repeated: `cyclecontrast pretrain --config RUN/config.toml`."""
     values = {k: v for k, v in config.model_dump(mode="json").items() if v is not None and k != "resume"}
     if not is_url(values["data"]):
         values["data"] = os.path.abspath(values["data"])  # valid in any working directory
@@ -55,7 +55,7 @@ def change_about(run: Path, **changes: Any) -> None:
 
 
 def how_to_restore(run: Path, name: str) -> str:
-    """Return how the user can fix a damaged file of a run."""
+    """Return advice on how to fix a damaged file of a run."""
     copies = sorted(run.glob(f"checkpoints/step-*[0-9]/{name}"))
     return f"copy {copies[-1]} over it" if copies else "start a new run"
 
@@ -102,7 +102,7 @@ def save_best(run: Path, step: int, backbone: Backbone) -> None:
 
 
 def drop_surpassed_bests(run: Path, oldest: int) -> None:
-    """Remove best backbones that are no longer needed to resume from a checkpoint at step `oldest` or later."""
+    """Remove best backbones that no checkpoint from step `oldest` on needs."""
     for surpassed in [best for best in _steps(run, "best/step-*") if _step_of(best) <= oldest][:-1]:
         remove(surpassed)
 
@@ -125,7 +125,7 @@ def read_cycles(run: Path) -> dict[int, Cycles]:
 
 
 def drop_later(run: Path, step: int) -> None:
-    """Remove best backbones and cycles after `step`, which a resumed run will write again."""
+    """Remove best backbones and cycles saved after `step`; the resumed run writes them again."""
     for path in (*_steps(run, "best/step-*"), *_steps(run, "cycles/step-*.safetensors")):
         if _step_of(path) > step:
             remove(path)

@@ -1,4 +1,7 @@
-"""Sets up a training: resolved config, dataset and backbone. All problems are reported at once."""
+"""Sets up a training run: resolves the config, opens the dataset, builds the backbone.
+
+Reports all problems together.
+"""
 
 import contextlib
 import math
@@ -41,17 +44,16 @@ from cyclecontrast.training.user_parts import (
 
 SAMPLED_VIDEOS = 32
 HEALTH_SEED = 2**32
-"""Seed of the health views: outside of the range of --seed, and the same for all runs, so that they are comparable."""
+"""Seed of the health views: the same for all runs, so that they are comparable, and outside of the range of --seed."""
 ONE_FRAME_METHODS = "intra-image, simclr, simsiam and byol"
 
 
 def open_training(
     config: PretrainConfig, machine: Machine, world: World, parts: UserParts = NO_PARTS
 ) -> tuple[PretrainConfig, ViewDataset, Backbone]:
-    """Return the resolved config, the dataset and the initial backbone; rank 0 prepares videos.
+    """Return the resolved config, the dataset and the initial backbone. Rank 0 first extracts frames if needed.
 
-    Raises UserError with all problems before anything is written. If videos must be prepared first, only
-    their number is checked before.
+    Raises UserError with all problems before anything is written, except for problems that need the extracted frames.
     """
     problems: list[str] = []
     with first_process_first(world):
@@ -64,7 +66,7 @@ def open_training(
         if config.compile and not problems:
             attempt(lambda: check_compiler(pick_device(config.device)), problems)
         if num_videos and world.rank == 0:
-            # The size of the frames is not known yet; assuming 256 px causes no problems.
+            # The frame size is unknown before extraction; 256 px is the default size of `prepare`.
             attempt(lambda: check_number(config, num_videos), problems)
             attempt(lambda: _resolve_options(config, DataSize(num_videos, 256), machine, given, parts), problems)
             if problems:
@@ -88,7 +90,7 @@ def open_training(
 
 
 def unread_options(config: PretrainConfig, parts: UserParts = NO_PARTS) -> list[str]:
-    """Return the options that the user set but the method does not use."""
+    """Return the names of the options that the user set but the method does not use."""
     method, known = method_class(config, parts), frozenset().union(*(one.reads for one in METHODS.values()))
     unread = {
         **({name: name not in method.reads for name in known} if parts.method is None else {}),
@@ -141,16 +143,17 @@ def check_number(config: PretrainConfig, num_videos: int) -> None:
     """Raise UserError if fewer than two videos are left for training after holding out."""
     held_out = num_held_out(num_videos, config.holdout)
     if num_videos < 2:
-        raise UserError(f"data: {config.data}: has {num_videos} video; contrasting needs at least two")
+        raise UserError(f"data: {config.data}: has {num_videos} video; contrastive learning needs at least two")
     if num_videos - held_out < 2:
         raise UserError(
-            f"holdout: keeps {held_out} of {num_videos} videos (minimum 2), which leaves {num_videos - held_out} for "
+            f"holdout: holds out {held_out} of {num_videos} videos (minimum 2), which leaves "
+            f"{num_videos - held_out} for "
             "training, but contrasting needs at least two; set --holdout 0, or add videos"
         )
 
 
 def make_dataset(config: PretrainConfig, store: FrameStore, parts: UserParts = NO_PARTS) -> ViewDataset:
-    """Return the dataset of the method's views; raises UserError if the data do not suit the method."""
+    """Return the dataset of the method's views; raises UserError if the method cannot use the data."""
     same_frame, further = method_class(config, parts).frames(config)
     problems: list[str] = []
     if store.layout == "flat folder of images" and not (same_frame and further is no_further_frames):
@@ -175,7 +178,7 @@ def make_dataset(config: PretrainConfig, store: FrameStore, parts: UserParts = N
 
 
 def make_health_dataset(config: PretrainConfig, dataset: ViewDataset) -> ViewDataset:
-    """Return the dataset of the health metrics: the held-out videos, or the training videos without a holdout.
+    """Return the dataset for health metrics: the held-out videos, or the training videos if none are held out.
 
     For all methods and options the views show two frames of a video, so that runs are comparable.
     """
@@ -214,9 +217,9 @@ def _open_dataset(
 
 
 def _frames_folder(config: PretrainConfig, num_videos: int) -> Path | str:
-    """Return DATA, or RUN/frames if DATA is (or was) a folder of videos.
+    """Return the folder of frames: RUN/frames if DATA is (or was) a folder of videos, otherwise DATA.
 
-    Raises UserError if the data of a resumed run are missing or are other videos.
+    Raises UserError if the data of a resumed run are missing or were replaced by other videos.
     """
     data, frames = config.data, config.out / "frames"
     if isinstance(data, str):
@@ -229,8 +232,9 @@ def _frames_folder(config: PretrainConfig, num_videos: int) -> Path | str:
             lost = [video_id for video_id in store.video_ids.to_pylist() if video_id not in found]
             if lost:
                 raise UserError(
-                    f"resume: {data} is not the data that {config.resume} began with: {len(lost):,} of its "
-                    f"{store.num_videos:,} videos are missing, such as {lost[0]}; name {frames}, which has their frames"
+                    f"resume: {data} is not the data that {config.resume} was started with: {len(lost):,} of its "
+                    f"{store.num_videos:,} videos are missing, such as {lost[0]}; pass {frames} as DATA, which "
+                    f"contains their frames"
                 )
         return frames if num_videos else data
     if not is_prepared:
@@ -276,9 +280,10 @@ def _check_same_data(run: Path, store: FrameStore) -> None:
 
 
 def _given_backbone(config: PretrainConfig) -> Backbone | None:
-    """Load the backbone of `init` or build a timm network; None for others, which are built after a memory check.
+    """Return the backbone of `init`, or a timm network.
 
-    The weights of a resumed run are loaded from its checkpoint.
+    None for other backbones, which are built after the memory check. The weights of a resumed run are loaded from its
+    checkpoint.
     """
     if config.init is None or config.resume is not None:
         return make_backbone(config.backbone, config.seed) if config.backbone.startswith("timm:") else None
@@ -304,18 +309,18 @@ def _check_images(backbone: Backbone, size: int) -> None:
 
 
 def method_without_memory(config: PretrainConfig, given: Backbone | None, parts: UserParts = NO_PARTS) -> Method:
-    """Return the method on the meta device, where weights take no memory, except those of a given backbone."""
+    """Return the method built on the meta device (without memory for weights), except for a given backbone."""
 
     def make() -> Method:
         return method_class(config, parts)(given or make_backbone(config.backbone), config)
 
     with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
         return make()
-    return make()  # custom methods that compute with their weights
+    return make()  # custom methods whose constructor computes with weights cannot be built on the meta device
 
 
 def least_memory(config: PretrainConfig, method: Method, processes: int) -> list[tuple[int, str, str]]:
-    """Return lower bounds of the memory of a process: (bytes, what for, the options that reduce it).
+    """Return lower bounds of the memory of a process, as (bytes, purpose, options that reduce it).
 
     Activations that are kept for the backward pass are not counted, so a training may still run out of memory.
     """

@@ -1,4 +1,4 @@
-"""Stops a training between two steps on SIGINT, SIGTERM or SIGHUP, so that a checkpoint can be written first."""
+"""Handles SIGINT, SIGTERM and SIGHUP: training stops after the current step, so that a checkpoint can be written."""
 
 import contextlib
 import os
@@ -18,14 +18,14 @@ NAMES: dict[int, str] = {
 
 @dataclass
 class Stop:
-    """The number of the signal that was received, 0 before."""
+    """The received signal, 0 if none; set by the handlers of `stop_signals`."""
 
     signal: int = 0
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Record a signal instead of ending within a step; a second signal ends the process at once.
+    """Record the first signal instead of terminating; a second signal terminates the process immediately.
 
     Only the main thread receives signals; in other threads this does nothing.
     """
@@ -38,7 +38,7 @@ def stop_signals() -> Iterator[Stop]:
     def note(number: int, frame: FrameType | None) -> None:
         stop.signal = number
         restore()
-        _say(f"{NAMES[number]}: writing a checkpoint after this step; repeat to stop at once")
+        _say(f"{NAMES[number]}: writing a checkpoint after this step; repeat the signal to stop immediately")
 
     def restore() -> None:
         for number in NAMES:
@@ -55,13 +55,16 @@ def stop_signals() -> Iterator[Stop]:
 
 
 def ignore_worker_deaths() -> None:
-    """Remove the handler of torch, which raises within a step if a worker dies; the next batch reports it as well."""
+    """Remove PyTorch's SIGCHLD handler, which raises within a step if a worker dies.
+
+    Loading the next batch reports it.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def end_by_signal(number: int, message: str) -> NoReturn:
-    """Raise KeyboardInterrupt for SIGINT, otherwise exit with code 128 + number, as is usual after a signal."""
+    """Raise KeyboardInterrupt for SIGINT, otherwise exit with the conventional code 128 + number."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt(message)
     _say(message)

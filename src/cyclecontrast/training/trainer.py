@@ -1,4 +1,4 @@
-"""The training loop: load a batch, compute the loss of the method, backward, optimizer step, `after_step`."""
+"""The training loop: load a batch, compute the loss, run the backward pass and the optimizer, call `after_step`."""
 
 import contextlib
 import inspect
@@ -28,7 +28,7 @@ from cyclecontrast.training.read_errors import ReadErrors
 from cyclecontrast.training.signals import NAMES, Stop, end_by_signal, ignore_worker_deaths
 
 LARGEST_WEIGHT = 1e6
-"""Larger weights mean that the training diverges, even if the loss is finite."""
+"""If a weight is larger, training has diverged, even if the loss is finite."""
 
 
 class Trainer:
@@ -38,7 +38,8 @@ class Trainer:
         self, method: Method, config: PretrainConfig, num_steps: int, device: torch.device, world: World
     ) -> None:
         self.config, self.num_steps, self.device, self.world = config, num_steps, device, world
-        self.method: Method = method.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # type: ignore[call-overload]
+        self.method: Method = method.train().to(device, memory_format=torch.channels_last)
         if config.compile:
             self.method.compile_encoders()
         self.optimizer = _make_optimizer(self.method, config)
@@ -48,7 +49,7 @@ class Trainer:
     def fit(
         self, dataset: ViewDataset, start: int, read_errors: ReadErrors, monitor: Monitor, loggers: Loggers, stop: Stop
     ) -> Row:
-        """Run the steps from `start` on; returns the last row of metrics.
+        """Train from step `start` to the end; returns the last row of metrics.
 
         Raises UserError if the loss diverges, data cannot be read, the disk is full or another process has ended.
         After a signal, writes a checkpoint and raises KeyboardInterrupt or SystemExit.
@@ -58,7 +59,7 @@ class Trainer:
         read_errors.check(config.max_unreadable, start == self.num_steps)
         sampler = StepSampler(range(start, self.num_steps), config.batch_size, self.world.rank, self.world.size)
         workers, pin_memory = pick_workers(config.workers, self.device), self.device.type == "cuda"
-        loaded = contextlib.closing(load_batches(dataset, sampler, workers, pin_memory))  # which ends the workers
+        loaded = contextlib.closing(load_batches(dataset, sampler, workers, pin_memory))  # closing it ends the workers
         with loaded as batches, progress_bar(self.num_steps, start, shown=is_first) as advance:
             ignore_worker_deaths()
             for step, batch in self._agreed(clock.timed(batches), start, read_errors, stop):
@@ -87,9 +88,10 @@ class Trainer:
     def train_step(self, batch: Batch, info: StepInfo) -> tuple[Losses, Tensor]:
         """Run one optimizer step (Algorithm 1); returns the mean losses of the micro-batches and the gradient norm.
 
-        Each of `accumulate` micro-batches uses its own batch keys and the queues as they were before the step.
+        Each of the `accumulate` micro-batches is contrasted with its own keys and with the queues before this step.
         """
-        torch.manual_seed((self.config.seed * 1_000_003 + info.step) * self.world.size + self.world.rank)  # dropout
+        # for dropout: differs between processes
+        torch.manual_seed((self.config.seed * 1_000_003 + info.step) * self.world.size + self.world.rank)
         self.optimizer.zero_grad()
         parts = []
         for number, micro_batch in enumerate(batch.micro_batches(self.config.accumulate), start=1):
@@ -106,19 +108,22 @@ class Trainer:
         return losses, gradient_norm
 
     def check_finite(self) -> None:
-        """Raise UserError if a loss or gradient was not finite, or if weights explode although the loss is finite."""
+        """Raise UserError if a loss or gradient was not finite, or if the weights have diverged."""
         weights = torch.stack([weight.detach().abs().max() for weight in self.method.learned_parameters()])
         step, largest = int(self._first_bad_step), float(weights.max())
         if step >= 0:
             message = f"the loss or its gradient is not finite at step {step + 1}"
         elif not largest <= LARGEST_WEIGHT:
-            message = f"the weights explode, the largest is {largest:.0e}"
+            message = f"the weights diverge, the largest is {largest:.0e}"
         else:
             return
         raise UserError(f"{message}; lower --learning-rate or set --gradient-clip")
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all tensors needed to resume: those of the method as part/name, momentum buffers as sgd/number."""
+        """Return all tensors needed to resume.
+
+        Those of the method as <module>/<name>, momentum buffers as sgd/<number>.
+        """
         momenta = {
             f"sgd/{number}": self.optimizer.state[parameter]["momentum_buffer"]
             for number, parameter in enumerate(self.method.learned_parameters())
@@ -126,9 +131,10 @@ class Trainer:
         return {name.replace(".", "/", 1): value for name, value in self.method.state_dict().items()} | momenta
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the result of `state_dict`; raises RuntimeError or KeyError if it is of another method.
+        """Restore the result of `state_dict`.
 
-        Unused queues in checkpoints of older versions are ignored.
+        Raises RuntimeError or KeyError if it belongs to another method or network. Unused queues in checkpoints of
+        older versions are ignored.
         """
         named = {name.replace("/", ".", 1): value for name, value in state.items() if not name.startswith("sgd/")}
         known, queues = self.method.state_dict().keys(), ("intra_queue.", "cycle_queue.")
@@ -137,13 +143,16 @@ class Trainer:
             self.optimizer.state[parameter]["momentum_buffer"].copy_(state[f"sgd/{number}"])
 
     def note_stop(self, message: str) -> str:
-        """Write the reason to run.json if possible; returns it with a hint how to resume."""
+        """Write the reason of a stop to run.json if possible; returns it with a hint on how to resume."""
         run = self.config.out
         if self.world.rank == 0:
             with contextlib.suppress(OSError, UserError):
                 run_folder.change_about(run, status=f"stopped: {message}")
         if not (run / run_folder.CONFIG).exists():
-            return f"{message}; {run} no longer exists, so nothing more is written; if it was moved, --resume it there"
+            return (
+                f"{message}; {run} no longer exists, so nothing was written; if you moved it, use --resume "
+                f"with its new path"
+            )
         kept = checkpoints(run)
         rest = (
             f"the last good checkpoint is {kept[-1]}; --resume {run} continues from it" if kept else "no checkpoint yet"
@@ -175,7 +184,7 @@ class Trainer:
     def _agreed(
         self, batches: Iterator[Batch], start: int, read_errors: ReadErrors, stop: Stop
     ) -> Iterator[tuple[int, Batch]]:
-        """Yield step and batch until the last; if any process got a signal or failed, save a checkpoint and end all."""
+        """Yield (step, batch). If any process received a signal or failed, save a checkpoint and stop all processes."""
         for step in count(start):
             batch, problem, may_stop = None, None, start < step < self.num_steps
             try:
@@ -189,7 +198,7 @@ class Trainer:
             if stopped and may_stop:
                 end_by_signal(stopped, self.note_stop(NAMES[stopped]))
             if failed:
-                raise problem or UserError("another process cannot read its data; its message says why")
+                raise problem or UserError("another process cannot read its data; see its error message")
             if batch is None:
                 return
             yield step, batch
@@ -219,7 +228,7 @@ class Trainer:
 def learning_rate(peak: float, progress: float, schedule: str, warmup: float) -> float:
     """Return the learning rate at the fraction `progress` in [0, 1) of the training.
 
-    A linear warm-up over the fraction `warmup`, then a half cosine to zero, or x0.1 at 60 % and again at 80 % of the
+    Linear warm-up over the fraction `warmup`, then cosine decay to zero, or a factor of 0.1 at 60 % and at 80 % of
     training (MoCo: epochs 120 and 160 of 200). Differs from the release: the cosine is updated in every step.
     """
     if progress < warmup:
@@ -231,7 +240,7 @@ def learning_rate(peak: float, progress: float, schedule: str, warmup: float) ->
 
 def _distributed(method: Method) -> DistributedDataParallel:
     """Wrap a method in DistributedDataParallel; all processes start with the weights and buffers of rank 0."""
-    # The parameters that have gradients change when λ is enabled, and not every method uses both projectors.
+    # find_unused_parameters: which parameters get gradients changes when λ is enabled and depends on the method.
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before PyTorch 2.13
     options: dict[str, Any] = {name: False, "find_unused_parameters": True, "gradient_as_bucket_view": True}

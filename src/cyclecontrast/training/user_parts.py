@@ -1,6 +1,6 @@
-"""User-defined parts that are passed in Python instead of a name: a backbone, an augmentation, a method.
+"""Custom backbones, augmentations and methods, which are passed to `cc.pretrain` as objects instead of names.
 
-Files of a run store only their names.
+The files of a run store only their names (own:<name>).
 """
 
 import re
@@ -35,7 +35,7 @@ NO_PARTS = UserParts()
 
 
 def take_user_parts(given: Mapping[str, Any]) -> UserParts:
-    """Return the parts by option; raises UserError with a line for each that has a wrong type."""
+    """Return the custom objects as UserParts; raises UserError with a line for each object of a wrong type."""
     problems: list[str] = []
     takers: dict[str, Callable[[Any], Any]]
     takers = {"backbone": _network, "augmentation": _augmentation, "method": _method}
@@ -54,7 +54,7 @@ def name_of(value: object) -> str:
 
 
 def check_given(config: PretrainConfig, parts: UserParts) -> None:
-    """Raise UserError if a user-defined part is named but not passed, or if parts contradict options."""
+    """Raise UserError if a custom object is referred to but not passed, or if one contradicts an option."""
     how = f"resume={str(config.resume)!r}" if config.resume is not None else "..."
     problems = [
         f"{option}: {name} is defined in your code, not in a file; pass it in Python: "
@@ -63,9 +63,9 @@ def check_given(config: PretrainConfig, parts: UserParts) -> None:
         if is_user_defined(name := getattr(config, option)) and getattr(parts, option) is None
     ]
     if parts.backbone is not None and config.init is not None:
-        problems.append("init: a custom network is trained from the weights that it has; leave init out")
+        problems.append("init: a custom network is trained from its current weights; remove init")
     if parts.augmentation is not None and config.augment_on == "device":
-        problems.append("augment_on: a custom augmentation runs on the CPU only; leave it out, or set cpu")
+        problems.append("augment_on: a custom augmentation runs on the CPU only; remove augment_on, or set it to cpu")
     if problems:
         raise UserError(*problems)
 
@@ -137,15 +137,16 @@ def check_method(method: Method) -> None:
     others = [name for name, weight in method.named_parameters() if weight.requires_grad and id(weight) not in trained]
     if others:
         raise UserError(
-            f"method: {type(method).__name__} has weights that are not trained ({', '.join(others[:3])}); make them "
+            f"method: {type(method).__name__} has trainable weights outside of encoder and head "
+            f"({', '.join(others[:3])}); make them "
             "part of self.head, or call requires_grad_(False) on them"
         )
 
 
 def check_network(backbone: Backbone, size: int) -> None:
-    """Test a user-defined network on images of this size and set its `dim`; raises UserError with all problems.
+    """Run a custom network on images of this size and set its `dim`. Raises UserError with all problems.
 
-    Its weights and modes are not changed.
+    Its weights and module modes are not changed.
     """
     modes = [(module, module.training) for module in backbone.modules()]
     device = next((weight.device for weight in backbone.parameters()), None)
@@ -187,7 +188,7 @@ def _weight_problems(backbone: Backbone) -> list[str]:
     problems = [] if trainable else ["has no trainable weights"]
     if other := [key for key in state if key not in weights]:
         problems.append(
-            f"has more than tensors in its state ({', '.join(other[:3])}), which files of weights cannot hold"
+            f"has non-tensor entries in its state_dict ({', '.join(other[:3])}), which cannot be saved as safetensors"
         )
     if shared:
         problems.append(f"shares memory between weights ({', '.join(shared[:4])}); give each its own")

@@ -1,4 +1,4 @@
-"""The verdict on a run, one word with a reason, and its best step: pure functions of the rows of metrics.jsonl."""
+"""The verdict on a run (a word and a reason) and its best step, as pure functions of the rows of metrics.jsonl."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ Row = Mapping[str, Any]
 COLLAPSED_DEVIATION = 0.1
 """Below this deviation all vectors are nearly the same."""
 COLLAPSED_RANK = 1.5
-"""Below this rank all vectors lie on a line."""
+"""Below this rank, all vectors are nearly collinear."""
 LOST_RANK = 0.5
-"""Below this fraction of its highest rank a network is losing dimensions."""
+"""If the rank falls below this fraction of its maximum, the representation is collapsing."""
 NEAR_CHANCE = 0.75
-"""A loss is near chance if it is above this fraction of the way from the perfect loss to the chance level."""
+"""A loss is near chance if it is above this fraction of the interval from the perfect loss to the chance level."""
 LATE = 0.75
 """A network that still improves after this fraction of the run is under-trained."""
 NUM_ROWS = 5
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 
     @property
     def is_alarm(self) -> bool:
-        """Whether more training would make it worse."""
+        """Whether the verdict is a problem that longer training does not solve."""
         return self.word not in ("healthy", "under-trained")
 
     def __str__(self) -> str:
@@ -39,11 +39,11 @@ class Verdict(NamedTuple):
 
 
 class Known(NamedTuple):
-    """The facts about a run that the verdict depends on.
+    """What the verdict depends on besides the metrics.
 
-    `num_views`: number of measured views; `chance`: chance level of retrieval; `at_start`: the signals before the first
-    step; `num_keys`: keys in the queue, 0 without one; `temperature`: of their softmax; `is_given`: the run was
-    initialized from given weights, which may be good already.
+    `num_views`: number of measured views; `chance`: chance level of retrieval; `at_start`: health metrics before the
+    first step; `num_keys`: size of the intra queue, 0 without one; `temperature`: of the loss; `is_given`: the run
+    started from pretrained weights (`init`).
     """
 
     num_views: int
@@ -55,7 +55,7 @@ class Known(NamedTuple):
 
 
 class Retrieval(NamedTuple):
-    """The fraction of views that retrieve their video, and its standard error."""
+    """The fraction of views whose nearest neighbor is from the same video, and its standard error."""
 
     rate: float
     error: float = 0.0
@@ -69,8 +69,8 @@ class Retrieval(NamedTuple):
 def is_more(after: Retrieval, before: Retrieval, num_views: int) -> bool:
     """Return whether retrieval rose by more than two standard errors of the difference, and by more than two points.
 
-    The error is at least that of independent views, because older runs have no other. It is not paired by video, so it
-    is too large rather than too small, which also compensates for comparing the best of many measurements.
+    The error is at least that of independent views, because older runs did not store an error. It is not paired by
+    video and therefore conservative, which also compensates for selecting the best of many measurements.
     """
     rate = (before.rate + after.rate) / 2
     error = max(math.hypot(before.error, after.error), math.sqrt(2 * rate * (1 - rate) / num_views))
@@ -80,7 +80,7 @@ def is_more(after: Retrieval, before: Retrieval, num_views: int) -> bool:
 def judge(rows: Sequence[Row], known: Known) -> Verdict | None:
     """Judge a run by the rows of its metrics; None if health was not measured.
 
-    The training loss is not used: that of MoCo rises while keys replace the queue's random vectors.
+    The training loss is not used, because it rises while keys replace the random vectors in the queue.
     """
     measured = _measured(rows)
     if not measured:
@@ -186,7 +186,7 @@ def _under_trained(history: _History) -> str:
     known, before, now = history.known, history.before, history.now
     if history.is_more(before, now):
         return "it retrieves worse than before training"
-    # Without standard errors, because a large error does not mean that the rate is near 1.
+    # Ignore the standard errors: a large error does not mean that the rate is near 1.
     has_room = history.is_more(Retrieval(1.0), Retrieval(max(before.rate, now.rate)))
     if has_room and not known.is_given and not history.is_more(now, before):
         noise = f" (the difference is within the noise of {known.num_views:,} views)"

@@ -35,7 +35,7 @@ def test_search_needs_one_query():
     assert len(problems_of(SearchConfig, index="i.npz", image="q.png", frame=1, other_videos=True, port=1)) == 3
     assert checked(SearchConfig, {"index": "i.npz", "video": "v", "time": "1:02:03.5"}).time == 3723.5
     (line,) = problems_of(SearchConfig, index="i.npz", serve=True, image="q.png", format="json")
-    assert line == "--serve takes its queries from the page; leave out --image, --format"
+    assert line == "with --serve, queries come from the web page; remove --image, --format"
 
 
 def test_the_mode_of_action_sets_defaults():

@@ -114,16 +114,19 @@ def test_auto_is_the_same_as_unset():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"cycle_queue_size": 100, "support_size": 100}, "leaves no negatives"),
+        ({"cycle_queue_size": 100, "support_size": 100}, "must be smaller than cycle_queue_size"),
         ({"cycle_queue_size": 100, "support_size": 10, "top_k": 11}, "top_k (11)"),
         ({"support_size": 10, "top_k": 11}, "top_k (11) is more than support_size (10)"),
         ({"momentum": 1.0}, "less than 1"),
         ({"learning_rate": float("nan")}, "finite number"),
         ({"device": "gpu"}, "device"),
-        ({"method": "cycle-only", "cycle_queue_size": 100, "support_size": 100}, "leaves no negatives"),
+        (
+            {"method": "cycle-only", "cycle_queue_size": 100, "support_size": 100},
+            "must be smaller than cycle_queue_size",
+        ),
         (
             {"method": "cycle", "query_frame_in_support": True},
-            "query_frame_in_support is for cycle-only only, not for method cycle",
+            "query_frame_in_support is supported only by cycle-only, not by method cycle",
         ),
         ({"method": "seco", "self_batch": True}, "self_batch is for vince only"),
         ({"positives": "video"}, "positives is for simclr and simsiam and byol only"),
@@ -136,9 +139,9 @@ def test_auto_is_the_same_as_unset():
         ({"epochs": float("inf")}, "epochs: input should be a finite number"),
         ({"backbone": "resnet18-w10000"}, "backbone: name resnet10"),
         ({"init": ""}, "init: input should be a name, not ''"),
-        ({"data": "a\0b"}, "data: input should be a name that a file can have"),
+        ({"data": "a\0b"}, "data: must be a valid file name"),
         ({"data": "\udcff"}, "data: input should be a name in UTF-8"),
-        ({"out": "x" * 300}, "out: input should be a name that a file can have, not 'xxx"),
+        ({"out": "x" * 300}, "out: must be a valid file name, not 'xxx"),
         ({"seed": 10**5000}, "seed: input should be less than 4294967296, not a number with thousands of digits"),
     ],
 )
@@ -177,7 +180,10 @@ def test_a_config_edited_after_the_last_checkpoint_is_refused(tmp_path):
     write_config(tmp_path, "# mine\n" + SAVED.replace("seed", "workers = 2\nseed"))
     assert checked(PretrainConfig, {"resume": tmp_path}).workers == 2
     write_config(tmp_path, SAVED.replace("seed = 3", "seed = 4"))
-    with pytest.raises(UserError, match=r"was changed: seed is 3 in the last checkpoint and 4 here; copy \S+ over it"):
+    with pytest.raises(
+        UserError,
+        match=r"was changed since the last checkpoint: seed is 3 in the last checkpoint and 4 in this file; restore it by copying \S+ over it",
+    ):
         checked(PretrainConfig, {"resume": tmp_path})
     (checkpoint / "checksums.json").write_text("[]")
     assert checked(PretrainConfig, {"resume": tmp_path}).seed == 4, "a damaged checkpoint is passed over"

@@ -329,7 +329,9 @@ def test_a_file_that_is_gone_is_a_frame_to_replace(tmp_path):
         path.unlink()
     (root / "v5").rmdir()
     named = {error for position in range(80) for error in dataset.sample(position).read_errors}
-    assert named == {ReadError(video, frame, "the file is gone") for video, frame in ((3, 1), (5, 0), (5, 1), (5, 2))}
+    assert named == {
+        ReadError(video, frame, "the file no longer exists") for video, frame in ((3, 1), (5, 0), (5, 1), (5, 2))
+    }
 
 
 # --- a storage that fails

@@ -149,7 +149,7 @@ def test_a_video_that_is_not_whole_is_left_out(root, damage, expected):
 @pytest.mark.parametrize(
     ("index", "mask", "expected"),
     [
-        (0, objects(0), "holds no object; the first mask"),
+        (0, objects(0), "contains no object; the first mask"),
         (2, objects(1)[:, :-1], "00002.png: is 15x12, the first mask 16x12"),
     ],
 )

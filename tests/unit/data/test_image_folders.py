@@ -126,7 +126,7 @@ def test_an_unreadable_frame_is_named(tmp_path):
         FrameStore.open(tmp_path).image(0, 0)
     (tmp_path / "a" / "v" / "1.jpg").unlink()
     (tmp_path / "a" / "v" / "2.jpg").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"frame 0 of a/v: the file is gone"):
+    with pytest.raises(UserError, match=r"frame 0 of a/v: the file no longer exists"):
         FrameStore.open(tmp_path).image(0, 0)
 
 

@@ -92,7 +92,7 @@ def test_each_video_in_both_lists_is_named(tmp_path):
             file.write("".join(f"{video}\n" for video in extra))
     problems = problems_of(root)
     assert len(problems) == 11
-    assert problems[1].startswith(f"{root}/annotations/testlist01.txt:5: v_YoYo_g11_c01.avi is listed in")
+    assert problems[1].startswith(f"{root}/annotations/testlist01.txt:5: v_YoYo_g11_c01.avi is also listed in")
     assert problems[-1] == "... and 2 more"
 
 
@@ -198,7 +198,9 @@ def test_damaged_lines_of_hmdb51_are_reported(tmp_path):
         ),
         (
             lambda root: edit(root / "annotations" / "testlist01.txt", "YoYo_g01", "YoYo_g02"),
-            ["{lists}/testlist01.txt:3: v_YoYo_g02_c01.avi is listed in {lists}/trainlist01.txt:5 too; no video may"],
+            [
+                "{lists}/testlist01.txt:3: v_YoYo_g02_c01.avi is also listed in {lists}/trainlist01.txt:5 too; no video may"
+            ],
         ),
     ],
 )

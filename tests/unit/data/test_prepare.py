@@ -292,7 +292,7 @@ def test_a_second_run_does_nothing_or_adds_what_is_new(videos, tmp_path):
     assert str(summary).splitlines() == [
         summary.line,
         "  skipped  sound.mp4: no video stream",
-        "  kept     b/clip.mp4: changed since it was prepared: make a new store to include it",
+        "  kept     b/clip.mp4: changed since it was prepared; create a new store to include the new version",
     ]
     after = files_of(out)
     assert all(after[name] == data for name, data in before.items() if name.startswith("shards/000000"))
@@ -342,7 +342,7 @@ def test_mistakes_are_found_before_anything_is_written(videos, tmp_path):
     cases = {
         "is not a folder": {"videos": tmp_path / "absent", "out": out},
         "no video file": {"videos": tmp_path / "empty", "out": out},
-        "lies inside": {"videos": videos, "out": videos / "store"},
+        "is inside": {"videos": videos, "out": videos / "store"},
         "holds the folder of videos": {"videos": videos / "a", "out": videos},
         "not a frame store": {"videos": videos, "out": tmp_path / "other"},
         "is not of a frame store": {"videos": videos, "out": tmp_path / "foreign"},

@@ -422,12 +422,12 @@ def test_what_is_written_lies_on_this_machine(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("videos").mkdir()
     assert main(["prepare", "videos", "--out", "s3://bucket/store"]) == 2
-    assert capsys.readouterr().err == "error: out: is a URL; name a place on this machine\n"
+    assert capsys.readouterr().err == "error: out: is a URL; use a local path\n"
     for config, values in (
         (PrepareConfig, {"videos": "s3://b/v", "out": "a"}),
         (PretrainConfig, {"data": "a", "out": "s3://b"}),
     ):
-        with pytest.raises(UserError, match="is a URL; name a place on this machine"):
+        with pytest.raises(UserError, match="is a URL; use a local path"):
             checked(config, values)
     assert [path.name for path in tmp_path.iterdir()] == ["videos"]
 

@@ -183,7 +183,7 @@ def test_the_settings_of_the_protocol():
 
 def test_an_option_of_the_other_mode_is_refused(data, tmp_path):
     """Fine-tuning trains BatchNorm in any case; asking for it is a mistake in the mode."""
-    with pytest.raises(UserError, match=r"^bn: is an option of --mode linear"):
+    with pytest.raises(UserError, match=r"^bn: train needs --mode linear"):
         run(data, tmp_path, mode="finetune", bn="train")
 
 
@@ -425,7 +425,7 @@ def test_a_class_of_which_nothing_can_be_read_is_named(data, tmp_path):
     for number in range(3):
         (root / "videos" / "Dark" / f"v_Dark_g{number}.avi").write_bytes(b"nothing")
     result = run(root, tmp_path / "out", mode="linear", epochs=1)
-    assert result.about.notes[1] == "class Dark is not learned: none of its training videos can be read"
+    assert result.about.notes[1] == "class Dark was not trained: all of its training videos"
     assert (result.about.data.num_train, result.about.data.num_test) == (6, 6)
     assert len(result.about.problems) == 3
 

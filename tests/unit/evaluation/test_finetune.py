@@ -177,7 +177,7 @@ def test_a_last_batch_of_one_is_left_out(tmp_path):
     assert run(tmp_path / "data", tmp_path / "out", image_size=8).about.data.num_train == 5
     for name in ("a/1", "a/2", "a/3", "b/1"):
         (tmp_path / "data" / "train" / f"{name}.png").write_bytes(b"")
-    with pytest.raises(UserError, match="no batch has enough training images"):
+    with pytest.raises(UserError, match="no batch has enough readable training images"):
         run(tmp_path / "data", tmp_path / "out", image_size=8)
 
 

@@ -188,7 +188,7 @@ def test_auto_names_the_probe_it_takes(data, tmp_path, monkeypatch):
     result = run(data, tmp_path, epochs=1)
     assert result.tag == "linear probe=lbfgs level=frame image_size=16"
     assert "probe: auto is lbfgs for 16 training images" in str(result)
-    assert "epochs did nothing: probe lbfgs has no such option" in str(result)
+    assert "epochs had no effect: probe lbfgs does not use it" in str(result)
     monkeypatch.setattr(linear, "MAX_CONVEX", 15)
     assert run(data, tmp_path, epochs=1).tag == "linear probe=sgd level=frame image_size=16 batch_size=8 epochs=1"
 

@@ -203,7 +203,7 @@ def test_the_result_names_its_variant(evaluated, data, tmp_path):
 def test_a_denser_map_is_noted(data, tmp_path):
     """A backbone for small images has a cell every 2 pixels, so that its radius is shorter in pixels."""
     result = run(data, tmp_path, model="random:resnet10-small-w8", height=24)
-    assert any("a cell every 2 pixels where the papers have 8" in note for note in result.about.notes)
+    assert any("a cell every 2 pixels instead of 8" in note for note in result.about.notes)
     assert any("12 cells is 24 pixels" in note for note in result.about.notes)
 
 
@@ -272,7 +272,7 @@ def test_records_are_scored_again_without_running_the_model(evaluated, data, mon
     monkeypatch.setattr(Backbone, "feature_map", lambda *_: pytest.fail("the model was run"))
     assert run(data, out, score_only=True) == result
     for change in ({"preset": "crw"}, {"height": 64}, {"stage": 4}, {"seed": 1}):
-        with pytest.raises(UserError, match="run it once without --score-only"):
+        with pytest.raises(UserError, match="run the command once without --score-only"):
             run(data, out, score_only=True, **change)
 
 

@@ -246,7 +246,7 @@ def test_no_record_of_another_model_data_or_setting_is_scored(data, tmp_path, ch
     if change == "data":
         (data / "numbers.txt").write_text("1 2")
         change = {}
-    with pytest.raises(UserError, match="run it once without --score-only"):
+    with pytest.raises(UserError, match="run the command once without --score-only"):
         run(data, tmp_path / "out", score_only=True, **change)
     assert run(data, tmp_path / "out", **change).about.key != first.about.key
 
@@ -261,14 +261,14 @@ def test_a_record_outlives_its_model(data, tmp_path, model):
 
 @pytest.mark.parametrize("change", [{"shift": 1.0}, {"image_size": 24}, {"model": "other"}, "data"])
 def test_no_record_stands_in_for_another_whose_model_is_gone(data, tmp_path, model, change):
-    """Other settings, another model and other data are not scored from what is there."""
+    """Other settings, a different model and other data are not scored from what is there."""
     run(data, tmp_path / "out", model)
     model.unlink()
     if change == "data":
         (data / "numbers.txt").write_text("1 2")
         change = {}
     settings = {"model": model, **change}
-    with pytest.raises(UserError, match=r"does not exist, and for sign .* no record fits"):
+    with pytest.raises(UserError, match=r"does not exist, and for sign .* no record matches"):
         run(data, tmp_path / "out", **settings, score_only=True)
 
 
@@ -276,7 +276,7 @@ def test_two_models_of_one_name_are_not_mixed_up(data, tmp_path, model):
     """A file that is overwritten by other weights has its own results, and neither is taken for the other's."""
     first = run(data, tmp_path / "out", model)
     save_backbone(make_backbone("resnet10-small-w8", 4), tmp_path)
-    with pytest.raises(UserError, match="run it once without --score-only"):
+    with pytest.raises(UserError, match="run the command once without --score-only"):
         run(data, tmp_path / "out", model, score_only=True)
     second = run(data, tmp_path / "out", model)
     assert first.about.model.fingerprint != second.about.model.fingerprint
@@ -294,7 +294,7 @@ def test_an_earlier_result_is_reused(data, tmp_path, capsys):
     assert evaluate_alone(Sign, config, reuse=True) == first
     assert Sign.log == []
     path = tmp_path / "out" / f"{first.about.key}.json"
-    assert f"found from an earlier evaluation: {path}" in capsys.readouterr().err
+    assert f"reusing the result of an earlier evaluation: {path}" in capsys.readouterr().err
     path.write_text("{")
     assert evaluate_alone(Sign, config, reuse=True) == first
     assert f"{path}: is not a result" in capsys.readouterr().err

@@ -113,7 +113,7 @@ def result_in(folder):
 
 OF_IMAGES = ("knn", "x.parquet")
 ALONE = ("finetune", "sgd", "all", "prepare")
-REFUSED = (*ALONE, "no model", "another model")
+REFUSED = (*ALONE, "no model", "a different model")
 
 
 def commands_of(tracks, videos, out):
@@ -131,7 +131,7 @@ def commands_of(tracks, videos, out):
         "all": ["evaluate", "all", MODEL, f"--data-root={tracks}", never],
         "prepare": ["prepare", str(videos), never],
         "no model": ["evaluate", "knn", str(tracks / "train.txt"), *data, never],
-        "another model": embed,
+        "a different model": embed,
         "sweep": ["sweep", "table4", str(tracks), f"--out={out / 'sweep'}", "--small", "--no-flip", "--jobs=1", *flags],
     }
 
@@ -207,8 +207,11 @@ def test_what_does_not_go_together_is_refused_once(ran, name):
     first, other = ran.said[name]
     assert (first[0], other[:3]) == (2, [2, "", ""])
     assert first[2].count("\n") == 1
-    reported = {"no model": "train.txt", "another model": "process 1 has another model, other data or other settings"}
-    assert reported.get(name, " runs in one process, and 2 were started; start it without torchrun") in first[2]
+    reported = {
+        "no model": "train.txt",
+        "a different model": "process 1 has a different model, other data or other settings",
+    }
+    assert reported.get(name, " supports a single process only, but torchrun started 2") in first[2]
     assert not list(ran.two.glob("never*"))
 
 

@@ -223,7 +223,7 @@ def test_a_single_predicted_class_is_noted(data, tmp_path, monkeypatch):
         return torch.eye(3)[1].view(1, 3, 1, 1).expand(1, 3, *pixels.shape[-2:])
 
     monkeypatch.setattr(segmenter.Segmenter, "forward", always_one)
-    assert "every pixel is predicted as 1; train longer" in str(run(data, tmp_path, epochs=1))
+    assert "all pixels are predicted as 1; train longer" in str(run(data, tmp_path, epochs=1))
 
 
 def test_a_learning_rate_that_is_too_high_is_reported(data, tmp_path):
@@ -238,7 +238,7 @@ def test_broken_weights_are_named(data, tmp_path):
     """A backbone that gives nan is an error of one line, before any training."""
     backbone = make_backbone("resnet10-small-w8")
     torch.nn.init.constant_(backbone.network.conv1.weight, math.nan)
-    with pytest.raises(UserError, match="its weights are broken"):
+    with pytest.raises(UserError, match="its weights are invalid"):
         run(data, tmp_path, backbone)
 
 

@@ -323,5 +323,5 @@ def test_broken_weights_are_named():
     tracker = SiamFC(DenseFeatures(backbone, CPU), make_head(backbone.dim, RELEASE, None), 120)
     (first, start), (second, _) = moving_square(2)
     tracker.init(first, start)
-    with pytest.raises(UserError, match="not finite; its weights are broken"):
+    with pytest.raises(UserError, match="non-finite values; its weights are invalid"):
         tracker.update(second)

@@ -68,7 +68,7 @@ def test_results_are_reused_without_again(root, tmp_path, capsys):
     parts = json.loads(path.read_text())
     path.write_text(json.dumps({**parts, "metrics": {"top1_k6": 0.125}}))
     assert run(root, tmp_path).rows[0][0].metrics == {"top1_k6": 0.125}
-    assert "found from an earlier evaluation" in capsys.readouterr().err
+    assert "reusing the result of an earlier evaluation" in capsys.readouterr().err
     assert run(root, tmp_path, again=True).rows[0][0].metrics != {"top1_k6": 0.125}
 
 
@@ -102,7 +102,7 @@ def test_what_failed_ends_the_command_with_exit_code_2(root, tmp_path, capsys):
     assert "| good | top1_k6 |" in printed.out
     assert "not evaluated: knn on" in printed.out
     (line,) = (line for line in printed.err.splitlines() if line.startswith("error: "))
-    assert "not everything could be evaluated" in line
+    assert "some evaluations failed" in line
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path, kind):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
     line = problem_of(path)
-    assert "holds more than weights (" in line
+    assert "contains more than weights (" in line
     assert "could run code" in line
     assert not (tmp_path / "ran").exists()
 
@@ -301,11 +301,11 @@ def test_damaged_files_are_reported(tmp_path):
         path = tmp_path / name
         path.write_bytes(content)
         line = problem_of(path)
-        assert line.startswith(f"{path}: cannot be read as weights, it is damaged or something else (")
+        assert line.startswith(f"{path}: cannot be read as a file of weights; it is damaged or has another format (")
         assert "torch.load" not in line
     with zipfile.ZipFile(tmp_path / "zip.pth", "w") as file:
         file.writestr("notes.txt", "no weights")
-    assert "cannot be read as weights" in problem_of(tmp_path / "zip.pth")
+    assert "cannot be read as a file of weights" in problem_of(tmp_path / "zip.pth")
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 1}, {}, torch.zeros(3), {"state_dict": {"a": 1}}, 7])
@@ -423,7 +423,7 @@ def test_one_wrong_bit_among_the_weights_is_reported(tmp_path, place):
     start = 8 + struct.unpack("<Q", content[:8])[0]
     content[start + int(place * (len(content) - start - 1))] ^= 1
     path.write_bytes(content)
-    assert "is damaged, its weights are not those that were written" in problem_of(path)
+    assert "is corrupted: the weights do not match the stored fingerprint" in problem_of(path)
 
 
 def test_every_wrong_bit_of_a_description_is_reported(tmp_path):

@@ -141,8 +141,10 @@ def test_without_a_compiler_nothing_begins(stripes, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     with torch._inductor.config.patch({"cpp.cxx": (None, "/nonexistent")}):
         (line,) = refusal(**TINY, data=stripes, out=tmp_path / "run", steps=2, compile=True)
-    assert line.startswith("compile: torch.compile does not work here (InvalidCxxCompiler: No working C++ compiler")
-    assert line.endswith("fix it or leave out --compile")
+    assert line.startswith(
+        "compile: torch.compile does not work on this machine (InvalidCxxCompiler: No working C++ compiler"
+    )
+    assert line.endswith("fix it or remove --compile")
 
 
 @quiet
@@ -153,7 +155,7 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch):
         raise RuntimeError("no kernel\nand many lines more")
 
     torch._dynamo.reset()
-    words = r"^compile: torch.compile does not work here \(.*"
+    words = r"^compile: torch.compile does not work on this machine \(.*"
     for backend, reason in ((broken, "RuntimeError: no kernel"), ("indoctor", ".*indoctor.*")):
         monkeypatch.setattr(module, "BACKEND", backend)
         with pytest.raises(UserError, match=rf"{words}{reason}\); fix"):

@@ -118,7 +118,7 @@ def test_cycles_that_cannot_be_shown(trained, tree, tmp_path):
     held = load_file(file)
     for name in ("video", "frames"):
         save_file(held | {name: held[name] + 1000}, file)
-        assert "the data no longer have" in explore(read_run(copy, "run"), "cycles").problem
+        assert "no longer exist in the data" in explore(read_run(copy, "run"), "cycles").problem
     file.write_bytes(b"nothing")
     assert f"The cycles cannot be shown: {file}" in explore(read_run(copy, "run"), "cycles").problem
     shutil.rmtree(copy / "cycles")

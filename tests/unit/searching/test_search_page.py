@@ -273,8 +273,8 @@ def test_videos_that_cannot_be_played_are_reported(footage, tmp_path):
         ids = {name: service.index.video_ids.index(name) for name in problems}
         assert [problems[name] for name in NAMES] == [
             "the video has changed",
-            "the video is gone",
-            "the video is gone",
+            "the video no longer exists",
+            "the video no longer exists",
             "",
             "browsers do not play .avi",
         ]

@@ -71,7 +71,7 @@ def test_tied_rows_share_the_first_place():
 def test_one_seed_proves_nothing():
     """With a single seed nothing is bold, judged or called clear."""
     text = str(made({"intra-image": {0: 10.0}, "intra-video": {0: 50.0}, "cycle": {0: 90.0}}))
-    assert "one seed proves nothing" in text
+    assert "one seed is not enough to judge" in text
     assert not any(word in text.split("Mean ±")[0] for word in ("**", "clearly", "significant"))
 
 
@@ -86,7 +86,7 @@ def test_only_shared_seeds_are_compared():
     """A row with a failed seed is compared over the seeds it has, and the text says how many."""
     values = {"intra-image": {0: 1.0, 1: 1.5}, "intra-video": {1: 50.0}, "cycle": {0: 10.0, 1: 60.0}}
     text = str(made(values))
-    assert "full against intra-video: kNN top-1 +10.0 (one seed proves nothing), over 1 seed" in text
+    assert "full against intra-video: kNN top-1 +10.0 (one seed is not enough to judge), over 1 seed" in text
     assert "1 of 2" in text
 
 
@@ -132,7 +132,7 @@ def test_equal_rows_are_not_significant():
 def test_a_difference_that_rounds_to_zero_has_no_sign():
     """A mean of -0.04 is shown as 0.0, one of -0.06 as -0.1."""
     assert str(Gain(-0.04, 11.8, 3)) == "0.0 ± 11.8 (not significant)"
-    assert str(Gain(0.04, None, 1)) == "0.0 (one seed proves nothing)"
+    assert str(Gain(0.04, None, 1)) == "0.0 (one seed is not enough to judge)"
     assert str(Gain(-0.06, 11.8, 3)).startswith("-0.1 ")
 
 

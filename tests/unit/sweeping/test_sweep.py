@@ -185,7 +185,7 @@ def test_a_failed_trial_does_not_stop_the_others(copied, tracks, monkeypatch, ca
         done = cc.sweep("table4", tracks, out=out, **TINY)
     assert printed.out == (out / "table4.md").read_text() == f"{done}\n"
     (line,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: 1 of 3 trials are not finished: full, seed 0; the same command resumes")
+    assert line.startswith("error: 1 of 3 trials failed: full, seed 0; the same command resumes")
     assert done.problems == ("full, seed 0: the loss is not finite", "full, seed 0: the disk is slow")
     assert "- not finished: full, seed 0: the loss is not finite" in str(done)
     assert [len(one.seeds) for one in done.rows] == [1, 1, 0]
@@ -222,7 +222,7 @@ def test_a_damaged_backbone_fails_its_trial_only(copied, tracks):
     done = cc.sweep("table4", tracks, out=copied, **TINY)
     assert [len(one.seeds) for one in done.rows] == [1, 1, 0]
     (problem,) = done.problems
-    assert problem.startswith(f"full, seed 0: {path}: cannot be read as weights")
+    assert problem.startswith(f"full, seed 0: {path}: cannot be read as a file of weights")
 
 
 def test_damaged_notes_and_results_are_written_again(copied, swept, tracks, trained):

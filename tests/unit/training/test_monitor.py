@@ -36,7 +36,7 @@ def test_health_is_measured_about_twenty_times():
 
 def test_selecting_needs_measurements():
     """`select` health is refused where no health is measured."""
-    with pytest.raises(UserError, match="select health needs measurements"):
+    with pytest.raises(UserError, match="select health needs health measurements"):
         checked(PretrainConfig, {"data": "d", "out": "o", "select": "health", "health_every": 0})
 
 

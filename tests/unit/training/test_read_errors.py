@@ -79,7 +79,7 @@ def test_more_than_a_hundredth_is_a_warning(store, capsys):
         assert bool(text) == (step == 50)
         if text:
             assert text == (
-                "warning: 50 of 1,000 views (5.0%) show another frame than was drawn, because 6 frames cannot be read: "
+                "warning: 50 of 1,000 views (5.0%) show a replacement frame, because 6 frames cannot be read: "
                 "frame 0 of v0: broken; frame 1 of v0: broken; frame 2 of v0: broken; and 3 more\n"
             )
 
@@ -114,7 +114,7 @@ def test_the_report_names_the_first_frames_and_the_file(store, tmp_path, capsys)
     counted(store, [batch_of(10, *bad, replaced=12)]).report(tmp_path)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == (
-        "warning: 12 of 20 views (60.0%) show another frame than was drawn, because 12 frames cannot be read; all are "
+        "warning: 12 of 20 views (60.0%) show a replacement frame, because 12 frames cannot be read; all are "
         f"listed in {tmp_path / READ_ERRORS}"
     )
     assert lines[1] == "  frame 0 of v0: [red]gone"
@@ -180,7 +180,7 @@ def test_a_training_names_what_it_could_not_read(tmp_path, monkeypatch, capsys):
 def test_a_training_with_too_many_unreadable_frames_stops(tmp_path):
     """Over the limit a run stops with a line and a checkpoint, again when resumed; a higher limit lets it end."""
     data = write_tree(tmp_path / "data", BROKEN)
-    words = r"show another frame than was drawn.*more than --max-unreadable 0\.1: frame .*--resume"
+    words = r"show a replacement frame.*more than --max-unreadable 0\.1: frame .*--resume"
     with pytest.raises(UserError, match=words) as caught:
         run(data, tmp_path / "run", steps=3)
     one_line(caught)

@@ -91,7 +91,7 @@ def test_without_a_whole_checkpoint_a_run_is_refused(copied):
 def test_a_finished_run_without_its_checkpoints_is_refused(whole, copied):
     """A backbone that exists is not trained anew."""
     shutil.rmtree(copied / "checkpoints")
-    with pytest.raises(UserError, match="its checkpoints are gone"):
+    with pytest.raises(UserError, match="its checkpoints no longer exist"):
         cc.pretrain(resume=copied)
     assert rows_of(copied) == rows_of(whole)
 
@@ -123,7 +123,10 @@ def test_settings_cannot_change(copied):
     path.write_text(path.read_text().replace("log_every = 1", "log_every = 2"))
     cc.pretrain(resume=copied)
     path.write_text(path.read_text().replace("temperature = 0.2", "temperature = 0.3"))
-    with pytest.raises(UserError, match=r"was changed: temperature is 0\.2 in the last checkpoint and 0\.3 here; copy"):
+    with pytest.raises(
+        UserError,
+        match=r"was changed since the last checkpoint: temperature is 0\.2 in the last checkpoint and 0\.3 in this file; restore it",
+    ):
         cc.pretrain(resume=copied)
 
 
@@ -157,7 +160,8 @@ def test_changes_of_hardware_are_reported(part, capsys):
     text = capsys.readouterr().err
     assert "resuming after step 4" in text
     assert re.search(
-        r"not bit-identical from here on: device was cuda \(H200\), is cpu \(.*processes was 4, is 1", text
+        r"from here on, results are not bit-identical to an uninterrupted run: device was cuda \(H200\), is cpu \(.*processes was 4, is 1",
+        text,
     )
     assert "versions was {" in text
 
@@ -242,7 +246,8 @@ def test_a_run_whose_folder_is_moved_ends(stripes, whole, tmp_path, monkeypatch,
 
     monkeypatch.setattr(Trainer, "train_step", move_then_train)
     with pytest.raises(
-        UserError, match="/run no longer exists, so nothing more is written; if it was moved, --resume it there"
+        UserError,
+        match="/run no longer exists, so nothing was written; if you moved it, use --resume with its new path",
     ):
         train(stripes, folder, log_every=log_every, health_every=1 if log_every == 1 else 6)
     monkeypatch.undo()

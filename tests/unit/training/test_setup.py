@@ -72,11 +72,11 @@ def problems_of(data, out, **options):
         ({"backbone": "resnet17"}, "resnet17"),
         ({"init": "nothing.pth"}, "nothing.pth"),
         ({"device": "cuda:7"}, "cuda"),
-        ({"support_size": 32}, "leaves no negatives"),
-        ({"support_size": 1024, "cycle_queue_size": "auto"}, "leaves no negatives"),
+        ({"support_size": 32}, "must be smaller than cycle_queue_size"),
+        ({"support_size": 1024, "cycle_queue_size": "auto"}, "must be smaller than cycle_queue_size"),
         (
             {"batch_size": 1, "bn_groups": "auto"},
-            "batch_size: a batch of 1 video has nothing to contrast it with; set 2",
+            "batch_size: a batch of 1 video has no negatives; set 2",
         ),
         ({"seed": 2**32}, "seed"),
         (
@@ -195,7 +195,7 @@ def test_at_least_two_videos_are_held_out(stripes, tmp_path):
     """Of three videos only one would remain, which is refused; of four, two are trained on."""
     (problem,) = problems_of(few(stripes, tmp_path / "three", 3), tmp_path / "run", holdout=0.1)
     assert problem == (
-        "holdout: keeps 2 of 3 videos (minimum 2), which leaves 1 for training, but contrasting needs at least two; "
+        "holdout: holds out 2 of 3 videos (minimum 2), which leaves 1 for training, but contrasting needs at least two; "
         "set --holdout 0, or add videos"
     )
     assert begin(few(stripes, tmp_path / "four", 4), tmp_path / "run", holdout=0.1)[1].num_videos == 2

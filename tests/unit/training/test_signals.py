@@ -70,7 +70,10 @@ def test_a_second_signal_is_not_caught(capfd):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal == signal.SIGTERM
         assert signal.getsignal(signal.SIGTERM) == before
-    assert capfd.readouterr().err == "terminated: writing a checkpoint after this step; repeat to stop at once\n"
+    assert (
+        capfd.readouterr().err
+        == "terminated: writing a checkpoint after this step; repeat the signal to stop immediately\n"
+    )
 
 
 def test_ignored_signals_stay_ignored():

@@ -90,5 +90,5 @@ def test_numbers_that_are_not_finite_end_the_training():
     trainer = make_trainer("intra-video")
     with torch.no_grad():
         trainer.method.encoder.intra_projector[-2].weight.fill_(1e7)
-    with pytest.raises(UserError, match="the weights explode, the largest is 1e\\+07"):
+    with pytest.raises(UserError, match="the weights diverge, the largest is 1e\\+07"):
         trainer.check_finite()

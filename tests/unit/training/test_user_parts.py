@@ -229,7 +229,7 @@ class Extra(Net):
         (nn.AvgPool2d(2), "backbone: own:AvgPool2d has no trainable weights"),
         (nn.LSTM(16, 2), "backbone: own:LSTM fails on images of 16 px"),
         (Tied(), "backbone: own:Tied shares memory between weights (one.weight, two.weight)"),
-        (Extra(), "backbone: own:Extra has more than tensors in its state (_extra_state)"),
+        (Extra(), "backbone: own:Extra has non-tensor entries in its state_dict (_extra_state)"),
         (Net().double(), "backbone: own:Net fails on images of 16 px"),
         (
             cc.Backbone(Net(), "resnet18", 6),
@@ -266,7 +266,7 @@ def test_a_backbone_keeps_its_normalisation(stripes, tmp_path):
     assert (loaded.name, loaded.mean, loaded.std) == ("own:mine", (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
     options = OPTIONS | {"init": "random:resnet10-small-w8"}
     (problem,) = refusal(data=stripes, out=tmp_path / "no", backbone=Net(), **options)
-    assert problem.startswith("init: a custom network is trained from the weights that it has")
+    assert problem.startswith("init: a custom network is trained from its current weights")
 
 
 def train_with_network(data, out, widths, seeds):
@@ -416,7 +416,7 @@ def test_the_head_of_a_method_is_trained_and_resumed(stripes, tmp_path):
         (corner, "method: a function is neither a name nor a subclass of cyclecontrast.methods.Method; pass a class"),
         (Net, "method: the class Net is neither a name nor a subclass of cyclecontrast.methods.Method; pass a class"),
         (type("Empty", (Method,), {}), "method: Empty has no forward(batch, info) that returns Losses"),
-        (Untrained, "method: Untrained has weights that are not trained (layer.weight, layer.bias); make them part of"),
+        (Untrained, "method: Untrained has trainable weights outside of encoder and head (layer.weight, layer.bias)"),
         ("intra-vido", "method: input should be 'intra-image', 'intra-video', "),
     ],
     ids=["function", "class", "no forward", "untrained", "name"],

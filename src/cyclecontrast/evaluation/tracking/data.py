@@ -1,4 +1,4 @@
-"""What is tracked, sequences or a video file, and the sequences that train the head: found and checked first."""
+"""Opens and checks the test data (sequences or a video file) and the training sequences of the head."""
 
 import dataclasses
 import hashlib
@@ -31,7 +31,7 @@ from cyclecontrast.files import check_folder, replacing
 
 GOT10K_NAMES = ("got10k", "GOT-10k", "GOT10k", "got-10k", "GOT-10K")
 FROM_SIXTH = ".from6"
-"""Suffix of the name of Tiger1 where it is tracked as the authors of OTB do, without its first five frames."""
+"""Suffix of Tiger1 without its first five frames, as the authors of OTB track it."""
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 CODECS = ("libx264", "mpeg4")
 MAX_PIXELS: int = PrepareConfig.model_fields["max_pixels"].default
@@ -81,7 +81,7 @@ class VideoFile:
 
 
 class TrackingData(NamedTuple):
-    """What is tracked, what trains the head (None: nothing), and notes on how they were found."""
+    """The test data, the training sequences of the head (None without training), and notes."""
 
     test: Sequences | VideoFile
     train: Sequences | None
@@ -192,7 +192,7 @@ def _notes(config: TrackingConfig, test: Sequences | VideoFile, train: Sequences
         notes.append(f"{train.root} has no train/list.txt: the head is trained on its val, unlike the published code")
     tested = {item.folder.resolve() for item in test.sequences} if isinstance(test, Sequences) else set()
     if both := sum(item.folder.resolve() in tested for item in train.sequences):
-        notes.append(f"{both:,} of the sequences that train the head are also evaluated: this is not a fair test")
+        notes.append(f"{both:,} of the training sequences of the head are also test sequences: the result is biased")
     return tuple(notes)
 
 

@@ -25,7 +25,7 @@ OPTIONS = ("epochs", "batch_size", "learning_rate", "pairs_per_sequence")
 MIN_STEPS = 50
 """Steps per epoch, where the number of pairs is not set."""
 FEW_STEPS = 400
-"""Steps in all below which a note says that the head may be undertrained."""
+"""Below this total number of steps, a note warns that the head may be undertrained."""
 
 
 class FittedHead(NamedTuple):
@@ -117,9 +117,9 @@ def make_labels(num_cells: int, positive_distance: float, shifts: Tensor) -> Ten
 
 
 def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean of the focal cross-entropies, divided by the mean of their weights.
+    """Return the focal loss: mean focal cross-entropy divided by the mean focal weight.
 
-    Gradients run through the weights too. The loss is 0 where all cells are certain beyond single precision.
+    Gradients flow through the weights, too. The loss is 0 if all cells are predicted perfectly in fp32.
     """
     probability = logits.sigmoid()
     positive, negative = labels * (1 - probability) ** FOCUS, (1 - labels) * probability**FOCUS

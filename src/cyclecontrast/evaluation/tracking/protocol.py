@@ -45,7 +45,7 @@ GOT10K_NOTES = (
     "success, precision, success_rate: the mean over sequences, with their first frames",
     "frames without a visible target (cover 0) are not counted",
 )
-NO_TRUTH_NOTE = "no metrics: only the server of GOT-10k knows the true boxes; upload the file that ends in .boxes.zip"
+NO_TRUTH_NOTE = "no metrics: the true boxes are only on the GOT-10k server; upload the file that ends in .boxes.zip"
 
 
 class _UnreadableFrameError(UserError):
@@ -135,9 +135,9 @@ class Tracking(Protocol[TrackingConfig, TrackingData]):
 def make_tracker(
     backbone: Backbone, train: Sequences | None, config: TrackingConfig, cache: ResumeCache
 ) -> tuple[Tracker, FittedHead]:
-    """Return the tracker of the config, and the head that was trained for it: one without layers where `train` is None.
+    """Return the configured tracker and its trained head (identity layers if `train` is None).
 
-    The tracker `perfect` is made anew for each sequence. Raises UserError where the head cannot be trained.
+    The tracker `perfect` is created later, for each sequence. Raises UserError where the head cannot be trained.
     """
     preset = PRESETS[config.preset]
     raw = FittedHead(make_head(backbone.dim, preset, None))

@@ -79,7 +79,7 @@ RELEASE = Preset(
     pairs_per_sequence=1,
 )
 # Differs from the release: the original SiamFC trains an AlexNet without a convolution behind it; the preset `siamfc`
-# has its geometry, loss and optimizer, but trains the two 1x1 convolutions of `release` behind a frozen backbone.
+# uses its geometry, loss and optimizer, but trains the two 1x1 convolutions of `release` on a frozen backbone.
 SIAMFC = replace(RELEASE, exemplar_size=127, optimizer="sgd", loss="balanced", learning_rate=1e-2, weight_decay=5e-4)
 VINCE = Preset(
     exemplar_size=120,
@@ -177,7 +177,7 @@ class DenseFeatures:
 
 
 class Head(nn.Module):
-    """Cross-correlation of two feature maps, each behind a layer of its own."""
+    """Cross-correlation of two feature maps, each after its own layer."""
 
     def __init__(self, exemplar: nn.Module, search: nn.Module, scale: float) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ def find_peak(responses: npt.NDArray[np.float32], fix_scale_penalty: bool = Fals
     """Upsample the responses of three scales (3, h, w), choose a scale, and find its peak under the window.
 
     Returns the number of the scale, and the peak's distance dy, dx from the middle in upsampled pixels. The penalty on
-    a change of scale is a factor, which rewards it where peaks are negative, as they often are with a focal loss;
+    a change of scale is a factor, which rewards a change if peaks are negative, as they often are with a focal loss;
     `fix_scale_penalty` lowers negative peaks too.
     """
     size = (UPSAMPLED_SIZE, UPSAMPLED_SIZE)

@@ -33,7 +33,7 @@ class Tracker(Protocol):
 
 
 class IdentityTracker:
-    """Always answers the first box: the baseline of every tracker."""
+    """Always returns the first box: a baseline."""
 
     def init(self, image: Pixels, box: Boxes) -> None:
         """Remember the box."""
@@ -45,7 +45,7 @@ class IdentityTracker:
 
 
 class PerfectTracker:
-    """Answers the given true boxes in their order: the best possible score."""
+    """Returns the true boxes in order: an upper bound."""
 
     def __init__(self, truth: Iterable[Boxes]) -> None:
         self._truth = iter(truth)
@@ -77,12 +77,14 @@ def follow(tracker: Tracker, images: Iterable[Pixels], box: Boxes) -> Arrays:
         seconds.append(time.perf_counter() - start)
         sizes.append(image.shape[1::-1])
         if not np.isfinite(boxes[-1]).all():
-            raise UserError(f"frame {len(boxes)}: the tracker's box is not finite; the model's weights are broken")
+            raise UserError(
+                f"frame {len(boxes)}: the predicted box is not finite; the weights of the model are invalid"
+            )
     return {"boxes": np.array(boxes), "image_sizes": np.array(sizes, np.int32), "seconds": np.array(seconds)}
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items in order, computed ahead by a thread; an error is raised in place of its item."""
+    """Yield the items in order, prefetched by a thread; an error is raised when its item is reached."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as pool:
         pending: deque[Future[T | object]] = deque(pool.submit(next, iterator, _END) for _ in range(DEPTH))

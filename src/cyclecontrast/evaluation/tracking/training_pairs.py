@@ -29,7 +29,7 @@ Frames = npt.NDArray[np.int64]
 
 
 def usable_frames(sequence: Sequence, height: int, width: int) -> Frames:
-    """Return the frames whose target is neither tiny, huge, thin nor hidden, in images of this size.
+    """Return the frames whose target is visible and has a usable size and aspect ratio, in images of this size.
 
     Differs from the release: the width is compared with the image's width, where VINCE compares it with the height.
     """
@@ -58,7 +58,7 @@ def choose_pair(frames: Frames, rng: np.random.Generator) -> tuple[int, int]:
 
 
 class ViewDraw(NamedTuple):
-    """The random choices of one crop; `dy` and `dx` shift it by fractions of the search crop's side."""
+    """The random parameters of one crop; `dy` and `dx` shift it by fractions of the search crop's side."""
 
     stretch: float
     interpolation: int
