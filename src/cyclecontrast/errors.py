@@ -1,6 +1,7 @@
 """`UserError`, the exception for problems that the user can fix. Any other exception is a bug and shows a traceback."""
 
 import difflib
+import errno
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -13,6 +14,26 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\u
 """Characters that break a line, control a terminal or reverse the direction of text, and lone surrogates."""
 MAX_SHOWN = 100
 """Characters of a wrong value that are shown."""
+
+REMEDIES = {
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files (ulimit -n)"),
+    errno.EAGAIN: "raise the limit on processes and threads (ulimit -u), or use fewer --workers",
+    errno.ENOMEM: "free memory or raise its limit (ulimit -v), or use fewer --workers",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space, or name a folder on another disk"),
+    errno.EROFS: "name a folder that can be written to",
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ETIMEDOUT), "check the storage"),
+}
+"""What to do about an error of the system, by its number."""
+PASSING = frozenset(
+    {
+        *(errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN),
+        *(errno.EINTR, errno.EBUSY, errno.ENOBUFS, errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNABORTED),
+        *(errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN),
+        errno.ENETUNREACH,
+    }
+)
+"""Errors of storage, memory and limits, which may be gone when a file is read again."""
 
 Config = TypeVar("Config", bound=BaseModel)
 T = TypeVar("T")
@@ -41,6 +62,12 @@ def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
     except UserError as error:
         problems.extend(error.problems)
         return None
+
+
+def explained(error: OSError, place: object = "the output", remedy: str = "") -> str:
+    """Return one line about an error of the system: the file, or the place, what happened, and what to do."""
+    remedy = REMEDIES.get(error.errno or 0, remedy)
+    return f"{error.filename or place}: {(error.strerror or str(error)).lower()}{f'; {remedy}' if remedy else ''}"
 
 
 def out_of_memory(error: BaseException) -> str:

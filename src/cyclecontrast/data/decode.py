@@ -1,5 +1,6 @@
 """Select and decode frames of a video in one sequential pass. This module is independent of frame stores."""
 
+import errno
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from cyclecontrast.data.images import Pixels, size_problem
-from cyclecontrast.data.storage import short_reason
+from cyclecontrast.data.storage import PatientFile, is_memory_short, is_passing, short_reason
 
 # Only containers that contain their own frames: a playlist renamed to .mp4 must not open other files or URLs.
 DEMUXERS = (
@@ -99,7 +100,7 @@ class DecodedFrame(NamedTuple):
 @contextmanager
 def open_video(path: Path, max_pixels: int) -> Iterator["OpenVideo"]:
     """Open a video file for one decoding pass; raises VideoError with the reason where that is impossible."""
-    with closing(_open_container(path)) as container:
+    with _open_file(path) as file, closing(_open_container(file)) as container:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & stream.disposition.attached_pic:
             raise VideoError("no video stream")
@@ -108,31 +109,51 @@ def open_video(path: Path, max_pixels: int) -> Iterator["OpenVideo"]:
         yield OpenVideo(path, container, stream, max_pixels)
 
 
-def _open_container(path: Path) -> Any:
+def _open_file(path: Path) -> PatientFile:
     try:
-        if not path.is_dir() and path.stat().st_size == 0:
-            raise VideoError("empty file")
+        return PatientFile(path)
+    except (OSError, ValueError) as error:
+        if is_passing(error):
+            raise
+        raise VideoError(short_reason(error)) from error
+
+
+def _open_container(file: PatientFile) -> Any:
+    if file.size == 0:
+        raise VideoError("empty file")
+    try:
         return av.open(
-            f"file:{path}",
+            file,
             container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"},
             metadata_errors="replace",
         )
     except av.ArgumentError as error:
         raise VideoError("not a video format") from error
-    except (OSError, av.FFmpegError) as error:
+    except av.FFmpegError as error:
         raise VideoError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
     """Return why FFmpeg or the system cannot read a file, in a few words."""
+    _check_memory(error)
     match error:
         case av.InvalidDataError() | EOFError():
             return "invalid data"
+        case OSError(errno=errno.EIO):  # of FFmpeg, about bytes that were read
+            return "invalid data"
+        case MemoryError():
+            return "needs too much memory"
         case IndexError():
             return "a stream that the header does not name"
         case av.PatchWelcomeError():
             return "not supported by FFmpeg"
     return short_reason(error)
+
+
+def _check_memory(error: Exception) -> None:
+    """Raise MemoryError if FFmpeg fails for lack of memory, not because of what a file asks for."""
+    if isinstance(error, MemoryError) and is_memory_short():
+        raise MemoryError(str(error)) from error
 
 
 class OpenVideo:
@@ -166,7 +187,7 @@ class OpenVideo:
             for frame, time in self._picked(policy):
                 self._check_pixels(frame.width, frame.height)
                 yield DecodedFrame(self._rgb(frame, size), time)
-        except (VideoError, OSError, av.FFmpegError) as error:
+        except (VideoError, av.FFmpegError) as error:
             if self.width == 0 and isinstance(error, VideoError):
                 raise
             self._note_stop(error)
@@ -271,7 +292,8 @@ class OpenVideo:
         for packet in packets:
             try:
                 frames = self._stream.decode(packet)
-            except (OSError, av.FFmpegError) as error:
+            except av.FFmpegError as error:
+                _check_memory(error)
                 if isinstance(error, av.ArgumentError) and self.width == 0:
                     raise VideoError(f"invalid data or frames of more than {self._max_pixels:,} pixels") from error
                 damaged, first = damaged + 1, first if damaged else self._end
@@ -292,7 +314,7 @@ class OpenVideo:
                     self._end = max(self._end, self._seconds(past_end))
                 self.num_packets += _is_counted(packet)
                 yield packet
-        except (VideoError, OSError, IndexError, av.FFmpegError) as error:
+        except (VideoError, IndexError, av.FFmpegError) as error:
             self._note_stop(error)
         missing = self.duration - self._end
         if missing > max(TRUNCATED_SECONDS, TRUNCATED_PART * self.duration) and self._end:

@@ -4,10 +4,11 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from cyclecontrast.data.storage import short_reason
+from cyclecontrast.data.storage import is_passing, retried, short_reason
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 VIDEO_SUFFIXES = (
@@ -52,8 +53,10 @@ def walk(root: Path, on_error: Callable[[Path, OSError], object]) -> Iterator[tu
             continue
         seen.add(real)
         try:
-            entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+            entries = [e for e in retried(partial(os.scandir, path)) if not e.name.startswith(".")]
         except OSError as error:
+            if is_passing(error):
+                raise
             on_error(path, error)
             continue
         # DirEntry.is_dir needs no look at the disk, but raises for a link that leads to itself.
@@ -105,8 +108,10 @@ def find_videos(root: Path) -> list[FoundVideo]:
 def _size_and_reason(path: Path) -> tuple[int, str]:
     """Return the size of a video, and why it cannot be decoded, "" where it may be."""
     try:
-        status = path.stat()
+        status = retried(path.stat)
     except OSError as error:
+        if is_passing(error):
+            raise
         return 0, short_reason(error)
     if not stat.S_ISREG(status.st_mode):
         return 0, "not a regular file"

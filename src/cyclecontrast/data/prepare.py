@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rich.console import Console
@@ -23,6 +24,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from cyclecontrast.config import PrepareConfig
 from cyclecontrast.data.decode import PerSecond, Policy, make_policy
 from cyclecontrast.data.folders import FoundVideo, find_videos
+from cyclecontrast.data.storage import retried
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import (
     FRAMES,
     STORE,
@@ -31,12 +34,13 @@ from cyclecontrast.data.store_format import (
     VideoRow,
     read_settings,
     read_videos,
+    shard_name,
     shard_path,
     write_settings,
     write_videos,
 )
-from cyclecontrast.data.store_writer import ShardJob, join_shards, write_shards
-from cyclecontrast.errors import UserError, attempt
+from cyclecontrast.data.store_writer import ShardJob, join_shards, shard_problem, shard_tables, write_shards
+from cyclecontrast.errors import PASSING, UserError, attempt, explained
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
 
 SCALING = "area, before RGB"
@@ -48,6 +52,8 @@ MOST_PARTS = 64
 LONGEST_WAIT = 600.0
 """Seconds that one machine may take to plan or to join the work of all."""
 REASONS_SHOWN = 5
+PASSING_REASONS = frozenset(os.strerror(number).lower() for number in PASSING)
+"""Reasons that an earlier version recorded for videos although they are not about the video."""
 
 
 class VideoNote(NamedTuple):
@@ -64,7 +70,7 @@ class PrepareSummary:
     `num_new`: files seen for the first time, or again after a change, since the store was last complete.
     `partial`: videos read in part, with what is missing. `changed`: ids of videos whose file has another size than
     when its frames were taken. Where only a part of the store is done, the summary is about that `part`, and `num_left`
-    shards of the others remain.
+    shards of the others remain. `repaired`: damaged files that were rebuilt, and what was wrong with them.
     """
 
     store: Path
@@ -76,9 +82,10 @@ class PrepareSummary:
     changed: tuple[str, ...]
     part: str = ""
     num_left: int = 0
+    repaired: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [self.line]
+        lines = [self.line, *(f"  repaired {what}" for what in self.repaired)]
         lines += [f"  skipped  {video.id}: {video.reason}" for video in self.skipped]
         lines += [f"  in part  {video.id}: {video.reason}" for video in self.partial]
         what = "changed since it was prepared; create a new store to include the new version"
@@ -94,7 +101,9 @@ class PrepareSummary:
             kinds = Counter(video.reason.split(" (")[0] for video in self.skipped)
             reasons = ", ".join(f"{number:,} {kind}" for kind, number in sorted(kinds.items()))
             counts.append(f"{len(self.skipped):,} skipped: {reasons}")
-        line = ("" if self.num_new else "nothing new: ") + ", ".join(counts)
+        if self.repaired:
+            counts.append(f"{_count(len(self.repaired), 'damaged file')} rebuilt")
+        line = ("" if self.num_new or self.repaired else "nothing new: ") + ", ".join(counts)
         left = f"; the store is complete once the other parts have made {_count(self.num_left, 'shard')}"
         return f"part {self.part}: {line}{left}" if self.part else line
 
@@ -113,15 +122,17 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
         if config.part is not None:
             return _prepare_part(config, settings, found, config.part)
         with _locked_store(config, settings) as made:
-            _write_pending(config, _plan(config, found))
-            return _finish(config.out, found, made)
+            jobs, damage = _plan(config, found)
+            _write_pending(config, jobs)
+            return _finish(config.out, found, damage, made)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command resumes it") from None
     except OSError as error:
-        raise UserError(
-            f"{error.filename or config.out}: {(error.strerror or str(error)).lower()}; "
-            "fix that and run the same command again, it resumes"
-        ) from error
+        raise UserError(_how_to_resume(error, config.out)) from error
+
+
+def _how_to_resume(error: OSError, out: Path) -> str:
+    return f"{explained(error, out, 'fix that')}; then run the same command again, it resumes"
 
 
 def _prepare_part(
@@ -133,29 +144,33 @@ def _prepare_part(
     with locked(config.out, "part", f"{LOCK_FILE}-{part.replace('/', '-of-')}"):
         with lock_store():
             _make_store(config, settings)
-            jobs = _plan(config, found)
+            jobs, damage = _plan(config, found)
         jobs = [job for job in jobs if job.shard % all_parts == number - 1]
         _write_pending(config, jobs)
         with lock_store():
-            rows = _plan_rows(config.out, found, config.shard_mb)
+            rows, _ = _plan_rows(config.out, found, config.shard_mb)
             left = {row.shard for row in rows if row.status == "pending"}
             if not left:
-                return _finish(config.out, found, [])
+                return _finish(config.out, found, damage, [])
             rows = [row for row in rows if row.shard % all_parts == number - 1]
-            return _summary(rows, config.out, found, sum(len(job.rows) for job in jobs), part, len(left))
+            return _summary(rows, config.out, found, sum(len(job.rows) for job in jobs), part=part, num_left=len(left))
 
 
-def _finish(out: Path, found: Sequence[FoundVideo], made: Sequence[Path]) -> PrepareSummary:
+def _finish(out: Path, found: Sequence[FoundVideo], damage: dict[str, str], made: Sequence[Path]) -> PrepareSummary:
     """Build the tables of the store if necessary and return the summary.
 
     Removes a store without frames and raises UserError.
     """
     # An earlier command may have been stopped when its shards were done and the tables were not.
-    num_new = sum(row.status == "pending" for row in read_videos(out / VIDEOS))
-    if num_new:
+    rows = read_videos(out / VIDEOS)
+    pending = [row for row in rows if row.status == "pending"]
+    if not pending and (problem := _frames_problem(out, rows)):
+        damage[FRAMES] = problem
+    if pending or FRAMES in damage:
         _remove_leftovers(out)
         join_shards(out)
-    summary = _summary(read_videos(out / VIDEOS), out, found, num_new)
+    num_new = sum(shard_name(row.shard) not in damage for row in pending)
+    summary = _summary(read_videos(out / VIDEOS), out, found, num_new, damage)
     if summary.num_videos == 0:
         _remove_store(out, made)
         lines = [f"videos: not one of {_count(len(summary.skipped), 'file')} could be read; nothing was written"]
@@ -166,8 +181,25 @@ def _finish(out: Path, found: Sequence[FoundVideo], made: Sequence[Path]) -> Pre
     return summary
 
 
+def _frames_problem(out: Path, rows: Sequence[VideoRow]) -> str:
+    """Return what is wrong with the table of all frames of a store that should be complete, "" if nothing is."""
+    if not (out / FRAMES).exists():
+        return f"{FRAMES} was missing"
+    try:
+        is_whole = FrameStore.open(out).num_frames == sum(row.num_frames for row in rows)
+    except UserError:
+        is_whole = False
+    return "" if is_whole else f"{FRAMES} was damaged"
+
+
 def _summary(
-    rows: Sequence[VideoRow], out: Path, found: Sequence[FoundVideo], num_new: int, part: str = "", num_left: int = 0
+    rows: Sequence[VideoRow],
+    out: Path,
+    found: Sequence[FoundVideo],
+    num_new: int,
+    damage: Mapping[str, str] = MappingProxyType({}),
+    part: str = "",
+    num_left: int = 0,
 ) -> PrepareSummary:
     rows = sorted(rows, key=lambda row: row.id)
     ok = [row for row in rows if row.status == "ok"]
@@ -182,6 +214,7 @@ def _summary(
         changed=tuple(row.id for row in ok if sizes.get(row.id, row.size_bytes) != row.size_bytes),
         part=part,
         num_left=num_left,
+        repaired=tuple(damage.values()),
     )
 
 
@@ -195,7 +228,7 @@ def _check(config: PrepareConfig, settings: Mapping[str, object]) -> list[FoundV
     found = attempt(partial(_find, config.videos), problems)
     if found is None or problems:
         raise UserError(*problems)
-    stored = {row.id for row in read_videos(config.out / VIDEOS)} if (config.out / VIDEOS).exists() else set()
+    stored = {row.id for row in _read_rows(config.out / VIDEOS) or ()}
     if stored and stored.isdisjoint(video.id for video in found):
         raise UserError(
             f"out: {config.out} holds other videos: none of its {len(stored):,} is in {config.videos}; "
@@ -248,26 +281,30 @@ def _policy(config: PrepareConfig) -> Policy:
     return make_policy(config.frames_per_video, config.fps, config.every, config.keyframes)
 
 
-def _plan(config: PrepareConfig, found: Sequence[FoundVideo]) -> list[ShardJob]:
-    """Write the plan and return the shards that are not done, in order."""
-    rows = _plan_rows(config.out, found, config.shard_mb)
+def _plan(config: PrepareConfig, found: Sequence[FoundVideo]) -> tuple[list[ShardJob], dict[str, str]]:
+    """Write the plan and return the shards that are not done, in order, and what is wrong with damaged files."""
+    rows, damage = _plan_rows(config.out, found, config.shard_mb)
     pending = sorted((row for row in rows if row.status == "pending"), key=lambda row: (row.shard, row.id))
-    if pending:
+    if pending or damage:
         write_videos(config.out / VIDEOS, rows)
+    for shard in {row.shard for row in pending}:  # of a damaged shard, the table would say that it is done
+        shard_path(config.out, shard, VIDEOS).unlink(missing_ok=True)
     how = (config.videos, config.out, _policy(config), config.size, config.quality, config.max_pixels)
-    return [ShardJob(*how, shard, tuple(group)) for shard, group in groupby(pending, key=lambda row: row.shard)]
+    return [ShardJob(*how, shard, tuple(group)) for shard, group in groupby(pending, key=lambda row: row.shard)], damage
 
 
-def _plan_rows(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> list[VideoRow]:
-    """Return the known rows and, in new shards, pending rows for videos that are new, or were skipped and changed."""
-    rows = {row.id: row for row in read_videos(out / VIDEOS)} if (out / VIDEOS).exists() else {}
-    for done in {row.shard for row in rows.values() if row.status == "pending"}:
-        if (table := shard_path(out, done, VIDEOS)).exists():  # finished since the last plan
-            rows.update({row.id: row for row in read_videos(table)})
+def _plan_rows(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> tuple[list[VideoRow], dict[str, str]]:
+    """Return the known rows, pending in damaged shards, with pending rows in new shards for videos that are new.
+
+    Videos that were skipped are new if they have changed, or were skipped for a passing reason. The second value says
+    what is wrong with damaged files.
+    """
+    rows, damage = _stored_rows(out, {video.id: video for video in found})
     new = []
     for video in found:
         row = rows.get(video.id)
-        if row is None or (row.status == "skipped" and row.size_bytes != video.size_bytes):
+        changed = row is None or row.size_bytes != video.size_bytes
+        if row is None or (row.status == "skipped" and (changed or _was_passing(row))):
             new.append(video)
     total = sum(video.size_bytes for video in new)
     shard_bytes = min(shard_mb * MEGABYTE, max(SMALLEST_SHARD, total // MOST_PARTS))
@@ -278,7 +315,56 @@ def _plan_rows(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> list[Vi
             shard, filled = shard + 1, 0
         filled += video.size_bytes
         rows[video.id] = VideoRow(video.id, video.id, "pending", video.reason, shard, size_bytes=video.size_bytes)
-    return list(rows.values())
+    return list(rows.values()), damage
+
+
+def _stored_rows(out: Path, found: Mapping[str, FoundVideo]) -> tuple[dict[str, VideoRow], dict[str, str]]:
+    """Return the row of each known video, pending if its shard is damaged, and what is wrong with damaged files."""
+    planned = _read_rows(out / VIDEOS)
+    tables = {int(path.name.split(".")[0]): _read_rows(path) for path in shard_tables(out, VIDEOS)}
+    rows = {row.id: row for row in planned or ()}
+    for row in chain.from_iterable(table or () for table in tables.values()):
+        if row.id not in rows or rows[row.id].shard <= row.shard:
+            rows[row.id] = row
+    damage = {VIDEOS: f"{VIDEOS} was missing or damaged"} if planned is None and tables else {}
+    by_shard: dict[int, list[VideoRow]] = {shard: [] for shard in tables}
+    for row in rows.values():
+        by_shard.setdefault(row.shard, []).append(row)
+    for shard, group in sorted(by_shard.items()):
+        is_done = shard in tables or any(row.status != "pending" for row in group)
+        if is_done and (problem := _problem_of(out, shard, tables.get(shard), group, found)):
+            damage[shard_name(shard)] = problem
+            for row in group:
+                reason = found[row.id].reason if row.id in found else ""
+                rows[row.id] = VideoRow(row.id, row.path, "pending", reason, shard, size_bytes=row.size_bytes)
+    return rows, damage
+
+
+def _problem_of(
+    out: Path, shard: int, table: list[VideoRow] | None, rows: Sequence[VideoRow], found: Mapping[str, FoundVideo]
+) -> str:
+    """Return why a finished shard is to be written again, "" if it is not."""
+    if table is None:
+        return f"{shard_name(shard, VIDEOS)} was missing or damaged"
+    if problem := shard_problem(out, shard):
+        return problem
+    ok = [row for row in rows if row.status == "ok"]
+    is_same = all(row.id in found and found[row.id].size_bytes == row.size_bytes for row in ok)
+    cut = next((row for row in ok if _was_passing(row)), None) if is_same else None
+    return f"{shard_name(shard)} lacked a part of {cut.id} ({cut.reason})" if cut else ""
+
+
+def _was_passing(row: VideoRow) -> bool:
+    """Whether an earlier version took an error of the storage for a property of the video."""
+    return row.reason.rpartition(": ")[2] in PASSING_REASONS
+
+
+def _read_rows(path: Path) -> list[VideoRow] | None:
+    """Return the rows of a table of videos, None if it is missing or damaged; raises OSError if the storage fails."""
+    try:
+        return retried(lambda: read_videos(path))
+    except (FileNotFoundError, UserError):
+        return None
 
 
 # --- the work
@@ -301,7 +387,9 @@ def _write_pending(config: PrepareConfig, jobs: Sequence[ShardJob]) -> None:
 
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=sum(sizes))
-        write_shards(jobs, num_workers, report)
+        failures = write_shards(jobs, num_workers, report)
+    if failures:
+        raise UserError(*dict.fromkeys(_how_to_resume(error, config.out) for error in failures))
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,17 +1,128 @@
 """Read untrusted files: regular files of bounded size, and text lists with the line number of each entry."""
 
+import contextlib
 import hashlib
+import mmap
 import os
 import stat
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from cyclecontrast.errors import UserError, attempt
+from cyclecontrast.errors import PASSING, UserError, attempt
+
+T = TypeVar("T")
+PAUSES = (0.1, 0.4, 1.6, 6.4, 25.6)
+"""Seconds between the attempts to read."""
+ENOUGH_MEMORY = 2**30
+"""Where this much memory can be had, a video that asks for more than there is does so by its own fault."""
 
 MAX_LISTED = 10
 MAX_TEXT_BYTES = 2**28
 MAX_LINE_LENGTH = 1_000
 MAX_DIGITS = 18
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error is one of storage, memory or limits that may be gone later, not a property of the file."""
+    return isinstance(error, OSError) and error.errno in PASSING
+
+
+def is_memory_short() -> bool:
+    """Whether the system refuses memory in an amount that decoding may need."""
+    try:
+        mmap.mmap(-1, ENOUGH_MEMORY).close()
+    except (OSError, MemoryError):
+        return True
+    return False
+
+
+def retried(
+    action: Callable[[], T],
+    reopen: Callable[[], object] = lambda: None,
+    sleep: Callable[[float], object] = time.sleep,
+    is_retried: Callable[[OSError], bool] = is_passing,
+) -> T:
+    """Return the result of an action; while it fails for a passing reason, reopen its file, pause and try it again.
+
+    Raises OSError: the last error, which says how often it was tried, or the first that is not retried.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return action()
+        except OSError as error:
+            if not is_retried(error):
+                raise
+            if pause is None:
+                tried = f"{reason(error)}; tried {len(PAUSES) + 1} times in {sum(PAUSES):.0f} s"
+                raise OSError(error.errno, tried, error.filename) from error
+            reopen()
+            sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+class PatientFile:
+    """A regular file for FFmpeg, read with retries; leaving its block raises the OSError that outlasted them.
+
+    FFmpeg takes many errors of reading for the end of a file, so these are kept from it. Opening raises OSError, and
+    ValueError for pipes and devices.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = f"file:{path}"
+        self._path, self._position, self._handle = path, 0, -1
+        self._failure: OSError | None = None
+        self.size = retried(self._open)
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, none at the end or if the storage fails."""
+        if self._failure is not None:
+            return b""
+        try:
+            data = retried(lambda: self._read(size), self._close)
+        except OSError as error:
+            self._failure = OSError(error.errno, error.strerror, str(self._path))
+            return b""
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a position and return it."""
+        self._position = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence])
+        return self._position
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def _open(self) -> int:
+        self._handle = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
+        about = os.fstat(self._handle)
+        if not stat.S_ISREG(about.st_mode):
+            self._close()
+            raise ValueError("a folder, not a file" if stat.S_ISDIR(about.st_mode) else "not a regular file")
+        return about.st_size
+
+    def _read(self, size: int) -> bytes:
+        if self._handle < 0:
+            self._open()
+        return os.pread(self._handle, size, self._position)
+
+    def _close(self) -> None:
+        """Close the handle: handles become stale if the file server restarts."""
+        if self._handle >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._handle)
+        self._handle = -1
+
+    def __enter__(self) -> "PatientFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        if self._failure is not None:
+            raise self._failure
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:

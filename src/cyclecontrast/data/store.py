@@ -92,7 +92,7 @@ class LocalFiles:
 
     root: Path
     handles: dict[str, int] = field(default_factory=dict, compare=False)
-    advice = "prepare the videos again"
+    advice = "run the same `cyclecontrast prepare` again, it repairs the store"
 
     def read(self, name: str, start: int, size: int) -> bytes:
         """Return a range of bytes of a file with one positioned read; raises OSError."""

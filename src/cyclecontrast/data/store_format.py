@@ -114,5 +114,7 @@ def read_videos(path: Path) -> list[VideoRow]:
 
 
 def damaged(path: Path, error: Exception) -> UserError:
-    """Return the error for a table of a store that `prepare` cannot continue with."""
-    return UserError(f"out: {path} is damaged ({error}); make a new store in another folder")
+    """Return the error for a damaged table of a store."""
+    return UserError(
+        f"out: {path} is damaged ({error}); run the same `cyclecontrast prepare` again, it repairs the store"
+    )

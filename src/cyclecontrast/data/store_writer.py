@@ -3,6 +3,7 @@
 Shards are written in parallel processes. If a video crashes its process, only this video is lost.
 """
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -21,9 +22,11 @@ from urllib.parse import quote
 
 import cv2
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cyclecontrast.data.decode import DecodedFrame, Policy, VideoError, open_video
+from cyclecontrast.data.storage import is_passing, size_within_folder
 from cyclecontrast.data.store_format import (
     FRAME_SCHEMA,
     FRAMES,
@@ -31,6 +34,7 @@ from cyclecontrast.data.store_format import (
     VideoRow,
     damaged,
     read_videos,
+    shard_name,
     shard_path,
     write_rows,
     write_videos,
@@ -40,6 +44,8 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 
 ROWS_PER_GROUP = 1_000_000
+MOST_FAILURES = 3
+"""Shards that may fail for a passing reason, each after many attempts, before the remaining ones are given up."""
 
 
 class ShardJob(NamedTuple):
@@ -93,6 +99,8 @@ def _write_video(job: ShardJob, row: VideoRow, file: BinaryIO) -> tuple[VideoRow
                 frames.append(_write_frame(job, row.id, len(frames), frame, file))
     except VideoError as error:
         return row._replace(status="skipped", reason=str(error)), []
+    except MemoryError as error:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path)) from error
     done = row._replace(status="ok", reason=video.notice, num_frames=len(frames), duration=video.duration)
     return done._replace(width=video.width, height=video.height), frames
 
@@ -119,10 +127,10 @@ def join_shards(root: Path) -> None:
 
     A video that was tried again is in two shards; the later one counts.
     """
-    rows = {row.id: row for table in _shard_tables(root, VIDEOS) for row in read_videos(table)}
+    rows = {row.id: row for table in shard_tables(root, VIDEOS) for row in read_videos(table)}
     with replacing(root / FRAMES) as aside, pq.ParquetWriter(aside, FRAME_SCHEMA) as writer:
         tables: list[pa.Table] = []
-        for path in _shard_tables(root, FRAMES):
+        for path in shard_tables(root, FRAMES):
             try:
                 tables.append(read_table(path, FRAME_SCHEMA))
             except ValueError as error:
@@ -135,61 +143,92 @@ def join_shards(root: Path) -> None:
     write_videos(root / VIDEOS, rows.values())
 
 
-def _shard_tables(root: Path, suffix: str) -> list[Path]:
+def shard_tables(root: Path, suffix: str) -> list[Path]:
+    """Return the tables of all shards, of videos or of frames, in the order of the shards."""
     numbers = {path: path.name.split(".")[0] for path in (root / "shards").glob(f"*.{suffix}")}
     return sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path]))
+
+
+def shard_problem(root: Path, shard: int) -> str:
+    """Return what is wrong with the frames of a finished shard, "" if nothing; raises OSError if the storage fails."""
+    name = shard_name(shard, FRAMES)
+    try:
+        places = read_table(root / name, FRAME_SCHEMA, ("offset", "size"))
+        name, end = shard_name(shard), pc.max(pc.add(places["offset"], places["size"])).as_py() or 0
+        expected = end + -end % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE
+        size = size_within_folder(root / name)
+    except FileNotFoundError:
+        return f"{name} was missing"
+    except ValueError as error:
+        return f"{name} was damaged ({error})"
+    return "" if size == expected else f"{name} had {size:,} bytes, not {expected:,}"
 
 
 # --- many shards at once
 
 
-def write_shards(jobs: Iterable[ShardJob], num_workers: int, report: Report) -> None:
-    """Write all shards, in this process if there are no workers.
+def write_shards(jobs: Iterable[ShardJob], num_workers: int, report: Report) -> list[OSError]:
+    """Write all shards, in this process if there are no workers; return the passing errors that prevented some.
 
-    Raises UserError where processes do not start, or die without a video being the cause.
+    Raises OSError for other errors, and UserError where processes do not start, or die without a video being the cause.
     """
-    if not num_workers:
-        for job in jobs:
-            report(job, write_shard(job))
-        return
+    failures: list[OSError] = []
     waiting = deque(jobs)
-    while waiting:
-        for job in _run(write_shard, waiting, min(num_workers, len(waiting)), report):
-            if not shard_path(job.out, job.shard, VIDEOS).exists():
-                _write_alone(job, report)
+    while waiting and len(failures) < MOST_FAILURES:
+        if num_workers:
+            for job in _run(write_shard, waiting, min(num_workers, len(waiting)), report, failures):
+                if not shard_path(job.out, job.shard, VIDEOS).exists():
+                    _write_alone(job, report, failures)
+        else:
+            with _noting(failures):
+                report(waiting[0], write_shard(waiting.popleft()))
+    return failures
 
 
-def _write_alone(job: ShardJob, report: Report) -> None:
+def _write_alone(job: ShardJob, report: Report, failures: list[OSError]) -> None:
     """Find the videos that kill their process, and write the shard without them."""
     crashing: set[str] = set()
     to_try = deque(job._replace(rows=(row,)) for row in job.rows)
-    while to_try:
-        crashing.update(row.id for tried in _run(try_shard, to_try, 1, lambda *_: None) for row in tried.rows)
+    while to_try and len(failures) < MOST_FAILURES:
+        crashing.update(row.id for tried in _run(try_shard, to_try, 1, lambda *_: None, failures) for row in tried.rows)
     rows = (row._replace(reason="the decoder crashed") if row.id in crashing else row for row in job.rows)
-    if _run(write_shard, deque([job._replace(rows=tuple(rows))]), 1, report):
+    if _run(write_shard, deque([job._replace(rows=tuple(rows))]), 1, report, failures):
         raise UserError(
-            f"workers: a process was killed twice while writing shard {job.shard} of {job.out}, but by no single "
-            f"video; "
-            "the machine may be out of memory. Run the same command again with --workers 1, it resumes"
+            f"workers: a process was killed twice at shard {job.shard} of {job.out}, not by a single video; "
+            "is the memory full? Run the same command again with --workers 1, it resumes"
         )
 
 
-def _run(work: Callable[[ShardJob], int], jobs: deque[ShardJob], num_workers: int, report: Report) -> list[ShardJob]:
-    """Take jobs from the queue until it is empty; if a process dies, return those that were in progress."""
+def _run(
+    work: Callable[[ShardJob], int], jobs: deque[ShardJob], num_workers: int, report: Report, failures: list[OSError]
+) -> list[ShardJob]:
+    """Take jobs from the queue until it is empty or too many failed; if a process dies, return those in progress."""
     in_progress: dict[Future[int], ShardJob] = {}
     with _started_pool(num_workers) as executor:
         try:
-            while jobs or in_progress:
-                while jobs and len(in_progress) < num_workers:
+            while in_progress or (jobs and len(failures) < MOST_FAILURES):
+                while jobs and len(in_progress) < num_workers and len(failures) < MOST_FAILURES:
                     future = _submit(executor, work, jobs[0])
                     in_progress[future] = jobs.popleft()
                 done, _ = wait(in_progress, return_when=FIRST_COMPLETED)
                 for future in done:
-                    report(in_progress[future], future.result())
+                    with _noting(failures):
+                        report(in_progress[future], future.result())
                     del in_progress[future]
         except BrokenProcessPool:
             return list(in_progress.values())
     return []
+
+
+@contextmanager
+def _noting(failures: list[OSError]) -> Iterator[None]:
+    """Add a passing error to the failures; its shard stays pending."""
+    try:
+        yield
+    except OSError as error:
+        if not is_passing(error):
+            raise
+        failures.append(error)
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """The resumable job `prepare`: what is in a store, that interruptions cannot damage it, and its messages."""
 
+import errno
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import tarfile
 import time
 from functools import partial
 
+import av
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,8 +20,10 @@ import pytest
 import webdataset
 
 from cyclecontrast.config import PrepareConfig
+from cyclecontrast.data import decode, storage
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
+from cyclecontrast.data.store_format import FRAME_SCHEMA, read_videos, write_rows, write_videos
 from cyclecontrast.data.store_writer import member_name
 from cyclecontrast.errors import UserError, checked
 from tests import make_videos as make
@@ -322,12 +327,168 @@ def test_changed_settings_are_refused_one_by_one(videos, tmp_path):
     run(videos, out, workers=1)
 
 
-def test_a_damaged_store_is_named(videos, tmp_path):
-    """A table that is not Parquet is an error with its name."""
-    run(videos, tmp_path / "store")
-    (tmp_path / "store" / "videos.parquet").write_bytes(b"damaged")
+@pytest.mark.parametrize("harm", ["removed", "cut", "overwritten"])
+@pytest.mark.parametrize(
+    "name", ["shards/000002.tar", "shards/000002.frames.parquet", "shards/000002.videos.parquet", "frames", "videos"]
+)
+def test_a_damaged_store_is_rebuilt(many, whole, tmp_path, name, harm):
+    """A shard or table that is missing, cut or overwritten is written again, to the same bytes, and no other shard is."""
+    out = tmp_path / "store"
+    shutil.copytree(whole, out)
+    path = out / (name if "." in name else f"{name}.parquet")
+    data = path.read_bytes()
+    path.unlink()
+    if harm != "removed":
+        path.write_bytes(data[: len(data) // 2] if harm == "cut" else b"damaged")
+    others = {other: other.stat().st_mtime_ns for other in out.rglob("*.tar") if other.name != "000002.tar"}
+    summary = run(many, out)
+    assert files_of(out) == files_of(whole)
+    assert others == {other: other.stat().st_mtime_ns for other in others}
+    assert summary.num_new == 0
+    assert summary.line.endswith("1 damaged file rebuilt")
+    assert re.search(rf"\n  repaired {name}\S* (was|had)", str(summary))
+    assert run(many, out).line.startswith("nothing new")
+
+
+def test_a_store_without_any_table_is_rebuilt(many, whole, tmp_path):
+    """What is missing is found by whatever is still there, also in a part and after an interrupted repair."""
+    out = tmp_path / "store"
+    shutil.copytree(whole, out)
+    for path in (*out.glob("*.parquet"), out / "shards/000003.tar", out / "shards/000004.frames.parquet"):
+        path.unlink()
+    assert "the store is complete once the other parts have made 1 shard" in str(run(many, out, part="1/2"))
+    run(many, out)
+    assert files_of(out) == files_of(whole)
+
+
+def test_a_rebuilt_shard_takes_what_is_still_there(videos, tmp_path):
+    """A video of a damaged shard that is gone is listed as skipped, and taken when it is there again."""
+    out = tmp_path / "store"
+    run(videos, out)
+    (out / "shards/000000.tar").unlink()
+    (videos / "a/clip.mp4").rename(tmp_path / "clip.mp4")
+    assert "  skipped  a/clip.mp4: no such file" in str(run(videos, out))
+    (tmp_path / "clip.mp4").rename(videos / "a/clip.mp4")
+    assert run(videos, out).num_videos == 3
+
+
+# --- errors of the storage
+
+
+@pytest.fixture
+def fail(monkeypatch):
+    """Lets some reads of some files fail with an error of the system."""
+    monkeypatch.setattr(storage, "PAUSES", (0.0, 0.0))
+    pread, paths = os.pread, {}
+
+    def opened(path, *args, **kwargs):
+        handle = os_open(path, *args, **kwargs)
+        paths[handle] = str(path)
+        return handle
+
+    os_open = os.open
+
+    def begin(number, name, times=10**9, after=0):
+        left = [times]
+
+        def read(handle, size, position):
+            if name in paths.get(handle, "") and position >= after and left[0]:
+                left[0] -= 1
+                raise OSError(number, os.strerror(number))
+            return pread(handle, size, position)
+
+        monkeypatch.setattr(os, "open", opened)
+        monkeypatch.setattr(os, "pread", read)
+
+    return begin
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN])
+def test_a_passing_error_leaves_the_video_pending(many, whole, tmp_path, fail, number):
+    """It is not recorded as a property of the video: all others are prepared, and the same command adds it."""
+    out = tmp_path / "store"
+    fail(number, "5.mkv", after=200_000)
+    (problem,) = problems_of(videos=many, out=out)
+    assert f"{many}/5.mkv: {os.strerror(number).lower()}; tried 3 times in 0 s; " in problem
+    assert "run the same command again, it resumes" in problem
+    assert sorted(path.name for path in (out / "shards").glob("*.tar")) == [
+        f"00000{n}.tar" for n in (0, 1, 2, 3, 4, 6, 7)
+    ]
+    fail(number, "5.mkv", times=0)
+    assert run(many, out).num_videos == 8
+    assert files_of(out) == files_of(whole)
+
+
+def test_an_error_that_passes_in_time_changes_nothing(many, whole, tmp_path, fail):
+    """Reads that fail once or twice are repeated, with the same bytes in the end."""
+    fail(errno.EIO, ".mkv", times=2)
+    run(many, tmp_path / "store")
+    assert files_of(tmp_path / "store") == files_of(whole)
+
+
+def test_a_broken_disk_ends_the_work(many, tmp_path, fail):
+    """After three shards that fail, the remaining ones are not tried, each with all its pauses."""
+    fail(errno.EIO, ".mkv")
+    assert [problem.split(":")[0][-5:] for problem in problems_of(videos=many, out=tmp_path / "store")] == [
+        "0.mkv",
+        "1.mkv",
+        "2.mkv",
+    ]
+
+
+def test_folders_that_fail_are_not_taken_for_empty(videos, tmp_path, monkeypatch):
+    """An error of listing a folder, or of looking up a file, ends the command before anything is written."""
+    monkeypatch.setattr(storage, "PAUSES", (0.0,))
+    scandir = os.scandir
+
+    def failing(path):
+        if str(path).endswith("b"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
     (problem,) = problems_of(videos=videos, out=tmp_path / "store")
-    assert "videos.parquet is damaged" in problem
+    assert "cannot be read: Input/output error; tried 2 times" in problem
+    assert not (tmp_path / "store").exists()
+
+
+def test_lack_of_memory_is_not_a_property_of_a_video(videos, tmp_path, monkeypatch):
+    """Memory that is refused while decoding leaves the video pending; a video that asks for too much is skipped."""
+
+    def refused(*args):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode.Scaler, "rgb", refused)
+        assert "cannot allocate memory; free memory" in problems_of(videos=videos, out=tmp_path / "store")[0]
+    assert run(videos, tmp_path / "store").num_videos == 3
+    error = av.MemoryError(errno.ENOMEM, "Cannot allocate memory")
+    assert decode._reason(error) == "needs too much memory"
+    monkeypatch.setattr(decode, "is_memory_short", lambda: True)
+    with pytest.raises(MemoryError):
+        decode._reason(error)
+
+
+def test_what_was_skipped_for_a_passing_reason_is_tried_again(many, whole, tmp_path):
+    """Videos that an earlier version skipped or cut because the storage failed are prepared by the same command."""
+    out = tmp_path / "store"
+    shutil.copytree(whole, out)
+    rows = read_videos(out / "videos.parquet")
+    skipped = {"status": "skipped", "reason": "input/output error", "num_frames": 0}
+    cut = {"reason": "stopped at 1.0 s: stale file handle"}
+    for shard, change in ((1, skipped), (2, cut)):
+        (row,) = (row for row in rows if row.shard == shard and row.status == "ok")
+        rows[rows.index(row)] = row._replace(**change)
+        write_videos(out / f"shards/{shard:06}.videos.parquet", [row._replace(**change)])
+    write_videos(out / "videos.parquet", rows)
+    write_rows(out / "shards/000001.frames.parquet", [], FRAME_SCHEMA)
+    (out / "shards/000001.tar").write_bytes(bytes(1024))
+    summary = run(many, out)
+    assert (summary.num_videos, summary.num_new) == (8, 1)
+    assert summary.repaired == ("shards/000002.tar lacked a part of 2.mkv (stopped at 1.0 s: stale file handle)",)
+    assert (out / "shards/000008.tar").read_bytes() == (whole / "shards/000001.tar").read_bytes()
+    assert not [row for row in read_videos(out / "videos.parquet") if "handle" in row.reason or "error" in row.reason]
+    assert run(many, out).line.startswith("nothing new")
 
 
 def test_mistakes_are_found_before_anything_is_written(videos, tmp_path):
@@ -393,7 +554,7 @@ CRASHES = """
 import av, os, signal
 av_open = av.open
 def crashing_open(file, *args, **kwargs):
-    if "culprit" in str(file):
+    if "culprit" in file.name:
         os.kill(os.getpid(), signal.SIGSEGV)
     return av_open(file, *args, **kwargs)
 av.open = crashing_open
