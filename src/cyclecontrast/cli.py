@@ -32,14 +32,14 @@ from cyclecontrast.config import (
 )
 from cyclecontrast.config.pretrain import RENAMED
 from cyclecontrast.config.types import GROUPS, detail
-from cyclecontrast.errors import UserError, attempt, checked, did_you_mean
+from cyclecontrast.errors import PASSING, UserError, attempt, checked, did_you_mean, explained, system_error
 
 HELP = ("-h", "--help")
 MAX_CHOICES = 40
 """Maximum length of the list of choices that replaces the metavar; longer lists go into the help text."""
 ENVIRONMENT_ERRORS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, *PASSING),
+    *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
 }
 """System errors that are reported in one line, without a traceback."""
 
@@ -103,10 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # otherwise Python reports the broken pipe again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.errno not in ENVIRONMENT_ERRORS:
+    except Exception as error:
+        found = system_error(error)
+        if found is None or found.errno not in ENVIRONMENT_ERRORS:
             raise
-        print(f"error: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
+        print(f"error: {explained(found)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -25,6 +26,17 @@ REMEDIES = {
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ETIMEDOUT), "check the storage"),
 }
 """What to do about an error of the system, by its number."""
+SHM_REMEDIES = {
+    errno.ENOSPC: "use fewer --workers, or give the container more shared memory (docker run --shm-size=1g)",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.ENOENT), "use --workers 0, or make it writable"),
+}
+"""What to do about /dev/shm, by which processes exchange data."""
+SIGNS = {
+    **{"open files": errno.EMFILE, "ancdata": errno.EMFILE, "new thread": errno.EAGAIN},
+    **{"No space left": errno.ENOSPC, "Read-only file": errno.EROFS, "File too large": errno.EFBIG},
+    **dict.fromkeys(("failed to map segment", "allocate memory", "bad_alloc", "bad allocation"), errno.ENOMEM),
+}
+"""Errors of the system by the words in the exceptions of libraries that hide them."""
 PASSING = frozenset(
     {
         *(errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN),
@@ -64,10 +76,31 @@ def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
         return None
 
 
+def system_error(error: BaseException) -> OSError | None:
+    """Return the error of the system that an exception is, or hides in its text; None for other exceptions."""
+    if isinstance(error, OSError) and error.errno:
+        return error
+    words = (number for words, number in SIGNS.items() if words in str(error))
+    number = errno.ENOMEM if isinstance(error, MemoryError) else next(words, 0)
+    if number:
+        return OSError(number, os.strerror(number), "memory" if number == errno.ENOMEM else None)
+    return system_error(error.__cause__) if isinstance(error, ImportError) and error.__cause__ else None
+
+
 def explained(error: OSError, place: object = "the output", remedy: str = "") -> str:
     """Return one line about an error of the system: the file, or the place, what happened, and what to do."""
     remedy = REMEDIES.get(error.errno or 0, remedy)
     return f"{error.filename or place}: {(error.strerror or str(error)).lower()}{f'; {remedy}' if remedy else ''}"
+
+
+def why_no_workers(error: Exception) -> str:
+    """Return why processes cannot be started or exchange data, and what to do."""
+    found = system_error(error)
+    if found is None:
+        return str(error).partition("\n")[0]
+    if remedy := SHM_REMEDIES.get(found.errno or 0):
+        return f"/dev/shm: {os.strerror(found.errno or 0).lower()}; {remedy}"
+    return explained(found).partition(": ")[2]
 
 
 def out_of_memory(error: BaseException) -> str:

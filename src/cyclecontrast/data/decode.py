@@ -15,7 +15,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from cyclecontrast.data.images import Pixels, size_problem
-from cyclecontrast.data.storage import PatientFile, is_memory_short, is_passing, short_reason
+from cyclecontrast.data.storage import PatientFile, check_memory, is_passing, short_reason
 
 # Only containers that contain their own frames: a playlist renamed to .mp4 must not open other files or URLs.
 DEMUXERS = (
@@ -135,7 +135,7 @@ def _open_container(file: PatientFile) -> Any:
 
 def _reason(error: Exception) -> str:
     """Return why FFmpeg or the system cannot read a file, in a few words."""
-    _check_memory(error)
+    check_memory(error)
     match error:
         case av.InvalidDataError() | EOFError():
             return "invalid data"
@@ -148,12 +148,6 @@ def _reason(error: Exception) -> str:
         case av.PatchWelcomeError():
             return "not supported by FFmpeg"
     return short_reason(error)
-
-
-def _check_memory(error: Exception) -> None:
-    """Raise MemoryError if FFmpeg fails for lack of memory, not because of what a file asks for."""
-    if isinstance(error, MemoryError) and is_memory_short():
-        raise MemoryError(str(error)) from error
 
 
 class OpenVideo:
@@ -293,7 +287,7 @@ class OpenVideo:
             try:
                 frames = self._stream.decode(packet)
             except av.FFmpegError as error:
-                _check_memory(error)
+                check_memory(error)
                 if isinstance(error, av.ArgumentError) and self.width == 0:
                     raise VideoError(f"invalid data or frames of more than {self._max_pixels:,} pixels") from error
                 damaged, first = damaged + 1, first if damaged else self._end

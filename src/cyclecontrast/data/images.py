@@ -15,7 +15,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from cyclecontrast.data.storage import read_regular, reason
+from cyclecontrast.data.storage import check_memory, read_file, reason
 from cyclecontrast.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -46,9 +46,9 @@ REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.
 def load_image(path: Path) -> Pixels:
     """Return the image of a file, RGB (height, width, 3); raises UserError naming the file."""
     try:
-        return decode_image(read_regular(path, MOST_BYTES))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: {reason(error)}; fix or remove it") from error
+        return decode_image(read_file(path, MOST_BYTES))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; fix or remove it") from error
 
 
 def decode_image(data: bytes, min_side: int | None = None) -> Pixels:
@@ -65,6 +65,7 @@ def decode_image(data: bytes, min_side: int | None = None) -> Pixels:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     except cv2.error as error:
+        check_memory(error)
         raise ValueError(f"the image does not decode ({error.err})") from error
     if image is None:
         raise ValueError("the image does not decode")
@@ -126,9 +127,14 @@ def read_mask(path: Path) -> Indices:
 
 def _load_stored(path: Path) -> ImageFile:
     try:
-        image = open_image(read_regular(path, MOST_BYTES))
+        data = read_file(path, MOST_BYTES)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; fix or remove it") from error
+    try:
+        image = open_image(data)
         image.load()
     except Exception as error:  # damaged files raise anything
+        check_memory(error)
         raise UserError(f"{path}: {reason(error)}; fix or remove it") from error
     return image
 

@@ -15,6 +15,8 @@ from cyclecontrast.errors import PASSING, UserError, attempt
 T = TypeVar("T")
 PAUSES = (0.1, 0.4, 1.6, 6.4, 25.6)
 """Seconds between the attempts to read."""
+NO_MEMORY = -4
+"""The code of OpenCV's errors for lack of memory."""
 ENOUGH_MEMORY = 2**30
 """Where this much memory can be had, a video that asks for more than there is does so by its own fault."""
 
@@ -139,6 +141,25 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
         return file.read(about.st_size)
 
 
+def read_file(path: Path, most_bytes: int) -> bytes:
+    """Return the content of a regular file, read with retries.
+
+    Raises OSError if the storage fails, and ValueError, with the reason, if only this file cannot be read.
+    """
+    try:
+        return retried(lambda: read_regular(path, most_bytes))
+    except OSError as error:
+        if is_passing(error):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise ValueError(reason(error)) from error
+
+
+def check_memory(error: Exception) -> None:
+    """Raise MemoryError if a decoder fails for lack of memory, not because of what a file asks for."""
+    if (isinstance(error, MemoryError) or getattr(error, "code", 0) == NO_MEMORY) and is_memory_short():
+        raise MemoryError(str(error)) from error
+
+
 def size_within_folder(path: Path) -> int:
     """Return the size of a file that must lie in its folder, in bytes; raises OSError.
 
@@ -188,7 +209,7 @@ def short_reason(error: Exception) -> str:
 def read_text(path: Path, errors: str = "strict") -> str:
     """Return the text of a file; `errors` is how bytes that are not UTF-8 are decoded. Raises UserError."""
     try:
-        return read_regular(path, MAX_TEXT_BYTES).decode("utf-8-sig", errors)
+        return retried(lambda: read_regular(path, MAX_TEXT_BYTES)).decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     except (OSError, ValueError) as error:

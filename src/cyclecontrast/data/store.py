@@ -34,13 +34,11 @@ from cyclecontrast.config.types import is_url
 from cyclecontrast.data.image_folders import ImageFiles, open_image_folder, text_pieces
 from cyclecontrast.data.images import MOST_BYTES, Pixels, decode_image
 from cyclecontrast.data.remote import RemoteFiles
-from cyclecontrast.data.storage import reason, size_within_folder
+from cyclecontrast.data.storage import is_passing, reason, retried, size_within_folder
 from cyclecontrast.data.store_format import FRAME_SCHEMA, FRAMES, STORE, STORE_VERSION, read_settings, shard_name
 from cyclecontrast.data.tables import read_about, read_batches
 from cyclecontrast.errors import UserError
 
-PAUSES = (0.1, 0.4, 1.6, 6.4, 25.6)
-"""Seconds between the attempts to read."""
 MOST_HANDLES = 256
 NUMBERS_PER_PIECE = 4_096
 MOST_PROBLEMS = 10
@@ -102,7 +100,7 @@ class LocalFiles:
             self.handles[name] = os.open(self.root / name, os.O_RDONLY)
         data = os.pread(self.handles[name], size, start)
         if len(data) != size:
-            raise OSError(errno.EIO, "is shorter than frames.parquet says", str(self.root / name))
+            raise OSError(errno.ENODATA, "is shorter than frames.parquet says", str(self.root / name))
         return data
 
     def fetched(self, *names: str) -> AbstractContextManager[Path]:
@@ -216,25 +214,23 @@ class FrameStore:
         Raises ValueError as `read` does, and UserError where the storage still fails after the last pause. A read that
         hangs is not interrupted.
         """
-        for pause in PAUSES:
-            try:
-                return self.read(video, index)
-            except OSError:
-                self.source.reopen()
-                sleep(pause)
         try:
-            return self.read(video, index)
+            return retried(lambda: self.read(video, index), self.source.reopen, sleep, lambda error: True)
         except OSError as error:
             place = error.filename or self.source.file_of(self._frame(video, index))
-            tried = f"tried {len(PAUSES) + 1} times in {sum(PAUSES):.0f} s"
-            raise UserError(f"{place}: cannot be read ({reason(error)}; {tried}); check the storage") from error
+            raise UserError(f"{place}: cannot be read ({reason(error)}); check the storage") from error
 
     def image(self, video: int, index: int) -> Pixels:
-        """Return the decoded frame, RGB (height, width, 3); raises UserError naming the frame."""
+        """Return the decoded frame, RGB (height, width, 3); raises UserError naming the frame.
+
+        Raises OSError where the storage fails.
+        """
         try:
-            return decode_image(self.read(video, index))
+            return decode_image(retried(lambda: self.read(video, index), self.source.reopen))
         except (ValueError, OSError) as error:
-            place = getattr(error, "filename", None) or self.root
+            place = getattr(error, "filename", None) or self.source.file_of(self._frame(video, index))
+            if isinstance(error, OSError) and is_passing(error):
+                raise OSError(error.errno, error.strerror, str(place)) from error
             raise UserError(f"{place}: frame {index} of {self.video_id(video)}: {reason(error)}") from error
 
     def time(self, video: int, index: int) -> float:

@@ -40,7 +40,7 @@ from cyclecontrast.data.store_format import (
     write_videos,
 )
 from cyclecontrast.data.tables import read_table
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, why_no_workers
 from cyclecontrast.files import replacing
 
 ROWS_PER_GROUP = 1_000_000
@@ -235,8 +235,11 @@ def _noting(failures: list[OSError]) -> Iterator[None]:
 def _started_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     """Start processes that end at once when the block is left or this process is killed."""
     context = multiprocessing.get_context("spawn")
-    lifeline_end, lifeline = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(num_workers, context, _start_worker, (lifeline_end,))
+    try:
+        lifeline_end, lifeline = context.Pipe(duplex=False)
+        executor = ProcessPoolExecutor(num_workers, context, _start_worker, (lifeline_end,))
+    except OSError as error:
+        raise UserError(f"workers: processes cannot be started: {why_no_workers(error)}") from error
     with lifeline_end:
         try:
             try:
@@ -244,8 +247,11 @@ def _started_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
             except BrokenProcessPool:
                 raise UserError(
                     "workers: processes cannot be started; in a script, call prepare below "
-                    '`if __name__ == "__main__":`, or set workers to 0'
+                    '`if __name__ == "__main__":`; else raise the limits on processes and memory (ulimit -u, -v), or '
+                    "set workers to 0"
                 ) from None
+            except (OSError, RuntimeError) as error:
+                raise UserError(f"workers: processes cannot be started: {why_no_workers(error)}") from error
             yield executor
         finally:
             lifeline.close()
@@ -266,7 +272,10 @@ def _submit(executor: ProcessPoolExecutor, work: Callable[..., int], *args: Shar
 def _start_worker(lifeline: Connection) -> None:
     """Initialize a worker process, which ends when the parent closes the lifeline or dies."""
     cv2.setNumThreads(1)
-    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    try:
+        threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    except RuntimeError:  # too many threads; the parent says what to do
+        os._exit(1)
 
 
 def _end_with(lifeline: Connection) -> None:

@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from cyclecontrast.data.images import Pixels, resize_short_side
-from cyclecontrast.data.loader import CHECK_SECONDS, HANG_SECONDS, begin_worker, received
+from cyclecontrast.data.loader import HANG_SECONDS, loaded
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, explained, system_error
 from cyclecontrast.evaluation.metrics import Integers
 
 CROP_MARGIN = 8 / 7
@@ -80,18 +80,20 @@ class CenterCrop:
 
 
 @dataclass(frozen=True)
-class _Cropped(Dataset[tuple[int, Pixels | str]]):
+class _Cropped(Dataset[tuple[int, Pixels | str | UserError]]):
     """Dataset of (position, pixels), or (position, error message) for an unreadable image."""
 
     images: Images
     crop: Crop | None
 
-    def __getitem__(self, position: int) -> tuple[int, Pixels | str]:
+    def __getitem__(self, position: int) -> tuple[int, Pixels | str | UserError]:
         try:
             image = self.images.image(position)
             return position, image if self.crop is None else self.crop(image, position)
         except UserError as error:
             return position, str(error)
+        except (OSError, MemoryError) as error:  # not a property of the image
+            return position, UserError(explained(system_error(error) or OSError(str(error))))
 
 
 def load_image_batches(
@@ -99,21 +101,16 @@ def load_image_batches(
 ) -> Iterator[ImageBatch]:
     """Yield the batches of these positions in order, with a progress bar in a terminal."""
     workers = max(0, min(workers, len(batches) - 1))
-    loader = DataLoader(
-        _Cropped(images, crop),
-        batch_sampler=batches,  # type: ignore[arg-type]
-        collate_fn=_collate,
-        num_workers=workers,
-        worker_init_fn=begin_worker,
-        timeout=CHECK_SECONDS if workers > 0 else 0,
-        pin_memory=torch.cuda.is_available(),
-    )
-    batches_read = received(iter(loader), "the images", HANG_SECONDS + max(map(len, batches), default=0))
+    seconds = HANG_SECONDS + max(map(len, batches), default=0)
+    cropped, pin_memory = _Cropped(images, crop), torch.cuda.is_available()
+    batches_read = loaded(cropped, batches, _collate, workers, "the images", seconds, pin_memory)
     yield from with_progress(batches_read, title, len(batches))
 
 
-def _collate(items: list[tuple[int, Pixels | str]]) -> ImageBatch:
-    readable = [(position, pixels) for position, pixels in items if not isinstance(pixels, str)]
+def _collate(items: list[tuple[int, Pixels | str | UserError]]) -> ImageBatch | UserError:
+    if failure := next((pixels for _, pixels in items if isinstance(pixels, UserError)), None):
+        return failure
+    readable = [(position, pixels) for position, pixels in items if isinstance(pixels, np.ndarray)]
     problems = tuple(problem for _, problem in items if isinstance(problem, str))
     if not readable:
         return ImageBatch(torch.empty(0, dtype=torch.int64), torch.empty(0, 3, 1, 1, dtype=torch.uint8), problems)

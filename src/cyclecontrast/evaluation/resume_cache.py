@@ -1,6 +1,7 @@
 """A cache on disk of the finished parts of an evaluation, with which an interrupted evaluation resumes."""
 
 import contextlib
+import io
 import re
 import shutil
 import zipfile
@@ -63,8 +64,10 @@ class ResumeCache:
 
     def save_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Store the state of a training: tensors, numbers, strings, and lists and dicts of them."""
+        buffer = io.BytesIO()  # writing to a file, PyTorch would hide that the disk is full
+        torch.save(dict(state), buffer)
         with replacing(self._path(name, STATE)) as aside:
-            torch.save(dict(state), aside)
+            aside.write_bytes(buffer.getbuffer())
 
     def load_state(self, name: str) -> dict[str, Any] | None:
         """Return the state stored under this name, None where there is none."""

@@ -136,8 +136,10 @@ def _write_safetensors(backbone: Backbone, path: Path, _: str) -> None:
 
 
 def _write_state_dict(backbone: Backbone, path: Path, _: str) -> None:
+    buffer = io.BytesIO()  # writing to a file, PyTorch would hide that the disk is full
+    torch.save(weights_of(backbone), buffer)
     with replacing(path) as part:
-        torch.save(weights_of(backbone), part)
+        part.write_bytes(buffer.getbuffer())
 
 
 def _in_timm(backbone: Backbone) -> bool:

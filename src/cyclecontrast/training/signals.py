@@ -54,15 +54,6 @@ def stop_signals() -> Iterator[Stop]:
         signal.signal(signal.SIGCHLD, before[signal.SIGCHLD])
 
 
-def ignore_worker_deaths() -> None:
-    """Remove PyTorch's SIGCHLD handler, which raises within a step if a worker dies.
-
-    Loading the next batch reports it.
-    """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
 def end_by_signal(number: int, message: str) -> NoReturn:
     """Raise KeyboardInterrupt for SIGINT, otherwise exit with the conventional code 128 + number."""
     if number == signal.SIGINT:

@@ -25,7 +25,7 @@ from cyclecontrast.training.loggers import Loggers
 from cyclecontrast.training.monitor import Monitor
 from cyclecontrast.training.progress import Clock, Row, progress_bar
 from cyclecontrast.training.read_errors import ReadErrors
-from cyclecontrast.training.signals import NAMES, Stop, end_by_signal, ignore_worker_deaths
+from cyclecontrast.training.signals import NAMES, Stop, end_by_signal
 
 LARGEST_WEIGHT = 1e6
 """If a weight is larger, training has diverged, even if the loss is finite."""
@@ -61,7 +61,6 @@ class Trainer:
         workers, pin_memory = pick_workers(config.workers, self.device), self.device.type == "cuda"
         loaded = contextlib.closing(load_batches(dataset, sampler, workers, pin_memory))  # closing it ends the workers
         with loaded as batches, progress_bar(self.num_steps, start, shown=is_first) as advance:
-            ignore_worker_deaths()
             for step, batch in self._agreed(clock.timed(batches), start, read_errors, stop):
                 done, last = step + 1, step + 1 == self.num_steps
                 is_logged = last or done % config.log_every == 0 or monitor.is_due(done)

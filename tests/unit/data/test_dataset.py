@@ -17,7 +17,8 @@ from cyclecontrast.data.augment import RECIPES
 from cyclecontrast.data.dataset import ReadError, ViewDataset, collate, no_further_frames
 from cyclecontrast.data.images import decode_image
 from cyclecontrast.data.random_streams import shuffled
-from cyclecontrast.data.store import PAUSES, FrameStore
+from cyclecontrast.data.storage import PAUSES
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import shard_path
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods import METHODS

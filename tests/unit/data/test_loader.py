@@ -120,6 +120,9 @@ class Acting:
         self.act(frame)
         return self.source.read(frame)
 
+    def reopen(self):
+        """Do nothing."""
+
 
 def acting(dataset, act):
     """Return a dataset whose source acts before each read."""

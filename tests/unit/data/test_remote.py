@@ -21,8 +21,7 @@ import torch
 import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import EmbedConfig, PrepareConfig, PretrainConfig
-from cyclecontrast.data import remote
-from cyclecontrast.data import store as store_module
+from cyclecontrast.data import remote, storage
 from cyclecontrast.data.augment import RECIPES
 from cyclecontrast.data.dataset import ViewDataset
 from cyclecontrast.data.loader import StepSampler, load_batches
@@ -223,7 +222,7 @@ def test_a_training_is_the_same_to_the_bit(near, server, tmp_path, monkeypatch, 
 
     No read is tried twice: a file system that was opened before a fork would fail once in each worker.
     """
-    monkeypatch.setattr(store_module, "PAUSES", ())
+    monkeypatch.setattr(storage, "PAUSES", ())
     far = run(server.url, tmp_path / "far", workers=workers).folder
     assert (far / "backbone.safetensors").read_bytes() == (near / "backbone.safetensors").read_bytes()
     assert f'data = "{server.url}"' in (far / "config.toml").read_text()
@@ -233,7 +232,7 @@ def test_a_training_is_the_same_to_the_bit(near, server, tmp_path, monkeypatch, 
 
 def test_processes_do_not_share_connections(folder, server, monkeypatch):
     """What opened a store before its workers were forked reads on beside and after them, and nothing fails once."""
-    monkeypatch.setattr(store_module, "PAUSES", ())
+    monkeypatch.setattr(storage, "PAUSES", ())
     near, far = FrameStore.open(folder / "store"), FrameStore.open(server.url)
     far.read(0, 0)
     sampler = StepSampler(range(4), 6)
@@ -248,7 +247,7 @@ def test_processes_do_not_share_connections(folder, server, monkeypatch):
 
 def test_a_training_resumes_from_the_url(near, server, tmp_path, monkeypatch):
     """A server that fails ends it in a line with a checkpoint; resumed once it is back, it ends the same to the bit."""
-    monkeypatch.setattr(store_module, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(storage, "PAUSES", (0.0, 0.0))
     out = tmp_path / "run"
 
     def fault(_):
@@ -301,7 +300,7 @@ def test_a_frame_that_cannot_be_read_is_tried_again(server, monkeypatch, fault):
     why = rf"{FAULTS[fault]}; tried 6 times in 34 s"
     wanted = rf"{server.url}/shards/000004\.tar: cannot be read \({why}\); check the storage"
     assert re.fullmatch(wanted, line)
-    assert slept == list(store_module.PAUSES)
+    assert slept == list(storage.PAUSES)
 
     def mend(_):
         server.fault = None

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from cyclecontrast.data.store import PAUSES, FrameStore
+from cyclecontrast.data.storage import PAUSES
+from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import FRAME_SCHEMA, FRAMES, shard_path, write_rows, write_settings
 from cyclecontrast.errors import UserError
 

@@ -192,7 +192,7 @@ def test_a_training_with_too_many_unreadable_frames_stops(tmp_path):
 
 def test_a_store_that_is_lost_costs_no_step(tmp_path, monkeypatch):
     """A shard that vanishes ends a training after the step before, from which it resumes to the same end."""
-    monkeypatch.setattr("cyclecontrast.data.store.PAUSES", (0.0,))
+    monkeypatch.setattr("cyclecontrast.data.storage.PAUSES", (0.0,))
     data = write_store(tmp_path / "store")
     run(data, tmp_path / "whole")
     shard, kept = shard_path(data, 1), shard_path(data, 1).read_bytes()
