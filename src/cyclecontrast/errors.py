@@ -28,7 +28,7 @@ REMEDIES = {
 """What to do about an error of the system, by its number."""
 SHM_REMEDIES = {
     errno.ENOSPC: "use fewer --workers, or give the container more shared memory (docker run --shm-size=1g)",
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.ENOENT), "use --workers 0, or make it writable"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.ENOENT), "make it writable"),
 }
 """What to do about /dev/shm, by which processes exchange data."""
 SIGNS = {

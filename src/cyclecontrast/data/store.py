@@ -37,7 +37,7 @@ from cyclecontrast.data.remote import RemoteFiles
 from cyclecontrast.data.storage import is_passing, reason, retried, size_within_folder
 from cyclecontrast.data.store_format import FRAME_SCHEMA, FRAMES, STORE, STORE_VERSION, read_settings, shard_name
 from cyclecontrast.data.tables import read_about, read_batches
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, why_no_workers
 
 MOST_HANDLES = 256
 NUMBERS_PER_PIECE = 4_096
@@ -64,7 +64,10 @@ class SharedArrays:
         """Copy one-dimensional arrays into shared memory."""
         memory: dict[str, tuple[str, Any]] = {}
         for name, array in arrays.items():
-            memory[name] = array.dtype.str, RawArray(ctypes.c_byte, array.nbytes)
+            try:
+                memory[name] = array.dtype.str, RawArray(ctypes.c_byte, array.nbytes)
+            except OSError as error:
+                raise UserError(f"memory that processes share cannot be had: {why_no_workers(error)}") from error
             np.frombuffer(memory[name][1], array.dtype)[:] = array
         return SharedArrays(memory)
 

@@ -24,6 +24,7 @@ from cyclecontrast.distributed import World, first_process_first
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.files import check_new_run
 from cyclecontrast.loss import KeyQueue
+from cyclecontrast.loss.attention import BLOCK
 from cyclecontrast.methods import METHODS, Method, MomentumMethod
 from cyclecontrast.models.backbone import Backbone, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
@@ -337,7 +338,7 @@ def least_memory(config: PretrainConfig, method: Method, processes: int) -> list
         (4 * (3 * learned + momentum), "weights", "projector_dim or take a smaller backbone"),
         (4 * 2 * keys * config.projector_dim, "queues", "queue_size, cycle_queue_size or projector_dim"),
         (pixels, "views", "batch_size or image_size"),
-        (4 * queries * keys, "similarities", "batch_size, queue_size or cycle_queue_size"),
+        (4 * min(queries * keys, max(queries, BLOCK)), "similarities", "batch_size, queue_size or cycle_queue_size"),
     ]
 
 

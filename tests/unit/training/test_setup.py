@@ -14,6 +14,7 @@ from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.distributed import World
 from cyclecontrast.errors import UserError, checked
+from cyclecontrast.loss.attention import log_sum_exp
 from cyclecontrast.training import setup
 from cyclecontrast.training.auto_settings import Machine
 from cyclecontrast.training.health import health_views
@@ -270,6 +271,19 @@ def test_the_least_memory_is_the_sum_of_its_parts():
     assert queues[0] == 2 * 160 * 5 * 4
     assert views[0] == 3 * 16 * 16 * (2 * 2 + 4 * 2)  # two views as bytes, one of them at a time as numbers
     assert similarities[0] == 2 * 160 * 4
+
+
+@pytest.mark.parametrize("method", ["cycle", "intra-video"])
+def test_similarities_are_counted_in_blocks(method):
+    """At the release's sizes no more is counted than the losses, which work in blocks, allocate at once."""
+    config = checked(PretrainConfig, {"data": "d", "out": "o", "preset": "release", "method": method})
+    similarities = least_memory(config, method_without_memory(config, None), processes=1)[3][0]
+    query = torch.randn(256, 16, requires_grad=True)
+    keys = torch.randn(65536, 16)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        log_sum_exp(query, keys, 0.07).sum().backward()
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert similarities <= largest < 4 * 256 * 65536 / 2
 
 
 def test_free_memory_is_that_of_the_machine():
