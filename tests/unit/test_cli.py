@@ -257,7 +257,17 @@ def raising(error):
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (KeyboardInterrupt("repeat it"), 130, "repeat it\n"),
         (UserError("one", "two"), 2, "error: one\nerror: two\n"),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.npz"), 2, "error: a.npz: No space left on device\n"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.npz"),
+            2,
+            "error: a.npz: no space left on device; free space, or name a folder on another disk\n",
+        ),
+        (
+            OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "a"),
+            2,
+            "error: a: resource temporarily unavailable; raise the limit on processes and threads (ulimit -u), "
+            "or use fewer --workers\n",
+        ),
     ],
 )
 def test_errors_end_in_lines(monkeypatch, error, code, message):

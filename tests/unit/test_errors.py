@@ -1,5 +1,7 @@
 """What users read: every mistake at once, one line each."""
 
+import errno
+import os
 import pickle
 from typing import Literal
 
@@ -7,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cyclecontrast.config import PrepareConfig
-from cyclecontrast.errors import UserError, attempt, checked, did_you_mean
+from cyclecontrast.errors import UserError, attempt, checked, did_you_mean, explained, system_error, why_no_workers
 
 
 class Options(BaseModel):
@@ -97,3 +99,52 @@ def test_attempt_collects_problems():
     assert attempt(fail, problems) is None
     assert attempt(lambda: 7, problems) == 7
     assert problems == ["zero", "one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.EFBIG, os.strerror(errno.EFBIG), "a"),
+            "a: file too large; raise the limit on the size of files",
+        ),
+        (OSError(errno.EEXIST, os.strerror(errno.EEXIST), "a"), "a: file exists"),
+        (MemoryError(), "memory: cannot allocate memory; free memory or raise its limit"),
+        (ImportError("libtorch.so: failed to map segment from shared object"), "memory: cannot allocate memory; "),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory: cannot allocate memory; "),
+        (
+            RuntimeError("can't start new thread"),
+            "the output: resource temporarily unavailable; raise the limit on proc",
+        ),
+    ],
+)
+def test_errors_of_the_system_say_what_to_do(error, line):
+    """Limits on memory, processes and files are recognized, also where a library hides them in its own error."""
+    assert explained(system_error(error)).startswith(line)
+
+
+def test_other_errors_are_not_those_of_the_system():
+    """A bug is not taken for a limit of the system."""
+    for error in (RuntimeError("shapes do not match"), ImportError("No module named x"), OSError("truncated image")):
+        assert system_error(error) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "too many open files; raise the limit on open files"),
+        (
+            BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)),
+            "resource temporarily unavailable; raise the limit on",
+        ),
+        (RuntimeError("received 0 items of ancdata"), "too many open files; raise the limit on open files"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), "/dev/shm: read-only file system; make it writable"),
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"),
+            "/dev/shm: no space left on device; use fewer --workers, or give the container more shared memory",
+        ),
+    ],
+)
+def test_why_processes_do_not_start_is_said(error, line):
+    """Full or read-only shared memory and limits on files and processes are named, with the remedy."""
+    assert why_no_workers(error).startswith(line)

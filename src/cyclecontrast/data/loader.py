@@ -195,7 +195,7 @@ def _next(batches: Iterator[T], workers: Sequence[BaseProcess], source: object, 
                 raise
             raise UserError(f"the data loading processes cannot pass on a batch: {why_no_workers(error)}") from error
     _kill(workers)
-    raise UserError(f"{source}: gave no data for {max_seconds:.0f} s: its storage hangs or is too slow; check it")
+    raise UserError(f"{source}: no data for {max_seconds:.0f} s; the storage hangs or is too slow")
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:

@@ -194,8 +194,8 @@ def _write_alone(job: ShardJob, report: Report, failures: list[OSError]) -> None
     rows = (row._replace(reason="the decoder crashed") if row.id in crashing else row for row in job.rows)
     if _run(write_shard, deque([job._replace(rows=tuple(rows))]), 1, report, failures):
         raise UserError(
-            f"workers: a process was killed twice at shard {job.shard} of {job.out}, not by a single video; "
-            "is the memory full? Run the same command again with --workers 1, it resumes"
+            f"workers: a process was killed twice while writing shard {job.shard} of {job.out}, but by no single "
+            "video; the machine may be out of memory. Run the same command again with --workers 1, it resumes"
         )
 
 

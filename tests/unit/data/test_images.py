@@ -1,14 +1,18 @@
 """Image files: every format decodes to upright RGB, broken bytes are an error, and resizing averages."""
 
+import errno
 import io
 import math
+import os
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from cyclecontrast.data.images import decode_image, resize_short_side
+from cyclecontrast.data import storage
+from cyclecontrast.data.images import decode_image, load_image, read_image, read_mask, resize_short_side
+from cyclecontrast.errors import UserError
 
 
 def encoded(image, kind, **options):
@@ -110,3 +114,26 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path, side, times
     assert np.abs(part.astype(int) - whole).mean() < 2
     data = write_smooth(tmp_path / "large.png", 481, 643)
     assert np.array_equal(decode_image(data, side), decode_image(data))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENOMEM])
+@pytest.mark.parametrize("read", [load_image, read_image, read_mask])
+def test_a_failing_storage_is_not_an_unreadable_image(tmp_path, monkeypatch, read, number):
+    """Errors that may pass are retried, then raised with the file's name; a missing file is a property of the file."""
+    monkeypatch.setattr(storage, "PAUSES", (0.0,))
+    path = tmp_path / "a.png"
+    Image.new("L", (4, 4)).save(path)
+    tried = []
+
+    def failing(name, *args):
+        tried.append(name)
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing)
+        with pytest.raises(OSError, match="tried 2 times in 0 s") as caught:
+            read(path)
+    assert (caught.value.filename, len(tried)) == (str(path), 2)
+    path.unlink()
+    with pytest.raises(UserError, match="No such file or directory; fix or remove it"):
+        read(path)

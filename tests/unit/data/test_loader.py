@@ -1,5 +1,6 @@
 """The data loader: the same batches with any workers, start and processes, and workers that end in one line."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -129,8 +130,9 @@ def acting(dataset, act):
     return replace(dataset, store=replace(dataset.store, source=Acting(dataset.store.source, act)))
 
 
-def test_a_killed_worker_is_one_line(dataset):
+def test_a_killed_worker_is_one_line(dataset, monkeypatch):
     """When the system kills a worker, as for lack of memory, the line says so and what to do."""
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.2)
     parent = os.getpid()
 
     def killed(frame):
@@ -139,6 +141,66 @@ def test_a_killed_worker_is_one_line(dataset):
 
     with pytest.raises(UserError, match=r"a data loading process has died .*use fewer --workers") as caught:
         list(batches_of(acting(dataset, killed), range(8), workers=1))
+    one_line(caught)
+
+
+def test_a_worker_that_dies_early_is_reported_by_the_next_batch(dataset, monkeypatch):
+    """Its death does not raise an exception amid the work between two batches, as PyTorch's signal handler does."""
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.2)
+    batches = batches_of(dataset, range(8), workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    with pytest.raises(UserError, match="a data loading process has died"):
+        list(batches)
+
+
+def test_workers_that_cannot_start_are_one_line(dataset, monkeypatch):
+    """Where the system refuses a second process, the first is ended, and the command does not wait for it for ever."""
+    fork, started = os.fork, []
+
+    def refusing():
+        if started:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(fork())
+        return started[0]
+
+    monkeypatch.setattr(os, "fork", refusing)
+    with pytest.raises(
+        UserError, match=r"workers: processes cannot be started: resource temporarily .* \(ulimit -u\)"
+    ) as caught:
+        batches_of(dataset, range(2), workers=2)
+    one_line(caught)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the number of open files at the start is that of Linux")
+def test_too_few_files_end_a_program_in_one_line(dataset):
+    """With a limit on open files that allows one worker, the program ends at once, without other output."""
+    program = PROGRAM + (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + 8,) * 2)\n"
+        "try: list(load_batches(dataset, StepSampler(range(99), 4), 2))\n"
+        "except module.UserError as error: sys.exit(str(error))"
+    )
+    words = [sys.executable, "-c", program, dataset.store.root]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr.startswith("workers: processes cannot be started: too many open files; raise the limit")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_batch_that_cannot_be_shared_is_one_line(dataset, monkeypatch):
+    """Where /dev/shm is full, a worker says so at once; PyTorch would lose the batch, and the parent wait for it."""
+
+    def full(batch):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(module, "_share", full)
+    with pytest.raises(
+        UserError, match=r"cannot pass on a batch: /dev/shm: no space .* \(docker run --shm-size=1g\)"
+    ) as caught:
+        list(batches_of(dataset, range(2), workers=1))
     one_line(caught)
 
 
@@ -189,7 +251,7 @@ def test_workers_ignore_signals_to_their_group(dataset, number):
 
 
 PROGRAM = """
-import multiprocessing, sys, threading, time
+import multiprocessing, os, sys, threading, time
 from cyclecontrast.data import dataset as module
 from cyclecontrast.data.augment import RECIPES
 from cyclecontrast.data.loader import StepSampler, load_batches

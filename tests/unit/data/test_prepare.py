@@ -332,7 +332,7 @@ def test_changed_settings_are_refused_one_by_one(videos, tmp_path):
     "name", ["shards/000002.tar", "shards/000002.frames.parquet", "shards/000002.videos.parquet", "frames", "videos"]
 )
 def test_a_damaged_store_is_rebuilt(many, whole, tmp_path, name, harm):
-    """A shard or table that is missing, cut or overwritten is written again, to the same bytes, and no other shard is."""
+    """A shard or table that is missing, cut or overwritten is written again, to the same bytes; others are not."""
     out = tmp_path / "store"
     shutil.copytree(whole, out)
     path = out / (name if "." in name else f"{name}.parquet")
@@ -464,7 +464,7 @@ def test_lack_of_memory_is_not_a_property_of_a_video(videos, tmp_path, monkeypat
     assert run(videos, tmp_path / "store").num_videos == 3
     error = av.MemoryError(errno.ENOMEM, "Cannot allocate memory")
     assert decode._reason(error) == "needs too much memory"
-    monkeypatch.setattr(decode, "is_memory_short", lambda: True)
+    monkeypatch.setattr(storage, "is_memory_short", lambda: True)
     with pytest.raises(MemoryError):
         decode._reason(error)
 

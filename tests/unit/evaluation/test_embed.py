@@ -1,5 +1,8 @@
 """Vectors of images: the crop, the frozen backbone, and the files of `embed`."""
 
+import errno
+import os
+
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,6 +11,7 @@ import torch
 from torch import nn
 
 from cyclecontrast.config import EmbedConfig
+from cyclecontrast.data import storage
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import embed as module
@@ -237,3 +241,17 @@ def test_a_folder_of_images_is_embedded_too(frames, tmp_path):
     table = pq.read_table(embed(config(frames / "a", tmp_path / "e.parquet")).out)
     assert table["video"].to_pylist() == ["0.png", "1.png", "10.png"]
     assert table["index"].to_pylist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failing_storage_is_not_an_unreadable_image(frames, workers, monkeypatch):
+    """An error of the storage ends the work after its retries; it is not noted for the image, as a broken one is."""
+    monkeypatch.setattr(storage, "PAUSES", (0.0,))
+    store = FrameStore.open(frames)
+
+    def failing(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(type(store.source), "read", failing)
+    with pytest.raises(UserError, match=r"input/output error; tried 2 times in 0 s; check the storage"):
+        list(load_image_batches(StoreImages(store), CenterCrop(16), chunks(range(4), 2), workers, "title"))

@@ -273,17 +273,14 @@ def test_the_least_memory_is_the_sum_of_its_parts():
     assert similarities[0] == 2 * 160 * 4
 
 
-@pytest.mark.parametrize("method", ["cycle", "intra-video"])
-def test_similarities_are_counted_in_blocks(method):
+def test_similarities_are_counted_in_blocks():
     """At the release's sizes no more is counted than the losses, which work in blocks, allocate at once."""
-    config = checked(PretrainConfig, {"data": "d", "out": "o", "preset": "release", "method": method})
+    config = checked(PretrainConfig, {"data": "d", "out": "o", "preset": "release", "method": "cycle"})
     similarities = least_memory(config, method_without_memory(config, None), processes=1)[3][0]
-    query = torch.randn(256, 16, requires_grad=True)
-    keys = torch.randn(65536, 16)
+    query, keys = torch.randn(512, 8, requires_grad=True), torch.randn(65536, 8)
     with torch.profiler.profile(profile_memory=True) as profile:
         log_sum_exp(query, keys, 0.07).sum().backward()
-    largest = max(event.cpu_memory_usage for event in profile.events())
-    assert similarities <= largest < 4 * 256 * 65536 / 2
+    assert similarities <= max(event.cpu_memory_usage for event in profile.events()) < 4 * 512 * 65536 / 2
 
 
 def test_free_memory_is_that_of_the_machine():
