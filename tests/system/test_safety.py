@@ -7,6 +7,7 @@ import ast
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -292,15 +293,16 @@ def test_shards_on_another_disk_are_read(store, tmp_path):
 @pytest.mark.parametrize("name", ["store.json", "frames.parquet", "videos.parquet", "shards/000000.tar"])
 @pytest.mark.parametrize("kind", ["link", "device", "pipe"])
 def test_files_of_a_store_lie_in_it(store, tmp_path, name, kind):
-    """A link that leads out of a store, to a file or a device, and a pipe are refused in a line with its name."""
+    """A link that leads out of a store, to a file or a device, and a pipe are refused or replaced, in a line."""
     path = store / name
     path.rename(tmp_path / "secret")
     if kind == "pipe":
         os.mkfifo(path)
     else:
         path.symlink_to(tmp_path / "secret" if kind == "link" else "/dev/zero")
-    line = problem_of(run, tmp_path) if name == "videos.parquet" else problem_of(FrameStore.open, store)
-    assert str(path) in line
+    line = str(run(tmp_path)) if name == "videos.parquet" else problem_of(FrameStore.open, store)
+    assert (name if name == "videos.parquet" else str(path)) in line
+    assert (tmp_path / "secret").exists()
     if name != "store.json":
         assert ("is not a regular file" if kind == "pipe" else "is a link that leads out of its folder") in line
 
@@ -322,7 +324,7 @@ def test_a_lock_empties_no_other_file(store, tmp_path, kind):
 def test_a_strange_description_is_one_line(store, tmp_path, text):
     """Deep, large and foreign JSON for store.json is told by both commands that read it."""
     (store / "store.json").write_text(text)
-    assert "store.json: is not of a frame store of version 1; prepare" in problem_of(FrameStore.open, store)
+    assert "store.json: is not of a frame store of version 1; restore it" in problem_of(FrameStore.open, store)
     assert "store.json is not of a frame store of version 1; name" in problem_of(run, tmp_path)
 
 
@@ -346,20 +348,21 @@ def rewrite(path, column, values, kind=None):
     ],
 )
 def test_a_table_of_videos_cannot_lead_elsewhere(store, tmp_path, column, value, told):
-    """Going on with a store of others reads nothing outside of the videos, and breaks nothing: one line."""
+    """Going on with a store of others reads nothing outside of the videos: the table is made again from the shards."""
     make.write_numbered(tmp_path / "secret.mp4", 4)
     for other, values in (("status", ["pending"] * 3), (column, [value] * 3)):
         rewrite(store / "videos.parquet", other, values)
-    line = problem_of(run, tmp_path)
-    assert line.startswith(f"out: {store / 'videos.parquet'} is damaged (")
-    assert told in line
+    expected = FrameStore.open(store).fingerprint
+    summary = run(tmp_path)
+    assert re.fullmatch(rf"videos.parquet was damaged \(.*{told}\)", summary.repaired[0])
+    assert (summary.num_videos, FrameStore.open(store).fingerprint) == (3, expected)
 
 
 @pytest.mark.parametrize(("column", "kind"), [("shard", pa.int64()), ("num_frames", pa.float64()), ("id", pa.binary())])
 def test_a_table_of_videos_has_the_types_of_its_schema(store, tmp_path, column, kind):
     """A column whose values could be cast, perhaps with a loss, is refused by its name."""
     rewrite(store / "videos.parquet", column, [b"1" if column == "id" else 1] * 3, kind)
-    assert f"has {kind} for " in problem_of(run, tmp_path)
+    assert f"videos.parquet was damaged (has {kind} for " in str(run(tmp_path))
 
 
 def test_a_table_that_unpacks_to_more_than_any_is_told(store):
@@ -377,7 +380,7 @@ def test_texts_that_unpack_to_more_than_any_are_told(store, tmp_path):
     place = videos.column_names.index("reason")
     pq.write_table(videos.set_column(place, "reason", texts.cast(pa.string())), store / "videos.parquet")
     assert (store / "videos.parquet").stat().st_size < 250_000
-    assert "videos.parquet is damaged (unpacks to 200,012,000 bytes, more than any" in problem_of(run, tmp_path)
+    assert "videos.parquet was damaged (unpacks to 200,012,000 bytes, more than any" in str(run(tmp_path))
 
 
 def test_an_id_that_is_no_text_is_told(store):

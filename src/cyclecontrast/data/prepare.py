@@ -39,7 +39,7 @@ from cyclecontrast.data.store_format import (
     write_settings,
     write_videos,
 )
-from cyclecontrast.data.store_writer import ShardJob, join_shards, shard_problem, shard_tables, write_shards
+from cyclecontrast.data.store_writer import ShardJob, join_shards, shard_problem, shards_with, write_shards
 from cyclecontrast.errors import PASSING, UserError, attempt, explained
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
 
@@ -228,7 +228,7 @@ def _check(config: PrepareConfig, settings: Mapping[str, object]) -> list[FoundV
     found = attempt(partial(_find, config.videos), problems)
     if found is None or problems:
         raise UserError(*problems)
-    stored = {row.id for row in _read_rows(config.out / VIDEOS) or ()}
+    stored = {row.id for row in _read_rows(config.out, VIDEOS)[0] or ()}
     if stored and stored.isdisjoint(video.id for video in found):
         raise UserError(
             f"out: {config.out} holds other videos: none of its {len(stored):,} is in {config.videos}; "
@@ -320,19 +320,20 @@ def _plan_rows(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> tuple[l
 
 def _stored_rows(out: Path, found: Mapping[str, FoundVideo]) -> tuple[dict[str, VideoRow], dict[str, str]]:
     """Return the row of each known video, pending if its shard is damaged, and what is wrong with damaged files."""
-    planned = _read_rows(out / VIDEOS)
-    tables = {int(path.name.split(".")[0]): _read_rows(path) for path in shard_tables(out, VIDEOS)}
+    planned, problem = _read_rows(out, VIDEOS)
+    tables = {shard: _read_rows(out, shard_name(shard, VIDEOS)) for shard in shards_with(out, VIDEOS)}
     rows = {row.id: row for row in planned or ()}
-    for row in chain.from_iterable(table or () for table in tables.values()):
+    for row in chain.from_iterable(table or () for table, _ in tables.values()):
         if row.id not in rows or rows[row.id].shard <= row.shard:
             rows[row.id] = row
-    damage = {VIDEOS: f"{VIDEOS} was missing or damaged"} if planned is None and tables else {}
+    damage = {VIDEOS: problem} if planned is None and tables else {}
     by_shard: dict[int, list[VideoRow]] = {shard: [] for shard in tables}
     for row in rows.values():
         by_shard.setdefault(row.shard, []).append(row)
     for shard, group in sorted(by_shard.items()):
         is_done = shard in tables or any(row.status != "pending" for row in group)
-        if is_done and (problem := _problem_of(out, shard, tables.get(shard), group, found)):
+        table, problem = tables.get(shard, (None, f"{shard_name(shard, VIDEOS)} was missing"))
+        if is_done and (problem := problem or shard_problem(out, shard, table or ()) or _cut_in(shard, group, found)):
             damage[shard_name(shard)] = problem
             for row in group:
                 reason = found[row.id].reason if row.id in found else ""
@@ -340,17 +341,12 @@ def _stored_rows(out: Path, found: Mapping[str, FoundVideo]) -> tuple[dict[str, 
     return rows, damage
 
 
-def _problem_of(
-    out: Path, shard: int, table: list[VideoRow] | None, rows: Sequence[VideoRow], found: Mapping[str, FoundVideo]
-) -> str:
-    """Return why a finished shard is to be written again, "" if it is not."""
-    if table is None:
-        return f"{shard_name(shard, VIDEOS)} was missing or damaged"
-    if problem := shard_problem(out, shard):
-        return problem
+def _cut_in(shard: int, rows: Sequence[VideoRow], found: Mapping[str, FoundVideo]) -> str:
+    """Return which video of a shard an earlier version cut because the storage failed, "" if its videos changed."""
     ok = [row for row in rows if row.status == "ok"]
-    is_same = all(row.id in found and found[row.id].size_bytes == row.size_bytes for row in ok)
-    cut = next((row for row in ok if _was_passing(row)), None) if is_same else None
+    if any(row.id not in found or found[row.id].size_bytes != row.size_bytes for row in ok):
+        return ""
+    cut = next((row for row in ok if _was_passing(row)), None)
     return f"{shard_name(shard)} lacked a part of {cut.id} ({cut.reason})" if cut else ""
 
 
@@ -359,12 +355,14 @@ def _was_passing(row: VideoRow) -> bool:
     return row.reason.rpartition(": ")[2] in PASSING_REASONS
 
 
-def _read_rows(path: Path) -> list[VideoRow] | None:
-    """Return the rows of a table of videos, None if it is missing or damaged; raises OSError if the storage fails."""
+def _read_rows(out: Path, name: str) -> tuple[list[VideoRow] | None, str]:
+    """Return the rows of a table of videos, or what is wrong with it; raises OSError if the storage fails."""
     try:
-        return retried(lambda: read_videos(path))
-    except (FileNotFoundError, UserError):
-        return None
+        return retried(lambda: read_videos(out / name)), ""
+    except FileNotFoundError:
+        return None, f"{name} was missing"
+    except UserError as error:
+        return None, f"{name} was damaged ({error.__cause__})"
 
 
 # --- the work

@@ -353,7 +353,9 @@ def _open_remote(url: str) -> OpenedFrames:
 def _open_store(files: LocalFiles | RemoteFiles, tables: Path) -> OpenedFrames:
     """Read and check the table of frames in the folder `tables`."""
     if read_settings(tables) is None:
-        raise UserError(f"{files.root}/{STORE}: is not of a frame store of version {STORE_VERSION}; {files.advice}")
+        raise UserError(
+            f"{files.root}/{STORE}: is not of a frame store of version {STORE_VERSION}; restore it, or make a new store"
+        )
     try:
         ids, starts, shard, offset, size = _read_frames(tables / FRAMES)
     except (OSError, ValueError) as error:

@@ -9,8 +9,8 @@ import os
 import signal
 import tarfile
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -127,34 +127,43 @@ def join_shards(root: Path) -> None:
 
     A video that was tried again is in two shards; the later one counts.
     """
-    rows = {row.id: row for table in shard_tables(root, VIDEOS) for row in read_videos(table)}
+    tables = {shard: read_videos(shard_path(root, shard, VIDEOS)) for shard in shards_with(root, VIDEOS)}
+    rows = {row.id: row for table in tables.values() for row in table}
+    latest = {row.id: shard for shard, table in tables.items() for row in table}
     with replacing(root / FRAMES) as aside, pq.ParquetWriter(aside, FRAME_SCHEMA) as writer:
-        tables: list[pa.Table] = []
-        for path in shard_tables(root, FRAMES):
+        waiting: list[pa.Table] = []
+        for shard, table in tables.items():
+            path = shard_path(root, shard, FRAMES)
             try:
-                tables.append(read_table(path, FRAME_SCHEMA))
+                frames = read_table(path, FRAME_SCHEMA)
             except ValueError as error:
                 raise damaged(path, error) from error
-            if sum(map(len, tables)) >= ROWS_PER_GROUP:
-                writer.write_table(pa.concat_tables(tables))
-                tables.clear()
-        if tables:
-            writer.write_table(pa.concat_tables(tables))
+            if outdated := [row.id for row in table if latest[row.id] != shard]:
+                frames = frames.filter(pc.invert(pc.is_in(frames["video"], value_set=pa.array(outdated))))
+            waiting.append(frames)
+            if sum(map(len, waiting)) >= ROWS_PER_GROUP:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting.clear()
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
     write_videos(root / VIDEOS, rows.values())
 
 
-def shard_tables(root: Path, suffix: str) -> list[Path]:
-    """Return the tables of all shards, of videos or of frames, in the order of the shards."""
-    numbers = {path: path.name.split(".")[0] for path in (root / "shards").glob(f"*.{suffix}")}
-    return sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path]))
+def shards_with(root: Path, suffix: str) -> list[int]:
+    """Return the numbers of the shards that have a table, of videos or of frames, ascending."""
+    names = (path.name.split(".")[0] for path in (root / "shards").glob(f"*.{suffix}"))
+    return sorted(int(name) for name in names if name.isdecimal() and shard_path(Path(), int(name)).stem == name)
 
 
-def shard_problem(root: Path, shard: int) -> str:
-    """Return what is wrong with the frames of a finished shard, "" if nothing; raises OSError if the storage fails."""
+def shard_problem(root: Path, shard: int, rows: Sequence[VideoRow]) -> str:
+    """Return what is wrong with a finished shard whose videos have these rows, "" if nothing is; raises OSError."""
     name = shard_name(shard, FRAMES)
     try:
-        places = read_table(root / name, FRAME_SCHEMA, ("offset", "size"))
-        name, end = shard_name(shard), pc.max(pc.add(places["offset"], places["size"])).as_py() or 0
+        frames = read_table(root / name, FRAME_SCHEMA, ("video", "offset", "size"))
+        counts = Counter(frames["video"].to_pylist())
+        if {row.id: row.num_frames for row in rows if row.num_frames} != counts:
+            return f"{name} had other frames than {shard_name(shard, VIDEOS)} says"
+        name, end = shard_name(shard), pc.max(pc.add(frames["offset"], frames["size"])).as_py() or 0
         expected = end + -end % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE
         size = size_within_folder(root / name)
     except FileNotFoundError:
@@ -187,10 +196,13 @@ def write_shards(jobs: Iterable[ShardJob], num_workers: int, report: Report) -> 
 
 def _write_alone(job: ShardJob, report: Report, failures: list[OSError]) -> None:
     """Find the videos that kill their process, and write the shard without them."""
-    crashing: set[str] = set()
+    crashing, lost = set[str](), list[OSError]()
     to_try = deque(job._replace(rows=(row,)) for row in job.rows)
-    while to_try and len(failures) < MOST_FAILURES:
-        crashing.update(row.id for tried in _run(try_shard, to_try, 1, lambda *_: None, failures) for row in tried.rows)
+    while to_try and not lost:
+        crashing.update(row.id for tried in _run(try_shard, to_try, 1, lambda *_: None, lost) for row in tried.rows)
+    if lost:
+        failures.extend(lost)
+        return
     rows = (row._replace(reason="the decoder crashed") if row.id in crashing else row for row in job.rows)
     if _run(write_shard, deque([job._replace(rows=tuple(rows))]), 1, report, failures):
         raise UserError(
@@ -205,6 +217,7 @@ def _run(
     """Take jobs from the queue until it is empty or too many failed; if a process dies, return those in progress."""
     in_progress: dict[Future[int], ShardJob] = {}
     with _started_pool(num_workers) as executor:
+        workers = multiprocessing.active_children()
         try:
             while in_progress or (jobs and len(failures) < MOST_FAILURES):
                 while jobs and len(in_progress) < num_workers and len(failures) < MOST_FAILURES:
@@ -216,6 +229,10 @@ def _run(
                         report(in_progress[future], future.result())
                     del in_progress[future]
         except BrokenProcessPool:
+            if work is try_shard and any(worker.exitcode == -signal.SIGKILL for worker in workers):
+                (job,) = in_progress.values()
+                failures.append(OSError(errno.ENOMEM, "its process was killed", str(job.videos / job.rows[0].path)))
+                return []
             return list(in_progress.values())
     return []
 

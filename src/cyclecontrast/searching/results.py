@@ -28,7 +28,7 @@ from rich.text import Text
 from cyclecontrast.config.types import is_url
 from cyclecontrast.data.images import Pixels, resize_short_side
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.errors import UserError, printable
+from cyclecontrast.errors import UserError, explained, printable
 from cyclecontrast.evaluation.metrics import Floats, Integers
 from cyclecontrast.files import replacing
 from cyclecontrast.searching.index import FrameIndex
@@ -132,13 +132,15 @@ class Thumbnails:
         self._lock = threading.Lock()
 
     def jpeg(self, row: int) -> bytes:
-        """Return a JPEG of the frame of a row; raises UserError where it cannot be read."""
+        """Return a JPEG of the frame of a row; raises UserError if it cannot be read."""
         video, frame = int(self._numbers[self.index.video[row]]), int(self.index.index[row])
         if video < 0 or frame >= self.store.frames_in(video):
             raise UserError(f"data: {self.store.root} has no such frame")
-        with self._lock:  # threads must not share the open files of a store
-            image = self.store.image(video, frame)
-        return thumbnail(image)
+        try:
+            with self._lock:  # threads must not share the open files of a store
+                return thumbnail(self.store.image(video, frame))
+        except OSError as error:
+            raise UserError(explained(error)) from error
 
 
 def open_thumbnails(index: FrameIndex, data: Path | str | None) -> Thumbnails:

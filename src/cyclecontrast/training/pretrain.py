@@ -14,7 +14,7 @@ from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
 from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.data.dataset import ViewDataset
 from cyclecontrast.distributed import ALONE, check_same, joined_world, maxima, wait_for_all
-from cyclecontrast.errors import UserError, out_of_memory
+from cyclecontrast.errors import UserError, explained, out_of_memory
 from cyclecontrast.files import check_new_run, locked, remove
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import save_backbone
@@ -218,8 +218,7 @@ def _stops_noted(trainer: Trainer) -> Iterator[None]:
         message = f"{out_of_memory(error)}; start a new run with a smaller batch"
         raise UserError(trainer.note_stop(message)) from error
     except OSError as error:
-        reason = f"{error.filename or trainer.config.out}: {error.strerror or error}"
-        raise UserError(trainer.note_stop(reason)) from error
+        raise UserError(trainer.note_stop(explained(error, trainer.config.out))) from error
     except Exception as error:
         trainer.note_stop(f"failed: {type(error).__name__}: {error}")
         raise

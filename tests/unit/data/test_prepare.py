@@ -577,6 +577,18 @@ def test_a_crashing_decoder_costs_one_video(videos, tmp_path, monkeypatch):
     assert not list((tmp_path / "store").rglob("*.part"))
 
 
+def test_a_process_killed_for_lack_of_memory_costs_no_video(videos, tmp_path, monkeypatch):
+    """A video whose process the system kills, even alone, stays pending, and the line names it."""
+    make.write_numbered(videos / "a" / "culprit.mp4", num_frames=6)
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(CRASHES.replace("SIGSEGV", "SIGKILL"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    (problem,) = problems_of(videos=videos, out=tmp_path / "store", workers=1)
+    assert problem.startswith(f"{videos}/a/culprit.mp4: its process was killed; free memory")
+    monkeypatch.delenv("PYTHONPATH")
+    assert run(videos, tmp_path / "store").num_videos == 4
+
+
 def test_a_script_without_main_guard_gets_a_message(videos, tmp_path):
     """Workers that cannot start end in a line that says what to do, not in a hang."""
     (tmp_path / "script.py").write_text(
