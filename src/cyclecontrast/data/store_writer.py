@@ -229,12 +229,13 @@ def _run(
                         report(in_progress[future], future.result())
                     del in_progress[future]
         except BrokenProcessPool:
-            if work is try_shard and any(worker.exitcode == -signal.SIGKILL for worker in workers):
-                (job,) = in_progress.values()
-                failures.append(OSError(errno.ENOMEM, "its process was killed", str(job.videos / job.rows[0].path)))
-                return []
-            return list(in_progress.values())
-    return []
+            pass
+    # The state of a process is known once the pool has joined it.
+    if in_progress and work is try_shard and any(worker.exitcode == -signal.SIGKILL for worker in workers):
+        (job,) = in_progress.values()
+        failures.append(OSError(errno.ENOMEM, "its process was killed", str(job.videos / job.rows[0].path)))
+        return []
+    return list(in_progress.values())
 
 
 @contextmanager
