@@ -95,6 +95,10 @@ def _check_name(value: object) -> object:
     return value
 
 
+def _path_to_str(value: object) -> object:
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
 def is_url(place: object) -> TypeGuard[str]:
     """Whether this is a URL instead of a local path."""
     return isinstance(place, str) and "://" in place
@@ -125,7 +129,7 @@ def _path_or_url(value: object, as_path: Callable[[object], Path | str]) -> Path
     return url
 
 
-Name = Annotated[str, AfterValidator(_check_name)]
+Name = Annotated[str, BeforeValidator(_path_to_str), AfterValidator(_check_name)]
 Place = Annotated[Path, BeforeValidator(_check_name), BeforeValidator(_refuse_url)]
 """A file or folder on this machine."""
 PlaceOrUrl = Annotated[Path | str, WrapValidator(_path_or_url)]
