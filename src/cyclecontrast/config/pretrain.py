@@ -37,7 +37,9 @@ from cyclecontrast.config.types import (
     Processes,
     Seed,
     Side,
+    Stages,
     Whole,
+    is_user_defined,
     option,
 )
 
@@ -194,6 +196,9 @@ class PretrainConfig(BaseModel):
     init: Name | None = option(
         None, "initialize the backbone from this model (default: random weights)", "MODEL", "model", "model"
     )
+    freeze: Stages = option(
+        0, "with --init, do not train the stem and the first STAGES of the 4 stages; 0: train all", "STAGES", "model"
+    )
     projector: Literal["linear", "mlp", "mlp-bn", "mlp3-bn"] = option(
         "linear",
         "one layer (paper), two (release), two with BatchNorm, or three with BatchNorm (SimSiam)",
@@ -213,6 +218,12 @@ class PretrainConfig(BaseModel):
     )
     warmup: Fraction = option(
         0.0, "fraction of the training with linear warm-up of the learning rate", "FRACTION", "optimization"
+    )
+    backbone_rate: Positive = option(
+        1.0, "learning rate of the backbone, relative to that of the projectors", "FACTOR", "optimization"
+    )
+    projector_first: BelowOne = option(
+        0.0, "with --init, train only the projectors for this fraction of the training", "FRACTION", "optimization"
     )
     sgd_momentum: BelowOne = option(0.9, "momentum of SGD", "NUMBER", "optimization")
     weight_decay: NonNegative = option(1e-4, "weight decay of SGD", "NUMBER", "optimization")
@@ -342,6 +353,10 @@ class PretrainConfig(BaseModel):
         known = self.model_fields_set
         if self.momentum_rise and self.momentum_ramp and {"momentum_rise", "momentum_ramp"} <= known:
             yield "momentum_rise excludes momentum_ramp; set --momentum-ramp 0"
+        if self.init is None and not is_user_defined(self.backbone):
+            for name in ("freeze", "projector_first"):
+                if getattr(self, name):
+                    yield f"{name} needs pretrained weights: set --init, or remove it"
         if self.select == "health" and self.health_every == 0:
             yield "select health needs health measurements; remove --health-every 0"
         if self.method not in ("cycle", "cycle-only") or "support_size" not in known:

@@ -70,6 +70,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32), IsNumber]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), IsNumber]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), IsNumber]
 Fraction = Annotated[float, Field(ge=0, le=1), IsNumber]
+Stages = Annotated[int, Field(ge=0, le=3), IsNumber]
 BelowOne = Annotated[float, Field(ge=0, lt=1), IsNumber]
 Rate = Annotated[float, Field(gt=0, le=10_000), IsNumber]
 """Frames per second."""
