@@ -194,7 +194,12 @@ class PretrainConfig(BaseModel):
         "model",
     )
     init: Name | None = option(
-        None, "initialize the backbone from this model (default: random weights)", "MODEL", "model", "model"
+        None,
+        "initialize the backbone from this model; a run also passes on its image size and flip (default: random "
+        "weights)",
+        "MODEL",
+        "model",
+        "model",
     )
     freeze: Stages = option(
         0, "with --init, do not train the stem and the first STAGES of the 4 stages; 0: train all", "STAGES", "model"
@@ -302,6 +307,7 @@ class PretrainConfig(BaseModel):
         preset = preset_settings(str(values.get("preset")), str(values.get("method")))
         if values.get("init") is not None:
             preset.pop("backbone", None)
+            preset |= _inherited(Path(str(values["init"])))
         return preset | values
 
     @classmethod
@@ -370,6 +376,17 @@ class PretrainConfig(BaseModel):
             yield f"top_k ({self.top_k}) is more than support_size ({self.support_size})"
 
 
+def _inherited(run: Path) -> dict[str, Any]:
+    """Return the settings that a run takes over from the run that it starts from; empty for other models."""
+    if not os.path.isfile(run / "config.toml"):  # Path.is_file fails if the name is too long
+        return {}
+    try:
+        saved = _load(run / "config.toml")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"init: {run / 'config.toml'} cannot be read ({error})") from error
+    return {name: saved[name] for name in ("image_size", "flip") if name in saved}
+
+
 def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with former names replaced, unless the current name is set as well."""
     return {(new if (new := RENAMED.get(name)) and new not in values else name): v for name, v in values.items()}
@@ -377,7 +394,7 @@ def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
 
 def _read_config(run: Path, remedy: str) -> dict[str, Any]:
     """Return the settings of a run. Raises ValueError if they cannot be read."""
-    if not os.path.isfile(run / "config.toml"):  # Path.is_file fails if the name is too long
+    if not os.path.isfile(run / "config.toml"):
         if os.path.isdir(run / "frames"):
             raise ValueError(f"resume: {run} stopped before training began; run the original command again")
         raise ValueError(f"resume: {run / 'config.toml'} does not exist; pass the folder of a run")
