@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, cast
+from urllib.parse import unquote
 
 from pydantic import (
     AfterValidator,
@@ -108,6 +109,8 @@ def _refuse_url(value: object) -> object:
 
 def _path_or_url(value: object, as_path: Callable[[object], Path | str]) -> Path | str:
     """Return a path, or a URL without secrets, because it will appear in files and messages."""
+    if isinstance(value, str) and value.startswith("file:///"):
+        value = unquote(value.removeprefix("file://"))
     if not is_url(value):
         return Path(as_path(_check_name(value)))
     if "@" in value or "?" in value or "#" in value:
