@@ -38,6 +38,7 @@ from cyclecontrast.config.types import (
     Seed,
     Side,
     Whole,
+    is_url,
     option,
 )
 
@@ -306,6 +307,9 @@ class PretrainConfig(BaseModel):
                 f"resume: {run / 'config.toml'} was changed since the last checkpoint: {changes} in "
                 f"this file; restore it by copying {copy} over it"
             )
+        if is_url(place := saved.get("data")) and values.get("data") is None:
+            allow = f"cyclecontrast pretrain {place} --resume {run}"
+            raise ValueError(f"resume: {run} was trained on {place}; to allow the download: {allow}")
         defaults = {name: field.default for name, field in cls.model_fields.items()}  # None is not in the files
         if changes := cls._changes(defaults | trained | saved | {"out": run}, values, "in the run"):
             raise ValueError(f"resume: the settings of a run cannot change: {changes} requested")

@@ -12,6 +12,7 @@ import threading
 import zlib
 from contextlib import contextmanager
 from functools import partial
+from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import repeat
 from pathlib import Path
@@ -32,7 +33,7 @@ from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, checked
 from tests import make_videos as make
-from tests.make_runs import run
+from tests.make_runs import TINY, run
 
 FRAMES_PER_VIDEO = 8
 
@@ -284,17 +285,32 @@ def test_a_training_resumes_from_the_url(near, server, tmp_path, monkeypatch):
         line,
     )
     server.fault = None
-    cc.pretrain(resume=out)
+    server.requests.clear()
+    line = line_of(lambda: cc.pretrain(resume=out))
+    allow = f"cyclecontrast pretrain {server.url} --resume {out}"
+    assert line == f"resume: {out} was trained on {server.url}; to allow the download: {allow}"
+    assert server.requests == []
+    cc.pretrain(server.url, resume=out)
     assert (out / "backbone.safetensors").read_bytes() == (near / "backbone.safetensors").read_bytes()
 
 
-def test_embed_and_report_read_it_too(server, tmp_path):
+def test_embed_reads_it_too(near, server, tmp_path):
     """Other commands that take a store take its URL."""
-    out = run(server.url, tmp_path / "run").folder
-    assert cc.embed(out, server.url, out=tmp_path / "a.npz", workers=0).num_frames == 6 * FRAMES_PER_VIDEO
+    assert cc.embed(near, server.url, out=tmp_path / "a.npz", workers=0).num_frames == 6 * FRAMES_PER_VIDEO
+
+
+def test_report_downloads_on_request_only(server, tmp_path):
+    """The training's own page shows the frames; a later one shows them only with --download, and says so."""
+    out = cc.pretrain(server.url, out=tmp_path / "run", **(TINY | {"steps": 2, "report": True})).folder
+    assert f"they are at {server.url}" not in (out / "report.html").read_text()
     server.requests.clear()
     cc.report(out, workers=0)
-    assert "cannot be shown" not in (out / "report.html").read_text()
+    assert f"they are at {server.url}; to allow the download: cyclecontrast report {out} --download" in unescape(
+        (out / "report.html").read_text()
+    )
+    assert server.requests == []
+    cc.report(out, workers=0, download=True)
+    assert f"they are at {server.url}" not in (out / "report.html").read_text()
     assert ("/store/videos.parquet", 200) in {(path, status) for _, path, status, _ in server.requests}
 
 
