@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -40,6 +39,7 @@ from cyclecontrast.config.types import (
     Whole,
     is_url,
     option,
+    read_toml,
 )
 
 LogTo = tuple[Literal["tensorboard", "wandb"], ...]
@@ -374,7 +374,7 @@ def _read_config(run: Path, remedy: str) -> dict[str, Any]:
         raise ValueError(f"resume: {run} is a checkpoint; name its run, {run.resolve().parents[1]}")
     try:
         return _load(run / "config.toml")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"resume: {run / 'config.toml'} is damaged ({error}); {remedy}") from error
 
 
@@ -389,4 +389,4 @@ def _last_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    return _with_current_names(tomllib.loads(file.read_text()))
+    return _with_current_names(read_toml(file))

@@ -1,7 +1,6 @@
 """A run folder as the report shows it: settings, metrics, results, data and backbone."""
 
 import json
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from cyclecontrast.config import MACHINE_SETTINGS, RUNTIME_SETTINGS, PretrainConfig
-from cyclecontrast.config.types import is_url
+from cyclecontrast.config.types import is_url, read_toml
 from cyclecontrast.data.remote import RemoteFiles
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import VIDEO_SCHEMA
@@ -102,8 +101,8 @@ def read_files(folder: Path) -> tuple[PretrainConfig, str, dict[str, Any], list[
     if missing := _missing(folder):
         raise UserError(f"{folder}: has no {' and no '.join(missing)}; name a run folder that `pretrain` wrote")
     try:
-        text = (folder / "config.toml").read_text()
-        config, about = checked(PretrainConfig, tomllib.loads(text)), read_about(folder)
+        config, about = checked(PretrainConfig, read_toml(folder / "config.toml")), read_about(folder)
+        text = (folder / "config.toml").read_text("utf-8-sig")
         if absent := [name for name in REQUIRED if name not in about]:
             raise ValueError(f"run.json has no {', '.join(absent)}")
         return config, text, about, read_metrics(folder)

@@ -12,7 +12,6 @@ import re
 import socket
 import stat
 import threading
-import tomllib
 import traceback
 from pathlib import Path
 from time import perf_counter
@@ -31,7 +30,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cyclecontrast.config.types import STRICT, Few
+from cyclecontrast.config.types import STRICT, Few, read_toml
 from cyclecontrast.data.images import decode_image
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import read_videos
@@ -110,7 +109,7 @@ def find_source_videos(index: FrameIndex, store: FrameStore, folder: Path | None
     known_folder = folder
     if folder is None and root.name == "frames":  # those of a run, which says where it took them from
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known_folder = Path(tomllib.loads((root.absolute().parent / "config.toml").read_text())["data"])
+            known_folder = Path(read_toml(root.absolute().parent / "config.toml")["data"])
     if known_folder is None or (folder is None and not known_folder.is_dir()):
         return {}, "To play the videos, name their folder: --videos FOLDER"
     rows = {row.id: row for row in read_videos(root / "videos.parquet")}
