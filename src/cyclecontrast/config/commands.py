@@ -169,10 +169,11 @@ class SearchConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        named = [name for name in ("image", "video", "frame", "time", "html") if getattr(self, name) is not None]
-        named += ["format"] if self.format != "table" else []
+        of_query = ("image", "video", "frame", "time", "top", "per_video", "other_videos", "format", "html")
+        fields = type(self).model_fields
+        named = [name for name in of_query if getattr(self, name) != fields[name].default]
         if self.serve and named:
-            flags = ", ".join(f"--{name}" for name in named)
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in named)
             raise ValueError(f"with --serve, queries come from the web page; remove {flags}")
         if not self.serve and (problems := [*self._unfit_for_search()]):
             raise ValueError(*problems)

@@ -234,6 +234,10 @@ def test_vectors_of_a_parquet_file_are_read_in_blocks(tmp_path, monkeypatch):
             "INDEX --serve --image q.png --html p.html",
             ["with --serve, queries come from the web page; remove --image, --html"],
         ),
+        (
+            "INDEX --serve --top 3 --per-video 1 --other-videos",
+            ["with --serve, queries come from the web page; remove --top, --per-video, --other-videos"],
+        ),
         ("INDEX --video a --frame 0 --html p.txt --top 0", ["html: must end in .html", "top: input should be"]),
         ("INDEX --video a --time soon", ["time: input should be a valid number"]),
         (
