@@ -24,7 +24,7 @@ import torch
 
 import cyclecontrast as cc
 from cyclecontrast.cli import main
-from cyclecontrast.config import EmbedConfig, PrepareConfig, PretrainConfig
+from cyclecontrast.config import EmbedConfig, KnnConfig, PrepareConfig, PretrainConfig
 from cyclecontrast.data import remote
 from cyclecontrast.data import store as store_module
 from cyclecontrast.data.augment import RECIPES
@@ -32,6 +32,7 @@ from cyclecontrast.data.dataset import ViewDataset
 from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, checked
+from cyclecontrast.reporting import page
 from tests import make_videos as make
 from tests.make_runs import TINY, run
 
@@ -299,15 +300,19 @@ def test_embed_reads_it_too(near, server, tmp_path):
     assert cc.embed(near, server.url, out=tmp_path / "a.npz", workers=0).num_frames == 6 * FRAMES_PER_VIDEO
 
 
-def test_report_downloads_on_request_only(server, tmp_path):
-    """The training's own page shows the frames; a later one shows them only with --download, and says so."""
-    out = cc.pretrain(server.url, out=tmp_path / "run", **(TINY | {"steps": 2, "report": True})).folder
+def test_report_downloads_on_request_only(server, tmp_path, monkeypatch):
+    """The training's own page shows the frames; later ones show them only with --download, and say so."""
+    out, pages = cc.pretrain(server.url, out=tmp_path / "run", **(TINY | {"steps": 2, "report": True})).folder, []
     assert f"they are at {server.url}" not in (out / "report.html").read_text()
     server.requests.clear()
     cc.report(out, workers=0)
-    assert f"they are at {server.url}; to allow the download: cyclecontrast report {out} --download" in unescape(
-        (out / "report.html").read_text()
-    )
+    says = f"they are at {server.url}; to allow the download: cyclecontrast report {out} --download"
+    assert says in unescape((out / "report.html").read_text())
+    with monkeypatch.context() as patched:
+        patched.setattr(page, "write_report", lambda config: pages.append(config.download))
+        page.after_evaluation(KnnConfig(model=str(out), data="labeled"), object())
+    assert pages == [False]
+    assert [main(["runs", "ls", str(tmp_path)]), main(["runs", "compare", str(out)])] == [0, 0]
     assert server.requests == []
     cc.report(out, workers=0, download=True)
     assert f"they are at {server.url}" not in (out / "report.html").read_text()
