@@ -12,7 +12,6 @@ import threading
 import zlib
 from contextlib import contextmanager
 from functools import partial
-from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import repeat
 from pathlib import Path
@@ -33,8 +32,9 @@ from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.reporting import page
+from cyclecontrast.reporting.runs import read_runs
 from tests import make_videos as make
-from tests.make_runs import TINY, run
+from tests.make_runs import run
 
 FRAMES_PER_VIDEO = 8
 
@@ -301,18 +301,20 @@ def test_embed_reads_it_too(near, server, tmp_path):
 
 
 def test_report_downloads_on_request_only(server, tmp_path, monkeypatch):
-    """The training's own page shows the frames; later ones show them only with --download, and say so."""
-    out, pages = cc.pretrain(server.url, out=tmp_path / "run", **(TINY | {"steps": 2, "report": True})).folder, []
-    assert f"they are at {server.url}" not in (out / "report.html").read_text()
+    """The page of the training itself shows the frames; a later one needs --download, and says so."""
+    trained, downloads = run(server.url, tmp_path / "run"), []
+    out = trained.folder
     server.requests.clear()
-    cc.report(out, workers=0)
-    says = f"they are at {server.url}; to allow the download: cyclecontrast report {out} --download"
-    assert says in unescape((out / "report.html").read_text())
-    with monkeypatch.context() as patched:
-        patched.setattr(page, "write_report", lambda config: pages.append(config.download))
-        page.after_evaluation(KnnConfig(model=str(out), data="labeled"), object())
-    assert pages == [False]
+    (shown,) = read_runs([out])
+    allow = f"to allow the download: cyclecontrast report {out} --download"
+    assert shown.store_problem == f"The frames of this run are not shown: they are at {server.url}; {allow}"
     assert [main(["runs", "ls", str(tmp_path)]), main(["runs", "compare", str(out)])] == [0, 0]
+    with monkeypatch.context() as patched:
+        patched.setattr(page, "write_report", lambda config: downloads.append(config.download))
+        page.after_training(PretrainConfig(data=server.url, out=out), trained)
+        page.after_evaluation(KnnConfig(model=str(out), data="labeled"), object())
+        cc.report(out)
+    assert downloads == [True, False, False]
     assert server.requests == []
     cc.report(out, workers=0, download=True)
     assert f"they are at {server.url}" not in (out / "report.html").read_text()
