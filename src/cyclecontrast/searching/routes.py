@@ -279,9 +279,13 @@ class _TimedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.timer = self.loop.call_later(SECONDS_TO_REQUEST, self._close_if_slow, None)
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
-        self.loop.call_later(SECONDS_TO_REQUEST, self._close_if_slow, None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.timer.cancel()
 
     def _close_if_slow(self, before: object) -> None:
         """Close the connection unless a request has come since the one `before`, or a whole one is being answered."""
@@ -289,8 +293,8 @@ class _TimedProtocol(H11Protocol):
         is_answering = request is not None and not (request.more_body or request.response_complete)
         if request is before and not is_answering:
             self.transport.abort()
-        elif not self.transport.is_closing():
-            self.loop.call_later(SECONDS_TO_REQUEST, self._close_if_slow, request)
+        else:
+            self.timer = self.loop.call_later(SECONDS_TO_REQUEST, self._close_if_slow, request)
 
 
 def _show_problem(_: Request, error: Exception) -> Response:
