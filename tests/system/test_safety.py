@@ -354,7 +354,7 @@ def test_a_table_of_videos_cannot_lead_elsewhere(store, tmp_path, column, value,
         rewrite(store / "videos.parquet", other, values)
     expected = FrameStore.open(store).fingerprint
     summary = run(tmp_path)
-    assert re.fullmatch(rf"videos.parquet was damaged \(.*{told}\)", summary.repaired[0])
+    assert re.fullmatch(rf"videos.parquet: was damaged \(.*{told}\)", summary.repaired[0])
     assert (summary.num_videos, FrameStore.open(store).fingerprint) == (3, expected)
 
 
@@ -362,7 +362,7 @@ def test_a_table_of_videos_cannot_lead_elsewhere(store, tmp_path, column, value,
 def test_a_table_of_videos_has_the_types_of_its_schema(store, tmp_path, column, kind):
     """A column whose values could be cast, perhaps with a loss, is refused by its name."""
     rewrite(store / "videos.parquet", column, [b"1" if column == "id" else 1] * 3, kind)
-    assert f"videos.parquet was damaged (has {kind} for " in str(run(tmp_path))
+    assert f"videos.parquet: was damaged (has {kind} for " in str(run(tmp_path))
 
 
 def test_a_table_that_unpacks_to_more_than_any_is_told(store):
@@ -380,7 +380,7 @@ def test_texts_that_unpack_to_more_than_any_are_told(store, tmp_path):
     place = videos.column_names.index("reason")
     pq.write_table(videos.set_column(place, "reason", texts.cast(pa.string())), store / "videos.parquet")
     assert (store / "videos.parquet").stat().st_size < 250_000
-    assert "videos.parquet was damaged (unpacks to 200,012,000 bytes, more than any" in str(run(tmp_path))
+    assert "videos.parquet: was damaged (unpacks to 200,012,000 bytes, more than any" in str(run(tmp_path))
 
 
 def test_an_id_that_is_no_text_is_told(store):

@@ -85,7 +85,7 @@ class PrepareSummary:
     repaired: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [self.line, *(f"  repaired {what}" for what in self.repaired)]
+        lines = [self.line, *(f"  rebuilt  {what}" for what in self.repaired)]
         lines += [f"  skipped  {video.id}: {video.reason}" for video in self.skipped]
         lines += [f"  in part  {video.id}: {video.reason}" for video in self.partial]
         what = "changed since it was prepared; create a new store to include the new version"
@@ -184,12 +184,12 @@ def _finish(out: Path, found: Sequence[FoundVideo], damage: dict[str, str], made
 def _frames_problem(out: Path, rows: Sequence[VideoRow]) -> str:
     """Return what is wrong with the table of all frames of a store that should be complete, "" if nothing is."""
     if not (out / FRAMES).exists():
-        return f"{FRAMES} was missing"
+        return f"{FRAMES}: was missing"
     try:
         is_whole = FrameStore.open(out).num_frames == sum(row.num_frames for row in rows)
     except UserError:
         is_whole = False
-    return "" if is_whole else f"{FRAMES} was damaged"
+    return "" if is_whole else f"{FRAMES}: was damaged"
 
 
 def _summary(
@@ -332,7 +332,7 @@ def _stored_rows(out: Path, found: Mapping[str, FoundVideo]) -> tuple[dict[str, 
         by_shard.setdefault(row.shard, []).append(row)
     for shard, group in sorted(by_shard.items()):
         is_done = shard in tables or any(row.status != "pending" for row in group)
-        table, problem = tables.get(shard, (None, f"{shard_name(shard, VIDEOS)} was missing"))
+        table, problem = tables.get(shard, (None, f"{shard_name(shard, VIDEOS)}: was missing"))
         if is_done and (problem := problem or shard_problem(out, shard, table or ()) or _cut_in(shard, group, found)):
             damage[shard_name(shard)] = problem
             for row in group:
@@ -347,7 +347,7 @@ def _cut_in(shard: int, rows: Sequence[VideoRow], found: Mapping[str, FoundVideo
     if any(row.id not in found or found[row.id].size_bytes != row.size_bytes for row in ok):
         return ""
     cut = next((row for row in ok if _was_passing(row)), None)
-    return f"{shard_name(shard)} lacked a part of {cut.id} ({cut.reason})" if cut else ""
+    return f"{shard_name(shard)}: lacked a part of {cut.id} ({cut.reason})" if cut else ""
 
 
 def _was_passing(row: VideoRow) -> bool:
@@ -360,9 +360,9 @@ def _read_rows(out: Path, name: str) -> tuple[list[VideoRow] | None, str]:
     try:
         return retried(lambda: read_videos(out / name)), ""
     except FileNotFoundError:
-        return None, f"{name} was missing"
+        return None, f"{name}: was missing"
     except UserError as error:
-        return None, f"{name} was damaged ({error.__cause__})"
+        return None, f"{name}: was damaged ({error.__cause__})"
 
 
 # --- the work

@@ -93,7 +93,13 @@ class LocalFiles:
 
     root: Path
     handles: dict[str, int] = field(default_factory=dict, compare=False)
-    advice = "run the same `cyclecontrast prepare` again, it repairs the store"
+
+    @property
+    def advice(self) -> str:
+        """What repairs the store."""
+        return (
+            f"run `cyclecontrast prepare VIDEOS --out {self.root}` again, with the same options: it repairs the store"
+        )
 
     def read(self, name: str, start: int, size: int) -> bytes:
         """Return a range of bytes of a file with one positioned read; raises OSError."""

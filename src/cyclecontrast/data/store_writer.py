@@ -162,15 +162,15 @@ def shard_problem(root: Path, shard: int, rows: Sequence[VideoRow]) -> str:
         frames = read_table(root / name, FRAME_SCHEMA, ("video", "offset", "size"))
         counts = Counter(frames["video"].to_pylist())
         if {row.id: row.num_frames for row in rows if row.num_frames} != counts:
-            return f"{name} had other frames than {shard_name(shard, VIDEOS)} says"
+            return f"{name}: had other frames than {shard_name(shard, VIDEOS)} says"
         name, end = shard_name(shard), pc.max(pc.add(frames["offset"], frames["size"])).as_py() or 0
         expected = end + -end % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE
         size = size_within_folder(root / name)
     except FileNotFoundError:
-        return f"{name} was missing"
+        return f"{name}: was missing"
     except ValueError as error:
-        return f"{name} was damaged ({error})"
-    return "" if size == expected else f"{name} had {size:,} bytes, not {expected:,}"
+        return f"{name}: was damaged ({error})"
+    return "" if size == expected else f"{name}: had {size:,} bytes, not {expected:,}"
 
 
 # --- many shards at once

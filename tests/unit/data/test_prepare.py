@@ -346,7 +346,7 @@ def test_a_damaged_store_is_rebuilt(many, whole, tmp_path, name, harm):
     assert others == {other: other.stat().st_mtime_ns for other in others}
     assert summary.num_new == 0
     assert summary.line.endswith("1 damaged file rebuilt")
-    assert re.search(rf"\n  repaired {name}\S* (was|had)", str(summary))
+    assert re.search(rf"\n  rebuilt  {name}\S* (was|had)", str(summary))
     assert run(many, out).line.startswith("nothing new")
 
 
@@ -485,7 +485,7 @@ def test_what_was_skipped_for_a_passing_reason_is_tried_again(many, whole, tmp_p
     (out / "shards/000001.tar").write_bytes(bytes(1024))
     summary = run(many, out)
     assert (summary.num_videos, summary.num_new) == (8, 1)
-    assert summary.repaired == ("shards/000002.tar lacked a part of 2.mkv (stopped at 1.0 s: stale file handle)",)
+    assert summary.repaired == ("shards/000002.tar: lacked a part of 2.mkv (stopped at 1.0 s: stale file handle)",)
     assert (out / "shards/000008.tar").read_bytes() == (whole / "shards/000001.tar").read_bytes()
     assert not [row for row in read_videos(out / "videos.parquet") if "handle" in row.reason or "error" in row.reason]
     assert run(many, out).line.startswith("nothing new")

@@ -222,7 +222,7 @@ def test_a_table_that_changes_while_in_use_is_reported(root):
     with pytest.raises(UserError, match=r"frames.parquet: has changed since it was opened; run"):
         store.time(0, 0)
     (root / "frames.parquet").unlink()
-    with pytest.raises(UserError, match=r"frames.parquet: No such file or directory; run the same"):
+    with pytest.raises(UserError, match=r"frames.parquet: No such file or directory; run `cyclecontrast prepare"):
         store.time(0, 0)
 
 
