@@ -39,7 +39,7 @@ from cyclecontrast.data.store_writer import ShardJob, join_shards, write_shards
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
 
-SCALING = "area, before RGB"
+SCALING = "area, before RGB, square pixels, BT.709 in HD"
 """The scaling method, stored in store.json; a store with another method cannot be continued."""
 MEGABYTE = 1_000_000
 SMALLEST_SHARD = MEGABYTE
@@ -254,7 +254,7 @@ def _plan(config: PrepareConfig, found: Sequence[FoundVideo]) -> list[ShardJob]:
     pending = sorted((row for row in rows if row.status == "pending"), key=lambda row: (row.shard, row.id))
     if pending:
         write_videos(config.out / VIDEOS, rows)
-    how = (config.videos, config.out, _policy(config), config.size, config.quality, config.max_pixels)
+    how = config.videos, config.out, _policy(config), config.size, config.quality, config.max_pixels, config.deinterlace
     return [ShardJob(*how, shard, tuple(group)) for shard, group in groupby(pending, key=lambda row: row.shard)]
 
 
