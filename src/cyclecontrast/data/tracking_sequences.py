@@ -168,7 +168,7 @@ def check_in_image(where: str, box: Boxes, image: Pixels) -> None:
 
 def open_otb(root: str | Path) -> Sequences:
     """Read all sequences below the root, in order of their names; raises UserError where there is none."""
-    folders = [path for path in sorted(Path(root).iterdir()) if path.is_dir() and _is_otb_sequence(path)]
+    folders = [path for path in sorted(Path(root).iterdir()) if os.path.isdir(path) and _is_otb_sequence(path)]
     if not folders:
         raise UserError(
             f"{root}: holds no sequences; an OTB root has <Sequence>/img and <Sequence>/groundtruth_rect.txt, "
@@ -188,7 +188,7 @@ def from_official_start(sequence: Sequence) -> Sequence:
 def _is_otb_sequence(folder: Path) -> bool:
     if folder.name.startswith("."):
         return False
-    return any(folder.glob("groundtruth_rect*.txt")) or any((folder / name).is_dir() for name in ("img", "jpg"))
+    return any(folder.glob("groundtruth_rect*.txt")) or any(os.path.isdir(folder / name) for name in ("img", "jpg"))
 
 
 def _otb_readers(folder: Path) -> Iterator[Callable[[], Sequence]]:

@@ -199,6 +199,8 @@ def _open_dataset(
 ) -> tuple[PretrainConfig, ViewDataset]:
     problems: list[str] = []
     store = FrameStore.open(_frames_folder(config, num_videos))
+    for note in store.notes:
+        console.print(note, markup=False)
     if config.resume is not None:
         _check_same_data(config.resume, store)
     resolved = attempt(lambda: _resolve_options(config, frame_size(store), machine, given, parts), problems)
