@@ -92,6 +92,11 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
+def is_video(name: str) -> bool:
+    """Return whether a file is named like a video."""
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
 def walk(
     root: Path, on_error: Callable[[Path, OSError], object], left_out: LeftOut | None = None
 ) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
@@ -173,7 +178,7 @@ def find_videos(root: Path, left_out: LeftOut | None = None) -> list[FoundVideo]
     for folder, entries in walk(root, note, left_out):
         for name in sorted((entry.name for entry in entries), key=natural_order):
             path = folder / name
-            if path.suffix.lower() in VIDEO_SUFFIXES:
+            if is_video(name):
                 add(path, *_size_and_reason(path))
             else:
                 kind = "image" if is_image(name) else "file without the suffix of a video"

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cyclecontrast.data.folders import IMAGE_SUFFIXES, VIDEO_SUFFIXES, LeftOut, is_image, natural_order, walk
+from cyclecontrast.data.folders import IMAGE_SUFFIXES, LeftOut, is_image, is_video, natural_order, walk
 from cyclecontrast.data.images import MOST_BYTES
 from cyclecontrast.data.storage import read_regular
 from cyclecontrast.errors import UserError
@@ -102,8 +102,7 @@ def _folders_of_images(root: Path, left_out: LeftOut) -> Iterator[tuple[str, lis
         images = []
         for entry in sorted(entries, key=lambda entry: natural_order(entry.name)):
             if not is_image(entry.name):
-                is_video = Path(entry.name).suffix.lower() in VIDEO_SUFFIXES
-                kind = "video" if is_video else "file without the suffix of an image"
+                kind = "video" if is_video(entry.name) else "file without the suffix of an image"
                 left_out.add(kind, folder / entry.name)
             elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
                 images.append(entry.name)
