@@ -50,8 +50,6 @@ FIRST_INTERLACED = 2
 VP8_SHOWN = 0x10
 """The bit of the first byte of a VP8 packet that says that its picture is shown."""
 TIME_TAG = re.compile(r"([0-9]{1,6}):([0-9]{2}):([0-9]{2}(?:\.[0-9]{1,9})?)")
-MOST_TICKS = 100_000
-"""A delay below one tick is rounding."""
 MOST_PIXEL_ASPECT = 4.0
 """A pixel that is wider or taller than this is a mistake in the header."""
 
@@ -356,8 +354,9 @@ class OpenVideo:
 
     def _read_packets(self) -> Iterator[Any]:
         first, unit = self._start, self._stream.time_base
-        # Without a duration of the picture, the file's is compared with the end of its longest stream.
-        streams = () if math.isnan(self.duration) else (self._stream,)
+        # Without a duration of the picture, that of the file is compared with the end of its longest stream.
+        needs_all = math.isnan(self.duration) and self._container.duration is not None
+        streams = self._container.streams if needs_all else (self._stream,)
         try:
             for number, packet in enumerate(self._container.demux(*streams)):
                 if number >= MOST_PACKETS:
@@ -385,7 +384,7 @@ class OpenVideo:
             whole, end = (self._container.duration or math.nan) / av.time_base, self._end_of_all
         if whole - end > max(TRUNCATED_SECONDS, TRUNCATED_PART * whole) and end:
             self.notice, self._is_cut = f"truncated: ends at {end:.1f} s of {whole:.1f} s", True
-        elif self._container.format.name == "mpegts" and all(self._path.stat().st_size % size for size in TS_PACKETS):
+        elif self._container.format.name == "mpegts" and all(self._container.size % size for size in TS_PACKETS):
             self.notice = f"truncated: ends at {end:.1f} s, within a packet"
 
     def _needed_packets(self, targets: deque[tuple[int, int]]) -> Iterator[Any]:
@@ -595,8 +594,10 @@ def _declared_seconds(stream: Any, container: Any) -> float:
         return float(stream.duration * stream.time_base)
     if end := TIME_TAG.fullmatch(stream.metadata.get("DURATION", "")):
         hours, minutes, seconds = end.groups()
-        start = (stream.start_time or 0) * stream.time_base
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds) - float(start)
+        last = 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+        # Tools that cut files may leave the tags of the whole.
+        if container.duration is None or last <= container.duration / av.time_base + TRUNCATED_SECONDS:
+            return last - float((stream.start_time or 0) * stream.time_base)
     return math.nan
 
 
@@ -608,7 +609,7 @@ def _delay(stream: Any, container: Any) -> float:
     if stream.start_time is None or container.start_time is None:
         return 0.0
     delay = float(stream.start_time * stream.time_base) - max(0.0, container.start_time / av.time_base)
-    return delay if delay > 1 / MOST_TICKS else 0.0
+    return delay if delay > 1e-5 else 0.0  # containers count in microseconds
 
 
 def _pixel_aspect(stream: Any) -> float:
