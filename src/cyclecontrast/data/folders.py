@@ -29,7 +29,7 @@ VIDEO_SUFFIXES = frozenset(
 SYSTEM_FOLDERS = frozenset(
     {
         *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@sharebin", "lost+found", "__macosx"),
-        *("$recycle.bin", "recycler", "system volume information"),
+        *("$recycle.bin", "system volume information"),
     }
 )
 """Folders that file systems and network storage add, in lower case: thumbnails, deleted files, metadata."""

@@ -173,6 +173,21 @@ def test_a_damaged_sequence_is_reported_and_the_others_are_read(otb, text, messa
     assert message in problem
 
 
+def test_a_sequence_that_may_not_be_read_is_reported_and_the_others_are_read(otb, monkeypatch):
+    """A folder of another user costs itself only."""
+    listdir = os.listdir
+
+    def guarded(path="."):
+        if str(path).endswith("Car4/img"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", guarded)
+    opened = open_otb(otb)
+    assert [sequence.name for sequence in opened.sequences] == ["Basketball", "Crossing"]
+    assert opened.problems == (f"{otb / 'Car4/img'}: permission denied; allow access, or use other data",)
+
+
 def test_later_boxes_of_no_size_are_kept(otb):
     """A target that is gone has no box; only the first frame needs one."""
     (otb / "Car4" / "groundtruth_rect.txt").write_text("1,2,5,4\n-1 -1 -1 -1\n0\t0\t0\t0\n1,2,5,4")
