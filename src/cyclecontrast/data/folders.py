@@ -1,6 +1,7 @@
 """List the images and videos below a folder, in an order that does not depend on the file system."""
 
 import filecmp
+import hashlib
 import os
 import re
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cyclecontrast.data.storage import short_reason
+from cyclecontrast.errors import printable
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff"}
@@ -34,7 +36,7 @@ SYSTEM_FOLDERS = frozenset(
 )
 """Folders that file systems and network storage add, in lower case: thumbnails, deleted files, metadata."""
 SAMPLE_BYTES = 65_536
-"""Of files of one size, the first and last bytes that are compared before all of them are."""
+"""Of files of one size, as many first and last bytes are compared before all of them are."""
 
 
 class LeftOut:
@@ -46,15 +48,15 @@ class LeftOut:
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
 
-    def add(self, kind: str, path: Path) -> None:
-        """Count a file or folder of a kind, such as `image` or `folder of the system`."""
-        self._counts[kind] += 1
-        if kind not in self._examples:
-            self._examples[kind] = path.relative_to(self._root).as_posix()
+    def add(self, kind: str, folder: Path, names: Sequence[str]) -> None:
+        """Count files or folders of a kind, such as `image` or `folder of the system`."""
+        self._counts[kind] += len(names)
+        if names and kind not in self._examples:
+            self._examples[kind] = (folder / min(names, key=natural_order)).relative_to(self._root).as_posix()
 
     def add_unlisted(self, path: Path, error: OSError) -> None:
         """Count a folder that cannot be listed."""
-        self.add(f"folder that cannot be listed ({short_reason(error)})", path)
+        self.add(f"folder that cannot be listed ({short_reason(error)})", path.parent, [path.name])
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -62,8 +64,9 @@ class LeftOut:
         parts = [
             f"{number:,} {kind if number == 1 else _plural(kind)}, such as {self._examples[kind]}"
             for kind, number in sorted(self._counts.items())
+            if number
         ]
-        return (f"left out: {'; '.join(parts)}",) if parts else ()
+        return (printable(f"left out: {'; '.join(parts)}"),) if parts else ()
 
 
 def _plural(kind: str) -> str:
@@ -122,11 +125,10 @@ def walk(
         folders = [e for e in entries if (os.path.isdir(e) if e.is_symlink() else e.is_dir())]
         names = {entry.name for entry in folders}
         yield path, [entry for entry in entries if entry.name not in names]
-        folders.sort(key=lambda entry: natural_order(entry.name))
+        left_out.add("folder of the system", path, [entry.name for entry in folders if is_system_folder(entry.name)])
+        folders = [entry for entry in folders if not is_system_folder(entry.name)]
+        folders.sort(key=lambda entry: natural_order(entry.name), reverse=True)
         for folder in folders:
-            if is_system_folder(folder.name):
-                left_out.add("folder of the system", path / folder.name)
-        for folder in reversed([entry for entry in folders if not is_system_folder(entry.name)]):
             # Only a link can lead elsewhere; resolving every folder would take most of the time in deep trees.
             inside = os.path.realpath(folder.path) if folder.is_symlink() else os.path.join(real, folder.name)
             waiting.append((path / folder.name, inside))
@@ -146,13 +148,10 @@ def images_below(root: Path, top: str = "", left_out: LeftOut | None = None) -> 
             left_out.add_unlisted(folder, error)
 
     for folder, entries in walk(root / top, note, left_out):
-        place = folder.relative_to(root)
-        names = sorted((entry.name for entry in entries), key=natural_order)
-        for name in names:
-            if is_image(name):
-                yield (place / name).as_posix()
-            else:
-                left_out.add("file without the suffix of an image", folder / name)
+        names = sorted((entry.name for entry in entries if is_image(entry.name)), key=natural_order)
+        yield from ((folder.relative_to(root) / name).as_posix() for name in names)
+        others = [entry.name for entry in entries if not is_image(entry.name)]
+        left_out.add("file without the suffix of an image", folder, others)
 
 
 def find_videos(root: Path, left_out: LeftOut | None = None) -> list[FoundVideo]:
@@ -176,13 +175,15 @@ def find_videos(root: Path, left_out: LeftOut | None = None) -> list[FoundVideo]
         add(folder, 0, f"folder not readable: {short_reason(error)}")
 
     for folder, entries in walk(root, note, left_out):
-        for name in sorted((entry.name for entry in entries), key=natural_order):
-            path = folder / name
-            if is_video(name):
-                add(path, *_size_and_reason(path))
+        others = []
+        for entry in entries:
+            if is_video(entry.name):
+                add(Path(entry), *_size_and_reason(Path(entry)))
             else:
-                kind = "image" if is_image(name) else "file without the suffix of a video"
-                left_out.add(kind, path)
+                others.append(entry.name)
+        images = [name for name in others if is_image(name)]
+        left_out.add("image", folder, images)
+        left_out.add("file without the suffix of a video", folder, [name for name in others if not is_image(name)])
     found.sort(key=lambda video: (video.id, video.reason))
     # An escaped name can equal a real one; the real one, whose reason sorts first, is kept.
     return [video for i, video in enumerate(found) if i == 0 or video.id != found[i - 1].id]
@@ -205,7 +206,7 @@ def find_copies(videos: Sequence[FoundVideo]) -> list[tuple[FoundVideo, FoundVid
     readable = sorted((video for video in videos if video.size_bytes and not video.reason), key=_size_and_id)
     for _, of_one_size in groupby(readable, key=lambda video: video.size_bytes):
         several = list(of_one_size)
-        by_sample: defaultdict[bytes, list[FoundVideo]] = defaultdict(list)
+        by_sample: defaultdict[str, list[FoundVideo]] = defaultdict(list)
         for video in several if len(several) > 1 else ():
             with suppress(OSError):  # reported when it is decoded
                 by_sample[_sample(video)].append(video)
@@ -221,8 +222,8 @@ def _size_and_id(video: FoundVideo) -> tuple[int, str]:
     return video.size_bytes, video.id
 
 
-def _sample(video: FoundVideo) -> bytes:
+def _sample(video: FoundVideo) -> str:
     with open(video.path, "rb") as file:
         first = file.read(SAMPLE_BYTES)
         file.seek(max(0, video.size_bytes - SAMPLE_BYTES))
-        return first + file.read(SAMPLE_BYTES)
+        return hashlib.sha256(first + file.read(SAMPLE_BYTES)).hexdigest()

@@ -73,8 +73,8 @@ def open_image_folder(root: Path) -> tuple[str, pa.StringArray, npt.NDArray[np.i
         videos = [(name, [name]) for name in folders[0][1]]
     else:
         videos = [video for folder, names in folders if folder != "." for video in _videos_of(folder, names)]
-        for name in folders[0][1] if folders and folders[0][0] == "." else ():
-            left_out.add("image beside the folders of images", root / name)
+        beside = folders[0][1] if folders and folders[0][0] == "." else []
+        left_out.add("image beside the folders of images", root, beside)
     if not videos:
         raise UserError(
             f"{root}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) and no store.json; "
@@ -99,14 +99,16 @@ def _folders_of_images(root: Path, left_out: LeftOut) -> Iterator[tuple[str, lis
 
     for folder, entries in walk(root, note, left_out):
         relative = folder.relative_to(root)
-        images = []
-        for entry in sorted(entries, key=lambda entry: natural_order(entry.name)):
-            if not is_image(entry.name):
-                kind = "video" if is_video(entry.name) else "file without the suffix of an image"
-                left_out.add(kind, folder / entry.name)
-            elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
-                images.append(entry.name)
+        images = [
+            entry.name
+            for entry in entries
+            if is_image(entry.name) and (entry.is_symlink() or entry.is_file(follow_symlinks=False))
+        ]
+        others = [entry.name for entry in entries if not is_image(entry.name)]
+        left_out.add("video", folder, list(filter(is_video, others)))
+        left_out.add("file without the suffix of an image", folder, [name for name in others if not is_video(name)])
         if images:
+            images.sort(key=natural_order)
             yield relative.as_posix(), [(relative / name).as_posix() for name in images]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from cyclecontrast.config import ActionConfig, ClassifyConfig, EmbedConfig, RetrievalConfig
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.distributed import World, gather_objects, joined_command
-from cyclecontrast.errors import UserError, attempt, printable
+from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.image_batches import (
     CenterCrop,
     ImageBatch,
@@ -199,7 +199,7 @@ def embed(config: EmbedConfig, backbone: Backbone | None = None) -> Embedded | N
             batches = _embed_store(config, backbone, store, world)
             if world.rank == 0:
                 for note in store.notes:
-                    print(printable(note), file=sys.stderr)
+                    print(note, file=sys.stderr)
                 return _write(config, backbone, store, batches)
             assert not list(batches)
     return None

@@ -11,7 +11,7 @@ from cyclecontrast.config import PROTOCOL_CONFIGS, AllConfig, EvaluateConfig
 from cyclecontrast.data.folders import LeftOut
 from cyclecontrast.data.layouts import Kind, find_layouts
 from cyclecontrast.distributed import check_alone
-from cyclecontrast.errors import UserError, checked, out_of_memory, printable
+from cyclecontrast.errors import UserError, checked, out_of_memory
 from cyclecontrast.evaluation.predictions import Result, results_folder
 from cyclecontrast.evaluation.references import Compared, compare
 from cyclecontrast.evaluation.runner import evaluate_alone
@@ -149,7 +149,7 @@ def _plans(root: Path) -> Iterator[Plan]:
     left_out = LeftOut(root)
     layouts = list(find_layouts(root, left_out=left_out))
     for note in left_out.notes:
-        print(printable(note), file=sys.stderr)
+        print(note, file=sys.stderr)
     training = next((layout.root for layout in layouts if layout.kind == "got10k"), None)
     if any(layout.kind == "otb" for layout in layouts):
         layouts = [layout for layout in layouts if layout.kind != "got10k"]
