@@ -115,7 +115,7 @@ class ScannedPacket(NamedTuple):
 
 
 class DecodedFrame(NamedTuple):
-    """One frame: RGB (h, w, 3), upright, with square pixels, and its seconds on the clock of a player (nan: unknown)."""
+    """A frame: RGB (h, w, 3), upright, with square pixels, and its seconds on the clock of a player (nan: unknown)."""
 
     image: Pixels
     time: float
