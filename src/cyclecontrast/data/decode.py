@@ -590,7 +590,8 @@ def are_few(frames: int, of: int) -> bool:
 
 def _declared_seconds(stream: Any, container: Any) -> float:
     """Return the duration of the picture as the file says, nan where it names none of it alone."""
-    if stream.duration is not None:
+    # The demuxer of ASF gives every stream the duration of the file.
+    if stream.duration is not None and container.format.name != "asf":
         return float(stream.duration * stream.time_base)
     if end := TIME_TAG.fullmatch(stream.metadata.get("DURATION", "")):
         hours, minutes, seconds = end.groups()
