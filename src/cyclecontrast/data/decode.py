@@ -384,7 +384,7 @@ class OpenVideo:
             whole, end = (self._container.duration or math.nan) / av.time_base, self._end_of_all
         if whole - end > max(TRUNCATED_SECONDS, TRUNCATED_PART * whole) and end:
             self.notice, self._is_cut = f"truncated: ends at {end:.1f} s of {whole:.1f} s", True
-        elif self._container.format.name == "mpegts" and all(self._container.size % size for size in TS_PACKETS):
+        elif self._container.format.name == "mpegts" and all(self._path.stat().st_size % size for size in TS_PACKETS):
             self.notice = f"truncated: ends at {end:.1f} s, within a packet"
 
     def _needed_packets(self, targets: deque[tuple[int, int]]) -> Iterator[Any]:
