@@ -89,7 +89,7 @@ class ClassifyConfig(EvaluateConfig):
 class KnnConfig(ClassifyConfig):
     """k-NN classification of images with frozen features."""
 
-    k: Counts = option((10, 20, 100, 200), "values of k, the number of neighbors that vote", "K")
+    k: Counts = option((20, 10, 100, 200), "values of k, the number of neighbors that vote", "K")
     temperature: Positive = option(0.07, "neighbors vote with weight exp(similarity / temperature)", "NUMBER")
 
 

@@ -20,7 +20,6 @@ from cyclecontrast.evaluation.metrics import (
     hit_at_k,
     per_class_accuracy,
     rank_classes,
-    unit_vectors,
     video_means,
 )
 from cyclecontrast.evaluation.predictions import DataInfo, Json, Record, column_to_matrix, matrix_to_column
@@ -80,18 +79,14 @@ class ClassificationProtocol(Protocol[ClassifyT, LabeledImages]):
         splits, loading = (("train", data.train), ("test", data.test)), Loading.of(self.config, backbone)
         return [part for name, split in splits for part in image_parts(backbone, split, loading, f"embedding {name}")]
 
-    def embed_items(self, backbone: Backbone, split: Split, name: str, cache: ResumeCache, unit: bool = False) -> Items:
-        """Embed the readable images of a split; at level video an item is the mean of a video's vectors.
-
-        `unit` scales vectors to length 1, before and after that mean.
-        """
-        scale = unit_vectors if unit else np.asarray
+    def embed_items(self, backbone: Backbone, split: Split, name: str, cache: ResumeCache) -> Items:
+        """Embed the readable images of a split; at level video an item is the mean of a video's vectors."""
         embedded = embed_images(backbone, split, Loading.of(self.config, backbone), f"embedding {name}", cache)
-        vectors, positions = scale(embedded.vectors), embedded.positions
+        vectors, positions = embedded.vectors, embedded.positions
         if self.config.level == "frame":
             return Items(vectors, split.labels[positions], split.videos[positions], positions, embedded.problems)
         videos, members = np.unique(split.videos[positions], return_inverse=True)
-        means = scale(video_means(vectors, members, len(videos)))
+        means = video_means(vectors, members, len(videos))
         return Items(means, split.video_labels[videos], videos, videos, embedded.problems)
 
     def readable(self, train: Split, unread: Collection[int]) -> tuple[Numbers, int]:

@@ -63,12 +63,12 @@ QUERIES_CHECKED = 100
 
 
 class VideoItems(NamedTuple):
-    """Frames, clips or videos of a split: vectors (num_items, dim), not scaled, and labels (num_items,).
+    """Frames, clips or videos of a split: vectors (num_items, dim) and labels (num_items,).
 
     `numbers` count the items of all listed videos; `problems` has a line for each unreadable video.
     """
 
-    vectors: npt.NDArray[np.float32]
+    vectors: Floats
     labels: Numbers
     numbers: Numbers
     problems: tuple[str, ...]
@@ -316,7 +316,11 @@ def _averaged(vectors: npt.NDArray[np.float32], places: Numbers, config: Retriev
 
 
 def rank(gallery: VideoItems, queries: VideoItems, k: int, cache: ResumeCache) -> Arrays:
-    """Find the k nearest of each query (num_queries, k), and its average precision over the whole gallery."""
+    """Find the k nearest of each query (num_queries, k), and its average precision over the whole gallery.
+
+    Both rank by the same products, of double precision: near duplicates differ in single precision by rounding alone.
+    """
+    gallery, queries = (items._replace(vectors=items.vectors.astype(np.float64)) for items in (gallery, queries))
     starts = range(0, len(queries.vectors), QUERIES_PER_PART)
     columns = _first_equals(gallery.vectors)
     return concatenated(

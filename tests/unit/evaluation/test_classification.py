@@ -95,7 +95,7 @@ def test_a_class_without_a_readable_test_image_has_no_accuracy(data, tmp_path):
     result = run("knn", data, tmp_path / "out", k=(1,))
     assert result.per_item["num_items"] == [0, 4, 4]
     assert result.per_item["accuracy"][0] is None
-    assert "not tested, because all of their test images" in result.about.notes
+    assert "not tested, because all of their test images are unreadable: blue" in result.about.notes
 
 
 def test_many_classes_that_are_not_tested_fill_one_line():
@@ -174,5 +174,5 @@ def test_the_breakdown_adds_up(data, tmp_path):
     table = Record.load(next((tmp_path / "out" / "records").iterdir())).table
     assert table.column_names == ["id", "label", "ranked_k2"]
     ranked, labels = table["ranked_k2"].to_pylist(), table["label"].to_pylist()
-    assert all(sorted(row) == [0, 1, 2] for row in ranked)
+    assert all(len(set(row) - {-1}) == len([place for place in row if place >= 0]) <= 2 for row in ranked)
     assert breakdown("top1_k2", np.array(ranked)[:, 0], np.array(labels), list(COLORS)) == result.per_item

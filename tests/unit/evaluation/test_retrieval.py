@@ -239,6 +239,24 @@ def test_equal_items_are_ranked_by_their_number():
     assert ranking["average_precision"].tolist() == pytest.approx(expected)
 
 
+def test_near_duplicates_are_ranked_as_in_double_precision():
+    """mAP and hit@k order items by the same products, also where single precision cannot tell them apart."""
+    rng = np.random.default_rng(0)
+    vectors = np.repeat(rng.standard_normal((5, 512)), 40, axis=0) + 1e-6 * rng.standard_normal((200, 512))
+    vectors = unit_vectors(vectors.astype(np.float32))
+    labels = rng.integers(0, 3, 200)
+    gallery, queries = VideoItems(vectors, labels, None, ()), VideoItems(vectors[::20], labels[::20], None, ())
+    ranking = retrieval.rank(gallery, queries, 200, NothingBefore())
+    cosines = queries.vectors.astype(float) @ vectors.T.astype(float)
+    assert (ranking["indices"] == np.argsort(-cosines, axis=1, kind="stable")).all()
+    exact, single = (
+        [average_precision_score(labels == label, row) for label, row in zip(queries.labels, rows, strict=True)]
+        for rows in (cosines, queries.vectors @ vectors.T)
+    )
+    assert ranking["average_precision"].tolist() == pytest.approx(exact, abs=1e-12)
+    assert single != pytest.approx(exact, abs=1e-4)
+
+
 def test_the_size_of_blocks_changes_nothing(data, tmp_path, monkeypatch):
     """Two queries at once, in parts of five: each is compared with its own class."""
     run(data, tmp_path / "whole")
