@@ -14,7 +14,7 @@ from cyclecontrast.config import TrackingConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import runner
 from cyclecontrast.evaluation.tracking import protocol
-from cyclecontrast.evaluation.tracking.scores import same_name
+from cyclecontrast.evaluation.tracking.scores import plot_scores, same_name
 from cyclecontrast.evaluation.tracking.tracker import IdentityTracker, PerfectTracker
 from cyclecontrast.models.backbone import make_backbone
 from tests.make_sequences import write_frames, write_got10k, write_otb
@@ -134,7 +134,10 @@ def test_the_record_has_a_row_for_each_frame(evaluated):
 
 
 def test_got10k_counts_the_frames_of_its_toolkit(got10k, tmp_path):
-    """AO and SR are over visible frames but the first, each the same; success over 101 thresholds by sequence."""
+    """AO, SR and the curve of 101 thresholds are over visible frames but the first, all sequences together.
+
+    So does ExperimentGOT10k of the toolkit. It has no precision, which is OTB's: a mean over sequences.
+    """
     result = run(got10k, tmp_path)
     pairs = {"A": [(MOVING[0], box) for box in MOVING], "B": [(STILL[0], box) for box in (*STILL[:2], [14, 9, 12, 10])]}
     values = [overlap_of(*pair) for name in "AB" for pair in pairs[name][1:]]
@@ -142,9 +145,23 @@ def test_got10k_counts_the_frames_of_its_toolkit(got10k, tmp_path):
     assert result.metrics["sr_50"] == pytest.approx(sum(value > 0.5 for value in values) / 9)
     assert result.metrics["sr_75"] == pytest.approx(sum(value > 0.75 for value in values) / 9)
     assert 0 < result.metrics["sr_75"] < result.metrics["sr_50"] < 1
-    success = [success_of(pairs[name], 101) for name in "AB"]
-    assert result.metrics["success"] == pytest.approx(sum(success) / 2)
+    assert result.metrics["success"] == pytest.approx(success_of([*pairs["A"][1:], *pairs["B"][1:]], 101))
+    assert result.metrics["success_rate"] == result.metrics["sr_50"]
+    assert result.metrics["precision"] == 1
+    by_sequence = [result.per_item["sequences"][name]["success"] for name in "AB"]
+    assert by_sequence == pytest.approx([success_of(pairs[name][1:], 101) for name in "AB"])
+    assert len(result.per_item["success_curve"]) == 101
     assert any("cover 0" in note for note in result.about.notes)
+
+
+def test_a_sequence_whose_target_is_gone_after_the_first_frame_has_no_success(tmp_path):
+    """The toolkit counts none of its frames; the other sequence has its metrics as if it were alone."""
+    write_got10k(tmp_path / "got10k", "val", "A", MOVING, [8] * 8)
+    write_got10k(tmp_path / "got10k", "val", "B", STILL, [8, 0, 0, 0])
+    result = run(tmp_path / "got10k", tmp_path)
+    assert result.per_item["sequences"]["B"] == {"precision": 1, "frames": 4}
+    assert result.metrics["success"] == result.per_item["sequences"]["A"]["success"]
+    assert plot_scores({"none": {**result.per_item, "mean": {"precision": 1}}}) == {}
 
 
 def test_a_perfect_tracker_on_got10k_scores_100_of_101(got10k, tmp_path):
