@@ -41,8 +41,8 @@ from cyclecontrast.models.hardware import pick_device
 
 OF_TRAINING = (*OPTIONS, "train_data")
 GOT10K_NOTES = (
-    "ao, sr_50, sr_75, success, success_rate: as the GOT-10k toolkit, over the frames of all sequences but the first of "
-    "each; success is the mean of its success curve",
+    "ao, sr_50, sr_75, success, success_rate: as the GOT-10k toolkit, over the frames of all sequences but their first "
+    "ones; success is the mean of its success curve",
     "precision: as on OTB, the mean over sequences, with their first frames; the toolkit has none on GOT-10k",
     "frames without a visible target (cover 0) are not counted",
 )
