@@ -178,6 +178,8 @@ def _open_npz(path: Path) -> FrameIndex:
             )
     if len(indices) and indices.min() < 0:
         raise ValueError("has numbers below 0 in index")
+    if len(indices) and indices.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"has numbers above {np.iinfo(np.int32).max:,} in index")
     if np.isinf(times).any():
         raise ValueError("has infinite numbers in time")
 
