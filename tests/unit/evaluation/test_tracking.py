@@ -108,6 +108,36 @@ def test_a_perfect_tracker_on_otb_scores_20_of_21_with_both_toolkits(otb, tmp_pa
     assert second.tag == "tracking tracker=perfect toolkit=official"
 
 
+def test_another_toolkit_tracks_nothing_again(otb, tmp_path, monkeypatch, capsys):
+    """Predictions are computed once for all settings of scoring, unless they left something out, or another is asked."""
+    first = run(otb, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "follow", None)
+        second = run(otb, tmp_path, toolkit="official")
+        assert run(otb, tmp_path) == first
+    assert "scoring the predictions of an earlier evaluation" in capsys.readouterr().err
+    assert (first.tag, second.tag) == (
+        "tracking tracker=identity toolkit=got10k",
+        "tracking tracker=identity toolkit=official",
+    )
+    anew = run(otb, tmp_path / "anew", toolkit="official")
+    assert (second.metrics, second.per_item) == (anew.metrics, anew.per_item)
+    config = TrackingConfig(model=MODEL, data=otb, tracker="identity", out=tmp_path / "out", device="cpu")
+    monkeypatch.setattr(protocol, "follow", lambda *_: pytest.fail("tracked"))
+    with pytest.raises(pytest.fail.Exception):
+        runner.evaluate_alone("tracking", config)
+
+
+def test_predictions_that_left_something_out_are_computed_again(otb, tmp_path):
+    """A sequence that could not be read may be readable now."""
+    image = otb / "Moving" / "img" / "0005.png"
+    whole = image.read_bytes()
+    image.write_bytes(b"x" * len(whole))
+    assert len(run(otb, tmp_path).about.problems) == 1
+    image.write_bytes(whole)
+    assert run(otb, tmp_path, toolkit="official").about.problems == ()
+
+
 def test_a_tracker_that_is_21_pixels_off_has_no_precision(otb, tmp_path, monkeypatch):
     """All frames miss but the first, whose box is the true one."""
 
