@@ -141,7 +141,7 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
         size, recorded = record.about.details["num_gallery"], neighbor_labels.shape[1]
         ks = sorted({min(k, size) for k in self.config.k})
         if ks[-1] > recorded:
-            raise UserError(f"k: the record holds the {recorded} nearest, not {ks[-1]}; evaluate without --score-only")
+            raise UserError(f"k: the record holds the {recorded} nearest, not {ks[-1]}; use less")
         metrics = {f"hit@{k}": hit_at_k(neighbor_labels, labels, k) for k in ks}
         notes = [f"k={k} is more than the {size} gallery items: {size} used" for k in self.config.k if k > size]
         known = ~np.isnan(precision)

@@ -294,7 +294,7 @@ def test_a_stopped_evaluation_ends_as_if_it_had_not_been(data, tmp_path, monkeyp
     assert ranked.done == 4
     assert not (tmp_path / "out" / "unfinished").exists()
     repeated = encoded.done
-    run(data, tmp_path)
+    run(data, tmp_path / "anew")
     assert encoded.done - repeated < repeated <= encoded.done - repeated + 2
 
 
@@ -329,13 +329,13 @@ def test_more_neighbors_than_were_recorded_are_refused(data, tmp_path, monkeypat
     monkeypatch.setattr(retrieval, "RECORDED", 4)
     assert list(run(data, tmp_path, k=(1,)).metrics) == ["hit@1", "mAP"]
     assert list(run(data, tmp_path, k=(4,), score_only=True).metrics) == ["hit@4", "mAP"]
-    with pytest.raises(UserError, match="k: 5 is more than the 4 nearest that are computed; use less"):
+    with pytest.raises(UserError, match="k: the record holds the 4 nearest, not 5; use less"):
         run(data, tmp_path, k=(1, 5), score_only=True)
     with pytest.raises(UserError, match="k: 5 is more than the 4 nearest that are computed; use less"):
         run(data, tmp_path / "none", k=(1, 5))
     assert not (tmp_path / "none").exists()
     monkeypatch.setattr(retrieval, "RECORDED", 5)
-    with pytest.raises(UserError, match="the record holds the 4 nearest, not 5; evaluate without --score-only"):
+    with pytest.raises(UserError, match="the record holds the 4 nearest, not 5; use less"):
         run(data, tmp_path, k=(5,), score_only=True)
 
 
