@@ -42,6 +42,10 @@ class VideoSplit:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def files(self) -> Iterator[str]:
+        """Yield the path of each video."""
+        return (f"{self.root}/{path}" for path in self.paths)
+
     def path(self, number: int) -> Path:
         """Return the file of a video."""
         return self.root / self.paths[number]

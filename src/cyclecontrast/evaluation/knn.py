@@ -4,7 +4,7 @@ import numpy as np
 
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.data.labeled_images import LabeledImages
-from cyclecontrast.evaluation.classification import ClassificationProtocol, not_learned, not_tested
+from cyclecontrast.evaluation.classification import ClassificationProtocol, leaked, not_learned, not_tested
 from cyclecontrast.evaluation.metrics import nearest_neighbors, unit_vectors, vote
 from cyclecontrast.evaluation.protocol import Predictions
 from cyclecontrast.evaluation.resume_cache import ResumeCache
@@ -38,6 +38,7 @@ class Knn(ClassificationProtocol[KnnConfig]):
                 *(f"k={k} is more than the {size} training items: {size} used" for k in config.k if k > size),
                 *not_learned(gallery.labels, data.classes),
                 *not_tested(queries.labels, data.classes),
+                *leaked(data.train, data.test),
             ),
             gallery.problems + queries.problems,
             {"temperature": config.temperature, "classes": list(data.classes)},

@@ -23,7 +23,7 @@ from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.distributed import runs_alone
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.classification import ClassificationProtocol, Items, doubts, not_learned, not_tested
+from cyclecontrast.evaluation.classification import ClassificationProtocol, Items, doubts, leaked, not_learned, not_tested
 from cyclecontrast.evaluation.embed import Loading, encode, frozen
 from cyclecontrast.evaluation.epochs import EpochReader, train_classifier
 from cyclecontrast.evaluation.metrics import Floats, Integers
@@ -73,7 +73,7 @@ class Linear(ClassificationProtocol[LinearConfig]):
         return Predictions(
             self.ranked_table({"": fitted.scores}, test, data),
             f"linear probe={probe} level={config.level}",
-            (*notes, *fitted.notes, *not_tested(test.labels, data.classes)),
+            (*notes, *fitted.notes, *not_tested(test.labels, data.classes), *leaked(data.train, data.test)),
             fitted.problems + test.problems,
             {**fitted.details, "probe": probe, "classes": list(data.classes)},
             (fitted.num_train, len(test.labels)),

@@ -24,7 +24,7 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_images import Numbers
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.evaluation.classification import not_tested
+from cyclecontrast.evaluation.classification import leaked, not_tested
 from cyclecontrast.evaluation.embed import IMAGES_PER_PART, Loading, concatenated, encode, find_parts, frozen
 from cyclecontrast.evaluation.image_batches import (
     CROP_MARGIN,
@@ -110,7 +110,7 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
             for name, split in (("train", data.train), ("test", data.test))
         )
         num = min(len(gallery.labels), RECORDED)
-        notes = [*data.notes, *not_tested(queries.labels, data.classes, "videos")]
+        notes = [*data.notes, *not_tested(queries.labels, data.classes, "videos"), *leaked(data.train, data.test)]
         if config.ann == "faiss":
             ranking, line = rank_by_faiss(gallery.vectors, queries.vectors, num)
             notes.append(line)

@@ -1,5 +1,7 @@
 """What all protocols of classification share: unreadable images are left out, classes keep their places."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -103,6 +105,19 @@ def test_many_classes_that_are_not_tested_fill_one_line():
     (line,) = not_tested(np.array([0]), [f"c{number}" for number in range(14)])
     assert line.endswith("c1, c2, c3, c4, c5, c6, c7, c8, c9, c10 and 3 more")
     assert not_tested(np.array([1, 0]), ["a", "b"]) == ()
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_training_files_in_the_test_are_a_note(data, tmp_path, name):
+    """Under whatever name they are there twice; what has the same size or the same end alone is not counted."""
+    clean = run(name, data, tmp_path / "clean")
+    assert not any("training files" in note for note in clean.about.notes)
+    test = next(line.split()[0] for line in (data / "test.txt").read_text().splitlines())
+    train = next(line.split()[0] for line in (data / "train.txt").read_text().splitlines())
+    ours, theirs = (sorted((data / video).iterdir()) for video in (test, train))
+    shutil.copy(theirs[1], ours[0])
+    note = next(note for note in run(name, data, tmp_path / "out").about.notes if "training files" in note)
+    assert note == f"1 of the 12 test files are also training files ({ours[0]} is {theirs[1]}): the result is biased"
 
 
 @pytest.mark.parametrize("videos", [range(3), range(3, 5)], ids=["train", "test"])
