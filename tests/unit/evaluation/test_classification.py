@@ -84,7 +84,7 @@ def test_a_class_without_a_readable_training_image_is_not_learned(data, tmp_path
     """It is named, its test items count as wrong, and the other classes keep their places."""
     truncate(data, "green/0", "green/1", "green/2")
     result = run(name, data, tmp_path / "out", **({"learning_rate": 200.0} if name == "sgd" else {}))
-    assert "class green was not trained: all of its training images" in str(result)
+    assert "class green was not trained: all of its training images are unreadable" in str(result)
     assert result.per_item["classes"] == ["blue", "green", "red"]
     assert result.per_item["num_items"] == [4, 4, 4]
     if name != "finetune":
