@@ -23,7 +23,14 @@ from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.distributed import runs_alone
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.classification import ClassificationProtocol, Items, doubts, leaked, not_learned, not_tested
+from cyclecontrast.evaluation.classification import (
+    ClassificationProtocol,
+    Items,
+    doubts,
+    leaked,
+    not_learned,
+    not_tested,
+)
 from cyclecontrast.evaluation.embed import Loading, encode, frozen
 from cyclecontrast.evaluation.epochs import EpochReader, train_classifier
 from cyclecontrast.evaluation.metrics import Floats, Integers

@@ -109,7 +109,7 @@ def test_a_perfect_tracker_on_otb_scores_20_of_21_with_both_toolkits(otb, tmp_pa
 
 
 def test_another_toolkit_tracks_nothing_again(otb, tmp_path, monkeypatch, capsys):
-    """Predictions are computed once for all settings of scoring, unless they left something out, or another is asked."""
+    """Predictions are computed once for all settings of scoring, except where they are to be computed again."""
     first = run(otb, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(protocol, "follow", None)
