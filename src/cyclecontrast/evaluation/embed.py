@@ -134,6 +134,7 @@ def image_parts(backbone: Backbone, images: Images, loading: Loading, title: str
 def _embed_part(
     backbone: Backbone, images: Images, loading: Loading, title: str, batches: Sequence[Sequence[int]]
 ) -> Arrays:
+    title = f"{title}, images {batches[0][0] + 1:,} to {batches[-1][-1] + 1:,} of {len(images):,}"
     made = list(embed_batches(backbone, images, loading, title, batches))
     return {
         "vectors": np.concatenate([batch.vectors for batch in made]),

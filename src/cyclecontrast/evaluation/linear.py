@@ -38,6 +38,7 @@ from cyclecontrast.evaluation.predictions import Json
 from cyclecontrast.evaluation.protocol import Part, Predictions
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.progress import with_progress
 
 MAX_CONVEX = 50_000
 SGD_ONLY = ("epochs", "learning_rate")
@@ -190,7 +191,7 @@ def _validate(vectors: Floats, labels: Integers, videos: Integers, seed: int) ->
         train = scaler.fit_transform(vectors[~held_out].astype(np.float64))
         test = scaler.transform(vectors[held_out].astype(np.float64))
         model = LogisticRegression(tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True)
-        for c in C_GRID:
+        for c in with_progress(C_GRID, "linear, choosing C on held-out images", len(C_GRID)):
             _fit(model.set_params(C=c), train, labels[~held_out])
             right[c] += int((model.predict(test) == labels[held_out]).sum())
         total += len(test)

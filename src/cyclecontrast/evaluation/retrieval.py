@@ -32,7 +32,6 @@ from cyclecontrast.evaluation.image_batches import (
     ImageBatch,
     chunks,
     load_image_batches,
-    with_progress,
 )
 from cyclecontrast.evaluation.metrics import (
     Floats,
@@ -49,6 +48,7 @@ from cyclecontrast.evaluation.predictions import DataInfo, Record, column_to_mat
 from cyclecontrast.evaluation.protocol import Part, Predictions, Protocol, Score
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.progress import with_progress
 
 RECORDED = 200
 """Number of neighbors stored in a record, independent of `k`, so that `k` can be changed with --score-only."""
@@ -278,10 +278,11 @@ def _embed_part(
             indices[video] = _indices(footage.num_frames, config)
     wanted = WantedFrames(split, {v: np.unique(x) for v, x in indices.items()}, round(loading.image_size * CROP_MARGIN))
     read: list[int] = []
+    title = f"embedding {name}, videos {videos[0] + 1:,} to {videos[-1] + 1:,} of {len(split):,}"
 
     def frames() -> Iterator[Tensor]:
         crop, batches = CenterCrop(loading.image_size), chunks(list(indices), 1)
-        for batch in load_image_batches(wanted, crop, batches, loading.workers, f"embedding {name}"):
+        for batch in load_image_batches(wanted, crop, batches, loading.workers, title):
             problems.extend(batch.problems)
             read.extend(batch.positions.tolist())
             for video in batch.pixels if len(batch.positions) else ():

@@ -284,8 +284,8 @@ def test_siamfc_on_raw_features_does_not_change_the_backbone(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
-def test_siamfc_trains_its_head(tmp_path):
-    """The sequences beside the data train the head; tag and details say how."""
+def test_siamfc_trains_its_head(tmp_path, capsys):
+    """The sequences beside the data train the head; a line says so first, with its cost, then tag and details."""
     write_otb(tmp_path / "otb", "Still", STILL)
     write_got10k(tmp_path / "got10k", "train", "T", [[5, 6, 21, 20], [6, 6, 21, 20]], [8] * 2)
     settings = {"epochs": 1, "pairs_per_sequence": 2, "batch_size": 2, "workers": 0}
@@ -293,6 +293,8 @@ def test_siamfc_trains_its_head(tmp_path):
     assert result.tag.startswith("tracking tracker=siamfc preset=release head=trained epochs=1 ")
     assert (result.about.data.num_train, result.about.data.num_test) == (1, 1)
     assert result.about.details["num_steps"] == 1
+    first = f"first, a head is trained on 1 sequences of {tmp_path / 'got10k'} found near the data: 1 steps of 2 pairs"
+    assert capsys.readouterr().err.startswith(f"{first}; --epochs N shortens it, --no-train")
     assert len(result.about.details["losses"]) == 1
 
 
