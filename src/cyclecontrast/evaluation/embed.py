@@ -23,7 +23,7 @@ from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import STORE
 from cyclecontrast.distributed import World, first_process_first, gather_objects, joined_command
-from cyclecontrast.errors import UserError, attempt, checked
+from cyclecontrast.errors import UserError, attempt, checked, printable
 from cyclecontrast.evaluation.image_batches import (
     CenterCrop,
     ImageBatch,
@@ -237,7 +237,7 @@ def _extract_frames(config: EmbedConfig, world: World) -> FrameStore:
     frames = config.out.with_suffix(".frames")
     if world.rank == 0:
         summary = prepare(checked(PrepareConfig, {"videos": config.data, "out": frames, "workers": config.workers}))
-        print(f"{summary}\nthe frames are in {frames}", file=sys.stderr)
+        print(*map(printable, [*str(summary).split("\n"), f"the frames are in {frames}"]), sep="\n", file=sys.stderr)
     return FrameStore.open(frames)
 
 

@@ -270,19 +270,19 @@ def _indices(num_frames: int, config: RetrievalConfig) -> Numbers:
 def _embed_part(
     backbone: Backbone, split: VideoSplit, config: RetrievalConfig, loading: Loading, name: str, videos: Sequence[int]
 ) -> Arrays:
+    title = f"{name}, videos {videos[0] + 1:,} to {videos[-1] + 1:,} of {len(split):,}"
     problems: list[str] = []
     indices: dict[int, Numbers] = {}
-    for video in videos:
+    for video in with_progress(videos, f"measuring {title}", len(videos)):
         footage = attempt(partial(measure, split.path(video)), problems)
         if footage is not None:
             indices[video] = _indices(footage.num_frames, config)
     wanted = WantedFrames(split, {v: np.unique(x) for v, x in indices.items()}, round(loading.image_size * CROP_MARGIN))
     read: list[int] = []
-    title = f"embedding {name}, videos {videos[0] + 1:,} to {videos[-1] + 1:,} of {len(split):,}"
 
     def frames() -> Iterator[Tensor]:
         crop, batches = CenterCrop(loading.image_size), chunks(list(indices), 1)
-        for batch in load_image_batches(wanted, crop, batches, loading.workers, title):
+        for batch in load_image_batches(wanted, crop, batches, loading.workers, f"embedding {title}"):
             problems.extend(batch.problems)
             read.extend(batch.positions.tolist())
             for video in batch.pixels if len(batch.positions) else ():

@@ -8,7 +8,7 @@ from typing import Any
 
 from cyclecontrast.config import PROTOCOL_CONFIGS, EvaluateConfig
 from cyclecontrast.distributed import ALONE, World, broadcast_object, joined_command
-from cyclecontrast.errors import UserError, attempt
+from cyclecontrast.errors import UserError, attempt, printable
 from cyclecontrast.evaluation.embed import check_same_work, gather_part
 from cyclecontrast.evaluation.predictions import (
     NOT_IN_KEY,
@@ -198,9 +198,13 @@ def _earlier_record(task: AnyProtocol, about: About) -> Record | None:
     if not (about.scoring and task.name in PROTOCOL_CONFIGS and path.exists()) or getattr(task.config, "save", None):
         return None
     record = attempt(lambda: Record.load(path), [])
-    if record is None or record.about.versions != about.versions or record.about.problems:
+    if record is None:
+        print(printable(f"{path}: is damaged; computing the predictions again"), file=sys.stderr)
         return None
-    print(f"scoring the predictions of an earlier evaluation; to compute them again, delete {path}", file=sys.stderr)
+    if record.about.versions != about.versions or record.about.problems:
+        return None
+    line = f"scoring the predictions of an earlier evaluation; to compute them again, delete {path}"
+    print(printable(line), file=sys.stderr)
     return record
 
 

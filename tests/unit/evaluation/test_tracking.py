@@ -128,14 +128,19 @@ def test_another_toolkit_tracks_nothing_again(otb, tmp_path, monkeypatch, capsys
         runner.evaluate_alone("tracking", config)
 
 
-def test_predictions_that_left_something_out_are_computed_again(otb, tmp_path):
-    """A sequence that could not be read may be readable now."""
+def test_predictions_that_left_something_out_or_are_damaged_are_computed_again(otb, tmp_path, capsys):
+    """A sequence that could not be read may be readable now; damage is reported."""
     image = otb / "Moving" / "img" / "0005.png"
     whole = image.read_bytes()
     image.write_bytes(b"x" * len(whole))
     assert len(run(otb, tmp_path).about.problems) == 1
     image.write_bytes(whole)
-    assert run(otb, tmp_path, toolkit="official").about.problems == ()
+    complete = run(otb, tmp_path, toolkit="official")
+    assert complete.about.problems == ()
+    (path,) = (tmp_path / "out" / "records").iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    assert run(otb, tmp_path, toolkit="official").metrics == complete.metrics
+    assert f"{path}: is damaged; computing the predictions again" in capsys.readouterr().err
 
 
 def test_a_tracker_that_is_21_pixels_off_has_no_precision(otb, tmp_path, monkeypatch):
