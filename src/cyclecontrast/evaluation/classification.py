@@ -22,6 +22,7 @@ from cyclecontrast.evaluation.metrics import (
     hit_at_k,
     per_class_accuracy,
     rank_classes,
+    unit_vectors,
     video_means,
 )
 from cyclecontrast.evaluation.predictions import DataInfo, Json, Record, column_to_matrix, matrix_to_column
@@ -81,14 +82,19 @@ class ClassificationProtocol(Protocol[ClassifyT, LabeledImages]):
         splits, loading = (("train", data.train), ("test", data.test)), Loading.of(self.config, backbone)
         return [part for name, split in splits for part in image_parts(backbone, split, loading, f"embedding {name}")]
 
-    def embed_items(self, backbone: Backbone, split: Split, name: str, cache: ResumeCache) -> Items:
-        """Embed the readable images of a split; at level video an item is the mean of a video's vectors."""
+    def embed_items(self, backbone: Backbone, split: Split, name: str, cache: ResumeCache, unit: bool = False) -> Items:
+        """Embed the readable images of a split; at level video an item is the mean of a video's vectors.
+
+        `unit` then scales the vectors of the items to length 1.
+        """
         embedded = embed_images(backbone, split, Loading.of(self.config, backbone), f"embedding {name}", cache)
         vectors, positions = embedded.vectors, embedded.positions
+        scale = unit_vectors if unit else np.asarray
         if self.config.level == "frame":
-            return Items(vectors, split.labels[positions], split.videos[positions], positions, embedded.problems)
+            items = split.labels[positions], split.videos[positions], positions
+            return Items(scale(vectors), *items, embedded.problems)
         videos, members = np.unique(split.videos[positions], return_inverse=True)
-        means = video_means(vectors, members, len(videos))
+        means = scale(video_means(vectors, members, len(videos)))
         return Items(means, split.video_labels[videos], videos, videos, embedded.problems)
 
     def readable(self, train: Split, unread: Collection[int]) -> tuple[Numbers, int]:

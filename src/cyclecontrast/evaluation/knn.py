@@ -5,7 +5,7 @@ import numpy as np
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.evaluation.classification import ClassificationProtocol, leaked, not_learned, not_tested
-from cyclecontrast.evaluation.metrics import nearest_neighbors, unit_vectors, vote
+from cyclecontrast.evaluation.metrics import nearest_neighbors, vote
 from cyclecontrast.evaluation.protocol import Predictions
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import Backbone
@@ -23,11 +23,11 @@ class Knn(ClassificationProtocol[KnnConfig]):
         A k larger than the number of training items is reduced to it, with a note.
         """
         config = self.config
-        gallery = self.embed_items(backbone, data.train, "train", cache)
-        queries = self.embed_items(backbone, data.test, "test", cache)
+        gallery = self.embed_items(backbone, data.train, "train", cache, unit=True)
+        queries = self.embed_items(backbone, data.test, "test", cache, unit=True)
         size = len(gallery.labels)
         ks = list(dict.fromkeys(min(k, size) for k in config.k))
-        neighbors = nearest_neighbors(unit_vectors(gallery.vectors), unit_vectors(queries.vectors), max(ks))
+        neighbors = nearest_neighbors(gallery.vectors, queries.vectors, max(ks))
         votes = {f"_k{k}": vote(neighbors, gallery.labels, k, config.temperature, len(data.classes)) for k in ks}
         # Only classes with votes rank: at k = 1, top-5 is top-1.
         votes = {name: np.where(scores > 0, scores, -np.inf) for name, scores in votes.items()}
