@@ -2,9 +2,12 @@
 
 import os
 import re
+import stat
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, cast
+from urllib.parse import unquote
 
 from pydantic import (
     AfterValidator,
@@ -70,6 +73,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32), IsNumber]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), IsNumber]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), IsNumber]
 Fraction = Annotated[float, Field(ge=0, le=1), IsNumber]
+Stages = Annotated[int, Field(ge=0, le=3), IsNumber]
 BelowOne = Annotated[float, Field(ge=0, lt=1), IsNumber]
 Rate = Annotated[float, Field(gt=0, le=10_000), IsNumber]
 """Frames per second."""
@@ -95,6 +99,10 @@ def _check_name(value: object) -> object:
     return value
 
 
+def _path_to_str(value: object) -> object:
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
 def is_url(place: object) -> TypeGuard[str]:
     """Whether this is a URL instead of a local path."""
     return isinstance(place, str) and "://" in place
@@ -108,6 +116,8 @@ def _refuse_url(value: object) -> object:
 
 def _path_or_url(value: object, as_path: Callable[[object], Path | str]) -> Path | str:
     """Return a path, or a URL without secrets, because it will appear in files and messages."""
+    if isinstance(value, str) and value.startswith("file:///"):
+        value = unquote(value.removeprefix("file://"))
     if not is_url(value):
         return Path(as_path(_check_name(value)))
     if "@" in value or "?" in value or "#" in value:
@@ -125,7 +135,23 @@ def _path_or_url(value: object, as_path: Callable[[object], Path | str]) -> Path
     return url
 
 
-Name = Annotated[str, AfterValidator(_check_name)]
+MOST_TOML_BYTES = 2**16
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the content of a file of options; raises OSError, and ValueError where it is not a small TOML file."""
+    about = path.stat()
+    if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # a pipe may never end, or never begin
+        raise ValueError("it is not a regular file")
+    if about.st_size > MOST_TOML_BYTES:
+        raise ValueError(f"it has {about.st_size:,} bytes, more than {MOST_TOML_BYTES:,}")
+    try:
+        return tomllib.loads(path.read_text("utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+Name = Annotated[str, BeforeValidator(_path_to_str), AfterValidator(_check_name)]
 Place = Annotated[Path, BeforeValidator(_check_name), BeforeValidator(_refuse_url)]
 """A file or folder on this machine."""
 PlaceOrUrl = Annotated[Path | str, WrapValidator(_path_or_url)]
