@@ -161,7 +161,7 @@ def _read_options(name: str, command: Command, arguments: list[str]) -> Callable
 
 def _read_toml(file: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(file).read_text())
+        return tomllib.loads(Path(file).read_text("utf-8-sig"))
     except OSError as error:
         raise UserError(f"config: {file} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

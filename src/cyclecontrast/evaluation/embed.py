@@ -31,7 +31,7 @@ from cyclecontrast.evaluation.image_batches import (
 from cyclecontrast.evaluation.predictions import column_to_matrix, matrix_to_column
 from cyclecontrast.evaluation.protocol import Part
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
-from cyclecontrast.files import check_folder, replacing
+from cyclecontrast.files import check_folder, is_named, replacing, split_model
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device, pick_workers
@@ -260,12 +260,10 @@ def _write(config: EmbedConfig, backbone: Backbone, store: FrameStore, batches: 
 
 def _lasting_name(model: str) -> str:
     """Return a MODEL with absolute paths, valid in any working directory."""
-    if model.startswith("random:"):
+    if is_named(model):
         return model
-    if not model.startswith("timm:"):
-        return str(Path(model).absolute())
-    name, _, file = model.partition("@")
-    return f"{name}@{Path(file).absolute()}" if file else name
+    architecture, path, encoder = split_model(model)
+    return f"{architecture}@" * bool(architecture) + str(Path(path).absolute()) + f"#{encoder}" * bool(encoder)
 
 
 def _table(store: FrameStore, videos: npt.NDArray[np.integer], batch: Embeddings, schema: pa.Schema) -> pa.Table:

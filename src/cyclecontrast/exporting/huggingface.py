@@ -128,7 +128,7 @@ def model_card(backbone: Backbone, run: Path) -> str:
 def _settings(file: Path) -> dict[str, Any]:
     """Return the training settings without local paths, which may be private."""
     try:
-        config = checked(PretrainConfig, tomllib.loads(file.read_text()))
+        config = checked(PretrainConfig, tomllib.loads(file.read_text("utf-8-sig")))
     except (OSError, ValueError, UserError) as error:
         raise UserError(f"{file}: cannot be read ({'; '.join(str(error).splitlines())}); correct it") from error
     settings = config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS), exclude_none=True)
