@@ -38,8 +38,7 @@ class Trainer:
         self, method: Method, config: PretrainConfig, num_steps: int, device: torch.device, world: World
     ) -> None:
         self.config, self.num_steps, self.device, self.world = config, num_steps, device, world
-        # type: ignore[call-overload]
-        self.method: Method = method.train().to(device, memory_format=torch.channels_last)
+        self.method: Method = method.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
             self.method.compile_encoders()
         self.optimizer = _make_optimizer(self.method, config)
@@ -91,7 +90,7 @@ class Trainer:
         Each of the `accumulate` micro-batches is contrasted with its own keys and with the queues before this step.
         """
         # for dropout: differs between processes
-        torch.manual_seed((self.config.seed * 1_000_003 + info.step) * self.world.size + self.world.rank)
+        torch.manual_seed(self.method.seed(info) * self.world.size + self.world.rank)
         self.optimizer.zero_grad()
         parts = []
         for number, micro_batch in enumerate(batch.micro_batches(self.config.accumulate), start=1):

@@ -23,7 +23,7 @@ ABOUT = {
     "num_frames": 56789,
     "num_held_out": 120,
     "data_fingerprint": "0123456789abcdef",
-    "verdict": "under-trained",
+    "verdict": "undertrained",
     "reason": "retrieval still rises",
 }
 
@@ -107,17 +107,17 @@ def test_the_card_of_a_run(tmp_path):
     head, _, text = card.removeprefix("---\n").partition("---\n")
     assert "library_name: transformers" in head
     assert "license" not in head
-    assert "56,789 frames of 1,234 unlabeled videos, 120 of them held out" in text
+    assert "56,789 frames of 1,234 unlabeled videos, 120 videos held out" in text
     assert "`intra-video` learns from frames of the same video." in text
     assert 'method = "intra-video"' in text
     assert 'init = "start.pth"' in text
-    assert "**under-trained**, measured without labels: retrieval still rises." in text
+    assert "**undertrained**, measured without labels: retrieval still rises." in text
     assert "| knn (k 10) | labeled, 60 train, 20 test | top-1 | 43.21 |" in text
     assert "98.76" not in card
     assert "- torch 9.8.7" in text
     assert "cyclecontrast pretrain VIDEOS" in text
     assert text.count("cyclecontrast evaluate knn run DATA") == 1
-    assert "## Licence\n\nNot chosen yet" in text
+    assert "## License\n\nNot chosen yet" in text
     assert "secret" not in card
 
 
