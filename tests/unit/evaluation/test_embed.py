@@ -237,3 +237,14 @@ def test_a_folder_of_images_is_embedded_too(frames, tmp_path):
     table = pq.read_table(embed(config(frames / "a", tmp_path / "e.parquet")).out)
     assert table["video"].to_pylist() == ["0.png", "1.png", "10.png"]
     assert table["index"].to_pylist() == [0, 0, 0]
+
+
+def test_batches_that_do_not_fit_into_memory_are_refused(frames, tmp_path, monkeypatch):
+    """A size that a model's description demands is compared with the free memory before images are read."""
+    monkeypatch.setattr(module, "free_memory", lambda device: 27 * 2 * 16**2)
+    embed(config(frames, tmp_path / "fits.parquet"))
+    with pytest.raises(
+        UserError, match=r"^image_size: 2 images of 17 px need at least 0.0 GB, and 0.0 are free; lower"
+    ):
+        embed(config(frames, tmp_path / "out.parquet", image_size=17))
+    assert not (tmp_path / "out.parquet").exists()
