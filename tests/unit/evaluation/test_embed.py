@@ -248,3 +248,16 @@ def test_batches_that_do_not_fit_into_memory_are_refused(frames, tmp_path, monke
     ):
         embed(config(frames, tmp_path / "out.parquet", image_size=17))
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_the_model_in_an_index_is_valid_in_any_folder(tmp_path, monkeypatch):
+    """Paths become absolute, also between the name of a network and that of an encoder; names stay."""
+    monkeypatch.chdir(tmp_path)
+    for model, lasting in (
+        ("random:resnet18", "random:resnet18"),
+        ("timm:resnet18", "timm:resnet18"),
+        ("run", f"{tmp_path}/run"),
+        ("timm:resnet18@a.pth", f"timm:resnet18@{tmp_path}/a.pth"),
+        ("resnet18-small@a.pth#teacher", f"resnet18-small@{tmp_path}/a.pth#teacher"),
+    ):
+        assert module._lasting_name(model) == lasting

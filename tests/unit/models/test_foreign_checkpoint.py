@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from cyclecontrast.cli import main
 from cyclecontrast.config import ExportConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.exporting.export import export_backbone
@@ -244,6 +245,16 @@ def test_transformers_of_several_kinds(tmp_path):
     for spec, state in (("", teacher), ("#teacher", teacher), ("#student", student)):
         found = load_backbone(f"timm:test_vit@{path}{spec}").network.state_dict()
         assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+def test_commands_take_the_name_of_a_backbone(tmp_path, capsys):
+    """MODEL#NAME works on the command line, and a file that is not there is one line."""
+    path = saved(tmp_path, {"student": weights_of(), "teacher": weights_of(seed=2)})
+    out = tmp_path / "out.safetensors"
+    assert main(["export", f"{path}#student", "--out", str(out)]) == 0
+    assert seed_of(load_backbone(out)) == 1
+    assert main(["export", f"{PLAIN}@{path}s#student", "--out", str(out)]) == 2
+    assert f"error: model {PLAIN}@{path}s#student: no such file or folder; name " in capsys.readouterr().err
 
 
 def test_names_of_models(tmp_path, monkeypatch):
