@@ -46,7 +46,7 @@ from cyclecontrast.models.foreign_checkpoint import (
 
 BACKBONE_FILE = "backbone.safetensors"
 BACKBONE_FORMAT = "cyclecontrast-backbone"
-TRANSFORMERS_FILE = "model.safetensors"
+HUB_FILE = "model.safetensors"
 HEADS = re.compile(
     r"(?:\w+_)?(?:fc|heads?|linear|classif|classifiers?|proj|projections?|projectors?|prediction|predictors?|prototypes?|"
     r"queue|decoder|mask_token|mlp)(?:_\w+)?\d*(?:\..*)?"
@@ -177,9 +177,9 @@ def _backbone_of_run(folder: Path) -> Path:
 
 
 def _file_of_folder(folder: Path) -> Path:
-    """Return the weights of a run, or of a model in the layout of transformers."""
-    is_model = (folder / TRANSFORMERS_FILE).exists() and not (folder / BACKBONE_FILE).exists()
-    return folder / TRANSFORMERS_FILE if is_model else _backbone_of_run(folder)
+    """Return the weights of a run, or of a model in the layout of the Hugging Face hub."""
+    is_model = (folder / HUB_FILE).exists() and not (folder / BACKBONE_FILE).exists()
+    return folder / HUB_FILE if is_model else _backbone_of_run(folder)
 
 
 # --- files of this project
@@ -235,7 +235,9 @@ def _load_foreign(checkpoint: Checkpoint, architecture: str, encoder: str) -> Lo
     path, how = checkpoint.path, "named in MODEL"
     found = find_resnets(checkpoint)
     if not architecture:
-        architecture, how = _recognize(checkpoint, found, encoder)
+        architecture, how = _recognize(
+            checkpoint._replace(arch=checkpoint.arch or _described_arch(path)), found, encoder
+        )
     empty = _make_empty(architecture, path)
     wanted = empty.network.state_dict()
     if FIRST_BLOCK not in wanted or not found:
@@ -243,7 +245,7 @@ def _load_foreign(checkpoint: Checkpoint, architecture: str, encoder: str) -> Lo
     chosen, names = choose(found, encoder, path)
     label = next(name for name, item in names.items() if item is chosen) if len(names) > 1 else ""
     backbone = _fill(empty, chosen.weights, f"{path}#{label}" if label else str(path))
-    _set_preprocessing(backbone, path, chosen)
+    _set_preprocessing(backbone, path)
     used = {key for key in wanted if key in chosen.weights}
     rest = {chosen.prefix + key: value for key, value in chosen.weights.items() if key not in used}
     others = tuple(item.prefix for item in names.values() if not chosen.prefix.startswith(item.prefix))
@@ -290,9 +292,10 @@ def _recognize(checkpoint: Checkpoint, found: list[Found], encoder: str) -> tupl
     return name, "by its arch and keys" if plain else "by its keys (strides and dilation as in torchvision)"
 
 
-class _ResNetConfig(BaseModel):
-    """The fields of transformers' config.json that decide how a ResNet computes."""
+class _NetworkConfig(BaseModel):
+    """The fields of config.json that decide what a network computes: the first is timm's, the others transformers'."""
 
+    architecture: str = ""
     model_type: str = "resnet"
     hidden_act: str = "relu"
     downsample_in_first_stage: bool = False
@@ -307,16 +310,21 @@ class _Preprocessing(BaseModel):
     crop_size: dict[str, Side] = {}
 
 
-def _set_preprocessing(backbone: Backbone, path: Path, found: Found) -> None:
-    """Check the description beside a model of transformers, and take its normalization and image size."""
-    folder = path.parent
-    if path.name != TRANSFORMERS_FILE or not (folder / "config.json").is_file():
-        return
-    config = _read_json(folder / "config.json", _ResNetConfig)
-    if config != _ResNetConfig():
-        raise UserError(f"{folder / 'config.json'}: describes another network than the ResNet of torchvision")
-    if (folder / "preprocessor_config.json").is_file():
-        settings = _read_json(folder / "preprocessor_config.json", _Preprocessing)
+def _described_arch(path: Path) -> str:
+    """Return the network that config.json names beside a model of the Hugging Face hub; empty for a plain ResNet."""
+    file = path.with_name("config.json")
+    if path.name != HUB_FILE or not file.is_file():
+        return ""
+    config = _read_json(file, _NetworkConfig)
+    if config != _NetworkConfig(architecture=config.architecture):
+        raise UserError(f"{file}: describes another network than the ResNet of torchvision; name it: <backbone>@{path}")
+    return config.architecture
+
+
+def _set_preprocessing(backbone: Backbone, path: Path) -> None:
+    file = path.with_name("preprocessor_config.json")
+    if path.name == HUB_FILE and file.is_file():
+        settings = _read_json(file, _Preprocessing)
         backbone.mean, backbone.std = settings.image_mean, settings.image_std
         backbone.image_size = settings.crop_size.get("height", backbone.image_size)
 

@@ -12,7 +12,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -201,21 +201,15 @@ def _stage(shift: int) -> Callable[[re.Match[str]], str]:
 SHORTCUT = (r"\bshortcut\.", "downsample.")
 LAYOUTS: dict[str, tuple[str, Renaming, str]] = {
     "torchvision": ("layer1.0.conv1.weight", (SHORTCUT,), ""),
-    "nn.Sequential without ReLU": (
-        "2.0.conv1.weight",
-        ((r"^0\.", "conv1."), (r"^1\.", "bn1."), (r"^([2-5])\.", _stage(1)), SHORTCUT),
-        "",
-    ),
-    "nn.Sequential without max-pool": (
-        "3.0.conv1.weight",
-        ((r"^0\.", "conv1."), (r"^1\.", "bn1."), (r"^([3-6])\.", _stage(2)), SHORTCUT),
-        "whether its stem has a max-pool",
-    ),
-    "nn.Sequential": (
-        "4.0.conv1.weight",
-        ((r"^0\.", "conv1."), (r"^1\.", "bn1."), (r"^([4-7])\.", _stage(3))),
-        "",
-    ),
+    # By the number of stage 1: without modules for ReLU and max-pool (lightly's own), without one of them, with both.
+    **{
+        f"nn.Sequential {number}": (
+            f"{number}.0.conv1.weight",
+            ((r"^0\.", "conv1."), (r"^1\.", "bn1."), (rf"^([{number}-{number + 3}])\.", _stage(number - 1)), SHORTCUT),
+            "whether its stem has a max-pool" if number == 3 else "",
+        )
+        for number in (2, 3, 4)
+    },
     "transformers": (
         "encoder.stages.0.layers.0.layer.0.convolution.weight",
         (
@@ -259,27 +253,32 @@ def find_resnets(checkpoint: Checkpoint) -> list[Found]:
     found = []
     for prefix, layout in layouts.items():
         _, names, doubt = LAYOUTS[layout]
-        inner = tuple(other for other in layouts if other != prefix and other.startswith(prefix))
-        weights = {
-            renamed(key.removeprefix(prefix), names): value
-            for key, value in checkpoint.weights.items()
-            if key.startswith(prefix) and not key.startswith(inner)
-        }
+        weights = {renamed(key, names): value for key, value in _below(prefix, layouts, checkpoint.weights).items()}
         doubt = "" if checkpoint.is_export else doubt or _doubt(checkpoint, prefix, layout, weights)
         found.append(Found(prefix, weights, doubt))
     return found
+
+
+def _below(prefix: str, others: Iterable[str], weights: Weights) -> Weights:
+    """Return the weights whose keys have a prefix, without it, except those of other backbones below it."""
+    inner = tuple(other for other in others if other != prefix and other.startswith(prefix))
+    return {
+        key.removeprefix(prefix): value
+        for key, value in weights.items()
+        if key.startswith(prefix) and not key.startswith(inner)
+    }
 
 
 def _doubt(checkpoint: Checkpoint, prefix: str, layout: str, weights: Weights) -> str:
     """Return what the keys of a ResNet do not tell about it, empty if it is one of ours."""
     is_small = STEM in weights and weights[STEM].shape[2:] == (3, 3)
     # These projects write "shortcut", and their 3x3 stems have stride 1, padding 1 and no max-pool.
-    has_small_names = layout == "nn.Sequential without ReLU" or any(
+    has_small_names = layout == "nn.Sequential 2" or any(
         key.startswith(prefix) and ".shortcut." in key for key in checkpoint.weights
     )
     if is_small and not has_small_names:
         return "stride, padding and max-pool of its 3x3 stem"
-    if layout == "nn.Sequential without ReLU" and not is_small:
+    if layout == "nn.Sequential 2" and not is_small:
         return "whether its stem has a max-pool"
     others = (key for key in checkpoint.weights if not key.startswith(f"{prefix}layer"))
     if any(DENSE_HEADS.fullmatch(key) and checkpoint.weights[key].ndim == 4 for key in others):
@@ -326,18 +325,7 @@ def find_network(checkpoint: Checkpoint, wanted: Weights) -> list[Found]:
     prefixes = next(filter(None, ends), {""})
     counts = {prefix: sum(f"{prefix}{key}" in checkpoint.weights for key in wanted) for prefix in prefixes}
     prefixes = {prefix for prefix in prefixes if counts[prefix] == max(counts.values())}
-    return [
-        Found(
-            prefix,
-            {
-                key.removeprefix(prefix): value
-                for key, value in checkpoint.weights.items()
-                if key.startswith(prefix)
-                and not key.startswith(tuple(other for other in prefixes if len(other) > len(prefix)))
-            },
-        )
-        for prefix in sorted(prefixes)
-    ]
+    return [Found(prefix, _below(prefix, prefixes, checkpoint.weights)) for prefix in sorted(prefixes)]
 
 
 def choose(found: list[Found], name: str, path: Path) -> tuple[Found, dict[str, Found]]:

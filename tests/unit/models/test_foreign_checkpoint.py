@@ -17,10 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cyclecontrast.cli import main
-from cyclecontrast.config import ExportConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.exporting.export import export_backbone
-from cyclecontrast.exporting.formats import DETECTRON2
+from cyclecontrast.exporting.export import FORMATS
 from cyclecontrast.files import is_model, split_model
 from cyclecontrast.models import checkpoint
 from cyclecontrast.models.backbone import guarded_torchvision, make_backbone, make_empty_backbone
@@ -440,13 +438,12 @@ def test_anything_else_beside_the_weights_is_refused(tmp_path, value):
 @pytest.mark.parametrize("format_name", ["huggingface", "detectron2", "torchvision", "timm"])
 def test_our_own_exports_are_models(tmp_path, format_name):
     """What export writes can be named as MODEL; weights, and for transformers size and normalization, come back."""
-    backbone = shaken("resnet18", image_size=96)
+    backbone = shaken(PLAIN, image_size=96)
     backbone.mean = (0.1, 0.2, 0.3)
-    save_backbone(backbone, tmp_path / "run")
-    suffix = ".pkl" if format_name == "detectron2" else ""
-    made = export_backbone(ExportConfig(model=str(tmp_path / "run"), format=format_name, out=tmp_path / f"out{suffix}"))
-    loaded = load_backbone(made.path)
-    assert loaded.name == "resnet18"
+    out = tmp_path / ("out.pkl" if format_name == "detectron2" else "out")
+    FORMATS[format_name].write(backbone, out, str(tmp_path))
+    loaded = load_backbone(out)
+    assert loaded.name == PLAIN
     state = {k: v for k, v in backbone.network.state_dict().items() if "num_batches" not in k}
     assert all(torch.equal(loaded.network.state_dict()[key], value) for key, value in state.items())
     if format_name == "huggingface":
@@ -455,20 +452,31 @@ def test_our_own_exports_are_models(tmp_path, format_name):
 
 def test_a_model_of_transformers_that_computes_otherwise_is_refused(tmp_path):
     """config.json beside the weights says what their keys do not tell; a damaged one is reported."""
-    save_backbone(shaken(PLAIN), tmp_path / "run")
     out = tmp_path / "out"
-    export_backbone(ExportConfig(model=str(tmp_path / "run"), format="huggingface", out=out))
+    FORMATS["huggingface"].write(shaken(PLAIN), out, str(tmp_path))
     text = (out / "config.json").read_text()
     (out / "config.json").write_text(
         text.replace('"downsample_in_bottleneck": false', '"downsample_in_bottleneck": true')
     )
-    assert problem_of(out) == f"{out / 'config.json'}: describes another network than the ResNet of torchvision"
+    problem = "describes another network than the ResNet of torchvision; name it: <backbone>@"
+    assert problem_of(out) == f"{out / 'config.json'}: {problem}{out / 'model.safetensors'}"
+    assert load_backbone(f"{PLAIN}@{out}").name == PLAIN
     (out / "config.json").write_text("[" * 100_000)
     assert "cannot be read" in problem_of(out)
     (out / "config.json").write_text(text)
     (out / "preprocessor_config.json").write_text('{"crop_size": {"height": 8192, "width": 8192}}')
     assert "cannot be read" in problem_of(out)
     assert load_file(out / "model.safetensors")
+
+
+def test_a_model_of_timm_from_the_hub(tmp_path):
+    """config.json names the network of timm whose weights lie beside it."""
+    weights = make_backbone("timm:test_resnet", 1).network.state_dict()
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "test_resnet", "pretrained_cfg": {"classifier": "fc"}}')
+    backbone, line = open_model(tmp_path)
+    assert (backbone.name, "by its arch" in line) == ("timm:test_resnet", True)
+    assert torch.equal(backbone.network.state_dict()["conv1.0.weight"], weights["conv1.0.weight"])
 
 
 class Code:
@@ -511,7 +519,7 @@ def test_pickles_that_are_no_export_are_refused(tmp_path):
 def test_damaged_exports_for_detectron2_are_reported(tmp_path):
     """An export that is cut or changed is one line."""
     out = tmp_path / "out.pkl"
-    DETECTRON2.write(make_backbone(PLAIN, 1), out, "")
+    FORMATS["detectron2"].write(make_backbone(PLAIN, 1), out, "")
     assert seed_of(load_backbone(out)) == 1
     whole = out.read_bytes()
     for content in (whole[:5000], whole.replace(b"<f4", b"|O8"), whole.replace(b"\x4b\x40", b"\x4b\x41")):
