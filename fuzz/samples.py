@@ -140,7 +140,7 @@ def models(root: Path) -> None:
     """Save a backbone in every form that MODEL may have."""
     import torch
 
-    from cyclecontrast.exporting.formats import DETECTRON2
+    from cyclecontrast.exporting.export import FORMATS
     from cyclecontrast.models.backbone import make_backbone
     from cyclecontrast.models.checkpoint import save_backbone
 
@@ -157,7 +157,8 @@ def models(root: Path) -> None:
     both = {"student": keys, "teacher": {f"backbone.{key}": value for key, value in weights.items()}}
     options = argparse.Namespace(arch="resnet10", lr=np.float64(0.1), out=Path("run"))
     torch.save({**both, "args": options}, root / "dino" / "model.pth")
-    DETECTRON2.write(plain, root / "pickle" / "model.pkl", "")
+    FORMATS["detectron2"].write(plain, root / "pickle" / "model.pkl", "")
+    FORMATS["huggingface"].write(plain, root / "hub", "")
     torch.save(weights, root / "legacy" / "model.pth", _use_new_zipfile_serialization=False)
     import safetensors.torch
 

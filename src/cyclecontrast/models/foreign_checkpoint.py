@@ -313,7 +313,7 @@ def resnet_name(weights: Weights, path: Path) -> str:
 
 
 TEACHERS = re.compile(r"teacher|(?:^|[._])ema(?:[._]|$)")
-FOLLOWERS = re.compile(r"student|momentum|target|encoder_k|(?:^|[._])key")
+FOLLOWERS = re.compile(r"student|momentum|moco_encoder|target|encoder_k|(?:^|[._])key")
 QUERIES = re.compile(r"online|encoder_q|base_encoder")
 
 
