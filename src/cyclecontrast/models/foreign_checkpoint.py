@@ -70,10 +70,8 @@ SAFE_TYPES: list[Any] = [
         for module in ("pathlib", "pathlib._local")
         for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
     ),
-    *(
-        (dict, f"{module}.AttributeDict")
-        for module in ("lightning_fabric.utilities.data", "lightning.fabric.utilities.data")
-    ),
+    (dict, "lightning.fabric.utilities.data.AttributeDict"),
+    (dict, "lightning_fabric.utilities.data.AttributeDict"),
     (dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
 ]
 """What checkpoints hold beside weights, and the class that stands for it: options, numbers, paths."""
@@ -84,7 +82,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         if path.suffix == ".safetensors":
             return Checkpoint(path, load_file(path))
-        content = _read_export(path) if path.suffix == ".pkl" else _unpickle(path)
+        is_export = path.suffix == ".pkl" and _protocol(path) == 4  # torch.save writes protocol 2 or an archive
+        content = _read_export(path) if is_export else _unpickle(path)
     except UserError:
         raise
     except Exception as error:  # a damaged file raises any exception
@@ -101,7 +100,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not weights:
         entries = f"; its entries are {_some([str(key) for key in content])}" if isinstance(content, dict) else ""
         raise UserError(f"{path}: holds no state dict (a mapping of names to tensors){entries}")
-    return Checkpoint(path, weights, _arch(content), path.suffix == ".pkl")
+    return Checkpoint(path, weights, _arch(content), is_export)
 
 
 def _unpickle(path: Path) -> Any:
@@ -131,6 +130,12 @@ class _ExportUnpickler(pickle.Unpickler):
         if (module, name) == ("builtins", "bytearray"):
             return _bytes
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+
+
+def _protocol(path: Path) -> int:
+    with path.open("rb") as file:
+        start = file.read(2)
+    return start[1] if len(start) == 2 and start[0] == 0x80 else 0
 
 
 def _read_export(path: Path) -> Any:
