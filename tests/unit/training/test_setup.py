@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tomllib
 
 import cv2
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 import cyclecontrast as cc
-from cyclecontrast.config import PretrainConfig
+from cyclecontrast.config import PrepareConfig, PretrainConfig
+from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.distributed import World
 from cyclecontrast.errors import UserError, checked
@@ -269,3 +271,21 @@ def test_the_least_memory_is_the_sum_of_its_parts():
     assert queues[0] == 2 * 160 * 5 * 4
     assert views[0] == 3 * 16 * 16 * (2 * 2 + 4 * 2)  # two views as bytes, one of them at a time as numbers
     assert similarities[0] == 2 * 160 * 4
+
+
+def test_a_run_takes_over_from_the_run_that_it_starts_from(stripes, tmp_path):
+    """Image size, flip and the sampling of frames are those of the run that `init` names, unless they are set."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(3):
+        make.write_numbered(videos / f"{number}.mp4", 12)
+    start = run(videos, tmp_path / "start", steps=1, image_size=24, flip=False, backbone="resnet10-small-w4")
+    shutil.rmtree(start.folder / "frames")
+    summary = prepare(PrepareConfig(videos=videos, out=start.folder / "frames", frames_per_video=5, workers=0))
+    assert summary.num_frames == 15
+    shared = {"steps": 1, "init": start.folder, "batch_size": 3, "workers": 0, "report": False, "holdout": 0}
+    done = cc.pretrain(videos, out=tmp_path / "run", **shared)
+    assert (done.backbone.image_size, about_of(done.folder)["num_frames"]) == (24, 15)
+    config = tomllib.loads((done.folder / "config.toml").read_text())
+    assert (config["image_size"], config["flip"]) == (24, False)
+    assert cc.pretrain(stripes, out=tmp_path / "set", image_size=16, **shared).backbone.image_size == 16
