@@ -43,11 +43,11 @@ def size_within_folder(path: Path) -> int:
 
 
 def file_size(path: Path) -> int:
-    """Return the size of a file in bytes, for fingerprints; raises UserError."""
+    """Return the size of a file in bytes, for fingerprints; -1 if it is a problem that its reader will report."""
     try:
         return os.stat(path).st_size
-    except OSError as error:
-        raise UserError(f"{path}: {reason(error)}") from error
+    except OSError:
+        return -1
 
 
 def file_digest(path: Path) -> bytes:

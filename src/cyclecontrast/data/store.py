@@ -178,6 +178,11 @@ class FrameStore:
         return pa.StringArray.from_buffers(self.num_videos, ends, text)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What else lies in a folder of images, one line, or nothing."""
+        return self.source.notes if isinstance(self.source, ImageFiles) else ()
+
+    @property
     def num_videos(self) -> int:
         """Number of videos that hold at least one frame."""
         return len(self.starts) - 1

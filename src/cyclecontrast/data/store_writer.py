@@ -51,6 +51,7 @@ class ShardJob(NamedTuple):
     size: int
     quality: int
     max_pixels: int
+    deinterlace: bool
     shard: int
     rows: tuple[VideoRow, ...]
 
@@ -88,7 +89,7 @@ def _write_video(job: ShardJob, row: VideoRow, file: BinaryIO) -> tuple[VideoRow
             raise VideoError(row.reason)
         # Size 0 where the file cannot be read: so it counts as changed once it can.
         row = row._replace(size_bytes=path.stat().st_size if os.access(path, os.R_OK) else 0)
-        with open_video(path, job.max_pixels) as video:
+        with open_video(path, job.max_pixels, job.deinterlace) as video:
             for frame in video.frames(job.policy, job.size):
                 frames.append(_write_frame(job, row.id, len(frames), frame, file))
     except VideoError as error:

@@ -4,6 +4,7 @@ Vectors are computed in fp32 with deterministic algorithms.
 """
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -211,6 +212,8 @@ def embed(config: EmbedConfig, backbone: Backbone | None = None) -> Embedded | N
         with limited_threads(pick_device(config.device)):
             batches = _embed_store(config, backbone, store, world)
             if world.rank == 0:
+                for note in store.notes:
+                    print(note, file=sys.stderr)
                 return _write(config, backbone, store, batches)
             assert not list(batches)
     return None

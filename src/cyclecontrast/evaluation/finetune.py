@@ -63,6 +63,7 @@ class Finetune(ClassificationProtocol[FinetuneConfig]):
             self.ranked_table({"": test.vectors}, test, data),
             f"finetune level={config.level}" + (" mean=softmax" if config.level == "video" else ""),
             (
+                *data.notes,
                 *doubts(last_loss, len(data.classes)),
                 *not_learned(learned, data.classes),
                 *not_tested(test.labels, data.classes),

@@ -31,6 +31,7 @@ class Knn(ClassificationProtocol[KnnConfig]):
             self.ranked_table(votes, queries, data),
             f"knn level={config.level}",
             (
+                *data.notes,
                 *(f"k={k} is more than the {size} training items: {size} used" for k in config.k if k > size),
                 *not_learned(gallery.labels, data.classes),
                 *not_tested(queries.labels, data.classes),

@@ -73,7 +73,7 @@ class Linear(ClassificationProtocol[LinearConfig]):
         return Predictions(
             self.ranked_table({"": fitted.scores}, test, data),
             f"linear probe={probe} level={config.level}",
-            (*notes, *fitted.notes, *not_tested(test.labels, data.classes)),
+            (*data.notes, *notes, *fitted.notes, *not_tested(test.labels, data.classes)),
             fitted.problems + test.problems,
             {**fitted.details, "probe": probe, "classes": list(data.classes)},
             (fitted.num_train, len(test.labels)),

@@ -20,7 +20,7 @@ from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision
 from cyclecontrast.training import checkpoints, run_folder
-from cyclecontrast.training.auto_settings import Machine
+from cyclecontrast.training.auto_settings import ENOUGH_VIDEOS, Machine
 from cyclecontrast.training.loggers import open_loggers
 from cyclecontrast.training.monitor import Monitor, best_backbone, read_verdict, steps_between
 from cyclecontrast.training.progress import Row, console
@@ -187,6 +187,11 @@ def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> Non
     console.print(f"data: {about['num_videos']:,} videos{alone}, {about['num_frames']:,} frames ({layout})")
     if about["num_held_out"]:
         console.print(f"{about['num_held_out']:,} videos are held out to measure health (--holdout 0 disables this)")
+    elif config.health_every:
+        few = (
+            f": fewer than {ENOUGH_VIDEOS} are too few to hold some out" if about["num_videos"] < ENOUGH_VIDEOS else ""
+        )
+        console.print(f"health is measured on the training videos themselves{few}")
     shown = sorted(set(type(config).model_fields) - {"data", "out", "resume"})
     console.print("settings: " + " ".join(f"{name}={getattr(config, name)}" for name in shown))
     console.print(f"{about['num_steps']:,} steps on {about['device']} in {about['precision']}")

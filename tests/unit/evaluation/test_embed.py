@@ -154,6 +154,17 @@ def test_a_backbone_that_gives_nan_is_refused(frames, cache):
         embed_images(backbone, StoreImages(FrameStore.open(frames)), Loading(16, 2, 0, CPU), "", cache)
 
 
+def test_what_lies_beside_the_frames_is_said(frames, tmp_path, capsys):
+    """A folder without permission ends nothing; it is named with all else that is left out."""
+    cv2.imwrite(str(frames / "cover.png"), np.zeros((8, 8, 3), np.uint8))
+    (frames / "a/clip.mp4").touch()
+    embedded = embed(config(frames, tmp_path / "vectors.npz"))
+    assert embedded.num_frames == 5
+    assert capsys.readouterr().err == (
+        "left out: 1 image beside the folders of images, such as cover.png; 1 video, such as a/clip.mp4\n"
+    )
+
+
 def test_no_progress_bar_where_nobody_watches(frames, capsys):
     """Standard output stays clean for results, and a log file holds no bar."""
     images = StoreImages(FrameStore.open(frames))

@@ -70,6 +70,23 @@ def test_accuracy_equals_one_computed_by_hand(data, tmp_path, level):
     assert result.about.data[2:] == ((18, 12) if level == "frame" else (9, 6))
 
 
+def test_a_broken_link_is_a_problem_and_other_files_are_a_note(tmp_path):
+    """The evaluation goes on without the image that is not there, and says what else it left out."""
+    for split in ("train", "val"):
+        for name, value in (("cat", 40), ("dog", 200)):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for number in range(2):
+                cv2.imwrite(str(folder / f"{number}.png"), np.full((16, 16, 3), value, np.uint8))
+    (tmp_path / "data/train/cat/2.png").symlink_to("nowhere")
+    (tmp_path / "data/val/dog/raw.heic").touch()
+    result = run(tmp_path / "data", tmp_path, k=(1,))
+    (problem,) = result.about.problems
+    assert "train/cat/2.png" in problem
+    assert "left out: 1 file without the suffix of an image, such as val/dog/raw.heic" in result.about.notes
+    assert result.metrics["top1_k1"] == 1
+
+
 def test_more_neighbors_than_items_are_clipped_and_noted(data, tmp_path):
     """k beyond the gallery becomes the gallery, once."""
     result = run(data, tmp_path, k=(10, 100, 200))

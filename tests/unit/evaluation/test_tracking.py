@@ -97,6 +97,20 @@ def test_metrics_are_means_over_sequences(evaluated):
     assert (result.about.data.num_train, result.about.data.num_test) == (0, 2)
 
 
+@pytest.mark.parametrize("toolkit", ["got10k", "official"])
+def test_frames_without_a_box_are_not_scored(tmp_path, toolkit):
+    """UAV123 and LaSOT have NaN where the target is absent: the sequence is scored on its other frames."""
+    boxes = [box if at not in (2, 7) else [float("nan")] * 4 for at, box in enumerate(MOVING)]
+    write_otb(tmp_path / "otb", "Moving", boxes)
+    result = run(tmp_path / "otb", tmp_path, toolkit=toolkit)
+    scored = [box for at, box in enumerate(MOVING) if at not in (2, 7)]
+    assert result.metrics["success"] == pytest.approx(success_of([(MOVING[0], box) for box in scored]))
+    assert not result.about.problems
+    assert "frames without a target, not scored: 2, such as in Moving" in result.about.notes
+    perfect = run(tmp_path / "otb", tmp_path, toolkit=toolkit, tracker="perfect")
+    assert perfect.metrics["success"] == pytest.approx(20 / 21)
+
+
 def test_a_perfect_tracker_on_otb_scores_20_of_21_with_both_toolkits(otb, tmp_path):
     """No overlap is above the last threshold. Both toolkits score the same record, and have their own results."""
     first = run(otb, tmp_path, tracker="perfect")

@@ -114,7 +114,7 @@ class Tracking(Protocol[TrackingConfig, TrackingData]):
             return Score({}, {"boxes": next(iter(tracked.values())).predicted.tolist()})
         truth = select_sequences(tracked, self.config.toolkit)
         files = {"boxes.zip": zip_results(truth, layout)}
-        if any(np.isnan(item.truth).any() for item in truth.values()):
+        if any(np.isnan(item.truth[item.visible]).any() for item in truth.values()):
             frames = {name: {"frames": len(item.truth)} for name, item in truth.items()}
             return Score({}, {"sequences": frames}, notes=(NO_TRUTH_NOTE,), files=files)
         boxes = {name: item.predicted for name, item in truth.items()}

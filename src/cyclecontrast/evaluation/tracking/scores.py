@@ -135,10 +135,10 @@ def score_tracker(predicted: Mapping[str, Floats], truth: Mapping[str, Tracked],
 def _curves(predicted: Floats, item: Tracked, toolkit: str, layout: str) -> tuple[Floats, Floats]:
     """Return the success and the precision curve of a sequence.
 
-    GOT-10k has no valid box where the target cannot be seen; OTB does not say where that is. The GOT-10k toolkit has
-    101 thresholds on its own data, and clips boxes to the image.
+    Frames without a target do not count: GOT-10k labels them, data sets in OTB's layout have no box there. The GOT-10k
+    toolkit has 101 thresholds on its own data, and clips boxes to the image.
     """
-    counted = item.visible | (layout == "otb")
+    counted = item.visible | ((layout == "otb") & ~np.isnan(item.truth).any(axis=1))
     counted[0] = True
     boxes, truth = np.concatenate([item.truth[:1], predicted[1:]])[counted], item.truth[counted]
     if toolkit == "official":
