@@ -1,5 +1,6 @@
 """What is checked before a training begins: options, data, weights and memory, all problems in one error."""
 
+import os
 import re
 import shutil
 import tomllib
