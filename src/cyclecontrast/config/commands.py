@@ -106,7 +106,9 @@ class EmbedConfig(BaseModel):
     model_config = STRICT
     model: Name = option(..., MODEL, names="model")
     data: PlaceOrUrl = option(
-        ..., "a prepared store or its URL, a tree of frames, the R2V2 layout, or a folder of images", names="folder"
+        ...,
+        "a folder of videos or images, a prepared store or its URL, a tree of frames, or the R2V2 layout",
+        names="folder",
     )
     out: VectorFile = option(..., "file to write, .parquet or .npz", "FILE", "output")
     image_size: Side | None = option(None, TRAINED_SIZE, "PIXELS")

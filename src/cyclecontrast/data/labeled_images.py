@@ -53,6 +53,10 @@ class Split:
         """Number of videos; in folders of classes each image is its own video."""
         return len(self.video_ids)
 
+    def files(self) -> Iterator[str]:
+        """Yield the path of each image."""
+        return (f"{self.root}/{name}" for name in self.names.to_pylist())
+
     @cached_property
     def video_labels(self) -> Numbers:
         """Label of each video (num_videos,)."""

@@ -82,6 +82,10 @@ class MaskedSplit:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def files(self) -> Iterator[str]:
+        """Yield the path of each image."""
+        return (f"{self.root}/{pair.image}" for pair in self.pairs)
+
     def image(self, position: int) -> Pixels:
         """Return RGB and the label, uint8 (height, width, 4); raises UserError naming the file.
 

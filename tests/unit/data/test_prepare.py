@@ -19,7 +19,7 @@ import webdataset
 from cyclecontrast.config import PrepareConfig
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.data.store_writer import member_name
+from cyclecontrast.data.store_format import member_name
 from cyclecontrast.errors import UserError, checked
 from tests import make_videos as make
 

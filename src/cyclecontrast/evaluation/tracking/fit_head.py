@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from cyclecontrast.config import TrackingConfig
 from cyclecontrast.data.tracking_sequences import Sequences
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, printable
 from cyclecontrast.evaluation.epochs import EpochReader, shuffled_batches, step_decay, train_epochs
 from cyclecontrast.evaluation.predictions import Json
 from cyclecontrast.evaluation.resume_cache import ResumeCache
@@ -50,6 +51,11 @@ def fit_head(features: DenseFeatures, train: Sequences, config: TrackingConfig, 
     pairs, problems = _open_pairs(train, preset, config.seed, cache, notes)
     head = make_head(features.backbone.dim, preset, config.seed).to(features.device)
     workers = pick_workers(config.workers, features.device)
+    num_steps = len(pairs) // preset.batch_size * preset.epochs
+    how = "" if config.train_data else " found near the data"
+    cost = f"{num_steps:,} steps of {preset.batch_size} pairs; --epochs N shortens it, --no-train tracks without a head"
+    line = f"first, a head is trained on {len(train):,} sequences of {train.root}{how}: {cost}"
+    print(printable(line), file=sys.stderr)
     reader = EpochReader("head", f"{len(pairs):,} training pairs", preset.epochs, workers, cache)
     losses = train_epochs(
         "head",
@@ -62,7 +68,6 @@ def fit_head(features: DenseFeatures, train: Sequences, config: TrackingConfig, 
         config.seed,
         cache,
     )
-    num_steps = len(pairs) // preset.batch_size * preset.epochs
     details = {
         "losses": [round(loss, 6) for loss in losses],
         "head_dim": head.exemplar.out_channels,
