@@ -271,7 +271,7 @@ def test_what_does_not_fit_into_memory_is_refused(stripes, tmp_path, monkeypatch
             "for the weights, .* lower projector_dim or take a smaller backbone",
         ),
         ({"backbone": "resnet50-w999"}, "for the weights"),
-        ({"image_size": 8192, "batch_size": 40}, "for the views, .* lower batch_size or image_size"),
+        ({"image_size": 2048, "batch_size": 640}, "for the views, .* lower batch_size or image_size"),
         (
             {"init": "random:resnet18", "backbone": "auto", "method": "byol", "projector_dim": 10**5},
             "for the weights",
@@ -301,12 +301,6 @@ def test_similarities_are_counted_in_blocks():
     with torch.profiler.profile(profile_memory=True) as profile:
         log_sum_exp(query, keys, 0.07).sum().backward()
     assert similarities <= max(event.cpu_memory_usage for event in profile.events()) < 4 * 512 * 65536 / 2
-
-
-def test_free_memory_is_that_of_the_machine():
-    """The free memory of a CPU lies between 10 MB and what is built in."""
-    built_in = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 10**7 < setup.free_memory(torch.device("cpu")) <= built_in
 
 
 def test_a_run_takes_over_from_the_run_that_it_starts_from(stripes, tmp_path):
