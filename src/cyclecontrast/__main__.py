@@ -1,6 +1,7 @@
 """The entry point of `cyclecontrast`, `python -m cyclecontrast` and torchrun."""
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -27,8 +28,8 @@ class _UnfailingStream:
             self._stream.flush()
 
 
-def guard_stderr() -> None:
-    """Ignore write errors on stderr (closed pipe, full disk, missing), so that they do not end a long training run."""
+def guard_streams() -> None:
+    """Let no stream end finished work: ignore errors of stderr (closed pipe, full disk), escape what stdout cannot write."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -36,6 +37,8 @@ def guard_stderr() -> None:
             os.open(os.devnull, os.O_RDWR)  # otherwise the next opened file would get this descriptor
     stream = sys.stderr or os.fdopen(2, "w", closefd=False)
     sys.stderr = cast(TextIO, _UnfailingStream(stream))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -53,7 +56,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 def run() -> int:
     """Run the command line; returns the exit code."""
-    guard_stderr()
+    guard_streams()
     # DDP with find_unused_parameters warns in C++ if all parameters get gradients, as they do once the cycle loss
     # is enabled.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

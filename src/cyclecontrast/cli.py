@@ -33,6 +33,7 @@ from cyclecontrast.config import (
 from cyclecontrast.config.pretrain import RENAMED
 from cyclecontrast.config.types import GROUPS, detail
 from cyclecontrast.errors import UserError, attempt, checked, did_you_mean
+from cyclecontrast.output import join_lines, say
 
 HELP = ("-h", "--help")
 MAX_CHOICES = 40
@@ -92,12 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         call = read(list(sys.argv[1:] if arguments is None else arguments))
         result = call()
         if result is not None and (text := str(result)):
-            print(text, flush=True)
+            print(join_lines(text.split("\n")), flush=True)
         if failure := getattr(result, "failure", ""):
             raise UserError(failure)
     except UserError as error:
         for problem in error.problems:  # empty if another process reports the problems
-            print(f"error: {problem}", file=sys.stderr)
+            say(f"error: {problem}")
         return 2
     except BrokenPipeError:
         # otherwise Python reports the broken pipe again at exit
@@ -106,10 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in ENVIRONMENT_ERRORS:
             raise
-        print(f"error: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
+        say(f"error: {error.filename or 'the output'}: {error.strerror}")
         return 2
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
+        say(str(interrupt) or "interrupted")
         return 130
     return 0
 
@@ -161,7 +162,7 @@ def _read_options(name: str, command: Command, arguments: list[str]) -> Callable
 
 def _read_toml(file: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(file).read_text())
+        return tomllib.loads(Path(file).read_text("utf-8"))
     except OSError as error:
         raise UserError(f"config: {file} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

@@ -12,10 +12,10 @@ from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.runner import evaluate_alone
+from cyclecontrast.output import join_lines, say
 from cyclecontrast.reporting.page import write_report
 from cyclecontrast.sweeping.results import Gain, gain
 from cyclecontrast.training.pretrain import pretrain
-from cyclecontrast.training.progress import console
 
 DEMO_FILE = "this-is-a-demo"
 """Marks a folder that a new demo may replace."""
@@ -57,7 +57,7 @@ class Demo:
                 cells.append(f"{statistics.mean(values):.1f} %{deviation}")
             lines.append(f"{name:<32}" + "".join(f"{cell:>18}" for cell in cells))
         lines += ["", *(self._comparison(other) for other in names if other.startswith("intra"))]
-        return "\n".join([*lines, f"done in {self.seconds:.0f} s; report: {self.report}"])
+        return join_lines([*lines, f"done in {self.seconds:.0f} s; report: {self.report}"])
 
     def _percents(self, name: str, metric: str) -> dict[int, float]:
         """Return the accuracies by seed; the rows of a name are in the order of their seeds."""
@@ -95,10 +95,10 @@ def run_demo(config: DemoConfig) -> Demo:
 
 def make_data(out: Path, workers: int | None = None) -> DemoData:
     """Make the videos and the labeled frames of the demo in `out`, and prepare the videos."""
-    console.print("generating synthetic videos of 20 classes ...")
+    say("generating synthetic videos of 20 classes ...")
     made = make_videos(out / "made", SyntheticSpec(), seed=0, workers=workers)
     summary = prepare(PrepareConfig(videos=made.videos, out=out / "frames", every=1, workers=workers))
-    console.print(str(summary))
+    say(*str(summary).split("\n"))
     return DemoData(out / "frames", made.labeled)
 
 

@@ -385,4 +385,4 @@ def _last_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    return _with_current_names(tomllib.loads(file.read_text()))
+    return _with_current_names(tomllib.loads(file.read_text("utf-8")))

@@ -38,6 +38,7 @@ from cyclecontrast.data.store_format import (
 from cyclecontrast.data.store_writer import ShardJob, join_shards, write_shards
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
+from cyclecontrast.output import join_lines
 
 SCALING = "area, before RGB"
 """The scaling method, stored in store.json; a store with another method cannot be continued."""
@@ -82,7 +83,7 @@ class PrepareSummary:
         lines += [f"  skipped  {video.id}: {video.reason}" for video in self.skipped]
         lines += [f"  in part  {video.id}: {video.reason}" for video in self.partial]
         what = "changed since it was prepared; create a new store to include the new version"
-        return "\n".join([*lines, *(f"  kept     {name}: {what}" for name in self.changed)])
+        return join_lines([*lines, *(f"  kept     {name}: {what}" for name in self.changed)])
 
     @property
     def line(self) -> str:

@@ -35,6 +35,7 @@ from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device, pick_workers
+from cyclecontrast.output import join_lines
 
 IMAGES_PER_PART = 2**14
 ROWS_PER_GROUP = 8192
@@ -183,7 +184,7 @@ class Embedded(NamedTuple):
 
     def __str__(self) -> str:
         line = f"{self.num_frames:,} frames of {self.num_videos:,} videos, {self.dim}-dimensional vectors → {self.out}"
-        return "\n".join([f"{line}; {len(self.skipped)} skipped:" if self.skipped else line, *self.skipped])
+        return join_lines([f"{line}; {len(self.skipped)} skipped:" if self.skipped else line, *self.skipped])
 
 
 def embed(config: EmbedConfig, backbone: Backbone | None = None) -> Embedded | None:

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -16,6 +17,7 @@ from cyclecontrast.data.loader import CHECK_SECONDS, HANG_SECONDS, begin_worker,
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.metrics import Integers
+from cyclecontrast.output import printable
 
 CROP_MARGIN = 8 / 7
 
@@ -124,7 +126,9 @@ def _collate(items: list[tuple[int, Pixels | str]]) -> ImageBatch:
 def with_progress(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
     """Show a progress bar in a terminal."""
     console = Console(stderr=True)
-    return track(items, title, total, console=console, disable=not console.is_terminal, transient=True)
+    return track(
+        items, escape(printable(title)), total, console=console, disable=not console.is_terminal, transient=True
+    )
 
 
 def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -1,6 +1,5 @@
 """Runs an evaluation in two steps: write the predictions as a record, then score the record."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -26,6 +25,7 @@ from cyclecontrast.files import check_folder, is_model, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device
+from cyclecontrast.output import say
 
 AnyProtocol = Protocol[Any, Any]
 
@@ -152,11 +152,11 @@ def _earlier_result(task: AnyProtocol, about: About) -> Result | None:
     try:
         found = Result.load(path)
     except UserError as error:
-        print(f"{error}; evaluating again", file=sys.stderr)
+        say(f"{error}; evaluating again")
         return None
     if found.about.versions != about.versions:
         return None
-    print(f"reusing the result of an earlier evaluation: {path}", file=sys.stderr)
+    say(f"reusing the result of an earlier evaluation: {path}")
     return found
 
 
@@ -220,4 +220,4 @@ def _score(task: AnyProtocol, record: Record, settings: dict[str, Any]) -> Resul
 def print_path(config: EvaluateConfig, result: Result | None) -> None:
     """Print where a result was written."""
     if result is not None:
-        print(f"result: {result_path(results_folder(config), result.about.key)}", file=sys.stderr)
+        say(f"result: {result_path(results_folder(config), result.about.key)}")

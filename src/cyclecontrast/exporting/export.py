@@ -11,6 +11,7 @@ from cyclecontrast.exporting.huggingface import HUGGINGFACE
 from cyclecontrast.files import check_folder
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
+from cyclecontrast.output import join_lines
 
 FORMATS: dict[str, Format] = {
     "safetensors": SAFETENSORS,
@@ -30,7 +31,7 @@ class Export:
     snippet: str
 
     def __str__(self) -> str:
-        return f"wrote {self.path}; load it with:\n\n{self.snippet}"
+        return join_lines([f"wrote {self.path}; load it with:", "", *self.snippet.split("\n")])
 
 
 def export_backbone(config: ExportConfig, given: Backbone | None = None) -> Export:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jinja2
 import numpy as np
 import torch
+from markupsafe import Markup
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.models.backbone import Backbone, ResNet, make_backbone, pooled
 from cyclecontrast.models.checkpoint import BACKBONE_FILE, save_backbone
+from cyclecontrast.output import markdown
 
 Renaming: TypeAlias = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 """Patterns in torchvision's parameter names, and their replacements in another tool's names."""
@@ -97,17 +99,25 @@ def renamed(key: str, names: Renaming) -> str:
 
 
 def render(template: str, backbone: Backbone, **values: Any) -> str:
-    """Return the rendered template `templates/<template>` for a backbone."""
+    """Return the rendered template `templates/<template>` for a backbone.
+
+    In Markdown every value is escaped, except those that are `Markup`.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cyclecontrast.exporting"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_to_markdown if template.endswith(".md") else None,
     )
     environment.filters["basename"] = lambda path: Path(path).name
     size = f"{backbone.image_size} x {backbone.image_size}"
     return environment.get_template(template).render(backbone=backbone, size=size, **values)
+
+
+def _to_markdown(value: Any) -> str:
+    return value if isinstance(value, Markup) else markdown(str(value))
 
 
 def snippet(name: str, backbone: Backbone, path: Path) -> str:

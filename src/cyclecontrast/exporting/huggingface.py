@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from markupsafe import Markup
 from safetensors.torch import save
 
 from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
@@ -118,7 +119,7 @@ def model_card(backbone: Backbone, run: Path) -> str:
         about=about,
         settings=settings,
         learns_from=learns_from(settings["method"]) if settings else "",
-        toml=tomli_w.dumps(settings),
+        toml=Markup(tomli_w.dumps(settings)),
         # A run folder may also hold results of earlier backbones.
         results=[result for result in found if result.about.model.fingerprint == content],
         versions=about.get("versions") or package_versions(),
@@ -128,7 +129,7 @@ def model_card(backbone: Backbone, run: Path) -> str:
 def _settings(file: Path) -> dict[str, Any]:
     """Return the training settings without local paths, which may be private."""
     try:
-        config = checked(PretrainConfig, tomllib.loads(file.read_text()))
+        config = checked(PretrainConfig, tomllib.loads(file.read_text("utf-8")))
     except (OSError, ValueError, UserError) as error:
         raise UserError(f"{file}: cannot be read ({'; '.join(str(error).splitlines())}); correct it") from error
     settings = config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS), exclude_none=True)

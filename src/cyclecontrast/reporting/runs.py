@@ -101,7 +101,7 @@ def read_files(folder: Path) -> tuple[PretrainConfig, str, dict[str, Any], list[
     if missing := _missing(folder):
         raise UserError(f"{folder}: has no {' and no '.join(missing)}; name a run folder that `pretrain` wrote")
     try:
-        text = (folder / "config.toml").read_text()
+        text = (folder / "config.toml").read_text("utf-8")
         config, about = checked(PretrainConfig, tomllib.loads(text)), read_about(folder)
         if absent := [name for name in REQUIRED if name not in about]:
             raise ValueError(f"run.json has no {', '.join(absent)}")

@@ -93,7 +93,7 @@ def find_source_videos(index: FrameIndex, store: FrameStore, folder: Path | None
     known_folder = folder
     if folder is None and root.name == "frames":  # those of a run, which says where it took them from
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known_folder = Path(tomllib.loads((root.absolute().parent / "config.toml").read_text())["data"])
+            known_folder = Path(tomllib.loads((root.absolute().parent / "config.toml").read_text("utf-8"))["data"])
     if known_folder is None or (folder is None and not known_folder.is_dir()):
         return {}, "To play the videos, name their folder: --videos FOLDER"
     rows = {row.id: row for row in read_videos(root / "videos.parquet")}

@@ -19,11 +19,12 @@ from cyclecontrast.files import check_new_run, locked, remove
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision
+from cyclecontrast.output import join_lines, say
 from cyclecontrast.training import checkpoints, run_folder
 from cyclecontrast.training.auto_settings import Machine
 from cyclecontrast.training.loggers import open_loggers
 from cyclecontrast.training.monitor import Monitor, best_backbone, read_verdict, steps_between
-from cyclecontrast.training.progress import Row, console
+from cyclecontrast.training.progress import Row
 from cyclecontrast.training.read_errors import ReadErrors
 from cyclecontrast.training.setup import make_health_dataset, open_training, unread_options
 from cyclecontrast.training.signals import stop_signals
@@ -50,11 +51,11 @@ class Run:
     def __str__(self) -> str:
         if not self.is_first:
             return ""
-        health = f"health{self.judged_at}: {self.verdict}\n" if self.verdict is not None else ""
+        health = [f"health{self.judged_at}: {self.verdict}"] if self.verdict is not None else []
         command = f"cyclecontrast evaluate knn {self.folder} DATA, or embed, export, report"
         if is_user_defined(self.backbone.name):
             command = f"in Python load_backbone({str(self.folder)!r}, network=...), then evaluate, embed, export"
-        return f"{health}backbone: {self.folder / 'backbone.safetensors'}\nnext: {command}"
+        return join_lines([*health, f"backbone: {self.folder / 'backbone.safetensors'}", f"next: {command}"])
 
 
 def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = False) -> Run:
@@ -80,7 +81,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
             trainer = Trainer(method, config, num_steps(config, dataset), device, world)
             start, read_errors = open_run(trainer, dataset)
             if unread and is_first:
-                console.print(f"not used by {config.method}: {', '.join(unread)}")
+                say(f"not used by {config.method}: {', '.join(unread)}")
             with open_loggers(config, is_first) as loggers:
                 with stop_signals() as stop, _stops_noted(trainer):
                     monitor = Monitor(trainer, make_health_dataset(config, dataset), start)
@@ -184,27 +185,25 @@ def _about(trainer: Trainer, dataset: ViewDataset) -> dict[str, Any]:
 def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> None:
     singles = about["num_single_frame_videos"]
     alone = f", {singles:,} of them with a single frame (query and positive show the same frame)" if singles else ""
-    console.print(f"data: {about['num_videos']:,} videos{alone}, {about['num_frames']:,} frames ({layout})")
+    say(f"data: {about['num_videos']:,} videos{alone}, {about['num_frames']:,} frames ({layout})")
     if about["num_held_out"]:
-        console.print(f"{about['num_held_out']:,} videos are held out to measure health (--holdout 0 disables this)")
+        say(f"{about['num_held_out']:,} videos are held out to measure health (--holdout 0 disables this)")
     shown = sorted(set(type(config).model_fields) - {"data", "out", "resume"})
-    console.print("settings: " + " ".join(f"{name}={getattr(config, name)}" for name in shown))
-    console.print(f"{about['num_steps']:,} steps on {about['device']} in {about['precision']}")
+    say("settings: " + " ".join(f"{name}={getattr(config, name)}" for name in shown))
+    say(f"{about['num_steps']:,} steps on {about['device']} in {about['precision']}")
 
 
 def _announce_resumed(before: dict[str, Any], about: dict[str, Any], damages: list[str], start: int) -> None:
     for damage in damages:
-        console.print(f"{damage}: using the previous checkpoint")
-    console.print(f"resuming after step {start:,}" if start else "no checkpoint: restarting from the first step")
+        say(f"{damage}: using the previous checkpoint")
+    say(f"resuming after step {start:,}" if start else "no checkpoint: restarting from the first step")
     changed = [
         f"{name} was {before[name]}, now {about[name]}"
         for name in ("device", "precision", "processes", "augment_on", "compile", "versions")
         if name in before and before[name] != about[name]
     ]
     if changed:
-        console.print(
-            f"warning: from here on, results are not bit-identical to an uninterrupted run: {'; '.join(changed)}"
-        )
+        say(f"warning: from here on, results are not bit-identical to an uninterrupted run: {'; '.join(changed)}")
 
 
 @contextlib.contextmanager

@@ -28,10 +28,10 @@ from cyclecontrast.methods import METHODS, Method, MomentumMethod
 from cyclecontrast.models.backbone import Backbone, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import check_compiler, pick_device, pick_executor, pick_workers
+from cyclecontrast.output import say
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.auto_settings import MIN_BATCH, DataSize, Machine, num_held_out, resolve
 from cyclecontrast.training.loggers import check_loggers
-from cyclecontrast.training.progress import console
 from cyclecontrast.training.user_parts import (
     NO_PARTS,
     UserParts,
@@ -78,7 +78,7 @@ def open_training(
     config, dataset = opened
     if config.batch_size > dataset.num_videos and world.rank == 0:
         times = math.ceil(config.batch_size / dataset.num_videos)
-        console.print(
+        say(
             f"batch size {config.batch_size} exceeds the number of videos, {dataset.num_videos}: each appears up to "
             f"{times} times per batch"
         )
@@ -118,7 +118,7 @@ def prepare_videos(config: PretrainConfig) -> None:
     frames = config.out / "frames"
     if config.resume is None or not (frames / "frames.parquet").exists():
         summary = prepare(checked(PrepareConfig, {"videos": config.data, "out": frames, "workers": config.workers}))
-        console.print(f"{summary}\nthe frames are in {frames}: pass this folder as DATA to reuse them")
+        say(*str(summary).split("\n"), f"the frames are in {frames}: pass this folder as DATA to reuse them")
 
 
 def frame_size(store: FrameStore) -> DataSize:

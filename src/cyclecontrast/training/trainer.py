@@ -38,8 +38,7 @@ class Trainer:
         self, method: Method, config: PretrainConfig, num_steps: int, device: torch.device, world: World
     ) -> None:
         self.config, self.num_steps, self.device, self.world = config, num_steps, device, world
-        # type: ignore[call-overload]
-        self.method: Method = method.train().to(device, memory_format=torch.channels_last)
+        self.method: Method = method.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
             self.method.compile_encoders()
         self.optimizer = _make_optimizer(self.method, config)
