@@ -29,7 +29,7 @@ class _UnfailingStream:
 
 
 def guard_streams() -> None:
-    """Let no stream end finished work: ignore errors of stderr (closed pipe, full disk), escape what stdout cannot write."""
+    """Let no output end a long work: ignore write errors on stderr (closed pipe, full disk), escape on stdout."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -57,8 +57,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 def run() -> int:
     """Run the command line; returns the exit code."""
     guard_streams()
-    # DDP with find_unused_parameters warns in C++ if all parameters get gradients, as they do once the cycle loss
-    # is enabled.
+    # PyTorch warns in C++ about each attempt to connect to another process.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
