@@ -18,7 +18,7 @@ from cyclecontrast.errors import UserError, out_of_memory
 from cyclecontrast.files import check_new_run, locked, remove
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import save_backbone
-from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision
+from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision, rounding
 from cyclecontrast.output import join_lines, say
 from cyclecontrast.training import checkpoints, run_folder
 from cyclecontrast.training.auto_settings import Machine
@@ -31,6 +31,9 @@ from cyclecontrast.training.signals import stop_signals
 from cyclecontrast.training.trainer import Trainer
 from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given, method_class
 from cyclecontrast.training.verdict import Verdict, last_measured
+
+DECIDING = ("device", "processor", "instructions", "threads", "precision", "processes", "augment_on", "compile")
+"""Entries of run.json that, with the versions, decide the bits of a run."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ def _about(trainer: Trainer, dataset: ViewDataset) -> dict[str, Any]:
     return {
         "versions": package_versions(),
         "device": run_folder.device_name(trainer.device),
+        **rounding(trainer.device),
         "precision": config.precision,
         "processes": trainer.world.size,
         "augment_on": config.augment_on,
@@ -199,8 +203,8 @@ def _announce_resumed(before: dict[str, Any], about: dict[str, Any], damages: li
     say(f"resuming after step {start:,}" if start else "no checkpoint: restarting from the first step")
     changed = [
         f"{name} was {before[name]}, now {about[name]}"
-        for name in ("device", "precision", "processes", "augment_on", "compile", "versions")
-        if name in before and before[name] != about[name]
+        for name in (*DECIDING, "versions")
+        if name in before and name in about and before[name] != about[name]
     ]
     if changed:
         say(f"warning: from here on, results are not bit-identical to an uninterrupted run: {'; '.join(changed)}")
