@@ -152,7 +152,7 @@ def test_owners_of_marks(source, owners):
 
 def test_every_departure_has_a_row():
     """The rows on departures name exactly the places that the source marks, each as often."""
-    first = [cells[0] for cells in rows_of("Where the code departs from a release")]
+    first = [cells[0] for cells in rows_of("Differences from the releases")]
     names = [match.groups() for cell in first if (match := re.match(r"\[`(.+?)`\]\[(\w+)\]", cell))]
     assert Counter(module_and_name(*name) for name in names) == Counter(marked_places())
 

@@ -45,7 +45,7 @@ def test_the_package_names_what_it_exports():
         (lambda: cc.sweep("table9", "nowhere"), ["table: input should be", "data: nowhere"]),
         (lambda: cc.pretrain(), ["data is missing", "out is missing"]),
         (lambda: cc.pretrain("nowhere", out="o", backbone=7), ["backbone: a int is neither", "data: nowhere"]),
-        (lambda: cc.export(torch.nn.ReLU()), ["model: a ReLU is neither a name nor a Backbone"]),
+        (lambda: cc.export(torch.nn.ReLU()), ["model: a ReLU is neither a path or name nor a Backbone"]),
     ],
 )
 def test_all_mistakes_are_reported_at_once(action, lines, tmp_path, monkeypatch):

@@ -198,7 +198,7 @@ def test_if_one_is_killed_the_other_ends(stripes, whole, tmp_path):
     assert victim.end()[0] == -signal.SIGKILL
     code, text = other.end()
     assert code == 2, text
-    assert "another process of this training has ended or does not answer" in text
+    assert "another process of this training has ended or does not respond" in text
     assert "Traceback" not in text
     part = copy_until(whole, tmp_path / "part", 8)
     train_with_two([f"--resume={part}"])

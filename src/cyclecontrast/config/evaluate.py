@@ -131,7 +131,7 @@ LINEAR_MODE = {"num_frames": 8, "batch_size": 64, "clips_per_video": 10, "dropou
 
 
 class ActionConfig(EvaluateConfig):
-    """Action recognition: a linear layer on the mean of the frame features of a clip."""
+    """Action recognition: a linear layer on mean frame features."""
 
     data: Place = option(..., LABELED_VIDEOS, names="folder")
     mode: Literal["finetune", "linear"] = option(

@@ -17,8 +17,7 @@ BLOCK = 2**22  # similarities per block: 16 MiB in fp32, small next to a network
 
 def log_sum_exp(query: Tensor, keys: Tensor, temperature: float, ignore: Tensor | None = None) -> Tensor:
     """Return log Σ exp(sim / τ) over each query's candidates (batch,); minus infinity without candidates."""
-    scaled = _wide(query) / temperature
-    result: Tensor = _LogSumExp.apply(scaled, keys.detach(), ignore)  # type: ignore[no-untyped-call]
+    result: Tensor = _LogSumExp.apply(_wide(query) / temperature, keys.detach(), ignore)  # type: ignore[no-untyped-call]
     return result.to(query.dtype)
 
 

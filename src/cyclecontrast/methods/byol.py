@@ -1,7 +1,7 @@
 """BYOL (Grill et al. 2020): each view predicts the momentum encoder's projection of the other view."""
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.dataset import Batch, FurtherFrames, no_further_frames
+from cyclecontrast.data.dataset import Batch
 from cyclecontrast.distributed import ALONE, World
 from cyclecontrast.methods.method import Losses, MomentumMethod, StepInfo
 from cyclecontrast.methods.simsiam import negative_cosine
@@ -19,7 +19,7 @@ class BYOL(MomentumMethod):
     """
 
     learns_from = "two views, each predicting the momentum encoder's projection of the other"
-    reads = MomentumMethod.reads - {"temperature"}
+    reads = MomentumMethod.reads - {"temperature"} | {"positives"}
     num_queries = 2
     num_enqueued = 0
 
@@ -27,11 +27,6 @@ class BYOL(MomentumMethod):
         super().__init__(backbone, options, world)
         dim = options.projector_dim
         self.head: Predictor = Predictor(dim, 16 * dim)  # 256-4096-256
-
-    @classmethod
-    def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return whether both views show the same frame (`positives` frame), and no extra frames."""
-        return options.positives == "frame", no_further_frames
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the loss of a micro-batch with two views per video."""

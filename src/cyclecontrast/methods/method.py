@@ -87,7 +87,8 @@ class Method(nn.Module):
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
         """Return whether query and positive show the same frame, and a function that draws frames of extra views."""
-        return cls.same_frame, no_further_frames
+        same_frame = options.positives == "frame" if "positives" in cls.reads else cls.same_frame
+        return same_frame, no_further_frames
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the losses of a micro-batch, whose views are uint8 tensors on the device."""
@@ -99,6 +100,10 @@ class Method(nn.Module):
     def cycle_weight(self, info: StepInfo) -> float | None:
         """Return λ of Eq. 6 in a step, for the metrics; None if the method has no λ."""
         return None
+
+    def seed(self, info: StepInfo) -> int:
+        """Return the random seed of a step; it is equal in all processes."""
+        return self.options.seed * 1_000_003 + info.step
 
     def project(self, pixels: Tensor) -> Projections:
         """Return the projector outputs of uint8 views (batch, 3, h, w), computed in the configured precision."""
@@ -225,10 +230,6 @@ class MomentumMethod(Method):
         num_videos = len(new_keys) // (self.num_enqueued * self.world.size)
         keys, video = queue.joined(new_keys, new_video)
         return Candidates(keys, video, len(queue.keys) + self.places(num_videos, keys), len(new_keys))
-
-    def seed(self, info: StepInfo) -> int:
-        """Return the random seed of a step; it is equal in all processes."""
-        return self.options.seed * 1_000_003 + info.step
 
     def after_step(self, info: StepInfo) -> None:
         """Update the momentum encoder, then push the batch keys into the queues (Algorithm 1)."""

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.dataset import Batch, FurtherFrames, no_further_frames
+from cyclecontrast.data.dataset import Batch
 from cyclecontrast.methods.method import Losses, Method, StepInfo
 
 
@@ -17,14 +16,9 @@ class SimCLR(Method):
     """
 
     learns_from = "two views, contrasted with all other views of the batch"
-    reads = frozenset({"temperature"})
+    reads = frozenset({"temperature", "positives"})
     num_queries = 2
     compares_queries = True
-
-    @classmethod
-    def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return whether both views show the same frame (`positives` frame), and no extra frames."""
-        return options.positives == "frame", no_further_frames
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the loss of a micro-batch with two views per video."""

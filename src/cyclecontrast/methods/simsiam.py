@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.dataset import Batch, FurtherFrames, no_further_frames
+from cyclecontrast.data.dataset import Batch
 from cyclecontrast.distributed import ALONE, World
 from cyclecontrast.methods.method import Losses, Method, StepInfo
 from cyclecontrast.models.backbone import Backbone
@@ -20,6 +20,7 @@ class SimSiam(Method):
     """
 
     learns_from = "two views that predict each other"
+    reads = frozenset({"positives"})
     num_queries = 2
     constant_head_rate = True
 
@@ -27,11 +28,6 @@ class SimSiam(Method):
         super().__init__(backbone, options, world)
         dim = options.projector_dim
         self.head: Predictor = Predictor(dim, max(1, dim // 4))  # a bottleneck: 2048-512-2048
-
-    @classmethod
-    def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
-        """Return whether both views show the same frame (`positives` frame), and no extra frames."""
-        return options.positives == "frame", no_further_frames
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the loss of a micro-batch with two views per video."""
@@ -47,6 +43,7 @@ class SimSiam(Method):
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """Return the negative cosine similarity of prediction and target; no gradient through the target (SimSiam, BYOL).
 
-    BYOL's loss, the squared distance of unit vectors, is 2 + 2 · this value. Use twice BYOL's learning rates here.
+    BYOL sums 2 + 2 · this value over both directions, where methods here use the mean of this value. Multiply BYOL's
+    learning rates by 4.
     """
     return -(prediction * target.detach()).sum(dim=1).mean()

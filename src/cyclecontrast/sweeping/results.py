@@ -57,7 +57,7 @@ class Gain(NamedTuple):
     def __str__(self) -> str:
         mean = f"{self.mean:+.1f}" if round(self.mean, 1) else "0.0"
         if self.deviation is None:
-            return f"{mean} (one seed, no test)"
+            return f"{mean} (one seed is not enough to judge)"
         return f"{mean} ± {self.deviation:.1f} ({'significant' if self.is_significant else 'not significant'})"
 
 

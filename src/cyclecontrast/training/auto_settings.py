@@ -25,8 +25,8 @@ OF_METHOD: dict[str, dict[str, Any]] = {
     "byol": {"bn_groups": 1},
 }
 """Settings of `auto` that override the others for some methods."""
-FRAMES_OF_A_VIDEO = {"vince": 4}
-"""Methods that encode several queries per video; their batch size is divided by this number."""
+BATCH_DIVISORS = {"vince": 4}
+"""The automatic batch size is divided by this; VINCE encodes four queries and four keys per video."""
 
 
 class DataSize(NamedTuple):
@@ -76,9 +76,9 @@ def auto_settings(
     num_videos = max(1, data.num_videos - num_held_out(data.num_videos, holdout))
     image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu))
     backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
-    frames = FRAMES_OF_A_VIDEO.get(str(chosen.get("method")), 1)
+    divisor = BATCH_DIVISORS.get(str(chosen.get("method")), 1)
     parts = machine.processes * int(chosen.get("accumulate", 1))
-    batch_size = chosen.get("batch_size", _batch_size(num_videos, machine, frames, parts))
+    batch_size = chosen.get("batch_size", _batch_size(num_videos, machine, divisor, parts))
     steps = chosen.get("steps")
     epochs = _epochs(num_videos, batch_size, machine.cpu, steps)
     if steps is None:
@@ -105,7 +105,7 @@ def auto_settings(
         "momentum_ramp": 0 if chosen.get("momentum_rise") else 10,
         "bn_groups": max(1, min(2, batch_size // 2), batch_size // 64),
         "augmentation": "moco-v2",
-        "learning_rate": _learning_rate(backbone, batch_size * frames, chosen),
+        "learning_rate": _learning_rate(backbone, batch_size * divisor, chosen),
         "warmup": 0.05,
         "schedule": "cosine",
         "holdout": holdout,
@@ -176,12 +176,9 @@ def _backbone(image_size: int, cpu: bool) -> str:
     return "resnet18-small-w16" if cpu else "resnet18-small"
 
 
-def _batch_size(num_videos: int, machine: Machine, frames: int, parts: int) -> int:
-    """Return a batch size of at most the number of videos (at least 8), divisible by `parts`.
-
-    `frames` is queries per video.
-    """
-    largest = (128 if machine.cpu or num_videos < 10_000 else 256) // frames
+def _batch_size(num_videos: int, machine: Machine, divisor: int, parts: int) -> int:
+    """Return a batch size of at most the number of videos (at least 8), divisible by `parts`."""
+    largest = (128 if machine.cpu or num_videos < 10_000 else 256) // divisor
     size = min(largest, max(MIN_BATCH, 1 << (num_videos.bit_length() - 1)))
     return max(2, size // parts) * parts
 

@@ -90,7 +90,7 @@ class Trainer:
         Each of the `accumulate` micro-batches is contrasted with its own keys and with the queues before this step.
         """
         # for dropout: differs between processes
-        torch.manual_seed((self.config.seed * 1_000_003 + info.step) * self.world.size + self.world.rank)
+        torch.manual_seed(self.method.seed(info) * self.world.size + self.world.rank)
         self.optimizer.zero_grad()
         parts = []
         for number, micro_batch in enumerate(batch.micro_batches(self.config.accumulate), start=1):

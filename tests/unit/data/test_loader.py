@@ -145,7 +145,7 @@ def test_a_read_that_hangs_is_one_line(dataset, monkeypatch):
     monkeypatch.setattr(module, "HANG_SECONDS", 0.0)
     batches = batches_of(acting(dataset, lambda frame: time.sleep(3600)), range(8), batch_size=2, workers=1)
     (worker,) = multiprocessing.active_children()
-    with pytest.raises(UserError, match=r"data: no data for 2 s: its storage hangs or is too slow") as caught:
+    with pytest.raises(UserError, match=r"data: no data for 2 s; the storage hangs or is too slow") as caught:
         next(batches)
     one_line(caught)
     assert not worker.is_alive()

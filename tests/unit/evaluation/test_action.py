@@ -425,7 +425,7 @@ def test_a_class_of_which_nothing_can_be_read_is_named(data, tmp_path):
     for number in range(3):
         (root / "videos" / "Dark" / f"v_Dark_g{number}.avi").write_bytes(b"nothing")
     result = run(root, tmp_path / "out", mode="linear", epochs=1)
-    assert result.about.notes[1] == "class Dark was not trained: all of its training videos"
+    assert result.about.notes[1] == "class Dark was not trained: all of its training videos are unreadable"
     assert (result.about.data.num_train, result.about.data.num_test) == (6, 6)
     assert len(result.about.problems) == 3
 

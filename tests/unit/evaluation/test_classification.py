@@ -82,7 +82,7 @@ def test_a_class_without_a_readable_training_image_is_not_learned(data, tmp_path
     """It is named, its test items count as wrong, and the other classes keep their places."""
     truncate(data, "green/0", "green/1", "green/2")
     result = run(name, data, tmp_path / "out", **({"learning_rate": 200.0} if name == "sgd" else {}))
-    assert "class green was not trained: all of its training images" in str(result)
+    assert "class green was not trained: all of its training images are unreadable" in str(result)
     assert result.per_item["classes"] == ["blue", "green", "red"]
     assert result.per_item["num_items"] == [4, 4, 4]
     if name != "finetune":
@@ -95,7 +95,7 @@ def test_a_class_without_a_readable_test_image_has_no_accuracy(data, tmp_path):
     result = run("knn", data, tmp_path / "out", k=(1,))
     assert result.per_item["num_items"] == [0, 4, 4]
     assert result.per_item["accuracy"][0] is None
-    assert "not tested, because all of their test images" in result.about.notes
+    assert "not tested, because all of their test images are unreadable: blue" in result.about.notes
 
 
 def test_many_classes_that_are_not_tested_fill_one_line():

@@ -150,7 +150,7 @@ def test_a_backbone_that_gives_nan_is_refused(frames, cache):
     """Broken weights are not scored as if they knew nothing."""
     backbone = make_backbone(MODEL)
     nn.init.constant_(backbone.get_parameter("network.conv1.weight"), float("nan"))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="non-finite"):
         embed_images(backbone, StoreImages(FrameStore.open(frames)), Loading(16, 2, 0, CPU), "", cache)
 
 

@@ -156,7 +156,7 @@ def test_one_readable_class_is_an_error(data, tmp_path):
         path.write_bytes(b"broken")
     with pytest.raises(UserError, match="only one class has training images that can be read") as caught:
         run(root, tmp_path)
-    assert "class dark is not learned" in caught.value.problems[1]
+    assert "class dark was not trained" in caught.value.problems[1]
 
 
 @pytest.mark.parametrize("settings", [{"probe": "lbfgs"}, {"probe": "sgd", "epochs": 15, "learning_rate": 100.0}])

@@ -203,7 +203,7 @@ def test_the_result_names_its_variant(evaluated, data, tmp_path):
 def test_a_denser_map_is_noted(data, tmp_path):
     """A backbone for small images has a cell every 2 pixels, so that its radius is shorter in pixels."""
     result = run(data, tmp_path, model="random:resnet10-small-w8", height=24)
-    assert any("a cell every 2 pixels instead of 8" in note for note in result.about.notes)
+    assert any("stride 2 instead of 8" in note for note in result.about.notes)
     assert any("12 cells is 24 pixels" in note for note in result.about.notes)
 
 
@@ -316,7 +316,7 @@ def test_broken_weights_are_an_error(data, tmp_path):
     backbone = make_backbone("resnet10-w8")
     with torch.no_grad():
         backbone.network.conv1.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="non-finite"):
         run(data, tmp_path, backbone)
 
 

@@ -282,7 +282,7 @@ def test_two_models_of_one_name_are_not_mixed_up(data, tmp_path, model):
     assert first.about.model.fingerprint != second.about.model.fingerprint
     assert run(data, tmp_path / "out", model, score_only=True) == second
     model.unlink()
-    with pytest.raises(UserError, match="2 records fit"):
+    with pytest.raises(UserError, match="2 records match"):
         run(data, tmp_path / "out", model, score_only=True)
 
 

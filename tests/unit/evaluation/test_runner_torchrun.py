@@ -209,7 +209,7 @@ def test_what_does_not_go_together_is_refused_once(ran, name):
     assert first[2].count("\n") == 1
     reported = {
         "no model": "train.txt",
-        "a different model": "process 1 has a different model, other data or other settings",
+        "a different model": "process 1 has a different model, data or settings",
     }
     assert reported.get(name, " supports a single process only, but torchrun started 2") in first[2]
     assert not list(ran.two.glob("never*"))
@@ -257,5 +257,5 @@ def test_a_killed_process_ends_the_other(ran):
     """One line says that it is gone, and nothing is written."""
     first, other = ran.said["one dies"]
     assert (first[0], first[2].count("\n"), other) == (2, 1, None)
-    assert first[2].startswith("error: another process of this command has ended or does not answer")
+    assert first[2].startswith("error: another process of this command has ended or does not respond")
     assert not (ran.two.parent / "dies.npz").exists()

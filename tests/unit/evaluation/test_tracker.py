@@ -37,5 +37,5 @@ def test_boxes_that_are_not_finite_are_an_error():
         def update(self, image):
             return np.full(4, np.nan)
 
-    with pytest.raises(UserError, match="frame 2: the tracker's box is not finite"):
+    with pytest.raises(UserError, match="frame 2: the predicted box is not finite"):
         follow(Broken(), [np.zeros((9, 9, 3), np.uint8)] * 3, np.array([1.0, 1, 4, 4]))

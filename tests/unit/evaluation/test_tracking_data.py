@@ -54,7 +54,7 @@ def test_a_got10k_root_trains_its_own_head_only_by_train(got10k):
         open_data(config_of(got10k))
     assert open_data(config_of(got10k, train=False)).train is None
     named = open_data(config_of(got10k, train_data=got10k))
-    assert "2 of the sequences that train the head are also evaluated" in named.notes[-1]
+    assert "2 of the training sequences of the head are also test sequences" in named.notes[-1]
     write_got10k(got10k, "train", "T", BOXES, [8] * 4)
     found = open_data(config_of(got10k))
     assert [sequence.name for sequence in found.train.sequences] == ["T"]

@@ -41,7 +41,7 @@ def test_a_backbone_takes_the_place_of_a_name(stripes, labeled, tmp_path):
     cc.export(backbone, out=tmp_path / "x.safetensors")
     assert fingerprint(cc.load_backbone(tmp_path / "x.safetensors")) == fingerprint(backbone)
     for use in (cc.embed, cc.export, functools.partial(cc.evaluate, "knn")):
-        with pytest.raises(cc.UserError, match=r"^model: a Net is neither a name nor a Backbone; make one by"):
+        with pytest.raises(cc.UserError, match=r"^model: a Net is neither a path or name nor a Backbone; wrap your"):
             use(Net(), data=labeled)
     with pytest.raises(cc.UserError, match="protocol all needs the name of a model"):
         cc.evaluate("all", backbone, data_root=tmp_path)

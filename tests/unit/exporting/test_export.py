@@ -55,7 +55,7 @@ def test_supported_formats(name, formats):
 def test_an_existing_file_is_kept(tmp_path, format_name, name):
     """An existing output is reported and not overwritten."""
     (tmp_path / name).write_text("precious")
-    with pytest.raises(UserError, match=f"{name} exists"):
+    with pytest.raises(UserError, match=f"{name} already exists"):
         export_backbone(ExportConfig(model="random:resnet10-small-w4", format=format_name, out=tmp_path / name))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "precious")]
 
@@ -63,7 +63,7 @@ def test_an_existing_file_is_kept(tmp_path, format_name, name):
 def test_an_existing_description_is_kept(tmp_path):
     """The description beside a safetensors file is not overwritten either."""
     (tmp_path / "x.json").write_text("precious")
-    with pytest.raises(UserError, match=r"x\.json exists"):
+    with pytest.raises(UserError, match=r"x\.json already exists"):
         export_backbone(ExportConfig(model="random:resnet10-small-w4", out=tmp_path / "x.safetensors"))
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 

@@ -107,7 +107,7 @@ def test_the_card_of_a_run(tmp_path):
     head, _, text = card.removeprefix("---\n").partition("---\n")
     assert "library_name: transformers" in head
     assert "license" not in head
-    assert "56,789 frames of 1,234 unlabeled videos, 120 of them held out" in text
+    assert "56,789 frames of 1,234 unlabeled videos, 120 videos held out" in text
     assert "`intra-video` learns from frames of the same video." in text
     assert 'method = "intra-video"' in text
     assert 'init = "start.pth"' in text
@@ -117,7 +117,7 @@ def test_the_card_of_a_run(tmp_path):
     assert "- torch 9.8.7" in text
     assert "cyclecontrast pretrain VIDEOS" in text
     assert text.count("cyclecontrast evaluate knn run DATA") == 1
-    assert "## Licence\n\nNot chosen yet" in text
+    assert "## License\n\nNot chosen yet" in text
     assert "secret" not in card
 
 

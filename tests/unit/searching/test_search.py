@@ -246,7 +246,7 @@ def test_vectors_of_a_parquet_file_are_read_in_blocks(tmp_path, monkeypatch):
         ("INDEX --image q.png --html .", ["html: must end in .html"]),
         (
             "INDEX --video x --frame 0 --html p.html",
-            ["video: x is not in", "data: INDEX does not say where its frames"],
+            ["video: x is not in", "data: INDEX does not contain the path of its frames"],
         ),
     ],
 )

@@ -185,7 +185,7 @@ def test_a_failed_trial_does_not_stop_the_others(copied, tracks, monkeypatch, ca
         done = cc.sweep("table4", tracks, out=out, **TINY)
     assert printed.out == (out / "table4.md").read_text() == f"{done}\n"
     (line,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: 1 of 3 trials failed: full, seed 0; the same command resumes")
+    assert line.startswith("error: 1 of 3 trials failed: full, seed 0; run the same command to resume")
     assert done.problems == ("full, seed 0: the loss is not finite", "full, seed 0: the disk is slow")
     assert "- not finished: full, seed 0: the loss is not finite" in str(done)
     assert [len(one.seeds) for one in done.rows] == [1, 1, 0]

@@ -98,11 +98,11 @@ def test_auto_is_sized_on_the_videos_trained_on(num_videos, chosen):
         ),
         ({"batch_size": 8, "accumulate": 8}, 1, r"multiple of 8 \(8 micro-batches\), at least 16"),
         ({"batch_size": 8, "accumulate": 4}, 2, r"multiple of 8 \(4 micro-batches x 2 processes\), at least 16"),
-        ({"batch_size": 8, "accumulate": 2, "method": "simclr"}, 1, "accumulate: method simclr compares all queries"),
+        ({"batch_size": 8, "accumulate": 2, "method": "simclr"}, 1, "accumulate: method simclr contrasts all queries"),
         (
             {"batch_size": 8, "accumulate": 2, "method": "vince", "self_batch": True, "queue_size": 32},
             1,
-            "accumulate: --self-batch compares all queries",
+            "accumulate: --self-batch contrasts all queries",
         ),
     ],
 )

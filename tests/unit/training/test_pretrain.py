@@ -81,7 +81,7 @@ def test_global_random_numbers_have_no_effect(stripes, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(stripes, tmp_path):
     """A diverging run ends with one line that has the step, and the last good checkpoint stays."""
-    with pytest.raises(UserError, match=r"(not finite at step|weights explode).*lower --learning-rate") as error:
+    with pytest.raises(UserError, match=r"(not finite at step|weights diverge).*lower --learning-rate") as error:
         run(stripes, tmp_path / "run", learning_rate=1e30, steps=8, checkpoint_every=1)
     assert len(error.value.problems) == 1
     assert about_of(tmp_path / "run")["status"].startswith("stopped: ")

@@ -174,7 +174,7 @@ def test_single_frames_take_part(stripes, tmp_path, capsys):
     for path in (data / "group_1" / "video_1").glob("[123].png"):
         path.unlink()
     run(data, tmp_path / "run", steps=1)
-    assert "1 of them with one frame" in capsys.readouterr().err
+    assert "1 of them with a single frame" in capsys.readouterr().err
     assert about_of(tmp_path / "run")["num_single_frame_videos"] == 1
 
 
@@ -195,8 +195,8 @@ def test_at_least_two_videos_are_held_out(stripes, tmp_path):
     """Of three videos only one would remain, which is refused; of four, two are trained on."""
     (problem,) = problems_of(few(stripes, tmp_path / "three", 3), tmp_path / "run", holdout=0.1)
     assert problem == (
-        "holdout: holds out 2 of 3 videos (minimum 2), which leaves 1 for training, but contrasting needs at least two; "
-        "set --holdout 0, or add videos"
+        "holdout: holds out 2 of 3 videos (minimum 2), which leaves 1 for training, but contrasting needs at least "
+        "two; set --holdout 0, or add videos"
     )
     assert begin(few(stripes, tmp_path / "four", 4), tmp_path / "run", holdout=0.1)[1].num_videos == 2
 
