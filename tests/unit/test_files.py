@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -61,6 +62,21 @@ def test_replacing_leaves_the_old_file_or_the_new_one(tmp_path):
     with replacing(kept) as temporary:
         temporary.write_text("new")
     assert [path.read_text() for path in kept.parent.iterdir()] == ["new"]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    """The next writer in a folder removes what killed processes left there, but not what others still write."""
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom cyclecontrast.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as part:\n    part.touch()\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "other [1]")], check=False)
+    (tmp_path / f"live.{socket.gethostname()[:32]}.{os.getppid()}.part").touch()
+    (tmp_path / "mine.part").touch()
+    assert len(list(tmp_path.iterdir())) == 3
+    with replacing(tmp_path / "file") as part:
+        part.touch()
+    assert sorted(path.name.partition(".")[0] for path in tmp_path.iterdir()) == ["file", "live", "mine"]
 
 
 def test_a_full_disk_names_the_file(tmp_path):

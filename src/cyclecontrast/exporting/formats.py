@@ -7,7 +7,6 @@ import contextlib
 import io
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 
 from cyclecontrast.config.types import RESNET, USER_PREFIX, is_user_defined
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import replacing
 from cyclecontrast.models.backbone import Backbone, ResNet, make_backbone, pooled
 from cyclecontrast.models.checkpoint import BACKBONE_FILE, save_backbone
 from cyclecontrast.output import markdown
@@ -138,16 +136,13 @@ def weights_of(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def _write_safetensors(backbone: Backbone, path: Path, _: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-        weights = save_backbone(backbone, Path(folder))
-        weights.with_suffix(".json").rename(path.with_suffix(".json"))
-        weights.rename(path)
+    weights = save_backbone(backbone, path.parent)
+    weights.with_suffix(".json").rename(path.with_suffix(".json"))
+    weights.rename(path)
 
 
 def _write_state_dict(backbone: Backbone, path: Path, _: str) -> None:
-    with replacing(path) as part:
-        torch.save(weights_of(backbone), part)
+    torch.save(weights_of(backbone), path)
 
 
 def _in_timm(backbone: Backbone) -> bool:
@@ -181,8 +176,7 @@ def _write_onnx(backbone: Backbone, path: Path, _: str) -> None:
     program.model.metadata_props.update(
         {"name": backbone.name, "source": backbone.source, "image_size": str(backbone.image_size)}
     )
-    with replacing(path) as part:
-        program.save(part, external_data=False)
+    program.save(path, external_data=False)
 
 
 def _onnx_program(backbone: Backbone) -> Any:
@@ -238,8 +232,7 @@ def _write_detectron2(backbone: Backbone, path: Path, _: str) -> None:
     # uses.
     pickler.dispatch_table = {np.ndarray: _rebuild_array}
     pickler.dump(content)
-    with replacing(path) as part:
-        part.write_bytes(buffer.getvalue())
+    path.write_bytes(buffer.getvalue())
 
 
 def _rebuild_array(array: NDArray[Any]) -> tuple[type[NDArray[Any]], tuple[Any, ...]]:

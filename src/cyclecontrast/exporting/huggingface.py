@@ -1,7 +1,6 @@
 """Export to a Hugging Face model folder: weights with transformers' names, preprocessing config and model card."""
 
 import json
-import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.image_batches import CROP_MARGIN
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.exporting.formats import Format, Renaming, ResNetShape, renamed, render, resnet_shape, weights_of
-from cyclecontrast.files import sync
 from cyclecontrast.methods import learns_from
 from cyclecontrast.models.backbone import BLOCKS, Backbone
 from cyclecontrast.models.checkpoint import fingerprint
@@ -51,15 +49,9 @@ def _write(backbone: Backbone, path: Path, model: str) -> None:
         "README.md": model_card(backbone, Path(model)).encode(),
         "model.safetensors": save(weights, {"format": "pt"}),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as parent:
-        folder = Path(parent) / "model"
-        folder.mkdir()
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-            sync(folder / name)
-        folder.rename(path)
-    sync(path.parent)
+    path.mkdir()
+    for name, content in files.items():
+        (path / name).write_bytes(content)
 
 
 def _to_json(values: dict[str, Any]) -> bytes:
