@@ -5,8 +5,9 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
-from typing import Any, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
 
 
 class _UnfailingStream:
@@ -42,16 +43,37 @@ def guard_streams() -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt.
+    """End the command by an exception, so that it removes what is half written; a second signal ends it at once.
 
     If an import is running, end the process, because the exception would leave it half done.
     """
+    _handle_by(_exit)
+    words = b"interrupted\n" if number == signal.SIGINT else b"terminated\n"
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os.write(2, b"interrupted\n")
-            os._exit(128 + number)
+            _exit(number, None, words)
         frame = frame.f_back
-    raise KeyboardInterrupt
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    with contextlib.suppress(OSError):
+        os.write(2, words)
+    raise SystemExit(128 + number)
+
+
+def _exit(number: int, frame: FrameType | None, words: bytes = b"") -> NoReturn:
+    with contextlib.suppress(OSError):
+        os.write(2, words)
+    os._exit(128 + number)
+
+
+def _handle_by(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Set the handler of the signals that end a command, except those that somebody else handles or ignores."""
+    ours = (signal.default_int_handler, signal.SIG_DFL, interrupt)
+    # torchrun waits for its processes to end by SIGTERM, which they could not while they wait for each other.
+    numbers = (signal.SIGINT,) if "RANK" in os.environ else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in numbers:
+        if signal.getsignal(number) in ours:
+            signal.signal(number, handler)
 
 
 def run() -> int:
@@ -59,11 +81,12 @@ def run() -> int:
     guard_streams()
     # PyTorch warns in C++ about each attempt to connect to another process.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+    _handle_by(interrupt)
     from cyclecontrast.cli import main
 
-    return main()
+    code = main()
+    _handle_by(_exit)  # an exception while Python ends would be a traceback
+    return code
 
 
 if __name__ == "__main__":
