@@ -79,8 +79,8 @@ def _handle_by(handler: Callable[[int, FrameType | None], None]) -> None:
 def run() -> int:
     """Run the command line; returns the exit code."""
     guard_streams()
-    # PyTorch warns in C++ about each attempt to connect to another process.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # If another process cannot be reached, PyTorch logs every attempt with a stack of its C++ code.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     _handle_by(interrupt)
     from cyclecontrast.cli import main
 

@@ -193,7 +193,7 @@ def embed(config: EmbedConfig, backbone: Backbone | None = None) -> Embedded | N
     A given `backbone` is used instead of `config.model`. Under torchrun, each process embeds a share of the frames;
     rank 0 writes the file, the others return None. Raises UserError with all problems before anything is written.
     """
-    with joined_command() as world:
+    with joined_command("embed") as world:
         backbone, store = _open(config, backbone)
         with limited_threads(pick_device(config.device)):
             batches = _embed_store(config, backbone, store, world)

@@ -39,7 +39,7 @@ def evaluate(
     `config.score_only` the record of an earlier evaluation is scored again, and the model may no longer exist. The
     processes of torchrun divide the images; rank 0 returns the result, the others None.
     """
-    with joined_command() as world:
+    with joined_command(f"evaluate {protocol if isinstance(protocol, str) else protocol.__name__}") as world:
         return _run(find_protocol(protocol)(config), backbone, world)
 
 

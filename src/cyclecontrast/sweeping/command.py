@@ -67,7 +67,7 @@ def run_sweep(config: SweepConfig) -> Sweep | None:
     A trial that fails is reported and the others run; where all fail, it raises UserError. The processes of torchrun
     share the trials; rank 0 writes the table and returns it, the others return None.
     """
-    with joined_command() as world, contextlib.ExitStack() as stack:
+    with joined_command("sweep") as world, contextlib.ExitStack() as stack:
         plan = _plan_together(config, world, stack)
         finished = _run_together(plan, world)
         if world.rank:

@@ -69,7 +69,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
     SystemExit is raised.
     """
     device = pick_device(config.device)
-    with contextlib.nullcontext(ALONE) if alone else joined_world(device) as world:
+    with contextlib.nullcontext(ALONE) if alone else joined_world(device, "pretrain") as world:
         check_given(config, parts)
         unread = unread_options(config, parts)
         config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
