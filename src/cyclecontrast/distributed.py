@@ -1,12 +1,12 @@
 """Process groups for torchrun, and the collectives that the commands use."""
 
 import contextlib
-import ctypes
 import io
 import os
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -22,8 +22,6 @@ from cyclecontrast.output import say
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
-PR_SET_PDEATHSIG = 1
-"""Option of Linux's prctl: the signal that a process gets when its parent dies."""
 SETUP_HINT = "nothing was trained yet"
 FROM_PEER = re.compile("gloo|nccl|connection|peer|timed out|timeout|store", re.IGNORECASE)
 """Matches PyTorch's error messages when another process has ended, for errors that are not a DistError."""
@@ -63,7 +61,7 @@ def joined_world(device: torch.device, command: str) -> Iterator[World]:
         return
     _check_environment()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_parent(signal.SIGTERM)
+        threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     joins = not dist.is_initialized()
@@ -84,10 +82,14 @@ def joined_world(device: torch.device, command: str) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def end_with_parent(number: int) -> None:
-    """Let this process get a signal when its parent dies, however it dies (Linux)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+def end_with_parent(parent: int) -> None:
+    """Wait for the end of the parent process, however it ends, and send SIGTERM to this process.
+
+    The kernel can do so too, but once for each thread of the parent, and a second signal ends a training at once.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait_for_first() -> None:

@@ -160,14 +160,17 @@ def test_a_wrong_address_is_one_line(stripes, tmp_path, monkeypatch, capfd, rank
 
 
 def test_no_process_outlives_its_parent():
-    """A process of torchrun ends when torchrun is killed by kill -9 (Linux)."""
-    child = "import time; from cyclecontrast.distributed import end_with_parent as end; "
-    child += "end(9); print('up', flush=True); time.sleep(60)"
+    """A process of torchrun gets one SIGTERM when torchrun is killed by kill -9."""
+    child = (
+        "import os, signal, time; from cyclecontrast.distributed import end_with_parent; found = []; "
+        "signal.signal(signal.SIGTERM, lambda *_: found.append('ended')); print('up', flush=True); "
+        "end_with_parent(os.getppid()); time.sleep(0.1); print(*found)"
+    )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"up\n"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "up\n"
         process.kill()
-        assert process.stdout.read() == b""  # which ends when the child, that inherited it, has ended
+        assert process.stdout.read() == "ended\n"
 
 
 # --- a training of two

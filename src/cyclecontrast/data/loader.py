@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import math
 import signal
 from collections.abc import Generator, Iterator, Sequence
@@ -13,10 +14,11 @@ import cv2
 from torch.utils.data import DataLoader, Sampler
 
 from cyclecontrast.data.dataset import Batch, ViewDataset, collate
-from cyclecontrast.distributed import end_with_parent
 from cyclecontrast.errors import UserError
 
 T = TypeVar("T")
+PR_SET_PDEATHSIG = 1
+"""Option of Linux's prctl: the signal that a process gets when its parent dies."""
 CHECK_SECONDS = 5.0
 """Timeout after which the loader checks whether its workers are alive."""
 HANG_SECONDS = 300.0
@@ -71,7 +73,8 @@ def load_batches(
 def begin_worker(_: int) -> None:
     """Initialize a worker process: one thread, SIGINT and SIGTERM ignored, killed if its parent dies."""
     cv2.setNumThreads(0)
-    end_with_parent(signal.SIGKILL)  # torch's watchdog does not run while a read hangs
+    with contextlib.suppress(OSError, AttributeError):  # torch's watchdog does not run while a read hangs
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
