@@ -34,6 +34,6 @@ def test_every_cell_runs(tmp_path, monkeypatch, capsys):
     assert all(axes.images for figure in drawn for axes in figure.axes)
     plt.close("all")
     printed = capsys.readouterr().out
-    for text in ("60 videos in", "under-trained: ", "torch.Size([360, 128])", "similarity to the positive"):
+    for text in ("60 videos in", "undertrained: ", "torch.Size([360, 128])", "similarity to the positive"):
         assert text in printed
     assert "of the cycles close; chance level 0.6%" in printed

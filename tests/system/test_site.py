@@ -116,6 +116,6 @@ def test_the_site_can_be_searched(browser, address):
     """The search of the site finds a word without another host."""
     with opened(browser, f"{address}/index.html") as tab:
         tab.keyboard.press("/")
-        tab.keyboard.type("under-trained")
+        tab.keyboard.type("undertrained")
         tab.wait_for_selector(".md-search-result__link")
         assert tab.locator(".md-search-result__link").first.get_attribute("href")

@@ -15,7 +15,7 @@ LOST_RANK = 0.5
 NEAR_CHANCE = 0.75
 """A loss is near chance if it is above this fraction of the interval from the perfect loss to the chance level."""
 LATE = 0.75
-"""A network that still improves after this fraction of the run is under-trained."""
+"""A network that still improves after this fraction of the run is undertrained."""
 NUM_ROWS = 5
 """Number of rows over which the accuracy of training batches is averaged."""
 MIN_CHANGE = 0.02
@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
     @property
     def is_alarm(self) -> bool:
         """Whether the verdict is a problem that longer training does not solve."""
-        return self.word not in ("healthy", "under-trained")
+        return self.word not in ("healthy", "undertrained")
 
     def __str__(self) -> str:
         return f"{self.word}: {self.reason}"
@@ -89,8 +89,8 @@ def judge(rows: Sequence[Row], known: Known) -> Verdict | None:
     rules = {
         "collapsed": _collapsed,
         "collapsing": _collapsing,
-        "over-fitting the queue": _over_fitting,
-        "under-trained": _under_trained,
+        "overfitting the queue": _over_fitting,
+        "undertrained": _under_trained,
     }
     for word, rule in rules.items():
         if reason := rule(history):

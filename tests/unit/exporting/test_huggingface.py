@@ -23,7 +23,7 @@ ABOUT = {
     "num_frames": 56789,
     "num_held_out": 120,
     "data_fingerprint": "0123456789abcdef",
-    "verdict": "under-trained",
+    "verdict": "undertrained",
     "reason": "retrieval still rises",
 }
 
@@ -111,7 +111,7 @@ def test_the_card_of_a_run(tmp_path):
     assert "`intra-video` learns from frames of the same video." in text
     assert 'method = "intra-video"' in text
     assert 'init = "start.pth"' in text
-    assert "**under-trained**, measured without labels: retrieval still rises." in text
+    assert "**undertrained**, measured without labels: retrieval still rises." in text
     assert "| knn (k 10) | labeled, 60 train, 20 test | top-1 | 43.21 |" in text
     assert "98.76" not in card
     assert "- torch 9.8.7" in text

@@ -15,7 +15,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.runs import tables
 from tests.make_reports import BACKBONE, metrics_row, write_frames, write_result, write_run
 
-VERDICTS = {"one": "healthy", "two": "under-trained", "other": "healthy"}
+VERDICTS = {"one": "healthy", "two": "undertrained", "other": "healthy"}
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_last_values_and_their_means(made):
     assert found.values["cycle_loss"][3] == "–"
     assert found.values["steps"] == ("20/20", "20/20", "", "20/20")
     assert found.values["status"] == ("finished", "finished", "2 finished", "finished")
-    assert found.values["verdict"] == ("healthy", "under-trained", "1 healthy, 1 under-trained", "healthy")
+    assert found.values["verdict"] == ("healthy", "undertrained", "1 healthy, 1 undertrained", "healthy")
     assert "learning_rate" not in found.values
 
 

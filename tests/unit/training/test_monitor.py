@@ -119,13 +119,13 @@ def test_the_verdict_knows_queue_and_given_weights(tmp_path):
     for row in curve(RISING, queue_loss=10.8):
         run_folder.append_metrics(tmp_path, row)
     configs = [PretrainConfig(data="d", out=tmp_path, queue_size=size, temperature=0.5) for size in (65_536, 10**6)]
-    assert [read_verdict(config).word for config in configs] == ["under-trained", "healthy"]
+    assert [read_verdict(config).word for config in configs] == ["undertrained", "healthy"]
     at_start = KNOWN.at_start | {"health_same_video": 0.9}
     run_folder.change_about(tmp_path, health={"views": 512, "chance": 1 / 511, "at_start": at_start})
     (tmp_path / "metrics.jsonl").unlink()
     run_folder.append_metrics(tmp_path, curve([0.9], queue_loss=1.0)[0])
     configs = [PretrainConfig(data="d", out=tmp_path, init=init) for init in ("runs/a", None)]
-    assert [read_verdict(config).word for config in configs] == ["healthy", "under-trained"]
+    assert [read_verdict(config).word for config in configs] == ["healthy", "undertrained"]
 
 
 @pytest.fixture(scope="module")
@@ -189,13 +189,13 @@ TRAINING = {
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"learning_rate": 1e-9, "steps": 10}, "under-trained"),
+        ({"learning_rate": 1e-9, "steps": 10}, "undertrained"),
         ({"learning_rate": 0.3, "temperature": 1e4, "weight_decay": 0.1, "momentum": 0.0}, "collapsed"),
     ],
     ids=["almost no steps", "no negatives: a flat softmax"],
 )
 def test_verdicts_of_trainings(stripes, tmp_path, capsys, changes, word):
-    """A run that is made to collapse is called that while it trains, one that cannot learn is under-trained."""
+    """A run that is made to collapse is called that while it trains, one that cannot learn is undertrained."""
     found = run(stripes, tmp_path / "run", **(TRAINING | changes))
     assert found.verdict.word == word, found.verdict
     assert (f": {word}: " in capsys.readouterr().err) == (word == "collapsed")
@@ -210,5 +210,5 @@ def test_a_rising_loss_is_not_an_alarm(stripes, tmp_path):
     health = about_of(found.folder)["health"]
     known = Known(health["views"], health["chance"], health["at_start"], num_keys=400, temperature=0.2)
     words = {judge(rows[:number], known).word for number in range(1, len(rows) + 1)}
-    assert words <= {"healthy", "under-trained"}
+    assert words <= {"healthy", "undertrained"}
     assert math.isfinite(found.metrics["loss"])

@@ -33,15 +33,15 @@ VERDICTS = {
         "healthy",
     ),
     "a bend that is noise": (curve([*RISING[:-1], 0.58], accuracy=[*[0.3] * 5, *[0.6] * 5]), "healthy"),
-    "nothing learned": (curve([0.1] * 10), "under-trained"),
-    "worse than before": (curve([0.1] * 9 + [0.04]), "under-trained"),
-    "a loss near chance": (curve(RISING, queue_loss=5.3), "under-trained"),
-    "still rising": (curve([0.05 * i for i in range(1, 11)]), "under-trained"),
+    "nothing learned": (curve([0.1] * 10), "undertrained"),
+    "worse than before": (curve([0.1] * 9 + [0.04]), "undertrained"),
+    "a loss near chance": (curve(RISING, queue_loss=5.3), "undertrained"),
+    "still rising": (curve([0.05 * i for i in range(1, 11)]), "undertrained"),
     "all the same": (curve([0.1] * 9 + [0.0], rank=1.0, deviation=0.0), "collapsed"),
     "on a line": (curve([0.1] * 9 + [0.0], rank=1.2, deviation=0.7), "collapsed"),
     "at chance level": (curve([*RISING[:8], 0.1, 0.002]), "collapsed"),
     "losing dimensions": (curve([*RISING, 0.5, 0.3], rank=[*[20.0] * 10, 12.0, 6.0]), "collapsing"),
-    "better in training only": (curve([*RISING, 0.5, 0.4], accuracy=[0.3] * 10 + [0.9] * 2), "over-fitting the queue"),
+    "better in training only": (curve([*RISING, 0.5, 0.4], accuracy=[0.3] * 10 + [0.9] * 2), "overfitting the queue"),
 }
 
 
@@ -59,10 +59,10 @@ def test_verdicts_of_curves(name):
     ("before", "is_given", "retrieval", "word"),
     [
         (0.985, False, [0.99, 0.995, 1.0, 1.0], "healthy"),
-        (0.985, False, [0.9, 0.7, 0.6, 0.6], "under-trained"),
-        (0.9, False, [0.9, 0.9, 0.9, 0.9], "under-trained"),
+        (0.985, False, [0.9, 0.7, 0.6, 0.6], "undertrained"),
+        (0.9, False, [0.9, 0.9, 0.9, 0.9], "undertrained"),
         (0.9, True, [0.9, 0.9, 0.9, 0.9], "healthy"),
-        (0.9, True, [0.9, 0.7, 0.6, 0.6], "under-trained"),
+        (0.9, True, [0.9, 0.7, 0.6, 0.6], "undertrained"),
     ],
     ids=["at the ceiling", "fallen from it", "no gain", "given and good", "given and spoiled"],
 )
@@ -91,18 +91,18 @@ def test_a_rate_of_few_videos_is_not_at_its_ceiling():
     """A rate with a large error is not taken for one that cannot rise, so its fall is not called healthy."""
     at_start = KNOWN.at_start | {"health_same_video": 0.66, "health_same_video_error": 0.17}
     rows = [row | {"health_same_video_error": 0.11} for row in curve([0.69, 0.5, 0.44], queue_loss=1.0)]
-    assert judge(rows, KNOWN._replace(num_views=32, at_start=at_start)).word == "under-trained"
+    assert judge(rows, KNOWN._replace(num_views=32, at_start=at_start)).word == "undertrained"
 
 
 @pytest.mark.parametrize(
     ("num_keys", "temperature", "loss", "word"),
     [
         (256, 0.2, 4.3, "healthy"),
-        (256, 0.2, 4.5, "under-trained"),
+        (256, 0.2, 4.5, "undertrained"),
         (65_536, 0.5, 9.2, "healthy"),
-        (65_536, 0.5, 10.8, "under-trained"),
+        (65_536, 0.5, 10.8, "undertrained"),
         (65_536, 0.07, 8.2, "healthy"),
-        (65_536, 0.07, 9.0, "under-trained"),
+        (65_536, 0.07, 9.0, "undertrained"),
     ],
 )
 def test_a_loss_near_chance_depends_on_keys_and_temperature(num_keys, temperature, loss, word):
@@ -116,7 +116,7 @@ def test_no_alarm_while_the_queue_fills(until):
     """At no time of a normal run, whose loss first rises and accuracy falls, is there an alarm."""
     loss, accuracy = [0.5, 2.0, 4.0, 5.4, 5.3, 5.0, 4.5, 4.0, 3.5, 3.0], [1.0, 0.8, 0.3, 0.05, *[0.1] * 6]
     rows = curve(RISING, queue_loss=loss, accuracy=accuracy, rank=[12.0 + i for i in range(10)])[:until]
-    assert judge(rows, KNOWN).word in ("under-trained", "healthy")
+    assert judge(rows, KNOWN).word in ("undertrained", "healthy")
 
 
 def test_without_measurements_there_is_no_verdict():
@@ -140,7 +140,7 @@ def test_a_lucky_measurement_is_not_chosen():
     assert chosen_step(curve([0.1, 0.5, 0.28]), KNOWN._replace(num_views=16)) == 300
 
 
-@pytest.mark.parametrize(("error", "word", "step"), [(0.01, "healthy", 200), (0.1, "under-trained", 300)])
+@pytest.mark.parametrize(("error", "word", "step"), [(0.01, "healthy", 200), (0.1, "undertrained", 300)])
 def test_errors_by_video_decide(error, word, step):
     """With the error of few videos a difference that 512 independent views would prove is not significant."""
     rows = [row | {"health_same_video_error": error} for row in curve([0.24, 0.4, 0.25])]
