@@ -1,6 +1,5 @@
 """The command `demo`: make videos, prepare, pretrain, evaluate and report, in minutes on a CPU."""
 
-import shutil
 import statistics
 import time
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.runner import evaluate_alone
+from cyclecontrast.files import LOCK_FILE, locked, remove
 from cyclecontrast.output import join_lines, say
 from cyclecontrast.reporting.page import write_report
 from cyclecontrast.sweeping.results import Gain, gain
@@ -80,8 +80,17 @@ def _judge(found: Gain) -> str:
 
 def run_demo(config: DemoConfig) -> Demo:
     """Make videos, prepare, pretrain, evaluate and report into `config.out`. Raises UserError."""
+    _check_folder(config.out)
+    with locked(config.out, "out"):
+        return _run_demo(config)
+
+
+def _run_demo(config: DemoConfig) -> Demo:
     start = time.monotonic()
-    _make_folder(config.out)
+    for earlier in config.out.iterdir():
+        if earlier.name != LOCK_FILE:
+            remove(earlier)
+    (config.out / DEMO_FILE).touch()
     data = make_data(config.out, config.workers)
     methods = ("intra-image", "intra-video", "cycle") if config.compare else ("cycle",)
     runs = [_train(config, data.frames, method, seed) for method in methods for seed in range(config.seeds)]
@@ -102,13 +111,11 @@ def make_data(out: Path, workers: int | None = None) -> DemoData:
     return DemoData(out / "frames", made.labeled)
 
 
-def _make_folder(out: Path) -> None:
-    """Create the folder of the demo and delete an earlier demo in it. Raises UserError if it contains anything else."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / DEMO_FILE).exists())):
+def _check_folder(out: Path) -> None:
+    """Raise UserError if the folder contains anything but an earlier demo, which will be deleted."""
+    names = {path.name for path in out.iterdir()} - {LOCK_FILE} if out.is_dir() else set()
+    if (names and DEMO_FILE not in names) or (out.exists() and not out.is_dir()):
         raise UserError(f"out: {out} exists and is not an earlier demo; name another folder with --out")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / DEMO_FILE).touch()
 
 
 def _train(config: DemoConfig, frames: Path, method: str, seed: int) -> PretrainConfig:
