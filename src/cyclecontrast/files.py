@@ -41,7 +41,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         raise UserError(f"{path.parent}: cannot be created ({error.strerror}); choose another folder") from error
     _remove_leftovers(path.parent.absolute())
     # The name contains host and process id, so that concurrent writers do not share it.
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()[:32]}.{os.getpid()}.part")
+    temporary = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
     try:
         yield temporary
     except OSError as error:
@@ -57,10 +57,17 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 @functools.cache
 def _remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of processes of this host that were killed, once per folder."""
-    for leftover in folder.glob(f"*.{glob.escape(socket.gethostname()[:32])}.*.part"):
+    for leftover in folder.glob(f"*.{glob.escape(_host())}.*.part"):
         number = leftover.name.split(".")[-2]
         if number.isdecimal() and not _is_running(int(number)):
             remove(leftover)
+
+
+@functools.cache
+def _host() -> str:
+    """Return a name for this machine, and for the container on it, where a process id means this process."""
+    namespace = Path("/proc/self/ns/pid")
+    return socket.gethostname()[:32] + (f"-{namespace.stat().st_ino}" if namespace.exists() else "")
 
 
 def _is_running(process: int) -> bool:
