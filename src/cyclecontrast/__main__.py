@@ -39,7 +39,8 @@ def guard_streams() -> None:
     stream = sys.stderr or os.fdopen(2, "w", closefd=False)
     sys.stderr = cast(TextIO, _UnfailingStream(stream))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with contextlib.suppress(OSError):  # it asks for the position, which what replaced a file may not have
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

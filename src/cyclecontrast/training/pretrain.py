@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class Run:
         if not self.is_first:
             return ""
         health = [f"health{self.judged_at}: {self.verdict}"] if self.verdict is not None else []
-        command = f"cyclecontrast evaluate knn {self.folder} DATA, or embed, export, report"
+        command = f"cyclecontrast evaluate knn {shlex.quote(str(self.folder))} DATA, or embed, export, report"
         if is_user_defined(self.backbone.name):
             command = f"in Python load_backbone({str(self.folder)!r}, network=...), then evaluate, embed, export"
         return join_lines([*health, f"backbone: {self.folder / 'backbone.safetensors'}", f"next: {command}"])
