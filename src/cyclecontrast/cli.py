@@ -4,7 +4,6 @@ import argparse
 import errno
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from cyclecontrast.config import (
     SweepConfig,
 )
 from cyclecontrast.config.pretrain import RENAMED
-from cyclecontrast.config.types import GROUPS, detail
+from cyclecontrast.config.types import GROUPS, detail, read_toml
 from cyclecontrast.errors import UserError, attempt, checked, did_you_mean
 from cyclecontrast.output import join_lines, say
 
@@ -162,10 +161,10 @@ def _read_options(name: str, command: Command, arguments: list[str]) -> Callable
 
 def _read_toml(file: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(file).read_text("utf-8"))
+        return read_toml(Path(file))
     except OSError as error:
         raise UserError(f"config: {file} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"config: {file} is not TOML ({error})") from error
 
 

@@ -89,6 +89,8 @@ def _describe(item: Any, known: Iterable[str]) -> tuple[str, ...]:
 def _shorten(value: Any) -> str:
     try:
         text = repr(value)
+    except RecursionError:
+        return "a value with thousands of levels"
     except ValueError:  # Python does not write integers of more than 4,300 digits
         return "a number with thousands of digits"
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -179,6 +179,28 @@ def test_flags_override_the_file(tmp_path, monkeypatch):
     assert call("pretrain", "--config", "shown.toml", "--print-config")[1] == out
 
 
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (os.mkfifo, "is not TOML (it is not a regular file)"),
+        (lambda file: file.symlink_to("/dev/zero"), "is not TOML (it is not a regular file)"),
+        (lambda file: (file.touch(), os.truncate(file, 2**40)), "(it has 1,099,511,627,776 bytes, more than 65,536)"),
+        (lambda file: file.write_text("steps = " + 20_000 * "["), "is not TOML (it is nested too deeply)"),
+        (
+            lambda file: file.write_text("steps" + 2_000 * ".a" + " = 1"),
+            "integer, not a value with thousands of levels",
+        ),
+    ],
+    ids=["pipe", "device", "large", "deep list", "deep table"],
+)
+def test_a_file_of_options_is_small(tmp_path, write, words):
+    """What has no end, is huge or is nested deeply is refused in a line, before it is read or waited for."""
+    write(tmp_path / "mine.toml")
+    code, out, messages = call("pretrain", tmp_path, "--out", tmp_path / "o", "--config", tmp_path / "mine.toml")
+    assert (code, out) == (2, "")
+    assert words in messages.splitlines()[0]
+
+
 def test_former_flags_are_accepted():
     """Renamed flags work under their former names, which the help does not show."""
     former = "--objective cycle-only --most-unreadable .5 --own-key-in-support".split()

@@ -169,10 +169,11 @@ class SearchConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        named = [name for name in ("image", "video", "frame", "time", "html") if getattr(self, name) is not None]
-        named += ["format"] if self.format != "table" else []
+        of_query = ("image", "video", "frame", "time", "top", "per_video", "other_videos", "format", "html")
+        fields = type(self).model_fields
+        named = [name for name in of_query if getattr(self, name) != fields[name].default]
         if self.serve and named:
-            flags = ", ".join(f"--{name}" for name in named)
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in named)
             raise ValueError(f"with --serve, queries come from the web page; remove {flags}")
         if not self.serve and (problems := [*self._unfit_for_search()]):
             raise ValueError(*problems)
@@ -230,6 +231,7 @@ class ReportConfig(BaseModel):
     runs: tuple[Place, ...] = option(..., "run folders, compared side by side", min_length=1)
     out: HtmlFile | None = option(None, "file to write (default: report.html in the first run)", "FILE", "output")
     seed: Seed = option(0, "seed of the random baseline and of the choice of frames", "SEED")
+    download: bool = option(False, "also show the frames of runs that were trained on a URL")
     workers: Processes | None = option(None, LOADERS, "N", "hardware")
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
 

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -38,7 +37,9 @@ from cyclecontrast.config.types import (
     Seed,
     Side,
     Whole,
+    is_url,
     option,
+    read_toml,
 )
 
 LogTo = tuple[Literal["tensorboard", "wandb"], ...]
@@ -306,6 +307,9 @@ class PretrainConfig(BaseModel):
                 f"resume: {run / 'config.toml'} was changed since the last checkpoint: {changes} in "
                 f"this file; restore it by copying {copy} over it"
             )
+        if is_url(place := saved.get("data")) and values.get("data") is None:
+            allow = f"cyclecontrast pretrain {place} --resume {run}"
+            raise ValueError(f"resume: {run} was trained on {place}; to allow the download: {allow}")
         defaults = {name: field.default for name, field in cls.model_fields.items()}  # None is not in the files
         if changes := cls._changes(defaults | trained | saved | {"out": run}, values, "in the run"):
             raise ValueError(f"resume: the settings of a run cannot change: {changes} requested")
@@ -370,7 +374,7 @@ def _read_config(run: Path, remedy: str) -> dict[str, Any]:
         raise ValueError(f"resume: {run} is a checkpoint; name its run, {run.resolve().parents[1]}")
     try:
         return _load(run / "config.toml")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"resume: {run / 'config.toml'} is damaged ({error}); {remedy}") from error
 
 
@@ -385,4 +389,4 @@ def _last_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    return _with_current_names(tomllib.loads(file.read_text("utf-8")))
+    return _with_current_names(read_toml(file))

@@ -2,9 +2,12 @@
 
 import os
 import re
+import stat
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, cast
+from urllib.parse import unquote
 
 from pydantic import (
     AfterValidator,
@@ -108,6 +111,8 @@ def _refuse_url(value: object) -> object:
 
 def _path_or_url(value: object, as_path: Callable[[object], Path | str]) -> Path | str:
     """Return a path, or a URL without secrets, because it will appear in files and messages."""
+    if isinstance(value, str) and value.startswith("file:///"):
+        value = unquote(value.removeprefix("file://"))
     if not is_url(value):
         return Path(as_path(_check_name(value)))
     if "@" in value or "?" in value or "#" in value:
@@ -123,6 +128,22 @@ def _path_or_url(value: object, as_path: Callable[[object], Path | str]) -> Path
         raise ValueError("the URL has no host or path")
     _check_name(url)
     return url
+
+
+MOST_TOML_BYTES = 2**16
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the content of a file of options; raises OSError, and ValueError where it is not a small TOML file."""
+    about = path.stat()
+    if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # a pipe may never end, or never begin
+        raise ValueError("it is not a regular file")
+    if about.st_size > MOST_TOML_BYTES:
+        raise ValueError(f"it has {about.st_size:,} bytes, more than {MOST_TOML_BYTES:,}")
+    try:
+        return tomllib.loads(path.read_text("utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 Name = Annotated[str, AfterValidator(_check_name)]

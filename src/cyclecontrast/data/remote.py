@@ -4,8 +4,10 @@ fsspec and the package for a kind of URL are imported when the first such store 
 """
 
 import errno
+import io
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,15 +16,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from cyclecontrast.data.store_format import MOST_SETTINGS_BYTES, STORE
 from cyclecontrast.errors import UserError
 
+KINDS = ("http", "https", "s3", "gs", "az")
+"""The kinds of URLs that are read; others of fsspec need arguments, run other programs, or lead to other files."""
 REQUEST_SECONDS = 25.0
 """Timeout of a request, so short that all retries of a frame take less than the timeout of the data loader."""
 TABLE_SECONDS = 600.0
 MOST_REQUESTS = 16
 """Concurrent requests for the sizes of files."""
-IN_EXTRA = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs"}
-"""The package in the extra `remote` for each kind of URL."""
+MOST_TABLE_BYTES = 2**31
+"""The table of 100 million frames has 1.7 GB."""
+IN_EXTRA = ("http", "https", "s3")
+"""The kinds of URLs whose packages are in the extra `remote`."""
+
+
+class _TooLongError(Exception):
+    """A server sends more than it may."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +53,27 @@ class RemoteFiles:
 
         Raises OSError that names the file, and UserError where the server sends whole files instead of ranges.
         """
-        data: bytes = self._call("cat_file", name, REQUEST_SECONDS, start=start, end=start + size)
-        if len(data) > size:
+        try:
+            data = self._range(name, start, size)
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
             raise UserError(
-                f"{self.root}: its server sends {len(data):,} bytes of {name} where {size:,} are requested: it does "
-                "not serve ranges; use one that does, or copy the store to this machine"
-            )
+                f"{self.root}: its server sends more than the {size:,} bytes of {name} that are requested: it does not "
+                "serve ranges; use one that does, or copy the store to this machine"
+            ) from error
         if len(data) < size:
             raise OSError(errno.EIO, f"its server sends {len(data):,} of {size:,} bytes", f"{self.root}/{name}")
+        return data
+
+    def _range(self, name: str, start: int, size: int) -> bytes:
+        files, _ = self._file_system()
+        if self.root.startswith("http"):  # its cat_file would keep whatever a server sends
+            headers = files.kwargs.get("headers", {}) | {"Range": f"bytes={start}-{start + size - 1}"}
+            found = io.BytesIO()
+            self._get(name, found, REQUEST_SECONDS, size, headers=headers)
+            return found.getvalue()
+        data: bytes = self._call("cat_file", name, REQUEST_SECONDS, start=start, end=start + size)
         return data
 
     @contextmanager
@@ -57,7 +81,8 @@ class RemoteFiles:
         """Yield a temporary folder with copies of these files. Raises OSError that names the file."""
         with TemporaryDirectory(prefix="cyclecontrast-") as folder:
             for name in names:
-                self._call("get_file", name, TABLE_SECONDS, str(Path(folder, name)))
+                most = MOST_SETTINGS_BYTES if name == STORE else MOST_TABLE_BYTES
+                self._get(name, str(Path(folder, name)), TABLE_SECONDS, min(most, shutil.disk_usage(folder).free // 2))
             yield Path(folder)
 
     def sizes(self, names: Sequence[str]) -> Iterator[int | OSError | None]:
@@ -77,6 +102,17 @@ class RemoteFiles:
             return error
         return None if size is None else int(size)
 
+    def _get(self, name: str, target: object, seconds: float, most_bytes: int, **options: object) -> None:
+        """Write a file to `target`; raises OSError, with EFBIG where the server sends more than `most_bytes`."""
+        self._file_system()  # where fsspec is not installed, it says so
+        from fsspec import Callback
+
+        def check(size: int | None, value: int, **_: object) -> None:
+            if value > most_bytes:
+                raise _TooLongError(f"its server sends more than {most_bytes:,} bytes")
+
+        self._call("get_file", name, seconds, target, callback=Callback(hooks={"most": check}), **options)
+
     def _call(self, method: str, name: str, seconds: float, *arguments: object, **options: object) -> Any:
         files, root = self._file_system()
         if files.async_impl:
@@ -85,6 +121,7 @@ class RemoteFiles:
             return getattr(files, method)(f"{root}/{name}", *arguments, **options)
         except Exception as error:  # each file system raises its own exceptions
             number = errno.ENOENT if _is_missing(error) else errno.EIO
+            number = errno.EFBIG if isinstance(error, _TooLongError) else number
             raise OSError(number, _explain(error, seconds), f"{self.root}/{name}") from error
 
     def _file_system(self) -> Any:
@@ -100,6 +137,8 @@ class RemoteFiles:
 
 def _open(url: str) -> tuple[Any, str]:
     kind = url.partition("://")[0]
+    if kind not in KINDS:
+        raise UserError(f"{url}: {kind}:// is not supported; use http, https, s3, gs or az, or a local path")
     try:
         import fsspec
 
@@ -108,7 +147,7 @@ def _open(url: str) -> tuple[Any, str]:
     except ImportError as error:
         how = "pip install 'cyclecontrast[remote]'" if kind in IN_EXTRA else "install the package it names"
         raise UserError(f"{url}: {kind} cannot be read ({_first_line(error)}); {how}") from error
-    except ValueError as error:
+    except Exception as error:  # each file system raises its own exceptions
         raise UserError(f"{url}: cannot be opened ({_first_line(error)}); name the URL of a prepared store") from error
     return files, root.rstrip("/")
 

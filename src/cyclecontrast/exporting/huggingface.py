@@ -1,7 +1,6 @@
 """Export to a Hugging Face model folder: weights with transformers' names, preprocessing config and model card."""
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from markupsafe import Markup
 from safetensors.torch import save
 
 from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
+from cyclecontrast.config.types import read_toml
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.image_batches import CROP_MARGIN
 from cyclecontrast.evaluation.predictions import Result
@@ -121,7 +121,7 @@ def model_card(backbone: Backbone, run: Path) -> str:
 def _settings(file: Path) -> dict[str, Any]:
     """Return the training settings without local paths, which may be private."""
     try:
-        config = checked(PretrainConfig, tomllib.loads(file.read_text("utf-8")))
+        config = checked(PretrainConfig, read_toml(file))
     except (OSError, ValueError, UserError) as error:
         raise UserError(f"{file}: cannot be read ({'; '.join(str(error).splitlines())}); correct it") from error
     settings = config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS), exclude_none=True)

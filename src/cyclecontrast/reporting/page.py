@@ -51,7 +51,7 @@ def write_report(config: ReportConfig) -> Report:
     path = config.out or config.runs[0] / "report.html"
     if path.is_dir():
         raise UserError(f"out: {path} is a folder; name a file")
-    runs = read_runs(config.runs)
+    runs = read_runs(config.runs, download=config.download)
     check_folder(path.absolute().parent)
     max_dots = min(MAX_DOTS, MAX_DOTS_ON_PAGE // len(one_per_method(runs)))
     data = [_look_at(group, number, max_dots, config) for number, group in enumerate(by_data(runs))]
@@ -64,7 +64,7 @@ def write_report(config: ReportConfig) -> Report:
 def after_training(config: PretrainConfig, run: "Run") -> None:
     """Write the page of a finished training in the first process, unless `report` is off."""
     if config.report and run.is_first:
-        _write_or_warn(run.folder, config.workers, config.device)
+        _write_or_warn(run.folder, config.workers, config.device, download=True)
 
 
 def after_evaluation(config: EvaluateConfig | AllConfig, result: Any) -> None:
@@ -76,10 +76,10 @@ def after_evaluation(config: EvaluateConfig | AllConfig, result: Any) -> None:
         _write_or_warn(run, config.workers, config.device)
 
 
-def _write_or_warn(run: Path, workers: int | None, device: str) -> None:
+def _write_or_warn(run: Path, workers: int | None, device: str, download: bool = False) -> None:
     """Write a page; a failure is one line on stderr, because the training or evaluation is done."""
     try:
-        page = write_report(ReportConfig(runs=(run,), workers=workers, device=device))
+        page = write_report(ReportConfig(runs=(run,), workers=workers, device=device, download=download))
     except KeyboardInterrupt:
         problem = "interrupted"
     except UserError as error:

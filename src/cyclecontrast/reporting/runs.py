@@ -1,7 +1,6 @@
 """A run folder as the report shows it: settings, metrics, results, data and backbone."""
 
 import json
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from cyclecontrast.config import MACHINE_SETTINGS, RUNTIME_SETTINGS, PretrainConfig
+from cyclecontrast.config.types import is_url, read_toml
 from cyclecontrast.data.remote import RemoteFiles
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import VIDEO_SCHEMA
@@ -72,20 +72,20 @@ class RunReport:
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
 
-def read_runs(folders: Sequence[Path], with_data: bool = True) -> list[RunReport]:
+def read_runs(folders: Sequence[Path], with_data: bool = True, download: bool = False) -> list[RunReport]:
     """Read run folders, with or without opening their data; raises UserError with the problems of all of them."""
     problems: list[str] = []
     pairs = zip(folders, _unique_names(folders), strict=True)
-    runs = [attempt(partial(read_run, folder, name, with_data), problems) for folder, name in pairs]
+    runs = [attempt(partial(read_run, folder, name, with_data, download), problems) for folder, name in pairs]
     if problems:
         raise UserError(*problems)
     return [run for run in runs if run is not None]
 
 
-def read_run(folder: Path, name: str, with_data: bool = True) -> RunReport:
+def read_run(folder: Path, name: str, with_data: bool = True, download: bool = False) -> RunReport:
     """Read one run folder; raises UserError if it is not a run or a file of it cannot be read."""
     config, text, about, metrics = read_files(folder)
-    data = _open_data(folder, config, about.get("data_fingerprint")) if with_data else (None, "", [])
+    data = _open_data(folder, config, about.get("data_fingerprint"), download) if with_data else (None, "", [])
     loaded: tuple[Backbone | None, str, str]
     try:
         backbone = load_backbone(folder)
@@ -101,8 +101,8 @@ def read_files(folder: Path) -> tuple[PretrainConfig, str, dict[str, Any], list[
     if missing := _missing(folder):
         raise UserError(f"{folder}: has no {' and no '.join(missing)}; name a run folder that `pretrain` wrote")
     try:
-        text = (folder / "config.toml").read_text("utf-8")
-        config, about = checked(PretrainConfig, tomllib.loads(text)), read_about(folder)
+        config, about = checked(PretrainConfig, read_toml(folder / "config.toml")), read_about(folder)
+        text = (folder / "config.toml").read_text("utf-8-sig")
         if absent := [name for name in REQUIRED if name not in about]:
             raise ValueError(f"run.json has no {', '.join(absent)}")
         return config, text, about, read_metrics(folder)
@@ -151,10 +151,13 @@ def _unique_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _open_data(
-    folder: Path, config: PretrainConfig, expected: str | None
+    folder: Path, config: PretrainConfig, expected: str | None, download: bool
 ) -> tuple[FrameStore | None, str, list[tuple[str, str]]]:
     """Return the store of a run, a problem, and the videos skipped when it was prepared."""
     root = folder / "frames" if (folder / "frames" / "store.json").exists() else config.data
+    if is_url(root) and not download:
+        allow = f"to allow the download: cyclecontrast report {folder} --download"
+        return None, f"The frames of this run are not shown: they are at {root}; {allow}", []
     try:
         store = FrameStore.open(root)
     except (UserError, OSError, ValueError) as error:

@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from cyclecontrast.config import SearchConfig
+from cyclecontrast.config.types import RESNET
 from cyclecontrast.data.images import Pixels, load_image
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.metrics import Floats, unit_vectors
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from cyclecontrast.searching.routes import SearchService
 
 IMAGE_SIZE = re.compile("[1-9][0-9]{0,3}")
+MAX_WIDTH, MAX_LAYER_BYTES = 128, 2**30
+"""Limits of what an index may ask for: the width of a random ResNet, and the memory of a layer for one image."""
 
 
 def run_search(config: SearchConfig) -> Results:
@@ -144,10 +147,8 @@ def open_encoder(index: FrameIndex, model: str | None, device: str) -> QueryEnco
     name = model or about.get("model", "")
     if not name:
         raise UserError(f"model: {index.path} does not contain the path of its model; pass it with --model MODEL")
-    if model is None and name.startswith("timm:") and "@" not in name:
-        raise UserError(
-            f"model: {index.path} was made by {name}, which timm may have to download; to allow it: --model {name}"
-        )
+    if model is None and (what := _cost(name)):
+        raise UserError(f"model: {index.path} was made by {name}, {what}; to allow it: --model {name}")
     if not is_model(name):
         raise UserError(
             f"model: {name}, the model of {index.path}, no longer exists; pass its new path with --model MODEL"
@@ -167,4 +168,48 @@ def open_encoder(index: FrameIndex, model: str | None, device: str) -> QueryEnco
             f"index: {index.path} has {index.dim}-dimensional vectors, but {name}, which it names as its model, gives "
             f"{backbone.dim} dimensions; make it again with `cyclecontrast embed`"
         )
+    try:
+        needed = layer_bytes(backbone, int(size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(f"index: {index.path}: {name} does not take images of {size} px; make it again") from error
+    if model is None and needed > MAX_LAYER_BYTES:
+        raise UserError(
+            f"index: {index.path} was made from images of {size} px, and one takes at least {needed / 1e9:.1f} GB in "
+            f"{name}; to allow it: --model {name}"
+        )
     return QueryEncoder(backbone, int(size), pick_device(device))
+
+
+def _cost(name: str) -> str:
+    """Return why a model must not be loaded because an index names it, "" if it may be."""
+    kind, _, network = name.partition(":")
+    if kind == "timm" and "@" not in name:
+        return "which timm may have to download"
+    match = RESNET.fullmatch(network)
+    is_large = kind == "random" and (match is None or int(match[3] or 0) > MAX_WIDTH)
+    return "which may take gigabytes" if is_large else ""
+
+
+def layer_bytes(backbone: "Backbone", size: int) -> int:
+    """Return the memory of the input and output of the largest layer for one image, without using it.
+
+    Raises AssertionError, RuntimeError or ValueError if the network does not take images of this size.
+    """
+    import torch
+
+    largest = 0
+
+    def note(_: object, inputs: tuple[object, ...], output: object) -> None:
+        nonlocal largest
+        tensors = (value for value in (*inputs, output) if isinstance(value, torch.Tensor))
+        largest = max(largest, sum(tensor.nbytes for tensor in tensors))
+
+    hooks = [layer.register_forward_hook(note) for layer in backbone.modules()]
+    weights = {name: value.to("meta") for name, value in (*backbone.named_parameters(), *backbone.named_buffers())}
+    try:
+        with torch.inference_mode():
+            torch.func.functional_call(backbone, weights, torch.empty(1, 3, size, size, device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return largest

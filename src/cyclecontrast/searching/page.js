@@ -70,7 +70,8 @@ async function search(place, focus = true, note = "") {
   let answer;
   try {
     const response = await fetch(`${address}?${options()}`, request);
-    answer = response.ok ? await response.json() : { problem: `The server refused the request (${response.status}).` };
+    const refusal = response.status === 503 ? "is busy; try again in a moment" : `refused the request (${response.status})`;
+    answer = response.ok ? await response.json() : { problem: `The server ${refusal}.` };
   } catch {
     answer = { problem: "The server does not respond: it was stopped, or the image is too large." };
   }

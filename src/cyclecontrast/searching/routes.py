@@ -2,13 +2,16 @@
 
 Requests name frames and videos by number, never by path. Requests for another host, from pages of another origin, and
 bodies of more than 32 MiB are refused, so that other web pages in the same browser cannot read anything.
+Connections, requests and uploads at the same time are limited, and a request must arrive in time.
 """
 
+import asyncio
 import contextlib
+import os
+import re
 import socket
 import stat
 import threading
-import tomllib
 import traceback
 from pathlib import Path
 from time import perf_counter
@@ -21,13 +24,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cyclecontrast.config.types import STRICT, Few
+from cyclecontrast.config.types import STRICT, Few, read_toml
 from cyclecontrast.data.images import decode_image
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import read_videos
@@ -39,8 +42,17 @@ from cyclecontrast.searching.nearest import LoadedVectors, allowed_rows
 from cyclecontrast.searching.results import Hit, Thumbnails, asset, index_summary, make_hit, make_hits, render
 
 ADDRESS, DEFAULT_PORT = "127.0.0.1", 8765
-HOSTS = ["127.0.0.1", "localhost"]
-MAX_UPLOAD = 32 * 2**20
+HOST = re.compile(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?")
+"""Any port, because the page may be forwarded from another machine."""
+MAX_UPLOAD, MAX_UPLOADS = 32 * 2**20, 4
+"""The bytes of an image, and how many images are in memory at the same time; others wait."""
+MAX_REQUESTS, MAX_CONNECTIONS, BACKLOG = 64, 500, 200
+"""Requests in progress, of which more get status 503, and open connections, of which more are closed.
+
+A browser opens six. The backlog is also the number of connections that asyncio accepts before it looks at one.
+"""
+SECONDS_TO_REQUEST = 30.0
+"""After this time, or at most twice as long, a connection that has not sent a whole request is closed."""
 MAX_TOP = 200
 SECONDS_TO_FINISH = 1
 """How long the server waits at its end for answers under way, such as a paused video."""
@@ -62,8 +74,9 @@ VIDEO_TYPES = {
 
 
 class SourceVideo(NamedTuple):
-    """A video file, and its size when its frames were extracted."""
+    """A video file below a folder, and its size when its frames were extracted."""
 
+    folder: Path
     path: Path
     size_bytes: int
 
@@ -72,8 +85,11 @@ class SourceVideo(NamedTuple):
         """Why it cannot be played, "" where it can."""
         try:
             status = self.path.stat()
+            is_within = Path(os.path.realpath(self.path)).is_relative_to(os.path.realpath(self.folder))
         except (OSError, ValueError):
             return "the video no longer exists"
+        if not is_within:
+            return "a link leads out of the folder of videos"
         if not stat.S_ISREG(status.st_mode) or status.st_size != self.size_bytes:
             return "the video has changed"
         return "" if self.path.suffix.lower() in VIDEO_TYPES else f"browsers do not play {self.path.suffix}"
@@ -93,12 +109,12 @@ def find_source_videos(index: FrameIndex, store: FrameStore, folder: Path | None
     known_folder = folder
     if folder is None and root.name == "frames":  # those of a run, which says where it took them from
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known_folder = Path(tomllib.loads((root.absolute().parent / "config.toml").read_text("utf-8"))["data"])
+            known_folder = Path(read_toml(root.absolute().parent / "config.toml")["data"])
     if known_folder is None or (folder is None and not known_folder.is_dir()):
         return {}, "To play the videos, name their folder: --videos FOLDER"
     rows = {row.id: row for row in read_videos(root / "videos.parquet")}
     videos = {
-        number: SourceVideo(known_folder / rows[video_id].path, rows[video_id].size_bytes)
+        number: SourceVideo(known_folder, known_folder / rows[video_id].path, rows[video_id].size_bytes)
         for number, video_id in enumerate(index.video_ids)
         if video_id in rows
     }
@@ -188,9 +204,12 @@ def make_app(service: SearchService) -> Starlette:
     def search_frame(request: Request) -> Response:
         return JSONResponse(service.search_frame(_number(request), _options(request)))
 
+    uploads = asyncio.Semaphore(MAX_UPLOADS)
+
     async def search_image(request: Request) -> Response:
-        data = await request.body()
-        return JSONResponse(await run_in_threadpool(service.search_image, data, _options(request)))
+        options = _options(request)
+        async with uploads:
+            return JSONResponse(await run_in_threadpool(service.search_image, await request.body(), options))
 
     def frame(request: Request) -> Response:
         row = _number(request)
@@ -217,16 +236,17 @@ def make_app(service: SearchService) -> Starlette:
         Route("/frame/{number}", frame),
         Route("/video/{number}", video),
     ]
-    middleware = [Middleware(_SameOrigin), Middleware(TrustedHostMiddleware, HOSTS, www_redirect=False)]
-    handlers = {UserError: _show_problem, Exception: _report_bug}
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, max_body_size=MAX_UPLOAD)
+    handlers = {UserError: _show_problem, ClientDisconnect: _nobody_waits, Exception: _report_bug}
+    return Starlette(
+        routes=routes, middleware=[Middleware(_Gate)], exception_handlers=handlers, max_body_size=MAX_UPLOAD
+    )
 
 
-class _SameOrigin:
-    """Refuses requests that another site's page makes, and adds the headers that keep other sites out."""
+class _Gate:
+    """Refuses requests of other sites, and too many at once, and adds the headers that keep other sites out."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+        self.app, self.num_requests = app, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
@@ -234,15 +254,55 @@ class _SameOrigin:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        headers = Headers(scope=scope)
-        origin = headers.get("origin")
-        is_same_origin = origin is None or origin.partition("://")[2] == headers.get("host")
-        app = self.app if is_same_origin else PlainTextResponse("Forbidden", 403)
-        await app(scope, receive, send_with_headers)
+        app = self._refusal(scope["path"], Headers(scope=scope)) or self.app
+        self.num_requests += 1
+        try:
+            await app(scope, receive, send_with_headers)
+        finally:
+            self.num_requests -= 1
+
+    def _refusal(self, path: str, headers: Headers) -> Response | None:
+        host, site = headers.get("host", ""), headers.get("sec-fetch-site", "none")
+        if not HOST.fullmatch(host):
+            return PlainTextResponse("Invalid host header", 400)
+        is_link_to_page = path == "/" and headers.get("sec-fetch-mode") == "navigate"
+        is_foreign = site not in ("none", "same-origin") and not is_link_to_page
+        if is_foreign or any(origin.partition("://")[2] != host for origin in headers.getlist("origin")):
+            return PlainTextResponse("Forbidden", 403)
+        if self.num_requests >= MAX_REQUESTS:
+            return PlainTextResponse("Too many requests at once", 503, {"Retry-After": "1"})
+        return None
+
+
+class _TimedProtocol(H11Protocol):
+    """Speaks HTTP on a connection, and closes it if a request does not arrive in time, or there are too many."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.timer = self.loop.call_later(SECONDS_TO_REQUEST, self._close_if_slow, None)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.timer.cancel()
+
+    def _close_if_slow(self, before: object) -> None:
+        """Close the connection unless a request has come since the one `before`, or a whole one is being answered."""
+        request = self.cycle
+        is_answering = request is not None and not (request.more_body or request.response_complete)
+        if request is before and not is_answering:
+            self.transport.abort()
+        else:
+            self.timer = self.loop.call_later(SECONDS_TO_REQUEST, self._close_if_slow, request)
 
 
 def _show_problem(_: Request, error: Exception) -> Response:
     return JSONResponse({"problem": str(error)})
+
+
+def _nobody_waits(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)
 
 
 def _report_bug(_: Request, error: Exception) -> Response:
@@ -277,9 +337,10 @@ def make_server(service: SearchService) -> uvicorn.Server:
     """Return the server of the page, which logs nothing."""
     config = uvicorn.Config(
         make_app(service),
-        http="h11",
+        http=_TimedProtocol,
         ws="none",
         lifespan="off",
+        backlog=BACKLOG,
         log_config=None,
         log_level="critical",  # else Ctrl-C during an answer prints a traceback
         access_log=False,

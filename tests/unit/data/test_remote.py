@@ -1,5 +1,6 @@
 """A store behind a URL gives what the folder gives, frame by frame, and errors are one line."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -8,9 +9,11 @@ import shutil
 import subprocess
 import sys
 import threading
+import zlib
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +23,7 @@ import torch
 
 import cyclecontrast as cc
 from cyclecontrast.cli import main
-from cyclecontrast.config import EmbedConfig, PrepareConfig, PretrainConfig
+from cyclecontrast.config import EmbedConfig, KnnConfig, PrepareConfig, PretrainConfig
 from cyclecontrast.data import remote
 from cyclecontrast.data import store as store_module
 from cyclecontrast.data.augment import RECIPES
@@ -28,6 +31,8 @@ from cyclecontrast.data.dataset import ViewDataset
 from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, checked
+from cyclecontrast.reporting import page
+from cyclecontrast.reporting.runs import read_runs
 from tests import make_videos as make
 from tests.make_runs import run
 
@@ -53,6 +58,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         """Answer, and note the method, the path, the status and the bytes sent."""
+        if kind := self.about.sends.get(self.path):
+            return self.answer_without_end(kind)
         file, fault = self.about.root / self.path.lstrip("/"), self.about.fault
         fault = fault(self) if callable(fault) else fault
         if fault == "hangs":
@@ -68,6 +75,22 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "sends less" and asked:
             data = data[:-1]
         self.answer(status, data, headers, fault == "breaks off" and asked, fault != "hides sizes" or asked)
+
+    def answer_without_end(self, kind):
+        """Send zeros until the client hangs up, or 256 MB of them in 256 kB."""
+        self.send_response(206)
+        if kind == "gzip":
+            self.send_header("Content-Encoding", "gzip")
+            packer = zlib.compressobj(9, wbits=31)
+            parts = [*(packer.compress(bytes(2**20)) for _ in range(256)), packer.flush()]
+        else:
+            parts = repeat(bytes(2**16))
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            for part in parts:
+                self.wfile.write(part)
+                self.about.sent += len(part)
 
     def answer(self, status, data, headers=(), cut=False, tells_size=True):
         """Send a status, headers and, of data, all or the first half."""
@@ -86,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def served(root):
     """Serve a folder; gives its URL, the requests, and where to set a fault."""
-    about = SimpleNamespace(root=root, fault=None, requests=[], ends=threading.Event())
+    about = SimpleNamespace(root=root, fault=None, sends={}, sent=0, requests=[], ends=threading.Event())
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, about)) as server:
         server.handle_error = lambda *_: None  # clients hang up on purpose
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -263,17 +286,38 @@ def test_a_training_resumes_from_the_url(near, server, tmp_path, monkeypatch):
         line,
     )
     server.fault = None
-    cc.pretrain(resume=out)
+    server.requests.clear()
+    line = line_of(lambda: cc.pretrain(resume=out))
+    allow = f"cyclecontrast pretrain {server.url} --resume {out}"
+    assert line == f"resume: {out} was trained on {server.url}; to allow the download: {allow}"
+    assert server.requests == []
+    cc.pretrain(server.url, resume=out)
     assert (out / "backbone.safetensors").read_bytes() == (near / "backbone.safetensors").read_bytes()
 
 
-def test_embed_and_report_read_it_too(server, tmp_path):
+def test_embed_reads_it_too(near, server, tmp_path):
     """Other commands that take a store take its URL."""
-    out = run(server.url, tmp_path / "run").folder
-    assert cc.embed(out, server.url, out=tmp_path / "a.npz", workers=0).num_frames == 6 * FRAMES_PER_VIDEO
+    assert cc.embed(near, server.url, out=tmp_path / "a.npz", workers=0).num_frames == 6 * FRAMES_PER_VIDEO
+
+
+def test_report_downloads_on_request_only(server, tmp_path, monkeypatch):
+    """The page of the training itself shows the frames; a later one needs --download, and says so."""
+    trained, downloads = run(server.url, tmp_path / "run"), []
+    out = trained.folder
     server.requests.clear()
-    cc.report(out, workers=0)
-    assert "cannot be shown" not in (out / "report.html").read_text()
+    (shown,) = read_runs([out])
+    allow = f"to allow the download: cyclecontrast report {out} --download"
+    assert shown.store_problem == f"The frames of this run are not shown: they are at {server.url}; {allow}"
+    assert [main(["runs", "ls", str(tmp_path)]), main(["runs", "compare", str(out)])] == [0, 0]
+    with monkeypatch.context() as patched:
+        patched.setattr(page, "write_report", lambda config: downloads.append(config.download))
+        page.after_training(PretrainConfig(data=server.url, out=out), trained)
+        page.after_evaluation(KnnConfig(model=str(out), data="labeled"), object())
+        cc.report(out)
+    assert downloads == [True, False, False]
+    assert server.requests == []
+    cc.report(out, workers=0, download=True)
+    assert f"they are at {server.url}" not in (out / "report.html").read_text()
     assert ("/store/videos.parquet", 200) in {(path, status) for _, path, status, _ in server.requests}
 
 
@@ -316,7 +360,7 @@ def test_a_server_that_comes_to_ignore_ranges_is_an_error_at_once(server):
     server.fault = "ignores ranges"
     line = line_of(lambda: store.read_with_retry(0, 0, lambda _: pytest.fail("tried again")))
     assert re.search(
-        r"its server sends [\d,]+ bytes of shards/000000\.tar where [\d,]+ are requested: it does not", line
+        r"its server sends more than the [\d,]+ bytes of shards/000000\.tar that are requested: it does not", line
     )
 
 
@@ -325,7 +369,7 @@ def test_a_server_that_comes_to_ignore_ranges_is_an_error_at_once(server):
     [
         (
             "ignores ranges",
-            r"sends [\d,]+ bytes of store\.json where 1 are requested: it does not serve ranges; use one",
+            r"sends more than the 1 bytes of store\.json that are requested: it does not serve ranges; use one",
         ),
         (404, r"holds no prepared store \(.*store/store\.json is missing\); make one with"),
         (
@@ -417,6 +461,39 @@ def test_a_url_with_a_secret_is_refused_unseen(tmp_path, capsys, url):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_few_kinds_of_urls_are_read(tmp_path, capsys):
+    """All others that fsspec knows are refused in a line before they are opened: some run programs or read any file."""
+    for kind in sorted({*fsspec.available_protocols(), "bogus", ""} - {*remote.KINDS, "file"}):
+        assert main(["pretrain", f"{kind}://bucket/store", "--out", str(tmp_path / "run")]) == 2
+        line = (
+            f"error: {kind}://bucket/store: {kind}:// is not supported; use http, https, s3, gs or az, or a local path"
+        )
+        assert capsys.readouterr().err == f"{line}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_url_is_a_path(folder):
+    """Its escapes are those of a URL, and what it names is checked as any folder is."""
+    assert checked_url("file:///some%20place/@%25/store") == Path("/some place/@%/store")
+    assert FrameStore.open(checked_url((folder / "store").as_uri())).num_videos == 6
+
+
+@pytest.mark.parametrize("kind", ["endless", "gzip"])
+@pytest.mark.parametrize("name", ["store.json", "frames.parquet", "shards/000000.tar"])
+def test_a_server_cannot_send_without_end(server, monkeypatch, kind, name):
+    """Neither to the disk nor to the memory: a file that goes on, or unpacks to more, is cut off at its limit."""
+    monkeypatch.setattr(remote, "MOST_TABLE_BYTES", 1_000_000)
+    store = FrameStore.open(server.url)
+    server.sends = {f"/store/{name}": kind}
+    if name.startswith("shards"):
+        line = line_of(lambda: store.read_with_retry(0, 0, lambda _: pytest.fail("tried again")))
+        assert re.search(rf"its server sends more than the [\d,]+ bytes of {name} that are requested", line)
+    else:
+        line = line_of(lambda: FrameStore.open(server.url))
+        assert re.search(rf"{name}: cannot be read \(its server sends more than 1,000,000 bytes\)", line)
+    assert server.sent < 100_000_000
+
+
 def test_what_is_written_lies_on_this_machine(tmp_path, capsys, monkeypatch):
     """A URL for --out or for videos is refused, and no folder `https:` is made."""
     monkeypatch.chdir(tmp_path)
@@ -456,12 +533,8 @@ print({"fsspec", "aiohttp", "asyncio"} & set(sys.modules))
         ),
         ("s3fs", "s3://bucket/store", r"s3 cannot be read \(.*s3fs.*\); pip install 'cyclecontrast\[remote\]'"),
         ("fsspec", "s3://bucket/store", r"s3 cannot be read \(.*fsspec.*\); pip install 'cyclecontrast\[remote\]'"),
-        ("adlfs", "abfs://bucket/store", r"abfs cannot be read \(.*adlfs.*\); install the package it names"),
-        (
-            "none",
-            "bogus://bucket/store",
-            r"cannot be opened \(Protocol not known: bogus\); name the URL of a prepared store",
-        ),
+        ("adlfs", "az://bucket/store", r"az cannot be read \(.*adlfs.*\); install the package it names"),
+        ("gcsfs", "gs://bucket/store", r"gs cannot be read \(.*gcsfs.*\); install the package it names"),
     ],
 )
 def test_what_is_not_installed_is_named(module, url, wanted):

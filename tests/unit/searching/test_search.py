@@ -24,7 +24,9 @@ from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import embed
 from cyclecontrast.evaluation.metrics import unit_vectors
+from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.searching import index as index_module
+from cyclecontrast.searching.command import layer_bytes
 from cyclecontrast.searching.index import FrameIndex
 from cyclecontrast.searching.nearest import LoadedVectors, allowed_rows, load_vectors, nearest_rows
 from cyclecontrast.searching.results import moment
@@ -232,6 +234,10 @@ def test_vectors_of_a_parquet_file_are_read_in_blocks(tmp_path, monkeypatch):
             "INDEX --serve --image q.png --html p.html",
             ["with --serve, queries come from the web page; remove --image, --html"],
         ),
+        (
+            "INDEX --serve --top 3 --per-video 1 --other-videos",
+            ["with --serve, queries come from the web page; remove --top, --per-video, --other-videos"],
+        ),
         ("INDEX --video a --frame 0 --html p.txt --top 0", ["html: must end in .html", "top: input should be"]),
         ("INDEX --video a --time soon", ["time: input should be a valid number"]),
         (
@@ -393,6 +399,13 @@ def stripped(footage, out, **changes):
         ({"model": None}, {}, "does not contain the path of its model; pass it with --model MODEL"),
         ({"model": "/gone/run"}, {}, "model: /gone/run, the model of"),
         ({"model": "timm:resnet10t"}, {}, "which timm may have to download; to allow it: --model timm:resnet10t"),
+        ({"model": "random:resnet50-w999"}, {}, "which may take gigabytes; to allow it: --model random:resnet50-w999"),
+        (
+            {"model": "random:timm:vit_giant_patch14_224"},
+            {},
+            "which may take gigabytes; to allow it: --model random:timm",
+        ),
+        ({"image_size": "8192"}, {}, f"one takes at least 8.6 GB in {MODEL}; to allow it: --model {MODEL}"),
         ({"image_size": "many"}, {}, "does not say which model made its vectors"),
         ({"image_size": "0" * 12 + "9" * 12}, {}, "does not say which model made its vectors"),
         ({"data": None}, {}, "does not contain the path of its frames; pass it with --data DATA"),
@@ -410,6 +423,14 @@ def test_another_model_or_other_data_are_refused(footage, tmp_path, changes, set
     assert len(caught.value.problems) == 1
     assert words in str(caught.value)
     assert not (tmp_path / "p.html").exists()
+
+
+def test_the_memory_of_a_query_is_known_before_it_is_taken():
+    """The input and output of the largest layer, for one image: the first ones of a small ResNet."""
+    backbone = make_backbone("resnet10-small-w8")
+    assert layer_bytes(backbone, 100) == 4 * 2 * 8 * 100 * 100
+    assert layer_bytes(backbone, 50_000) == 4 * 2 * 8 * 50_000 * 50_000
+    assert {weight.device.type for weight in backbone.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize("settings", [{"image": "q.png"}, {"serve": True, "port": 0}], ids=["once", "served"])

@@ -1,14 +1,18 @@
 """The search page: what its server answers and refuses, and what people see and do in a real browser."""
 
+import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -168,6 +172,9 @@ def test_files_that_are_not_images_are_reported(page):
         ("/search/1", "GET", {"Host": "evil.example:8765"}, 400),
         ("/", "GET", {"Host": "127.0.0.1.evil.example"}, 400),
         ("/", "GET", {"Host": "127.0.0.1@evil.example"}, 400),
+        ("/", "GET", {"Host": "127.0.0.1:80@evil.example"}, 400),
+        ("/", "GET", {"Host": "name:word@127.0.0.1"}, 400),
+        ("/", "GET", {"Host": "127.0.0.1:evil"}, 400),
         ("/", "GET", {"Host": ""}, 400),
         ("/", "GET", {"Host": "localhost:9000"}, 200),
         ("/", "GET", {"Host": "localhost:9000", "Origin": "http://localhost:9000"}, 200),
@@ -175,12 +182,21 @@ def test_files_that_are_not_images_are_reported(page):
         ("/search", "POST", {"Origin": "https://evil.example"}, 403),
         ("/search", "POST", {"Origin": "null"}, 403),
         ("/search", "POST", {"Origin": "http://["}, 403),
+        ("/search/1", "GET", {"Sec_Fetch_Site": "cross-site"}, 403),
+        ("/frame/1", "GET", {"Sec_Fetch_Site": "same-site", "Sec_Fetch_Mode": "no-cors"}, 403),
+        ("/video/0", "GET", {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}, 403),
+        ("/", "GET", {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"}, 403),
+        ("/", "GET", {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}, 200),
+        ("/search/1", "GET", {"Sec_Fetch_Site": "same-origin"}, 200),
+        ("/search/1", "GET", {"Sec_Fetch_Site": "none"}, 200),
         ("/search", "POST", {"Content_Length": str(33 * 2**20)}, 413),
         ("/search", "POST", {"Content_Length": "9" * 5000}, 400),
         ("/search", "POST", {"Content_Length": "-1"}, 400),
         ("/search", "GET", {}, 405),
         ("/", "POST", {}, 405),
         ("http://[", "GET", {}, 404),
+        ("http://evil.example/search/1", "GET", {}, 404),
+        ("evil.example:443", "CONNECT", {}, 404),
         ("*", "GET", {}, 404),
         ("/../../etc/passwd", "GET", {}, 404),
         ("//etc/passwd", "GET", {}, 404),
@@ -209,6 +225,152 @@ def test_foreign_requests_are_refused(page, place, method, headers, status):
     assert answer.status == status
     assert b"root:" not in answer.read()
     connection.close()
+
+
+def sent(address, *parts):
+    """Open a connection and send this; the caller closes it."""
+    connection = socket.create_connection(("127.0.0.1", int(address.split(":")[2].strip("/"))), timeout=20)
+    connection.sendall("\r\n".join(parts).encode())
+    return connection
+
+
+def answer_to(address, *parts):
+    """All that the server sends until it closes the connection."""
+    with sent(address, *parts) as connection, connection.makefile("rb") as answer:
+        return answer.read()
+
+
+@pytest.mark.parametrize(
+    ("second", "status"), [("Host: 127.0.0.1", 400), ("Host: evil.example", 400), ("Origin: https://evil.example", 403)]
+)
+def test_a_header_cannot_be_given_twice(page, second, status):
+    """A second Host or Origin is not overlooked, in the old version of HTTP too."""
+    own = page[0].strip("/").removeprefix("http://")
+    for version in ("1.1", "1.0"):
+        lines = (f"GET /search/1 HTTP/{version}", f"Host: {own}", f"Origin: http://{own}", second, "Connection: close")
+        assert answer_to(page[0], *lines, "\r\n").startswith(f"HTTP/1.1 {status}".encode())
+
+
+def test_the_body_of_a_request_is_not_a_request(page):
+    """A GET whose body looks like another request gets one answer, with a length and in chunks."""
+    inner = "GET /search/2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for lines in (
+        (f"Content-Length: {len(inner)}", "", inner),
+        ("Transfer-Encoding: chunked", "", f"{len(inner):x}", inner, "0", "\r\n"),
+    ):
+        answer = answer_to(page[0], "GET /search/1 HTTP/1.1", "Host: localhost", "Connection: close", *lines)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_requests_wait_up_to_a_limit(footage, monkeypatch):
+    """Of more requests than may be in progress, the others get status 503 at once; those in progress are answered."""
+    monkeypatch.setattr(routes, "MAX_REQUESTS", 3)
+    with served(footage) as (address, service), ThreadPoolExecutor(3) as pool:
+        search, begun, goes_on = service.search_frame, threading.Semaphore(0), threading.Event()
+
+        def held(row, options):
+            begun.release()
+            goes_on.wait(20)
+            return search(row, options)
+
+        monkeypatch.setattr(service, "search_frame", held)
+        waiting = [pool.submit(request, address, "/search/1") for _ in range(3)]
+        for _ in waiting:
+            begun.acquire()
+        for place in ("/search/1", "/", "/frame/0"):
+            status, headers, _ = request(address, place)
+            assert (status, headers["retry-after"]) == (503, "1")
+        goes_on.set()
+        assert [result.result()[0] for result in waiting] == [200, 200, 200]
+        assert request(address, "/search/1")[0] == 200
+
+
+def test_one_image_is_decoded_at_a_time(page, monkeypatch):
+    """However many are sent: a small file may unpack to hundreds of megabytes."""
+    decode, at_once, most = routes.decode_image, [], []
+
+    def counted(data):
+        at_once.append(data)
+        most.append(len(at_once))
+        time.sleep(0.02)
+        at_once.pop()
+        return decode(data)
+
+    monkeypatch.setattr(routes, "decode_image", counted)
+    image = cv2.imencode(".png", np.zeros((40, 40, 3), np.uint8))[1].tobytes()
+    with ThreadPoolExecutor(5) as pool:
+        assert [*pool.map(lambda _: request(page[0], "/search", "POST", image)[0], range(5))] == 5 * [200]
+    assert most == 5 * [1]
+
+
+def test_uploads_wait_for_their_turn(footage, monkeypatch, capfd):
+    """Only so many are in memory; one that breaks off makes room, and nothing is printed about it."""
+    monkeypatch.setattr(routes, "MAX_UPLOADS", 1)
+    upload = ("POST /search HTTP/1.1", "Host: localhost", "Connection: close", "Content-Length: 6", "")
+    with served(footage) as (address, _):
+        first = sent(address, *upload, "<sv")
+        assert request(address, "/favicon.ico")[0] == 204  # the server has begun with the first
+        second = sent(address, *upload, "<svg/>")
+        second.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            second.recv(1)
+        first.close()
+        second.settimeout(20)
+        assert second.recv(100).startswith(b"HTTP/1.1 200")
+        second.close()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        (),
+        ("GET / HTTP/1.1", "Host"),
+        ("POST /search HTTP/1.1", "Host: localhost", "Content-Length: 100", "", "half"),
+        ("GET /search/1 HTTP/1.1", "Host: localhost", "Content-Length: 100", "", "half"),
+    ],
+    ids=["nothing", "headers", "body", "body that nobody reads"],
+)
+def test_a_request_that_does_not_arrive_is_given_up(page, monkeypatch, begun):
+    """A connection that sends a byte now and then is closed, whatever part of a request it sends."""
+    monkeypatch.setattr(routes, "SECONDS_TO_REQUEST", 0.1)
+    with sent(page[0], *begun) as connection:
+        connection.settimeout(0.05)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(400):
+                connection.sendall(b"x")
+                with contextlib.suppress(TimeoutError):
+                    while connection.recv(10_000):
+                        pass
+                    return
+            pytest.fail("the connection is still open")
+
+
+def test_a_slow_answer_is_not_given_up(page, monkeypatch):
+    """The time limit is for requests: a search may take longer, and so may the player of a video."""
+    monkeypatch.setattr(routes, "SECONDS_TO_REQUEST", 0.05)
+    page_of = page[1].page
+    monkeypatch.setattr(page[1], "page", lambda: (time.sleep(0.3), page_of())[1])
+    assert request(page[0], "/")[0] == 200
+
+
+def test_connections_are_limited(footage, monkeypatch):
+    """One too many is closed; once there is room, the server answers again."""
+    monkeypatch.setattr(routes, "MAX_CONNECTIONS", 2)
+    with served(footage) as (address, _):
+        idle = [sent(address) for _ in range(2)]
+        with pytest.raises(OSError, match=r"Remote end closed|reset by peer"):
+            request(address, "/")
+        for connection in idle:
+            connection.close()
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                assert request(address, "/")[0] == 200
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("it does not answer")
 
 
 def test_a_large_body_without_a_length_is_refused(page):
@@ -286,6 +448,23 @@ def test_videos_that_cannot_be_played_are_reported(footage, tmp_path):
     with served(footage) as (address, _):
         assert b"name their folder: --videos FOLDER" in request(address, "/")[2]
         assert request(address, "/video/0")[0] == 404
+
+
+def test_a_video_outside_of_the_folder_is_not_sent(footage, tmp_path):
+    """Neither by a link in place of the video nor of its folder; links within the folder are followed."""
+    outside, folder = tmp_path / "outside", tmp_path / "videos"
+    shutil.copytree(footage / "videos", outside)
+    folder.mkdir()
+    (folder / "kept").mkdir()
+    shutil.copy(outside / NAMES[0], folder / "kept" / "there.mp4")
+    (folder / NAMES[0]).symlink_to("kept/there.mp4")
+    (folder / NAMES[1]).symlink_to(outside / NAMES[1])
+    (folder / "night").symlink_to(outside / "night")
+    with served(footage, videos=folder) as (address, service):
+        ids = [service.index.video_ids.index(name) for name in (NAMES[0], NAMES[1], NAMES[3])]
+        assert [request(address, f"/video/{number}")[0] for number in ids] == [200, 404, 404]
+        why = "a link leads out of the folder of videos"
+        assert [service.videos[number].problem for number in ids] == ["", why, why]
 
 
 def test_the_videos_of_a_run_are_found(footage, tmp_path):
