@@ -69,7 +69,7 @@ def follow(config: PretrainConfig, labeled: Path) -> Followed:
     for done in range(EVERY, config.steps + 1, EVERY):
         for step, batch in zip(islice(steps, EVERY), batches, strict=False):
             trainer.train_step(batch, StepInfo(step, config.steps))
-        signals, _ = measure_health(method, watched, config.temperature, config.mask_own_video)
+        signals = measure_health(method, watched, config.temperature, config.mask_own_video).signals
         if "health_same_video" not in signals:
             raise UserError(f"the vectors are not finite after step {done:,}")
         with tempfile.TemporaryDirectory() as folder:

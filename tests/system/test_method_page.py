@@ -183,7 +183,16 @@ def test_signals_and_verdicts_are_those_of_the_code():
     first = [cells[0] for cells in rows_of("Health")]
     verdicts = re.findall(r'"([a-z -]+)": _', inspect.getsource(verdict.judge))
     signals = [f"`{metric.key}`" for metric in METRICS if metric.part == "health"]
-    assert first == ["signal", *signals, "verdict", *verdicts, "healthy"]
+    assert first == [
+        "signal",
+        *signals,
+        "verdict",
+        *verdicts,
+        "healthy",
+        verdict.BETTER,
+        verdict.UNCHANGED,
+        verdict.WORSE,
+    ]
     for threshold in (
         f"more than {verdict.MIN_CHANGE:.2f}".replace("0.", "."),
         f"deviation is below {verdict.COLLAPSED_DEVIATION}",

@@ -36,8 +36,10 @@ from cyclecontrast.config.types import (
     Processes,
     Seed,
     Side,
+    Stages,
     Whole,
     is_url,
+    is_user_defined,
     option,
     read_toml,
 )
@@ -193,7 +195,15 @@ class PretrainConfig(BaseModel):
         "model",
     )
     init: Name | None = option(
-        None, "initialize the backbone from this model (default: random weights)", "MODEL", "model", "model"
+        None,
+        "initialize the backbone from this model; a run also passes on its image size and flip (default: random "
+        "weights)",
+        "MODEL",
+        "model",
+        "model",
+    )
+    freeze: Stages = option(
+        0, "with --init, do not train the stem and the first STAGES of the 4 stages; 0: train all", "STAGES", "model"
     )
     projector: Literal["linear", "mlp", "mlp-bn", "mlp3-bn"] = option(
         "linear",
@@ -214,6 +224,12 @@ class PretrainConfig(BaseModel):
     )
     warmup: Fraction = option(
         0.0, "fraction of the training with linear warm-up of the learning rate", "FRACTION", "optimization"
+    )
+    backbone_rate: Positive = option(
+        1.0, "learning rate of the backbone, relative to that of the projectors", "FACTOR", "optimization"
+    )
+    projector_first: BelowOne = option(
+        0.0, "with --init, train only the projectors for this fraction of the training", "FRACTION", "optimization"
     )
     sgd_momentum: BelowOne = option(0.9, "momentum of SGD", "NUMBER", "optimization")
     weight_decay: NonNegative = option(1e-4, "weight decay of SGD", "NUMBER", "optimization")
@@ -292,6 +308,7 @@ class PretrainConfig(BaseModel):
         preset = preset_settings(str(values.get("preset")), str(values.get("method")))
         if values.get("init") is not None:
             preset.pop("backbone", None)
+            preset |= _inherited(Path(str(values["init"])))
         return preset | values
 
     @classmethod
@@ -346,6 +363,10 @@ class PretrainConfig(BaseModel):
         known = self.model_fields_set
         if self.momentum_rise and self.momentum_ramp and {"momentum_rise", "momentum_ramp"} <= known:
             yield "momentum_rise excludes momentum_ramp; set --momentum-ramp 0"
+        if self.init is None and not is_user_defined(self.backbone):
+            for name in ("freeze", "projector_first"):
+                if getattr(self, name):
+                    yield f"{name} needs pretrained weights: set --init, or remove it"
         if self.select == "health" and self.health_every == 0:
             yield "select health needs health measurements; remove --health-every 0"
         if self.method not in ("cycle", "cycle-only") or "support_size" not in known:
@@ -359,6 +380,17 @@ class PretrainConfig(BaseModel):
             yield f"top_k ({self.top_k}) is more than support_size ({self.support_size})"
 
 
+def _inherited(run: Path) -> dict[str, Any]:
+    """Return the settings that a run takes over from the run that it starts from; empty for other models."""
+    if not os.path.isfile(run / "config.toml"):  # Path.is_file fails if the name is too long
+        return {}
+    try:
+        saved = _load(run / "config.toml")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"init: {run / 'config.toml'} cannot be read ({error})") from error
+    return {name: saved[name] for name in ("image_size", "flip") if name in saved}
+
+
 def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with former names replaced, unless the current name is set as well."""
     return {(new if (new := RENAMED.get(name)) and new not in values else name): v for name, v in values.items()}
@@ -366,7 +398,7 @@ def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
 
 def _read_config(run: Path, remedy: str) -> dict[str, Any]:
     """Return the settings of a run. Raises ValueError if they cannot be read."""
-    if not os.path.isfile(run / "config.toml"):  # Path.is_file fails if the name is too long
+    if not os.path.isfile(run / "config.toml"):
         if os.path.isdir(run / "frames"):
             raise ValueError(f"resume: {run} stopped before training began; run the original command again")
         raise ValueError(f"resume: {run / 'config.toml'} does not exist; pass the folder of a run")

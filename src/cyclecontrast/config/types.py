@@ -73,6 +73,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32), IsNumber]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), IsNumber]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), IsNumber]
 Fraction = Annotated[float, Field(ge=0, le=1), IsNumber]
+Stages = Annotated[int, Field(ge=0, le=3), IsNumber]
 BelowOne = Annotated[float, Field(ge=0, lt=1), IsNumber]
 Rate = Annotated[float, Field(gt=0, le=10_000), IsNumber]
 """Frames per second."""
@@ -96,6 +97,10 @@ def _check_name(value: object) -> object:
     if "\0" in name or sum(lengths) + len(lengths) > 4096 or max(lengths) > 255:
         raise ValueError("must be a valid file name")
     return value
+
+
+def _path_to_str(value: object) -> object:
+    return str(value) if isinstance(value, os.PathLike) else value
 
 
 def is_url(place: object) -> TypeGuard[str]:
@@ -146,7 +151,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from error
 
 
-Name = Annotated[str, AfterValidator(_check_name)]
+Name = Annotated[str, BeforeValidator(_path_to_str), AfterValidator(_check_name)]
 Place = Annotated[Path, BeforeValidator(_check_name), BeforeValidator(_refuse_url)]
 """A file or folder on this machine."""
 PlaceOrUrl = Annotated[Path | str, WrapValidator(_path_or_url)]

@@ -39,10 +39,13 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.intra_projector = make_projector(projector, backbone.dim, dim)
         self.cycle_projector = make_projector(projector, backbone.dim, dim)
+        self.trains_backbone = True
+        """Whether the backbone gets gradients; its BatchNorm statistics are updated either way."""
 
     def project(self, images: Tensor) -> Projections:
         """Return the outputs of both projectors."""
-        representation = self.backbone(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_backbone):
+            representation = self.backbone(images)
         return Projections(self.intra_projector(representation), self.cycle_projector(representation))
 
     def forward(self, images: Tensor) -> Features:

@@ -85,6 +85,12 @@ METRICS = (
         percent=True,
     ),
     MetricInfo(
+        "health_far_video",
+        "Same-video retrieval across time",
+        "The same among views at least a third of the video apart.",
+        percent=True,
+    ),
+    MetricInfo(
         "health_cycle_closed",
         "Cycles closed",
         "Share of views whose cycle through half of the other videos ends in their own video.",

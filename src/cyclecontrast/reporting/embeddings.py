@@ -14,6 +14,7 @@ from sklearn.manifold import TSNE
 from cyclecontrast.config import ReportConfig
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.store import FrameStore
+from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import Loading, embed_batches
 from cyclecontrast.evaluation.metrics import Floats, Integers, unit_vectors
 from cyclecontrast.models.backbone import Backbone
@@ -75,7 +76,7 @@ class FrameSample:
 
 
 class Vectors(NamedTuple):
-    """The unit vectors (num_frames, dim) of a sample by one backbone; an untrained one is a baseline."""
+    """The unit vectors (num_frames, dim) of a sample by one backbone; what a run has not trained is a baseline."""
 
     model: str
     is_trained: bool
@@ -85,8 +86,8 @@ class Vectors(NamedTuple):
 def embed_sample(runs: list[RunReport], options: ReportConfig) -> tuple[FrameSample | None, list[Vectors], str]:
     """Embed frames of the data that the runs share.
 
-    Returns the sample, its vectors by the first run of each setting and by random weights, and a sentence about missing
-    runs or, if there is no sample (None), the reason.
+    Returns the sample, its vectors by the first run of each setting, by the weights that it started from and by random
+    weights, and a sentence about missing backbones or, if there is no sample (None), the reason.
     """
     store = runs[0].store
     shown = one_per_method(run for run in runs if run.backbone is not None)
@@ -96,6 +97,8 @@ def embed_sample(runs: list[RunReport], options: ReportConfig) -> tuple[FrameSam
         return None, [], "Neighbors in other videos need at least two videos; these data have one."
     models = [(run.name, True, run.backbone, run.backbone.image_size) for run in shown if run.backbone is not None]
     kinds = list(dict.fromkeys((backbone.name, size) for _, _, backbone, size in models))
+    starts, missing = _starts(shown)
+    models += starts
     for name, size in kinds:
         title = f"random weights ({name}, {size} px)" if len(kinds) > 1 else "random weights"
         models.append((title, False, load_backbone(f"random:{name}", options.seed), size))
@@ -108,8 +111,23 @@ def embed_sample(runs: list[RunReport], options: ReportConfig) -> tuple[FrameSam
         embedded.append(Vectors(title, is_trained, vectors))
     if len(readable) == 0:
         return None, [], "The frames cannot be shown: none of them can be read."
-    missing = " ".join(f"{run.name}: {_why_no_vectors(run)}" for run in runs if run.backbone is None)
-    return sample.subset(readable), embedded, missing
+    missing += [f"{run.name}: {_why_no_vectors(run)}" for run in runs if run.backbone is None]
+    return sample.subset(readable), embedded, " ".join(missing)
+
+
+def _starts(runs: list[RunReport]) -> tuple[list[tuple[str, bool, Backbone, int]], list[str]]:
+    """Return the weights that runs started from (`init`) as models, and a sentence about each that cannot be loaded."""
+    found, missing = [], []
+    for init, run in {run.config.init: run for run in reversed(runs)}.items():
+        if init is None or run.backbone is None:
+            continue
+        try:
+            if init.startswith("timm:") and "@" not in init:
+                raise UserError(f"{init} would have to be downloaded")
+            found.append((f"start ({shortened(init)})", False, load_backbone(init), run.backbone.image_size))
+        except UserError as error:
+            missing.append(f"{run.name}: Its start cannot be shown: {error}.")
+    return found[::-1], missing
 
 
 def draw_sample(store: FrameStore, limit: int, seed: int) -> FrameSample:

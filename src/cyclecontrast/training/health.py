@@ -6,8 +6,10 @@ are pure functions of arrays (num_vectors, dim), computed in float64.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,8 @@ MAX_VIDEOS, MAX_PAIRS_OF_A_VIDEO, ENOUGH_PAIRS = 256, 4, 128
 MIN_VIDEOS_OF_CYCLES = 4
 """With fewer, cycles always fail or always succeed."""
 CHUNK = 128
+FAR_APART = 1 / 3
+"""Two frames show moments far apart if at least this fraction of their video lies between them."""
 
 Floats = npt.NDArray[np.floating]
 Signals = dict[str, float]
@@ -91,12 +95,24 @@ def is_support(video: Tensor) -> Tensor:
     return place % 2 == 0
 
 
+class Health(NamedTuple):
+    """One measurement: metrics by their names in metrics.jsonl, cycles, and the retrieval rate of each video.
+
+    `by_video` has the rates behind the metrics of the same names; None if a video has no views to find.
+    """
+
+    signals: Signals
+    cycles: Cycles | None = None
+    by_video: Mapping[str, list[float | None]] = MappingProxyType({})
+
+
 @torch.inference_mode()
 def measure_health(
-    method: Method, watched: Batch, temperature: float, mask_own_video: bool
-) -> tuple[Signals, Cycles | None]:
-    """Return the health metrics by their names in metrics.jsonl, without non-finite ones, and the monitored cycles.
+    method: Method, watched: Batch, temperature: float, mask_own_video: bool, num_frames: Tensor | None = None
+) -> Health:
+    """Measure health on fixed views; non-finite metrics are left out.
 
+    `num_frames` (num_pairs,), the length of each video, adds retrieval across moments that are far apart.
     Retrieval uses the backbone's features, because the backbone is the result of training. Rank, deviation, alignment
     and uniformity use the projector's unit vectors, where collapse starts. Cycles need at least four videos. Queue
     accuracy and loss use positives from the momentum encoder.
@@ -115,8 +131,11 @@ def measure_health(
     both = np.concatenate((first, second))
     representation = torch.cat((query_representation, positive_representation)).cpu().numpy()
     signals: Signals = {}
+    by_video: dict[str, Floats] = {}
     if is_finite := bool(np.isfinite(both).all() and np.isfinite(representation).all()):
-        rate, error = same_video_recall(representation, watched.video.tile(2).numpy())
+        numbers = watched.video.tile(2).numpy()
+        by_video = {"same_video": recall_by_video(representation, numbers)}
+        rate, error = same_video_recall(representation, numbers)
         signals = {
             "same_video": rate,
             "same_video_error": error,
@@ -125,6 +144,10 @@ def measure_health(
             "alignment": alignment(first, second),
             "uniformity": uniformity(both),
         }
+        if num_frames is not None:
+            moments = (watched.frames[:, :2] / num_frames[:, None]).T.flatten().numpy()
+            by_video["far_video"] = recall_by_video(representation, numbers, moments)
+            signals["far_video"], signals["far_video_error"] = mean_and_error(by_video["far_video"])
     cycles = None
     if len(torch.unique(video)) >= MIN_VIDEOS_OF_CYCLES:
         cycling = 1 if method.has_cycle else 0
@@ -137,7 +160,11 @@ def measure_health(
         signals["queue_accuracy"] = float(found.float().mean())
         signals["queue_loss"] = float(info_nce(query.intra, keys.intra, queue.keys, temperature, ignore))
     finite = {f"health_{name}": value for name, value in signals.items() if math.isfinite(value)}
-    return finite, cycles if is_finite else None
+    rates = {
+        f"health_{name}": [None if math.isnan(rate) else float(rate) for rate in values]
+        for name, values in by_video.items()
+    }
+    return Health(finite, cycles if is_finite else None, rates)
 
 
 @contextlib.contextmanager
@@ -178,15 +205,46 @@ def same_video_recall(vectors: Floats, video: npt.NDArray[np.integer]) -> tuple[
     A tie with another video counts as a miss, so equal vectors give 0. Views of one video are not independent, so the
     standard error is that of the mean over videos; nan for a single video.
     """
+    hits, counts = _hits(vectors, video)
+    return float(hits.sum() / counts.sum()), mean_and_error(hits / counts)[1]
+
+
+def recall_by_video(
+    vectors: Floats, video: npt.NDArray[np.integer], moments: Floats | None = None
+) -> npt.NDArray[np.float64]:
+    """Return the fraction of each video's vectors whose nearest neighbor (cosine) is from the same video.
+
+    Videos are in the order of their numbers. With `moments` (num_vectors,), positions in the video from 0 to 1, only
+    vectors far apart in time count as neighbors from the same video. Vectors without any are left out, and the
+    fraction is nan if none are left.
+    """
+    hits, counts = _hits(vectors, video, moments)
+    with np.errstate(invalid="ignore"):
+        rates: npt.NDArray[np.float64] = hits / counts
+    return rates
+
+
+def _hits(
+    vectors: Floats, video: npt.NDArray[np.integer], moments: Floats | None = None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the number of hits of `recall_by_video` and of vectors that are not left out, of each video."""
     similarity = unit(vectors) @ unit(vectors).T
     same = video[:, None] == video
     others = np.where(same, -np.inf, similarity).max(axis=1)
     np.fill_diagonal(same, False)
+    if moments is not None:
+        same &= np.abs(moments[:, None] - moments) >= FAR_APART
     found = np.where(same, similarity, -np.inf).max(axis=1) > others + 1e-9
-    place = np.unique(video, return_inverse=True)[1]
-    of_videos = np.bincount(place, found) / np.bincount(place)
-    error = of_videos.std(ddof=1) / np.sqrt(len(of_videos)) if len(of_videos) > 1 else np.nan
-    return float(found.mean()), float(error)
+    counts = same.any(axis=1) if moments is not None else np.ones(len(video), dtype=bool)
+    index = np.unique(video, return_inverse=True)[1]
+    return np.bincount(index, found & counts).astype(np.float64), np.bincount(index, counts).astype(np.float64)
+
+
+def mean_and_error(rates: Floats) -> tuple[float, float]:
+    """Return the mean of the rates that are not nan, and its standard error (nan for fewer than two)."""
+    known = rates[~np.isnan(rates)]
+    mean = float(known.mean()) if len(known) else math.nan
+    return mean, float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else math.nan
 
 
 def rank_me(vectors: Floats) -> float:
@@ -221,3 +279,13 @@ def uniformity(vectors: Floats) -> float:
     similarity = unit(vectors) @ unit(vectors).T
     above = similarity[np.triu_indices(len(similarity), k=1)]
     return float(np.log(np.exp(-2 * (2 - 2 * above)).mean()))
+
+
+def gains(by_video: Mapping[str, list[float | None]], at_start: Mapping[str, list[float | None]]) -> Signals:
+    """Return how much retrieval has changed since the start, and the standard errors, paired by video."""
+    signals: Signals = {}
+    for name in by_video.keys() & at_start.keys():
+        now, before = (np.array(rates[name], dtype=float) for rates in (by_video, at_start))
+        change = mean_and_error(now - before)
+        signals |= {f"{name}_gain": change[0], f"{name}_gain_error": change[1]}
+    return {name: value for name, value in sorted(signals.items()) if math.isfinite(value)}

@@ -3,9 +3,11 @@
 import copy
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.config.types import is_user_defined
@@ -20,6 +22,7 @@ from cyclecontrast.training.health import (
     Signals,
     chance_level,
     cycle_chance_level,
+    gains,
     health_views,
     measure_health,
 )
@@ -49,19 +52,25 @@ class Monitor:
         self._trainer, self._config = trainer, trainer.config
         self._watched: Batch | None = None
         self._cycles: Cycles | None = None
+        self._by_video: Mapping[str, list[float | None]] = {}
         self._seconds, self._reported = 0.0, ""
         self.last: Signals = {}
+        self._num_frames: Tensor | None = None
         if trainer.world.rank or not self._config.health_every:
             return
         self._watched = health_views(dataset)
-        out, video = self._config.out, self._watched.video
+        out, video, store = self._config.out, self._watched.video, dataset.store
+        if self._config.init is not None:
+            self._num_frames = torch.tensor([store.frames_in(int(number)) for number in video])
         if "health" in run_folder.read_about(out):
             return
         at_start: Signals = {}
         if start == 0:
             at_start = self.measure(0)
             self._keep_cycles(0)
-        health = {
+            if self._config.init is not None and self._config.select == "health":
+                run_folder.save_best(out, 0, trainer.method.encoder.backbone)
+        health: dict[str, Any] = {
             "held_out": self._config.holdout > 0,
             "videos": len(torch.unique(video)),
             "views": 2 * len(video),
@@ -70,6 +79,8 @@ class Monitor:
             "seconds": 0.0,
             "at_start": at_start,
         }
+        if self._config.init is not None:
+            health["by_video_at_start"] = dict(self._by_video)
         run_folder.change_about(out, health=health)
 
     def is_due(self, done: int) -> bool:
@@ -82,9 +93,12 @@ class Monitor:
         if self._watched is None or not self.is_due(done):
             return {}
         began, config = time.perf_counter(), self._config
-        self.last, self._cycles = measure_health(
-            self._trainer.method, self._watched, config.temperature, config.mask_own_video
+        self.last, self._cycles, self._by_video = measure_health(
+            self._trainer.method, self._watched, config.temperature, config.mask_own_video, self._num_frames
         )
+        if done and config.init is not None:
+            health = run_folder.read_about(config.out).get("health", {})
+            self.last |= gains(self._by_video, health.get("by_video_at_start", {}))
         self._seconds += time.perf_counter() - began
         return self.last
 
@@ -103,7 +117,8 @@ class Monitor:
             if verdict.is_alarm and verdict.word != self._reported and done < self._trainer.num_steps:
                 say(f"step {done:,}: {verdict}")
             self._reported = verdict.word
-        if config.select == "health" and best_step(run_folder.read_metrics(config.out)) == done:
+        rows, known = run_folder.read_metrics(config.out), _read_known(config)
+        if config.select == "health" and best_step(rows if known is None else known.with_start(rows)) == done:
             run_folder.save_best(config.out, done, self._trainer.method.encoder.backbone)
 
     def _keep_cycles(self, done: int) -> None:
@@ -146,4 +161,5 @@ def _read_known(config: PretrainConfig) -> Known | None:
     if health is None:
         return None
     of_queue = config.queue_size, config.temperature
-    return Known(health["views"], health["chance"], health["at_start"], *of_queue, is_given=config.init is not None)
+    is_given, num_videos = config.init is not None, health.get("videos", 0)
+    return Known(health["views"], health["chance"], health["at_start"], *of_queue, is_given, num_videos)

@@ -20,6 +20,7 @@ from cyclecontrast.data.folders import find_videos
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.random_streams import random_stream
 from cyclecontrast.data.store import FrameStore
+from cyclecontrast.data.store_format import read_settings
 from cyclecontrast.distributed import World, first_process_first
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.files import check_new_run
@@ -43,6 +44,7 @@ from cyclecontrast.training.user_parts import (
 )
 
 SAMPLED_VIDEOS = 32
+SAMPLING = ("frames_per_video", "fps", "every", "keyframes", "size")
 HEALTH_SEED = 2**32
 """Seed of the health views: the same for all runs, so that they are comparable, and outside of the range of --seed."""
 ONE_FRAME_METHODS = "intra-image, simclr, simsiam and byol"
@@ -117,7 +119,10 @@ def prepare_videos(config: PretrainConfig) -> None:
     """Prepare a folder of videos into RUN/frames; a resumed run uses its existing frames."""
     frames = config.out / "frames"
     if config.resume is None or not (frames / "frames.parquet").exists():
-        summary = prepare(checked(PrepareConfig, {"videos": config.data, "out": frames, "workers": config.workers}))
+        settings = {"videos": config.data, "out": frames, "workers": config.workers}
+        start = (read_settings(Path(config.init) / "frames") if config.init else None) or {}
+        sampling = {name: start[name] for name in SAMPLING if start.get(name)}  # of the run that this one starts from
+        summary = prepare(checked(PrepareConfig, sampling | settings))
         say(*str(summary).split("\n"), f"the frames are in {frames}: pass this folder as DATA to reuse them")
 
 

@@ -18,6 +18,7 @@ from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.distributed import World, copy_from_first, maxima, means, peer_errors
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods.method import Losses, Method, StepInfo
+from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.hardware import pick_workers
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.checkpoints import checkpoints, save_checkpoint
@@ -41,6 +42,8 @@ class Trainer:
         self.method: Method = method.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
             self.method.compile_encoders()
+        if config.freeze:
+            freeze_stages(self.method, config.freeze)
         self.optimizer = _make_optimizer(self.method, config)
         self.model: nn.Module = self.method if world.size == 1 else _distributed(self.method)
         self._first_bad_step = torch.full((), -1, device=device)
@@ -92,6 +95,7 @@ class Trainer:
         # for dropout: differs between processes
         torch.manual_seed(self.method.seed(info) * self.world.size + self.world.rank)
         self.optimizer.zero_grad()
+        self.method.encoder.trains_backbone = info.progress >= self.config.projector_first
         parts = []
         for number, micro_batch in enumerate(batch.micro_batches(self.config.accumulate), start=1):
             with self._no_sync() if number < self.config.accumulate else contextlib.nullcontext():
@@ -176,7 +180,7 @@ class Trainer:
         rate = learning_rate(config.learning_rate, info.progress, config.schedule, config.warmup)
         for group in self.optimizer.param_groups:
             if not group["constant_rate"]:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
         self.optimizer.step()
         return norm
 
@@ -262,13 +266,33 @@ def _distributed(method: Method) -> DistributedDataParallel:
         return DistributedDataParallel(_WithUnused(method), **options)
 
 
+def freeze_stages(method: Method, num_stages: int) -> None:
+    """Stop training the stem and the first stages of the backbone; their BatchNorm uses its running statistics.
+
+    They are the layers that the output of the stage depends on. The momentum encoder is treated the same way.
+    """
+    backbone = method.encoder.backbone.eval()
+    names, weights = zip(*backbone.named_parameters(), strict=True)
+    images = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=weights[0].device)
+    gradients = torch.autograd.grad(backbone.feature_map(images, num_stages).sum(), weights, allow_unused=True)
+    frozen = {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+    for module in [module for module in method.modules() if isinstance(module, Backbone)]:
+        module.train()
+        for prefix, layer in module.named_modules():
+            own = {f"{prefix}.{name}" for name, _ in layer.named_parameters(recurse=False)}
+            if own and own <= frozen:
+                layer.eval().requires_grad_(False)
+
+
 def _make_optimizer(method: Method, config: PretrainConfig) -> torch.optim.SGD:
+    backbone = list(method.encoder.backbone.parameters())
+    projectors = [*method.encoder.intra_projector.parameters(), *method.encoder.cycle_projector.parameters()]
     head = list(method.head.parameters()) if method.head is not None else []
-    groups: list[dict[str, Any]] = [{"params": list(method.encoder.parameters()), "constant_rate": False}]
+    groups = [(projectors, 1.0, False), (backbone, config.backbone_rate, False)]
     if head:
-        groups.append({"params": head, "constant_rate": method.constant_head_rate})
+        groups.append((head, 1.0, method.constant_head_rate))
     optimizer = torch.optim.SGD(
-        groups,
+        [{"params": params, "factor": factor, "constant_rate": fixed} for params, factor, fixed in groups],
         lr=config.learning_rate,
         momentum=config.sgd_momentum,
         weight_decay=config.weight_decay,

@@ -23,6 +23,10 @@ MORE_FOUND = 0.05
 """If training accuracy rises by more than this while retrieval gets worse, the network is overfitting."""
 
 
+BETTER, UNCHANGED, WORSE = "better than its start", "no clear change from its start", "worse than its start"
+"""Verdicts on a run that started from pretrained weights."""
+
+
 class Verdict(NamedTuple):
     """The verdict on a run: one word and the reason."""
 
@@ -32,7 +36,7 @@ class Verdict(NamedTuple):
     @property
     def is_alarm(self) -> bool:
         """Whether the verdict is a problem that longer training does not solve."""
-        return self.word not in ("healthy", "undertrained")
+        return self.word not in ("healthy", "undertrained", BETTER, UNCHANGED)
 
     def __str__(self) -> str:
         return f"{self.word}: {self.reason}"
@@ -43,7 +47,7 @@ class Known(NamedTuple):
 
     `num_views`: number of measured views; `chance`: chance level of retrieval; `at_start`: health metrics before the
     first step; `num_keys`: size of the intra queue, 0 without one; `temperature`: of the loss; `is_given`: the run
-    started from pretrained weights (`init`).
+    started from pretrained weights (`init`); `num_videos`: number of measured videos.
     """
 
     num_views: int
@@ -52,6 +56,12 @@ class Known(NamedTuple):
     num_keys: int = 0
     temperature: float = 1.0
     is_given: bool = False
+    num_videos: int = 0
+
+    def with_start(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows, after one of step 0 if the run started from pretrained weights."""
+        measured = self.is_given and "health_same_video" in self.at_start
+        return [*([{**self.at_start, "step": 0}] if measured else []), *rows]
 
 
 class Retrieval(NamedTuple):
@@ -72,9 +82,12 @@ def is_more(after: Retrieval, before: Retrieval, num_views: int) -> bool:
     The error is at least that of independent views, because older runs did not store an error. It is not paired by
     video and therefore conservative, which also compensates for selecting the best of many measurements.
     """
+    return after.rate - before.rate > max(MIN_CHANGE, 2 * _error(after, before, num_views))
+
+
+def _error(after: Retrieval, before: Retrieval, num_views: int) -> float:
     rate = (before.rate + after.rate) / 2
-    error = max(math.hypot(before.error, after.error), math.sqrt(2 * rate * (1 - rate) / num_views))
-    return after.rate - before.rate > max(MIN_CHANGE, 2 * error)
+    return max(math.hypot(before.error, after.error), math.sqrt(2 * rate * (1 - rate) / num_views))
 
 
 def judge(rows: Sequence[Row], known: Known) -> Verdict | None:
@@ -92,10 +105,15 @@ def judge(rows: Sequence[Row], known: Known) -> Verdict | None:
         "overfitting the queue": _over_fitting,
         "undertrained": _under_trained,
     }
+    if known.is_given and "health_same_video" in known.at_start:
+        del rules["undertrained"]
     for word, rule in rules.items():
         if reason := rule(history):
             return Verdict(word, f"{reason}; {history.in_words()}")
-    return Verdict("healthy", history.in_words())
+    if "undertrained" in rules:
+        return Verdict("healthy", history.in_words())
+    more = "; it still improved in the last quarter" if history.still_improved() else ""
+    return Verdict(_change(history.last, known), f"{_gain_in_words(history.last, known)}{history.in_words()}{more}")
 
 
 def best_step(rows: Sequence[Row]) -> int | None:
@@ -106,9 +124,11 @@ def best_step(rows: Sequence[Row]) -> int | None:
 
 def chosen_step(rows: Sequence[Row], known: Known) -> int:
     """Return the best step if it is clearly better than the last measured one, otherwise the last measured one."""
-    *_, last = measured = _measured(rows)
+    *_, last = measured = _measured(known.with_start(rows))
     best = max(measured, key=_merit)
     clearly = is_more(Retrieval.of(best), Retrieval.of(last), known.num_views)
+    if best["step"] == 0:
+        clearly |= _change(last, known) == WORSE
     return int((best if clearly else last)["step"])
 
 
@@ -138,6 +158,10 @@ class _History:
 
     def is_more(self, after: Retrieval, before: Retrieval) -> bool:
         return is_more(after, before, self.known.num_views)
+
+    def still_improved(self) -> bool:
+        late = [row for row in self.measured if row["step"] <= LATE * self.last["step"]]
+        return self.is_more(self.now, Retrieval.of(late[-1]) if late else self.before)
 
     def in_words(self) -> str:
         words = f"{self.before.rate:.0%} before training, {self.now.rate:.0%} at step {self.last['step']:,}"
@@ -188,7 +212,7 @@ def _under_trained(history: _History) -> str:
         return "it retrieves worse than before training"
     # Ignore the standard errors: a large error does not mean that the rate is near 1.
     has_room = history.is_more(Retrieval(1.0), Retrieval(max(before.rate, now.rate)))
-    if has_room and not known.is_given and not history.is_more(now, before):
+    if has_room and not history.is_more(now, before):
         noise = f" (the difference is within the noise of {known.num_views:,} views)"
         better = f"clearly better than before training{noise}" if now > before else "better than before training"
         return f"retrieval is not {better}"
@@ -197,7 +221,29 @@ def _under_trained(history: _History) -> str:
     perfect, chance = math.log1p(known.num_keys * math.exp(-1 / known.temperature)), math.log1p(known.num_keys)
     if loss > perfect + NEAR_CHANCE * (chance - perfect):
         return f"the loss against the queue is {loss:.2f}; chance level is {chance:.2f}, perfect is {perfect:.2f}"
-    late = [row for row in history.measured if row["step"] <= LATE * history.last["step"]]
-    if history.is_more(now, Retrieval.of(late[-1]) if late else before):
-        return "it still improved in the last quarter"
-    return ""
+    return "it still improved in the last quarter" if history.still_improved() else ""
+
+
+def _change(last: Row, known: Known) -> str:
+    """Return whether retrieval is better or worse than at the start of a continued run, or not clearly changed.
+
+    A change is clear if it is more than two points and, paired by video, significant at 95 %.
+    """
+    clear = [sign for gain, error in _gains(last, known) for sign in (-1, 1) if sign * gain > max(MIN_CHANGE, error)]
+    if len(set(clear)) != 1:
+        return UNCHANGED
+    return BETTER if clear[0] > 0 else WORSE
+
+
+def _gains(last: Row, known: Known) -> list[tuple[float, float]]:
+    """Return the gains over the start in same-video retrieval and far apart in time, with 95 % errors."""
+    quantile = 2 + 3 / max(1, known.num_videos - 1)  # of Student's t, for the mean over few videos
+    names = [f"health_{name}_gain" for name in ("same_video", "far_video")]
+    found = [(last[name], quantile * last.get(f"{name}_error", math.inf)) for name in names if name in last]
+    now, before = Retrieval.of(last), Retrieval.of(known.at_start)
+    return found or [(now.rate - before.rate, 2 * _error(now, before, known.num_views))]
+
+
+def _gain_in_words(last: Row, known: Known) -> str:
+    texts = [f"{100 * gain:+.1f} ± {100 * error:.1f} points" for gain, error in _gains(last, known)]
+    return "".join(f"{text}{what}; " for text, what in zip(texts, ("", " across moments far apart"), strict=False))

@@ -26,7 +26,7 @@ from cyclecontrast.reporting.embeddings import (
     whole_videos,
 )
 from cyclecontrast.reporting.runs import read_run, read_runs
-from cyclecontrast.reporting.sprites import SpriteSheet
+from cyclecontrast.reporting.sprites import SpriteSheet, shortened
 from tests.make_reports import write_frames, write_run
 
 OPTIONS = ReportConfig(runs=("run",), workers=0, device="cpu")
@@ -131,6 +131,19 @@ def test_neighbors_and_map_of_runs(tmp_path, monkeypatch):
         assert dot["sprite"].alt == f"{row[0]}, frame {row[1]}"
         assert row[4:] == [f"{dot['x']:.1f}", f"{dot['y']:.1f}"]
     assert len({dot["color"] for dot in shown["maps"][0][1]} - {None}) == NUM_COLORS == len(shown["legend"])
+
+
+def test_the_start_of_a_run_stands_beside_it(tmp_path):
+    """What a run started from is a baseline beside random weights; one that cannot be loaded is a sentence."""
+    data = write_frames(tmp_path / "data", ["a", "b", "c"])
+    first = write_run(tmp_path / "first", data)
+    starts = {"again": str(first), "gone": "nowhere", "timm": "timm:resnet18"}
+    runs = [write_run(tmp_path / name, data, init=init) for name, init in starts.items()]
+    _, models, problem = embed_sample(read_runs(runs), OPTIONS)
+    assert [model.model for model in models] == [*starts, f"start ({shortened(str(first))})", "random weights"]
+    assert [model.is_trained for model in models] == [True] * 3 + [False] * 2
+    assert "gone: Its start cannot be shown: model nowhere: " in problem
+    assert "timm: Its start cannot be shown: timm:resnet18 would have to be downloaded" in problem
 
 
 def test_frames_that_cannot_be_embedded(tmp_path):

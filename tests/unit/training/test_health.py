@@ -162,7 +162,7 @@ def vectors_of(method, watched):
 def test_signals_are_those_of_the_networks(watched):
     """Retrieval uses the backbone, the rest the projectors, and the queue's signals the momentum encoder, by loops."""
     method, temperature = make_method(), 1.0
-    signals, cycles = measure_health(method, watched, temperature, True)
+    signals, cycles, _ = measure_health(method, watched, temperature, True)
     representation, features, keys = vectors_of(method, watched)
     vectors, cycle = features.intra.numpy(), features.cycle.double().numpy()
     video = watched.video.tile(2).numpy()
@@ -216,7 +216,7 @@ def test_cycles_of_few_videos_are_not_measured(watched, num_videos):
     """With fewer than four videos some cycles cannot close, or cannot fail to: there are no cycles and no rate."""
     chosen = torch.isin(watched.video, watched.video.unique()[:num_videos])
     few = Batch(tuple(view[chosen] for view in watched.views), watched.video[chosen], watched.frames[chosen])
-    signals, cycles = measure_health(make_method(), few, 0.2, True)
+    signals, cycles, _ = measure_health(make_method(), few, 0.2, True)
     is_enough = num_videos == 4
     assert ("health_cycle_closed" in signals, cycles is not None) == (is_enough, is_enough)
     assert (cycle_chance_level(few.video) is not None) == is_enough
@@ -228,6 +228,6 @@ def test_a_network_that_overflows_has_no_signals(watched):
     method = make_method(projector="linear")
     with torch.no_grad():
         method.encoder.backbone.network.layer4[0].conv2.weight.fill_(torch.finfo(torch.float32).max)
-    signals, cycles = measure_health(method, watched, 0.2, True)
+    signals, cycles, _ = measure_health(method, watched, 0.2, True)
     assert not {"health_rank", "health_same_video"} & signals.keys()
     assert cycles is None

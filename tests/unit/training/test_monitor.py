@@ -4,6 +4,8 @@ import math
 import re
 import shutil
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,10 +13,12 @@ from safetensors.torch import load_file
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError, checked
+from cyclecontrast.methods.method import Losses, Method
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.training import monitor, run_folder
+from cyclecontrast.training.health import Health
 from cyclecontrast.training.monitor import read_verdict, steps_between
-from cyclecontrast.training.verdict import Known, judge
+from cyclecontrast.training.verdict import UNCHANGED, WORSE, Known, judge
 from tests.make_runs import about_of, assert_same_tensors, copy_until, rows_of, run, state_path, weights_path
 from tests.unit.training.test_health import NAMES, OF_QUEUE
 from tests.unit.training.test_verdict import KNOWN, RISING, curve
@@ -125,7 +129,7 @@ def test_the_verdict_knows_queue_and_given_weights(tmp_path):
     (tmp_path / "metrics.jsonl").unlink()
     run_folder.append_metrics(tmp_path, curve([0.9], queue_loss=1.0)[0])
     configs = [PretrainConfig(data="d", out=tmp_path, init=init) for init in ("runs/a", None)]
-    assert [read_verdict(config).word for config in configs] == ["healthy", "undertrained"]
+    assert [read_verdict(config).word for config in configs] == [UNCHANGED, "undertrained"]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +141,7 @@ def selected(stripes, tmp_path_factory):
         patch.setattr(
             monitor,
             "measure_health",
-            lambda *_: ({"health_same_video": next(values), "health_rank": next(ranks)}, None),
+            lambda *_: Health({"health_same_video": next(values), "health_rank": next(ranks)}),
         )
         folder = tmp_path_factory.mktemp("selected") / "run"
         return run(stripes, folder, **(HEALTH | {"select": "health", "health_every": 1, "checkpoint_every": 1}))
@@ -165,6 +169,66 @@ def test_if_the_best_backbone_is_damaged_the_last_remains(selected, tmp_path, ca
     assert about_of(tmp_path / "run")["selected_step"] == 8
     last = tmp_path / "run" / "checkpoints" / "step-00000008"
     assert_same_tensors(load_file(weights_path(tmp_path / "run")), load_file(weights_path(last)))
+
+
+# --- runs that continue from given weights
+
+
+class Repel(Method):
+    """A method that makes things worse: it pushes two views of a video apart."""
+
+    def forward(self, batch, info):
+        """Return the mean similarity of the two views."""
+        first, second = (self.encode(view).intra for view in batch.views)
+        return Losses((first * second).sum(dim=1).mean())
+
+
+def noisy(image, rng, size):
+    """Return a view with noise, so that retrieval by random weights is neither at chance level nor perfect."""
+    large = cv2.resize(image, (size, size), interpolation=cv2.INTER_NEAREST)
+    return np.clip(large + rng.normal(0, 40, large.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def patterns(tmp_path_factory):
+    """Sixty-four videos of four equal frames, each a random pattern of colors."""
+    folder, rng = tmp_path_factory.mktemp("patterns"), np.random.default_rng(0)
+    for video in range(64):
+        (folder / f"{video:02}").mkdir()
+        cells = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        for frame in range(4):
+            cv2.imwrite(str(folder / f"{video:02}" / f"{frame}.png"), cells)
+    return folder
+
+
+CONTINUED = {
+    **{"augmentation": noisy, "init": "random:resnet10-small-w4", "image_size": 16, "precision": "fp32"},
+    **{"holdout": 0.5, "batch_size": 16, "workers": 0, "report": False, "warmup": 0.0, "schedule": "step"},
+    **{"steps": 12, "health_every": 6, "log_every": 12, "select": "health", "checkpoint_every": 6},
+}
+
+
+def test_a_run_that_is_worse_than_its_start_is_called_so(patterns, tmp_path, capsys):
+    """Made worse by training, a run says so, keeps its start with `select` health, also if it was resumed."""
+    done = cc.pretrain(patterns, out=tmp_path / "run", method=Repel, learning_rate=0.03, **CONTINUED)
+    assert done.verdict.word == WORSE, done.verdict
+    assert "final backbone: step 0 of 12" in capsys.readouterr().err
+    start = load_backbone("random:resnet10-small-w4").state_dict()
+    assert_same_tensors(load_backbone(done.folder).state_dict(), start)
+    rows = rows_of(done.folder)
+    gain = rows[-1]["health_same_video"] - about_of(done.folder)["health"]["at_start"]["health_same_video"]
+    assert rows[-1]["health_same_video_gain"] == pytest.approx(gain, abs=1e-6)
+    part = copy_until(done.folder, tmp_path / "part", 6)
+    again = cc.pretrain(resume=part, method=Repel, augmentation=noisy)
+    assert (again.verdict, rows_of(part)) == (done.verdict, rows)
+    assert_same_tensors(load_backbone(part).state_dict(), start)
+
+
+def test_a_run_that_does_not_change_is_called_so(patterns, done, tmp_path):
+    """Trained with almost no learning rate, a run says that nothing has clearly changed."""
+    same = {"method": "intra-video", "learning_rate": 1e-9, "steps": 2, "init": done.folder, "image_size": 32}
+    verdict = cc.pretrain(patterns, out=tmp_path / "run", **CONTINUED | same).verdict
+    assert verdict.word == UNCHANGED, verdict
 
 
 # --- verdicts of trainings

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import tomllib
 
 import cv2
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 import cyclecontrast as cc
-from cyclecontrast.config import PretrainConfig
+from cyclecontrast.config import PrepareConfig, PretrainConfig
+from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.distributed import World
 from cyclecontrast.errors import UserError, checked
@@ -276,3 +278,21 @@ def test_free_memory_is_that_of_the_machine():
     """The free memory of a CPU lies between 10 MB and what is built in."""
     built_in = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 10**7 < setup.free_memory(torch.device("cpu")) <= built_in
+
+
+def test_a_run_takes_over_from_the_run_that_it_starts_from(stripes, tmp_path):
+    """Image size, flip and the sampling of frames are those of the run that `init` names, unless they are set."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(3):
+        make.write_numbered(videos / f"{number}.mp4", 12)
+    start = run(videos, tmp_path / "start", steps=1, image_size=24, flip=False, backbone="resnet10-small-w4")
+    shutil.rmtree(start.folder / "frames")
+    summary = prepare(PrepareConfig(videos=videos, out=start.folder / "frames", frames_per_video=5, workers=0))
+    assert summary.num_frames == 15
+    shared = {"steps": 1, "init": start.folder, "batch_size": 3, "workers": 0, "report": False, "holdout": 0}
+    done = cc.pretrain(videos, out=tmp_path / "run", **shared)
+    assert (done.backbone.image_size, about_of(done.folder)["num_frames"]) == (24, 15)
+    config = tomllib.loads((done.folder / "config.toml").read_text())
+    assert (config["image_size"], config["flip"]) == (24, False)
+    assert cc.pretrain(stripes, out=tmp_path / "set", image_size=16, **shared).backbone.image_size == 16

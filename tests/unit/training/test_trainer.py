@@ -1,12 +1,16 @@
 """The trainer: schedules, micro-batches, states that restore to the bit, and a loss that can be learned."""
 
+import re
+
 import pytest
 import torch
 
-from cyclecontrast.errors import UserError
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.errors import UserError, checked
 from cyclecontrast.methods import METHODS, StepInfo
-from cyclecontrast.training.trainer import learning_rate
-from tests.unit.methods.make_methods import draw_batch, make_trainer
+from cyclecontrast.models.backbone import make_backbone
+from cyclecontrast.training.trainer import freeze_stages, learning_rate
+from tests.unit.methods.make_methods import draw_batch, make_config, make_trainer
 
 
 @pytest.mark.parametrize(
@@ -92,3 +96,61 @@ def test_numbers_that_are_not_finite_end_the_training():
         trainer.method.encoder.intra_projector[-2].weight.fill_(1e7)
     with pytest.raises(UserError, match="the weights diverge, the largest is 1e\\+07"):
         trainer.check_finite()
+
+
+# --- continuing from given weights
+
+
+def states_of(num_steps, **options):
+    """Return the tensors of a method before and after each step of a training from given weights."""
+    trainer = make_trainer("intra-video", init="given", weight_decay=0.0, momentum_ramp=0, **options)
+    states = []
+    for step in range(num_steps + 1):
+        states.append({name: value.clone() for name, value in trainer.method.state_dict().items()})
+        trainer.train_step(draw_batch(2, step), StepInfo(step, 10))
+    return states
+
+
+def test_projectors_can_be_trained_first():
+    """For the fraction `projector_first` only projectors and BatchNorm statistics change; then the backbone as well."""
+    start, *states = states_of(4, projector_first=0.2)
+    weights = [name for name in start if name.startswith("encoder.backbone") and name.endswith("conv1.weight")]
+    for step, state in enumerate(states):
+        assert {torch.equal(state[name], start[name]) for name in weights} == {step < 2}
+    for name in ("encoder.intra_projector.0.weight", "encoder.backbone.network.bn1.running_mean"):
+        assert not torch.equal(states[0][name], start[name])
+
+
+def test_stages_can_be_frozen():
+    """With `freeze` 1 the stem and the first stage keep weights and statistics, in both encoders; the others learn."""
+    start, _, end = states_of(2, freeze=1)
+    for name in [name for name in start if "backbone" in name and "num_batches" not in name]:
+        is_frozen = re.search(r"network\.(conv1|bn1|layer1)", name)
+        assert torch.equal(end[name], start[name]) == bool(is_frozen), name
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "resnet10-small-w4"])
+def test_what_a_stage_depends_on_is_frozen(name):
+    """The frozen layers are those before the end of the stage, also in networks of timm."""
+    backbone = make_backbone(name)
+    backbone.image_size = 32
+    freeze_stages(METHODS["intra-video"](backbone, make_config("intra-video")), 2)
+    learns = {part.split(".")[1] for part, weight in backbone.named_parameters() if weight.requires_grad}
+    assert learns == {"layer3", "layer4"}
+    assert not backbone.network.bn1.training
+    assert backbone.network.layer3.training
+
+
+def test_the_backbone_can_have_its_own_rate():
+    """A first step of SGD changes the backbone by `backbone_rate` times as much, the projectors by the same."""
+    (start, full), (_, quarter) = (states_of(1, backbone_rate=rate) for rate in (1.0, 0.25))
+    name = "encoder.backbone.network.layer2.0.conv1.weight"
+    torch.testing.assert_close(quarter[name] - start[name], (full[name] - start[name]) / 4, rtol=1e-3, atol=1e-7)
+    assert torch.equal(full["encoder.intra_projector.0.weight"], quarter["encoder.intra_projector.0.weight"])
+
+
+@pytest.mark.parametrize("option", [{"freeze": 1}, {"projector_first": 0.1}])
+def test_random_weights_are_not_spared(option):
+    """Options that spare given weights are refused for random ones."""
+    with pytest.raises(UserError, match=f"{next(iter(option))} needs pretrained weights: set --init"):
+        checked(PretrainConfig, {"data": "d", "out": "o"} | option)

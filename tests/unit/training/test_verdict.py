@@ -5,7 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from cyclecontrast.training.verdict import Known, Retrieval, best_step, chosen_step, is_more, judge, last_measured
+from cyclecontrast.training.verdict import (
+    BETTER,
+    UNCHANGED,
+    WORSE,
+    Known,
+    Retrieval,
+    best_step,
+    chosen_step,
+    is_more,
+    judge,
+    last_measured,
+)
 
 KNOWN = Known(512, 1 / 511, {"health_same_video": 0.1, "health_rank": 12.0}, num_keys=256, temperature=0.2)
 
@@ -61,13 +72,14 @@ def test_verdicts_of_curves(name):
         (0.985, False, [0.99, 0.995, 1.0, 1.0], "healthy"),
         (0.985, False, [0.9, 0.7, 0.6, 0.6], "undertrained"),
         (0.9, False, [0.9, 0.9, 0.9, 0.9], "undertrained"),
-        (0.9, True, [0.9, 0.9, 0.9, 0.9], "healthy"),
-        (0.9, True, [0.9, 0.7, 0.6, 0.6], "undertrained"),
+        (0.9, True, [0.9, 0.9, 0.9, 0.9], UNCHANGED),
+        (0.9, True, [0.9, 0.7, 0.6, 0.6], WORSE),
+        (0.6, True, [0.7, 0.8, 0.8, 0.8], BETTER),
     ],
-    ids=["at the ceiling", "fallen from it", "no gain", "given and good", "given and spoiled"],
+    ids=["at the ceiling", "fallen from it", "no gain", "given and good", "given and spoiled", "given and improved"],
 )
-def test_a_network_that_was_good_before_need_not_improve(before, is_given, retrieval, word):
-    """Retrieval near its ceiling, or from given weights, must stay as high as it was, and need not rise."""
+def test_the_network_before_training_is_what_counts(before, is_given, retrieval, word):
+    """Retrieval near its ceiling need not rise; a run from given weights is compared with its start."""
     known = KNOWN._replace(at_start=KNOWN.at_start | {"health_same_video": before}, is_given=is_given)
     assert judge(curve(retrieval, queue_loss=1.0), known).word == word
 
@@ -158,3 +170,26 @@ def test_equal_networks_are_seldom_called_better(num_videos):
         after, before = (Retrieval(one.mean(), one.std(ddof=1) / math.sqrt(num_videos)) for one in hits)
         more.append(is_more(after, before, 8 * num_videos))
     assert 0 < np.mean(more) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("same", "far", "word"),
+    [
+        ((0.1, 0.02), (0.01, 0.02), BETTER),
+        ((0.01, 0.02), (-0.1, 0.02), WORSE),
+        ((0.1, 0.06), (0.03, 0.02), UNCHANGED),
+        ((0.1, 0.02), (-0.1, 0.02), UNCHANGED),
+        ((0.01, 0.001), (0.01, 0.001), UNCHANGED),
+    ],
+    ids=["more", "less far apart", "noise", "both", "too little"],
+)
+def test_a_change_from_the_start_is_paired_by_video(same, far, word):
+    """A change counts if it is significant and over two points; retrieval far apart in time counts as much."""
+    known = KNOWN._replace(is_given=True, num_videos=40)
+    last = dict(zip(("health_same_video_gain", "health_same_video_gain_error"), same, strict=True))
+    last |= dict(zip(("health_far_video_gain", "health_far_video_gain_error"), far, strict=True))
+    verdict = judge([row | last for row in curve([0.12, 0.12])], known)
+    assert verdict.word == word
+    assert verdict.reason.startswith(f"{100 * same[0]:+.1f} ± ")
+    assert verdict.is_alarm == (word == WORSE)
+    assert chosen_step([row | last for row in curve([0.09, 0.09])], known) == (0 if word == WORSE else 200)
