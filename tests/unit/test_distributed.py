@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from datetime import timedelta
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -150,6 +151,9 @@ def test_a_wrong_address_is_one_line(stripes, tmp_path, monkeypatch, capfd, rank
         place = {"MASTER_ADDR": address, "MASTER_PORT": str(free.getsockname()[1])}
     for name, value in {"RANK": str(rank), "WORLD_SIZE": "2", **place}.items():
         monkeypatch.setenv(name, value)
+    if address == "no.host":
+        unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        monkeypatch.setattr("socket.getaddrinfo", mock.Mock(side_effect=unknown))
     monkeypatch.setattr("cyclecontrast.distributed.JOIN_TIMEOUT", timedelta(seconds=1))
     monkeypatch.setattr("cyclecontrast.distributed.SECONDS_OF_SILENCE", 0)
     assert main(["pretrain", *words_of(stripes, tmp_path / "run", steps=1)]) == 2
@@ -163,8 +167,8 @@ def test_no_process_outlives_its_parent():
     """A process of torchrun gets one SIGTERM when torchrun is killed by kill -9."""
     child = (
         "import os, signal, time; from cyclecontrast.distributed import end_with_parent; found = []; "
-        "signal.signal(signal.SIGTERM, lambda *_: found.append('ended')); print('up', flush=True); "
-        "end_with_parent(os.getppid()); time.sleep(0.1); print(*found)"
+        "signal.signal(signal.SIGTERM, lambda *_: found.append('ended')); parent = os.getppid(); "
+        "print('up', flush=True); end_with_parent(parent); time.sleep(0.1); print(*found)"
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
