@@ -79,6 +79,8 @@ def _handle_by(handler: Callable[[int, FrameType | None], None]) -> None:
 
 def run() -> int:
     """Run the command line; returns the exit code."""
+    if sys.getfilesystemencoding() != "utf-8":  # names of files, and files of text, are UTF-8 whatever the locale says
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     guard_streams()
     # If another process cannot be reached, PyTorch logs every attempt with a stack of its C++ code.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")

@@ -99,14 +99,18 @@ def test_commands_show_names_as_text(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("environment", "shown"),
-    [({"PYTHONIOENCODING": "ascii"}, r"\u65e5 \u2192"), ({"LC_ALL": "C"}, "日 →")],
-    ids=["ascii", "C"],
+    [
+        ({"PYTHONIOENCODING": "ascii"}, r"\u65e5 \u2192"),
+        ({"LC_ALL": "C"}, "日 →"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "日 →"),
+    ],
+    ids=["ascii", "C", "no UTF-8"],
 )
 def test_every_encoding_can_be_written(environment, shown):
-    """A character that the output's encoding lacks is escaped; with LC_ALL=C, Python reads and writes UTF-8."""
+    """A character that the output's encoding lacks is escaped; in every locale, names are read and written as UTF-8."""
     code = (
         "import sys, cyclecontrast.cli as cli\nfrom cyclecontrast.__main__ import run\n"
-        "cli.read = lambda arguments: lambda: '日 →'\nsys.exit(run())"
+        "cli.read = lambda arguments: lambda: '\\u65e5 \\u2192'\nsys.exit(run())"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHONUTF8"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, env=kept | environment)
