@@ -17,12 +17,18 @@ MIRRORED = (-1, 0, 0, 1)
 
 
 def write_images(path, images, codec="libx264", pix_fmt="yuv420p", rate=10, **more):
-    """Encodes RGB images; `times_ms` gives each its own time, `format` and `options` go to FFmpeg."""
+    """Encodes RGB images, beside silence of `sound_seconds`; `times_ms` gives each image its own time.
+
+    `pixel_aspect` is the width of a pixel for its height; `format`, `options` and `container_options` go to FFmpeg.
+    """
     times_ms, options = more.get("times_ms"), more.get("options", {})
-    with av.open(str(path), "w", format=more.get("format")) as container:
+    container_options = more.get("container_options", {})
+    with av.open(str(path), "w", format=more.get("format"), options=container_options) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pix_fmt
+        stream.codec_context.sample_aspect_ratio = more.get("pixel_aspect", 1)
+        sound = container.add_stream("aac", rate=8000) if "sound_seconds" in more else None
         if times_ms is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for i, image in enumerate(images):
@@ -31,6 +37,12 @@ def write_images(path, images, codec="libx264", pix_fmt="yuv420p", rate=10, **mo
                 frame.pts, frame.time_base = times_ms[i], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        if sound is not None:
+            silence = np.zeros((1, 8000 * more["sound_seconds"]), np.float32)
+            frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            frame.rate = 8000
+            container.mux(sound.encode(frame))
+            container.mux(sound.encode())
     return path
 
 

@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from cyclecontrast.training.pretrain import Run
 
 
+NOT_SCORED = frozenset({"model", "data", "train_data", "classes"})
+"""Options that --score-only does not read: the saved predictions have everything."""
+
+
 def prepare(videos: str | Path, **options: Any) -> "PrepareSummary":
     """Extract frames of videos into a frame store; returns a summary. Raises UserError."""
     config = check_options(PrepareConfig, {"videos": videos, **options})
@@ -207,7 +211,7 @@ def check_options(config: type[Config], options: Mapping[str, Any]) -> Config:
     wrong = {problem.partition(" ")[0].rstrip(":") for problem in problems}
     right = {name: value for name, value in options.items() if value not in (None, "auto") and name not in wrong}
     for name, field in config.model_fields.items():
-        if name in right and not (name == "model" and right.get("score_only")):
+        if name in right and not (name in NOT_SCORED and right.get("score_only")):
             problems += _absent(name, str(right[name]), field)
     if config is PretrainConfig and "out" in right and options.get("resume") is None:
         attempt(lambda: check_new_run(Path(right["out"])), problems)

@@ -29,12 +29,17 @@ class UserError(Exception):
 
 
 def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
-    """Return the result of an action, or add its UserError to `problems`, so that all are reported together."""
+    """Return the result of an action, or add its UserError or its missing permission to `problems`.
+
+    So all are reported together.
+    """
     try:
         return action()
     except UserError as error:
         problems.extend(error.problems)
-        return None
+    except PermissionError as error:
+        problems.append(printable(f"{error.filename}: permission denied; allow access, or use other data"))
+    return None
 
 
 def out_of_memory(error: BaseException) -> str:

@@ -22,7 +22,8 @@ def join_lines(lines: Iterable[str]) -> str:
 
 def say(*lines: str) -> None:
     """Print lines to stderr."""
-    print(join_lines(lines), file=sys.stderr, flush=True)
+    if lines:
+        print(join_lines(lines), file=sys.stderr, flush=True)
 
 
 def markdown(text: str) -> str:

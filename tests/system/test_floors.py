@@ -13,7 +13,7 @@ SOURCE = Path(cyclecontrast.__file__).parent
 FLOORS = (
     ("config",),
     ("output", "errors"),
-    ("files", "versions", "charts", "distributed"),
+    ("files", "versions", "charts", "distributed", "progress"),
     ("data", "loss"),
     ("models",),
     ("methods",),

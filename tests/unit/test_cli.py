@@ -86,7 +86,7 @@ def test_a_run_is_evaluated_embedded_exported_reported(trained, labeled, tmp_pat
     assert (code, "top1_k5" in out) == (0, True)
     assert str(next((run / "results").glob("knn*.json"))) in messages
     assert call("embed", run, run / "frames", "--out", tmp_path / "e.parquet", "--workers", "0")[0] == 0
-    assert pq.read_table(tmp_path / "e.parquet").column_names == ["video", "index", "time", "vector"]
+    assert pq.read_table(tmp_path / "e.parquet").column_names == ["video", "index", "time", "vector", "path"]
     code, out, _ = call("export", run, "--out", tmp_path / "b.safetensors")
     assert (code, "load_backbone" in out) == (0, True)
     assert call("report", run, "--out", tmp_path / "page.html", "--workers", "0")[0] == 0

@@ -87,6 +87,19 @@ def test_a_user_error_survives_pickling():
     assert str(copy) == "one\ntwo"
 
 
+def test_missing_permission_is_a_problem_of_the_user():
+    """It is one line with the file, wherever in the data it is; other errors of the system keep their traceback."""
+    problems = []
+
+    def denied():
+        raise PermissionError(13, "Permission denied", "/data/a\nb")
+
+    assert attempt(denied, problems) is None
+    assert problems == ["/data/a\\nb: permission denied; allow access, or use other data"]
+    with pytest.raises(FileExistsError):
+        attempt(lambda: (_ for _ in ()).throw(FileExistsError(17, "File exists", "a")), problems)
+
+
 def test_attempt_collects_problems():
     """A failing action adds its lines, and one that succeeds returns its value."""
     problems = ["zero"]

@@ -71,6 +71,7 @@ class PrepareConfig(BaseModel):
     size: Count = option(256, "short side of the frames; smaller frames are not enlarged", "PIXELS")
     quality: Annotated[int, Field(ge=1, le=100), IsNumber] = option(90, "JPEG quality", "PERCENT")
     max_pixels: Count = option(64_000_000, "skip videos whose frames have more pixels", "PIXELS")
+    deinterlace: bool = option(False, "combine the two fields of interlaced frames (FFmpeg's bwdif)")
     shard_mb: Count = option(
         256,
         "maximum total size of the videos of a shard; shards are the unit of parallel work and resuming",
@@ -105,7 +106,9 @@ class EmbedConfig(BaseModel):
     model_config = STRICT
     model: Name = option(..., MODEL, names="model")
     data: PlaceOrUrl = option(
-        ..., "a prepared store or its URL, a tree of frames, the R2V2 layout, or a folder of images", names="folder"
+        ...,
+        "a folder of videos or images, a prepared store or its URL, a tree of frames, or the R2V2 layout",
+        names="folder",
     )
     out: VectorFile = option(..., "file to write, .parquet or .npz", "FILE", "output")
     image_size: Side | None = option(None, TRAINED_SIZE, "PIXELS")

@@ -43,7 +43,7 @@ class EvaluateConfig(BaseModel):
     model: Name = option(..., MODEL, names="model")
     data: Place = option(..., "folder of the dataset", names="folder")
     out: Place | None = option(None, RESULTS, "FOLDER", "output")
-    score_only: bool = option(False, "score saved predictions again; does not need the model", group="output")
+    score_only: bool = option(False, "score saved predictions again; model and data may be gone", group="output")
     report: bool = option(True, REPORT, group="output")
     workers: Processes | None = option(None, LOADERS, "N", "hardware")
     seed: Seed = option(0, "seed of random:<backbone> and of all random choices", "SEED")
@@ -89,7 +89,7 @@ class ClassifyConfig(EvaluateConfig):
 class KnnConfig(ClassifyConfig):
     """k-NN classification of images with frozen features."""
 
-    k: Counts = option((10, 20, 100, 200), "values of k, the number of neighbors that vote", "K")
+    k: Counts = option((20, 10, 100, 200), "values of k, the number of neighbors that vote", "K")
     temperature: Positive = option(0.07, "neighbors vote with weight exp(similarity / temperature)", "NUMBER")
 
 

@@ -59,8 +59,9 @@ def measure(path: Path) -> Footage:
         raise UserError(f"{path}: {error}; expected a video") from error
     if num_frames == 0:
         raise UserError(f"{path}: holds no frames; expected a video")
-    if is_cut and in_header:
-        raise UserError(f"{path}: truncated, holds {num_frames:,} of the {in_header:,} frames that its header names")
+    if is_cut:
+        cut = f"truncated, holds {num_frames:,} of the {in_header:,} frames that its header names"
+        raise UserError(f"{path}: {cut if in_header else video.notice}")
     return Footage(num_frames, fps)
 
 

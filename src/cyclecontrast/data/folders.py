@@ -1,20 +1,77 @@
 """List the images and videos below a folder, in an order that does not depend on the file system."""
 
+import filecmp
+import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from cyclecontrast.data.storage import short_reason
+from cyclecontrast.output import printable
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
-VIDEO_SUFFIXES = (
-    *(".3g2", ".3gp", ".apng", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".ivf", ".m1v", ".m2ts"),
-    *(".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mod", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf"),
-    *(".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tod", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff"}
 )
+VIDEO_SUFFIXES = frozenset(
+    {
+        *(".264", ".265", ".3g2", ".3gp", ".3gpp", ".3gp2", ".apng", ".asf", ".av1", ".avc", ".avi", ".dav", ".divx"),
+        *(".dv", ".evo", ".f4v", ".flv", ".gif", ".h261", ".h263", ".h264", ".h265", ".hevc", ".ivf", ".lrv"),
+        *(".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mod", ".mov", ".mp4", ".mp4v"),
+        *(".mpe", ".mpeg", ".mpeg4", ".mpg", ".mpg4", ".mpv", ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".ogx"),
+        *(".qt", ".rm", ".rmvb", ".tod", ".tp", ".trp", ".ts", ".vc1", ".vob", ".vro", ".webm", ".wmv", ".wtv"),
+        *(".xvid", ".y4m"),
+    }
+)
+SYSTEM_FOLDERS = frozenset(
+    {
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@sharebin", "lost+found", "__macosx"),
+        *("$recycle.bin", "system volume information"),
+    }
+)
+"""Folders that file systems and network storage add, in lower case: thumbnails, deleted files, metadata."""
+SAMPLE_BYTES = 65_536
+"""Of files of one size, as many first and last bytes are compared before all of them are."""
+
+
+class LeftOut:
+    """What a search of folders passes over: how many of each kind, and an example."""
+
+    def __init__(self, root: Path) -> None:
+        """Begin with nothing; examples are relative to the root."""
+        self._root = root
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def add(self, kind: str, folder: Path, names: Sequence[str]) -> None:
+        """Count files or folders of a kind, such as `image` or `folder of the system`."""
+        self._counts[kind] += len(names)
+        if names and kind not in self._examples:
+            self._examples[kind] = (folder / min(names, key=natural_order)).relative_to(self._root).as_posix()
+
+    def add_unlisted(self, path: Path, error: OSError) -> None:
+        """Count a folder that cannot be listed."""
+        self.add(f"folder that cannot be listed ({short_reason(error)})", path.parent, [path.name])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One line, such as `left out: 3 images, such as a/cover.jpg; 1 folder of the system, ...`, or none."""
+        parts = [
+            f"{number:,} {kind if number == 1 else _plural(kind)}, such as {self._examples[kind]}"
+            for kind, number in sorted(self._counts.items())
+            if number
+        ]
+        return (printable(f"left out: {'; '.join(parts)}"),) if parts else ()
+
+
+def _plural(kind: str) -> str:
+    noun, *rest = kind.split(" ", 1)
+    return " ".join([f"{noun}s", *rest])
 
 
 class FoundVideo(NamedTuple):
@@ -38,12 +95,20 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
-def walk(root: Path, on_error: Callable[[Path, OSError], object]) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+def is_video(name: str) -> bool:
+    """Return whether a file is named like a video."""
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
+def walk(
+    root: Path, on_error: Callable[[Path, OSError], object], left_out: LeftOut | None = None
+) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
     """Yield each folder below `root` and its visible files, parents first, subfolders in natural order.
 
     Links are followed, but no folder is visited twice, so link cycles terminate. `on_error` is called
-    for each folder that cannot be listed.
+    for each folder that cannot be listed. Folders of the system, such as those of thumbnails, are left out.
     """
+    left_out = left_out or LeftOut(root)
     seen: set[str] = set()
     waiting = [(root, os.path.realpath(root))]
     while waiting:
@@ -60,6 +125,8 @@ def walk(root: Path, on_error: Callable[[Path, OSError], object]) -> Iterator[tu
         folders = [e for e in entries if (os.path.isdir(e) if e.is_symlink() else e.is_dir())]
         names = {entry.name for entry in folders}
         yield path, [entry for entry in entries if entry.name not in names]
+        left_out.add("folder of the system", path, [entry.name for entry in folders if is_system_folder(entry.name)])
+        folders = [entry for entry in folders if not is_system_folder(entry.name)]
         folders.sort(key=lambda entry: natural_order(entry.name), reverse=True)
         for folder in folders:
             # Only a link can lead elsewhere; resolving every folder would take most of the time in deep trees.
@@ -67,19 +134,33 @@ def walk(root: Path, on_error: Callable[[Path, OSError], object]) -> Iterator[tu
             waiting.append((path / folder.name, inside))
 
 
-def images_below(root: Path, top: str = "") -> Iterator[str]:
+def is_system_folder(name: str) -> bool:
+    """Return whether a folder has a name that only file systems and network storage give."""
+    return name.lower() in SYSTEM_FOLDERS
+
+
+def images_below(root: Path, top: str = "", left_out: LeftOut | None = None) -> Iterator[str]:
     """Yield the images in the folder `top` and its subfolders as paths below `root`; none if `top` does not exist."""
-    for folder, entries in walk(root / top, lambda *_: None):
+    left_out = left_out or LeftOut(root)
+
+    def note(folder: Path, error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            left_out.add_unlisted(folder, error)
+
+    for folder, entries in walk(root / top, note, left_out):
         names = sorted((entry.name for entry in entries if is_image(entry.name)), key=natural_order)
         yield from ((folder.relative_to(root) / name).as_posix() for name in names)
+        others = [entry.name for entry in entries if not is_image(entry.name)]
+        left_out.add("file without the suffix of an image", folder, others)
 
 
-def find_videos(root: Path) -> list[FoundVideo]:
+def find_videos(root: Path, left_out: LeftOut | None = None) -> list[FoundVideo]:
     """Return all files below root that are named like videos, sorted by id: the posix path relative to root.
 
     Links are followed; names that begin with a dot are skipped. Raises OSError where root itself cannot be listed.
     """
     found: list[FoundVideo] = []
+    left_out = left_out or LeftOut(root)
 
     def add(path: Path, size_bytes: int, reason: str) -> None:
         name = path.relative_to(root).as_posix()
@@ -93,10 +174,16 @@ def find_videos(root: Path) -> list[FoundVideo]:
             raise error
         add(folder, 0, f"folder not readable: {short_reason(error)}")
 
-    for _, entries in walk(root, note):
-        for path in map(Path, entries):
-            if path.suffix.lower() in VIDEO_SUFFIXES:
-                add(path, *_size_and_reason(path))
+    for folder, entries in walk(root, note, left_out):
+        others = []
+        for entry in entries:
+            if is_video(entry.name):
+                add(Path(entry), *_size_and_reason(Path(entry)))
+            else:
+                others.append(entry.name)
+        images = [name for name in others if is_image(name)]
+        left_out.add("image", folder, images)
+        left_out.add("file without the suffix of a video", folder, [name for name in others if not is_image(name)])
     found.sort(key=lambda video: (video.id, video.reason))
     # An escaped name can equal a real one; the real one, whose reason sorts first, is kept.
     return [video for i, video in enumerate(found) if i == 0 or video.id != found[i - 1].id]
@@ -111,3 +198,32 @@ def _size_and_reason(path: Path) -> tuple[int, str]:
     if not stat.S_ISREG(status.st_mode):
         return 0, "not a regular file"
     return (status.st_size, "") if os.access(path, os.R_OK) else (0, "permission denied")
+
+
+def find_copies(videos: Sequence[FoundVideo]) -> list[tuple[FoundVideo, FoundVideo]]:
+    """Return each video whose file has the same bytes as that of another before it, with that one."""
+    copies: list[tuple[FoundVideo, FoundVideo]] = []
+    readable = sorted((video for video in videos if video.size_bytes and not video.reason), key=_size_and_id)
+    for _, of_one_size in groupby(readable, key=lambda video: video.size_bytes):
+        several = list(of_one_size)
+        by_sample: defaultdict[str, list[FoundVideo]] = defaultdict(list)
+        for video in several if len(several) > 1 else ():
+            with suppress(OSError):  # reported when it is decoded
+                by_sample[_sample(video)].append(video)
+        for alike in by_sample.values():
+            for video in alike[1:]:
+                with suppress(OSError):
+                    if filecmp.cmp(alike[0].path, video.path, shallow=False):
+                        copies.append((video, alike[0]))
+    return copies
+
+
+def _size_and_id(video: FoundVideo) -> tuple[int, str]:
+    return video.size_bytes, video.id
+
+
+def _sample(video: FoundVideo) -> str:
+    with open(video.path, "rb") as file:
+        first = file.read(SAMPLE_BYTES)
+        file.seek(max(0, video.size_bytes - SAMPLE_BYTES))
+        return hashlib.sha256(first + file.read(SAMPLE_BYTES)).hexdigest()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cyclecontrast.data.folders import IMAGE_SUFFIXES, is_image, natural_order, walk
+from cyclecontrast.data.folders import IMAGE_SUFFIXES, LeftOut, is_image, is_video, natural_order, walk
 from cyclecontrast.data.images import MOST_BYTES
 from cyclecontrast.data.storage import read_regular
 from cyclecontrast.errors import UserError
@@ -20,10 +20,11 @@ TEXTS_PER_PIECE = 4_096
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Frames that are files below a root."""
+    """Frames that are files below a root; `notes` says what else lies there."""
 
     root: Path
     names: pa.StringArray
+    notes: tuple[str, ...] = ()
 
     def read(self, frame: int) -> bytes:
         """Return the bytes of a frame's file.
@@ -65,16 +66,19 @@ def open_image_folder(root: Path) -> tuple[str, pa.StringArray, npt.NDArray[np.i
     Links are followed, wherever they lead. Pipes and devices are not images; the target of a link is checked when the
     frame is read.
     """
-    folders = list(_folders_of_images(root))
+    left_out = LeftOut(root)
+    folders = list(_folders_of_images(root, left_out))
     flat = len(folders) == 1 and folders[0][0] == "."
     if flat:
         videos = [(name, [name]) for name in folders[0][1]]
     else:
         videos = [video for folder, names in folders if folder != "." for video in _videos_of(folder, names)]
+        beside = folders[0][1] if folders and folders[0][0] == "." else []
+        left_out.add("image beside the folders of images", root, beside)
     if not videos:
         raise UserError(
             f"{root}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) and no store.json; "
-            "videos must be prepared first: cyclecontrast prepare"
+            "videos must be prepared first: cyclecontrast prepare" + "".join(f"; {note}" for note in left_out.notes)
         )
     starts = np.cumsum([0, *(len(frames) for _, frames in videos)], dtype=np.int64)
     try:
@@ -82,22 +86,27 @@ def open_image_folder(root: Path) -> tuple[str, pa.StringArray, npt.NDArray[np.i
         ids = pa.array([video_id for video_id, _ in videos], pa.string())
     except UnicodeEncodeError as error:
         raise UserError(f"{root}: the name {error.object!r} is not UTF-8; rename it") from error
-    return "flat folder of images" if flat else "tree of frames", ids, starts, ImageFiles(root, names)
+    return "flat folder of images" if flat else "tree of frames", ids, starts, ImageFiles(root, names, left_out.notes)
 
 
-def _folders_of_images(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder with images, and these, as posix paths below the root."""
+def _folders_of_images(root: Path, left_out: LeftOut) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder with images, and these, as posix paths below the root; raises UserError for the root only."""
 
-    def refuse(folder: Path, error: OSError) -> None:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror}); fix or remove it") from error
+    def note(folder: Path, error: OSError) -> None:
+        if folder == root:
+            raise UserError(f"{folder}: cannot be listed ({error.strerror}); fix it or name another") from error
+        left_out.add_unlisted(folder, error)
 
-    for folder, entries in walk(root, refuse):
+    for folder, entries in walk(root, note, left_out):
         relative = folder.relative_to(root)
         images = [
             entry.name
             for entry in entries
             if is_image(entry.name) and (entry.is_symlink() or entry.is_file(follow_symlinks=False))
         ]
+        others = [entry.name for entry in entries if not is_image(entry.name)]
+        left_out.add("video", folder, list(filter(is_video, others)))
+        left_out.add("file without the suffix of an image", folder, [name for name in others if not is_video(name)])
         if images:
             images.sort(key=natural_order)
             yield relative.as_posix(), [(relative / name).as_posix() for name in images]

@@ -115,6 +115,8 @@ def read_mask(path: Path) -> Indices:
     An image of one bit gives 0 and 1. Three equal channels count as one.
     """
     image = _load_stored(path)
+    if isinstance(image, JpegImageFile):
+        raise UserError(f"{path}: is a JPEG, whose compression changes labels; save masks as PNG")
     values = np.asarray(image, np.uint8 if image.mode == "1" else None)
     if values.ndim == 2 and image.mode != "F":
         return values

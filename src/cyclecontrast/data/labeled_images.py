@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cyclecontrast.data.folders import images_below, is_image, natural_order
+from cyclecontrast.data.folders import LeftOut, images_below, is_image, is_system_folder, natural_order
 from cyclecontrast.data.images import Pixels, load_image
-from cyclecontrast.data.storage import file_size, leads_out, raise_problems, read_lines, whole_number
+from cyclecontrast.data.storage import file_size, leads_out, raise_problems, read_lines, short_reason, whole_number
 from cyclecontrast.errors import UserError
 
 Numbers = npt.NDArray[np.int64]
@@ -53,6 +53,10 @@ class Split:
         """Number of videos; in folders of classes each image is its own video."""
         return len(self.video_ids)
 
+    def files(self) -> Iterator[str]:
+        """Yield the path of each image."""
+        return (f"{self.root}/{name}" for name in self.names.to_pylist())
+
     @cached_property
     def video_labels(self) -> Numbers:
         """Label of each video (num_videos,)."""
@@ -67,12 +71,13 @@ class Split:
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images to train and test a classifier on; labels index `classes`."""
+    """Images to train and test a classifier on; labels index `classes`, `notes` says what else lies there."""
 
     root: Path
     classes: tuple[str, ...]
     train: Split
     test: Split
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def open(path: str | Path, classes: Path | None = None) -> "LabeledImages":
@@ -159,21 +164,22 @@ def _open_folders(root: Path, chosen: Where | None) -> LabeledImages:
     else:
         problems += [*_not_found(chosen, train, root / "train"), *_not_found(chosen, val, root / "val")]
     classes = tuple(sorted(train & val if chosen is None else train & val & chosen.keys()))
-    splits = []
+    splits, left_out = [], LeftOut(root)
     for split in ("train", "val"):
         videos = []
         for label, name in enumerate(classes):
-            found = flat[name] if is_flat and split == "val" else list(images_below(root, f"{split}/{name}"))
+            found = flat[name] if is_flat and split == "val" else list(images_below(root, f"{split}/{name}", left_out))
             videos += [(image, label, [image]) for image in found]
             if not found:
                 problems.append(f"{root / split / name}: holds no images")
         splits.append(_make_split(root, videos))
     raise_problems(problems)
-    return LabeledImages(root, classes, *splits)
+    return LabeledImages(root, classes, splits[0], splits[1], left_out.notes)
 
 
 def _class_folders(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    names = (name for name in os.listdir(folder) if not name.startswith(".") and not is_system_folder(name))
+    return {name for name in names if os.path.isdir(folder / name)}
 
 
 def _mismatched(root: Path, train: set[str], val: set[str]) -> list[str]:
@@ -261,7 +267,7 @@ def _open_lists(root: Path, chosen: Where | None) -> LabeledImages:
         names = {label: name for label, name in names.items() if name in chosen}
     splits = [_make_split(root, list(_listed(root, videos, list(names), problems))) for videos in (train, test)]
     raise_problems(problems)
-    return LabeledImages(root, tuple(names.values()), *splits)
+    return LabeledImages(root, tuple(names.values()), splits[0], splits[1])
 
 
 def _read_list(path: Path, problems: list[str]) -> list[ListedVideo]:
@@ -291,7 +297,11 @@ def _listed(root: Path, videos: Sequence[ListedVideo], labels: list[int], proble
         if not os.path.isdir(root / folder):
             problems.append(f"{where}: {root / folder}: no such folder of frames")
             continue
-        names = sorted(filter(is_image, os.listdir(root / folder)), key=natural_order)
+        try:
+            names = sorted(filter(is_image, os.listdir(root / folder)), key=natural_order)
+        except OSError as error:
+            problems.append(f"{where}: {root / folder}: {short_reason(error)}")
+            continue
         if not names:
             problems.append(f"{where}: {root / folder}: holds no images")
         elif label in labels:

@@ -22,6 +22,8 @@ VIDEO_FOLDERS = ("videos", "UCF-101", "hmdb51_org", ".")
 UCF_FOLDERS = ("annotations", "ucfTrainTestlist", ".")
 UCF_FILES = ("classInd.txt", "trainlist[0-9][0-9].txt", "testlist[0-9][0-9].txt")
 NUMBERED = re.compile(r"(.*\S)\s+(\d+)")
+WITH_COMMA = re.compile(r",\s*\d*$")
+"""A number after a comma, where the lists have a space."""
 HMDB_FOLDERS = ("testTrainMulti_7030_splits", "annotations", ".")
 HMDB_FILES = "*_test_split[0-9]*.txt"
 HMDB_NAME = re.compile(r"(.+)_test_split([0-9]+)\.txt")
@@ -39,6 +41,10 @@ class VideoSplit:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def files(self) -> Iterator[str]:
+        """Yield the path of each video."""
+        return (f"{self.root}/{path}" for path in self.paths)
 
     def path(self, number: int) -> Path:
         """Return the file of a video."""
@@ -68,6 +74,7 @@ class LabeledVideos:
             raise UserError(f"{root}: no such folder; expected one with videos/<class> and lists in annotations/")
         problems: list[str] = []
         classes, listed, notes = _read_lists(root, split, problems)
+        not_understood = problems[:3]  # the likeliest reason why videos are missing
         folder = next(name for name in VIDEO_FOLDERS if (root / name).is_dir())
         videos = []
         for video in (once := list(_without_repeats(listed, problems))):
@@ -79,13 +86,12 @@ class LabeledVideos:
         if not videos:
             raise UserError(f"{root / folder}: holds none of the {len(once):,} listed videos", *problems[:3])
         trained = {video.folder for video in videos if video.split == "train"}
-        raise_problems(
-            [
-                f"{root / folder / name}: no videos to train on; expected those that the train list names"
-                for name in classes
-                if name not in trained
-            ]
-        )
+        untrained = [
+            f"{root / folder / name}: no videos to train on; expected those that the train list names"
+            for name in classes
+            if name not in trained
+        ]
+        raise_problems([*not_understood, *untrained] if untrained else [])
         splits = []
         for kind in ("train", "test"):
             chosen = [video for video in videos if video.split == kind]
@@ -164,7 +170,7 @@ def _read_ucf(folder: Path, split: int, problems: list[str]) -> Lists:
             # The folder determines the class; the file name may differ, and the number after it is often wrong.
             numbered = NUMBERED.fullmatch(text)
             parent, _, name = (numbered[1] if numbered else text).rpartition("/")
-            if parent not in classes or not name:
+            if parent not in classes or not name or WITH_COMMA.search(name):
                 problems.append(f"{where}: {text!r} is not <class>/<video> with a class of {index.name}; left out")
                 continue
             videos.append(_ListedVideo(where, kind, parent, name))

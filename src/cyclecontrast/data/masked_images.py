@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,9 +18,12 @@ from cyclecontrast.data.folders import IMAGE_SUFFIXES, images_below, natural_ord
 from cyclecontrast.data.images import Indices, Pixels, read_image, read_mask
 from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.data.storage import file_digest, file_size, leads_out, raise_problems, read_lines, whole_number
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, attempt
 
 MAX_CLASSES = 255
+MAX_INFERRED = 200
+"""More classes are taken for smoothed edges unless the number is set."""
+SHOWN = 3
 IGNORE = 255
 """The label of pixels that are not scored. Mask files may use another value."""
 UNKNOWN = -1
@@ -79,6 +82,10 @@ class MaskedSplit:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def files(self) -> Iterator[str]:
+        """Yield the path of each image."""
+        return (f"{self.root}/{pair.image}" for pair in self.pairs)
+
     def image(self, position: int) -> Pixels:
         """Return RGB and the label, uint8 (height, width, 4); raises UserError naming the file.
 
@@ -121,10 +128,6 @@ class MaskedImages:
         """
         root = Path(path)
         layout = _read_layout(root, _Options(num_classes, ignore_label, train_list))
-        if not 2 <= len(layout.classes) <= MAX_CLASSES:
-            raise UserError(
-                f"{root}: {len(layout.classes)} classes; segmentation takes 2 to {MAX_CLASSES}, see num_classes"
-            )
         problems = list(layout.problems)
         train, test = (
             MaskedSplit(root, tuple(_present(root, pairs, problems)), layout.tables)
@@ -133,6 +136,10 @@ class MaskedImages:
         for name, split in (("train", train), ("test", test)):
             if not split.pairs:
                 raise_problems([f"{root}: has no image with a mask to {name} on", *problems])
+        if not 2 <= len(layout.classes) <= MAX_CLASSES:
+            raise UserError(
+                f"{root}: {len(layout.classes)} classes; segmentation takes 2 to {MAX_CLASSES}, see num_classes"
+            )
         both = len({pair.image for pair in train.pairs} & {pair.image for pair in test.pairs})
         notes = (*layout.notes, *([f"images both trained on and tested on: {both}"] if both else []))
         return MaskedImages(root, layout.name, layout.classes, train, test, notes, tuple(problems))
@@ -212,16 +219,27 @@ def _figure_table(label: int) -> Table:
 
 
 def _pair_folders(root: Path, images: str, masks: str, problems: list[str]) -> list[Pair]:
-    """Pair the images below a folder with the masks of the same names below another."""
+    """Pair the images below a folder with the masks of the same names, but for the suffix, below another."""
     if not os.path.isdir(root / images):
         problems.append(f"{root / images}: no such folder of images")
         return []
     names = sorted(images_below(root / images), key=natural_order)
-    pairs = [Pair(f"{images}/{name}", f"{masks}/{PurePosixPath(name).with_suffix('.png')}") for name in names]
+    found = _by_stem(root / masks)
+    stems = (str(PurePosixPath(name).with_suffix("")) for name in names)
+    pairs = [
+        Pair(f"{images}/{name}", f"{masks}/{found.get(stem, f'{stem}.png')}")
+        for name, stem in zip(names, stems, strict=True)
+    ]
     used = {pair.mask for pair in pairs}
     alone = (f"{masks}/{name}" for name in images_below(root / masks))
     problems += [f"{root / mask}: is a mask without an image in {root / images}" for mask in alone if mask not in used]
     return pairs
+
+
+def _by_stem(folder: Path) -> dict[str, str]:
+    """Return the images below a folder by their paths without suffix; of several, the PNG."""
+    names = sorted(images_below(folder), key=lambda name: (name.lower().endswith(".png"), name))
+    return {str(PurePosixPath(name).with_suffix("")): name for name in names}
 
 
 def _pair_of_paths(line: str) -> Pair:
@@ -338,11 +356,11 @@ def _folders(root: Path, options: _Options) -> _Layout:
 
 def _lists(root: Path, options: _Options) -> _Layout:
     """Read lists of names below images/, with or without their suffixes."""
-    images = {str(Path(name).with_suffix("")): name for name in images_below(root / "images")}
+    images, masks = _by_stem(root / "images"), _by_stem(root / "masks")
 
     def pair(line: str) -> Pair:
         stem = str(Path(line).with_suffix("")) if Path(line).suffix.lower() in IMAGE_SUFFIXES else line
-        return Pair(f"images/{images.get(stem, line)}", f"masks/{stem}.png")
+        return Pair(f"images/{images.get(stem, line)}", f"masks/{masks.get(stem, f'{stem}.png')}")
 
     lists = (root / f"{name}.txt" for name in (options.train_list, "val"))
     train, test = ([pair(line) for line in _read_list(path)] for path in lists)
@@ -356,7 +374,10 @@ def _plain(
     notes: tuple[str, ...] = ()
     num_classes = options.num_classes
     if num_classes is None:
-        holders = _holders(root, train)
+        unreadable: list[str] = []
+        holders = _holders(root, train, unreadable)
+        if unreadable and not holders:
+            raise UserError(f"{root}: none of its training masks can be read", *unreadable[:SHOWN])
         found = set(holders)
         if found == {0, IGNORE} and options.ignore_label == IGNORE:
             note = "the training masks hold 0 and 255 alone: read as background and figure, unless num_classes is set"
@@ -366,23 +387,29 @@ def _plain(
         num_classes = max(found - {options.ignore_label}, default=0) + 1
         masks = holders.get(num_classes - 1)
         where = f" (in {len(masks)} of {len(train)}, first in {masks[0]})" if masks else ""
+        if num_classes > MAX_INFERRED:
+            raise UserError(
+                f"{root}: the training masks hold {len(found)} numbers up to {num_classes - 1}{where}; if they are "
+                "labels and no smooth edges, set num_classes; otherwise save masks with one number for each class"
+            )
         notes = (
             f"num_classes: {num_classes}, for the highest label of the training masks is {num_classes - 1}{where}",
         )
+        figures = [mask for mask in holders.get(IGNORE, ()) if mask not in (masks or ())]
+        if num_classes == 2 and options.ignore_label == IGNORE and figures:
+            notes = (*notes, f"in {len(figures)} masks, 255 is ignored and no pixel is 1, such as in {figures[0]}")
     tables = (_table(np.arange(min(num_classes, IGNORE)), options.ignore_label),)
     return _Layout(name, tuple(map(str, range(num_classes))), tables, train, test, notes, tuple(problems))
 
 
-def _holders(root: Path, pairs: Iterable[Pair]) -> dict[int, list[str]]:
-    """Return the masks that hold each number; masks that cannot be read are reported when they are loaded."""
+def _holders(root: Path, pairs: Iterable[Pair], unreadable: list[str]) -> dict[int, list[str]]:
+    """Return the masks that hold each number; why others cannot be read is added to `unreadable`."""
     found: dict[int, list[str]] = {}
     for pair in pairs:
-        try:
-            numbers = np.unique(read_mask(root / pair.mask)).tolist()
-        except UserError:
-            continue
-        for number in numbers:
-            found.setdefault(number, []).append(pair.mask)
+        if os.path.isfile(root / pair.mask):
+            values = attempt(partial(read_mask, root / pair.mask), unreadable)
+            for number in np.unique(values).tolist() if values is not None else ():
+                found.setdefault(number, []).append(pair.mask)
     return found
 
 

@@ -11,7 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cyclecontrast.config import PrepareConfig
 from cyclecontrast.data.decode import PerSecond, Policy, make_policy
-from cyclecontrast.data.folders import FoundVideo, find_videos
+from cyclecontrast.data.folders import FoundVideo, LeftOut, find_copies, find_videos
 from cyclecontrast.data.store_format import (
     FRAMES,
     STORE,
@@ -40,7 +40,7 @@ from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
 from cyclecontrast.output import join_lines
 
-SCALING = "area, before RGB"
+SCALING = "area, before RGB, square pixels, BT.709 in HD"
 """The scaling method, stored in store.json; a store with another method cannot be continued."""
 MEGABYTE = 1_000_000
 SMALLEST_SHARD = MEGABYTE
@@ -77,13 +77,15 @@ class PrepareSummary:
     changed: tuple[str, ...]
     part: str = ""
     num_left: int = 0
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [self.line]
         lines += [f"  skipped  {video.id}: {video.reason}" for video in self.skipped]
         lines += [f"  in part  {video.id}: {video.reason}" for video in self.partial]
         what = "changed since it was prepared; create a new store to include the new version"
-        return join_lines([*lines, *(f"  kept     {name}: {what}" for name in self.changed)])
+        lines += [f"  kept     {name}: {what}" for name in self.changed]
+        return join_lines([*lines, *(f"  {note}" for note in self.notes)])
 
     @property
     def line(self) -> str:
@@ -109,13 +111,16 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
     policy = _policy(config)  # store.json holds what decides the bytes of a store besides the videos
     settings = config.model_dump(exclude={"videos", "out", "workers", "part"})
     settings |= {"fps": policy.fps if isinstance(policy, PerSecond) else None, "scaling": SCALING}
-    found = _check(config, settings)
+    left_out = LeftOut(config.videos)
+    found = _check(config, settings, left_out)
     try:
         if config.part is not None:
-            return _prepare_part(config, settings, found, config.part)
-        with _locked_store(config, settings) as made:
-            _write_pending(config, _plan(config, found))
-            return _finish(config.out, found, made)
+            summary = _prepare_part(config, settings, found, config.part)
+        else:
+            with _locked_store(config, settings) as made:
+                _write_pending(config, _plan(config, found))
+                summary = _finish(config.out, found, made)
+        return replace(summary, notes=(*left_out.notes, *(_note_copies(found) if summary.num_new else ())))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command resumes it") from None
     except OSError as error:
@@ -189,11 +194,11 @@ def _summary(
 # --- what is checked before anything is written
 
 
-def _check(config: PrepareConfig, settings: Mapping[str, object]) -> list[FoundVideo]:
+def _check(config: PrepareConfig, settings: Mapping[str, object], left_out: LeftOut) -> list[FoundVideo]:
     """Return the videos below the folder; raises UserError where they, the output or the settings do not fit."""
     problems: list[str] = []
     attempt(partial(_check_out, config.videos, config.out, settings), problems)
-    found = attempt(partial(_find, config.videos), problems)
+    found = attempt(partial(_find, config.videos, left_out), problems)
     if found is None or problems:
         raise UserError(*problems)
     stored = {row.id for row in read_videos(config.out / VIDEOS)} if (config.out / VIDEOS).exists() else set()
@@ -230,16 +235,24 @@ def _check_out(videos: Path, out: Path, settings: Mapping[str, object]) -> None:
         raise UserError(*differences)
 
 
-def _find(videos: Path) -> list[FoundVideo]:
+def _find(videos: Path, left_out: LeftOut) -> list[FoundVideo]:
     if not videos.is_dir():
         raise UserError(f"videos: {videos} is not a folder; name the folder that holds the videos")
     try:
-        found = find_videos(videos)
+        found = find_videos(videos, left_out)
     except OSError as error:
         raise UserError(f"videos: {videos} cannot be read: {error.strerror}") from error
     if not found:
-        raise UserError(f"videos: no video file in {videos} or its subfolders")
+        raise UserError(f"videos: no video file in {videos} or its subfolders", *left_out.notes)
     return found
+
+
+def _note_copies(found: Sequence[FoundVideo]) -> tuple[str, ...]:
+    copies = find_copies(found)
+    if not copies:
+        return ()
+    (copy, first), number = copies[0], len(copies)
+    return (f"same bytes as another video: {_count(number, 'video')}, such as {copy.id} and {first.id}",)
 
 
 # --- the plan
@@ -255,7 +268,7 @@ def _plan(config: PrepareConfig, found: Sequence[FoundVideo]) -> list[ShardJob]:
     pending = sorted((row for row in rows if row.status == "pending"), key=lambda row: (row.shard, row.id))
     if pending:
         write_videos(config.out / VIDEOS, rows)
-    how = (config.videos, config.out, _policy(config), config.size, config.quality, config.max_pixels)
+    how = config.videos, config.out, _policy(config), config.size, config.quality, config.max_pixels, config.deinterlace
     return [ShardJob(*how, shard, tuple(group)) for shard, group in groupby(pending, key=lambda row: row.shard)]
 
 

@@ -1,10 +1,12 @@
 """Read untrusted files: regular files of bounded size, and text lists with the line number of each entry."""
 
+import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cyclecontrast.errors import UserError, attempt
 
@@ -12,6 +14,7 @@ MAX_LISTED = 10
 MAX_TEXT_BYTES = 2**28
 MAX_LINE_LENGTH = 1_000
 MAX_DIGITS = 18
+LAST_BYTES = 1024
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
@@ -43,11 +46,11 @@ def size_within_folder(path: Path) -> int:
 
 
 def file_size(path: Path) -> int:
-    """Return the size of a file in bytes, for fingerprints; raises UserError."""
+    """Return the size of a file in bytes, for fingerprints; -1 if it is a problem that its reader will report."""
     try:
         return os.stat(path).st_size
-    except OSError as error:
-        raise UserError(f"{path}: {reason(error)}") from error
+    except OSError:
+        return -1
 
 
 def file_digest(path: Path) -> bytes:
@@ -57,6 +60,35 @@ def file_digest(path: Path) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise UserError(f"{path}: {reason(error)}") from error
+
+
+def same_content(files: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Return the files that equal one of the others byte for byte, each with that one.
+
+    Only files that agree in size and in their last bytes are read whole. Empty and unreadable ones are left out.
+    """
+    ours: dict[object, list[str]] = {}
+    theirs: dict[object, list[str]] = {}
+    for key in (os.path.getsize, _last_bytes, file_digest):
+        ours, theirs = _grouped(files, key), _grouped(others, key)
+        files = [path for value, paths in ours.items() if value in theirs for path in paths]
+        others = [path for value, paths in theirs.items() if value in ours for path in paths]
+    return {path: theirs[value][0] for value, paths in ours.items() if value in theirs for path in paths}
+
+
+def _grouped(paths: Iterable[str], key: Callable[[Any], object]) -> dict[object, list[str]]:
+    groups: dict[object, list[str]] = {}
+    for path in paths:
+        with contextlib.suppress(OSError, UserError):
+            if value := key(path):
+                groups.setdefault(value, []).append(path)
+    return groups
+
+
+def _last_bytes(path: str) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
+        return file.read()
 
 
 def reason(error: Exception) -> str:

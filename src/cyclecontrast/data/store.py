@@ -35,7 +35,15 @@ from cyclecontrast.data.image_folders import ImageFiles, open_image_folder, text
 from cyclecontrast.data.images import MOST_BYTES, Pixels, decode_image
 from cyclecontrast.data.remote import RemoteFiles
 from cyclecontrast.data.storage import reason, size_within_folder
-from cyclecontrast.data.store_format import FRAME_SCHEMA, FRAMES, STORE, STORE_VERSION, read_settings, shard_name
+from cyclecontrast.data.store_format import (
+    FRAME_SCHEMA,
+    FRAMES,
+    STORE,
+    STORE_VERSION,
+    member_name,
+    read_settings,
+    shard_name,
+)
 from cyclecontrast.data.tables import read_about, read_batches
 from cyclecontrast.errors import UserError
 
@@ -178,6 +186,11 @@ class FrameStore:
         return pa.StringArray.from_buffers(self.num_videos, ends, text)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What else lies in a folder of images, one line, or nothing."""
+        return self.source.notes if isinstance(self.source, ImageFiles) else ()
+
+    @property
     def num_videos(self) -> int:
         """Number of videos that hold at least one frame."""
         return len(self.starts) - 1
@@ -194,6 +207,13 @@ class FrameStore:
     def video_id(self, video: int) -> str:
         """Return the id of a video: its path below the root, or its YouTube id in the R2V2 layout."""
         return str(self.video_ids[video])
+
+    def frame_path(self, video: int, index: int) -> str:
+        """Return the path of a frame's image: below the folder of images, or within its shard."""
+        frame = self._frame(video, index)
+        if isinstance(self.source, ImageFiles):
+            return str(self.source.names[frame])
+        return member_name(self.video_id(video), index)
 
     def find(self, video_id: str) -> int:
         """Return the number of the video with this id, by a search through all of them; raises KeyError."""

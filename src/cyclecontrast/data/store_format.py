@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -67,6 +68,11 @@ def shard_name(shard: int, suffix: str = "tar") -> str:
 def shard_path(root: Path, shard: int, suffix: str = "tar") -> Path:
     """Return the path of a shard, or of one of its tables."""
     return root / shard_name(shard, suffix)
+
+
+def member_name(video_id: str, index: int) -> str:
+    """Return the name of a frame in its shard: a WebDataset key without dots, in a folder without slashes."""
+    return f"{quote(video_id, safe='').replace('.', '%2E')}/{index:06d}.jpg"
 
 
 def write_settings(root: Path, settings: Mapping[str, object]) -> None:

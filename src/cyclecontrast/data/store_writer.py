@@ -17,7 +17,6 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
-from urllib.parse import quote
 
 import cv2
 import pyarrow as pa
@@ -30,6 +29,7 @@ from cyclecontrast.data.store_format import (
     VIDEOS,
     VideoRow,
     damaged,
+    member_name,
     read_videos,
     shard_path,
     write_rows,
@@ -51,6 +51,7 @@ class ShardJob(NamedTuple):
     size: int
     quality: int
     max_pixels: int
+    deinterlace: bool
     shard: int
     rows: tuple[VideoRow, ...]
 
@@ -88,7 +89,7 @@ def _write_video(job: ShardJob, row: VideoRow, file: BinaryIO) -> tuple[VideoRow
             raise VideoError(row.reason)
         # Size 0 where the file cannot be read: so it counts as changed once it can.
         row = row._replace(size_bytes=path.stat().st_size if os.access(path, os.R_OK) else 0)
-        with open_video(path, job.max_pixels) as video:
+        with open_video(path, job.max_pixels, job.deinterlace) as video:
             for frame in video.frames(job.policy, job.size):
                 frames.append(_write_frame(job, row.id, len(frames), frame, file))
     except VideoError as error:
@@ -107,11 +108,6 @@ def _write_frame(job: ShardJob, video_id: str, index: int, frame: DecodedFrame, 
     file.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
     height, width = frame.image.shape[:2]
     return {"video": video_id, "index": index, "time": frame.time, **place, "width": width, "height": height}
-
-
-def member_name(video_id: str, index: int) -> str:
-    """Return the name of a frame in its shard: a WebDataset key without dots, in a folder without slashes."""
-    return f"{quote(video_id, safe='').replace('.', '%2E')}/{index:06d}.jpg"
 
 
 def join_shards(root: Path) -> None:

@@ -130,15 +130,19 @@ def _images_in(folder: Path) -> tuple[str, ...]:
     return tuple(sys.intern(name) for name in sorted(by_stem.values(), key=natural_order))
 
 
-def read_rows(path: Path, columns: int) -> Boxes:
-    """Read finite numbers, `columns` to a line, between commas, tabs or spaces; raises UserError naming the line."""
+def read_rows(path: Path, columns: int, gaps: bool = False) -> Boxes:
+    """Read finite numbers, `columns` to a line, between commas, tabs or spaces; raises UserError naming the line.
+
+    With `gaps`, lines of nan alone are kept: UAV123 and LaSOT write them where the target is absent.
+    """
     rows = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
             row = [float(word) for word in line.replace(",", " ").split()]
         except ValueError:
             row = [math.nan]
-        if row and (len(row) != columns or not all(map(math.isfinite, row))):
+        is_gap = gaps and len(row) == columns and all(map(math.isnan, row))
+        if row and not is_gap and (len(row) != columns or not all(map(math.isfinite, row))):
             expected = "x, y, width and height in numbers" if columns == 4 else "one number"
             raise UserError(f"{path}:{number}: {line.strip()[:80]!r} is not {expected}; fix the line")
         rows += [row] if row else []
@@ -150,7 +154,7 @@ def _check_boxes(path: Path, num_images: int, boxes: Boxes) -> None:
     if len(boxes) != num_images:
         raise UserError(f"{path}: {len(boxes)} boxes for {num_images} images; each image needs one")
     width, height = boxes[0, 2:]
-    if width <= 0 or height <= 0:
+    if not (width > 0 and height > 0):
         raise UserError(f"{path}: the box of the first frame is {width:g} x {height:g}; there is nothing to track")
 
 
@@ -168,7 +172,7 @@ def check_in_image(where: str, box: Boxes, image: Pixels) -> None:
 
 def open_otb(root: str | Path) -> Sequences:
     """Read all sequences below the root, in order of their names; raises UserError where there is none."""
-    folders = [path for path in sorted(Path(root).iterdir()) if path.is_dir() and _is_otb_sequence(path)]
+    folders = [path for path in sorted(Path(root).iterdir()) if os.path.isdir(path) and _is_otb_sequence(path)]
     if not folders:
         raise UserError(
             f"{root}: holds no sequences; an OTB root has <Sequence>/img and <Sequence>/groundtruth_rect.txt, "
@@ -182,13 +186,14 @@ def from_official_start(sequence: Sequence) -> Sequence:
     first = next((at for at, name in enumerate(sequence.files) if _number(name) >= TIGER1_START), 0)
     if sequence.name.lower() != "tiger1" or first == 0:
         return sequence
-    return dataclasses.replace(sequence, files=sequence.files[first:], boxes=sequence.boxes[first:])
+    absent = None if sequence.absent is None else sequence.absent[first:]
+    return dataclasses.replace(sequence, files=sequence.files[first:], boxes=sequence.boxes[first:], absent=absent)
 
 
 def _is_otb_sequence(folder: Path) -> bool:
     if folder.name.startswith("."):
         return False
-    return any(folder.glob("groundtruth_rect*.txt")) or any((folder / name).is_dir() for name in ("img", "jpg"))
+    return any(folder.glob("groundtruth_rect*.txt")) or any(os.path.isdir(folder / name) for name in ("img", "jpg"))
 
 
 def _otb_readers(folder: Path) -> Iterator[Callable[[], Sequence]]:
@@ -210,14 +215,15 @@ def _is_blank(path: Path) -> bool:
 
 def _read_otb(folder: Path, path: Path, name: str) -> Sequence:
     images = next((folder / inside for inside in ("img", "jpg") if (folder / inside).is_dir()), folder / "img")
-    files, boxes = _images_in(images), read_rows(path, 4)
+    files, boxes = _images_in(images), read_rows(path, 4, gaps=True)
     if not len(boxes):
         raise UserError(f"{path}: is empty; it has a line x,y,w,h for each image")
     if len(files) != len(boxes) and folder.name.lower() in OTB_ANNOTATED:
         first, last = OTB_ANNOTATED[folder.name.lower()]
         files = tuple(file for file in files if first <= _number(file) <= last)
     _check_boxes(path, len(files), boxes)
-    return Sequence(name, images, files, boxes)
+    absent = np.isnan(boxes[:, 0])
+    return Sequence(name, images, files, boxes, absent=absent if absent.any() else None)
 
 
 def _number(name: str) -> int:

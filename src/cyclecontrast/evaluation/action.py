@@ -23,7 +23,7 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.data.random_streams import FRAMES, ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.classification import NUM_RANKED, breakdown, doubts, not_learned, not_tested
+from cyclecontrast.evaluation.classification import NUM_RANKED, breakdown, doubts, leaked, not_learned, not_tested
 from cyclecontrast.evaluation.embed import Loading, check_finite, concatenated, exact_convolutions
 from cyclecontrast.evaluation.epochs import EpochReader, step_decay, train_epochs
 from cyclecontrast.evaluation.image_batches import CROP_MARGIN, CenterCrop, ImageBatch, chunks, load_image_batches
@@ -84,6 +84,7 @@ class Action(Protocol[ActionConfig, LabeledVideos]):
             f"action mode={config.mode}" + (f" bn={config.bn}" if config.mode == "linear" else ""),
             (
                 *data.notes,
+                *leaked(data.train, data.test),
                 *((left_out,) if num_unread or num_untested or data.problems else ()),
                 *not_learned(learned, data.classes, "videos"),
                 *not_tested(data.test.labels[videos], data.classes, "videos"),

@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from cyclecontrast.config import ClassifyConfig
 from cyclecontrast.data.labeled_images import LabeledImages, Numbers, Split
-from cyclecontrast.data.storage import MAX_LISTED
+from cyclecontrast.data.labeled_videos import VideoSplit
+from cyclecontrast.data.masked_images import MaskedSplit
+from cyclecontrast.data.storage import MAX_LISTED, same_content
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import Loading, embed_images, image_parts
 from cyclecontrast.evaluation.metrics import (
@@ -83,13 +85,14 @@ class ClassificationProtocol(Protocol[ClassifyT, LabeledImages]):
     def embed_items(self, backbone: Backbone, split: Split, name: str, cache: ResumeCache, unit: bool = False) -> Items:
         """Embed the readable images of a split; at level video an item is the mean of a video's vectors.
 
-        `unit` scales vectors to length 1, before and after that mean.
+        `unit` then scales the vectors of the items to length 1.
         """
-        scale = unit_vectors if unit else np.asarray
         embedded = embed_images(backbone, split, Loading.of(self.config, backbone), f"embedding {name}", cache)
-        vectors, positions = scale(embedded.vectors), embedded.positions
+        vectors, positions = embedded.vectors, embedded.positions
+        scale = unit_vectors if unit else np.asarray
         if self.config.level == "frame":
-            return Items(vectors, split.labels[positions], split.videos[positions], positions, embedded.problems)
+            items = split.labels[positions], split.videos[positions], positions
+            return Items(scale(vectors), *items, embedded.problems)
         videos, members = np.unique(split.videos[positions], return_inverse=True)
         means = scale(video_means(vectors, members, len(videos)))
         return Items(means, split.video_labels[videos], videos, videos, embedded.problems)
@@ -138,6 +141,16 @@ def not_tested(labels: Integers, classes: Sequence[str], items: str = "images") 
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     line = f"not tested, because all of their test {items} are unreadable: {', '.join(names[:MAX_LISTED])}{more}"
     return (line,) if names else ()
+
+
+def leaked(train: Split | VideoSplit | MaskedSplit, test: Split | VideoSplit | MaskedSplit) -> tuple[str, ...]:
+    """Return a note if files of the test are training files, too, under any name."""
+    same = same_content(test.files(), train.files())
+    if not same:
+        return ()
+    first = min(same)
+    num, of = f"{len(same):,}", f"{sum(1 for _ in test.files()):,}"
+    return (f"{num} of the {of} test files are also training files ({first} is {same[first]}): the result is biased",)
 
 
 def doubts(last_loss: float, num_classes: int) -> tuple[str, ...]:

@@ -16,10 +16,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from cyclecontrast.config import ActionConfig, ClassifyConfig, EmbedConfig, RetrievalConfig
+from cyclecontrast.config import ActionConfig, ClassifyConfig, EmbedConfig, PrepareConfig, RetrievalConfig
+from cyclecontrast.data.folders import find_videos
+from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.distributed import World, gather_objects, joined_command
-from cyclecontrast.errors import UserError, attempt
+from cyclecontrast.data.store_format import STORE
+from cyclecontrast.distributed import World, first_process_first, gather_objects, joined_command
+from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluation.image_batches import (
     CenterCrop,
     ImageBatch,
@@ -35,7 +38,7 @@ from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device, pick_workers
-from cyclecontrast.output import join_lines
+from cyclecontrast.output import join_lines, say
 
 IMAGES_PER_PART = 2**14
 ROWS_PER_GROUP = 8192
@@ -135,6 +138,7 @@ def image_parts(backbone: Backbone, images: Images, loading: Loading, title: str
 def _embed_part(
     backbone: Backbone, images: Images, loading: Loading, title: str, batches: Sequence[Sequence[int]]
 ) -> Arrays:
+    title = f"{title}, images {batches[0][0] + 1:,} to {batches[-1][-1] + 1:,} of {len(images):,}"
     made = list(embed_batches(backbone, images, loading, title, batches))
     return {
         "vectors": np.concatenate([batch.vectors for batch in made]),
@@ -188,31 +192,54 @@ class Embedded(NamedTuple):
 
 
 def embed(config: EmbedConfig, backbone: Backbone | None = None) -> Embedded | None:
-    """Embed every frame and write one file with a row per frame: (video, index, time, vector).
+    """Embed every frame and write one file with a row per frame: (video, index, time, vector, path).
+
+    The frames of a folder of videos are first extracted into a store beside the file.
 
     A given `backbone` is used instead of `config.model`. Under torchrun, each process embeds a share of the frames;
     rank 0 writes the file, the others return None. Raises UserError with all problems before anything is written.
     """
     with joined_command("embed") as world:
-        backbone, store = _open(config, backbone)
+        backbone, store = _open(config, backbone, world)
         with limited_threads(pick_device(config.device)):
             batches = _embed_store(config, backbone, store, world)
             if world.rank == 0:
+                say(*store.notes)
                 return _write(config, backbone, store, batches)
             assert not list(batches)
     return None
 
 
-def _open(config: EmbedConfig, given: Backbone | None) -> tuple[Backbone, FrameStore]:
+def _open(config: EmbedConfig, given: Backbone | None, world: World) -> tuple[Backbone, FrameStore]:
     problems: list[str] = []
+    no_frames: list[str] = []
     backbone = attempt(lambda: given or load_backbone(config.model, config.seed), problems)
-    store = attempt(lambda: FrameStore.open(config.data), problems)
+    store = attempt(lambda: FrameStore.open(config.data), no_frames)
+    are_videos = store is None and _holds_videos(config.data)
+    problems += no_frames if not are_videos else ()
     attempt(lambda: check_folder(config.out.absolute().parent), problems)
     if config.out.is_dir():
         problems.append(f"{config.out}: is a folder; name a file to write")
-    if backbone is None or store is None or problems:
+    if backbone is None or problems:
         raise UserError(*problems)
-    return backbone, store
+    with first_process_first(world):
+        return backbone, store or _extract_frames(config, world)
+
+
+def _holds_videos(data: Path | str) -> bool:
+    try:
+        return isinstance(data, Path) and not (data / STORE).exists() and bool(find_videos(data))
+    except OSError:
+        return False
+
+
+def _extract_frames(config: EmbedConfig, world: World) -> FrameStore:
+    """Prepare the videos into OUT's name with `.frames`, and open that store; run again, it resumes."""
+    frames = config.out.with_suffix(".frames")
+    if world.rank == 0:
+        summary = prepare(checked(PrepareConfig, {"videos": config.data, "out": frames, "workers": config.workers}))
+        say(*str(summary).split("\n"), f"the frames are in {frames}")
+    return FrameStore.open(frames)
 
 
 def _embed_store(config: EmbedConfig, backbone: Backbone, store: FrameStore, world: World) -> Iterator[Embeddings]:
@@ -231,7 +258,7 @@ def _write(config: EmbedConfig, backbone: Backbone, store: FrameStore, batches: 
     origin = {
         "model": _lasting_name(config.model),
         "seed": str(config.seed),
-        "data": config.data if isinstance(config.data, str) else str(config.data.absolute()),
+        "data": store.root if isinstance(store.root, str) else str(store.root.absolute()),
         "model_name": backbone.name,
         "model_source": backbone.source,
         "model_fingerprint": fingerprint(backbone),
@@ -239,8 +266,8 @@ def _write(config: EmbedConfig, backbone: Backbone, store: FrameStore, batches: 
         "image_size": str(config.image_size or backbone.image_size),
     }
     vector = pa.list_(pa.float32(), backbone.dim)
-    columns = [("video", pa.string()), ("index", pa.int32()), ("time", pa.float64()), ("vector", vector)]
-    schema = pa.schema(columns, origin)
+    columns = {"video": pa.string(), "index": pa.int32(), "time": pa.float64(), "vector": vector, "path": pa.string()}
+    schema = pa.schema(list(columns.items()), origin)
     seen: list[npt.NDArray[np.integer]] = []
     skipped: list[str] = []
 
@@ -271,9 +298,14 @@ def _lasting_name(model: str) -> str:
 
 def _table(store: FrameStore, videos: npt.NDArray[np.integer], batch: Embeddings, schema: pa.Schema) -> pa.Table:
     indices = (batch.positions - store.starts[videos]).astype(np.int32)
-    times = [store.time(int(video), int(index)) for video, index in zip(videos, indices, strict=True)]
-    names = [store.video_id(int(video)) for video in videos]
-    columns = [pa.array(names, pa.string()), indices, pa.array(times, pa.float64()), matrix_to_column(batch.vectors)]
+    frames = list(zip(videos.tolist(), indices.tolist(), strict=True))
+    columns = {
+        "video": [store.video_id(video) for video in videos.tolist()],
+        "index": indices,
+        "time": pa.array((store.time(*frame) for frame in frames), pa.float64()),
+        "vector": matrix_to_column(batch.vectors),
+        "path": [store.frame_path(*frame) for frame in frames],
+    }
     return pa.table(columns, schema=schema)
 
 
@@ -295,7 +327,7 @@ def _write_npz(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> Non
     arrays: dict[str, Any] = {
         **origin,
         **{name: table[name].to_numpy() for name in ("index", "time")},
-        "video": table["video"].to_numpy().astype(np.str_),
+        **{name: table[name].to_numpy().astype(np.str_) for name in ("video", "path")},
         "vector": column_to_matrix(table["vector"]),
     }
     with path.open("wb") as file:

@@ -109,7 +109,7 @@ class EpochReader:
         lost: list[int] = []
         problems: list[str] = []
         title = f"{self.title}, epoch {epoch + 1} of {self.num_epochs}"
-        loaded = load_image_batches(images, crop, batches, self.workers, title)
+        loaded = load_image_batches(images, crop, batches, self.workers, title, epoch, self.num_epochs)
         for positions, batch in zip(batches, loaded, strict=True):
             readable = set(batch.positions.tolist())
             lost += [position for position in positions if position not in readable]

@@ -11,7 +11,7 @@ from torch import nn
 from cyclecontrast.config import FinetuneConfig
 from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.data.labeled_images import LabeledImages
-from cyclecontrast.evaluation.classification import ClassificationProtocol, doubts, not_learned, not_tested
+from cyclecontrast.evaluation.classification import ClassificationProtocol, doubts, leaked, not_learned, not_tested
 from cyclecontrast.evaluation.embed import Loading
 from cyclecontrast.evaluation.epochs import EpochReader, train_classifier
 from cyclecontrast.evaluation.linear import MOMENTUM, REFERENCE_BATCH, initial_head
@@ -63,9 +63,11 @@ class Finetune(ClassificationProtocol[FinetuneConfig]):
             self.ranked_table({"": test.vectors}, test, data),
             f"finetune level={config.level}" + (" mean=softmax" if config.level == "video" else ""),
             (
+                *data.notes,
                 *doubts(last_loss, len(data.classes)),
                 *not_learned(learned, data.classes),
                 *not_tested(test.labels, data.classes),
+                *leaked(data.train, data.test),
             ),
             (*unread.values(), *test.problems),
             {"last_loss": last_loss, "classes": list(data.classes)},

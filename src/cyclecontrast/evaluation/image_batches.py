@@ -1,14 +1,11 @@
 """Batches of images: decoded, cropped and stacked by worker processes."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,7 +14,7 @@ from cyclecontrast.data.loader import CHECK_SECONDS, HANG_SECONDS, begin_worker,
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.metrics import Integers
-from cyclecontrast.output import printable
+from cyclecontrast.progress import with_progress
 
 CROP_MARGIN = 8 / 7
 
@@ -97,9 +94,15 @@ class _Cropped(Dataset[tuple[int, Pixels | str]]):
 
 
 def load_image_batches(
-    images: Images, crop: Crop | None, batches: Sequence[Sequence[int]], workers: int, title: str
+    images: Images,
+    crop: Crop | None,
+    batches: Sequence[Sequence[int]],
+    workers: int,
+    title: str,
+    epoch: int = 0,
+    epochs: int = 1,
 ) -> Iterator[ImageBatch]:
-    """Yield the batches of these positions in order, with a progress bar in a terminal."""
+    """Yield the batches of these positions in order, and show the progress through all epochs."""
     workers = max(0, min(workers, len(batches) - 1))
     loader = DataLoader(
         _Cropped(images, crop),
@@ -111,7 +114,7 @@ def load_image_batches(
         pin_memory=torch.cuda.is_available(),
     )
     batches_read = received(iter(loader), "the images", HANG_SECONDS + max(map(len, batches), default=0))
-    yield from with_progress(batches_read, title, len(batches))
+    yield from with_progress(batches_read, title, epochs * len(batches), epoch * len(batches))
 
 
 def _collate(items: list[tuple[int, Pixels | str]]) -> ImageBatch:
@@ -121,14 +124,6 @@ def _collate(items: list[tuple[int, Pixels | str]]) -> ImageBatch:
         return ImageBatch(torch.empty(0, dtype=torch.int64), torch.empty(0, 3, 1, 1, dtype=torch.uint8), problems)
     positions, pixels = zip(*readable, strict=True)
     return ImageBatch(torch.tensor(positions), torch.from_numpy(np.stack(pixels)).movedim(-1, -3), problems)
-
-
-def with_progress(items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
-    """Show a progress bar in a terminal."""
-    console = Console(stderr=True)
-    return track(
-        items, escape(printable(title)), total, console=console, disable=not console.is_terminal, transient=True
-    )
 
 
 def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -1,8 +1,10 @@
 """The protocol `knn`: weighted k-nearest-neighbor classification; nothing is trained."""
 
+import numpy as np
+
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.data.labeled_images import LabeledImages
-from cyclecontrast.evaluation.classification import ClassificationProtocol, not_learned, not_tested
+from cyclecontrast.evaluation.classification import ClassificationProtocol, leaked, not_learned, not_tested
 from cyclecontrast.evaluation.metrics import nearest_neighbors, vote
 from cyclecontrast.evaluation.protocol import Predictions
 from cyclecontrast.evaluation.resume_cache import ResumeCache
@@ -24,16 +26,20 @@ class Knn(ClassificationProtocol[KnnConfig]):
         gallery = self.embed_items(backbone, data.train, "train", cache, unit=True)
         queries = self.embed_items(backbone, data.test, "test", cache, unit=True)
         size = len(gallery.labels)
-        ks = sorted({min(k, size) for k in config.k})
-        neighbors = nearest_neighbors(gallery.vectors, queries.vectors, ks[-1])
+        ks = list(dict.fromkeys(min(k, size) for k in config.k))
+        neighbors = nearest_neighbors(gallery.vectors, queries.vectors, max(ks))
         votes = {f"_k{k}": vote(neighbors, gallery.labels, k, config.temperature, len(data.classes)) for k in ks}
+        # Only classes with votes rank: at k = 1, top-5 is top-1.
+        votes = {name: np.where(scores > 0, scores, -np.inf) for name, scores in votes.items()}
         return Predictions(
             self.ranked_table(votes, queries, data),
             f"knn level={config.level}",
             (
+                *data.notes,
                 *(f"k={k} is more than the {size} training items: {size} used" for k in config.k if k > size),
                 *not_learned(gallery.labels, data.classes),
                 *not_tested(queries.labels, data.classes),
+                *leaked(data.train, data.test),
             ),
             gallery.problems + queries.problems,
             {"temperature": config.temperature, "classes": list(data.classes)},

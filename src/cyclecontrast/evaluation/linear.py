@@ -23,7 +23,14 @@ from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.distributed import runs_alone
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.classification import ClassificationProtocol, Items, doubts, not_learned, not_tested
+from cyclecontrast.evaluation.classification import (
+    ClassificationProtocol,
+    Items,
+    doubts,
+    leaked,
+    not_learned,
+    not_tested,
+)
 from cyclecontrast.evaluation.embed import Loading, encode, frozen
 from cyclecontrast.evaluation.epochs import EpochReader, train_classifier
 from cyclecontrast.evaluation.metrics import Floats, Integers
@@ -31,6 +38,7 @@ from cyclecontrast.evaluation.predictions import Json
 from cyclecontrast.evaluation.protocol import Part, Predictions
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.progress import with_progress
 
 MAX_CONVEX = 50_000
 SGD_ONLY = ("epochs", "learning_rate")
@@ -73,7 +81,13 @@ class Linear(ClassificationProtocol[LinearConfig]):
         return Predictions(
             self.ranked_table({"": fitted.scores}, test, data),
             f"linear probe={probe} level={config.level}",
-            (*notes, *fitted.notes, *not_tested(test.labels, data.classes)),
+            (
+                *data.notes,
+                *notes,
+                *fitted.notes,
+                *not_tested(test.labels, data.classes),
+                *leaked(data.train, data.test),
+            ),
             fitted.problems + test.problems,
             {**fitted.details, "probe": probe, "classes": list(data.classes)},
             (fitted.num_train, len(test.labels)),
@@ -183,7 +197,7 @@ def _validate(vectors: Floats, labels: Integers, videos: Integers, seed: int) ->
         train = scaler.fit_transform(vectors[~held_out].astype(np.float64))
         test = scaler.transform(vectors[held_out].astype(np.float64))
         model = LogisticRegression(tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True)
-        for c in C_GRID:
+        for c in with_progress(C_GRID, "linear, choosing C on held-out images", len(C_GRID)):
             _fit(model.set_params(C=c), train, labels[~held_out])
             right[c] += int((model.predict(test) == labels[held_out]).sum())
         total += len(test)

@@ -29,10 +29,14 @@ FARTHEST = 50
 
 
 def rank_classes(scores: Floats, num: int) -> Integers:
-    """Return the `num` classes of highest score (num_items, num), best first, of scores (num_items, num_classes)."""
+    """Return the `num` classes of highest score (num_items, num), best first, of scores (num_items, num_classes).
+
+    A class whose score is -inf has no rank: there is -1 in its place.
+    """
     if not 1 <= num <= scores.shape[1]:
         raise ValueError(f"{num} classes of {scores.shape[1]}")
-    return np.argsort(-scores, axis=1, kind="stable")[:, :num]
+    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :num]
+    return np.where(np.isneginf(np.take_along_axis(scores, ranked, axis=1)), -1, ranked)
 
 
 def top_k_accuracy(scores: Floats, labels: Integers, k: int) -> float:
@@ -163,10 +167,11 @@ def _products(gallery: Floats, queries: Floats, rows: Integers, indices: Integer
 def vote(neighbors: Neighbors, labels: Integers, k: int, temperature: float, num_classes: int) -> Floats:
     """Sum exp(similarity / temperature) of the first k neighbors by their class → (num_queries, num_classes).
 
-    Votes are relative to that of the nearest neighbor, which keeps small temperatures from overflowing.
+    Votes are relative to that of the nearest neighbor, which keeps small temperatures from overflowing. A score of 0 is
+    that of a class without a vote.
     """
     similarities = neighbors.similarities[:, :k].astype(np.float64)
-    weights = np.exp((similarities - similarities[:, :1]) / temperature)
+    weights = np.exp((similarities - similarities[:, :1]) / temperature).clip(np.finfo(np.float64).tiny)
     cells = np.arange(len(weights))[:, None] * num_classes + labels[neighbors.indices[:, :k]]
     scores = np.zeros((len(weights), num_classes))
     scores.ravel()[:] = np.bincount(cells.ravel(), weights.ravel(), minlength=scores.size)

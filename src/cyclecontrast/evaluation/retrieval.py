@@ -24,7 +24,7 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_images import Numbers
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.evaluation.classification import not_tested
+from cyclecontrast.evaluation.classification import leaked, not_tested
 from cyclecontrast.evaluation.embed import IMAGES_PER_PART, Loading, concatenated, encode, find_parts, frozen
 from cyclecontrast.evaluation.image_batches import (
     CROP_MARGIN,
@@ -32,7 +32,6 @@ from cyclecontrast.evaluation.image_batches import (
     ImageBatch,
     chunks,
     load_image_batches,
-    with_progress,
 )
 from cyclecontrast.evaluation.metrics import (
     Floats,
@@ -49,6 +48,7 @@ from cyclecontrast.evaluation.predictions import DataInfo, Record, column_to_mat
 from cyclecontrast.evaluation.protocol import Part, Predictions, Protocol, Score
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.progress import with_progress
 
 RECORDED = 200
 """Number of neighbors stored in a record, independent of `k`, so that `k` can be changed with --score-only."""
@@ -63,12 +63,12 @@ QUERIES_CHECKED = 100
 
 
 class VideoItems(NamedTuple):
-    """Frames, clips or videos of a split: vectors (num_items, dim), not scaled, and labels (num_items,).
+    """Frames, clips or videos of a split: vectors (num_items, dim) and labels (num_items,).
 
     `numbers` count the items of all listed videos; `problems` has a line for each unreadable video.
     """
 
-    vectors: npt.NDArray[np.float32]
+    vectors: Floats
     labels: Numbers
     numbers: Numbers
     problems: tuple[str, ...]
@@ -110,7 +110,7 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
             for name, split in (("train", data.train), ("test", data.test))
         )
         num = min(len(gallery.labels), RECORDED)
-        notes = [*data.notes, *not_tested(queries.labels, data.classes, "videos")]
+        notes = [*data.notes, *not_tested(queries.labels, data.classes, "videos"), *leaked(data.train, data.test)]
         if config.ann == "faiss":
             ranking, line = rank_by_faiss(gallery.vectors, queries.vectors, num)
             notes.append(line)
@@ -141,7 +141,7 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
         size, recorded = record.about.details["num_gallery"], neighbor_labels.shape[1]
         ks = sorted({min(k, size) for k in self.config.k})
         if ks[-1] > recorded:
-            raise UserError(f"k: the record holds the {recorded} nearest, not {ks[-1]}; evaluate without --score-only")
+            raise UserError(f"k: the record holds the {recorded} nearest, not {ks[-1]}; use less")
         metrics = {f"hit@{k}": hit_at_k(neighbor_labels, labels, k) for k in ks}
         notes = [f"k={k} is more than the {size} gallery items: {size} used" for k in self.config.k if k > size]
         known = ~np.isnan(precision)
@@ -270,9 +270,10 @@ def _indices(num_frames: int, config: RetrievalConfig) -> Numbers:
 def _embed_part(
     backbone: Backbone, split: VideoSplit, config: RetrievalConfig, loading: Loading, name: str, videos: Sequence[int]
 ) -> Arrays:
+    title = f"{name}, videos {videos[0] + 1:,} to {videos[-1] + 1:,} of {len(split):,}"
     problems: list[str] = []
     indices: dict[int, Numbers] = {}
-    for video in videos:
+    for video in with_progress(videos, f"measuring {title}", len(videos)):
         footage = attempt(partial(measure, split.path(video)), problems)
         if footage is not None:
             indices[video] = _indices(footage.num_frames, config)
@@ -281,7 +282,7 @@ def _embed_part(
 
     def frames() -> Iterator[Tensor]:
         crop, batches = CenterCrop(loading.image_size), chunks(list(indices), 1)
-        for batch in load_image_batches(wanted, crop, batches, loading.workers, f"embedding {name}"):
+        for batch in load_image_batches(wanted, crop, batches, loading.workers, f"embedding {title}"):
             problems.extend(batch.problems)
             read.extend(batch.positions.tolist())
             for video in batch.pixels if len(batch.positions) else ():
@@ -316,7 +317,11 @@ def _averaged(vectors: npt.NDArray[np.float32], places: Numbers, config: Retriev
 
 
 def rank(gallery: VideoItems, queries: VideoItems, k: int, cache: ResumeCache) -> Arrays:
-    """Find the k nearest of each query (num_queries, k), and its average precision over the whole gallery."""
+    """Find the k nearest of each query (num_queries, k), and its average precision over the whole gallery.
+
+    Both rank by the same products, of double precision: near duplicates differ in single precision by rounding alone.
+    """
+    gallery, queries = (items._replace(vectors=items.vectors.astype(np.float64)) for items in (gallery, queries))
     starts = range(0, len(queries.vectors), QUERIES_PER_PART)
     columns = _first_equals(gallery.vectors)
     return concatenated(

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from cyclecontrast.config import EvaluateConfig
+from cyclecontrast.config import PROTOCOL_CONFIGS, EvaluateConfig
 from cyclecontrast.distributed import ALONE, World, broadcast_object, joined_command
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.embed import check_same_work, gather_part
@@ -21,7 +22,7 @@ from cyclecontrast.evaluation.predictions import (
 )
 from cyclecontrast.evaluation.protocol import Part, Predictions, Protocol, find_protocol
 from cyclecontrast.evaluation.resume_cache import ResumeCache
-from cyclecontrast.files import check_folder, is_model, replacing
+from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device
@@ -35,9 +36,10 @@ def evaluate(
 ) -> Result | None:
     """Evaluate a model by a protocol; writes the record, then the result. Raises UserError.
 
-    A given `backbone` is used instead of `config.model`. An interrupted evaluation resumes where it stopped. With
-    `config.score_only` the record of an earlier evaluation is scored again, and the model may no longer exist. The
-    processes of torchrun divide the images; rank 0 returns the result, the others None.
+    A given `backbone` is used instead of `config.model`. An interrupted evaluation resumes where it stopped. Settings
+    that only affect the scores compute no predictions again. With `config.score_only` the record of an earlier
+    evaluation is scored again, and model and data may no longer exist. The processes of torchrun divide the images;
+    rank 0 returns the result, the others None.
     """
     with joined_command(f"evaluate {protocol if isinstance(protocol, str) else protocol.__name__}") as world:
         return _run(find_protocol(protocol)(config), backbone, world)
@@ -46,13 +48,18 @@ def evaluate(
 def evaluate_alone(
     protocol: str | type[AnyProtocol], config: EvaluateConfig, backbone: Backbone | None = None, reuse: bool = False
 ) -> Result:
-    """Evaluate in this process only, even under torchrun; with `reuse` return an existing result if there is one."""
-    result = _run(find_protocol(protocol)(config), backbone, ALONE, reuse)
+    """Evaluate in this process only, even under torchrun; with `reuse` return an existing result if there is one.
+
+    Without it, existing predictions are computed again, too.
+    """
+    result = _run(find_protocol(protocol)(config), backbone, ALONE, reuse, reuse)
     assert result is not None
     return result
 
 
-def _run(task: AnyProtocol, backbone: Backbone | None, world: World, reuse: bool = False) -> Result | None:
+def _run(
+    task: AnyProtocol, backbone: Backbone | None, world: World, reuse: bool = False, reuse_record: bool = True
+) -> Result | None:
     if task.config.score_only:
         return _score_again(task, backbone) if world.rank == 0 else None
     backbone, data = _open(task, backbone)
@@ -62,13 +69,19 @@ def _run(task: AnyProtocol, backbone: Backbone | None, world: World, reuse: bool
     parts = task.parts(backbone, data) if world.size > 1 else []
     with limited_threads(pick_device(task.config.device)):
         if world.rank == 0:
-            return _evaluate(task, backbone, data, about, parts, world)
+            return _evaluate(task, backbone, data, about, parts, world, reuse_record)
         _share_parts(parts, about, None, world)
     return None
 
 
 def _evaluate(
-    task: AnyProtocol, backbone: Backbone, data: Any, about: About, parts: list[Part], world: World
+    task: AnyProtocol,
+    backbone: Backbone,
+    data: Any,
+    about: About,
+    parts: list[Part],
+    world: World,
+    reuse_record: bool,
 ) -> Result:
     folder = results_folder(task.config)
     check_folder(folder)
@@ -77,10 +90,12 @@ def _evaluate(
         with cache.locked():
             for leftover in (*folder.glob(f"{about.key}.*.part"), *folder.glob(f"records/{about.record_key}.*.part")):
                 leftover.unlink()
-            _share_parts(parts, about, cache, world)
-            predictions = task.predict(backbone, data, cache)
-            record = Record(_about_predictions(task, about, predictions), predictions.table)
-            record.save(folder)
+            record = _earlier_record(task, about) if reuse_record else None
+            _share_parts(parts, about, cache, world, is_done=record is not None)
+            if record is None:
+                predictions = task.predict(backbone, data, cache)
+                record = Record(_about_predictions(task, about, predictions), predictions.table)
+                record.save(folder)
             return _score(task, record, about.config)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("interrupted; the same command resumes where it stopped") from interrupt
@@ -93,23 +108,37 @@ def _open(task: AnyProtocol, given: Backbone | None) -> tuple[Backbone, Any]:
     data = attempt(task.open, problems)
     if backbone is None or problems:
         raise UserError(*problems)
-    if getattr(task.config, "image_size", backbone.image_size) is None:
-        task.config = task.config.model_copy(update={"image_size": backbone.image_size})
+    _complete(task, backbone)
     return backbone, data
 
 
-def _about(task: AnyProtocol, data: Any, backbone: Backbone | None) -> About:
-    model = ModelInfo(backbone.name, backbone.source, fingerprint(backbone)) if backbone else ModelInfo("", "", "")
-    settings = task.config.model_dump(mode="json", exclude={"score_only", "report"})
-    return About(task.name, "", settings, model, task.describe(data), scoring=tuple(sorted(task.config.scoring)))
+def _complete(task: AnyProtocol, backbone: Backbone) -> None:
+    if getattr(task.config, "image_size", backbone.image_size) is None:
+        task.config = task.config.model_copy(update={"image_size": backbone.image_size})
 
 
-def _share_parts(parts: list[Part], about: About, cache: ResumeCache | None, world: World) -> None:
-    """Embed the parts that are not cached yet, divided among all processes, and cache them on rank 0."""
+def _settings(task: AnyProtocol) -> dict[str, Any]:
+    settings: dict[str, Any] = task.config.model_dump(mode="json", exclude={"score_only", "report"})
+    return settings
+
+
+def _about(task: AnyProtocol, data: Any, backbone: Backbone) -> About:
+    model, scoring = ModelInfo(backbone.name, backbone.source, fingerprint(backbone)), sorted(task.config.scoring)
+    return About(task.name, "", _settings(task), model, task.describe(data), scoring=tuple(scoring))
+
+
+def _share_parts(
+    parts: list[Part], about: About, cache: ResumeCache | None, world: World, is_done: bool = False
+) -> None:
+    """Embed the parts that are not cached yet, divided among all processes, and cache them on rank 0.
+
+    If rank 0 says that all `is_done`, nothing is left to embed.
+    """
     if world.size == 1:
         return
     check_same_work(about.record_key, world)
-    stored = broadcast_object({part.name for part in parts if cache and cache.has_arrays(part.name)}, world)
+    known = {part.name for part in parts if is_done or (cache and cache.has_arrays(part.name))}
+    stored = broadcast_object(known, world)
     for part in parts:
         if part.name not in stored:
             arrays = gather_part(part, world)
@@ -160,43 +189,68 @@ def _earlier_result(task: AnyProtocol, about: About) -> Result | None:
     return found
 
 
+def _earlier_record(task: AnyProtocol, about: About) -> Record | None:
+    """Return the predictions of an earlier evaluation whose settings differ at most in those of the scoring, if any.
+
+    Not those that left items out, which may be readable now, nor those of a custom protocol, whose code may change.
+    """
+    path = record_path(results_folder(task.config), about.record_key)
+    if not (about.scoring and task.name in PROTOCOL_CONFIGS and path.exists()) or getattr(task.config, "save", None):
+        return None
+    record = attempt(lambda: Record.load(path), [])
+    if record is None:
+        say(f"{path}: is damaged; computing the predictions again")
+        return None
+    if record.about.versions != about.versions or record.about.problems:
+        return None
+    line = f"scoring the predictions of an earlier evaluation; to compute them again, delete {path}"
+    say(line)
+    return record
+
+
 def _score_again(task: AnyProtocol, given: Backbone | None) -> Result:
-    """Score the record of an earlier evaluation; if the model no longer exists, the record is found by its name."""
-    if given is None and not is_model(task.config.model):
-        data = task.open()
-        about = _about(task, data, None)
-        record = _record_by_name(task, about)
+    """Score the record of an earlier evaluation; if model or data are gone, it is found by their names."""
+    problems: list[str] = []
+    backbone = attempt(lambda: given or load_backbone(task.config.model, task.config.seed), problems)
+    data = attempt(task.open, problems)
+    if backbone is not None:
+        _complete(task, backbone)
+    if backbone is None or data is None:
+        record = _record_by_name(task, backbone, data, problems)
     else:
-        backbone, data = _open(task, given)
-        about = _about(task, data, backbone)
-        path = record_path(results_folder(task.config), about.record_key)
+        path = record_path(results_folder(task.config), _about(task, data, backbone).record_key)
         if not path.exists():
             raise UserError(
                 f"{path}: no such record: this model, data and settings were not evaluated yet; run "
                 "the command once without --score-only"
             )
         record = Record.load(path)
-    settings = record.about.config | {name: about.config[name] for name in about.scoring}
-    return _score(task, record, settings)
+    requested = _settings(task)
+    return _score(task, record, record.about.config | {name: requested[name] for name in task.config.scoring})
 
 
-def _record_by_name(task: AnyProtocol, about: About) -> Record:
-    """Return the only record of this model's name, data and settings; a setting of None matches any value."""
-    folder, requested = results_folder(task.config), about.config
-    settings = set(requested) - NOT_IN_KEY - set(about.scoring)
-    fixed = {name: requested[name] for name in settings if requested[name] is not None} | {"model": requested["model"]}
-    found = [
-        record
-        for record in find_records(folder, about.protocol)
-        if record.about.data.fingerprint == about.data.fingerprint
-        and all(record.about.config.get(name) == value for name, value in fixed.items())
-    ]
+def _record_by_name(task: AnyProtocol, backbone: Backbone | None, data: Any, problems: list[str]) -> Record:
+    """Return the only record of these settings; a setting of None matches any value.
+
+    What is gone, the model or the data, must have the name that it had. Raises UserError with the `problems` of both.
+    """
+    folder, requested = results_folder(task.config), _settings(task)
+    names = set(requested) - NOT_IN_KEY - set(task.config.scoring)
+    names |= {"model"} if backbone is None else set()
+    names |= {"classes", "train_data"} & set(requested) if data is None else set()
+    model, content = backbone and fingerprint(backbone), None if data is None else task.describe(data).fingerprint
+    place = task.config.data.absolute()
+
+    def fits(about: About) -> bool:
+        is_data = Path(about.data.path).absolute() == place if content is None else about.data.fingerprint == content
+        is_model = model is None or about.model.fingerprint == model
+        settings = all(requested[name] in (None, about.config.get(name)) for name in names)
+        return is_data and is_model and settings
+
+    found = [record for record in find_records(folder, task.name) if fits(record.about)]
     if len(found) != 1:
         what = f"{len(found)} records match; specify more options" if found else "no record matches"
-        raise UserError(
-            f"{folder}: the model {task.config.model} does not exist, and for {about.protocol} on this data with these "
-            f"settings {what}"
-        )
+        raise UserError(*problems, f"{folder}: for {task.name} with this model, data and settings {what}")
     return found[0]
 
 

@@ -17,7 +17,7 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.masked_images import IGNORE, MaskedImages, MaskedSplit
 from cyclecontrast.data.storage import raise_problems
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.classification import doubts
+from cyclecontrast.evaluation.classification import doubts, leaked
 from cyclecontrast.evaluation.embed import Loading, exact_convolutions
 from cyclecontrast.evaluation.image_batches import chunks, load_image_batches
 from cyclecontrast.evaluation.mask_files import (
@@ -70,7 +70,7 @@ class Segmentation(Protocol[SegmentationConfig, MaskedImages]):
         return Predictions(
             _segment_all(segmenter.eval(), data.test, test, loading, cache),
             _tag(data, config),
-            (*data.notes, *doubts(loss, len(data.classes))),
+            (*data.notes, *leaked(data.train, data.test), *doubts(loss, len(data.classes))),
             (*data.problems, *train_problems, *test_problems),
             {"classes": list(data.classes), "layout": data.layout, "epochs": epochs, "last_loss": loss},
             (len(train), len(test)),

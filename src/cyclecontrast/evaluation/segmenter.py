@@ -240,8 +240,8 @@ def _batches(
     red, green, blue = (round(255 * value) for value in segmenter.backbone.mean)
     crop = RandomCrop(config.seed, epoch, loading.image_size, config.flip, (red, green, blue))
     order = random_stream(config.seed, epoch, 0, ORDER).permutation(positions).tolist()
-    title = f"segmentation, epoch {epoch + 1} of {epochs}"
-    for batch in load_image_batches(train, crop, split_batches(order, loading.batch_size), loading.workers, title):
+    batches, title = split_batches(order, loading.batch_size), f"segmentation, epoch {epoch + 1} of {epochs}"
+    for batch in load_image_batches(train, crop, batches, loading.workers, title, epoch, epochs):
         if batch.problems:
             raise UserError(*batch.problems)
         yield batch.pixels.to(loading.device, non_blocking=True)

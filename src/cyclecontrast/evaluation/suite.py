@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cyclecontrast.config import PROTOCOL_CONFIGS, AllConfig, EvaluateConfig
+from cyclecontrast.data.folders import LeftOut
 from cyclecontrast.data.layouts import Kind, find_layouts
 from cyclecontrast.distributed import check_alone
 from cyclecontrast.errors import UserError, checked, out_of_memory
@@ -147,7 +148,9 @@ def _attempt(model: str, backbone: Backbone, plan: Plan, config: AllConfig, prob
 
 
 def _plans(root: Path) -> Iterator[Plan]:
-    layouts = list(find_layouts(root))
+    left_out = LeftOut(root)
+    layouts = list(find_layouts(root, left_out=left_out))
+    say(*left_out.notes)
     training = next((layout.root for layout in layouts if layout.kind == "got10k"), None)
     if any(layout.kind == "otb" for layout in layouts):
         layouts = [layout for layout in layouts if layout.kind != "got10k"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cyclecontrast.evaluation.predictions import Result
-from cyclecontrast.reporting.runs import RunReport
+from cyclecontrast.reporting.runs import RunReport, first_of_each
 
 RANDOM = "random weights"
 
@@ -54,6 +54,7 @@ class _Model(NamedTuple):
     detail: str
     color: int | None
     group: str
+    seed: int | None = None
 
 
 def summarize(runs: Sequence[RunReport], colors: Sequence[int]) -> ResultTable | None:
@@ -95,9 +96,10 @@ def _model_of(result: Result, runs: Sequence[RunReport], colors: Sequence[int]) 
     info, config = result.about.model, result.about.config
     for run, color in zip(runs, colors, strict=True):
         if run.fingerprint == info.fingerprint:
-            return _Model(run.name, f"{info.name}, seed {run.config.seed}", color, run.method)
+            return _Model(run.name, f"{info.name}, seed {run.config.seed}", color, run.method, run.config.seed)
     if info.source == RANDOM:
-        return _Model(RANDOM, f"{info.name}, seed {config.get('seed')}", None, f"{RANDOM} {info.name}")
+        seed = config.get("seed")
+        return _Model(RANDOM, f"{info.name}, seed {seed}", None, f"{RANDOM} {info.name}", seed)
     return _Model(info.source, info.name, None, info.fingerprint)
 
 
@@ -116,6 +118,7 @@ def _table(caption: str, measured: list[tuple[_Model, Result]], num_metrics: int
         for model in models:
             cells = (_cell(column, values[model], list(values.values())) for column in columns)
             rows.append(Row(model.name, model.detail, model.color, False, tuple(cells)))
+        models = first_of_each(models, lambda model: model.seed)
         if len(models) > 1:
             means = tuple(_mean([value for model in models for value in values[model].get(c, [])]) for c in columns)
             rows.append(Row(f"mean of {len(models)} seeds", "± standard deviation", models[0].color, True, means))

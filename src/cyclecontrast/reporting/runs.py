@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.compute as pc
 
@@ -25,6 +25,8 @@ from cyclecontrast.training.verdict import Verdict
 
 REQUIRED = ("versions", "num_videos", "num_frames", "num_single_frame_videos", "num_steps", "device", "precision")
 """Entries of run.json that every page shows."""
+T = TypeVar("T")
+
 NOT_OF_A_METHOD = (MACHINE_SETTINGS - {"data"}) | RUNTIME_SETTINGS | {"seed"}
 
 
@@ -122,9 +124,14 @@ def is_run(folder: Path) -> bool:
 
 def one_per_method(runs: Iterable[RunReport]) -> list[RunReport]:
     """Return the first run of each method."""
-    first: dict[str, RunReport] = {}
-    for run in runs:
-        first.setdefault(run.method, run)
+    return first_of_each(runs, lambda run: run.method)
+
+
+def first_of_each(items: Iterable[T], key: Callable[[T], object]) -> list[T]:
+    """Return the first item of each key. By seed: neither a copy nor a second run of a seed counts as another seed."""
+    first: dict[object, T] = {}
+    for item in items:
+        first.setdefault(key(item), item)
     return list(first.values())
 
 

@@ -22,7 +22,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.output import join_lines, printable, say
 from cyclecontrast.reporting.results import RANDOM, ResultTable, summarize
-from cyclecontrast.reporting.runs import RunReport, read_files, read_results, read_runs
+from cyclecontrast.reporting.runs import RunReport, first_of_each, read_files, read_results, read_runs
 
 RUN_FILES = ("config.toml", "run.json", "metrics.jsonl")
 COLUMNS = ("run", "changed", "status", "verdict", "method", "backbone", "steps", "seed", "data", "best results", "note")
@@ -208,9 +208,16 @@ def compare_runs(config: CompareConfig) -> Comparison:
     runs = [run for group in groups.values() for run in group]
     columns: list[str] = []
     for group in groups.values():
-        columns += [run.name for run in group] + ([f"mean of {len(group)} seeds"] if len(group) > 1 else [])
+        columns += [run.name for run in group] + [f"mean of {len(seeds)} seeds" for seeds in _several_seeds(group)]
     results = summarize(runs, range(len(runs)))
     return Comparison(tuple(runs), tuple(columns), _differences(runs), _values(list(groups.values())), results)
+
+
+def _several_seeds(group: list[RunReport]) -> Iterator[list[RunReport]]:
+    """Yield one run for each seed of a method, if there are several."""
+    seeds = first_of_each(group, lambda run: run.config.seed)
+    if len(seeds) > 1:
+        yield seeds
 
 
 def _differences(runs: list[RunReport]) -> dict[str, tuple[str, ...]]:
@@ -235,7 +242,7 @@ def _values(groups: list[list[RunReport]]) -> dict[str, tuple[str, ...]]:
     """Return status, steps and verdict, then the last value of each loss and health metric."""
 
     def row(text: Callable[[RunReport], str], mean: Callable[[list[RunReport]], str]) -> tuple[str, ...]:
-        cells = [[*map(text, group), *([mean(group)] if len(group) > 1 else [])] for group in groups]
+        cells = [[*map(text, group), *map(mean, _several_seeds(group))] for group in groups]
         return tuple(cell for group in cells for cell in group)
 
     def counted(text: Callable[[RunReport], str]) -> tuple[str, ...]:

@@ -14,13 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import track
 
 from cyclecontrast.data.storage import size_within_folder
 from cyclecontrast.data.tables import MOST_TIMES, MOST_UNPACKED, read_about, read_batches, read_table
 from cyclecontrast.errors import UserError, did_you_mean
 from cyclecontrast.evaluation.metrics import Floats, unit_vectors
+from cyclecontrast.progress import with_progress
 
 ROWS_PER_BLOCK = 16_384
 COLUMNS = ("video", "index", "time", "vector")
@@ -80,11 +79,8 @@ class FrameIndex:
             raise _damaged(self.path, error) from error
 
     def blocks_with_progress(self, title: str) -> Iterator[tuple[int, Floats]]:
-        """Yield all blocks; a terminal shows a progress bar."""
-        console, num_blocks = Console(stderr=True), -(-len(self) // ROWS_PER_BLOCK)
-        yield from track(
-            self.blocks(), title, num_blocks, console=console, disable=not console.is_terminal, transient=True
-        )
+        """Yield all blocks, and show the progress."""
+        yield from with_progress(self.blocks(), title, -(-len(self) // ROWS_PER_BLOCK))
 
     def load_vectors(self) -> Floats:
         """Return all vectors, scaled to length 1 (num_rows, dim)."""
@@ -178,6 +174,8 @@ def _open_npz(path: Path) -> FrameIndex:
             )
     if len(indices) and indices.min() < 0:
         raise ValueError("has numbers below 0 in index")
+    if len(indices) and indices.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"has numbers above {np.iinfo(np.int32).max:,} in index")
     if np.isinf(times).any():
         raise ValueError("has infinite numbers in time")
 

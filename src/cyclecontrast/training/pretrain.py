@@ -22,7 +22,7 @@ from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision, rounding
 from cyclecontrast.output import join_lines, say
 from cyclecontrast.training import checkpoints, run_folder
-from cyclecontrast.training.auto_settings import Machine
+from cyclecontrast.training.auto_settings import ENOUGH_VIDEOS, Machine
 from cyclecontrast.training.loggers import open_loggers
 from cyclecontrast.training.monitor import Monitor, best_backbone, read_verdict, steps_between
 from cyclecontrast.training.progress import Row
@@ -193,6 +193,11 @@ def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> Non
     say(f"data: {about['num_videos']:,} videos{alone}, {about['num_frames']:,} frames ({layout})")
     if about["num_held_out"]:
         say(f"{about['num_held_out']:,} videos are held out to measure health (--holdout 0 disables this)")
+    elif config.health_every:
+        few = (
+            f": fewer than {ENOUGH_VIDEOS} are too few to hold some out" if about["num_videos"] < ENOUGH_VIDEOS else ""
+        )
+        say(f"health is measured on the training videos themselves{few}")
     shown = sorted(set(type(config).model_fields) - {"data", "out", "resume"})
     say("settings: " + " ".join(f"{name}={getattr(config, name)}" for name in shown))
     say(f"{about['num_steps']:,} steps on {about['device']} in {about['precision']}")

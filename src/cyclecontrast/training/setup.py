@@ -16,7 +16,7 @@ import torch
 
 from cyclecontrast.config import PrepareConfig, PretrainConfig
 from cyclecontrast.data.dataset import ViewDataset, no_further_frames
-from cyclecontrast.data.folders import find_videos
+from cyclecontrast.data.folders import find_videos, is_video
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.random_streams import random_stream
 from cyclecontrast.data.store import FrameStore
@@ -110,9 +110,10 @@ def count_videos(config: PretrainConfig) -> int:
     if isinstance(data, str):
         return 0
     try:
-        return len(find_videos(data)) if data.is_dir() and not (data / "store.json").exists() else 0
+        found = find_videos(data) if data.is_dir() and not (data / "store.json").exists() else []
     except OSError as error:
         raise UserError(f"data: {data}: cannot be listed ({error.strerror}); fix it or name another") from error
+    return sum(is_video(video.path.name) for video in found)  # not the folders that cannot be listed
 
 
 def prepare_videos(config: PretrainConfig) -> None:
@@ -204,6 +205,7 @@ def _open_dataset(
 ) -> tuple[PretrainConfig, ViewDataset]:
     problems: list[str] = []
     store = FrameStore.open(_frames_folder(config, num_videos))
+    say(*store.notes)
     if config.resume is not None:
         _check_same_data(config.resume, store)
     resolved = attempt(lambda: _resolve_options(config, frame_size(store), machine, given, parts), problems)

@@ -1,10 +1,14 @@
 """Files below folders: which are videos, what is wrong with them, and an order that no file system decides."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from cyclecontrast.data.folders import find_videos, natural_order
+from cyclecontrast.data.decode import SpreadEvenly, open_video
+from cyclecontrast.data.folders import LeftOut, find_copies, find_videos, natural_order
+
+CASES = Path(__file__).parents[3] / ".." / "shared" / "cases"
 
 
 def test_natural_order_is_total():
@@ -48,4 +52,53 @@ def test_names_and_files_that_cannot_be_opened_are_found_with_a_reason(tmp_path)
         ("bad\\xff.mp4", "the name is not valid UTF-8"),
         ("broken.mp4", "no such file"),
         ("pipe.mp4", "not a regular file"),
+    ]
+
+
+def test_what_is_no_video_is_counted_with_an_example(tmp_path):
+    """Folders of the system, images and unknown suffixes are left out in one line; hidden files are no news."""
+    names = ["a.mp4", "b/c.webm", "@eaDir/a.mp4/thumb.mp4", "b/$RECYCLE.BIN/x.mp4", "__MACOSX/a.mp4"]
+    for name in [
+        *names,
+        "b/2.jpg",
+        "b/10.jpg",
+        "notes.txt",
+        "noextension",
+        ".hidden.mp4",
+        "system volume information/1",
+    ]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    left_out = LeftOut(tmp_path)
+    assert [video.id for video in find_videos(tmp_path, left_out)] == ["a.mp4", "b/c.webm"]
+    assert left_out.notes == (
+        "left out: 2 files without the suffix of a video, such as noextension; "
+        "4 folders of the system, such as @eaDir; 2 images, such as b/2.jpg",
+    )
+    assert LeftOut(tmp_path).notes == ()
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="shared cases are absent")
+def test_playable_files_are_found_whatever_their_suffix():
+    """Raw streams, recordings and rare names of usual containers are videos, and they decode."""
+    found = find_videos(CASES / "suffix")
+    assert [Path(video.id).suffix for video in found] == [".hevc", ".obu", ".m2t", ".h264", ".mpeg4", ".3gpp"]
+    for video in found:
+        with open_video(video.path, 10**6) as opened:
+            assert len(list(opened.frames(SpreadEvenly(4), 64))) == 4
+
+
+def test_copies_are_found_by_their_bytes(tmp_path):
+    """Equal size, equal ends and equal names do not make a copy; equal bytes do, whatever the name."""
+    middle = bytes(300_000)
+    contents = {"a.mp4": b"12", "b/a.mp4": b"34", "c.mp4": b"12", "d.mp4": b"12", "e.mp4": middle, "f.mp4": b""}
+    contents |= {"g.mp4": middle[:150_000] + b"1" + middle[150_001:], "h.mp4": b"", "i.mp4": middle}
+    (tmp_path / "b").mkdir()
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    copies = find_copies(find_videos(tmp_path))
+    assert [(copy.id, first.id) for copy, first in copies] == [
+        ("c.mp4", "a.mp4"),
+        ("d.mp4", "a.mp4"),
+        ("i.mp4", "e.mp4"),
     ]

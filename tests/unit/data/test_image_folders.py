@@ -1,12 +1,15 @@
 """Folders of images: how they are split into videos, and clear messages where they cannot be read."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
+
+CASES = Path(__file__).parents[3] / ".." / "shared" / "cases"
 
 
 def tree(root, *names):
@@ -105,7 +108,7 @@ def test_a_name_that_is_not_utf8_is_reported(tmp_path):
 
 
 def test_a_folder_that_cannot_be_listed_is_reported(tmp_path, monkeypatch):
-    """A folder that may not be opened is not left out in silence."""
+    """A folder that may not be opened is left out, but not in silence; the root itself is refused."""
     tree(tmp_path, "a/1.jpg", "b/1.jpg")
     scandir = os.scandir
 
@@ -115,8 +118,37 @@ def test_a_folder_that_cannot_be_listed_is_reported(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
+    store = FrameStore.open(tmp_path)
+    assert list(listing(store)) == ["a"]
+    assert store.notes == ("left out: 1 folder that cannot be listed (permission denied), such as b",)
     with pytest.raises(UserError, match=r"/b: cannot be listed \(Permission denied\)"):
-        FrameStore.open(tmp_path)
+        FrameStore.open(tmp_path / "b")
+
+
+def test_what_is_no_frame_is_left_out_and_counted(tmp_path):
+    """Thumbnails of network storage, videos, other files and images of the root are named in one line."""
+    tree(tmp_path, "a/0.jpg", "a/1.jfif", "b/0.png", "a/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/a/9.jpg")
+    tree(tmp_path, "cover.jpg", "a/clip.mp4", "a/0.heic", "b/notes.txt", "LOST+FOUND/#12.jpg", ".@__thumb/0.jpg")
+    store = FrameStore.open(tmp_path)
+    assert listing(store) == {"a": ["a/0.jpg", "a/1.jfif"], "b": ["b/0.png"]}
+    (note,) = store.notes
+    assert note == (
+        "left out: 2 files without the suffix of an image, such as a/0.heic; "
+        "3 folders of the system, such as #recycle; "
+        "1 image beside the folders of images, such as cover.jpg; 1 video, such as a/clip.mp4"
+    )
+    assert FrameStore.open(tree(tmp_path / "flat", "0.jpg", "1.jpg")).notes == ()
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="shared cases are absent")
+def test_real_trees_of_network_storage_hold_their_own_images_only():
+    """Three videos of four images, not fifteen of thumbnails; five images of the root are counted."""
+    store = FrameStore.open(CASES / "synology/frames")
+    assert [store.frames_in(video) for video in range(store.num_videos)] == [4, 4, 4]
+    assert store.notes == ("left out: 3 folders of the system, such as v0/@eaDir",)
+    store = FrameStore.open(CASES / "root-images")
+    assert store.num_frames == 9
+    assert store.notes == ("left out: 5 images beside the folders of images, such as 0.jpg",)
 
 
 def test_an_unreadable_frame_is_named(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cyclecontrast.data.labeled_images import LabeledImages, imagenet_synsets
 from cyclecontrast.errors import UserError
 
+CASES = Path(__file__).parents[3] / ".." / "shared" / "cases"
 WNIDS = imagenet_synsets()
 
 
@@ -163,6 +164,43 @@ def test_a_list_that_is_no_text_is_refused(tmp_path):
     root = frame_tree(tmp_path, b"a 0\n", b"b 0\n")
     (root / "test.txt").write_bytes(b"\xff\xfe\x00b")
     assert any("test.txt: cannot be read as UTF-8 text" in line for line in problems_of(root))
+
+
+def test_folders_of_the_system_are_no_classes(tmp_path):
+    """Thumbnails of network storage are neither a class nor images of one; what is left out is noted."""
+    root = folders(tmp_path, ["cat/0.png", "dog/0.png"], ["cat/0.png", "dog/0.png"])
+    for name in ("train/@eaDir/cat/0.png", "train/cat/@eaDir/0.jpg", "val/lost+found/0.png", "val/dog/@eaDir/0.png"):
+        write_image(root / name)
+    write_image(root / "train/cat/2.jpg")
+    (root / "train/cat/2.jpg").rename(root / "train/cat/2.JFIF")
+    (root / "val/dog/notes.txt").touch()
+    data = LabeledImages.open(root)
+    assert data.classes == ("cat", "dog")
+    assert (len(data.train), len(data.test)) == (3, 2)
+    assert data.notes == (
+        "left out: 1 file without the suffix of an image, such as val/dog/notes.txt; "
+        "2 folders of the system, such as train/cat/@eaDir",
+    )
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="shared cases are absent")
+def test_a_real_tree_of_network_storage_has_two_classes():
+    """Its thumbnails are left out, in both splits."""
+    data = LabeledImages.open(CASES / "synology/lab")
+    assert (data.classes, len(data.train), len(data.test)) == (("cat", "dog"), 12, 6)
+
+
+def test_a_link_to_nowhere_is_one_problem(tmp_path):
+    """It does not end the evaluation: the other images are read, and it is an error when it is read."""
+    root = folders(tmp_path, ["cat/0.png"], ["cat/0.png"])
+    (root / "train/cat/1.jpg").symlink_to("nowhere")
+    data = LabeledImages.open(root)
+    assert len(data.fingerprint) == 16
+    assert len(data.train) == 2
+    broken = data.train.names.to_pylist().index("train/cat/1.jpg")
+    assert data.train.image(1 - broken).shape == (6, 8, 3)
+    with pytest.raises(UserError, match=r"1\.jpg"):
+        data.train.image(broken)
 
 
 def test_an_image_that_does_not_decode_is_named(tmp_path):

@@ -149,6 +149,27 @@ def test_damage_is_reported_line_by_line_and_the_rest_is_used(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line.replace(" ", ","),
+        lambda line: line.replace(" ", ", "),
+        lambda line: f"/data/UCF-101/{line}",
+        lambda line: line.replace("/", "\\"),
+        lambda line: f"videos/{line}",
+    ],
+)
+@pytest.mark.parametrize("names", [["trainlist01.txt"], ["trainlist01.txt", "testlist01.txt"]])
+def test_lists_in_another_form_name_their_first_line(tmp_path, change, names):
+    """Commas, full paths and backslashes: the error begins with a line that was not understood, not with its effect."""
+    root = make_ucf(tmp_path)
+    for path in (root / "annotations" / name for name in names):
+        path.write_text("".join(f"{change(line)}\n" for line in path.read_text().splitlines()))
+    line = change("ApplyEyeMakeup/v_ApplyEyeMakeup_g02_c01.avi 1")
+    expected = f"{root}/annotations/trainlist01.txt:1: {line!r} is not <class>/<video> with a class of classInd.txt"
+    assert any(problem.startswith(expected) for problem in problems_of(root)[:2])
+
+
 def test_damaged_lines_of_hmdb51_are_reported(tmp_path):
     """A line without its number, or with one that has no meaning, is left out; the others stand."""
     root = make_hmdb(tmp_path, "annotations")

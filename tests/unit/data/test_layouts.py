@@ -1,7 +1,10 @@
 """Data sets are found by the names of their files and folders."""
 
+import os
+
 import pytest
 
+from cyclecontrast.data.folders import LeftOut
 from cyclecontrast.data.layouts import find_layouts
 
 LAYOUTS = {
@@ -57,3 +60,20 @@ def test_real_data_is_recognized(shared):
     assert found["davis"] == "davis"
     assert found["gtsrb_clips"] == "videos"
     assert found["cifar10"] == "images"
+
+
+def test_folders_that_cannot_be_listed_do_not_end_the_search(tmp_path, monkeypatch):
+    """The root of a disk has lost+found, which only the system may read; others are reported."""
+    make(tmp_path / "sets", LAYOUTS["images"])
+    make(tmp_path, ["lost+found/x", "locked/x", "@eaDir/train/a/1.jpg", "@eaDir/val/a/1.jpg"])
+    listdir = os.listdir
+
+    def guarded(path):
+        if str(path).endswith(("lost+found", "locked")):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", guarded)
+    left_out = LeftOut(tmp_path)
+    assert list(find_layouts(tmp_path, left_out=left_out)) == [("images", tmp_path / "sets")]
+    assert left_out.notes == ("left out: 1 folder that cannot be listed (permission denied), such as locked",)

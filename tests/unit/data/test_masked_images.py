@@ -9,6 +9,7 @@ from PIL import Image
 from cyclecontrast.data.masked_images import IGNORE, VOC_CLASSES, MaskedImages
 from cyclecontrast.errors import UserError
 
+CASES = Path(__file__).parents[3] / ".." / "shared" / "cases"
 HEIGHT, WIDTH = 6, 9
 
 
@@ -212,6 +213,91 @@ def test_colors_are_no_labels_but_gray_ones_are(plain):
     Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint16)).save(plain / "train/images/1.png")
     with pytest.raises(UserError, match="more than 8 bits per channel"):
         MaskedImages.open(plain).train.image(1)
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_masks_are_found_whatever_their_suffix(plain, tmp_path, lists):
+    """Upper case and other formats without loss count; where there are several, the PNG does."""
+    root = plain
+    if lists:
+        root = tmp_path / "lists"
+        (plain / "train").rename(root)
+        list_file(root / "train.txt", "0.png", "1")
+        list_file(root / "val.txt", "2")
+    masks = root / ("masks" if lists else "train/masks")
+    (masks / "0.png").rename(masks / "0.PNG")
+    Image.open(masks / "1.png").save(masks / "1.bmp")
+    (masks / "1.png").unlink()
+    Image.fromarray(np.zeros((1, 1), np.uint8)).save(masks / "2.tif")
+    images = MaskedImages.open(root)
+    found = (*images.train.pairs, *(images.test.pairs if lists else ()))
+    assert [Path(pair.mask).name for pair in found] == ["0.PNG", "1.bmp", "2.png"]
+    assert rows(images.train, 0) == rows(images.train, 1) == [1, IGNORE, 2, 0]
+    assert len(images.classes) == 3
+
+
+def test_masks_of_another_kind_are_named_with_what_is_wrong(plain):
+    """JPEG changes labels, colors are none, and other names belong to no image; the number of classes is not blamed."""
+
+    def lines():
+        with pytest.raises(UserError) as caught:
+            MaskedImages.open(plain)
+        return caught.value.problems
+
+    masks = sorted((plain / "train/masks").iterdir())
+    for path in masks:
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    assert lines()[0].endswith("none of its training masks can be read")
+    assert lines()[1].endswith("train/masks/0.jpg: is a JPEG, whose compression changes labels; save masks as PNG")
+    for path in masks:
+        path.with_suffix(".jpg").unlink()
+        image_file(path)
+    assert "train/masks/0.png: is an image of mode RGB" in lines()[1]
+    for path in masks:
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    assert "has no image with a mask to train on" in lines()[0]
+    assert "train/masks/0_mask.png: is a mask without an image" in lines()[1]
+    assert "train/images/0.png: has no mask" in lines()[4]
+
+
+def test_smooth_edges_and_mixed_numbers_are_noticed(plain):
+    """Edges between 0 and 255 are no classes unless that is said; 255 in masks without figure is named."""
+    masks = sorted((plain / "train/masks").iterdir())
+    mask_file(masks[1], (255, 254, 90))
+    with pytest.raises(UserError, match=r"6 numbers up to 254 \(in 1 of 3, first in train/masks/1\.png\); if they are"):
+        MaskedImages.open(plain)
+    assert len(MaskedImages.open(plain, num_classes=255).classes) == 255
+    for path, value in zip(masks, (255, 255, 1), strict=True):
+        mask_file(path, value)
+    assert MaskedImages.open(plain).notes[1] == (
+        "in 2 masks, 255 is ignored and no pixel is 1, such as in train/masks/0.png"
+    )
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="shared cases are absent")
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("antialias", "numbers up to 254 (in 6 of 6, first in train/masks/0.png)"),
+        ("jpgmask", "train/masks/0.jpg: is a JPEG"),
+        ("rgbcolor", "train/masks/0.png: is an image of mode RGB"),
+        ("suffixmask", "train/masks/0_mask.png: is a mask without an image"),
+    ],
+)
+def test_real_masks_that_cannot_be_used_are_named(name, line):
+    """Each line says what is wrong with which mask."""
+    with pytest.raises(UserError) as caught:
+        MaskedImages.open(CASES / "masks" / name)
+    assert line in "\n".join(caught.value.problems)
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="shared cases are absent")
+def test_real_masks_in_upper_case_and_of_mixed_numbers_are_read():
+    """Three classes in .PNG; two where one mask of six says 1 and the others 255."""
+    assert len(MaskedImages.open(CASES / "masks/upper").classes) == 3
+    images = MaskedImages.open(CASES / "masks/bw255mixed1")
+    assert "in 5 masks, 255 is ignored and no pixel is 1, such as in train/masks/0.png" in images.notes
 
 
 def test_labels_outside_the_range_are_named(plain):

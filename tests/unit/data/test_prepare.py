@@ -19,7 +19,7 @@ import webdataset
 from cyclecontrast.config import PrepareConfig
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.data.store_writer import member_name
+from cyclecontrast.data.store_format import member_name
 from cyclecontrast.errors import UserError, checked
 from tests import make_videos as make
 
@@ -283,8 +283,8 @@ def test_a_second_run_does_nothing_or_adds_what_is_new(videos, tmp_path):
     before = files_of(out)
     assert run(videos, out).line.startswith("nothing new: 3 videos, 9 frames, 2 skipped")
     assert files_of(out) == before
-    make.write_numbered(videos / "a" / "new.mp4", num_frames=6)
-    shutil.copy(videos / "a" / "new.mp4", videos / "text.mp4")
+    for name, number in (("a/new.mp4", 6), ("text.mp4", 7)):
+        make.write_numbered(videos / name, num_frames=number)
     make.write_numbered(videos / "b" / "clip.mp4", num_frames=20)
     summary = run(videos, out)
     assert summary.line == "5 videos, 13 frames, 1 skipped: 1 no video stream"
@@ -305,6 +305,30 @@ def test_a_second_run_does_nothing_or_adds_what_is_new(videos, tmp_path):
         ("text.mp4", 1),
     ]
     assert len(rows_of(out / "frames.parquet")) == 13
+
+
+def test_what_is_left_out_and_what_is_there_twice_is_said(videos, tmp_path):
+    """Below the summary stand a line on other files, with an example, and one on equal files."""
+    for name in ("a/cover.jpg", "a/@eaDir/clip.mp4/thumb.jpg", "b/notes.txt"):
+        (videos / name).parent.mkdir(parents=True, exist_ok=True)
+        (videos / name).touch()
+    shutil.copy(videos / "a" / "clip.mp4", videos / "b" / "copy.mp4")
+    make.write_numbered(videos / "b" / "clip.mp4", num_frames=7)
+    summary = run(videos, tmp_path / "store")
+    assert summary.num_videos == 4
+    assert str(summary).splitlines()[-2:] == [
+        "  left out: 1 file without the suffix of a video, such as b/notes.txt; "
+        "1 folder of the system, such as a/@eaDir; 1 image, such as a/cover.jpg",
+        "  same bytes as another video: 1 video, such as b/copy.mp4 and a/clip.mp4",
+    ]
+    assert "such as notes.txt" in problems_of(videos=text_only(tmp_path), out=tmp_path / "other")[1]
+
+
+def text_only(tmp_path):
+    """A folder without videos."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").touch()
+    return tmp_path / "texts"
 
 
 def test_changed_settings_are_refused_one_by_one(videos, tmp_path):

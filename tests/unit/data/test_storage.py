@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cyclecontrast.data.storage import same_content
 from cyclecontrast.data.store import PAUSES, FrameStore
 from cyclecontrast.data.store_format import FRAME_SCHEMA, FRAMES, shard_path, write_rows, write_settings
 from cyclecontrast.errors import UserError
@@ -124,3 +125,16 @@ def test_an_error_without_a_name_names_the_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "pread", broken)
     with pytest.raises(UserError, match=r"000001\.tar: cannot be read \(Input/output error; tried"):
         store.read_with_retry(5, 0, lambda seconds: None)
+
+
+def test_files_of_the_same_content_are_found_whatever_their_names(tmp_path):
+    """Files of one size, of one end, and empty or missing ones are not taken for each other; all equal ones are."""
+    end = bytes(2000)
+    contents = {"a": b"1" + end, "b": b"2" + end, "c": b"3", "d": b"1" + end, "e": b"", "x": b"1" + end, "y": b"4"}
+    paths = {name: str(tmp_path / name) for name in "abcdefxyz"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    paths["z"] = str(tmp_path / "e2")
+    (tmp_path / "e2").write_bytes(b"")
+    found = same_content([paths[name] for name in "abcdef"], [paths[name] for name in "xyz"])
+    assert found == {paths["a"]: paths["x"], paths["d"]: paths["x"]}

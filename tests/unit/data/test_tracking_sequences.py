@@ -1,6 +1,7 @@
 """Readers of OTB and GOT-10k against folders that have all that is odd about them (protocols.md §a)."""
 
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from cyclecontrast.data.tracking_sequences import from_official_start, open_got1
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.tracking.data import open_sequences
 
+CASES = Path(__file__).parents[3] / ".." / "shared" / "cases"
 FOLDERS = """
 Basketball Biker Bird1 Bird2 BlurBody BlurCar1 BlurCar2 BlurCar3 BlurCar4 BlurFace BlurOwl Board Bolt Bolt2 Box Boy
 Car1 Car2 Car24 Car4 CarDark CarScale ClifBar Coke Couple Coupon Crossing Crowds Dancer Dancer2 David David2 David3
@@ -151,6 +153,8 @@ def test_other_names_of_images(tmp_path):
         ("1,2,0,4\n" + "1,2,5,4\n" * 3, "groundtruth_rect.txt: the box of the first frame is 0 x 4"),
         ("1,2,5,4\n" * 3 + "1,two,5,4\n", "groundtruth_rect.txt:4: '1,two,5,4' is not x, y, width and height"),
         ("1,2,5,4\n" * 3 + "1,NaN,5,4\n", "groundtruth_rect.txt:4: '1,NaN,5,4' is not x, y, width and height"),
+        ("nan nan nan nan\n" + "1,2,5,4\n" * 3, "groundtruth_rect.txt: the box of the first frame is nan x nan"),
+        ("1,2,5,4\n" * 3 + "NaN,NaN\n", "groundtruth_rect.txt:4: 'NaN,NaN' is not x, y, width and height"),
         ("1,2,5\n" * 4, "groundtruth_rect.txt:1: '1,2,5' is not x, y, width and height"),
         ("", "groundtruth_rect.txt: is empty"),
         (None, "groundtruth_rect.txt: no such file"),
@@ -169,10 +173,41 @@ def test_a_damaged_sequence_is_reported_and_the_others_are_read(otb, text, messa
     assert message in problem
 
 
+def test_a_sequence_that_may_not_be_read_is_reported_and_the_others_are_read(otb, monkeypatch):
+    """A folder of another user costs itself only."""
+    listdir = os.listdir
+
+    def guarded(path="."):
+        if str(path).endswith("Car4/img"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", guarded)
+    opened = open_otb(otb)
+    assert [sequence.name for sequence in opened.sequences] == ["Basketball", "Crossing"]
+    assert opened.problems == (f"{otb / 'Car4/img'}: permission denied; allow access, or use other data",)
+
+
 def test_later_boxes_of_no_size_are_kept(otb):
     """A target that is gone has no box; only the first frame needs one."""
     (otb / "Car4" / "groundtruth_rect.txt").write_text("1,2,5,4\n-1 -1 -1 -1\n0\t0\t0\t0\n1,2,5,4")
     assert by_name(open_otb(otb))["Car4"].boxes[1:3].tolist() == [[-1] * 4, [0] * 4]
+
+
+def test_lines_of_nan_are_frames_without_a_target(otb):
+    """UAV123 and LaSOT write them; nothing else of a sequence is lost."""
+    (otb / "Car4" / "groundtruth_rect.txt").write_text("1,2,5,4\nNaN,NaN,NaN,NaN\nnan\tnan\tnan\tnan\n1,2,5,4")
+    sequence = by_name(open_otb(otb))["Car4"]
+    assert sequence.absent.tolist() == [False, True, True, False]
+    assert sequence.boxes[3].tolist() == [1, 2, 5, 4]
+    assert by_name(open_otb(otb))["Crossing"].absent is None
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="shared cases are absent")
+def test_a_real_sequence_with_lines_of_nan_is_read():
+    """It has twelve images, and no target in the sixth."""
+    (sequence,) = open_otb(CASES / "nan-boxes").sequences
+    assert (len(sequence), np.flatnonzero(sequence.absent).tolist()) == (12, [5])
 
 
 def test_every_sequence_damaged_is_an_error_that_names_each(otb):

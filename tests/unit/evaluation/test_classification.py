@@ -1,5 +1,7 @@
 """What all protocols of classification share: unreadable images are left out, classes keep their places."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -105,6 +107,19 @@ def test_many_classes_that_are_not_tested_fill_one_line():
     assert not_tested(np.array([1, 0]), ["a", "b"]) == ()
 
 
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_training_files_in_the_test_are_a_note(data, tmp_path, name):
+    """Under whatever name they are there twice; what has the same size or the same end alone is not counted."""
+    clean = run(name, data, tmp_path / "clean")
+    assert not any("training files" in note for note in clean.about.notes)
+    test = next(line.split()[0] for line in (data / "test.txt").read_text().splitlines())
+    train = next(line.split()[0] for line in (data / "train.txt").read_text().splitlines())
+    ours, theirs = (sorted((data / video).iterdir()) for video in (test, train))
+    shutil.copy(theirs[1], ours[0])
+    note = next(note for note in run(name, data, tmp_path / "out").about.notes if "training files" in note)
+    assert note == f"1 of the 12 test files are also training files ({ours[0]} is {theirs[1]}): the result is biased"
+
+
 @pytest.mark.parametrize("videos", [range(3), range(3, 5)], ids=["train", "test"])
 @pytest.mark.parametrize("name", ["knn", "sgd"])
 def test_a_split_without_a_readable_image_is_an_error(data, tmp_path, name, videos):
@@ -174,5 +189,5 @@ def test_the_breakdown_adds_up(data, tmp_path):
     table = Record.load(next((tmp_path / "out" / "records").iterdir())).table
     assert table.column_names == ["id", "label", "ranked_k2"]
     ranked, labels = table["ranked_k2"].to_pylist(), table["label"].to_pylist()
-    assert all(sorted(row) == [0, 1, 2] for row in ranked)
+    assert all(len(set(row) - {-1}) == len([place for place in row if place >= 0]) <= 2 for row in ranked)
     assert breakdown("top1_k2", np.array(ranked)[:, 0], np.array(labels), list(COLORS)) == result.per_item

@@ -1,5 +1,7 @@
 """Vectors of images: the crop, the frozen backbone, and the files of `embed`."""
 
+import tarfile
+
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
@@ -7,15 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from cyclecontrast.config import EmbedConfig
+import cyclecontrast as cc
+from cyclecontrast.config import EmbedConfig, PrepareConfig
+from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import embed as module
 from cyclecontrast.evaluation.embed import Loading, embed, embed_batches, embed_images
 from cyclecontrast.evaluation.image_batches import CenterCrop, StoreImages, chunks, load_image_batches
+from cyclecontrast.evaluation.predictions import find_records
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import fingerprint
+from tests import make_videos as make
 
 MODEL = "resnet10-small-w8"
 CPU = torch.device("cpu")
@@ -154,6 +160,17 @@ def test_a_backbone_that_gives_nan_is_refused(frames, cache):
         embed_images(backbone, StoreImages(FrameStore.open(frames)), Loading(16, 2, 0, CPU), "", cache)
 
 
+def test_what_lies_beside_the_frames_is_said(frames, tmp_path, capsys):
+    """A folder without permission ends nothing; it is named with all else that is left out."""
+    cv2.imwrite(str(frames / "cover.png"), np.zeros((8, 8, 3), np.uint8))
+    (frames / "a/clip.mp4").touch()
+    embedded = embed(config(frames, tmp_path / "vectors.npz"))
+    assert embedded.num_frames == 5
+    assert capsys.readouterr().err == (
+        "left out: 1 image beside the folders of images, such as cover.png; 1 video, such as a/clip.mp4\n"
+    )
+
+
 def test_no_progress_bar_where_nobody_watches(frames, capsys):
     """Standard output stays clean for results, and a log file holds no bar."""
     images = StoreImages(FrameStore.open(frames))
@@ -162,13 +179,14 @@ def test_no_progress_bar_where_nobody_watches(frames, capsys):
 
 
 def test_parquet_holds_one_row_per_frame(frames, tmp_path):
-    """Video, index, time and vector, the vector of fixed size, and which model made it at which size."""
+    """Video, index, time, vector and path, the vector of fixed size, and which model made it at which size."""
     written = embed(config(frames, tmp_path / "new" / "e.parquet"))
     table = pq.read_table(written.out)
-    assert table.column_names == ["video", "index", "time", "vector"]
+    assert table.column_names == ["video", "index", "time", "vector", "path"]
     assert str(table.schema.field("vector").type) == "fixed_size_list<element: float>[64]"
     assert table["video"].to_pylist() == ["a", "a", "a", "b c", "b c"]
     assert table["index"].to_pylist() == [0, 1, 2, 0, 1]
+    assert table["path"].to_pylist() == ["a/0.png", "a/1.png", "a/10.png", "b c/0.png", "b c/1.png"]
     assert np.isnan(table["time"].to_numpy()).all()
     np.testing.assert_allclose(np.stack(table["vector"].to_pylist()), plain_vectors(frames), rtol=1e-4, atol=1e-6)
     about = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
@@ -184,6 +202,7 @@ def test_npz_holds_the_same_as_parquet(frames, tmp_path):
     with np.load(embed(config(frames, tmp_path / "e.npz")).out, allow_pickle=False) as arrays:
         assert arrays["video"].tolist() == table["video"].to_pylist()
         assert arrays["index"].tolist() == table["index"].to_pylist()
+        assert arrays["path"].tolist() == table["path"].to_pylist()
         assert (arrays["vector"] == np.stack(table["vector"].to_pylist())).all()
         assert arrays["time"].shape == (5,)
         assert str(arrays["model_name"]) == MODEL
@@ -237,3 +256,57 @@ def test_a_folder_of_images_is_embedded_too(frames, tmp_path):
     table = pq.read_table(embed(config(frames / "a", tmp_path / "e.parquet")).out)
     assert table["video"].to_pylist() == ["0.png", "1.png", "10.png"]
     assert table["index"].to_pylist() == [0, 0, 0]
+
+
+def test_paths_are_the_ids_of_knn(tmp_path):
+    """Labels of a folder of classes can be attached to vectors: records of kNN name the same images, one for one."""
+    rng = np.random.default_rng(0)
+    for name in ("train/cat/b.png", "train/dog/0.png", "val/cat/10.png", "val/cat/9.png", "val/dog/x y.png"):
+        path = tmp_path / "labeled" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), rng.integers(0, 256, (20, 28, 3), np.uint8))
+    settings = {"image_size": 16, "workers": 0, "device": "cpu", "k": (1,), "out": tmp_path / "out"}
+    cc.evaluate("knn", f"random:{MODEL}", tmp_path / "labeled", **settings)
+    (record,) = find_records(tmp_path / "out", "knn")
+    paths = pq.read_table(embed(config(tmp_path / "labeled", tmp_path / "e.parquet")).out)["path"].to_pylist()
+    assert record.table["id"].to_pylist() == [path for path in paths if path.startswith("val/")]
+    assert len(paths) == 5
+
+
+def test_paths_of_a_store_are_the_names_in_its_shards(tmp_path):
+    """Each is a member of a tar file, whose bytes are the frame's."""
+    (tmp_path / "videos").mkdir()
+    make.write_numbered(tmp_path / "videos" / "a b.mp4")
+    prepare(PrepareConfig(videos=tmp_path / "videos", out=tmp_path / "store", frames_per_video=2, workers=0))
+    table = pq.read_table(embed(config(tmp_path / "store", tmp_path / "e.parquet")).out)
+    with tarfile.open(tmp_path / "store" / "shards" / "000000.tar") as shard:
+        assert table["path"].to_pylist() == shard.getnames()
+
+
+def test_a_folder_of_videos_is_embedded_too(tmp_path, capsys):
+    """Its frames are extracted first, two a second as by `prepare`, into a store beside the file, which names it."""
+    (tmp_path / "videos").mkdir()
+    for name, num_frames in (("a.mp4", 30), ("b.mp4", 10)):
+        make.write_numbered(tmp_path / "videos" / name, num_frames)
+    written = embed(config(tmp_path / "videos", tmp_path / "e.parquet"))
+    table = pq.read_table(written.out)
+    assert (table["video"].to_pylist(), table["index"].to_pylist()) == (
+        ["a.mp4"] * 6 + ["b.mp4"] * 2,
+        [*range(6), 0, 1],
+    )
+    assert table["time"].to_pylist() == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5, 0, 0.5])
+    assert table.schema.metadata[b"data"].decode() == str(tmp_path / "e.frames")
+    assert f"the frames are in {tmp_path / 'e.frames'}" in capsys.readouterr().err
+    again = embed(config(tmp_path / "videos", tmp_path / "e.parquet"))
+    assert pq.read_table(again.out) == table
+    assert "nothing new: 2 videos, 8 frames" in capsys.readouterr().err
+
+
+def test_nothing_is_extracted_for_a_command_that_cannot_end(tmp_path):
+    """A wrong model is reported before the videos are read."""
+    (tmp_path / "videos").mkdir()
+    make.write_numbered(tmp_path / "videos" / "a.mp4")
+    settings = config(tmp_path / "videos", tmp_path / "e.npz").model_copy(update={"model": "random:nothing"})
+    with pytest.raises(UserError, match="nothing"):
+        embed(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["videos"]

@@ -1,5 +1,7 @@
 """The protocol `knn` end to end: from image files to accuracies counted by hand."""
 
+from collections import Counter
+
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,8 +10,11 @@ import torch
 
 import cyclecontrast as cc
 from cyclecontrast.config import KnnConfig
+from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.errors import UserError, checked
+from cyclecontrast.evaluation.image_batches import CenterCrop
 from cyclecontrast.models.backbone import make_backbone
+from cyclecontrast.sweeping.tables import TABLES
 from tests.unit.evaluation.test_classification import make_colors
 
 MODEL = "random:resnet10-small-w8"
@@ -52,7 +57,7 @@ def by_hand(data, level, k):
         if level == "frame":
             items[split] = [(label, unit(vector)) for label, vectors in videos for vector in vectors]
         else:
-            items[split] = [(label, unit(unit(vectors).mean(axis=0))) for label, vectors in videos]
+            items[split] = [(label, unit(vectors.mean(axis=0))) for label, vectors in videos]
     right = 0
     for label, query in items["test"]:
         nearest = sorted(((query @ vector, other) for other, vector in items["train"]), reverse=True)[:k]
@@ -70,6 +75,63 @@ def test_accuracy_equals_one_computed_by_hand(data, tmp_path, level):
     assert result.about.data[2:] == ((18, 12) if level == "frame" else (9, 6))
 
 
+def test_a_broken_link_is_a_problem_and_other_files_are_a_note(tmp_path):
+    """The evaluation goes on without the image that is not there, and says what else it left out."""
+    for split in ("train", "val"):
+        for name, value in (("cat", 40), ("dog", 200)):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for number in range(2):
+                cv2.imwrite(str(folder / f"{number}.png"), np.full((16, 16, 3), value, np.uint8))
+    (tmp_path / "data/train/cat/2.png").symlink_to("nowhere")
+    (tmp_path / "data/val/dog/raw.heic").touch()
+    result = run(tmp_path / "data", tmp_path, k=(1,))
+    (problem,) = result.about.problems
+    assert "train/cat/2.png" in problem
+    assert "left out: 1 file without the suffix of an image, such as val/dog/raw.heic" in result.about.notes
+    assert result.metrics["top1_k1"] == 1
+
+
+def top5_by_hand(vectors, labels, queries, query_labels, k):
+    """Top-5 as DINO's and solo-learn's code count it: of the classes of the k nearest alone."""
+    right = 0
+    for query, label in zip(unit(queries), query_labels, strict=True):
+        nearest = sorted(range(len(labels)), key=lambda i: -(query @ unit(vectors[i])))[:k]
+        votes = Counter()
+        for i in nearest:
+            votes[labels[i]] += np.exp(query @ unit(vectors[i]) / 0.07)
+        right += label in [label for label, _ in votes.most_common(5)]
+    return right / len(query_labels)
+
+
+def test_top_5_counts_only_classes_with_votes(tmp_path):
+    """At k = 1 it is top-1, whatever the numbers of the classes; at larger k it is that of a loop over votes."""
+    rng = np.random.default_rng(0)
+    for split, num in (("train", 3), ("val", 4)):
+        for number in range(8):
+            (folder := tmp_path / "data" / split / f"class{number}").mkdir(parents=True)
+            for image in range(num):
+                cv2.imwrite(str(folder / f"{image}.png"), rng.integers(0, 256, (16, 16, 3), np.uint8))
+    result = run(tmp_path / "data", tmp_path, k=(1, 3, 9))
+    assert result.metrics["top5_k1"] == result.metrics["top1_k1"]
+    backbone = make_backbone("resnet10-small-w8", 0).eval()
+    data = LabeledImages.open(tmp_path / "data")
+    items = []
+    for split in (data.train, data.test):
+        crops = [CenterCrop(16)(split.image(i), i) for i in range(len(split))]
+        with torch.no_grad():
+            vectors = backbone(backbone.normalise(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)))
+        items += [vectors.numpy().astype(float), split.labels.tolist()]
+    expected = {f"top5_k{k}": pytest.approx(top5_by_hand(*items, k)) for k in (1, 3, 9)}
+    assert {name: result.metrics[name] for name in expected} == expected
+
+
+def test_the_first_k_is_the_one_that_tables_show(data, tmp_path):
+    """Metrics keep the order of --k, of which `evaluate all`, reports and sweeps show the first; by default 20."""
+    assert list(run(data, tmp_path, k=(7, 1, 3)).metrics) == ["top1_k7", "top1_k1", "top1_k3"]
+    assert KnnConfig(model=MODEL, data=data).k[0] == TABLES["table4"].evaluations[0][1]["k"][0] == 20
+
+
 def test_more_neighbors_than_items_are_clipped_and_noted(data, tmp_path):
     """k beyond the gallery becomes the gallery, once."""
     result = run(data, tmp_path, k=(10, 100, 200))
@@ -79,9 +141,9 @@ def test_more_neighbors_than_items_are_clipped_and_noted(data, tmp_path):
 
 
 def test_the_recipe_is_the_one_of_the_protocol(data):
-    """k of 10, 20, 100 and 200, votes of exp(s / 0.07); no k at all is refused."""
+    """k of 20, which tables show, 10, 100 and 200, votes of exp(s / 0.07); no k at all is refused."""
     defaults = KnnConfig(model=MODEL, data=data)
-    assert (defaults.k, defaults.temperature) == ((10, 20, 100, 200), 0.07)
+    assert (defaults.k, defaults.temperature) == ((20, 10, 100, 200), 0.07)
     with pytest.raises(UserError, match="k: give one number or more"):
         checked(KnnConfig, {"model": MODEL, "data": ".", "k": ()})
 

@@ -239,6 +239,24 @@ def test_equal_items_are_ranked_by_their_number():
     assert ranking["average_precision"].tolist() == pytest.approx(expected)
 
 
+def test_near_duplicates_are_ranked_as_in_double_precision():
+    """mAP and hit@k order items by the same products, also where single precision cannot tell them apart."""
+    rng = np.random.default_rng(0)
+    vectors = np.repeat(rng.standard_normal((5, 512)), 40, axis=0) + 1e-6 * rng.standard_normal((200, 512))
+    vectors = unit_vectors(vectors.astype(np.float32))
+    labels = rng.integers(0, 3, 200)
+    gallery, queries = VideoItems(vectors, labels, None, ()), VideoItems(vectors[::20], labels[::20], None, ())
+    ranking = retrieval.rank(gallery, queries, 200, NothingBefore())
+    cosines = queries.vectors.astype(float) @ vectors.T.astype(float)
+    assert (ranking["indices"] == np.argsort(-cosines, axis=1, kind="stable")).all()
+    exact, single = (
+        [average_precision_score(labels == label, row) for label, row in zip(queries.labels, rows, strict=True)]
+        for rows in (cosines, queries.vectors @ vectors.T)
+    )
+    assert ranking["average_precision"].tolist() == pytest.approx(exact, abs=1e-12)
+    assert single != pytest.approx(exact, abs=1e-4)
+
+
 def test_the_size_of_blocks_changes_nothing(data, tmp_path, monkeypatch):
     """Two queries at once, in parts of five: each is compared with its own class."""
     run(data, tmp_path / "whole")
@@ -276,7 +294,7 @@ def test_a_stopped_evaluation_ends_as_if_it_had_not_been(data, tmp_path, monkeyp
     assert ranked.done == 4
     assert not (tmp_path / "out" / "unfinished").exists()
     repeated = encoded.done
-    run(data, tmp_path)
+    run(data, tmp_path / "anew")
     assert encoded.done - repeated < repeated <= encoded.done - repeated + 2
 
 
@@ -311,13 +329,13 @@ def test_more_neighbors_than_were_recorded_are_refused(data, tmp_path, monkeypat
     monkeypatch.setattr(retrieval, "RECORDED", 4)
     assert list(run(data, tmp_path, k=(1,)).metrics) == ["hit@1", "mAP"]
     assert list(run(data, tmp_path, k=(4,), score_only=True).metrics) == ["hit@4", "mAP"]
-    with pytest.raises(UserError, match="k: 5 is more than the 4 nearest that are computed; use less"):
+    with pytest.raises(UserError, match="k: the record holds the 4 nearest, not 5; use less"):
         run(data, tmp_path, k=(1, 5), score_only=True)
     with pytest.raises(UserError, match="k: 5 is more than the 4 nearest that are computed; use less"):
         run(data, tmp_path / "none", k=(1, 5))
     assert not (tmp_path / "none").exists()
     monkeypatch.setattr(retrieval, "RECORDED", 5)
-    with pytest.raises(UserError, match="the record holds the 4 nearest, not 5; evaluate without --score-only"):
+    with pytest.raises(UserError, match="the record holds the 4 nearest, not 5; use less"):
         run(data, tmp_path, k=(5,), score_only=True)
 
 

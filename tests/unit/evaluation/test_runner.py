@@ -259,6 +259,22 @@ def test_a_record_outlives_its_model(data, tmp_path, model):
     assert len(list((tmp_path / "out").glob("*.json"))) == 1
 
 
+@pytest.mark.parametrize("gone", [("data",), ("data", "model")])
+def test_a_record_outlives_its_data(data, tmp_path, model, gone):
+    """--score-only finds it by the data's place, and the model by its weights, or by its name if it is gone, too."""
+    result = run(data, tmp_path / "out", model, threshold=0.5)
+    shutil.rmtree(data)
+    if "model" in gone:
+        model.unlink()
+    assert run(data, tmp_path / "out", model, threshold=0.5, score_only=True) == result
+    with pytest.raises(UserError, match=r"numbers.txt: no such file\n.*no record matches"):
+        run(tmp_path, tmp_path / "out", model, score_only=True)
+    if "model" not in gone:
+        save_backbone(make_backbone("resnet10-small-w8", 4), tmp_path)
+        with pytest.raises(UserError, match="no record matches"):
+            run(data, tmp_path / "out", model, score_only=True)
+
+
 @pytest.mark.parametrize("change", [{"shift": 1.0}, {"image_size": 24}, {"model": "other"}, "data"])
 def test_no_record_stands_in_for_another_whose_model_is_gone(data, tmp_path, model, change):
     """Other settings, a different model and other data are not scored from what is there."""
@@ -268,7 +284,7 @@ def test_no_record_stands_in_for_another_whose_model_is_gone(data, tmp_path, mod
         (data / "numbers.txt").write_text("1 2")
         change = {}
     settings = {"model": model, **change}
-    with pytest.raises(UserError, match=r"does not exist, and for sign .* no record matches"):
+    with pytest.raises(UserError, match="for sign with this model, data and settings no record matches"):
         run(data, tmp_path / "out", **settings, score_only=True)
 
 

@@ -1,6 +1,7 @@
 """`evaluate all`: what is found is evaluated, failures are reported, and published figures are marked."""
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -45,6 +46,21 @@ def test_every_protocol_runs_on_every_set_and_failures_do_not_stop_it(root, tmp_
     assert [problem.split()[0] for problem in done.problems] == ["knn", "linear"]
     assert (tmp_path / "out" / "all.md").read_text() == f"{done}\n"
     assert str(done).count("not evaluated: ") == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_reported(root, tmp_path, monkeypatch, capsys):
+    """Such as one of another user: the rest is evaluated."""
+    (root / "locked").mkdir()
+    listdir = os.listdir
+
+    def guarded(path="."):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", guarded)
+    assert len(run(root, tmp_path, only=("knn",)).rows) == 1
+    assert "left out: 1 folder that cannot be listed (permission denied), such as locked\n" in capsys.readouterr().err
 
 
 def test_the_results_are_those_of_the_single_commands(root, tmp_path):

@@ -14,7 +14,7 @@ from cyclecontrast.config import TrackingConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import runner
 from cyclecontrast.evaluation.tracking import protocol
-from cyclecontrast.evaluation.tracking.scores import same_name
+from cyclecontrast.evaluation.tracking.scores import plot_scores, same_name
 from cyclecontrast.evaluation.tracking.tracker import IdentityTracker, PerfectTracker
 from cyclecontrast.models.backbone import make_backbone
 from tests.make_sequences import write_frames, write_got10k, write_otb
@@ -97,6 +97,20 @@ def test_metrics_are_means_over_sequences(evaluated):
     assert (result.about.data.num_train, result.about.data.num_test) == (0, 2)
 
 
+@pytest.mark.parametrize("toolkit", ["got10k", "official"])
+def test_frames_without_a_box_are_not_scored(tmp_path, toolkit):
+    """UAV123 and LaSOT have NaN where the target is absent: the sequence is scored on its other frames."""
+    boxes = [box if at not in (2, 7) else [float("nan")] * 4 for at, box in enumerate(MOVING)]
+    write_otb(tmp_path / "otb", "Moving", boxes)
+    result = run(tmp_path / "otb", tmp_path, toolkit=toolkit)
+    scored = [box for at, box in enumerate(MOVING) if at not in (2, 7)]
+    assert result.metrics["success"] == pytest.approx(success_of([(MOVING[0], box) for box in scored]))
+    assert not result.about.problems
+    assert "frames without a target, not scored: 2, such as in Moving" in result.about.notes
+    perfect = run(tmp_path / "otb", tmp_path, toolkit=toolkit, tracker="perfect")
+    assert perfect.metrics["success"] == pytest.approx(20 / 21)
+
+
 def test_a_perfect_tracker_on_otb_scores_20_of_21_with_both_toolkits(otb, tmp_path):
     """No overlap is above the last threshold. Both toolkits score the same record, and have their own results."""
     first = run(otb, tmp_path, tracker="perfect")
@@ -106,6 +120,41 @@ def test_a_perfect_tracker_on_otb_scores_20_of_21_with_both_toolkits(otb, tmp_pa
     assert len(list((tmp_path / "out" / "records").iterdir())) == 1
     assert first.about.key != second.about.key
     assert second.tag == "tracking tracker=perfect toolkit=official"
+
+
+def test_another_toolkit_tracks_nothing_again(otb, tmp_path, monkeypatch, capsys):
+    """Predictions are computed once for all settings of scoring, except where they are to be computed again."""
+    first = run(otb, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "follow", None)
+        second = run(otb, tmp_path, toolkit="official")
+        assert run(otb, tmp_path) == first
+    assert "scoring the predictions of an earlier evaluation" in capsys.readouterr().err
+    assert (first.tag, second.tag) == (
+        "tracking tracker=identity toolkit=got10k",
+        "tracking tracker=identity toolkit=official",
+    )
+    anew = run(otb, tmp_path / "anew", toolkit="official")
+    assert (second.metrics, second.per_item) == (anew.metrics, anew.per_item)
+    config = TrackingConfig(model=MODEL, data=otb, tracker="identity", out=tmp_path / "out", device="cpu")
+    monkeypatch.setattr(protocol, "follow", lambda *_: pytest.fail("tracked"))
+    with pytest.raises(pytest.fail.Exception):
+        runner.evaluate_alone("tracking", config)
+
+
+def test_predictions_that_left_something_out_or_are_damaged_are_computed_again(otb, tmp_path, capsys):
+    """A sequence that could not be read may be readable now; damage is reported."""
+    image = otb / "Moving" / "img" / "0005.png"
+    whole = image.read_bytes()
+    image.write_bytes(b"x" * len(whole))
+    assert len(run(otb, tmp_path).about.problems) == 1
+    image.write_bytes(whole)
+    complete = run(otb, tmp_path, toolkit="official")
+    assert complete.about.problems == ()
+    (path,) = (tmp_path / "out" / "records").iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    assert run(otb, tmp_path, toolkit="official").metrics == complete.metrics
+    assert f"{path}: is damaged; computing the predictions again" in capsys.readouterr().err
 
 
 def test_a_tracker_that_is_21_pixels_off_has_no_precision(otb, tmp_path, monkeypatch):
@@ -134,7 +183,10 @@ def test_the_record_has_a_row_for_each_frame(evaluated):
 
 
 def test_got10k_counts_the_frames_of_its_toolkit(got10k, tmp_path):
-    """AO and SR are over visible frames but the first, each the same; success over 101 thresholds by sequence."""
+    """AO, SR and the curve of 101 thresholds are over visible frames but the first, all sequences together.
+
+    So does ExperimentGOT10k of the toolkit. It has no precision, which is OTB's: a mean over sequences.
+    """
     result = run(got10k, tmp_path)
     pairs = {"A": [(MOVING[0], box) for box in MOVING], "B": [(STILL[0], box) for box in (*STILL[:2], [14, 9, 12, 10])]}
     values = [overlap_of(*pair) for name in "AB" for pair in pairs[name][1:]]
@@ -142,9 +194,23 @@ def test_got10k_counts_the_frames_of_its_toolkit(got10k, tmp_path):
     assert result.metrics["sr_50"] == pytest.approx(sum(value > 0.5 for value in values) / 9)
     assert result.metrics["sr_75"] == pytest.approx(sum(value > 0.75 for value in values) / 9)
     assert 0 < result.metrics["sr_75"] < result.metrics["sr_50"] < 1
-    success = [success_of(pairs[name], 101) for name in "AB"]
-    assert result.metrics["success"] == pytest.approx(sum(success) / 2)
+    assert result.metrics["success"] == pytest.approx(success_of([*pairs["A"][1:], *pairs["B"][1:]], 101))
+    assert result.metrics["success_rate"] == result.metrics["sr_50"]
+    assert result.metrics["precision"] == 1
+    by_sequence = [result.per_item["sequences"][name]["success"] for name in "AB"]
+    assert by_sequence == pytest.approx([success_of(pairs[name][1:], 101) for name in "AB"])
+    assert len(result.per_item["success_curve"]) == 101
     assert any("cover 0" in note for note in result.about.notes)
+
+
+def test_a_sequence_whose_target_is_gone_after_the_first_frame_has_no_success(tmp_path):
+    """The toolkit counts none of its frames; the other sequence has its metrics as if it were alone."""
+    write_got10k(tmp_path / "got10k", "val", "A", MOVING, [8] * 8)
+    write_got10k(tmp_path / "got10k", "val", "B", STILL, [8, 0, 0, 0])
+    result = run(tmp_path / "got10k", tmp_path)
+    assert result.per_item["sequences"]["B"] == {"precision": 1, "frames": 4}
+    assert result.metrics["success"] == result.per_item["sequences"]["A"]["success"]
+    assert plot_scores({"none": {**result.per_item, "mean": {"precision": 1}}}) == {}
 
 
 def test_a_perfect_tracker_on_got10k_scores_100_of_101(got10k, tmp_path):
@@ -237,8 +303,8 @@ def test_siamfc_on_raw_features_does_not_change_the_backbone(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
-def test_siamfc_trains_its_head(tmp_path):
-    """The sequences beside the data train the head; tag and details say how."""
+def test_siamfc_trains_its_head(tmp_path, capsys):
+    """The sequences beside the data train the head; a line says so first, with its cost, then tag and details."""
     write_otb(tmp_path / "otb", "Still", STILL)
     write_got10k(tmp_path / "got10k", "train", "T", [[5, 6, 21, 20], [6, 6, 21, 20]], [8] * 2)
     settings = {"epochs": 1, "pairs_per_sequence": 2, "batch_size": 2, "workers": 0}
@@ -246,6 +312,8 @@ def test_siamfc_trains_its_head(tmp_path):
     assert result.tag.startswith("tracking tracker=siamfc preset=release head=trained epochs=1 ")
     assert (result.about.data.num_train, result.about.data.num_test) == (1, 1)
     assert result.about.details["num_steps"] == 1
+    first = f"first, a head is trained on 1 sequences of {tmp_path / 'got10k'} found near the data: 1 steps of 2 pairs"
+    assert capsys.readouterr().err.startswith(f"{first}; --epochs N shortens it, --no-train")
     assert len(result.about.details["losses"]) == 1
 
 

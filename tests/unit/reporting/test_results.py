@@ -47,6 +47,20 @@ def test_results_that_may_not_be_compared(data, tmp_path):
     assert not any(cell.is_best for cell in table.rows[0].cells)
 
 
+def test_two_runs_of_one_seed_have_no_mean(data, tmp_path):
+    """They are one seed, whose first run counts where there are others."""
+    folders = [write_run(tmp_path / name, data, seed) for name, seed in (("a0", 0), ("b5", 5), ("c1", 1))]
+    config = (folders[1] / "config.toml").read_text()
+    (folders[1] / "config.toml").write_text(config.replace("seed = 5", "seed = 0"))
+    for run, value in zip(folders, (0.5, 0.1, 0.7), strict=True):
+        write_result(run, {"top1": value})
+    runs = read_runs(folders, with_data=False)
+    assert [row.name for row in summarize(runs[:2], [0, 0]).rows] == ["a0", "b5"]
+    table = summarize(runs, [0, 0, 0])
+    assert [row.name for row in table.rows] == ["a0", "b5", "c1", "mean of 2 seeds"]
+    assert texts(table)[3] == ["60.0 % ± 14.1"]
+
+
 def test_seeds_have_a_mean(data, tmp_path):
     """Runs that differ in their seed are followed by their mean and standard deviation, other runs are not."""
     folders = [write_run(tmp_path / f"run{seed}", data, seed) for seed in (0, 1)]

@@ -224,6 +224,17 @@ def test_last_values_and_their_means(made):
     assert "learning_rate" not in found.values
 
 
+def test_a_copy_of_a_run_is_no_second_seed(made, tmp_path):
+    """A run and its copy have no mean; beside another seed, the mean is of two seeds, and each counts once."""
+    copy = shutil.copytree(made / "a" / "one1", tmp_path / "copy")
+    found = cc.runs.compare(made / "a" / "one1", copy)
+    assert found.columns == ("one1", "copy")
+    assert "mean of" not in str(found)
+    three = cc.runs.compare(made / "a" / "one1", copy, made / "a" / "two2")
+    assert three.columns == ("one1", "copy", "two2", "mean of 2 seeds")
+    assert three.values["loss"][3] == compared(made).values["loss"][2]
+
+
 def test_results_are_compared_by_variant(made):
     """Each protocol variant is a row; random weights are beside the runs, and a mean follows its seeds."""
     found = compared(made)

@@ -289,6 +289,8 @@ def damaged_files(folder):
     yield folder / "lack.npz", "lacks index, time, vector"
     np.savez(folder / "double.npz", **columns | {"vector": np.eye(3)})
     yield folder / "double.npz", "has float64 of shape (3, 3)"
+    np.savez(folder / "far.npz", **columns | {"index": np.array([0, 2**31 + 5, 1])})
+    yield folder / "far.npz", "numbers above 2,147,483,647 in index"
     np.savez(folder / "short.npz", **columns | {"time": np.zeros(2)})
     yield folder / "short.npz", "has float64 of shape (2,) in time for 3 vectors"
     np.savez_compressed(folder / "bomb.npz", **columns | {"vector": np.zeros((20_000, 2000), np.float32)})

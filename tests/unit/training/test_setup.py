@@ -129,6 +129,24 @@ def test_images_are_checked_before_videos_are_prepared(tmp_path):
     assert problem.startswith("image_size: timm:vit_tiny_patch16_224 does not take images of 32 px (")
 
 
+def test_a_folder_that_cannot_be_listed_is_left_out_of_a_tree(stripes, tmp_path, monkeypatch, capsys):
+    """It makes a tree of images neither unusable nor a folder of videos, and it is named."""
+    tree = few(stripes, tmp_path / "tree", 4)
+    (tree / "locked").mkdir()
+    scandir = os.scandir
+
+    def guarded(path="."):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert setup.count_videos(checked(PretrainConfig, {"data": tree, "out": tmp_path / "run"})) == 0
+    _, dataset = begin(tree, tmp_path / "run")
+    assert dataset.store.num_videos == 4
+    assert "left out: 1 folder that cannot be listed (permission denied), such as locked" in capsys.readouterr().err
+
+
 def test_a_flat_folder_needs_a_method_of_one_frame(stripes, flat, tmp_path):
     """Unrelated images are refused where two frames of a video are needed, and accepted for single frames."""
     for method in ("cycle", "seco"):

@@ -183,11 +183,14 @@ def _got10k_near(data: Path) -> Path | None:
 
 
 def _notes(config: TrackingConfig, test: Sequences | VideoFile, train: Sequences | None) -> tuple[str, ...]:
+    gone = [item for item in test.sequences if np.isnan(item.boxes).any()] if isinstance(test, Sequences) else []
+    number = sum(int(np.isnan(item.boxes).any(axis=1).sum()) for item in gone)
+    notes = [f"frames without a target, not scored: {number:,}, such as in {gone[0].name}"] if gone else []
     if train is None:
-        return ()
+        return tuple(notes)
     folder = train.sequences[0].folder.parent
     how = "" if config.train_data else ", found near the data"
-    notes = [f"the head is trained on {len(train):,} sequences of {folder}{how}"]
+    notes.append(f"the head is trained on {len(train):,} sequences of {folder}{how}")
     if folder.name != "train":
         notes.append(f"{train.root} has no train/list.txt: the head is trained on its val, unlike the published code")
     tested = {item.folder.resolve() for item in test.sequences} if isinstance(test, Sequences) else set()

@@ -17,6 +17,7 @@ from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.evaluation.tracking.siamfc import PRESETS, DenseFeatures, Head, Preset, make_head
 from cyclecontrast.evaluation.tracking.training_pairs import TrainingPairs, first_sizes, unpack, usable_frames
 from cyclecontrast.models.hardware import num_cores, pick_workers
+from cyclecontrast.output import say
 
 MOMENTUM = 0.9
 QUARTERS = (0.25, 0.5, 0.75)
@@ -50,6 +51,11 @@ def fit_head(features: DenseFeatures, train: Sequences, config: TrackingConfig, 
     pairs, problems = _open_pairs(train, preset, config.seed, cache, notes)
     head = make_head(features.backbone.dim, preset, config.seed).to(features.device)
     workers = pick_workers(config.workers, features.device)
+    num_steps = len(pairs) // preset.batch_size * preset.epochs
+    how = "" if config.train_data else " found near the data"
+    cost = f"{num_steps:,} steps of {preset.batch_size} pairs; --epochs N shortens it, --no-train tracks without a head"
+    line = f"first, a head is trained on {len(train):,} sequences of {train.root}{how}: {cost}"
+    say(line)
     reader = EpochReader("head", f"{len(pairs):,} training pairs", preset.epochs, workers, cache)
     losses = train_epochs(
         "head",
@@ -62,7 +68,6 @@ def fit_head(features: DenseFeatures, train: Sequences, config: TrackingConfig, 
         config.seed,
         cache,
     )
-    num_steps = len(pairs) // preset.batch_size * preset.epochs
     details = {
         "losses": [round(loss, 6) for loss in losses],
         "head_dim": head.exemplar.out_channels,

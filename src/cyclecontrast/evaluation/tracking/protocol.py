@@ -11,7 +11,6 @@ from cyclecontrast.data.decode import DecodedFrame
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.tracking_sequences import Sequence, Sequences, check_in_image
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.image_batches import with_progress
 from cyclecontrast.evaluation.predictions import DataInfo, Json, Record
 from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
@@ -38,11 +37,13 @@ from cyclecontrast.evaluation.tracking.siamfc import PRESETS, DenseFeatures, Sia
 from cyclecontrast.evaluation.tracking.tracker import IdentityTracker, PerfectTracker, Tracker, follow
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.hardware import pick_device
+from cyclecontrast.progress import with_progress
 
 OF_TRAINING = (*OPTIONS, "train_data")
 GOT10K_NOTES = (
-    "ao, sr_50, sr_75: over all frames but the first of each sequence",
-    "success, precision, success_rate: the mean over sequences, with their first frames",
+    "ao, sr_50, sr_75, success, success_rate: as the GOT-10k toolkit, over the frames of all sequences but their first "
+    "ones; success is the mean of its success curve",
+    "precision: as on OTB, the mean over sequences, with their first frames; the toolkit has none on GOT-10k",
     "frames without a visible target (cover 0) are not counted",
 )
 NO_TRUTH_NOTE = "no metrics: the true boxes are only on the GOT-10k server; upload the file that ends in .boxes.zip"
@@ -114,7 +115,7 @@ class Tracking(Protocol[TrackingConfig, TrackingData]):
             return Score({}, {"boxes": next(iter(tracked.values())).predicted.tolist()})
         truth = select_sequences(tracked, self.config.toolkit)
         files = {"boxes.zip": zip_results(truth, layout)}
-        if any(np.isnan(item.truth).any() for item in truth.values()):
+        if any(np.isnan(item.truth[item.visible]).any() for item in truth.values()):
             frames = {name: {"frames": len(item.truth)} for name, item in truth.items()}
             return Score({}, {"sequences": frames}, notes=(NO_TRUTH_NOTE,), files=files)
         boxes = {name: item.predicted for name, item in truth.items()}
@@ -168,10 +169,11 @@ def _tag(config: TrackingConfig, head: FittedHead) -> str:
 def _track_sequences(
     tracker: Tracker, data: Sequences, config: TrackingConfig, cache: ResumeCache, problems: list[str]
 ) -> Iterator[pa.Table]:
+    ends = np.cumsum([len(sequence) for sequence in data.sequences]).tolist()
     for position, sequence in enumerate(data.sequences):
-        title = f"{sequence.name} {position + 1}/{len(data)}"
+        title = f"tracking {sequence.name}, sequence {position + 1} of {len(data)}"
         tracker = PerfectTracker(sequence.boxes) if config.tracker == "perfect" else tracker
-        images = with_progress(_images(sequence), title, len(sequence))
+        images = with_progress(_images(sequence), title, ends[-1], ends[position] - len(sequence))
         try:
             made = cache.arrays(f"tracked-{position}", partial(follow, tracker, images, sequence.boxes[0]))
         except _UnreadableFrameError as error:
@@ -196,13 +198,13 @@ def _track_video(
 ) -> pa.Table:
     def make() -> Arrays:
         notices: list[str] = []
-        images = with_progress((frame.image for frame in video.frames(notices)), video.path.name)
+        images = with_progress((frame.image for frame in video.frames(notices)), f"tracking in {video.path.name}")
         return {**follow(tracker, images, video.box), "notices": np.array(notices, dtype=str)}
 
     made = cache.arrays("tracked", make)
     problems += made["notices"].tolist()
     if config.save is not None:
-        frames = with_progress(video.frames(), config.save.name, len(made["boxes"]))
+        frames = with_progress(video.frames(), f"drawing {config.save.name}", len(made["boxes"]))
         drawn = (
             DecodedFrame(draw_box(frame.image, box), frame.time)
             for frame, box in zip(frames, made["boxes"], strict=False)

@@ -32,6 +32,8 @@ from cyclecontrast.evaluation.resume_cache import Arrays
 
 PRECISION_AT = 20
 """Pixels."""
+GOT10K_BINS = 101
+"""Thresholds of the GOT-10k toolkit's success curve on its own data."""
 BOX = ("x", "y", "w", "h")
 SCHEMA = pa.schema(
     [
@@ -114,42 +116,66 @@ def from_table(table: pa.Table) -> dict[str, Tracked]:
 
 
 def score_tracker(predicted: Mapping[str, Floats], truth: Mapping[str, Tracked], toolkit: str, layout: str) -> Json:
-    """Average the curves of the predicted sequences, each counting the same; the first frame counts.
+    """Score the predicted sequences together, and each on its own.
 
-    `toolkit` (got10k, official) says whose formulas, `layout` (got10k, otb) which data set. Returns `mean`,
-    `success_curve`, `precision_curve`, and `sequences` with the same numbers for each.
+    `toolkit` (got10k, official) says whose formulas, `layout` (got10k, otb) which data set. Curves are means over
+    sequences. Only the GOT-10k toolkit on its own data averages over frames instead. Returns `mean`, `success_curve`,
+    `precision_curve`, and `sequences` with the same numbers for each.
     """
-    curves = {name: _curves(boxes, truth[name], toolkit, layout) for name, boxes in predicted.items()}
-    success, precision = (np.mean(curve, axis=0) for curve in zip(*curves.values(), strict=True))
-    metrics = _read_curves(success, precision)
+    precisions = {name: _precision(boxes, truth[name], toolkit, layout) for name, boxes in predicted.items()}
+    precision = np.mean([*precisions.values()], axis=0)
     if toolkit == layout == "got10k":
-        metrics = _average_overlap(predicted, truth) | metrics
+        overlap = {name: _later_overlaps(boxes, truth[name]) for name, boxes in predicted.items()}
+        successes = {name: success_curve(values, GOT10K_BINS) for name, values in overlap.items() if len(values)}
+        together = np.concatenate([*overlap.values()])
+        success = success_curve(together, GOT10K_BINS) if len(together) else None
+        own = _average_overlap(together)
+    else:
+        successes = {name: _success(boxes, truth[name], toolkit, layout) for name, boxes in predicted.items()}
+        success, own = np.mean([*successes.values()], axis=0), {}
     return {
-        "mean": metrics,
-        "success_curve": success.tolist(),
+        "mean": own | _read_curves(success, precision),
+        "success_curve": [] if success is None else success.tolist(),
         "precision_curve": precision.tolist(),
-        "sequences": {name: {**_read_curves(*pair), "frames": len(predicted[name])} for name, pair in curves.items()},
+        "sequences": {
+            name: {**_read_curves(successes.get(name), precisions[name]), "frames": len(boxes)}
+            for name, boxes in predicted.items()
+        },
     }
 
 
-def _curves(predicted: Floats, item: Tracked, toolkit: str, layout: str) -> tuple[Floats, Floats]:
-    """Return the success and the precision curve of a sequence.
+def _counted(predicted: Floats, item: Tracked, layout: str) -> tuple[Floats, Floats]:
+    """Return the predicted and the true boxes of the frames that count, the first of which is given.
 
-    GOT-10k has no valid box where the target cannot be seen; OTB does not say where that is. The GOT-10k toolkit has
-    101 thresholds on its own data, and clips boxes to the image.
+    Frames without a target do not count: GOT-10k labels them, datasets in OTB's layout have no box there.
     """
-    counted = item.visible | (layout == "otb")
+    counted = item.visible | ((layout == "otb") & ~np.isnan(item.truth).any(axis=1))
     counted[0] = True
-    boxes, truth = np.concatenate([item.truth[:1], predicted[1:]])[counted], item.truth[counted]
-    if toolkit == "official":
-        return success_curve(official_overlaps(boxes, truth)), precision_curve(official_center_errors(boxes, truth))
-    errors = precision_curve(center_errors(boxes, truth))
-    if layout == "otb":
-        return success_curve(overlaps(boxes, truth)), errors
-    return success_curve(overlaps(boxes, truth, item.image_sizes[counted]), 101), errors
+    return np.concatenate([item.truth[:1], predicted[1:]])[counted], item.truth[counted]
 
 
-def _read_curves(success: Floats, precision: Floats) -> dict[str, float]:
+def _success(predicted: Floats, item: Tracked, toolkit: str, layout: str) -> Floats:
+    overlap = official_overlaps if toolkit == "official" else overlaps
+    return success_curve(overlap(*_counted(predicted, item, layout)))
+
+
+def _precision(predicted: Floats, item: Tracked, toolkit: str, layout: str) -> Floats:
+    errors = official_center_errors if toolkit == "official" else center_errors
+    return precision_curve(errors(*_counted(predicted, item, layout)))
+
+
+def _later_overlaps(predicted: Floats, item: Tracked) -> Floats:
+    """Return the overlaps of the frames that the GOT-10k toolkit counts on its data: visible ones, but not the first.
+
+    It clips boxes to the image.
+    """
+    return overlaps(predicted[1:], item.truth[1:], item.image_sizes[1:])[item.visible[1:]]
+
+
+def _read_curves(success: Floats | None, precision: Floats) -> dict[str, float]:
+    """Return the metrics of the curves; there is no success where no frame counts."""
+    if success is None:
+        return {"precision": float(precision[PRECISION_AT])}
     return {
         "success": float(success.mean()),
         "precision": float(precision[PRECISION_AT]),
@@ -157,13 +183,8 @@ def _read_curves(success: Floats, precision: Floats) -> dict[str, float]:
     }
 
 
-def _average_overlap(predicted: Mapping[str, Floats], truth: Mapping[str, Tracked]) -> dict[str, float]:
-    """Return GOT-10k's own metrics, means over the frames with a visible target of all sequences together."""
-    by_sequence = [
-        overlaps(boxes[1:], truth[name].truth[1:], truth[name].image_sizes[1:])[truth[name].visible[1:]]
-        for name, boxes in predicted.items()
-    ]
-    overlap = np.concatenate(by_sequence)
+def _average_overlap(overlap: Floats) -> dict[str, float]:
+    """Return GOT-10k's own metrics from the overlaps of all frames."""
     if not len(overlap):
         return {}
     return {
@@ -241,7 +262,13 @@ def _read_boxes(path: Path, length: int, skipped: int) -> Floats:
 
 
 def plot_scores(scores: Mapping[str, Json]) -> dict[str, bytes]:
-    """Draw the success and the precision plot as PNG files, one line for each tracker, the best first."""
+    """Draw the success and the precision plot as PNG files, one line for each tracker, the best first.
+
+    A tracker without success is left out.
+    """
+    scores = {name: score for name, score in scores.items() if "success" in score["mean"]}
+    if not scores:
+        return {}
     return {
         "success.png": _plot(scores, "success", 1.0, "overlap threshold", "success rate"),
         "precision.png": _plot(scores, "precision", 50.0, "center error threshold, pixels", "precision"),

@@ -8,6 +8,7 @@ from sklearn import metrics as reference
 from sklearn.neighbors import KNeighborsClassifier
 
 from cyclecontrast.evaluation.metrics import (
+    Neighbors,
     confusion_matrix,
     hit_at_k,
     knn_scores,
@@ -120,6 +121,15 @@ def test_accuracies_of_a_case_done_by_hand():
     assert per_class_accuracy(predicted, labels, 3)[:2].tolist() == [1.0, 1 / 3]
     assert np.isnan(per_class_accuracy(predicted, labels, 3)[2])
     assert confusion_matrix(predicted, labels, 3).tolist() == [[1, 0, 0], [1, 1, 1], [0, 0, 0]]
+
+
+def test_a_class_without_a_vote_has_no_rank():
+    """Three neighbors of two classes rank two of four, even where one vote is too small for a float64."""
+    neighbors = Neighbors(np.array([[0.9, 0.5, 0.4], [0.9, -0.9, -0.9]]), np.array([[0, 1, 2], [2, 0, 1]]))
+    for temperature in (0.07, 1e-4):
+        scores = vote(neighbors, np.array([3, 3, 1]), 3, temperature, 4)
+        assert ((scores > 0) == [[False, True, False, True]] * 2).all()
+        assert rank_classes(np.where(scores > 0, scores, -np.inf), 3).tolist() == [[3, 1, -1], [1, 3, -1]]
 
 
 def test_equal_scores_go_to_the_lower_class():
