@@ -1,5 +1,6 @@
 """Valid data of every kind, small and made in code: what the fuzzers begin with. A folder for each variant."""
 
+import argparse
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -139,18 +140,25 @@ def models(root: Path) -> None:
     """Save a backbone in every form that MODEL may have."""
     import torch
 
+    from cyclecontrast.exporting.export import FORMATS
     from cyclecontrast.models.backbone import make_backbone
     from cyclecontrast.models.checkpoint import save_backbone
 
     backbone = make_backbone(MODEL)
-    weights = backbone.network.state_dict()
-    for name in ("own", "torchvision", "moco", "legacy", "plain", "run/checkpoints/step-00000001"):
+    plain = make_backbone("resnet10-w8")
+    weights = plain.network.state_dict()
+    for name in ("own", "torchvision", "moco", "dino", "legacy", "plain", "run/checkpoints/step-00000001"):
         (root / name).mkdir(parents=True)
     save_backbone(backbone, root / "own")
     save_backbone(backbone, root / "run" / "checkpoints" / "step-00000001")
     torch.save(weights, root / "torchvision" / "model.pth")
     keys = {f"module.encoder_q.{key}": value for key, value in weights.items()}
-    torch.save({"epoch": 3, "arch": "resnet", "state_dict": keys}, root / "moco" / "model.pth")
+    torch.save({"epoch": 3, "arch": "resnet10", "state_dict": keys}, root / "moco" / "model.pth")
+    both = {"student": keys, "teacher": {f"backbone.{key}": value for key, value in weights.items()}}
+    options = argparse.Namespace(arch="resnet10", lr=np.float64(0.1), out=Path("run"))
+    torch.save({**both, "args": options}, root / "dino" / "model.pth")
+    FORMATS["detectron2"].write(plain, root / "pickle" / "model.pkl", "")
+    FORMATS["huggingface"].write(plain, root / "hub", "")
     torch.save(weights, root / "legacy" / "model.pth", _use_new_zipfile_serialization=False)
     import safetensors.torch
 

@@ -146,7 +146,7 @@ def read_model(folder: Path) -> None:
     from cyclecontrast.evaluation.embed import check_finite
     from cyclecontrast.models.checkpoint import load_backbone
 
-    files = [path for path in folder.iterdir() if path.suffix in (".pth", ".safetensors")]
+    files = [path for path in folder.iterdir() if path.suffix in (".pth", ".safetensors", ".pkl")]
     for path in files or [folder]:
         backbone = load_backbone(path)
         with torch.inference_mode():

@@ -177,6 +177,9 @@ def test_flags_override_the_file(tmp_path, monkeypatch):
     assert (shown["data"], shown["batch_size"], shown["seed"], shown["queue_size"]) == ("d", 7, 6, "auto")
     (tmp_path / "shown.toml").write_text(out)
     assert call("pretrain", "--config", "shown.toml", "--print-config")[1] == out
+    mine = tmp_path / "mine.toml"
+    mine.write_bytes(b"\xef\xbb\xbf" + mine.read_bytes())  # as editors on Windows write it
+    assert call("pretrain", "--config", "mine.toml", "--seed", "6", "--print-config")[1] == out
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,9 @@ Stages = Annotated[int, Field(ge=0, le=3), IsNumber]
 BelowOne = Annotated[float, Field(ge=0, lt=1), IsNumber]
 Rate = Annotated[float, Field(gt=0, le=10_000), IsNumber]
 """Frames per second."""
-Side = Annotated[int, Field(ge=8, le=8192), IsNumber]
+MAX_IMAGE_SIZE = 2048
+"""In pixels. A single larger image can take more memory than a small machine has."""
+Side = Annotated[int, Field(ge=8, le=MAX_IMAGE_SIZE), IsNumber]
 """The side of an image in pixels."""
 
 # --- names and places
@@ -191,7 +193,7 @@ OR_USER_DEFINED = WrapValidator(_known_or_user_defined)
 AS_TEXT = PlainSerializer(str, return_type=str)
 """Use it with OR_USER_DEFINED, so that such names can be written to config.toml."""
 
-RESNET = re.compile(r"resnet(10|18|34|50)(-small)?(?:-w([1-9][0-9]{0,2}))?")
+RESNET = re.compile(r"resnet(10|18|34|50)(-small(?:-pad2)?)?(?:-w([1-9][0-9]{0,2}))?")
 """Names of the built-in ResNets: depth, small stem, width of the first stage."""
 
 

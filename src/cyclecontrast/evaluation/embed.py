@@ -34,14 +34,16 @@ from cyclecontrast.evaluation.image_batches import (
 from cyclecontrast.evaluation.predictions import column_to_matrix, matrix_to_column
 from cyclecontrast.evaluation.protocol import Part
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
-from cyclecontrast.files import check_folder, replacing
+from cyclecontrast.files import check_folder, is_named, replacing, split_model
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
-from cyclecontrast.models.hardware import limited_threads, pick_device, pick_workers
+from cyclecontrast.models.hardware import free_memory, limited_threads, pick_device, pick_workers
 from cyclecontrast.output import join_lines, say
 
 IMAGES_PER_PART = 2**14
 ROWS_PER_GROUP = 8192
+BYTES_PER_PIXEL = 3 * (1 + 4 + 4)
+"""A batch as bytes, and twice as floats while it is normalized."""
 
 
 class Loading(NamedTuple):
@@ -110,12 +112,24 @@ def embed_batches(
 ) -> Iterator[Embeddings]:
     """Embed the centre crops of all images, or of these batches of positions, batch by batch in order."""
     batches = chunks(range(len(images)), loading.batch_size) if batches is None else batches
+    _check_memory(max(map(len, batches), default=0), loading)
     loaded = load_image_batches(images, CenterCrop(loading.image_size), batches, loading.workers, title)
     with frozen(backbone, loading.device):
         for batch in loaded:
             size = len(batch.positions)
             vectors = encode(backbone, batch, loading.device).cpu() if size else torch.empty(0, backbone.dim)
             yield Embeddings(vectors.numpy(), batch.positions.numpy(), batch.problems)
+
+
+def _check_memory(most: int, loading: Loading) -> None:
+    """Raise UserError if a batch of so many images does not fit into memory; the size may be that of a model's file."""
+    needed = BYTES_PER_PIXEL * most * loading.image_size**2
+    free = free_memory(loading.device)
+    if needed > free:
+        raise UserError(
+            f"image_size: {most} images of {loading.image_size} px need at least {needed / 1e9:,.1f} GB, and "
+            f"{free / 1e9:,.1f} are free; lower --batch-size or --image-size"
+        )
 
 
 def embed_images(backbone: Backbone, images: Images, loading: Loading, title: str, cache: ResumeCache) -> Embeddings:
@@ -288,12 +302,10 @@ def _write(config: EmbedConfig, backbone: Backbone, store: FrameStore, batches: 
 
 def _lasting_name(model: str) -> str:
     """Return a MODEL with absolute paths, valid in any working directory."""
-    if model.startswith("random:"):
+    if is_named(model):
         return model
-    if not model.startswith("timm:"):
-        return str(Path(model).absolute())
-    name, _, file = model.partition("@")
-    return f"{name}@{Path(file).absolute()}" if file else name
+    architecture, path, encoder = split_model(model)
+    return f"{architecture}@" * bool(architecture) + str(Path(path).absolute()) + f"#{encoder}" * bool(encoder)
 
 
 def _table(store: FrameStore, videos: npt.NDArray[np.integer], batch: Embeddings, schema: pa.Schema) -> pa.Table:

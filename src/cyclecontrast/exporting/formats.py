@@ -6,11 +6,10 @@ Each has a function that writes a backbone, and a template of the code that load
 import contextlib
 import io
 import pickle
-import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -23,10 +22,9 @@ from cyclecontrast.config.types import RESNET, USER_PREFIX, is_user_defined
 from cyclecontrast.errors import UserError
 from cyclecontrast.models.backbone import Backbone, ResNet, make_backbone, pooled
 from cyclecontrast.models.checkpoint import BACKBONE_FILE, save_backbone
+from cyclecontrast.models.foreign_checkpoint import Renaming, renamed
 from cyclecontrast.output import markdown
 
-Renaming: TypeAlias = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
-"""Patterns in torchvision's parameter names, and their replacements in another tool's names."""
 PLAIN_TIMM_RESNETS = ("resnet18", "resnet34", "resnet50")
 """Networks of timm with torchvision's parameter names and the same computation."""
 ONNX_OPSET = 18
@@ -87,13 +85,6 @@ def as_resnet(backbone: Backbone) -> ResNet | None:
     network.load_state_dict(backbone.network.state_dict())
     assert isinstance(network, ResNet)
     return network
-
-
-def renamed(key: str, names: Renaming) -> str:
-    """Return another tool's name of a parameter."""
-    for pattern, name in names:
-        key = re.sub(pattern, name, key)
-    return key
 
 
 def render(template: str, backbone: Backbone, **values: Any) -> str:

@@ -13,10 +13,11 @@ from cyclecontrast.config.types import read_toml
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.image_batches import CROP_MARGIN
 from cyclecontrast.evaluation.predictions import Result
-from cyclecontrast.exporting.formats import Format, Renaming, ResNetShape, renamed, render, resnet_shape, weights_of
+from cyclecontrast.exporting.formats import Format, ResNetShape, render, resnet_shape, weights_of
 from cyclecontrast.methods import learns_from
 from cyclecontrast.models.backbone import BLOCKS, Backbone
 from cyclecontrast.models.checkpoint import fingerprint
+from cyclecontrast.models.foreign_checkpoint import Renaming, renamed
 from cyclecontrast.models.hardware import package_versions
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, read_about
 

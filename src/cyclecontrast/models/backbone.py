@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cyclecontrast.config.types import RESNET, is_user_defined
 from cyclecontrast.errors import UserError, did_you_mean
@@ -134,13 +135,16 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet without classifier. `small` has a 3x3 stem with stride 1 and no max-pool, for images below 64 px."""
+    """A ResNet without classifier.
+
+    `small` has a 3x3 stem with stride 1 and no max-pool, for images below 64 px; `padding` is that of the stem.
+    """
 
     def __init__(
-        self, block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, ...], width: int, small: bool
+        self, block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, ...], width: int, small: bool, padding: int
     ) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(3, width, 1) if small else nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(3, width, 3 if small else 7, 1 if small else 2, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
@@ -182,8 +186,26 @@ def make_backbone(name: str, seed: int = 0, image_size: int = 224) -> Backbone:
             )
         depth, small, width = match[1], match[2] is not None, int(match[3] or 64)
         block = Bottleneck if depth == "50" else BasicBlock
-        network = ResNet(block, BLOCKS[depth], width, small)
+        padding = {None: 3, "-small": 1, "-small-pad2": 2}[match[2]]
+        network = ResNet(block, BLOCKS[depth], width, small, padding)
         return Backbone(network, name, width * 8 * block.expansion, image_size)
+
+
+def make_empty_backbone(name: str) -> Backbone:
+    """Build a backbone whose weights are on the meta device, where they take no memory. Raises UserError."""
+    if not name.startswith("timm:"):
+        with torch.device("meta"):
+            return make_backbone(name)
+    # Not torch.device("meta"), because networks of older versions of timm compute with tensors while they are made.
+    hook = register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]
+    try:
+        return make_backbone(name)
+    finally:
+        hook.remove()
+
+
+def _to_meta(_: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    return None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
 
 def load_timm(name: str) -> Backbone:

@@ -1,39 +1,62 @@
 """Load a backbone from a MODEL (any supported file or name), and save backbones.
 
-Files are read as safetensors or with `weights_only=True`, so they cannot run code, nor allocate a network larger than
-their weights. A missing key is an error, so no weight stays randomly initialized.
+Files cannot run code, nor allocate a network larger than their weights. A missing key is an error, so no weight stays
+randomly initialized.
 """
 
 import hashlib
 import json
-import pickle
+import os
 import re
-import warnings
-import zipfile
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import safetensors
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
-from safetensors.torch import load_file, save
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from cyclecontrast.config.types import MODEL, Count, Positive, is_user_defined
+from cyclecontrast.config.types import MAX_IMAGE_SIZE, MODEL, Count, Positive, Side, is_user_defined
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import replacing
-from cyclecontrast.models.backbone import BLOCKS, Backbone, ResNet, load_timm, make_backbone
+from cyclecontrast.files import is_named, replacing, split_model
+from cyclecontrast.models.backbone import (
+    BLOCKS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    load_timm,
+    make_backbone,
+    make_empty_backbone,
+)
+from cyclecontrast.models.foreign_checkpoint import (
+    FIRST_BLOCK,
+    Checkpoint,
+    Found,
+    Weights,
+    choose,
+    contents,
+    find_network,
+    find_resnets,
+    read_checkpoint,
+    resnet_name,
+)
+from cyclecontrast.output import say
 
 BACKBONE_FILE = "backbone.safetensors"
 BACKBONE_FORMAT = "cyclecontrast-backbone"
-HEADS = ("fc.", "q_cycle_fc.", "k_cycle_fc.", "head.", "classifier.")
-FIRST_BLOCK = "layer1.0.conv1.weight"
-QUERY_ENCODERS = ("encoder_q.", "base_encoder.", "online", "student")
-"""Prefixes of the encoder to load from files that contain several."""
-MAX_IMAGE_SIZE = 8192
+HUB_FILE = "model.safetensors"
+HEADS = re.compile(
+    r"(?:\w+_)?(?:fc|heads?|linear|classif|classifiers?|proj|projections?|projectors?|prediction|predictors?|prototypes?|"
+    r"queue|decoder|mask_token|mlp)(?:_\w+)?\d*(?:\..*)?"
+)
+"""Keys beside a backbone that follow it or belong to its training, so that its features do not depend on them."""
+BUFFERS = re.compile(r".*\b(?:relative_position_index|relative_coords_table|attn_mask)")
+"""Constants that older versions of timm stored and newer ones compute."""
+PLAIN_RESNET = re.compile(r"(?:tv_|gluon_|ssl_|swsl_)?resnet[-_]?(\d+)(?:[-_]?w\d+x?|_v1b)?(?:\..+)?")
+"""What the `arch` of a checkpoint calls a ResNet of torchvision, with the depth."""
 REMEDY = "copy or export it again; `cyclecontrast pretrain --resume RUN` rewrites the backbone of a run"
-
-Weights = dict[str, Tensor]
 
 
 class Architecture(NamedTuple):
@@ -55,28 +78,59 @@ class Architecture(NamedTuple):
         return hashlib.sha256(json.dumps(self._replace(sha256="")).encode()).hexdigest()
 
 
+MAX_JSON_BYTES = 2**20
+T = TypeVar("T", bound=BaseModel)
+
+
+class Loaded(NamedTuple):
+    """A backbone, and for a file of another project one line that says what was recognized and what was ignored."""
+
+    backbone: Backbone
+    recognized: str = ""
+
+
 def load_backbone(model: str | Path, seed: int = 0, network: nn.Module | None = None) -> Backbone:
     """Load a backbone in evaluation mode. Raises UserError if it cannot be loaded.
 
-    `model` is a run folder, a backbone file, a checkpoint of this project, of the authors' release, of MoCo or of
-    VINCE, a state dict of torchvision or timm, `timm:<name>` (published weights), `timm:<name>@<file>`, or
-    `random:<backbone>`, drawn with `seed`. The file of a user-defined network holds only weights and a name:
-    pass the network itself as `network`; its weights are loaded if all keys and shapes match.
+    `model` is a run folder, a backbone file, `timm:<name>` (published weights), `random:<backbone>`, drawn with `seed`,
+    or a checkpoint of another project. `<backbone>@<checkpoint>` names its network, and `<checkpoint>#<name>` one of
+    its backbones; a line on stderr says what was recognized. The file of a user-defined network holds only weights and
+    a name: pass the network itself as `network`; its weights are loaded if all keys and shapes match.
     """
+    backbone, recognized = open_model(model, seed, network)
+    if recognized and os.environ.get("RANK", "0") == "0":
+        _report(recognized)
+    return backbone
+
+
+@cache
+def _report(line: str) -> None:
+    say(line)
+
+
+def open_model(model: str | Path, seed: int = 0, network: nn.Module | None = None) -> Loaded:
+    """Load a backbone and say what was recognized; see `load_backbone`."""
     name = str(model)
-    if network is not None and name.startswith(("random:", "timm:")):
+    architecture, place, encoder = split_model(name)
+    if network is not None and (architecture or is_named(name)):
         raise UserError(f"network: {name} does not need a network; remove it")
     if name.startswith("random:"):
-        return make_backbone(name.removeprefix("random:"), seed).eval()
-    if name.startswith("timm:"):
-        timm_name, _, file = name.partition("@")
-        return (_fill(make_backbone(timm_name), _read(Path(file)), file) if file else load_timm(timm_name)).eval()
-    path = Path(name)
+        return Loaded(make_backbone(name.removeprefix("random:"), seed).eval())
+    if is_named(name):
+        return Loaded(load_timm(name).eval())
+    path = Path(place)
     if path.is_dir():
-        return load_backbone(_backbone_of_run(path), network=network)
+        path = _file_of_folder(path)
     if not path.is_file():
         raise UserError(f"model {name}: no such file or folder; name {MODEL}")
-    return _load_file(path, network).eval()
+    about = _read_description(path)
+    if network is not None and (about is None or not is_user_defined(about.name)):
+        raise UserError(f"network: {path} does not contain a custom network; leave it out")
+    if about is None or architecture:
+        return _load_foreign(read_checkpoint(path), architecture, encoder)
+    if encoder:
+        raise UserError(f"{path}: holds one backbone; leave out #{encoder}")
+    return Loaded(_load_described(about, path, network))
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> Path:
@@ -122,64 +176,24 @@ def _backbone_of_run(folder: Path) -> Path:
     raise UserError(f"model {folder}: contains no {BACKBONE_FILE}; choose a run that has written a checkpoint")
 
 
-def _load_file(path: Path, network: nn.Module | None) -> Backbone:
-    weights = _read(path)
-    about = _read_description(path)
-    if network is not None and (about is None or not is_user_defined(about.name)):
-        raise UserError(f"network: {path} does not contain a custom network; leave it out")
-    if about is not None:
-        backbone = _fill(_make_described(about, path, network), weights, f"{path} ({about.source})")
-        backbone.image_size, backbone.mean, backbone.std = about.image_size, about.mean, about.std
-        if about.fingerprint not in ("", fingerprint(backbone)):
-            raise UserError(f"{path}: is corrupted: the weights do not match the stored fingerprint; {REMEDY}")
-        return backbone
-    prefix = _find_resnet(weights, path)
-    weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    return _fill(_make_empty(_resnet_name(weights, path), path), weights, str(path))
+def _file_of_folder(folder: Path) -> Path:
+    """Return the weights of a run, or of a model in the layout of the Hugging Face hub."""
+    is_model = (folder / HUB_FILE).exists() and not (folder / BACKBONE_FILE).exists()
+    return folder / HUB_FILE if is_model else _backbone_of_run(folder)
 
 
-# --- files
-
-
-def _read(path: Path) -> Weights:
-    """Return the tensors of a file. Raises UserError if it is not a readable file of weights."""
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except Exception as error:  # a damaged file raises any exception
-        code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if code:
-            raise UserError(
-                f"{path}: contains more than weights ({code[1]}); loading it could run code. Save only the state_dict"
-            ) from error
-        reason = ": ".join(filter(None, (type(error).__name__, re.split(r"\n|\. ", str(error))[0])))
-        raise UserError(
-            f"{path}: cannot be read as a file of weights; it is damaged or has another format ({reason})"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path}: holds no state dict (a mapping of names to tensors)")
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-
-
-def _unpickle(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > path.stat().st_size:
-            raise ValueError(f"it unpacks to {unpacked:,} bytes, more than the size of the file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about pickle protocols
-        return torch.load(path, "cpu", weights_only=True)
+# --- files of this project
 
 
 def _read_description(path: Path) -> Architecture | None:
     """Return the description in a file of this project, None for other files. Raises UserError if it is damaged."""
     if path.suffix != ".safetensors":
         return None
-    with safetensors.safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError:
+        return None  # reading the weights reports it
     if "about" not in metadata and not any(BACKBONE_FORMAT in text for text in metadata.values()):
         return None
     try:
@@ -195,59 +209,143 @@ def _read_description(path: Path) -> Architecture | None:
     return about
 
 
-# --- networks
-
-
-def _find_resnet(weights: Weights, path: Path) -> str:
-    """Return the key prefix of the ResNet in a checkpoint of another project. Raises UserError if none is found."""
-    found = [key.removesuffix(FIRST_BLOCK) for key in weights if key.endswith(FIRST_BLOCK)]
-    chosen = found
-    if len(found) > 1:
-        chosen = [prefix for prefix in found if any(word in prefix for word in QUERY_ENCODERS)]
-    if len(chosen) == 1:
-        return chosen[0]
-    if found:
-        raise UserError(f"{path}: holds several backbones ({', '.join(found)}); save only one of them")
-    some = ", ".join(list(weights)[:3])
-    raise UserError(
-        f"{path}: no ResNet found among its {len(weights)} keys (first: {some}), {FIRST_BLOCK} is missing; "
-        f"for another network name its architecture: timm:<name>@{path}"
-    )
-
-
-def _resnet_name(weights: Weights, path: Path) -> str:
-    """Return the name of the ResNet with weights of these shapes. Raises UserError if it is not supported."""
-    names = {tuple(key.split(".")[:2]) for key in weights}
-    blocks = tuple(sum(name[0] == f"layer{stage}" for name in names) for stage in (1, 2, 3, 4))
-    stem = weights.get("conv1.weight", weights[FIRST_BLOCK]).shape
-    small = "conv1.weight" in weights and stem[2:] == (3, 3)
-    bottleneck = "layer1.0.conv3.weight" in weights
-    for depth, known in BLOCKS.items():
-        if known == blocks and bottleneck == (depth == "50"):
-            return f"resnet{depth}{'-small' if small else ''}" + ("" if stem[:1] == (64,) else f"-w{[*stem, 0][0]}")
-    raise UserError(f"{path}: a ResNet with {blocks} blocks; supported are {', '.join(BLOCKS)}")
-
-
-def _make_described(about: Architecture, path: Path, network: nn.Module | None) -> Backbone:
-    if not is_user_defined(about.name):
-        return _make_empty(about.name, path)
-    if network is None:
+def _load_described(about: Architecture, path: Path, network: nn.Module | None) -> Backbone:
+    weights = read_checkpoint(path).weights
+    if network is not None:
+        inner = network.network if isinstance(network, Backbone) else network
+        empty = Backbone(inner, about.name, about.dim)
+    elif is_user_defined(about.name):
         raise UserError(
             f"{path}: holds the weights of {about.name}, a custom network, but not its code; load it in Python by "
             f"load_backbone({str(path)!r}, network=...)"
         )
-    inner = network.network if isinstance(network, Backbone) else network
-    return Backbone(inner, about.name, about.dim)
+    else:
+        empty = _make_empty(about.name, path)
+    backbone = _fill(empty, weights, f"{path} ({about.source})")
+    backbone.image_size, backbone.mean, backbone.std = about.image_size, about.mean, about.std
+    if about.fingerprint not in ("", fingerprint(backbone)):
+        raise UserError(f"{path}: is corrupted: the weights do not match the stored fingerprint; {REMEDY}")
+    return backbone.eval()
+
+
+# --- files of other projects
+
+
+def _load_foreign(checkpoint: Checkpoint, architecture: str, encoder: str) -> Loaded:
+    path, how = checkpoint.path, "named in MODEL"
+    found = find_resnets(checkpoint)
+    if not architecture:
+        architecture, how = _recognize(
+            checkpoint._replace(arch=checkpoint.arch or _described_arch(path)), found, encoder
+        )
+    empty = _make_empty(architecture, path)
+    wanted = empty.network.state_dict()
+    if FIRST_BLOCK not in wanted or not found:
+        found = find_network(checkpoint, wanted)
+    chosen, names = choose(found, encoder, path)
+    label = next(name for name, item in names.items() if item is chosen) if len(names) > 1 else ""
+    backbone = _fill(empty, chosen.weights, f"{path}#{label}" if label else str(path))
+    _set_preprocessing(backbone, path)
+    used = {key for key in wanted if key in chosen.weights}
+    rest = {chosen.prefix + key: value for key, value in chosen.weights.items() if key not in used}
+    others = tuple(item.prefix for item in names.values() if not chosen.prefix.startswith(item.prefix))
+    places = (chosen.prefix, *others)
+    rest |= {key: value for key, value in checkpoint.weights.items() if not key.startswith(places)}
+    line = f"{path}: loaded as {architecture}, {how}"
+    if label:
+        line += f", from #{label} (not {', '.join(f'#{name}' for name in names if name != label)})"
+    if rest:
+        line += f"; ignored: {contents(rest, chosen.prefix)}"
+    return Loaded(backbone.eval(), line)
+
+
+def _recognize(checkpoint: Checkpoint, found: list[Found], encoder: str) -> tuple[str, str]:
+    """Return the network of a checkpoint and how it was recognized. Raises UserError if that is not certain."""
+    path, arch = checkpoint.path, checkpoint.arch
+    plain = PLAIN_RESNET.fullmatch(arch.lower())
+    if arch and not (plain and plain[1] in BLOCKS):
+        try:
+            return make_empty_backbone(f"timm:{arch}").name, "by its arch"
+        except UserError as error:
+            raise UserError(
+                f"{path}: its arch is {arch[:100]!r}, which is neither a ResNet of torchvision nor a network of the "
+                f"installed timm; name the network: <backbone>@{path}, for example timm:vit_small_patch16_224@{path}"
+            ) from error
+    if not found:
+        raise UserError(
+            f"{path}: no ResNet found among its {len(checkpoint.weights)} tensors: {contents(checkpoint.weights)}; "
+            f"for another network name its architecture: timm:<name>@{path}"
+        )
+    chosen, _ = choose(found, encoder, path)
+    name = resnet_name(chosen.weights, path)
+    if plain and not name.startswith(f"resnet{plain[1]}"):
+        raise UserError(f"{path}: its weights are those of {name}, but it says {arch!r}; name one: <backbone>@{path}")
+    if chosen.doubt:
+        names = name
+        if "-small" in name:
+            padded = name.replace("-small", "-small-pad2")
+            names = f"{name} (stride 1, padding 1, no max-pool), {padded} (the same with padding 2, as in solo-learn)"
+        raise UserError(
+            f"{path}: looks like {name}, but its keys do not tell {chosen.doubt}; name the network, NAME@{path}: "
+            f"{names}, or timm:<name>"
+        )
+    return name, "by its arch and keys" if plain else "by its keys (strides and dilation as in torchvision)"
+
+
+class _NetworkConfig(BaseModel):
+    """The fields of config.json that decide what a network computes: the first is timm's, the others transformers'."""
+
+    architecture: str = ""
+    model_type: str = "resnet"
+    hidden_act: str = "relu"
+    downsample_in_first_stage: bool = False
+    downsample_in_bottleneck: bool = False
+
+
+class _Preprocessing(BaseModel):
+    """The fields of transformers' preprocessor_config.json that a backbone has."""
+
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    image_std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    crop_size: dict[str, Side] = {}
+
+
+def _described_arch(path: Path) -> str:
+    """Return the network that config.json names beside a model of the Hugging Face hub; empty for a plain ResNet."""
+    file = path.with_name("config.json")
+    if path.name != HUB_FILE or not file.is_file():
+        return ""
+    config = _read_json(file, _NetworkConfig)
+    if config != _NetworkConfig(architecture=config.architecture):
+        raise UserError(f"{file}: describes another network than the ResNet of torchvision; name it: <backbone>@{path}")
+    return config.architecture
+
+
+def _set_preprocessing(backbone: Backbone, path: Path) -> None:
+    file = path.with_name("preprocessor_config.json")
+    if path.name == HUB_FILE and file.is_file():
+        settings = _read_json(file, _Preprocessing)
+        backbone.mean, backbone.std = settings.image_mean, settings.image_std
+        backbone.image_size = settings.crop_size.get("height", backbone.image_size)
+
+
+def _read_json(path: Path, model: type[T]) -> T:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError("it is too large")
+        return model.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({reason}); download or export the model again") from error
+
+
+# --- networks
 
 
 def _make_empty(name: str, path: Path) -> Backbone:
-    """Return the network of this name without weights.
-
-    ResNets on the meta device, because the description may be wrong.
-    """
+    """Return the network of this name without weights, because the name may be wrong."""
     try:
-        with torch.device("cpu" if name.startswith("timm:") else "meta"):
-            return make_backbone(name)
+        return make_empty_backbone(name)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -256,7 +354,7 @@ def _fill(empty: Backbone, weights: Weights, source: str) -> Backbone:
     """Return a backbone with these weights. Raises UserError if keys or shapes do not match."""
     if problems := misfits(empty, weights, source):
         raise UserError(*problems)
-    backbone = make_backbone(empty.name) if isinstance(empty.network, ResNet) else empty
+    backbone = empty if is_user_defined(empty.name) else make_backbone(empty.name)
     wanted = empty.network.state_dict()
     backbone.network.load_state_dict({key: weights[key] for key in wanted if key in weights}, strict=False)
     backbone.source = source
@@ -268,20 +366,28 @@ def misfits(backbone: Backbone, weights: Weights, source: str) -> list[str]:
     wanted = backbone.network.state_dict()
     shared = {key: weights[key] for key in wanted if key in weights}
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
-    extra: list[str] = []
-    if isinstance(backbone.network, ResNet) or is_user_defined(backbone.name):
-        heads = () if is_user_defined(backbone.name) else HEADS
-        extra = sorted(key for key in weights if key not in wanted and not key.startswith(heads))
+    extra = sorted(
+        key
+        for key in weights
+        if key not in wanted
+        and (is_user_defined(backbone.name) or not (HEADS.fullmatch(key) or BUFFERS.fullmatch(key)))
+    )
     wrong = [
         f"{key} {tuple(value.shape)}, not {tuple(wanted[key].shape)}"
         for key, value in shared.items()
         if value.shape != wanted[key].shape
+    ]
+    odd = [
+        f"{key} {str(value.dtype).removeprefix('torch.')}"
+        for key, value in shared.items()
+        if wanted[key].is_floating_point() and not (value.is_floating_point() or value.is_complex())
     ]
     sparse = [key for key, value in shared.items() if not _is_dense(value)]
     problems = {
         f"missing for {backbone.name}": missing,
         f"unknown to {backbone.name}": extra,
         f"of another shape than {backbone.name} has": wrong,
+        "without floating-point numbers": odd,
         "that are sparse, quantized, complex or expanded": sparse,
     }
     return [

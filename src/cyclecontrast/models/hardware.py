@@ -105,6 +105,17 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
     return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
+def free_memory(device: torch.device) -> int:
+    """Return the free memory of the device in bytes."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return available[0] if available else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 @contextlib.contextmanager
 def limited_threads(device: torch.device) -> Iterator[None]:
     """Limit PyTorch's threads on a CPU to leave a quarter of the cores to the workers; sharing a core slows both down.

@@ -5,7 +5,6 @@ Reports all problems together.
 
 import contextlib
 import math
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from cyclecontrast.loss import KeyQueue
 from cyclecontrast.methods import METHODS, Method, MomentumMethod
 from cyclecontrast.models.backbone import Backbone, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
-from cyclecontrast.models.hardware import check_compiler, pick_device, pick_executor, pick_workers
+from cyclecontrast.models.hardware import check_compiler, free_memory, pick_device, pick_executor, pick_workers
 from cyclecontrast.output import say
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.auto_settings import MIN_BATCH, DataSize, Machine, num_held_out, resolve
@@ -346,13 +345,3 @@ def least_memory(config: PretrainConfig, method: Method, processes: int) -> list
         (pixels, "views", "batch_size or image_size"),
         (4 * queries * keys, "similarities", "batch_size, queue_size or cycle_queue_size"),
     ]
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the free memory of the device in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return available[0] if available else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

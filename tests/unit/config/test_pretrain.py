@@ -135,7 +135,7 @@ def test_auto_is_the_same_as_unset():
         ({"learning_rate": False}, "learning_rate: input should be a number, not False"),
         ({"steps": 10**18}, "steps: input should be less than or equal to 1000000000"),
         ({"workers": 10**6}, "workers: input should be less than or equal to 1024"),
-        ({"image_size": 10**6}, "image_size: input should be less than or equal to 8192"),
+        ({"image_size": 10**6}, "image_size: input should be less than or equal to 2048"),
         ({"epochs": float("inf")}, "epochs: input should be a finite number"),
         ({"backbone": "resnet18-w10000"}, "backbone: name resnet10"),
         ({"init": ""}, "init: must be a non-empty file name or path, not ''"),

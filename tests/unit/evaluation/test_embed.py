@@ -258,6 +258,30 @@ def test_a_folder_of_images_is_embedded_too(frames, tmp_path):
     assert table["index"].to_pylist() == [0, 0, 0]
 
 
+def test_batches_that_do_not_fit_into_memory_are_refused(frames, tmp_path, monkeypatch):
+    """A size that a model's description demands is compared with the free memory before images are read."""
+    monkeypatch.setattr(module, "free_memory", lambda device: 27 * 2 * 16**2)
+    embed(config(frames, tmp_path / "fits.parquet"))
+    with pytest.raises(
+        UserError, match=r"^image_size: 2 images of 17 px need at least 0.0 GB, and 0.0 are free; lower"
+    ):
+        embed(config(frames, tmp_path / "out.parquet", image_size=17))
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_the_model_in_an_index_is_valid_in_any_folder(tmp_path, monkeypatch):
+    """Paths become absolute, also between the name of a network and that of an encoder; names stay."""
+    monkeypatch.chdir(tmp_path)
+    for model, lasting in (
+        ("random:resnet18", "random:resnet18"),
+        ("timm:resnet18", "timm:resnet18"),
+        ("run", f"{tmp_path}/run"),
+        ("timm:resnet18@a.pth", f"timm:resnet18@{tmp_path}/a.pth"),
+        ("resnet18-small@a.pth#teacher", f"resnet18-small@{tmp_path}/a.pth#teacher"),
+    ):
+        assert module._lasting_name(model) == lasting
+
+
 def test_paths_are_the_ids_of_knn(tmp_path):
     """Labels of a folder of classes can be attached to vectors: records of kNN name the same images, one for one."""
     rng = np.random.default_rng(0)

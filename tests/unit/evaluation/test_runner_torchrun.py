@@ -201,17 +201,22 @@ def test_retrieval_is_that_of_one_process(ran):
     assert result_in(ran.two / "retrieval") == result_in(ran.one / "retrieval")
 
 
+def errors_of(text):
+    """Return the lines of an error output that are not about files without images, such as test.txt."""
+    return [line for line in text.splitlines() if not line.startswith("left out: ")]
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_go_together_is_refused_once(ran, name):
     """Both processes end with exit code 2, the first reports why in a line, and nothing is written."""
     first, other = ran.said[name]
     assert (first[0], other[:3]) == (2, [2, "", ""])
-    assert first[2].count("\n") == 1
+    (problem,) = errors_of(first[2])
     reported = {
         "no model": "train.txt",
         "a different model": "process 1 has a different model, data or settings",
     }
-    assert reported.get(name, " supports a single process only, but torchrun started 2") in first[2]
+    assert reported.get(name, " supports a single process only, but torchrun started 2") in problem
     assert not list(ran.two.glob("never*"))
 
 
@@ -256,6 +261,7 @@ def test_a_bug_lets_no_process_wait(ran, rank):
 def test_a_killed_process_ends_the_other(ran):
     """One line says that it is gone, and nothing is written."""
     first, other = ran.said["one dies"]
-    assert (first[0], first[2].count("\n"), other) == (2, 1, None)
-    assert first[2].startswith("error: another process of this command has ended or does not respond")
+    (problem,) = errors_of(first[2])
+    assert (first[0], other) == (2, None)
+    assert problem.startswith("error: another process of this command has ended or does not respond")
     assert not (ran.two.parent / "dies.npz").exists()

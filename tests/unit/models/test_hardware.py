@@ -16,6 +16,7 @@ from cyclecontrast.models.hardware import (
     autocast,
     check_compiler,
     compiled,
+    free_memory,
     pick_device,
     pick_precision,
     pick_workers,
@@ -172,3 +173,9 @@ def test_the_compiler_works_here():
     """The real backend compiles for the CPU; it is off by default."""
     check_compiler(torch.device("cpu"))
     assert not PretrainConfig(data="d", out="o").compile
+
+
+def test_free_memory_is_that_of_the_machine():
+    """The free memory of a CPU lies between 10 MB and what is built in."""
+    built_in = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 10**7 < free_memory(torch.device("cpu")) <= built_in

@@ -270,7 +270,7 @@ def test_what_does_not_fit_into_memory_is_refused(stripes, tmp_path, monkeypatch
             "for the weights, .* lower projector_dim or take a smaller backbone",
         ),
         ({"backbone": "resnet50-w999"}, "for the weights"),
-        ({"image_size": 8192, "batch_size": 40}, "for the views, .* lower batch_size or image_size"),
+        ({"image_size": 2048, "batch_size": 640}, "for the views, .* lower batch_size or image_size"),
         (
             {"init": "random:resnet18", "backbone": "auto", "method": "byol", "projector_dim": 10**5},
             "for the weights",
@@ -290,12 +290,6 @@ def test_the_least_memory_is_the_sum_of_its_parts():
     assert queues[0] == 2 * 160 * 5 * 4
     assert views[0] == 3 * 16 * 16 * (2 * 2 + 4 * 2)  # two views as bytes, one of them at a time as numbers
     assert similarities[0] == 2 * 160 * 4
-
-
-def test_free_memory_is_that_of_the_machine():
-    """The free memory of a CPU lies between 10 MB and what is built in."""
-    built_in = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 10**7 < setup.free_memory(torch.device("cpu")) <= built_in
 
 
 def test_a_run_takes_over_from_the_run_that_it_starts_from(stripes, tmp_path):
