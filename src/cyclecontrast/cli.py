@@ -32,6 +32,7 @@ from cyclecontrast.config import (
 from cyclecontrast.config.pretrain import RENAMED
 from cyclecontrast.config.types import GROUPS, detail, read_toml
 from cyclecontrast.errors import PASSING, UserError, attempt, checked, did_you_mean, explained, system_error
+from cyclecontrast.output import join_lines, say
 
 HELP = ("-h", "--help")
 MAX_CHOICES = 40
@@ -91,12 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         call = read(list(sys.argv[1:] if arguments is None else arguments))
         result = call()
         if result is not None and (text := str(result)):
-            print(text, flush=True)
+            print(join_lines(text.split("\n")), flush=True)
         if failure := getattr(result, "failure", ""):
             raise UserError(failure)
     except UserError as error:
         for problem in error.problems:  # empty if another process reports the problems
-            print(f"error: {problem}", file=sys.stderr)
+            say(f"error: {problem}")
         return 2
     except BrokenPipeError:
         # otherwise Python reports the broken pipe again at exit
@@ -106,10 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = system_error(error)
         if found is None or found.errno not in ENVIRONMENT_ERRORS:
             raise
-        print(f"error: {explained(found)}", file=sys.stderr)
+        say(f"error: {explained(found)}")
         return 2
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
+        say(str(interrupt) or "interrupted")
         return 130
     return 0
 

@@ -1,6 +1,5 @@
 """The command `demo`: make videos, prepare, pretrain, evaluate and report, in minutes on a CPU."""
 
-import shutil
 import statistics
 import time
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.runner import evaluate_alone
+from cyclecontrast.files import LOCK_FILE, locked, remove
+from cyclecontrast.output import join_lines, say
 from cyclecontrast.reporting.page import write_report
 from cyclecontrast.sweeping.results import Gain, gain
 from cyclecontrast.training.pretrain import pretrain
-from cyclecontrast.training.progress import console
 
 DEMO_FILE = "this-is-a-demo"
 """Marks a folder that a new demo may replace."""
@@ -57,7 +57,7 @@ class Demo:
                 cells.append(f"{statistics.mean(values):.1f} %{deviation}")
             lines.append(f"{name:<32}" + "".join(f"{cell:>18}" for cell in cells))
         lines += ["", *(self._comparison(other) for other in names if other.startswith("intra"))]
-        return "\n".join([*lines, f"done in {self.seconds:.0f} s; report: {self.report}"])
+        return join_lines([*lines, f"done in {self.seconds:.0f} s; report: {self.report}"])
 
     def _percents(self, name: str, metric: str) -> dict[int, float]:
         """Return the accuracies by seed; the rows of a name are in the order of their seeds."""
@@ -80,8 +80,17 @@ def _judge(found: Gain) -> str:
 
 def run_demo(config: DemoConfig) -> Demo:
     """Make videos, prepare, pretrain, evaluate and report into `config.out`. Raises UserError."""
+    _check_folder(config.out)
+    with locked(config.out, "out"):
+        return _run_demo(config)
+
+
+def _run_demo(config: DemoConfig) -> Demo:
     start = time.monotonic()
-    _make_folder(config.out)
+    for earlier in config.out.iterdir():
+        if earlier.name != LOCK_FILE:
+            remove(earlier)
+    (config.out / DEMO_FILE).touch()
     data = make_data(config.out, config.workers)
     methods = ("intra-image", "intra-video", "cycle") if config.compare else ("cycle",)
     runs = [_train(config, data.frames, method, seed) for method in methods for seed in range(config.seeds)]
@@ -95,20 +104,18 @@ def run_demo(config: DemoConfig) -> Demo:
 
 def make_data(out: Path, workers: int | None = None) -> DemoData:
     """Make the videos and the labeled frames of the demo in `out`, and prepare the videos."""
-    console.print("generating synthetic videos of 20 classes ...")
+    say("generating synthetic videos of 20 classes ...")
     made = make_videos(out / "made", SyntheticSpec(), seed=0, workers=workers)
     summary = prepare(PrepareConfig(videos=made.videos, out=out / "frames", every=1, workers=workers))
-    console.print(str(summary))
+    say(*str(summary).split("\n"))
     return DemoData(out / "frames", made.labeled)
 
 
-def _make_folder(out: Path) -> None:
-    """Create the folder of the demo and delete an earlier demo in it. Raises UserError if it contains anything else."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / DEMO_FILE).exists())):
+def _check_folder(out: Path) -> None:
+    """Raise UserError if the folder contains anything but an earlier demo, which will be deleted."""
+    names = {path.name for path in out.iterdir()} - {LOCK_FILE} if out.is_dir() else set()
+    if (names and DEMO_FILE not in names) or (out.exists() and not out.is_dir()):
         raise UserError(f"out: {out} exists and is not an earlier demo; name another folder with --out")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / DEMO_FILE).touch()
 
 
 def _train(config: DemoConfig, frames: Path, method: str, seed: int) -> PretrainConfig:

@@ -4,6 +4,10 @@ import contextlib
 import io
 import os
 import re
+import signal
+import socket
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -11,14 +15,20 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from cyclecontrast.errors import UserError, out_of_memory
+from cyclecontrast.output import say
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
 SETUP_HINT = "nothing was trained yet"
 FROM_PEER = re.compile("gloo|nccl|connection|peer|timed out|timeout|store", re.IGNORECASE)
 """Matches PyTorch's error messages when another process has ended, for errors that are not a DistError."""
+JOIN_TIMEOUT = timedelta(minutes=5)
+"""Time for all processes to start and to find each other."""
+SECONDS_OF_SILENCE = 5
+"""Seconds after which a process says that it waits for the first."""
 STEP_TIMEOUT = timedelta(minutes=10)
 """Timeout of collectives within a training step."""
 LONG_TIMEOUT = timedelta(hours=12)
@@ -28,7 +38,7 @@ LONG_TIMEOUT = timedelta(hours=12)
 class World(NamedTuple):
     """This process's rank and the number of processes.
 
-    `cpu_group` is the gloo group for small messages within a step, `patient_group` the gloo group with a long timeout.
+    `hosts` is the gloo group for small messages within a step, `patient` the gloo group with a long timeout.
     """
 
     rank: int
@@ -41,31 +51,89 @@ ALONE = World(0, 1)
 
 
 @contextlib.contextmanager
-def joined_world(device: torch.device) -> Iterator[World]:
-    """Initialize the process group of torchrun and destroy it at the end; without torchrun, yield ALONE."""
+def joined_world(device: torch.device, command: str) -> Iterator[World]:
+    """Initialize the process group of torchrun and destroy it at the end; without torchrun, yield ALONE.
+
+    Raises UserError if the first process cannot be reached, and if the processes run different commands.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield ALONE
         return
     _check_environment()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     joins = not dist.is_initialized()
     try:
         with peer_errors(hint=SETUP_HINT):
             if joins:
-                dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=STEP_TIMEOUT)
+                _wait_for_first()
+                store, rank, size = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
+                store.set_timeout(STEP_TIMEOUT)
+                backend = "nccl" if device.type == "cuda" else "gloo"
+                dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=STEP_TIMEOUT)
             groups = (dist.new_group(backend="gloo", timeout=timeout) for timeout in (STEP_TIMEOUT, LONG_TIMEOUT))
             world = World(dist.get_rank(), dist.get_world_size(), *groups)
+        check_same({"command": command}, world)
         yield world
     finally:
         if joins and dist.is_initialized():
             dist.destroy_process_group()
 
 
+def end_with_parent(parent: int) -> None:
+    """Wait for the end of the parent process, however it ends, and send SIGTERM to this process.
+
+    The kernel can do so too, but once for each thread of the parent, and a second signal ends a training at once.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _wait_for_first() -> None:
+    """Wait until the first process listens; raises UserError after a while.
+
+    PyTorch would retry in silence for twice its timeout and end with the stack of its C++ code.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    listens = os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    place, began, has_said = f"MASTER_ADDR={address}, MASTER_PORT={port}", time.monotonic(), False
+    while True:
+        try:
+            if not listens:
+                socket.create_connection((address, port), timeout=10).close()
+            elif not any(map(_is_local, socket.getaddrinfo(address, port))):
+                say(f"process 0 runs here, but {place} is another machine, which must forward to this one")
+            return
+        except OSError as error:
+            problem = f"process 0 cannot be reached at {place} ({error.strerror or error})"
+        waited = time.monotonic() - began
+        if waited > JOIN_TIMEOUT.total_seconds():
+            raise UserError(f"{problem}; check the address, and whether process 0 runs")
+        if waited > SECONDS_OF_SILENCE and not has_said:
+            say(f"{problem}; waiting up to {JOIN_TIMEOUT.total_seconds():.0f} s")
+            has_said = True
+        time.sleep(1)
+
+
+def _is_local(found: tuple[Any, ...]) -> bool:
+    """Whether an address that `getaddrinfo` found belongs to this machine."""
+    family, *_, address = found
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as trial:
+            trial.bind((address[0], 0))
+    except OSError:
+        return False
+    return True
+
+
 def _check_environment() -> None:
     values = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
     numbers = all(values[name].isdecimal() for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
-    if not numbers or not values["MASTER_ADDR"] or int(values["RANK"]) >= int(values["WORLD_SIZE"]):
+    is_valid = numbers and int(values["RANK"]) < int(values["WORLD_SIZE"]) and int(values["MASTER_PORT"]) < 2**16
+    if not is_valid or not values["MASTER_ADDR"]:
         shown = ", ".join(f"{name}={value}" for name, value in values.items())
         raise UserError(
             f"the environment variables of torchrun are incomplete or invalid ({shown}); start with "
@@ -170,14 +238,14 @@ def peer_errors(work: str = "training", hint: str = "--resume continues from the
 
 
 @contextlib.contextmanager
-def joined_command() -> Iterator[World]:
+def joined_command(command: str) -> Iterator[World]:
     """Initialize the process group for a command other than `pretrain`; if one process fails, all fail.
 
     Only rank 0 writes to stderr. If a process fails, all raise UserError at their next `gather_objects` or
     `broadcast_object`, or at the end of the block: on rank 0 with the messages of all processes, on the others without
     a message.
     """
-    with joined_world(CPU) as world, contextlib.ExitStack() as stack:
+    with joined_world(CPU, command) as world, contextlib.ExitStack() as stack:
         if world.rank:
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         try:
@@ -222,7 +290,7 @@ def broadcast_object(value: T, world: World) -> T:
 def check_alone(what: str) -> None:
     """Raise UserError if torchrun started several processes for a single-process command; only rank 0 has a message."""
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        with joined_command() as world:
+        with joined_command(what) as world:
             if world.size > 1:
                 raise UserError(runs_alone(what))
 

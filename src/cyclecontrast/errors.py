@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cyclecontrast.config.types import HIDDEN_VALUE
+from cyclecontrast.output import printable
 
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that break a line, control a terminal or reverse the direction of text, and lone surrogates."""
 MAX_SHOWN = 100
 """Characters of a wrong value that are shown."""
 
@@ -60,11 +59,6 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, ...]]:
         return type(self), self.problems
-
-
-def printable(text: str) -> str:
-    """Return a text as one line, with unprintable characters escaped."""
-    return UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def attempt(action: Callable[[], T], problems: list[str]) -> T | None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import fcntl
+import functools
+import glob
 import os
 import shutil
 import socket
@@ -20,22 +22,63 @@ SECONDS_BETWEEN_TRIES = 0.1
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that atomically replaces `path` if the block succeeds."""
+    with temporary_beside(path) as temporary:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """Yield a path in the same folder for a file or a folder, which is removed at the end.
+
+    If the block fails, the folders that were created for it are removed too.
+    """
+    created = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be created ({error.strerror}); choose another folder") from error
+    _remove_leftovers(path.parent.absolute())
     # The name contains host and process id, so that concurrent writers do not share it.
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()[:32]}.{os.getpid()}.part")
+    temporary = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
     try:
         yield temporary
-        sync(temporary)
-        temporary.replace(path)
     except OSError as error:
         error.filename = error.filename or path  # missing if the disk is full
         raise
     finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+        remove(temporary)
+        for folder in created:
+            with contextlib.suppress(OSError):  # not empty, as it is if the block succeeded
+                folder.rmdir()
+
+
+@functools.cache
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of processes of this host that were killed, once per folder."""
+    for leftover in folder.glob(f"*.{glob.escape(_host())}.*.part"):
+        number = leftover.name.split(".")[-2]
+        if number.isdecimal() and not _is_running(int(number)):
+            remove(leftover)
+
+
+@functools.cache
+def _host() -> str:
+    """Return a name for this machine, and for the container on it, where a process id means this process."""
+    namespace = Path("/proc/self/ns/pid")
+    return socket.gethostname()[:32] + (f"-{namespace.stat().st_ino}" if namespace.exists() else "")
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it belongs to another user
+        pass
+    return True
 
 
 def remove(path: Path) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from cyclecontrast.errors import printable
+from cyclecontrast.output import printable, say
 
 SECONDS = 60
 """Longest time between two lines, if items take less."""
@@ -42,8 +42,7 @@ class ProgressLines:
     """
 
     def __init__(self, title: str, total: int | None = None, done: int = 0) -> None:
-        self._title, self._total, self._done, self._first = printable(title), total, done, done
-        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._title, self._total, self._done, self._first = title, total, done, done
         self._began = time.monotonic()
         if self._began - _times.work > SECONDS:  # a minute of its own for new work
             _times.line = self._began
@@ -56,7 +55,7 @@ class ProgressLines:
         if now - _times.line >= SECONDS and os.environ.get("RANK", "0") == "0":
             _times.line = now
             with contextlib.suppress(OSError):  # a full disk or a closed pipe must not end the work
-                self._console.print(f"{self._title}: {self._text(now - self._began)}")
+                say(f"{self._title}: {self._text(now - self._began)}")
 
     def _text(self, passed: float) -> str:
         if self._total is None:

@@ -1,6 +1,8 @@
 """The demo from videos to report at a small size, its table, and its verdicts."""
 
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,19 @@ def test_other_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="not an earlier demo"):
         cc.demo(out=tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_running_demo_is_kept(tmp_path):
+    """A demo in the folder of one that is running is refused and deletes nothing."""
+    (tmp_path / demo_module.DEMO_FILE).touch()
+    hold = "import sys\nfrom pathlib import Path\nfrom cyclecontrast.files import locked\n"
+    hold += "with locked(Path(sys.argv[1]), 'out'):\n    print(flush=True)\n    sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], **pipes) as process:
+        process.stdout.readline()
+        with pytest.raises(UserError, match=f"in use by process {process.pid}"):
+            cc.demo(out=tmp_path)
+    assert (tmp_path / demo_module.DEMO_FILE).exists()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import cyclecontrast
 SOURCE = Path(cyclecontrast.__file__).parent
 FLOORS = (
     ("config",),
-    ("errors",),
+    ("output", "errors"),
     ("files", "versions", "charts", "distributed", "progress"),
     ("data", "loss"),
     ("models",),

@@ -1,9 +1,14 @@
 """Several processes that talk through gloo compute what one would, and end together with a line that says why."""
 
+import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from datetime import timedelta
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -115,7 +120,12 @@ def test_only_the_end_of_another_process_is_called_that(error, expected):
 
 @pytest.mark.parametrize(
     "environment",
-    [{"RANK": "0"}, {"RANK": "x", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, {"RANK": "1", "MASTER_PORT": "1"}],
+    [
+        {"RANK": "0"},
+        {"RANK": "0", "MASTER_PORT": "65536"},
+        {"RANK": "x", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+        {"RANK": "1", "MASTER_PORT": "1"},
+    ],
 )
 def test_half_an_environment_is_one_line(stripes, tmp_path, monkeypatch, capsys, environment):
     """RANK and WORLD_SIZE that another program set, or wrong ones, are a line, not a wait or a traceback."""
@@ -126,11 +136,52 @@ def test_half_an_environment_is_one_line(stripes, tmp_path, monkeypatch, capsys,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("rank", "address", "reason"),
+    [
+        (1, "127.0.0.1", "Connection refused"),
+        (1, "no.host.invalid", "not known|resolution"),
+        (0, "no.host.invalid", ""),
+    ],
+)
+def test_a_wrong_address_is_one_line(stripes, tmp_path, monkeypatch, capfd, rank, address, reason):
+    """If the first process cannot be reached, a line says where it was sought, at once, and again at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": address, "MASTER_PORT": str(free.getsockname()[1])}
+    for name, value in {"RANK": str(rank), "WORLD_SIZE": "2", **place}.items():
+        monkeypatch.setenv(name, value)
+    if address == "no.host":
+        unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        monkeypatch.setattr("socket.getaddrinfo", mock.Mock(side_effect=unknown))
+    monkeypatch.setattr("cyclecontrast.distributed.JOIN_TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr("cyclecontrast.distributed.SECONDS_OF_SILENCE", 0)
+    assert main(["pretrain", *words_of(stripes, tmp_path / "run", steps=1)]) == 2
+    waiting, error = capfd.readouterr().err.splitlines()
+    assert f"cannot be reached at MASTER_ADDR={address}, " in waiting
+    assert re.search(reason, error)
+    assert error.endswith("check the address, and whether process 0 runs")
+
+
+def test_no_process_outlives_its_parent():
+    """A process of torchrun gets one SIGTERM when torchrun is killed by kill -9."""
+    child = (
+        "import os, signal, time; from cyclecontrast.distributed import end_with_parent; found = []; "
+        "signal.signal(signal.SIGTERM, lambda *_: found.append('ended')); parent = os.getppid(); "
+        "print('up', flush=True); end_with_parent(parent); time.sleep(0.1); print(*found)"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "up\n"
+        process.kill()
+        assert process.stdout.read() == "ended\n"
+
+
 # --- a training of two
 
 
 def test_torchrun_trains_one_run(tmp_path):
-    """Under torchrun two processes train one run on a folder of videos, which is prepared once."""
+    """Under torchrun two processes train one run on a folder of videos, which is prepared once, without any warning."""
     (tmp_path / "videos").mkdir()
     rng = np.random.default_rng(0)
     for number in range(6):
@@ -145,8 +196,9 @@ def test_torchrun_trains_one_run(tmp_path):
         "-m",
         "cyclecontrast",
     ]
-    words = words_of(tmp_path / "videos", tmp_path / "run", steps=2)
-    done = subprocess.run([*launch, "pretrain", *words], capture_output=True, text=True)
+    words = words_of(tmp_path / "videos", tmp_path / "run", steps=2, cycle_start=0)
+    loud = os.environ | {"TORCH_CPP_LOG_LEVEL": "WARNING"}
+    done = subprocess.run([*launch, "pretrain", *words], capture_output=True, text=True, env=loud)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("backbone: ") == 1
     assert done.stderr.count("the frames are in ") == 1
@@ -215,6 +267,31 @@ def test_a_signal_to_one_ends_both_after_the_same_step(stripes, whole, tmp_path)
     assert all("continues from it" in text for _, text in ends)
     (kept,) = (out / "checkpoints").iterdir()
     assert int(kept.name[5:]) == rows_of(out)[-1]["step"]
+
+
+def test_processes_with_different_commands_are_refused(stripes, tmp_path):
+    """Two processes that run different commands both end with a line that names them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    words = (
+        ["pretrain", *words_of(stripes, tmp_path / "run", steps=1)],
+        ["embed", "random:resnet10-w8", str(stripes), f"--out={tmp_path / 'x.npz'}"],
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "cyclecontrast", *each],
+            env=os.environ | place | {"RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, each in enumerate(words)
+    ]
+    for process in started:
+        _, text = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert text == "error: command: pretrain in process 0, embed in process 1; start all with the same\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_processes_that_differ_are_refused(stripes, tmp_path):

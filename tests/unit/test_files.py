@@ -63,6 +63,22 @@ def test_replacing_leaves_the_old_file_or_the_new_one(tmp_path):
     assert [path.read_text() for path in kept.parent.iterdir()] == ["new"]
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    """The next writer in a folder removes what killed processes of its machine left, not what others still write."""
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom cyclecontrast.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as part:\n    part.touch()\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "other [1]")], check=False)
+    (killed,) = (path.name for path in tmp_path.iterdir())
+    host, number = killed.removeprefix("other [1].").removesuffix(".part").rsplit(".", 1)
+    (tmp_path / f"live.{host}.{os.getppid()}.part").touch()
+    (tmp_path / f"elsewhere.other-{host}.{number}.part").touch()
+    with replacing(tmp_path / "file") as part:
+        part.touch()
+    assert sorted(path.name.partition(".")[0] for path in tmp_path.iterdir()) == ["elsewhere", "file", "live"]
+
+
 def test_a_full_disk_names_the_file(tmp_path):
     """An error of the system that names no file gets the name of the file."""
     with pytest.raises(OSError, match="No space left") as error, replacing(tmp_path / "kept"):

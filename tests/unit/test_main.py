@@ -1,6 +1,7 @@
 """The entry point: Ctrl-C ends quietly at any time, and a broken standard error stops no work."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -33,6 +34,37 @@ def test_an_interrupt_ends_in_one_line(tmp_path, during_import):
     )
     done = run_python("-c", code, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+ENDS = """
+import os, signal, sys, time, cyclecontrast.cli as cli
+from pathlib import Path
+from cyclecontrast.__main__ import run
+from cyclecontrast.files import replacing
+def call():
+    with replacing(Path("out")) as part:
+        part.touch()
+        try:
+            os.kill(os.getpid(), NUMBER)
+            time.sleep(10)
+        finally:
+            os.kill(os.getpid(), NUMBER) if TWICE else None
+            time.sleep(TWICE * 10)
+cli.read = lambda arguments: call
+sys.exit(run())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_signal_leaves_nothing_half_written(tmp_path, number, twice):
+    """A signal removes the file that is being written; another one meanwhile ends at once, without a traceback."""
+    code = ENDS.replace("NUMBER", str(int(number))).replace("TWICE", str(twice))
+    done = run_python("-c", code, cwd=tmp_path)
+    said = "interrupted\n" if number == signal.SIGINT else "terminated\n"
+    assert done.returncode == 128 + number
+    assert done.stderr == ("" if twice and number == signal.SIGINT else said)
+    assert len(list(tmp_path.iterdir())) == twice
 
 
 def test_a_closed_standard_error_stops_nothing(tmp_path):

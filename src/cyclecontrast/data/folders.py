@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cyclecontrast.data.storage import is_passing, retried, short_reason
-from cyclecontrast.errors import printable
+from cyclecontrast.output import printable
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff"}

@@ -42,6 +42,7 @@ from cyclecontrast.data.store_format import (
 from cyclecontrast.data.store_writer import ShardJob, join_shards, shard_problem, shards_with, write_shards
 from cyclecontrast.errors import PASSING, UserError, attempt, explained
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
+from cyclecontrast.output import join_lines
 
 SCALING = "area, before RGB, square pixels, BT.709 in HD"
 """The scaling method, stored in store.json; a store with another method cannot be continued."""
@@ -91,7 +92,7 @@ class PrepareSummary:
         lines += [f"  in part  {video.id}: {video.reason}" for video in self.partial]
         what = "changed since it was prepared; create a new store to include the new version"
         lines += [f"  kept     {name}: {what}" for name in self.changed]
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+        return join_lines([*lines, *(f"  {note}" for note in self.notes)])
 
     @property
     def line(self) -> str:

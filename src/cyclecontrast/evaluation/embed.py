@@ -4,7 +4,6 @@ Vectors are computed in fp32 with deterministic algorithms.
 """
 
 import contextlib
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import STORE
 from cyclecontrast.distributed import World, first_process_first, gather_objects, joined_command
-from cyclecontrast.errors import UserError, attempt, checked, printable
+from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluation.image_batches import (
     CenterCrop,
     ImageBatch,
@@ -39,6 +38,7 @@ from cyclecontrast.files import check_folder, is_named, replacing, split_model
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import free_memory, limited_threads, pick_device, pick_workers
+from cyclecontrast.output import join_lines, say
 
 IMAGES_PER_PART = 2**14
 ROWS_PER_GROUP = 8192
@@ -202,7 +202,7 @@ class Embedded(NamedTuple):
 
     def __str__(self) -> str:
         line = f"{self.num_frames:,} frames of {self.num_videos:,} videos, {self.dim}-dimensional vectors → {self.out}"
-        return "\n".join([f"{line}; {len(self.skipped)} skipped:" if self.skipped else line, *self.skipped])
+        return join_lines([f"{line}; {len(self.skipped)} skipped:" if self.skipped else line, *self.skipped])
 
 
 def embed(config: EmbedConfig, backbone: Backbone | None = None) -> Embedded | None:
@@ -213,13 +213,12 @@ def embed(config: EmbedConfig, backbone: Backbone | None = None) -> Embedded | N
     A given `backbone` is used instead of `config.model`. Under torchrun, each process embeds a share of the frames;
     rank 0 writes the file, the others return None. Raises UserError with all problems before anything is written.
     """
-    with joined_command() as world:
+    with joined_command("embed") as world:
         backbone, store = _open(config, backbone, world)
         with limited_threads(pick_device(config.device)):
             batches = _embed_store(config, backbone, store, world)
             if world.rank == 0:
-                for note in store.notes:
-                    print(note, file=sys.stderr)
+                say(*store.notes)
                 return _write(config, backbone, store, batches)
             assert not list(batches)
     return None
@@ -253,7 +252,7 @@ def _extract_frames(config: EmbedConfig, world: World) -> FrameStore:
     frames = config.out.with_suffix(".frames")
     if world.rank == 0:
         summary = prepare(checked(PrepareConfig, {"videos": config.data, "out": frames, "workers": config.workers}))
-        print(*map(printable, [*str(summary).split("\n"), f"the frames are in {frames}"]), sep="\n", file=sys.stderr)
+        say(*str(summary).split("\n"), f"the frames are in {frames}")
     return FrameStore.open(frames)
 
 

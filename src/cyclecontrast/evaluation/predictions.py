@@ -23,6 +23,7 @@ from cyclecontrast.config import AllConfig, EvaluateConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
 from cyclecontrast.models.hardware import package_versions
+from cyclecontrast.output import join_lines
 
 NOT_IN_KEY = frozenset(
     {"model", "data", "classes", "train_data", "out", "save", "score_only", "report", "workers", "device"}
@@ -167,14 +168,14 @@ class Result:
         parts: Json = {"metrics": self.metrics, **self.about.to_json(), "per_item": self.per_item}
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(part, allow_nan=False)}" for name, part in parts.items())
         with replacing(path) as aside:
-            aside.write_text(f"{{\n{lines}\n}}\n")
+            aside.write_text(f"{{\n{lines}\n}}\n", "utf-8")
         return path
 
     @staticmethod
     def load(path: Path) -> "Result":
         """Read what `save` wrote; raises UserError."""
         try:
-            parts = json.loads(path.read_text())
+            parts = json.loads(path.read_bytes())
             metrics = {name: float(value) for name, value in parts.pop("metrics").items()}
             per_item = parts.pop("per_item")
             return Result(ABOUT.validate_python(parts), metrics, per_item)
@@ -196,7 +197,7 @@ class Result:
             lines += [f"  left out, {len(problems)}:", *(f"    {problem}" for problem in problems[:MAX_LISTED])]
         if len(problems) > MAX_LISTED:
             lines.append(f"    ... and {len(problems) - MAX_LISTED} more, in the result's file")
-        return "\n".join(lines)
+        return join_lines(lines)
 
 
 def result_path(folder: Path, key: str) -> Path:

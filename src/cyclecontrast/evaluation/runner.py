@@ -1,6 +1,5 @@
 """Runs an evaluation in two steps: write the predictions as a record, then score the record."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from cyclecontrast.config import PROTOCOL_CONFIGS, EvaluateConfig
 from cyclecontrast.distributed import ALONE, World, broadcast_object, joined_command
-from cyclecontrast.errors import UserError, attempt, printable
+from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.embed import check_same_work, gather_part
 from cyclecontrast.evaluation.predictions import (
     NOT_IN_KEY,
@@ -27,6 +26,7 @@ from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device
+from cyclecontrast.output import say
 
 AnyProtocol = Protocol[Any, Any]
 
@@ -41,7 +41,7 @@ def evaluate(
     evaluation is scored again, and model and data may no longer exist. The processes of torchrun divide the images;
     rank 0 returns the result, the others None.
     """
-    with joined_command() as world:
+    with joined_command(f"evaluate {protocol if isinstance(protocol, str) else protocol.__name__}") as world:
         return _run(find_protocol(protocol)(config), backbone, world)
 
 
@@ -181,11 +181,11 @@ def _earlier_result(task: AnyProtocol, about: About) -> Result | None:
     try:
         found = Result.load(path)
     except UserError as error:
-        print(f"{error}; evaluating again", file=sys.stderr)
+        say(f"{error}; evaluating again")
         return None
     if found.about.versions != about.versions:
         return None
-    print(f"reusing the result of an earlier evaluation: {path}", file=sys.stderr)
+    say(f"reusing the result of an earlier evaluation: {path}")
     return found
 
 
@@ -199,12 +199,12 @@ def _earlier_record(task: AnyProtocol, about: About) -> Record | None:
         return None
     record = attempt(lambda: Record.load(path), [])
     if record is None:
-        print(printable(f"{path}: is damaged; computing the predictions again"), file=sys.stderr)
+        say(f"{path}: is damaged; computing the predictions again")
         return None
     if record.about.versions != about.versions or record.about.problems:
         return None
     line = f"scoring the predictions of an earlier evaluation; to compute them again, delete {path}"
-    print(printable(line), file=sys.stderr)
+    say(line)
     return record
 
 
@@ -274,4 +274,4 @@ def _score(task: AnyProtocol, record: Record, settings: dict[str, Any]) -> Resul
 def print_path(config: EvaluateConfig, result: Result | None) -> None:
     """Print where a result was written."""
     if result is not None:
-        print(f"result: {result_path(results_folder(config), result.about.key)}", file=sys.stderr)
+        say(f"result: {result_path(results_folder(config), result.about.key)}")

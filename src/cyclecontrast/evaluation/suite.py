@@ -1,7 +1,6 @@
 """The command `evaluate all`: runs every protocol on every dataset found; one table, with published results."""
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from cyclecontrast.evaluation.runner import evaluate_alone
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
+from cyclecontrast.output import markdown, markdown_table, say
 
 Settings = dict[str, Any]
 
@@ -77,16 +77,18 @@ class SuiteResult(NamedTuple):
         for result, baseline in self.rows:
             compared, data = compare(result), Path(result.about.data.path).name
             if problems := result.about.problems:
-                left_out.append(f"left out of {result.tag} on {data}: {len(problems)} items, named in its result")
+                left_out.append(
+                    markdown(f"left out of {result.tag} on {data}: {len(problems)} items, named in its result")
+                )
             for number, metric in enumerate(result.metrics):
                 # The first, and all of which a figure is published.
                 if number == 0 or (compared and metric in compared.percents):
                     ours, random = (_percent(one, metric) for one in (result, baseline))
                     published = _published(compared, metric, footnotes)
-                    lines.append((result.tag, data, metric, ours, random, published))
-        numbered = [f"[{number}] {text}" for text, number in footnotes.items()]
-        missing = [f"not evaluated: {problem}" for problem in self.problems]
-        return "\n".join([*_markdown(lines), "", *numbered, *left_out, *missing])
+                    lines.append((*map(markdown, (result.tag, data, metric)), ours, random, published))
+        numbered = [f"[{number}] {markdown(text)}" for text, number in footnotes.items()]
+        missing = [f"not evaluated: {markdown(problem)}" for problem in self.problems]
+        return "\n".join([markdown_table(lines), "", *numbered, *left_out, *missing])
 
 
 def evaluate_all(config: AllConfig) -> SuiteResult:
@@ -110,14 +112,14 @@ def evaluate_all(config: AllConfig) -> SuiteResult:
         models.append((name, random))
     done = SuiteResult((), ())
     for number, plan in enumerate(plans, start=1):
-        print(f"[{number}/{len(plans)}] {plan}", file=sys.stderr)
+        say(f"[{number}/{len(plans)}] {plan}")
         problems: list[str] = []
         results = [_attempt(model, network, plan, config, problems) for model, network in models]
         row = () if results[0] is None else ((results[0], results[-1] if config.baseline else None),)
         done = SuiteResult(done.rows + row, done.problems + tuple(problems))
         if done.rows:
             with replacing(out / "all.md") as aside:
-                aside.write_text(f"{done}\n")
+                aside.write_text(f"{done}\n", "utf-8")
     if not done.rows:
         raise UserError(*done.problems)
     return done
@@ -148,8 +150,7 @@ def _attempt(model: str, backbone: Backbone, plan: Plan, config: AllConfig, prob
 def _plans(root: Path) -> Iterator[Plan]:
     left_out = LeftOut(root)
     layouts = list(find_layouts(root, left_out=left_out))
-    for note in left_out.notes:
-        print(note, file=sys.stderr)
+    say(*left_out.notes)
     training = next((layout.root for layout in layouts if layout.kind == "got10k"), None)
     if any(layout.kind == "otb" for layout in layouts):
         layouts = [layout for layout in layouts if layout.kind != "got10k"]
@@ -176,11 +177,3 @@ def _published(compared: Compared | None, metric: str, footnotes: dict[str, int]
         text = f"not comparable, for reference: {figures} by {text}; here: {'; '.join(compared.differences)}"
     number = footnotes.setdefault(text, len(footnotes) + 1)
     return f"[{number}]" if compared.differences else f"{compared.percents[metric]:.1f} [{number}]"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for number, row in enumerate(rows):
-        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        if number == 0:
-            yield "|" + "|".join("-" * (width + 2) for width in widths) + "|"

@@ -1,6 +1,9 @@
 """The command `export`: write a backbone in the format of another tool and print the code that loads it."""
 
+import errno
+import filecmp
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +11,10 @@ from cyclecontrast.config import ExportConfig
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.exporting.formats import DETECTRON2, ONNX, SAFETENSORS, TIMM, TORCHVISION, Format, snippet
 from cyclecontrast.exporting.huggingface import HUGGINGFACE
-from cyclecontrast.files import check_folder
+from cyclecontrast.files import check_folder, sync, temporary_beside
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
+from cyclecontrast.output import join_lines
 
 FORMATS: dict[str, Format] = {
     "safetensors": SAFETENSORS,
@@ -30,7 +34,7 @@ class Export:
     snippet: str
 
     def __str__(self) -> str:
-        return f"wrote {self.path}; load it with:\n\n{self.snippet}"
+        return join_lines([f"wrote {self.path}; load it with:", "", *self.snippet.split("\n")])
 
 
 def export_backbone(config: ExportConfig, given: Backbone | None = None) -> Export:
@@ -52,18 +56,50 @@ def export_backbone(config: ExportConfig, given: Backbone | None = None) -> Expo
         problems.append(f"format {config.format}: does not support {backbone.name}; use {possible}")
     if backbone is None or problems:
         raise UserError(*problems)
-    chosen.write(backbone, path, config.model)
+    with temporary_beside(path) as folder:
+        folder.mkdir()
+        chosen.write(backbone, folder / path.name, config.model)
+        written = sorted(folder.iterdir())  # the description before the weights
+        for made in written:
+            _check_absent(made, path.with_name(made.name))
+        for made in written:
+            _move(made, path.with_name(made.name))
+    sync(path.parent)
     return Export(path, snippet(config.format, backbone, path))
 
 
 def _check_output(path: Path, chosen: Format) -> None:
-    """Raise UserError if the suffix does not match the format, or if a file would be overwritten."""
+    """Raise UserError if the suffix does not match the format, or if the folder cannot be written to."""
     others = {other.suffix for other in FORMATS.values() if other.suffix} - {chosen.suffix}
     if chosen.suffix and path.suffix != chosen.suffix:
         raise UserError(f"out: {path} must end in {chosen.suffix}")
     if path.suffix in others:
         raise UserError(f"out: {path} must not end in {path.suffix}, the suffix of another format")
-    for existing in (path, path.with_suffix(".json")) if chosen is SAFETENSORS else (path,):
-        if existing.exists():
-            raise UserError(f"out: {existing} already exists; choose another path with --out, or delete it")
+    if path.name in ("", ".."):
+        raise UserError(f"out: {path} already exists; choose another path with --out")
     check_folder(path.absolute().parent)
+
+
+def _check_absent(made: Path, path: Path) -> None:
+    """Raise UserError if `path` exists, unless an export that was killed or ran at the same time wrote the same."""
+    if path.exists() and not _is_same(made, path):
+        raise UserError(f"out: {path} already exists; choose another path with --out, or delete it")
+
+
+def _move(made: Path, path: Path) -> None:
+    for file in (made, *made.rglob("*")):
+        sync(file)
+    try:
+        made.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        _check_absent(made, path)
+
+
+def _is_same(made: Path, path: Path) -> bool:
+    """Whether two files, or two folders of files, have the same content."""
+    if made.is_file() or not path.is_dir():
+        return made.is_file() and path.is_file() and filecmp.cmp(made, path, shallow=False)
+    names = sorted(os.listdir(made))
+    return names == sorted(os.listdir(path)) and filecmp.cmpfiles(made, path, names, shallow=False)[0] == names

@@ -6,7 +6,6 @@ Each has a function that writes a backbone, and a template of the code that load
 import contextlib
 import io
 import pickle
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +14,16 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 import torch
+from markupsafe import Markup
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cyclecontrast.config.types import RESNET, USER_PREFIX, is_user_defined
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import replacing
 from cyclecontrast.models.backbone import Backbone, ResNet, make_backbone, pooled
 from cyclecontrast.models.checkpoint import BACKBONE_FILE, save_backbone
 from cyclecontrast.models.foreign_checkpoint import Renaming, renamed
+from cyclecontrast.output import markdown
 
 PLAIN_TIMM_RESNETS = ("resnet18", "resnet34", "resnet50")
 """Networks of timm with torchvision's parameter names and the same computation."""
@@ -88,17 +88,25 @@ def as_resnet(backbone: Backbone) -> ResNet | None:
 
 
 def render(template: str, backbone: Backbone, **values: Any) -> str:
-    """Return the rendered template `templates/<template>` for a backbone."""
+    """Return the rendered template `templates/<template>` for a backbone.
+
+    In Markdown every value is escaped, except those that are `Markup`.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cyclecontrast.exporting"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_to_markdown if template.endswith(".md") else None,
     )
     environment.filters["basename"] = lambda path: Path(path).name
     size = f"{backbone.image_size} x {backbone.image_size}"
     return environment.get_template(template).render(backbone=backbone, size=size, **values)
+
+
+def _to_markdown(value: Any) -> str:
+    return value if isinstance(value, Markup) else markdown(str(value))
 
 
 def snippet(name: str, backbone: Backbone, path: Path) -> str:
@@ -119,18 +127,15 @@ def weights_of(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def _write_safetensors(backbone: Backbone, path: Path, _: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-        weights = save_backbone(backbone, Path(folder))
-        weights.with_suffix(".json").rename(path.with_suffix(".json"))
-        weights.rename(path)
+    weights = save_backbone(backbone, path.parent)
+    weights.with_suffix(".json").rename(path.with_suffix(".json"))
+    weights.rename(path)
 
 
 def _write_state_dict(backbone: Backbone, path: Path, _: str) -> None:
     buffer = io.BytesIO()  # writing to a file, PyTorch would hide that the disk is full
     torch.save(weights_of(backbone), buffer)
-    with replacing(path) as part:
-        part.write_bytes(buffer.getbuffer())
+    path.write_bytes(buffer.getbuffer())
 
 
 def _in_timm(backbone: Backbone) -> bool:
@@ -164,8 +169,7 @@ def _write_onnx(backbone: Backbone, path: Path, _: str) -> None:
     program.model.metadata_props.update(
         {"name": backbone.name, "source": backbone.source, "image_size": str(backbone.image_size)}
     )
-    with replacing(path) as part:
-        program.save(part, external_data=False)
+    program.save(path, external_data=False)
 
 
 def _onnx_program(backbone: Backbone) -> Any:
@@ -221,8 +225,7 @@ def _write_detectron2(backbone: Backbone, path: Path, _: str) -> None:
     # uses.
     pickler.dispatch_table = {np.ndarray: _rebuild_array}
     pickler.dump(content)
-    with replacing(path) as part:
-        part.write_bytes(buffer.getvalue())
+    path.write_bytes(buffer.getvalue())
 
 
 def _rebuild_array(array: NDArray[Any]) -> tuple[type[NDArray[Any]], tuple[Any, ...]]:

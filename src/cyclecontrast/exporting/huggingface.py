@@ -1,11 +1,11 @@
 """Export to a Hugging Face model folder: weights with transformers' names, preprocessing config and model card."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from markupsafe import Markup
 from safetensors.torch import save
 
 from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
@@ -14,7 +14,6 @@ from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.image_batches import CROP_MARGIN
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.exporting.formats import Format, ResNetShape, render, resnet_shape, weights_of
-from cyclecontrast.files import sync
 from cyclecontrast.methods import learns_from
 from cyclecontrast.models.backbone import BLOCKS, Backbone
 from cyclecontrast.models.checkpoint import fingerprint
@@ -51,15 +50,9 @@ def _write(backbone: Backbone, path: Path, model: str) -> None:
         "README.md": model_card(backbone, Path(model)).encode(),
         "model.safetensors": save(weights, {"format": "pt"}),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as parent:
-        folder = Path(parent) / "model"
-        folder.mkdir()
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-            sync(folder / name)
-        folder.rename(path)
-    sync(path.parent)
+    path.mkdir()
+    for name, content in files.items():
+        (path / name).write_bytes(content)
 
 
 def _to_json(values: dict[str, Any]) -> bytes:
@@ -119,7 +112,7 @@ def model_card(backbone: Backbone, run: Path) -> str:
         about=about,
         settings=settings,
         learns_from=learns_from(settings["method"]) if settings else "",
-        toml=tomli_w.dumps(settings),
+        toml=Markup(tomli_w.dumps(settings)),
         # A run folder may also hold results of earlier backbones.
         results=[result for result in found if result.about.model.fingerprint == content],
         versions=about.get("versions") or package_versions(),

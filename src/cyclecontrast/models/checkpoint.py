@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
@@ -20,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from cyclecontrast.config.types import MAX_IMAGE_SIZE, MODEL, Count, Positive, Side, is_user_defined
-from cyclecontrast.errors import UserError, printable
+from cyclecontrast.errors import UserError
 from cyclecontrast.files import is_named, replacing, split_model
 from cyclecontrast.models.backbone import (
     BLOCKS,
@@ -43,6 +42,7 @@ from cyclecontrast.models.foreign_checkpoint import (
     read_checkpoint,
     resnet_name,
 )
+from cyclecontrast.output import say
 
 BACKBONE_FILE = "backbone.safetensors"
 BACKBONE_FORMAT = "cyclecontrast-backbone"
@@ -105,7 +105,7 @@ def load_backbone(model: str | Path, seed: int = 0, network: nn.Module | None = 
 
 @cache
 def _report(line: str) -> None:
-    print(printable(line), file=sys.stderr)
+    say(line)
 
 
 def open_model(model: str | Path, seed: int = 0, network: nn.Module | None = None) -> Loaded:

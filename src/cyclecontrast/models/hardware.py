@@ -7,7 +7,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -19,9 +19,28 @@ BACKEND = "inductor"
 PACKAGES = ("cyclecontrast", "torch", "numpy", "opencv-python-headless", "av", "pyarrow", "scikit-learn")
 
 
+INSTRUCTION_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+"""Environment variables that limit the instructions of oneDNN and MKL; PyTorch reports its own."""
+
+
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def rounding(device: torch.device) -> dict[str, Any]:
+    """Return what decides on a CPU, besides the precision, how sums and products are rounded."""
+    if device.type != "cpu":
+        return {}
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    limits = [f"{name}={os.environ[name]}" for name in INSTRUCTION_LIMITS if name in os.environ]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "instructions": " ".join([torch.backends.cpu.get_cpu_capability(), *limits]),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def pick_device(name: str) -> torch.device:

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.predictions import results_folder
 from cyclecontrast.files import check_folder, replacing
 from cyclecontrast.methods import learns_from
+from cyclecontrast.output import printable, say
 from cyclecontrast.reporting import cycles, results
 from cyclecontrast.reporting.curves import INCHES, draw_charts
 from cyclecontrast.reporting.embeddings import MAX_DOTS, MAX_DOTS_ON_PAGE, draw_maps, embed_sample, find_neighbors
@@ -43,7 +43,7 @@ class Report:
     path: Path
 
     def __str__(self) -> str:
-        return str(self.path)
+        return printable(str(self.path))
 
 
 def write_report(config: ReportConfig) -> Report:
@@ -87,9 +87,9 @@ def _write_or_warn(run: Path, workers: int | None, device: str, download: bool =
     except Exception as error:  # whatever happens here must not fail the training
         problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     else:
-        print(f"report: {page}", file=sys.stderr)
+        say(f"report: {page}")
         return
-    print(f"report: not written ({problem}); try `cyclecontrast report {run}`", file=sys.stderr)
+    say(f"report: not written ({problem}); try `cyclecontrast report {run}`")
 
 
 def _look_at(runs: list[RunReport], number: int, max_dots: int, config: ReportConfig) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from rich.text import Text
 
 from cyclecontrast.config import CompareConfig, ListConfig
 from cyclecontrast.data.folders import natural_order
-from cyclecontrast.errors import UserError, printable
+from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.predictions import Result
+from cyclecontrast.output import join_lines, printable, say
 from cyclecontrast.reporting.results import RANDOM, ResultTable, summarize
 from cyclecontrast.reporting.runs import RunReport, first_of_each, read_files, read_results, read_runs
 
@@ -95,10 +96,10 @@ class Listing(NamedTuple):
             ]
             return json.dumps(rows, indent=2, default=str)
         if self.runs:
-            return "\n".join((text_table(COLUMNS, [run.cells() for run in self.runs]), *self.problems))
+            return join_lines([*text_table(COLUMNS, [run.cells() for run in self.runs]).split("\n"), *self.problems])
         places = ", ".join(map(str, self.config.folders))
         nothing = f"no runs found in {places} within {self.config.depth} levels; --depth searches deeper"
-        return "\n".join((nothing, *self.problems))
+        return join_lines([nothing, *self.problems])
 
 
 class Comparison(NamedTuple):
@@ -139,7 +140,7 @@ def list_runs(config: ListConfig) -> Listing:
     problems: list[str] = []
     runs = sorted((_listed(folder) for folder in find_runs(config, problems)), key=lambda run: run.changed)
     for problem in problems if config.as_json else ():
-        print(problem, file=sys.stderr)
+        say(problem)
     return Listing(tuple(runs), tuple(problems), config)
 
 
@@ -150,7 +151,7 @@ def find_runs(config: ListConfig, problems: list[str]) -> Iterator[Path]:
     """
 
     def report(error: OSError) -> None:
-        problems.append(printable(f"{error.filename}: cannot be listed ({error.strerror})"))
+        problems.append(f"{error.filename}: cannot be listed ({error.strerror})")
 
     seen: set[str] = set()
     for root in config.folders:

@@ -28,9 +28,10 @@ from rich.text import Text
 from cyclecontrast.config.types import is_url
 from cyclecontrast.data.images import Pixels, resize_short_side
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.errors import UserError, explained, printable
+from cyclecontrast.errors import UserError, explained
 from cyclecontrast.evaluation.metrics import Floats, Integers
 from cyclecontrast.files import replacing
+from cyclecontrast.output import join_lines, printable
 from cyclecontrast.searching.index import FrameIndex
 
 THUMBNAIL_SIDE, MAX_ASPECT, JPEG_QUALITY = 240, 3, 85
@@ -70,8 +71,8 @@ class Results:
         if self.format == "json":
             frames = [{name: value for name, value in hit._asdict().items() if name != "row"} for hit in self.hits]
             return json.dumps({"query": self.query, "frames": frames}, indent=2)
-        lines = [printable(f"most similar to {self.query}"), _table(self.hits) if self.hits else "no other frames"]
-        return "\n".join([*lines, *([printable(f"page: {self.page}")] if self.page else [])])
+        found = _table(self.hits).split("\n") if self.hits else ["no other frames"]
+        return join_lines([f"most similar to {self.query}", *found, *([f"page: {self.page}"] if self.page else [])])
 
 
 def make_hits(index: FrameIndex, rows: Integers, similarities: Floats) -> tuple[Hit, ...]:

@@ -21,6 +21,7 @@ from cyclecontrast.evaluation.protocol import find_protocol
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.hardware import num_cores, pick_device, pick_precision
+from cyclecontrast.output import say
 from cyclecontrast.sweeping.results import RowValues, Sweep, write_files
 from cyclecontrast.sweeping.tables import QUEUE_SIZE, SIZE_TABLES, TABLES, Row, Table, rows_of
 from cyclecontrast.sweeping.trials import (
@@ -33,7 +34,6 @@ from cyclecontrast.sweeping.trials import (
 )
 from cyclecontrast.training.auto_settings import DataSize, Machine, auto_settings, resolve
 from cyclecontrast.training.loggers import check_loggers
-from cyclecontrast.training.progress import console
 from cyclecontrast.training.setup import count_videos, frame_size, prepare_videos
 
 PASSED_ON = ("preset", "backbone", "image_size", "batch_size", "epochs", "steps")
@@ -67,7 +67,7 @@ def run_sweep(config: SweepConfig) -> Sweep | None:
     A trial that fails is reported and the others run; where all fail, it raises UserError. The processes of torchrun
     share the trials; rank 0 writes the table and returns it, the others return None.
     """
-    with joined_command() as world, contextlib.ExitStack() as stack:
+    with joined_command("sweep") as world, contextlib.ExitStack() as stack:
         plan = _plan_together(config, world, stack)
         finished = _run_together(plan, world)
         if world.rank:
@@ -94,7 +94,7 @@ def _plan_together(config: SweepConfig, world: World, stack: contextlib.ExitStac
 def _run_together(plan: Plan, world: World) -> list[Finished]:
     """Run this process's share of the trials; returns those of all processes in rank 0, in the others nothing."""
     total = len(plan.trials)
-    console.print(f"{plan.about}\n{total} trials, {plan.jobs * world.size} at a time, in {plan.folder / 'runs'}")
+    say(plan.about, f"{total} trials, {plan.jobs * world.size} at a time, in {plan.folder / 'runs'}")
     report = _make_reporter(total, plan.table)
     try:
         finished = run_trials(plan.trials[world.rank :: world.size], plan.jobs, report, world.size)
@@ -117,7 +117,7 @@ def _tabulate(plan: Plan, num_seeds: int, finished: list[Finished]) -> Sweep:
     sweep = Sweep(plan.table, rows, num_seeds, plan.about, problems, plan.folder)
     write_files(sweep)
     suffixes = ".md, .html, .json and .png" if plan.table.axis else ".md, .html and .json"
-    console.print(f"table: {plan.folder / plan.table.name}{suffixes}")
+    say(f"table: {plan.folder / plan.table.name}{suffixes}")
     return sweep
 
 
@@ -143,7 +143,7 @@ def _make_reporter(total: int, table: Table) -> Callable[[Finished], None]:
         seconds = (time.monotonic() - began) / num_trained * (total - num_ended) if num_trained else 0.0
         remaining = f"; about {seconds / 60:.0f} min remaining" if seconds >= 60 else ""
         how = "trained before" if one.was_trained else f"{one.seconds:.0f} s"
-        console.print(f"[{num_ended}/{total}] {one.trial.name}: {'; '.join(one.problems) or found} ({how}){remaining}")
+        say(f"[{num_ended}/{total}] {one.trial.name}: {'; '.join(one.problems) or found} ({how}){remaining}")
 
     return report
 

@@ -20,6 +20,7 @@ from scipy.special import stdtrit
 from cyclecontrast.charts import COLORS, new_figure, save_figure
 from cyclecontrast.files import replacing
 from cyclecontrast.models.hardware import package_versions
+from cyclecontrast.output import markdown, markdown_table
 from cyclecontrast.sweeping.tables import Metric, Published, Row, Table, published_in
 
 LEVEL = 0.05
@@ -235,10 +236,10 @@ class Sweep:
             marked = (f"**{text}**" if bold else text for text, bold in zip(cells, best, strict=True))
             rows.append((name, *marked))
         found = [f"- {finding}" for finding in self.findings()]
-        failed = [f"- not finished: {problem}" for problem in self.problems]
-        return "\n".join(
-            [f"# {self.title}", "", self.about, "", *_markdown(rows), "", *found, *failed, "", *self.footnotes()]
-        )
+        failed = [f"- not finished: {markdown(problem)}" for problem in self.problems]
+        table = markdown_table(rows, "l" + "r" * len(self.columns[1:]))
+        about = markdown(self.about)
+        return "\n".join([f"# {self.title}", "", about, "", table, "", *found, *failed, "", *self.footnotes()])
 
     def _leader(self, metric: str) -> str:
         found = self.rank(metric)
@@ -294,17 +295,6 @@ class Sweep:
 
 def _numbered_notes(figures: Sequence[Published]) -> dict[str, int]:
     return {text: number for number, text in enumerate(dict.fromkeys(one.note for one in figures if one.note), 1)}
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for number, row in enumerate(rows):
-        first, *others = zip(row, widths, strict=True)
-        cells = (first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others))
-        yield f"| {' | '.join(cells)} |"
-        if number == 0:
-            rule = (f"{'-' * (width + 1)}{':' if place else '-'}" for place, width in enumerate(widths))
-            yield f"|{'|'.join(rule)}|"
 
 
 # --- the files

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,6 +168,11 @@ def run_trials(
         for future in as_completed([executor.submit(_attempt, trial, _run_in_process, at_once) for trial in trials]):
             finished.append(future.result())
             report(finished[-1])
+    except SystemExit:  # SIGTERM, which the trainings get too, so that they write a checkpoint
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():
+            process.terminate()
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
     return finished

@@ -57,6 +57,7 @@ def write_checkpoint(run: Path, step: int, state: dict[str, Tensor], backbone: B
         save_backbone(backbone, aside)
         for name in COPIED:
             shutil.copyfile(run / name, aside / name)
+        shutil.copymode(aside / CONFIG, aside / STATE)  # safetensors makes it readable by its owner only
         checksums = {path.name: _checksum(path) for path in sorted(aside.iterdir())}
         (aside / CHECKSUMS).write_text(json.dumps(checksums, indent=2))
         for path in (*aside.iterdir(), aside):
@@ -116,6 +117,8 @@ def _damage(folder: Path) -> str:
     try:
         checksums: dict[str, str] = json.loads((folder / CHECKSUMS).read_bytes())
         changed = [name for name, checksum in checksums.items() if _checksum(folder / name) != checksum]
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); change its permissions") from error
     except OSError as error:
         return f"{Path(error.filename or folder).name}: {error.strerror or error}"
     except (ValueError, TypeError, AttributeError) as error:

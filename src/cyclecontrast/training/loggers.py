@@ -11,8 +11,9 @@ from typing import Any, Protocol
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import remove, replacing
+from cyclecontrast.output import say
 from cyclecontrast.training import run_folder
-from cyclecontrast.training.progress import Row, console
+from cyclecontrast.training.progress import Row
 from cyclecontrast.training.verdict import Verdict
 
 COMPARED = ("loss", "health_same_video")
@@ -155,7 +156,7 @@ class Loggers:
         with _reported(name):
             logger = OPENERS[name](config)
             self._open[name] = logger
-            console.print(f"{name}: {logger.place}")
+            say(f"{name}: {logger.place}")
         for row in rows:
             if name in self._open:
                 self._each(lambda logger, row=row: logger.log(row), [name])  # type: ignore[misc]
@@ -220,4 +221,4 @@ def _reported(name: str) -> Iterator[list[Exception]]:
     except Exception as error:
         failures.append(error)
         reason = str(error).partition("\n")[0] or type(error).__name__
-        console.print(f"{name}: logging failed ({reason}); the training continues, metrics.jsonl has every row")
+        say(f"{name}: logging failed ({reason}); the training continues, metrics.jsonl has every row")

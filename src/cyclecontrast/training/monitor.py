@@ -15,6 +15,7 @@ from cyclecontrast.data.dataset import Batch, ViewDataset
 from cyclecontrast.errors import UserError
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
+from cyclecontrast.output import say
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.health import (
     Cycles,
@@ -25,7 +26,6 @@ from cyclecontrast.training.health import (
     health_views,
     measure_health,
 )
-from cyclecontrast.training.progress import console
 from cyclecontrast.training.verdict import Known, Verdict, best_step, chosen_step, judge
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Monitor:
             run_folder.change_about(config.out, verdict=verdict.word, reason=verdict.reason, health=health)
             self._seconds = 0.0
             if verdict.is_alarm and verdict.word != self._reported and done < self._trainer.num_steps:
-                console.print(f"step {done:,}: {verdict}")
+                say(f"step {done:,}: {verdict}")
             self._reported = verdict.word
         rows, known = run_folder.read_metrics(config.out), _read_known(config)
         if config.select == "health" and best_step(rows if known is None else known.with_start(rows)) == done:
@@ -149,10 +149,10 @@ def best_backbone(trainer: "Trainer") -> Backbone:
             best = load_backbone(run_folder.best_folder(config.out, step), network=network).to(trainer.device)
             best.source = f"{last.source}, step {step:,} of {trainer.num_steps:,}, the best same-video retrieval"
         except UserError as error:
-            console.print(f"--select health chose step {step:,}, whose backbone is lost ({error}); using the last")
+            say(f"--select health chose step {step:,}, whose backbone is lost ({error}); using the last")
             step = trainer.num_steps
     run_folder.change_about(config.out, selected_step=step)
-    console.print(f"final backbone: step {step:,} of {trainer.num_steps:,} (--select health)")
+    say(f"final backbone: step {step:,} of {trainer.num_steps:,} (--select health)")
     return best
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +19,22 @@ from cyclecontrast.errors import UserError, explained, out_of_memory
 from cyclecontrast.files import check_new_run, locked, remove
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import save_backbone
-from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision
+from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision, rounding
+from cyclecontrast.output import join_lines, say
 from cyclecontrast.training import checkpoints, run_folder
 from cyclecontrast.training.auto_settings import ENOUGH_VIDEOS, Machine
 from cyclecontrast.training.loggers import open_loggers
 from cyclecontrast.training.monitor import Monitor, best_backbone, read_verdict, steps_between
-from cyclecontrast.training.progress import Row, console
+from cyclecontrast.training.progress import Row
 from cyclecontrast.training.read_errors import ReadErrors
 from cyclecontrast.training.setup import make_health_dataset, open_training, unread_options
 from cyclecontrast.training.signals import stop_signals
 from cyclecontrast.training.trainer import Trainer
 from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given, method_class
 from cyclecontrast.training.verdict import Verdict, last_measured
+
+DECIDING = ("device", "processor", "instructions", "threads", "precision", "processes", "augment_on", "compile")
+"""Entries of run.json that, with the versions, decide the bits of a run."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,11 @@ class Run:
     def __str__(self) -> str:
         if not self.is_first:
             return ""
-        health = f"health{self.judged_at}: {self.verdict}\n" if self.verdict is not None else ""
-        command = f"cyclecontrast evaluate knn {self.folder} DATA, or embed, export, report"
+        health = [f"health{self.judged_at}: {self.verdict}"] if self.verdict is not None else []
+        command = f"cyclecontrast evaluate knn {shlex.quote(str(self.folder))} DATA, or embed, export, report"
         if is_user_defined(self.backbone.name):
             command = f"in Python load_backbone({str(self.folder)!r}, network=...), then evaluate, embed, export"
-        return f"{health}backbone: {self.folder / 'backbone.safetensors'}\nnext: {command}"
+        return join_lines([*health, f"backbone: {self.folder / 'backbone.safetensors'}", f"next: {command}"])
 
 
 def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = False) -> Run:
@@ -65,7 +70,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
     SystemExit is raised.
     """
     device = pick_device(config.device)
-    with contextlib.nullcontext(ALONE) if alone else joined_world(device) as world:
+    with contextlib.nullcontext(ALONE) if alone else joined_world(device, "pretrain") as world:
         check_given(config, parts)
         unread = unread_options(config, parts)
         config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
@@ -80,7 +85,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
             trainer = Trainer(method, config, num_steps(config, dataset), device, world)
             start, read_errors = open_run(trainer, dataset)
             if unread and is_first:
-                console.print(f"not used by {config.method}: {', '.join(unread)}")
+                say(f"not used by {config.method}: {', '.join(unread)}")
             with open_loggers(config, is_first) as loggers:
                 with stop_signals() as stop, _stops_noted(trainer):
                     monitor = Monitor(trainer, make_health_dataset(config, dataset), start)
@@ -167,6 +172,7 @@ def _about(trainer: Trainer, dataset: ViewDataset) -> dict[str, Any]:
     return {
         "versions": package_versions(),
         "device": run_folder.device_name(trainer.device),
+        **rounding(trainer.device),
         "precision": config.precision,
         "processes": trainer.world.size,
         "augment_on": config.augment_on,
@@ -184,32 +190,30 @@ def _about(trainer: Trainer, dataset: ViewDataset) -> dict[str, Any]:
 def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> None:
     singles = about["num_single_frame_videos"]
     alone = f", {singles:,} of them with a single frame (query and positive show the same frame)" if singles else ""
-    console.print(f"data: {about['num_videos']:,} videos{alone}, {about['num_frames']:,} frames ({layout})")
+    say(f"data: {about['num_videos']:,} videos{alone}, {about['num_frames']:,} frames ({layout})")
     if about["num_held_out"]:
-        console.print(f"{about['num_held_out']:,} videos are held out to measure health (--holdout 0 disables this)")
+        say(f"{about['num_held_out']:,} videos are held out to measure health (--holdout 0 disables this)")
     elif config.health_every:
         few = (
             f": fewer than {ENOUGH_VIDEOS} are too few to hold some out" if about["num_videos"] < ENOUGH_VIDEOS else ""
         )
-        console.print(f"health is measured on the training videos themselves{few}")
+        say(f"health is measured on the training videos themselves{few}")
     shown = sorted(set(type(config).model_fields) - {"data", "out", "resume"})
-    console.print("settings: " + " ".join(f"{name}={getattr(config, name)}" for name in shown))
-    console.print(f"{about['num_steps']:,} steps on {about['device']} in {about['precision']}")
+    say("settings: " + " ".join(f"{name}={getattr(config, name)}" for name in shown))
+    say(f"{about['num_steps']:,} steps on {about['device']} in {about['precision']}")
 
 
 def _announce_resumed(before: dict[str, Any], about: dict[str, Any], damages: list[str], start: int) -> None:
     for damage in damages:
-        console.print(f"{damage}: using the previous checkpoint")
-    console.print(f"resuming after step {start:,}" if start else "no checkpoint: restarting from the first step")
+        say(f"{damage}: using the previous checkpoint")
+    say(f"resuming after step {start:,}" if start else "no checkpoint: restarting from the first step")
     changed = [
         f"{name} was {before[name]}, now {about[name]}"
-        for name in ("device", "precision", "processes", "augment_on", "compile", "versions")
-        if name in before and before[name] != about[name]
+        for name in (*DECIDING, "versions")
+        if name in before and name in about and before[name] != about[name]
     ]
     if changed:
-        console.print(
-            f"warning: from here on, results are not bit-identical to an uninterrupted run: {'; '.join(changed)}"
-        )
+        say(f"warning: from here on, results are not bit-identical to an uninterrupted run: {'; '.join(changed)}")
 
 
 @contextlib.contextmanager

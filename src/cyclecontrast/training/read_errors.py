@@ -12,7 +12,7 @@ from cyclecontrast.data.store import FrameStore
 from cyclecontrast.distributed import World, all_gather_objects, maxima
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import replacing
-from cyclecontrast.training.progress import console
+from cyclecontrast.output import say
 
 READ_ERRORS = "unreadable.json"
 ENOUGH_VIEWS = 1_000
@@ -47,7 +47,7 @@ class ReadErrors:
         """Print a warning once if more than 1 % of at least 1,000 views were replaced."""
         if not self.has_warned and self.views >= ENOUGH_VIEWS and self._fraction > WARN_ABOVE:
             self.has_warned = True
-            console.print(f"warning: {self._summary()}: {'; '.join(self._names(3))}", markup=False)
+            say(f"warning: {self._summary()}: {'; '.join(self._names(3))}")
 
     def too_many(self, max_fraction: float, is_last: bool) -> bool:
         """Whether more than this fraction of the views was replaced; judged after 1,000 views or at the last step."""
@@ -65,8 +65,8 @@ class ReadErrors:
         """Print the number of replaced views and the unreadable frames, at the end."""
         if self.replaced:
             warning = "warning: " if self._fraction > WARN_ABOVE else ""
-            lines = [f"{warning}{self._summary()}; all are listed in {run / READ_ERRORS}", *self._names(10)]
-            console.print("\n  ".join(lines), markup=False)
+            names = (f"  {name}" for name in self._names(10))
+            say(f"{warning}{self._summary()}; all are listed in {run / READ_ERRORS}", *names)
 
     def write(self, run: Path) -> None:
         """Write unreadable.json: each frame once, ordered by the step of its first error."""

@@ -29,7 +29,7 @@ def write_config(run: Path, config: BaseModel) -> None:
     if not is_url(values["data"]):
         values["data"] = os.path.abspath(values["data"])  # valid in any working directory
     with replacing(run / CONFIG) as aside:
-        aside.write_text(tomli_w.dumps(values))
+        aside.write_text(tomli_w.dumps(values), "utf-8")
 
 
 def write_about(run: Path, about: Mapping[str, Any]) -> None:

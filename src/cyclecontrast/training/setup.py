@@ -29,10 +29,10 @@ from cyclecontrast.methods import METHODS, Method, MomentumMethod
 from cyclecontrast.models.backbone import Backbone, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import check_compiler, free_memory, pick_device, pick_executor, pick_workers
+from cyclecontrast.output import say
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.auto_settings import MIN_BATCH, DataSize, Machine, num_held_out, resolve
 from cyclecontrast.training.loggers import check_loggers
-from cyclecontrast.training.progress import console
 from cyclecontrast.training.user_parts import (
     NO_PARTS,
     UserParts,
@@ -80,7 +80,7 @@ def open_training(
     config, dataset = opened
     if config.batch_size > dataset.num_videos and world.rank == 0:
         times = math.ceil(config.batch_size / dataset.num_videos)
-        console.print(
+        say(
             f"batch size {config.batch_size} exceeds the number of videos, {dataset.num_videos}: each appears up to "
             f"{times} times per batch"
         )
@@ -124,7 +124,7 @@ def prepare_videos(config: PretrainConfig) -> None:
         start = (read_settings(Path(config.init) / "frames") if config.init else None) or {}
         sampling = {name: start[name] for name in SAMPLING if start.get(name)}  # of the run that this one starts from
         summary = prepare(checked(PrepareConfig, sampling | settings))
-        console.print(f"{summary}\nthe frames are in {frames}: pass this folder as DATA to reuse them")
+        say(*str(summary).split("\n"), f"the frames are in {frames}: pass this folder as DATA to reuse them")
 
 
 def frame_size(store: FrameStore) -> DataSize:
@@ -205,8 +205,7 @@ def _open_dataset(
 ) -> tuple[PretrainConfig, ViewDataset]:
     problems: list[str] = []
     store = FrameStore.open(_frames_folder(config, num_videos))
-    for note in store.notes:
-        console.print(note, markup=False)
+    say(*store.notes)
     if config.resume is not None:
         _check_same_data(config.resume, store)
     resolved = attempt(lambda: _resolve_options(config, frame_size(store), machine, given, parts), problems)

@@ -240,15 +240,29 @@ def learning_rate(peak: float, progress: float, schedule: str, warmup: float) ->
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
+class _WithUnused(nn.Module):
+    """A method and a parameter that it never uses: without any, DDP prints a C++ warning in every process."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+        self.unused = nn.Parameter(torch.zeros(1, device=next(method.parameters()).device))
+
+    def forward(self, batch: Batch, info: StepInfo) -> Losses:
+        losses: Losses = self.method(batch, info)
+        return losses
+
+
 def _distributed(method: Method) -> DistributedDataParallel:
     """Wrap a method in DistributedDataParallel; all processes start with the weights and buffers of rank 0."""
-    # find_unused_parameters: which parameters get gradients changes when λ is enabled and depends on the method.
+    # find_unused_parameters: which parameters get gradients depends on the method, and on whether λ is enabled. It also
+    # keeps the buckets as they are, so that a resumed run adds the gradients of all processes in the same order.
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before PyTorch 2.13
     options: dict[str, Any] = {name: False, "find_unused_parameters": True, "gradient_as_bucket_view": True}
     with peer_errors():
         copy_from_first(method.buffers())
-        return DistributedDataParallel(method, **options)
+        return DistributedDataParallel(_WithUnused(method), **options)
 
 
 def freeze_stages(method: Method, num_stages: int) -> None:

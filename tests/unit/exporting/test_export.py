@@ -1,6 +1,7 @@
 """The command `export`: which format supports which backbone, and what is refused before anything is written."""
 
 import importlib.util
+import os
 
 import pytest
 
@@ -41,22 +42,15 @@ def test_supported_formats(name, formats):
     assert [key for key, kind in FORMATS.items() if kind.supports(backbone)] == formats.split()
 
 
-@pytest.mark.parametrize(
-    ("format_name", "name"),
-    [
-        ("safetensors", "x.safetensors"),
-        ("torchvision", "x.pth"),
-        ("timm", "x.pth"),
-        ("onnx", "x.onnx"),
-        ("detectron2", "x.pkl"),
-        ("huggingface", "x"),
-    ],
-)
+OUTPUTS = [("safetensors", "x.safetensors"), ("torchvision", "x.pth"), ("detectron2", "x.pkl"), ("huggingface", "x")]
+
+
+@pytest.mark.parametrize(("format_name", "name"), OUTPUTS)
 def test_an_existing_file_is_kept(tmp_path, format_name, name):
     """An existing output is reported and not overwritten."""
     (tmp_path / name).write_text("precious")
     with pytest.raises(UserError, match=f"{name} already exists"):
-        export_backbone(ExportConfig(model="random:resnet10-small-w4", format=format_name, out=tmp_path / name))
+        export_backbone(ExportConfig(model="random:resnet18", format=format_name, out=tmp_path / name))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "precious")]
 
 
@@ -66,6 +60,28 @@ def test_an_existing_description_is_kept(tmp_path):
     with pytest.raises(UserError, match=r"x\.json already exists"):
         export_backbone(ExportConfig(model="random:resnet10-small-w4", out=tmp_path / "x.safetensors"))
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize(("format_name", "name"), OUTPUTS)
+def test_an_export_can_be_repeated(tmp_path, monkeypatch, format_name, name):
+    """An export that was killed after writing all files or the first, or that another repeats, succeeds again.
+
+    The files are the same, name no host or process, and have the permissions of every new file.
+    """
+    monkeypatch.setattr(os, "getpid", lambda: 2**22 + 1)
+    backbone = make_backbone("resnet18")
+    config = ExportConfig(model="random:resnet18", format=format_name, out=tmp_path / name)
+    export_backbone(config, backbone)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert all(str(os.getpid()).encode() not in content for content in files.values())
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "new").stat().st_mode}
+    (tmp_path / "new").unlink()
+    export_backbone(config, backbone)
+    if format_name == "safetensors":
+        (tmp_path / name).unlink()
+        export_backbone(config, backbone)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path):

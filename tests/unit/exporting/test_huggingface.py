@@ -151,7 +151,7 @@ def test_a_full_disk_leaves_no_partial_folder(tmp_path, monkeypatch):
     def fail(path):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("cyclecontrast.exporting.huggingface.sync", fail)
+    monkeypatch.setattr("cyclecontrast.exporting.export.sync", fail)
     with pytest.raises(OSError, match="No space"):
         export_backbone(ExportConfig(model="random:resnet10-w8", format="huggingface", out=tmp_path / "hub"))
     assert list(tmp_path.iterdir()) == []

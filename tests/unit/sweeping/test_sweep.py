@@ -1,10 +1,13 @@
 """The command `sweep`: what it trains, what it does not repeat, how it resumes, and which mistakes it reports."""
 
 import json
+import multiprocessing
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
@@ -306,6 +309,30 @@ def test_a_process_that_ends_early_fails_its_trial_only(tracks, tmp_path, monkey
     plan = make_plan(SweepConfig(table="table4", data=tracks, out=tmp_path / "out", **TINY))
     finished = {one.trial.row: one.problems for one in trials.run_trials(plan.trials, 2, lambda one: None)}
     assert finished == {"intra-image": (), "intra-video": (), "full": (problem,)}
+
+
+def test_sigterm_reaches_every_trial(tmp_path, monkeypatch):
+    """A sweep that is terminated terminates the processes of its trials, waits for them, and starts no other."""
+    started, ended = threading.Event(), []
+
+    def run_forever(trial, at_once):
+        process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        process.start()
+        started.set()
+        process.join()
+        ended.append(process.exitcode)
+        return {}
+
+    def terminated(futures):
+        started.wait()
+        raise SystemExit(143)
+
+    monkeypatch.setattr(trials, "_run_in_process", run_forever)
+    monkeypatch.setattr(trials, "as_completed", terminated)
+    planned = [trials.Trial(f"{row}", 0, tmp_path / f"{row}", tmp_path, "", {}, {}) for row in range(3)]
+    with pytest.raises(SystemExit):
+        trials.run_trials(planned, 1, print, num_processes=2)
+    assert ended == [-signal.SIGTERM]
 
 
 def test_only_rank_0_prepares_the_videos(tracks, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def names(run):
 
 
 def test_a_checkpoint_has_all_that_resuming_needs(run):
-    """It has the state, a backbone that loads, copies of the run's files and the checksums of all."""
+    """It has the state, a backbone that loads, copies of the run's files, their checksums, and usual permissions."""
     (folder,) = write(run, 4)
     assert {path.name for path in folder.iterdir()} == FILES
     assert all((folder / name).read_text() == f"{name} of the run" for name in COPIED)
@@ -55,6 +55,20 @@ def test_a_checkpoint_has_all_that_resuming_needs(run):
     assert all(torch.equal(value, found[name]) for name, value in STATE.items())
     assert load_backbone(folder).name == "resnet10-small-w4"
     assert (step_of(folder), step_of(None)) == (4, 0)
+    (run / "new").touch()
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(run / "new").stat().st_mode}
+
+
+def test_a_checkpoint_of_another_user_is_not_called_damaged(run, monkeypatch):
+    """A file that may not be read is named with the reason, and no earlier checkpoint takes its place."""
+    *_, folder = write(run, 4, 5)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(module, "_checksum", refuse)
+    with pytest.raises(UserError, match=rf"^{folder}/\S+: cannot be read \(Permission denied\); change"):
+        find_whole(run)
 
 
 def test_the_newest_two_stay(run):

@@ -9,6 +9,7 @@ import sys
 from functools import partial
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import cyclecontrast as cc
@@ -153,17 +154,30 @@ def test_a_checkpoint_is_not_taken_for_its_run(copied):
 
 
 def test_changes_of_hardware_are_reported(part, capsys):
-    """A run may continue on another device or with other versions; a line says that it is not the same to the bit."""
-    versions = run_folder.read_about(part)["versions"]
-    run_folder.change_about(part, device="cuda (H200)", processes=4, versions=versions | {"torch": "2.0"})
+    """A run may continue on another device, processor or number of threads; a line says what decides the bits.
+
+    On the same machine, and for a run of a version that did not record it, there is no such line.
+    """
+    about = run_folder.read_about(part)
+    now = {name: about[name] for name in ("processor", "instructions", "threads")}
+    assert now["threads"] == torch.get_num_threads()
+    assert torch.backends.cpu.get_cpu_capability() in now["instructions"]
+    copy, older = (shutil.copytree(part, part.with_name(name)) for name in ("copy", "older"))
+    run_folder.write_about(older, {name: value for name, value in about.items() if name not in now})
+    for folder in (copy, older):
+        cc.pretrain(resume=folder)
+    assert "bit-identical" not in capsys.readouterr().err
+    changed = {"device": "cuda (H200)", "processes": 4, "processor": "Epyc", "instructions": "AVX2", "threads": 64}
+    run_folder.change_about(part, **changed, versions=about["versions"] | {"torch": "2.0"})
     cc.pretrain(resume=part)
     text = capsys.readouterr().err
     assert "resuming after step 4" in text
-    assert re.search(
-        r"not bit-identical to an uninterrupted run: device was cuda \(H200\), now cpu \(.*processes was 4, now 1",
-        text,
+    expected = (
+        r"from here on, results are not bit-identical to an uninterrupted run: device was cuda \(H200\), now cpu \(.*"
+        rf"processor was Epyc, now {re.escape(now['processor'])}; instructions was AVX2, now {now['instructions']}; "
+        rf"threads was 64, now {now['threads']}; processes was 4, now 1; versions was {{"
     )
-    assert "versions was {" in text
+    assert re.search(expected, text)
 
 
 def test_a_checkpoint_of_an_older_version_is_read(stripes, tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,13 +10,14 @@ from torch import Tensor, nn
 
 from cyclecontrast.config import TrackingConfig
 from cyclecontrast.data.tracking_sequences import Sequences
-from cyclecontrast.errors import UserError, printable
+from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.epochs import EpochReader, shuffled_batches, step_decay, train_epochs
 from cyclecontrast.evaluation.predictions import Json
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.evaluation.tracking.siamfc import PRESETS, DenseFeatures, Head, Preset, make_head
 from cyclecontrast.evaluation.tracking.training_pairs import TrainingPairs, first_sizes, unpack, usable_frames
 from cyclecontrast.models.hardware import num_cores, pick_workers
+from cyclecontrast.output import say
 
 MOMENTUM = 0.9
 QUARTERS = (0.25, 0.5, 0.75)
@@ -55,7 +55,7 @@ def fit_head(features: DenseFeatures, train: Sequences, config: TrackingConfig, 
     how = "" if config.train_data else " found near the data"
     cost = f"{num_steps:,} steps of {preset.batch_size} pairs; --epochs N shortens it, --no-train tracks without a head"
     line = f"first, a head is trained on {len(train):,} sequences of {train.root}{how}: {cost}"
-    print(printable(line), file=sys.stderr)
+    say(line)
     reader = EpochReader("head", f"{len(pairs):,} training pairs", preset.epochs, workers, cache)
     losses = train_epochs(
         "head",
