@@ -24,7 +24,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def random_view(image: Image.Image, size: int, rng: random.Random) -> Tensor:
-    """Return one random view, normalised: float (3, size, size)."""
+    """Return one random view, normalized: float (3, size, size)."""
     view = image.crop(_random_box(image, rng)).resize((size, size), Image.Resampling.BILINEAR)
     if rng.random() < 0.8:
         view = _jittered(view, rng)

@@ -6,7 +6,7 @@
 All in one thread, as in a worker process. Beside ../shared/data, its small (GTSRB) and large (GOT-10k) frames, too. A
 sample is all that is done for a pair, as the workers do it: reading, two views, stacking. The aim is that neither
 decoding nor augmenting is slower than Pillow's, and that a sample costs little more than its two views. Cut alone is a
-view whose colours and blur are left to the device (`--augment-on device`).
+view whose colors and blur are left to the device (`--augment-on device`).
 """
 
 import random
@@ -21,7 +21,7 @@ import torch
 from _ours import SHARED, make_store
 from _turns import parser_of, print_table, ratio, take_turns, timed
 
-from cyclecontrast.data.augment import RECIPES, View, apply_view, cut_view, draw_view
+from cyclecontrast.data.augment import RECIPES, View, apply_view, crop_view, draw_view
 from cyclecontrast.data.dataset import ViewDataset, collate
 from cyclecontrast.data.images import Pixels, decode_image
 from cyclecontrast.data.random_streams import random_stream
@@ -52,7 +52,7 @@ def measure(store: FrameStore, size: int, num_frames: int, repetitions: int) -> 
     works = {
         "decode": timed(lambda: [decode_image(data) for data in encoded]),
         "augment": timed(views_by(apply_view)),
-        "cut": timed(views_by(cut_view)),
+        "cut": timed(views_by(crop_view)),
         "sample": timed(make_samples),
         "plain decode": timed(lambda: [_plain.decode(data) for data in encoded]),
         "plain augment": timed(lambda: [_plain.random_view(image, size, plain_rng) for image in plain_images]),

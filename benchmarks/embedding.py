@@ -3,7 +3,7 @@
     python benchmarks/embedding.py                              # 1,024 JPEG frames made for it, resnet18 at 112 px
     python benchmarks/embedding.py DATA --backbone resnet50 --image-size 224 --device cuda
 
-Ours reads, decodes, crops, copies to the device, normalises, embeds and keeps the vectors on disk; bare is the frozen
+Ours reads, decodes, crops, copies to the device, normalizes, embeds and keeps the vectors on disk; bare is the frozen
 network alone on images that lie there. Turns alternate, so that both see the same machine. The aim is at least 0.9,
 where the device or other cores leave the workers their time: on a CPU, workers and network share the cores.
 """
@@ -41,7 +41,7 @@ def make_frames(folder: Path, num_frames: int) -> None:
 
 
 def forward_pass(backbone: Backbone, num_images: int, loading: Loading) -> None:
-    """Run the network alone over as many images of one normalised batch that lies on the device already."""
+    """Run the network alone over as many images of one normalized batch that lies on the device already."""
     images = torch.randn(loading.batch_size, 3, loading.image_size, loading.image_size, device=loading.device)
     # Channels last in memory, as decoded images lie: on a CPU that is the faster way.
     images = images.to(memory_format=torch.channels_last)

@@ -17,7 +17,7 @@ from release import Size, Way, compare
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from cyclecontrast.models.backbone import guarded_torchvision, make_backbone
+from cyclecontrast.models.backbone import import_torchvision, make_backbone
 
 QUEUE_SIZE, DIM, TEMPERATURE, MOMENTUM = 65_536, 128, 0.2, 0.999
 ENDLESS = 10**7
@@ -65,7 +65,7 @@ def lightly_steps(files: Path, size: Size) -> Steps[Tensor]:
 def main(arguments: list[str] | None = None) -> None:
     """Compare, where lightly is installed."""
     try:
-        guarded_torchvision()  # before lightly imports it
+        import_torchvision()  # before lightly imports it
         __import__("lightly.transforms")
     except ImportError as error:
         print(f"left out, for lightly cannot be imported ({error}): pip install lightly==1.6.0")

@@ -5,7 +5,7 @@
 
 Whole: frames from a prepared store by worker processes, augmentation, both encoders, losses, queues, optimizer, as in
 `cyclecontrast pretrain`. In memory: the same, its views there already. Bare: the encoder forward and backward, the
-momentum encoder forward, both over the whole batch, and the optimizer, on normalised images there already, with the
+momentum encoder forward, both over the whole batch, and the optimizer, on normalized images there already, with the
 same precision, layout of memory and number of threads; with --all-cores, also with a thread for every core, which
 wants a machine of its own. Own time counts the seconds in which the training's thread had a core or waited for data:
 others who use the machine change it least. The aim is at most 1.15 at 112 px and above on a CPU, 1.05 on a GPU.
@@ -32,7 +32,7 @@ from cyclecontrast.data.dataset import Batch
 from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.loss.key_queue import KeyQueue
 from cyclecontrast.methods import CycleContrast, Losses, Method, MomentumMethod, StepInfo
-from cyclecontrast.models.encoder import follow
+from cyclecontrast.models.encoder import update_momentum_encoder
 from cyclecontrast.models.hardware import autocast, limited_threads, num_cores, pick_device
 from cyclecontrast.training.progress import Clock
 from cyclecontrast.training.trainer import Trainer
@@ -88,7 +88,7 @@ def bare_steps(trainer: Trainer, batch: Batch) -> Steps[None]:
     """Do what no step can do without, again and again."""
     method = trainer.method
     assert isinstance(method, MomentumMethod)
-    query, positive = (method.encoder.backbone.normalise(view) for view in batch.views)
+    query, positive = (method.encoder.backbone.normalize(view) for view in batch.views)
     while True:
         trainer.optimizer.zero_grad()
         with autocast(query.device, trainer.config.precision):
@@ -154,7 +154,7 @@ def parts_of(steps: Steps[Losses], trainer: Trainer, num_steps: int) -> dict[str
         "keys: momentum encoder, forward": spent(MomentumMethod.encode_keys),
         "losses and queues, forward": spent(CycleContrast.forward) - encoding + spent(KeyQueue.push),
         "optimizer": spent(torch.optim.SGD.step),
-        "momentum encoder follows": spent(follow),
+        "momentum encoder follows": spent(update_momentum_encoder),
         "norm of the gradient": spent(torch.nn.utils.get_total_norm),
     }
     parts["all else"] = total - sum(parts.values())

@@ -26,7 +26,7 @@ import torch
 from _ours import Steps, make_store, open_ours, seconds_of_the_next, steps_of
 from _turns import Costs, parser_of, print_table, ratio, take_turns
 
-from cyclecontrast.distributed import ALONE, World, joined_world, means, wait_for_all
+from cyclecontrast.distributed import ALONE, World, all_reduce_mean, barrier, process_group
 from cyclecontrast.models.hardware import limited_threads, num_cores
 
 CPU = torch.device("cpu")
@@ -52,10 +52,10 @@ def measure(asked: argparse.Namespace, world: World) -> Measured:
         return steps_of(open_ours(asked.data, CPU, asked.workers, some, **settings))
 
     def seconds(name: str, steps: Steps[object]) -> float:
-        wait_for_all(world)  # both begin at once
+        barrier(world)  # both begin at once
         began = time.process_time()
         taken = seconds_of_the_next(steps, asked.num_steps, CPU)
-        taken, in_own_time = means([taken, time.process_time() - began], world)
+        taken, in_own_time = all_reduce_mean([taken, time.process_time() - began], world)
         own[name].append(in_own_time)
         return taken
 
@@ -71,7 +71,7 @@ def measure(asked: argparse.Namespace, world: World) -> Measured:
 
 def work(asked: argparse.Namespace) -> None:
     """Do one process's part; the first prints."""
-    with joined_world(CPU) as world:
+    with process_group(CPU) as world:
         costs, own = measure(asked, world)
     if world.rank:
         return

@@ -25,7 +25,7 @@ class HardestKey(MomentumMethod):
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the losses; views[0] are the queries, views[1] other frames of their videos."""
         key = self.encode_keys(batch.views[1], info)  # NxD, by the momentum encoder
-        new, new_video = self.enqueue_later([key], batch.video)
+        new, new_video = self.stage_keys([key], batch.video)
         query = self.encode(batch.views[0])  # NxD
         keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
         ignore = keys.ignore(batch.video, own_video=True)  # NxK

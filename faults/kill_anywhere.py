@@ -28,9 +28,9 @@ from faults.cutting import Cut, cut_one, mend
 from faults.killing import Ended, draw_moment, outlives, run
 from faults.same import differences
 
-MOST_KILLS = 8
+MAX_KILLS = 8
 """Of one run, before it is let end."""
-MOST_SAID = 1000
+MAX_SAID = 1000
 """Characters of a message that are shown."""
 SECONDS_TO_END = 20.0
 """What orphans may take to see that they are."""
@@ -117,7 +117,7 @@ def _try_run(case: Case, whole: Ended, rng: random.Random, num_kills: int, cuts:
     """Start a case anew, kill it some times, let it end, and compare."""
     shutil.rmtree(case.out, ignore_errors=True)
     tally.runs += 1
-    kills_left = min(rng.randint(1, MOST_KILLS), num_kills - tally.kills)
+    kills_left = min(rng.randint(1, MAX_KILLS), num_kills - tally.kills)
     done, pids, cut_files = 0, [], list[Cut]()
     log = case.out.with_name(f"{case.out.name}.{tally.runs}.log")
     while True:
@@ -141,7 +141,7 @@ def _try_run(case: Case, whole: Ended, rng: random.Random, num_kills: int, cuts:
         else:
             break
     if ended.code:
-        problems = [f"ended with {ended.code}: {said[-MOST_SAID:]}"]
+        problems = [f"ended with {ended.code}: {said[-MAX_SAID:]}"]
     else:
         problems = list(differences(_expected(case), case.out))
     problems += [f"processes of group {pid} stay behind" for pid in pids if outlives(pid, SECONDS_TO_END)]

@@ -150,7 +150,7 @@ def read_model(folder: Path) -> None:
     for path in files or [folder]:
         backbone = load_backbone(path)
         with torch.inference_mode():
-            vectors = backbone(backbone.normalise(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)))
+            vectors = backbone(backbone.normalize(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)))
         check_finite(vectors, backbone)
         assert vectors.shape == (2, backbone.dim)
 

@@ -61,7 +61,7 @@ class Step(NamedTuple):
 class Variant(NamedTuple):
     """A loss beside the intra-video loss, and its weight λ after a fraction in [0, 1) of the steps that it is given."""
 
-    further: Callable[[Step], Tensor]
+    extra_frames: Callable[[Step], Tensor]
     weight: Callable[[float], float]
 
 
@@ -74,14 +74,14 @@ class Study(CycleContrast):
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the losses of a batch."""
         key = self.encode_keys(batch.views[1], info)
-        new, new_video = self.enqueue_later([key], batch.video)
+        new, new_video = self.stage_keys([key], batch.video)
         query = self.encode(batch.views[0])
         intra = self.candidates(self.intra_queue, new.intra, new_video)
         cycle = self.candidates(self.cycle_queue, new.cycle, new_video)
         step = Step(self, query, key, intra, cycle, batch.video, info)
         loss, weight = again(step), self.variant.weight((info.step - self.steps.start) / len(self.steps))
         closed = self.closed(query, key, self.split(cycle, batch.video, info)) if info.measure else None
-        total = loss + weight * self.variant.further(step) if weight else loss
+        total = loss + weight * self.variant.extra_frames(step) if weight else loss
         return Losses(total, loss, cycle_closed=closed)
 
 

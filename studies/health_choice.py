@@ -30,7 +30,7 @@ from cyclecontrast.training.auto_settings import Machine, resolve
 from cyclecontrast.training.health import chance_level, health_views, measure_health
 from cyclecontrast.training.setup import frame_size, make_dataset, make_health_dataset
 from cyclecontrast.training.trainer import Trainer
-from cyclecontrast.training.verdict import Known, Row, chosen_step
+from cyclecontrast.training.verdict import Row, VerdictInputs, chosen_step
 
 DEVICE = torch.device("cpu")
 EVERY = 100
@@ -50,7 +50,7 @@ class Followed(NamedTuple):
     """The measurements of a training as in metrics.jsonl, each with `knn` beside, and what they are judged by."""
 
     rows: list[Row]
-    known: Known
+    known: VerdictInputs
 
 
 def follow(config: PretrainConfig, labeled: Path) -> Followed:
@@ -79,7 +79,7 @@ def follow(config: PretrainConfig, labeled: Path) -> Followed:
         knn = result.metrics["top1_k20"]
         rows.append({"step": done, "knn": knn, **signals})
         print(f"  step {done:,}: same video {signals['health_same_video']:.1%}, kNN {knn:.1%}", flush=True)
-    return Followed(rows, Known(2 * len(watched.video), chance_level(watched.video), at_start={}))
+    return Followed(rows, VerdictInputs(2 * len(watched.video), chance_level(watched.video), at_start={}))
 
 
 def agreement(rows: list[Row]) -> float:

@@ -6,9 +6,9 @@ from contextlib import suppress
 import torch
 from torch import nn
 
-from cyclecontrast.models.backbone import guarded_torchvision, make_backbone
+from cyclecontrast.models.backbone import import_torchvision, make_backbone
 
-guarded_torchvision()  # before anything else imports it: the printed code does so plainly
+import_torchvision()  # before anything else imports it: the printed code does so plainly
 
 
 def shaken(name, seed=0, image_size=64):
@@ -31,13 +31,13 @@ def pixels(*sides, seed=1):
 def features(backbone, images=None):
     """What the backbone computes for the random images."""
     with torch.no_grad():
-        return backbone(backbone.normalise(pixels() if images is None else images))
+        return backbone(backbone.normalize(pixels() if images is None else images))
 
 
 def last_map(backbone, images=None):
     """The map of its last stage."""
     with torch.no_grad():
-        return backbone.feature_map(backbone.normalise(pixels() if images is None else images), 4)
+        return backbone.feature_map(backbone.normalize(pixels() if images is None else images), 4)
 
 
 def execute(snippet, **variables):

@@ -241,7 +241,7 @@ def _name_and_backbone(model: "str | Path | Backbone") -> tuple[str, "Backbone |
     """Return the name of a model, and the model if it is a Backbone. Raises UserError if it is neither."""
     if isinstance(model, str | Path):
         return str(model), None
-    if not hasattr(model, "normalise"):  # its class cannot be checked without importing PyTorch
+    if not hasattr(model, "normalize"):  # its class cannot be checked without importing PyTorch
         kind = type(model).__name__
         raise UserError(
             f"model: a {kind} is neither a path or name nor a Backbone; wrap your network in "

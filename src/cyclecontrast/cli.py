@@ -15,8 +15,8 @@ from pydantic.fields import FieldInfo
 
 from cyclecontrast import __version__, api, runs
 from cyclecontrast.config import (
-    DECIDED_BY_AUTO,
     PROTOCOL_CONFIGS,
+    RESOLVED_BY_AUTO,
     AllConfig,
     CompareConfig,
     DemoConfig,
@@ -153,9 +153,9 @@ def _read_options(name: str, command: Command, arguments: list[str]) -> Callable
     if shown:
         return partial(_to_toml, made)
     if command.one_process and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        from cyclecontrast.distributed import check_alone
+        from cyclecontrast.distributed import check_single_process
 
-        check_alone(name.partition(" ")[0] if name.startswith("runs") else name)
+        check_single_process(name.partition(" ")[0] if name.startswith("runs") else name)
     many = [values.pop(option, ()) for option in command.positional if _is_many(command.options[option])]
     return partial(command.function, *(value for several in many for value in several), **values)
 
@@ -257,7 +257,7 @@ def _default(name: str, field: FieldInfo, command: Command) -> str:
         return ""
     value = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     value = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-    decided = command.config is PretrainConfig and name in DECIDED_BY_AUTO
+    decided = command.config is PretrainConfig and name in RESOLVED_BY_AUTO
     return f" (default: {'auto; paper: ' * decided}{value})"
 
 

@@ -43,15 +43,15 @@ class World(NamedTuple):
 
     rank: int
     size: int
-    hosts: dist.ProcessGroup | None = None
-    patient: dist.ProcessGroup | None = None
+    cpu_group: dist.ProcessGroup | None = None
+    patient_group: dist.ProcessGroup | None = None
 
 
 ALONE = World(0, 1)
 
 
 @contextlib.contextmanager
-def joined_world(device: torch.device, command: str) -> Iterator[World]:
+def process_group(device: torch.device, command: str) -> Iterator[World]:
     """Initialize the process group of torchrun and destroy it at the end; without torchrun, yield ALONE.
 
     Raises UserError if the first process cannot be reached, and if the processes run different commands.
@@ -142,15 +142,15 @@ def _check_environment() -> None:
 
 
 @contextlib.contextmanager
-def first_process_first(world: World) -> Iterator[None]:
+def rank_0_first(world: World) -> Iterator[None]:
     """Run the block on rank 0 first, then on the other ranks. If it fails on rank 0, the others raise UserError."""
     if world.rank:
         with peer_errors(hint=SETUP_HINT):
-            dist.barrier(world.patient)
+            dist.barrier(world.patient_group)
     yield
     if world.size > 1 and world.rank == 0:
         with peer_errors(hint=SETUP_HINT):
-            dist.barrier(world.patient)
+            dist.barrier(world.patient_group)
 
 
 def check_same(settings: Mapping[str, Any], world: World) -> None:
@@ -163,37 +163,37 @@ def check_same(settings: Mapping[str, Any], world: World) -> None:
         if first.get(name) != other.get(name)
     ]
     if differences:
-        wait_for_all(world)
+        barrier(world)
         raise UserError(*differences)
 
 
-def wait_for_all(world: World) -> None:
+def barrier(world: World) -> None:
     """Barrier over all processes; it ignores the error if a process exits after it has reached the barrier."""
     with contextlib.suppress(UserError):
-        maxima([0], world)
+        all_reduce_max([0], world)
 
 
-def maxima(numbers: Sequence[int], world: World) -> list[int]:
+def all_reduce_max(numbers: Sequence[int], world: World) -> list[int]:
     """Return the elementwise maximum over all processes (one all-reduce)."""
     if world.size == 1:
         return list(numbers)
     held = torch.tensor(numbers)
     with peer_errors():
-        dist.all_reduce(held, dist.ReduceOp.MAX, group=world.hosts)
+        dist.all_reduce(held, dist.ReduceOp.MAX, group=world.cpu_group)
     return [int(number) for number in held]
 
 
-def means(numbers: Sequence[float], world: World) -> list[float]:
+def all_reduce_mean(numbers: Sequence[float], world: World) -> list[float]:
     """Return the elementwise mean over all processes (one all-reduce); nan if any value is nan."""
     if world.size == 1:
         return list(numbers)
     held = torch.tensor(numbers, dtype=torch.float64)
     with peer_errors():
-        dist.all_reduce(held, group=world.hosts)
+        dist.all_reduce(held, group=world.cpu_group)
     return (held / world.size).tolist()
 
 
-def gather(tensor: Tensor, world: World) -> Tensor:
+def all_gather(tensor: Tensor, world: World) -> Tensor:
     """Return the tensors of all processes, concatenated along the first dimension in rank order."""
     if world.size == 1:
         return tensor
@@ -204,7 +204,7 @@ def gather(tensor: Tensor, world: World) -> Tensor:
     return torch.cat(parts)
 
 
-def copy_from_first(tensors: Iterable[Tensor]) -> None:
+def broadcast_from_rank_0(tensors: Iterable[Tensor]) -> None:
     """Broadcast tensors from rank 0, in place."""
     for tensor in tensors:
         held = tensor.contiguous()
@@ -218,7 +218,7 @@ def all_gather_objects(value: T, world: World) -> list[T]:
         return [value]
     found: list[Any] = [None] * world.size
     with peer_errors():
-        dist.all_gather_object(found, value, group=world.patient)
+        dist.all_gather_object(found, value, group=world.patient_group)
     return found
 
 
@@ -238,14 +238,14 @@ def peer_errors(work: str = "training", hint: str = "--resume continues from the
 
 
 @contextlib.contextmanager
-def joined_command(command: str) -> Iterator[World]:
+def command_process_group(command: str) -> Iterator[World]:
     """Initialize the process group for a command other than `pretrain`; if one process fails, all fail.
 
     Only rank 0 writes to stderr. If a process fails, all raise UserError at their next `gather_objects` or
     `broadcast_object`, or at the end of the block: on rank 0 with the messages of all processes, on the others without
     a message.
     """
-    with joined_world(CPU, command) as world, contextlib.ExitStack() as stack:
+    with process_group(CPU, command) as world, contextlib.ExitStack() as stack:
         if world.rank:
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         try:
@@ -262,19 +262,19 @@ def joined_command(command: str) -> Iterator[World]:
 def gather_objects(value: T, world: World) -> list[T]:
     """Return the values of all processes in rank order on rank 0, and an empty list on the other ranks.
 
-    Call it within `joined_command`. Raises UserError if a process failed.
+    Call it within `command_process_group`. Raises UserError if a process failed.
     """
     if world.size == 1:
         return [value]
     _exchange_problems(None, world)
     values: list[Any] = [None] * world.size if world.rank == 0 else []
     with _command_errors():
-        dist.gather_object(value, values or None, 0, group=world.patient)
+        dist.gather_object(value, values or None, 0, group=world.patient_group)
     return values
 
 
 def broadcast_object(value: T, world: World) -> T:
-    """Return the value of rank 0 on every rank. Call it within `joined_command`.
+    """Return the value of rank 0 on every rank. Call it within `command_process_group`.
 
     Raises UserError if a process failed.
     """
@@ -283,19 +283,19 @@ def broadcast_object(value: T, world: World) -> T:
     _exchange_problems(None, world)
     held = [value]
     with _command_errors():
-        dist.broadcast_object_list(held, 0, group=world.patient)
+        dist.broadcast_object_list(held, 0, group=world.patient_group)
     return held[0]
 
 
-def check_alone(what: str) -> None:
+def check_single_process(what: str) -> None:
     """Raise UserError if torchrun started several processes for a single-process command; only rank 0 has a message."""
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        with joined_command(what) as world:
+        with command_process_group(what) as world:
             if world.size > 1:
-                raise UserError(runs_alone(what))
+                raise UserError(single_process_message(what))
 
 
-def runs_alone(what: str) -> str:
+def single_process_message(what: str) -> str:
     """Return the error message for a command that does not support several processes."""
     return (
         f"{what} supports a single process only, but torchrun started {os.environ.get('WORLD_SIZE')}; start it "
@@ -313,7 +313,7 @@ def _exchange_problems(problems: Sequence[str] | None, world: World) -> None:
         return
     found: list[Any] = [None] * world.size
     with _command_errors():
-        dist.all_gather_object(found, problems, group=world.patient)
+        dist.all_gather_object(found, problems, group=world.patient_group)
     failed = [lines for lines in found if lines is not None]
     if failed:
         raise _SharedFailureError(*dict.fromkeys(line for lines in failed for line in lines) if world.rank == 0 else ())

@@ -20,7 +20,7 @@ SECONDS_BETWEEN_TRIES = 0.1
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path that atomically replaces `path` if the block succeeds."""
     with temporary_beside(path) as temporary:
         yield temporary

@@ -10,7 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ("own_augmentation", "own_backbone", "own_method", "own_protocol")
-MOST_LINES = 40
+MAX_LINES = 40
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_these_are_all_examples():
 def test_an_example_is_short_and_says_what_it_shows(name):
     """Each has less than forty lines of code, a docstring and a main of its own."""
     path = EXAMPLES / f"{name}.py"
-    assert lines_of_code(path) < MOST_LINES
+    assert lines_of_code(path) < MAX_LINES
     assert f"python examples/{name}.py FOLDER" in ast.get_docstring(ast.parse(path.read_text()))
     assert 'if __name__ == "__main__":' in path.read_text()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import cyclecontrast
-from cyclecontrast.config import DECIDED_BY_AUTO, PRESETS, PROTOCOL_CONFIGS, PretrainConfig, SweepConfig
+from cyclecontrast.config import PRESETS, PROTOCOL_CONFIGS, RESOLVED_BY_AUTO, PretrainConfig, SweepConfig
 from cyclecontrast.errors import checked
 from cyclecontrast.methods import METHODS
 from cyclecontrast.reporting.curves import METRICS
@@ -98,8 +98,8 @@ def test_methods_use_what_the_page_says(name):
     method = METHODS[name]
     _, described, _, views, queues, _ = row_of("Methods", f"`{name}`")
     assert f".{method.__name__}`]" in described
-    _, further = method.frames(PretrainConfig(data="d", out="o", method=name))
-    num_views = 2 + len(further(np.random.default_rng(0), 0, 9))
+    _, extra_frames = method.frames(PretrainConfig(data="d", out="o", method=name))
+    num_views = 2 + len(extra_frames(np.random.default_rng(0), 0, 9))
     assert views == f"{method.num_queries} / {num_views} / {method.num_enqueued}"
     assert ("intra" in queues, "cycle" in queues) == (method.has_intra, method.has_cycle)
 
@@ -164,7 +164,7 @@ def test_presets_are_those_of_the_code():
     large = resolve(auto, DataSize(100_000, 256), Machine(cpu=False)).model_dump()
     usual = {name: field.default for name, field in PretrainConfig.model_fields.items()}
     presets = [usual | PRESETS["paper"], usual | PRESETS["release"], small, large]
-    values = {name: [in_words(preset[name]) for preset in presets] for name in {*PRESETS["paper"], *DECIDED_BY_AUTO}}
+    values = {name: [in_words(preset[name]) for preset in presets] for name in {*PRESETS["paper"], *RESOLVED_BY_AUTO}}
     head, *rows = rows_of("Presets")
     assert head[1:5] == ["paper", "release", "auto: 1,000, CPU", "auto: 100,000, GPU"]
     documented = {cells[0].strip("`"): cells[1:5] for cells in rows}
@@ -198,7 +198,7 @@ def test_signals_and_verdicts_are_those_of_the_code():
         f"deviation is below {verdict.COLLAPSED_DEVIATION}",
         f"rank below {verdict.COLLAPSED_RANK}",
         f"below {verdict.LOST_RANK:.0%} of its highest",
-        f"over {100 * verdict.MORE_FOUND:.0f} points",
+        f"over {100 * verdict.MIN_ACCURACY_GAIN:.0f} points",
         f"mean of {verdict.NUM_ROWS} lines",
         f"more than {verdict.NEAR_CHANCE:.0%} of the way",
         f"last {1 - verdict.LATE:.0%} of the run",

@@ -37,7 +37,7 @@ from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import LOCK_FILE
 from cyclecontrast.models import checkpoint
-from cyclecontrast.models.backbone import guarded_torchvision, make_backbone
+from cyclecontrast.models.backbone import import_torchvision, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.reporting.page import write_report
 from cyclecontrast.training import run_folder
@@ -178,7 +178,7 @@ def test_an_image_that_claims_too_much_is_never_decoded(name, monkeypatch):
 
 def test_the_limits_are_for_bombs_only():
     """A gray image of as many pixels as the largest cameras have, and a strip at the limit, are images."""
-    assert images.size_problem(12_000, 9_000, images.MOST_PIXELS) == ""
+    assert images.size_problem(12_000, 9_000, images.MAX_PIXELS) == ""
     strip = cv2.imencode(".png", np.full((3, 600), 7, np.uint8))[1].tobytes()
     assert decode_image(strip).shape == (3, 600, 3)
 
@@ -194,7 +194,7 @@ def test_every_reader_of_image_files_has_the_limits(tmp_path, monkeypatch, read)
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     assert "zero.png: is not a regular file" in problem_of(read, tmp_path / "zero.png")
     with (tmp_path / "huge.png").open("wb") as file:
-        file.truncate(images.MOST_BYTES + 1)
+        file.truncate(images.MAX_BYTES + 1)
     assert "huge.png: has 512,000,001 bytes, more than 512,000,000" in problem_of(read, tmp_path / "huge.png")
 
 
@@ -221,7 +221,7 @@ def test_only_files_are_frames(tmp_path):
     (folder / "1.png").symlink_to(tmp_path / "far.png")
     (folder / "2.png").symlink_to("/dev/zero")
     with (folder / "3.png").open("wb") as file:
-        file.truncate(images.MOST_BYTES + 1)
+        file.truncate(images.MAX_BYTES + 1)
     with ending():
         store = FrameStore.open(tmp_path / "data")
     assert store.num_frames == 3
@@ -424,7 +424,7 @@ def test_what_a_header_claims_is_not_waited_for(tmp_path):
 
 def test_a_video_without_end_is_read_up_to_a_limit(tmp_path, monkeypatch):
     """Of more packets than any video has, the first are taken and the rest is told, whatever the policy."""
-    monkeypatch.setattr(decode, "MOST_PACKETS", 4)
+    monkeypatch.setattr(decode, "MAX_PACKETS", 4)
     path = make.write_numbered(tmp_path / "a.mkv", 9, codec="ffv1", pix_fmt="bgr0")
     for policy in (EveryKth(1), SpreadEvenly(9)):
         with decode.open_video(path, 10**6) as opened:
@@ -436,7 +436,7 @@ def test_a_video_without_end_is_read_up_to_a_limit(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("size", "why"), [((640, 64), "on a side"), ((4_100, 20), "unequal")])
 def test_videos_of_impossible_shapes_are_skipped(tmp_path, monkeypatch, size, why):
     """Frames that no JPEG holds, or that would grow a thousandfold when they are resized, are refused with a reason."""
-    monkeypatch.setattr(images, "MOST_SIDE", 600 if why == "on a side" else images.MOST_SIDE)
+    monkeypatch.setattr(images, "MAX_SIDE", 600 if why == "on a side" else images.MAX_SIDE)
     path = make.write_images(tmp_path / "a.mkv", [np.zeros((*size[::-1], 3), np.uint8)], codec="ffv1", pix_fmt="bgr0")
     with (
         pytest.raises(decode.VideoError, match=rf"frames of .*{why}.* \({size[0]}x{size[1]}\)"),
@@ -459,7 +459,7 @@ def test_a_description_cannot_have_a_huge_or_foreign_network_made(tmp_path, monk
     about = {"format": "cyclecontrast-backbone", "name": name, "dim": 64, "image_size": 32, "source": "test"}
     about |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     save_file(weights(), tmp_path / "lie.safetensors", {"about": json.dumps(about)})
-    guarded_torchvision()
+    import_torchvision()
     monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("was made"))
     monkeypatch.setattr(torch.nn.init, "kaiming_normal_", lambda *_, **__: pytest.fail("was made"))
     with ending(), pytest.raises(UserError) as caught:

@@ -14,7 +14,7 @@ import pytest
 
 from cyclecontrast import cli
 from cyclecontrast.cli import COMMANDS, main
-from cyclecontrast.config import DECIDED_BY_AUTO, DemoConfig, PretrainConfig
+from cyclecontrast.config import RESOLVED_BY_AUTO, DemoConfig, PretrainConfig
 from cyclecontrast.errors import UserError
 from tests import make_videos as make
 
@@ -236,7 +236,7 @@ def test_help_groups_the_options_of_pretrain():
     assert titles == ["positional arguments", *groups]
     optimization = out.partition("optimization:")[2].partition("hardware:")[0]
     assert all(flag in optimization for flag in ("--batch-size VIDEOS", "--steps STEPS", "--warmup FRACTION"))
-    assert " ".join(out.split()).count("default: auto; paper: ") == len(DECIDED_BY_AUTO)
+    assert " ".join(out.split()).count("default: auto; paper: ") == len(RESOLVED_BY_AUTO)
 
 
 def test_overviews_name_every_command():

@@ -21,11 +21,11 @@ from cyclecontrast.config import PretrainConfig
 from cyclecontrast.distributed import (
     ALONE,
     World,
+    all_gather,
     all_gather_objects,
-    copy_from_first,
-    gather,
-    maxima,
-    means,
+    all_reduce_max,
+    all_reduce_mean,
+    broadcast_from_rank_0,
     peer_errors,
 )
 from cyclecontrast.errors import UserError
@@ -64,15 +64,15 @@ def work(rank, folder):
     """Do one process's part and save what it got."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    world = World(rank, 2, hosts=dist.group.WORLD, patient=dist.group.WORLD)
+    world = World(rank, 2, cpu_group=dist.group.WORLD, patient_group=dist.group.WORLD)
     keys = make_method(world).encode_keys(draw_views()[rank * 4 : rank * 4 + 4], StepInfo(3, 10))
     overwritten = torch.full((2, 3), rank).T, torch.tensor(rank > 0)
-    copy_from_first(overwritten)
+    broadcast_from_rank_0(overwritten)
     found = {
         "keys": keys.intra,
-        "gathered": gather(torch.tensor([rank * 10, rank * 10 + 1]), world),
-        "maxima": maxima([rank, 5 - rank, 3], world),
-        "means": means([rank, 3.0], world),
+        "gathered": all_gather(torch.tensor([rank * 10, rank * 10 + 1]), world),
+        "maxima": all_reduce_max([rank, 5 - rank, 3], world),
+        "means": all_reduce_mean([rank, 3.0], world),
         "objects": all_gather_objects({"rank": rank}, world),
         "overwritten": [float(tensor.float().sum()) for tensor in overwritten],
     }

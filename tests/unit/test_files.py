@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import LOCK_FILE, check_folder, check_new_run, is_model, locked, remove, replacing
+from cyclecontrast.files import LOCK_FILE, atomic_write, check_folder, check_new_run, is_model, locked, remove
 
 HOLD = """
 import os, sys, time
@@ -53,12 +53,12 @@ def test_a_folder_has_one_writer(holder, tmp_path):
 def test_replacing_leaves_the_old_file_or_the_new_one(tmp_path):
     """A block that fails leaves the old file and nothing else, one that succeeds the new file."""
     kept = tmp_path / "folder" / "kept"
-    with replacing(kept) as temporary:
+    with atomic_write(kept) as temporary:
         temporary.write_text("old")
-    with contextlib.suppress(ZeroDivisionError), replacing(kept) as temporary:
+    with contextlib.suppress(ZeroDivisionError), atomic_write(kept) as temporary:
         temporary.write_text(f"new{1 / 0}")
     assert [path.read_text() for path in kept.parent.iterdir()] == ["old"]
-    with replacing(kept) as temporary:
+    with atomic_write(kept) as temporary:
         temporary.write_text("new")
     assert [path.read_text() for path in kept.parent.iterdir()] == ["new"]
 
@@ -74,14 +74,14 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     host, number = killed.removeprefix("other [1].").removesuffix(".part").rsplit(".", 1)
     (tmp_path / f"live.{host}.{os.getppid()}.part").touch()
     (tmp_path / f"elsewhere.other-{host}.{number}.part").touch()
-    with replacing(tmp_path / "file") as part:
+    with atomic_write(tmp_path / "file") as part:
         part.touch()
     assert sorted(path.name.partition(".")[0] for path in tmp_path.iterdir()) == ["elsewhere", "file", "live"]
 
 
 def test_a_full_disk_names_the_file(tmp_path):
     """An error of the system that names no file gets the name of the file."""
-    with pytest.raises(OSError, match="No space left") as error, replacing(tmp_path / "kept"):
+    with pytest.raises(OSError, match="No space left") as error, atomic_write(tmp_path / "kept"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert error.value.filename == tmp_path / "kept"
 

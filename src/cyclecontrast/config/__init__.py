@@ -27,9 +27,9 @@ from cyclecontrast.config.evaluate import (
 )
 from cyclecontrast.config.presets import PRESETS
 from cyclecontrast.config.pretrain import (
-    DECIDED_BY_AUTO,
+    CHANGEABLE_ON_RESUME,
     MACHINE_SETTINGS,
-    MAY_CHANGE,
+    RESOLVED_BY_AUTO,
     RUNTIME_SETTINGS,
     PretrainConfig,
 )

@@ -17,18 +17,18 @@ from cyclecontrast.config.types import (
     BackboneName,
     Count,
     Device,
-    Few,
+    FrameRate,
     HtmlFile,
+    ImageSize,
     IsNumber,
+    LocalPath,
     Name,
-    Place,
-    PlaceOrUrl,
-    Processes,
-    Rate,
+    NonNegativeInt,
+    PathOrUrl,
     Seed,
-    Side,
+    SmallCount,
     VectorFile,
-    Whole,
+    WorkerCount,
     option,
 )
 
@@ -39,10 +39,10 @@ class DemoConfig(BaseModel):
     """Train, evaluate and report on built-in videos, in minutes."""
 
     model_config = STRICT
-    out: Place = option(Path("demo"), "folder for videos, frames, runs and report", "FOLDER")
+    out: LocalPath = option(Path("demo"), "folder for videos, frames, runs and report", "FOLDER")
     compare: bool = option(False, "also train the ablations intra-image and intra-video")
-    seeds: Few = option(1, "training runs of each method", "N")
-    workers: Processes | None = option(None, "worker processes (default: by the number of cores)", "N", "hardware")
+    seeds: SmallCount = option(1, "training runs of each method", "N")
+    workers: WorkerCount | None = option(None, "worker processes (default: by the number of cores)", "N", "hardware")
 
 
 # --- prepare
@@ -62,10 +62,10 @@ class PrepareConfig(BaseModel):
     """Extract frames of videos into a store on disk."""
 
     model_config = STRICT
-    videos: Place = option(..., "folder of video files; subfolders are included", names="folder")
-    out: Place = option(..., "folder of the frame store; an unfinished store is completed", "FOLDER", "output")
+    videos: LocalPath = option(..., "folder of video files; subfolders are included", names="folder")
+    out: LocalPath = option(..., "folder of the frame store; an unfinished store is completed", "FOLDER", "output")
     frames_per_video: Count | None = option(None, "number of evenly spaced frames per video (R2V2: 4)", "N")
-    fps: Rate | None = option(None, "frames per second of video (default: 2, if no other sampling is set)", "FPS")
+    fps: FrameRate | None = option(None, "frames per second of video (default: 2, if no other sampling is set)", "FPS")
     every: Count | None = option(None, "extract every N-th frame", "N")
     keyframes: bool = option(False, "extract keyframes only, which are fastest to decode")
     size: Count = option(256, "short side of the frames; smaller frames are not enlarged", "PIXELS")
@@ -78,7 +78,7 @@ class PrepareConfig(BaseModel):
         "MB",
         "output",
     )
-    workers: Processes | None = option(
+    workers: WorkerCount | None = option(
         None, "worker processes; 0: use the main process only (default: the number of cores)", "N", "hardware"
     )
     part: Part | None = option(
@@ -105,16 +105,16 @@ class EmbedConfig(BaseModel):
 
     model_config = STRICT
     model: Name = option(..., MODEL, names="model")
-    data: PlaceOrUrl = option(
+    data: PathOrUrl = option(
         ...,
         "a folder of videos or images, a prepared store or its URL, a tree of frames, or the R2V2 layout",
         names="folder",
     )
     out: VectorFile = option(..., "file to write, .parquet or .npz", "FILE", "output")
-    image_size: Side | None = option(None, TRAINED_SIZE, "PIXELS")
+    image_size: ImageSize | None = option(None, TRAINED_SIZE, "PIXELS")
     seed: Seed = option(0, MODEL_SEED, "SEED")
     batch_size: Count = option(256, "images per forward pass", "IMAGES", "hardware")
-    workers: Processes | None = option(None, LOADERS, "N", "hardware")
+    workers: WorkerCount | None = option(None, LOADERS, "N", "hardware")
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
 
 
@@ -138,16 +138,16 @@ class SearchConfig(BaseModel):
 
     model_config = STRICT
     index: VectorFile = option(..., "a file that embed wrote, .parquet or .npz", names="file")
-    image: Place | None = option(None, "search for frames similar to this image", "FILE", names="file")
+    image: LocalPath | None = option(None, "search for frames similar to this image", "FILE", names="file")
     video: Annotated[str, Field(min_length=1, max_length=10_000)] | None = option(
         None, "search for frames similar to a frame of this video, given by its id in the index", "ID"
     )
-    frame: Whole | None = option(None, "the frame of --video, by its index", "N")
+    frame: NonNegativeInt | None = option(None, "the frame of --video, by its index", "N")
     time: Seconds | None = option(
         None, "select the frame of --video nearest to this time, in seconds or h:mm:ss", "TIME"
     )
-    top: Few = option(10, "number of frames to find", "N")
-    per_video: Few | None = option(None, "at most this many results per video (default: no limit)", "N")
+    top: SmallCount = option(10, "number of frames to find", "N")
+    per_video: SmallCount | None = option(None, "at most this many results per video (default: no limit)", "N")
     other_videos: bool = option(False, "exclude frames of the query's own video")
     serve: bool = option(False, "search in the browser: start a local web server; Ctrl-C stops it")
     port: Annotated[int, Field(ge=0, le=65535), IsNumber] | None = option(
@@ -157,10 +157,10 @@ class SearchConfig(BaseModel):
     model: Name | None = option(
         None, "model that encodes the query (default: the path in the index)", "MODEL", names="model"
     )
-    data: PlaceOrUrl | None = option(
+    data: PathOrUrl | None = option(
         None, "frames of the index, to show images (default: the path in the index)", "DATA", names="folder"
     )
-    videos: Place | None = option(
+    videos: LocalPath | None = option(
         None,
         "folder of the source videos, for playback with --serve (default: the training videos of the run)",
         "FOLDER",
@@ -215,7 +215,7 @@ class ExportConfig(BaseModel):
         "safetensors", "target format", "FORMAT"
     )
     seed: Seed = option(0, MODEL_SEED, "SEED")
-    out: Place | None = option(
+    out: LocalPath | None = option(
         None,
         "file to write (default: backbone.<suffix of the format>), or folder for huggingface (default: "
         "backbone-huggingface)",
@@ -231,11 +231,11 @@ class ReportConfig(BaseModel):
     """Write a static HTML report of one or more runs."""
 
     model_config = STRICT
-    runs: tuple[Place, ...] = option(..., "run folders, compared side by side", min_length=1)
+    runs: tuple[LocalPath, ...] = option(..., "run folders, compared side by side", min_length=1)
     out: HtmlFile | None = option(None, "file to write (default: report.html in the first run)", "FILE", "output")
     seed: Seed = option(0, "seed of the random baseline and of the choice of frames", "SEED")
     download: bool = option(False, "also show the frames of runs that were trained on a URL")
-    workers: Processes | None = option(None, LOADERS, "N", "hardware")
+    workers: WorkerCount | None = option(None, LOADERS, "N", "hardware")
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
 
 
@@ -243,10 +243,10 @@ class ListConfig(BaseModel):
     """List the runs in folders with progress, verdict and results."""
 
     model_config = STRICT
-    folders: tuple[Place, ...] = option(
+    folders: tuple[LocalPath, ...] = option(
         (Path("."),), "folders to search (default: current folder); subfolders of runs are skipped", min_length=1
     )
-    depth: Few = option(5, "levels of subfolders to search; links are not followed", "N")
+    depth: SmallCount = option(5, "levels of subfolders to search; links are not followed", "N")
     as_json: bool = option(False, "print all information about each run as JSON", alias="json")
 
 
@@ -254,7 +254,7 @@ class CompareConfig(BaseModel):
     """Compare runs: different settings, losses, health and results."""
 
     model_config = STRICT
-    runs: tuple[Place, ...] = option(..., "run folders, one column each", min_length=1)
+    runs: tuple[LocalPath, ...] = option(..., "run folders, one column each", min_length=1)
 
 
 TableName = Literal["table2", "table4", "table5", "table6", "table7", "table8", "table10"]
@@ -270,16 +270,16 @@ class SweepConfig(BaseModel):
         "support size; "
         "table7: K; table8: λ",
     )
-    data: Place = option(
+    data: LocalPath = option(
         ..., "training data: a store, a folder of videos, a tree of frames, or the R2V2 layout", names="folder"
     )
-    on: Place | None = option(
+    on: LocalPath | None = option(
         None,
         "labeled data to evaluate on: images, for table2 an OTB root, for table10 UCF101 (default: DATA)",
         "FOLDER",
         names="folder",
     )
-    seeds: Few = option(3, "training runs per row, with the seeds 0, 1, ...", "N")
+    seeds: SmallCount = option(3, "training runs per row, with the seeds 0, 1, ...", "N")
     small: bool = option(
         False, "scale the support size and K with the number of videos, and use preset auto for all other settings"
     )
@@ -289,7 +289,7 @@ class SweepConfig(BaseModel):
     backbone: BackboneName | None = option(
         None, "resnet10, 18, 34 or 50, optionally with -small or -wN (default: the preset's)", "NAME"
     )
-    image_size: Side | None = option(None, "side of the square views (default: the preset's)", "PIXELS")
+    image_size: ImageSize | None = option(None, "side of the square views (default: the preset's)", "PIXELS")
     batch_size: Count | None = option(None, "videos per step (default: the preset's)", "VIDEOS")
     epochs: Count | None = option(None, "passes over the training videos (default: the preset's)", "EPOCHS")
     steps: Count | None = option(None, "optimizer steps in total; overrides --epochs", "STEPS")
@@ -298,15 +298,15 @@ class SweepConfig(BaseModel):
         True,
         "table2: train the tracking head; if disabled, use cross-correlation of the backbone features without a head",
     )
-    train_data: Place | None = option(
+    train_data: LocalPath | None = option(
         None, "table2: GOT-10k root to train the tracking head on (default: one next to the data)", "FOLDER"
     )
-    jobs: Few | None = option(
+    jobs: SmallCount | None = option(
         None, "training runs at the same time (default: half the cores; 1 on a GPU)", "N", "hardware"
     )
-    workers: Processes | None = option(
+    workers: WorkerCount | None = option(
         None, "image-loading processes per training run (default: by the number of cores)", "N", "hardware"
     )
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
-    out: Place | None = option(None, "folder for runs and tables (default: sweeps/<table>)", "FOLDER", "output")
+    out: LocalPath | None = option(None, "folder for runs and tables (default: sweeps/<table>)", "FOLDER", "output")
     log_to: LogTo = option((), "also log each training run to tensorboard or wandb", "LOGGER", "output")

@@ -12,20 +12,20 @@ from cyclecontrast.config.types import (
     MODEL,
     STRICT,
     TRAINED_SIZE,
-    BelowOne,
     Count,
     Device,
-    Few,
+    FrameRate,
+    HalfOpenFraction,
+    ImageSize,
     IsNumber,
+    LocalPath,
     Name,
     NonNegative,
-    Place,
+    NonNegativeInt,
     Positive,
-    Processes,
-    Rate,
     Seed,
-    Side,
-    Whole,
+    SmallCount,
+    WorkerCount,
     option,
 )
 
@@ -41,11 +41,11 @@ class EvaluateConfig(BaseModel):
     """Names of the settings that affect the scores but not the predictions."""
 
     model: Name = option(..., MODEL, names="model")
-    data: Place = option(..., "folder of the dataset", names="folder")
-    out: Place | None = option(None, RESULTS, "FOLDER", "output")
+    data: LocalPath = option(..., "folder of the dataset", names="folder")
+    out: LocalPath | None = option(None, RESULTS, "FOLDER", "output")
     score_only: bool = option(False, "score saved predictions again; model and data may be gone", group="output")
     report: bool = option(True, REPORT, group="output")
-    workers: Processes | None = option(None, LOADERS, "N", "hardware")
+    workers: WorkerCount | None = option(None, LOADERS, "N", "hardware")
     seed: Seed = option(0, "seed of random:<backbone> and of all random choices", "SEED")
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
 
@@ -77,12 +77,12 @@ Counts = Annotated[tuple[Count, ...], AfterValidator(_not_empty)]
 class ClassifyConfig(EvaluateConfig):
     """The options of protocols that classify images."""
 
-    data: Place = option(..., LABELED_IMAGES, names="folder")
-    classes: Place | None = option(
+    data: LocalPath = option(..., LABELED_IMAGES, names="folder")
+    classes: LocalPath | None = option(
         None, "text file with the classes to use, one per line, e.g. for ImageNet-100 (default: all)", "FILE"
     )
     level: Literal["frame", "video"] = option("frame", "classify single frames, or the mean vector of each video")
-    image_size: Side | None = option(None, TRAINED_SIZE, "PIXELS")
+    image_size: ImageSize | None = option(None, TRAINED_SIZE, "PIXELS")
     batch_size: Count = option(256, "images per forward pass", "IMAGES", "hardware")
 
 
@@ -133,27 +133,27 @@ LINEAR_MODE = {"num_frames": 8, "batch_size": 64, "clips_per_video": 10, "dropou
 class ActionConfig(EvaluateConfig):
     """Action recognition: a linear layer on mean frame features."""
 
-    data: Place = option(..., LABELED_VIDEOS, names="folder")
+    data: LocalPath = option(..., LABELED_VIDEOS, names="folder")
     mode: Literal["finetune", "linear"] = option(
         "finetune", "train all layers (Table 9), or the last layer only (Table 10)"
     )
     split: Count = option(1, SPLIT, "N")
-    num_frames: Few = option(32, "frames per clip; 8 with --mode linear", "N")
-    fps: Rate = option(16.0, "frames per second of a clip", "FPS")
-    image_size: Side | None = option(None, TRAINED_SIZE, "PIXELS")
+    num_frames: SmallCount = option(32, "frames per clip; 8 with --mode linear", "N")
+    fps: FrameRate = option(16.0, "frames per second of a clip", "FPS")
+    image_size: ImageSize | None = option(None, TRAINED_SIZE, "PIXELS")
     flip: bool = option(True, "random horizontal flip of training clips; disable if left and right differ in meaning")
     batch_size: Count = option(32, "clips per step; 64 with --mode linear", "CLIPS")
     epochs: Count = option(
         16, "epochs after the warm-up; learning rate x0.3 after 6/16, 10/16 and 14/16 of them", "EPOCHS"
     )
-    warmup_epochs: Whole = option(5, "warm-up epochs, in which only the last layer is trained", "EPOCHS")
-    clips_per_video: Few = option(5, "clips per training video and epoch; 10 with --mode linear", "N")
+    warmup_epochs: NonNegativeInt = option(5, "warm-up epochs, in which only the last layer is trained", "EPOCHS")
+    clips_per_video: SmallCount = option(5, "clips per training video and epoch; 10 with --mode linear", "N")
     learning_rate: Positive = option(1e-4, "learning rate of Adam, not scaled with the batch size", "RATE")
-    dropout: BelowOne = option(0.9, "dropout before the last layer; 0.5 with --mode linear", "FRACTION")
+    dropout: HalfOpenFraction = option(0.9, "dropout before the last layer; 0.5 with --mode linear", "FRACTION")
     bn: Literal["eval", "train"] = option(
         "eval", "BatchNorm in --mode linear: running statistics (eval), or batch statistics as in the release (train)"
     )
-    num_clips: Few = option(10, "evenly spaced clips per test video, over which the softmax is averaged", "N")
+    num_clips: SmallCount = option(10, "evenly spaced clips per test video, over which the softmax is averaged", "N")
 
     @model_validator(mode="before")
     @classmethod
@@ -172,20 +172,20 @@ class RetrievalConfig(EvaluateConfig):
 
     scoring: ClassVar[frozenset[str]] = frozenset({"k"})
 
-    data: Place = option(..., LABELED_VIDEOS, names="folder")
+    data: LocalPath = option(..., LABELED_VIDEOS, names="folder")
     split: Count = option(1, SPLIT, "N")
     level: Literal["frame", "clip", "video"] = option(
         "clip", "retrieve single frames, clips, or videos by the mean vector of their clips"
     )
-    per_video: Few = option(10, "evenly spaced frames or clips per video", "N")
-    clip_length: Few = option(16, "consecutive frames per clip", "FRAMES")
+    per_video: SmallCount = option(10, "evenly spaced frames or clips per video", "N")
+    clip_length: SmallCount = option(16, "consecutive frames per clip", "FRAMES")
     k: Counts = option(
         (1, 5, 10, 20, 50),
         "values of k: a query counts as correct if one of its k nearest neighbors has its class",
         "K",
     )
     center: bool = option(False, "subtract the mean of each split from its vectors")
-    image_size: Side | None = option(None, TRAINED_SIZE, "PIXELS")
+    image_size: ImageSize | None = option(None, TRAINED_SIZE, "PIXELS")
     batch_size: Count = option(256, "frames per forward pass", "FRAMES", "hardware")
     ann: Literal["exact", "faiss"] = option(
         "exact", "exact search, or approximate search with faiss (needs an extra package)"
@@ -209,7 +209,7 @@ def _check_stride(stride: int) -> int:
 class SegmentationConfig(EvaluateConfig):
     """Semantic segmentation by a head on the feature map."""
 
-    data: Place = option(..., LABELED_PIXELS, names="folder")
+    data: LocalPath = option(..., LABELED_PIXELS, names="folder")
     head: Literal["linear", "fcn"] = option("linear", "a 1x1 convolution, or an FCN head")
     frozen: bool = option(True, "train the head only, not the backbone")
     stride: Annotated[int, AfterValidator(_check_stride), IsNumber] = option(
@@ -220,7 +220,7 @@ class SegmentationConfig(EvaluateConfig):
     )
     ignore_label: Annotated[int, Field(ge=0, le=255), IsNumber] = option(255, "label of pixels to ignore", "LABEL")
     train_list: Name = option("train", "list of training images; train_aug is the extended list of VOC", "NAME")
-    crop_size: Side = option(512, "side of the training crops", "PIXELS")
+    crop_size: ImageSize = option(512, "side of the training crops", "PIXELS")
     flip: bool = option(True, "random horizontal flip of training crops")
     epochs: Count | None = option(None, "passes over the training images (default: 60 for ADE20K, else 45)", "EPOCHS")
     batch_size: Count = option(16, "images per step", "IMAGES")
@@ -231,12 +231,12 @@ class SegmentationConfig(EvaluateConfig):
 class PropagationConfig(EvaluateConfig):
     """Video object segmentation on DAVIS by label propagation."""
 
-    data: Place = option(..., "a DAVIS root: JPEGImages/480p, Annotations/480p, ImageSets", names="folder")
+    data: LocalPath = option(..., "a DAVIS root: JPEGImages/480p, Annotations/480p, ImageSets", names="folder")
     preset: Literal["crw", "vfs", "dino"] = option("vfs", "use the settings of this project")
     year: Annotated[Literal["2016", "2017"], BeforeValidator(str)] | None = option(
         None, "year of the list of videos, 2016 or 2017 (default: 2017 if available)", "YEAR"
     )
-    height: Side | None = option(
+    height: ImageSize | None = option(
         None, "height of the input images (default: 480; smaller frames are not enlarged)", "PIXELS"
     )
     stage: Annotated[int, Field(ge=1, le=4), IsNumber] = option(
@@ -264,14 +264,14 @@ class TrackingConfig(EvaluateConfig):
 
     scoring: ClassVar[frozenset[str]] = frozenset({"toolkit", "others"})
 
-    data: Place = option(..., "an OTB or GOT-10k root, or a video file with --box", names="path")
+    data: LocalPath = option(..., "an OTB or GOT-10k root, or a video file with --box", names="path")
     subset: Literal["train", "val", "test"] = option("val", "subset of GOT-10k")
     tracker: Literal["siamfc", "identity", "perfect"] = option(
         "siamfc", "siamfc, or baselines: identity always predicts the first box, perfect the true box"
     )
     preset: Literal["release", "siamfc", "vince"] = option("release", "use the head, loss and geometry of this project")
     train: bool = option(True, "train the head; if disabled, raw features are correlated")
-    train_data: Place | None = option(
+    train_data: LocalPath | None = option(
         None, "GOT-10k root to train the head on (default: one next to the data)", "FOLDER"
     )
     epochs: Count | None = option(None, "training epochs of the head (default: the preset's)", "EPOCHS")
@@ -287,13 +287,13 @@ class TrackingConfig(EvaluateConfig):
     toolkit: Literal["got10k", "official"] = option(
         "got10k", "compute success and precision as the GOT-10k toolkit, or as the official code of OTB"
     )
-    others: Place | None = option(
+    others: LocalPath | None = option(
         None, "folder with results of other trackers, which are scored too: <tracker>/<sequence>.txt", "FOLDER"
     )
     box: Annotated[str, AfterValidator(_check_box)] | None = option(
         None, "target box in the first frame of a video file; pixels are counted from 1", "X,Y,W,H"
     )
-    save: Place | None = option(None, "video file to write, with the predicted boxes", "FILE", "output")
+    save: LocalPath | None = option(None, "video file to write, with the predicted boxes", "FILE", "output")
 
 
 # --- all of them
@@ -316,18 +316,18 @@ class AllConfig(BaseModel):
 
     model_config = STRICT
     model: Name = option(..., MODEL, names="model")
-    data_root: Place = option(
+    data_root: LocalPath = option(
         ..., "folder with datasets at any depth, in any layout that a protocol reads", "FOLDER", names="folder"
     )
     only: tuple[ProtocolName, ...] = option((), "protocols to run (default: all that support the data)", "PROTOCOL")
     baseline: bool = option(False, "also evaluate the same backbone with random weights")
     again: bool = option(False, "evaluate again, even if there are results with the same settings")
-    image_size: Side | None = option(
+    image_size: ImageSize | None = option(
         None, "side of the input images, if the protocol has it (default: the training size of the model)", "PIXELS"
     )
     epochs: Count | None = option(None, "epochs, for protocols that train (default: the protocol's)", "EPOCHS")
-    out: Place | None = option(None, RESULTS, "FOLDER", "output")
+    out: LocalPath | None = option(None, RESULTS, "FOLDER", "output")
     report: bool = option(True, REPORT, group="output")
-    workers: Processes | None = option(None, LOADERS, "N", "hardware")
+    workers: WorkerCount | None = option(None, LOADERS, "N", "hardware")
     seed: Seed = option(0, "seed of random weights and of all random choices", "SEED")
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")

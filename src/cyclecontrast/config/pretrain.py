@@ -21,23 +21,23 @@ from cyclecontrast.config.types import (
     OR_USER_DEFINED,
     STRICT,
     BackboneName,
-    BelowOne,
     Count,
     Device,
-    Few,
+    Dim,
     Fraction,
+    HalfOpenFraction,
+    ImageSize,
     IsNumber,
-    Length,
+    LocalPath,
     Name,
     NonNegative,
-    Place,
-    PlaceOrUrl,
+    NonNegativeInt,
+    PathOrUrl,
     Positive,
-    Processes,
     Seed,
-    Side,
+    SmallCount,
     Stages,
-    Whole,
+    WorkerCount,
     is_url,
     is_user_defined,
     option,
@@ -51,7 +51,7 @@ RUNTIME_SETTINGS = frozenset(
     {"augment_on", "compile", "log_every", "log_to", "checkpoint_every", "health_every", "report"}
 )
 """Settings that change the result at most by rounding errors."""
-MAY_CHANGE = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable"}
+CHANGEABLE_ON_RESUME = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable"}
 """Settings that may change when a run is resumed. The data may be moved, but its fingerprint must be the same."""
 METHODS_OF_OPTION = {
     "positives": ("simclr", "simsiam", "byol"),
@@ -61,7 +61,7 @@ METHODS_OF_OPTION = {
 """Method-specific options; PretrainConfig rejects them for all other methods."""
 RENAMED = {"objective": "method", "most_unreadable": "max_unreadable", "own_key_in_support": "query_frame_in_support"}
 """Former names of options, still accepted on the command line and in files."""
-DECIDED_BY_AUTO = frozenset(
+RESOLVED_BY_AUTO = frozenset(
     {
         *("backbone", "image_size", "batch_size", "epochs", "queue_size", "cycle_queue_size", "support_size"),
         *("cycle_weight", "cycle_start", "split_by", "batch_keys"),
@@ -77,13 +77,13 @@ class PretrainConfig(BaseModel):
 
     model_config = STRICT
 
-    data: PlaceOrUrl = option(
+    data: PathOrUrl = option(
         ...,
         "a prepared store or its URL, a folder of videos, a tree of frames, or the R2V2 layout",
         group="data",
         names="folder",
     )
-    image_size: Side = option(224, "side of the square views", "PIXELS", "data")
+    image_size: ImageSize = option(224, "side of the square views", "PIXELS", "data")
     augmentation: Annotated[Literal["moco-v1", "moco-v2"], OR_USER_DEFINED, AS_TEXT] = option(
         "moco-v1", "recipe of the random augmentation", group="data"
     )
@@ -173,10 +173,10 @@ class PretrainConfig(BaseModel):
         False, "also contrast the queries of a batch with each other; used by vince", group="method"
     )
     self_temperature: Positive = option(0.03, "softmax temperature of --self-batch", "NUMBER", "method")
-    momentum: BelowOne = option(
+    momentum: HalfOpenFraction = option(
         0.999, "momentum of the momentum encoder; not used by simclr and simsiam", "NUMBER", "method"
     )
-    momentum_ramp: Whole = option(
+    momentum_ramp: NonNegativeInt = option(
         0, "limit the momentum of the momentum encoder to step / (step + STEPS); 0: no limit", "STEPS", "method"
     )
     momentum_rise: bool = option(
@@ -210,10 +210,10 @@ class PretrainConfig(BaseModel):
         "one layer (paper), two (release), two with BatchNorm, or three with BatchNorm (SimSiam)",
         group="model",
     )
-    projector_dim: Length = option(64, "output dimension of the projectors", "DIM", "model")
+    projector_dim: Dim = option(64, "output dimension of the projectors", "DIM", "model")
 
     batch_size: Count = option(256, "videos per step, over all processes", "VIDEOS", "optimization")
-    accumulate: Few = option(1, "accumulate gradients over N micro-batches, to save memory", "N", "optimization")
+    accumulate: SmallCount = option(1, "accumulate gradients over N micro-batches, to save memory", "N", "optimization")
     epochs: Count = option(200, "passes over the training videos", "EPOCHS", "optimization")
     steps: Count | None = option(None, "optimizer steps in total; overrides --epochs", "STEPS", "optimization")
     learning_rate: Positive = option(0.06, "peak learning rate", "RATE", "optimization")
@@ -228,10 +228,10 @@ class PretrainConfig(BaseModel):
     backbone_rate: Positive = option(
         1.0, "learning rate of the backbone, relative to that of the projectors", "FACTOR", "optimization"
     )
-    projector_first: BelowOne = option(
+    projector_first: HalfOpenFraction = option(
         0.0, "with --init, train only the projectors for this fraction of the training", "FRACTION", "optimization"
     )
-    sgd_momentum: BelowOne = option(0.9, "momentum of SGD", "NUMBER", "optimization")
+    sgd_momentum: HalfOpenFraction = option(0.9, "momentum of SGD", "NUMBER", "optimization")
     weight_decay: NonNegative = option(1e-4, "weight decay of SGD", "NUMBER", "optimization")
     gradient_clip: Positive | None = option(
         None, "clip the gradient to this norm (default: no clipping)", "NORM", "optimization"
@@ -239,7 +239,7 @@ class PretrainConfig(BaseModel):
     seed: Seed = option(0, "random seed", "SEED", "optimization")
 
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
-    workers: Processes | None = option(
+    workers: WorkerCount | None = option(
         None,
         "processes that load and augment frames (default: a quarter of the cores on a CPU; on a GPU all cores, shared "
         "by the processes of the node)",
@@ -261,8 +261,8 @@ class PretrainConfig(BaseModel):
         group="hardware",
     )
 
-    out: Place = option(..., "folder of the new run", "FOLDER", "output")
-    resume: Place | None = option(None, "resume the run in this folder, with its saved settings", "RUN", "output")
+    out: LocalPath = option(..., "folder of the new run", "FOLDER", "output")
+    resume: LocalPath | None = option(None, "resume the run in this folder, with its saved settings", "RUN", "output")
     checkpoint_every: Count = option(1000, "steps between checkpoints", "STEPS", "output")
     log_every: Count = option(10, "steps between rows of metrics.jsonl", "STEPS", "output")
     log_to: LogTo = option(
@@ -271,7 +271,7 @@ class PretrainConfig(BaseModel):
         "LOGGER",
         "output",
     )
-    health_every: Whole | None = option(
+    health_every: NonNegativeInt | None = option(
         None,
         "steps between measurements of health; 0: never (default: about 20 measurements per run)",
         "STEPS",
@@ -287,7 +287,7 @@ class PretrainConfig(BaseModel):
 
     def undecided(self) -> set[str]:
         """Return the settings that the preset `auto` has not resolved yet."""
-        return set(DECIDED_BY_AUTO) - self.model_fields_set if self.preset == "auto" else set()
+        return set(RESOLVED_BY_AUTO) - self.model_fields_set if self.preset == "auto" else set()
 
     def requested(self) -> set[str]:
         """Return the settings that the user set explicitly; empty if the config comes from the config.toml of a run."""
@@ -296,7 +296,7 @@ class PretrainConfig(BaseModel):
             usual = {name: field.default for name, field in type(self).model_fields.items()}
             usual |= preset_settings(self.preset, self.method)
         requested = {name for name in self.model_fields_set if name not in usual or getattr(self, name) != usual[name]}
-        return set() if requested >= DECIDED_BY_AUTO - {"holdout"} else requested
+        return set() if requested >= RESOLVED_BY_AUTO - {"holdout"} else requested
 
     @model_validator(mode="before")
     @classmethod
@@ -338,7 +338,7 @@ class PretrainConfig(BaseModel):
         return ", ".join(
             f"{name} is {before[name]} {where} and {now[name]}"
             for name in cls.model_fields
-            if name in before and name in now and name not in MAY_CHANGE
+            if name in before and name in now and name not in CHANGEABLE_ON_RESUME
             if not cls._is_same(name, before[name], now[name])
         )
 

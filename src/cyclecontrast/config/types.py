@@ -63,23 +63,23 @@ def _refuse_boolean(value: object) -> object:
 
 IsNumber = BeforeValidator(_refuse_boolean)
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT), IsNumber]
-Whole = Annotated[int, Field(ge=0, le=MAX_COUNT), IsNumber]
-Few = Annotated[int, Field(ge=1, le=10_000), IsNumber]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_COUNT), IsNumber]
+SmallCount = Annotated[int, Field(ge=1, le=10_000), IsNumber]
 """A small count, of things that are held in memory at the same time."""
-Length = Annotated[int, Field(ge=1, le=1_000_000), IsNumber]
+Dim = Annotated[int, Field(ge=1, le=1_000_000), IsNumber]
 """The dimension of a vector."""
-Processes = Annotated[int, Field(ge=0, le=1024), IsNumber]
+WorkerCount = Annotated[int, Field(ge=0, le=1024), IsNumber]
 Seed = Annotated[int, Field(ge=0, lt=2**32), IsNumber]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), IsNumber]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), IsNumber]
 Fraction = Annotated[float, Field(ge=0, le=1), IsNumber]
 Stages = Annotated[int, Field(ge=0, le=3), IsNumber]
-BelowOne = Annotated[float, Field(ge=0, lt=1), IsNumber]
-Rate = Annotated[float, Field(gt=0, le=10_000), IsNumber]
+HalfOpenFraction = Annotated[float, Field(ge=0, lt=1), IsNumber]
+FrameRate = Annotated[float, Field(gt=0, le=10_000), IsNumber]
 """Frames per second."""
 MAX_IMAGE_SIZE = 2048
 """In pixels. A single larger image can take more memory than a small machine has."""
-Side = Annotated[int, Field(ge=8, le=MAX_IMAGE_SIZE), IsNumber]
+ImageSize = Annotated[int, Field(ge=8, le=MAX_IMAGE_SIZE), IsNumber]
 """The side of an image in pixels."""
 
 # --- names and places
@@ -137,7 +137,7 @@ def _path_or_url(value: object, as_path: Callable[[object], Path | str]) -> Path
     return url
 
 
-MOST_TOML_BYTES = 2**16
+MAX_TOML_BYTES = 2**16
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -145,8 +145,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     about = path.stat()
     if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # a pipe may never end, or never begin
         raise ValueError("it is not a regular file")
-    if about.st_size > MOST_TOML_BYTES:
-        raise ValueError(f"it has {about.st_size:,} bytes, more than {MOST_TOML_BYTES:,}")
+    if about.st_size > MAX_TOML_BYTES:
+        raise ValueError(f"it has {about.st_size:,} bytes, more than {MAX_TOML_BYTES:,}")
     try:
         return tomllib.loads(path.read_text("utf-8-sig"))
     except RecursionError as error:
@@ -154,9 +154,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 Name = Annotated[str, BeforeValidator(_path_to_str), AfterValidator(_check_name)]
-Place = Annotated[Path, BeforeValidator(_check_name), BeforeValidator(_refuse_url)]
+LocalPath = Annotated[Path, BeforeValidator(_check_name), BeforeValidator(_refuse_url)]
 """A file or folder on this machine."""
-PlaceOrUrl = Annotated[Path | str, WrapValidator(_path_or_url)]
+PathOrUrl = Annotated[Path | str, WrapValidator(_path_or_url)]
 """A folder, or the URL of a prepared store, which stays a string."""
 
 
@@ -169,8 +169,8 @@ def _with_suffix(*suffixes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-VectorFile = Annotated[Place, _with_suffix(".parquet", ".npz")]
-HtmlFile = Annotated[Place, _with_suffix(".html", ".htm")]
+VectorFile = Annotated[LocalPath, _with_suffix(".parquet", ".npz")]
+HtmlFile = Annotated[LocalPath, _with_suffix(".html", ".htm")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?|mps)$")]
 
 # --- what a user passes in Python

@@ -36,7 +36,7 @@ RECIPES = {
 }
 BLUR_SIGMA = (0.1, 2.0)
 BLUR_AT_SIDE = 224
-LEAST_SIGMA = 1e-3
+MIN_SIGMA = 1e-3
 ASPECT = (3 / 4, 4 / 3)
 
 
@@ -83,18 +83,18 @@ def apply_view(image: Pixels, view: View, size: int) -> Pixels:
 
     Differs from the release: σ of the blur scales with the size, so that small views keep their content.
     """
-    pixels = cut_view(image, view, size)
+    pixels = crop_view(image, view, size)
     if view.jitter is not None:
         for change in view.jitter.order:
             pixels = _changed(pixels, change, view.jitter[:4][change])
     if view.gray:
         pixels = cv2.cvtColor(_luma(pixels), cv2.COLOR_GRAY2RGB)
     if view.blur:
-        pixels = cv2.GaussianBlur(pixels, (0, 0), max(view.blur * size / BLUR_AT_SIDE, LEAST_SIGMA))
+        pixels = cv2.GaussianBlur(pixels, (0, 0), max(view.blur * size / BLUR_AT_SIDE, MIN_SIGMA))
     return pixels
 
 
-def cut_view(image: Pixels, view: View, size: int) -> Pixels:
+def crop_view(image: Pixels, view: View, size: int) -> Pixels:
     """Return the cropped, resized (size, size, 3) and flipped frame.
 
     The part of a view that always runs in the worker.

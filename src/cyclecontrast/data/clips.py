@@ -54,12 +54,12 @@ def measure(path: Path) -> Footage:
     try:
         with open_video(path, MAX_PIXELS) as video:
             num_frames, fps = video.count_frames(), video.fps
-            is_cut, in_header = video.is_cut(), video.frames_in_header
+            is_truncated, in_header = video.is_truncated(), video.frames_in_header
     except VideoError as error:
         raise UserError(f"{path}: {error}; expected a video") from error
     if num_frames == 0:
         raise UserError(f"{path}: holds no frames; expected a video")
-    if is_cut:
+    if is_truncated:
         cut = f"truncated, holds {num_frames:,} of the {in_header:,} frames that its header names"
         raise UserError(f"{path}: {cut if in_header else video.notice}")
     return Footage(num_frames, fps)

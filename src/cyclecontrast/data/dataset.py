@@ -16,17 +16,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cyclecontrast.data.augment import Augmentation, Recipe, apply_view, cut_view, draw_view, smallest_crop, user_view
-from cyclecontrast.data.device_augment import numbers_of
+from cyclecontrast.data.augment import Augmentation, Recipe, apply_view, crop_view, draw_view, smallest_crop, user_view
+from cyclecontrast.data.device_augment import augmentation_params
 from cyclecontrast.data.images import Pixels, decode_image
-from cyclecontrast.data.random_streams import FRAMES, FURTHER, FURTHER_FRAMES, POSITIVE, QUERY, random_stream, shuffled
+from cyclecontrast.data.random_streams import (
+    EXTRA_FRAMES,
+    EXTRA_VIEWS,
+    FRAMES,
+    POSITIVE,
+    QUERY,
+    random_stream,
+    shuffled,
+)
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 
-FurtherFrames: TypeAlias = Callable[[np.random.Generator, int, int], tuple[int, ...]]
+ExtraFrames: TypeAlias = Callable[[np.random.Generator, int, int], tuple[int, ...]]
 """A function (generator, frame of the query, number of frames of the video) → frame numbers of the extra views."""
 NO_NUMBERS = torch.empty(0, 0)
-MAX_STAND_INS = 100
+MAX_UNREADABLE_VIDEOS = 100
 """Maximum number of consecutive videos without a readable frame, before UserError is raised."""
 
 
@@ -42,7 +50,7 @@ class Sample(NamedTuple):
     """Views of one video: the query, the positive, then extra views; `frames` has the frame number of each.
 
     `num_replaced` is the number of views that show a replacement, because their frame is in `read_errors`.
-    `device_numbers` are the parameters of `finish_views` for each view; empty if nothing remains to be done.
+    `device_params` are the parameters of `augment_on_device` for each view; empty if nothing remains to be done.
     """
 
     views: tuple[Pixels, ...]
@@ -50,13 +58,13 @@ class Sample(NamedTuple):
     frames: tuple[int, ...]
     num_replaced: int = 0
     read_errors: tuple[ReadError, ...] = ()
-    device_numbers: tuple[tuple[float, ...], ...] = ()
+    device_params: tuple[tuple[float, ...], ...] = ()
 
 
 class Batch(NamedTuple):
     """Stacked samples: each view uint8 (batch, 3, size, size), channels-last; video (batch,); frames (batch, views).
 
-    `device_numbers` (batch, num_views, 10) has the arguments of `finish_views`; it is empty if the views are finished.
+    `device_params` (batch, num_views, 10) are the arguments of `augment_on_device`; empty if the views are finished.
     """
 
     views: tuple[Tensor, ...]
@@ -64,21 +72,21 @@ class Batch(NamedTuple):
     frames: Tensor
     num_replaced: int = 0
     read_errors: tuple[ReadError, ...] = ()
-    device_numbers: Tensor = NO_NUMBERS
+    device_params: Tensor = NO_NUMBERS
 
     def micro_batches(self, number: int) -> Iterator["Batch"]:
         """Yield `number` micro-batches of equal size, in order."""
         size = len(self.video) // number
         for part in (slice(start, start + size) for start in range(0, size * number, size)):
             views = tuple(view[part] for view in self.views)
-            yield Batch(views, self.video[part], self.frames[part], device_numbers=self.device_numbers[part])
+            yield Batch(views, self.video[part], self.frames[part], device_params=self.device_params[part])
 
 
 class _NoFrameError(Exception):
     """No frame of a video can be read."""
 
 
-def no_further_frames(rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
+def no_extra_frames(rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
     """Draw no extra views."""
     return ()
 
@@ -92,7 +100,7 @@ class ViewDataset(Dataset[Sample | UserError]):
     A video of one frame gives two views of this frame. `further` draws the frames of extra views. `videos` selects the
     videos, all by default. A frame that cannot be decoded is replaced by another one of its video, a video without
     readable frames by the next one. Failures of the storage are retried after pauses (`sleep`), then raised.
-    With `finish_on_device` the workers only crop, resize and flip; `finish_views` does the rest on the device.
+    With `finish_on_device` the workers only crop, resize and flip; `augment_on_device` does the rest on the device.
     """
 
     store: FrameStore
@@ -101,7 +109,7 @@ class ViewDataset(Dataset[Sample | UserError]):
     seed: int
     same_frame: bool = False
     distinct: bool = True
-    further: FurtherFrames = no_further_frames
+    extra_frames: ExtraFrames = no_extra_frames
     videos: npt.NDArray[np.int64] | None = None
     sleep: Callable[[float], object] = time.sleep
     finish_on_device: bool = False
@@ -121,7 +129,7 @@ class ViewDataset(Dataset[Sample | UserError]):
     def sample(self, position: int) -> Sample:
         """Return the sample at a position; raises UserError if no frame can be read."""
         epoch, place = divmod(position, self.num_videos)
-        num_tried = min(MAX_STAND_INS, self.num_videos)
+        num_tried = min(MAX_UNREADABLE_VIDEOS, self.num_videos)
         errors: list[ReadError] = []
         for stand_in in range(num_tried):
             number = shuffled(self.seed, epoch, (place + stand_in) % self.num_videos, self.num_videos)
@@ -141,14 +149,14 @@ class ViewDataset(Dataset[Sample | UserError]):
         query = self._read(video, first, errors)
         positive = query if first == second else self._read(video, second, errors, avoid=query[1])
         known = {first: query, second: positive}
-        further = self.further(random_stream(self.seed, epoch, place, FURTHER_FRAMES), first, num_frames)
-        frames = (query, positive, *(known.get(number) or self._read(video, number, errors) for number in further))
-        roles = (QUERY, POSITIVE, *range(FURTHER, FURTHER + len(further)))
+        extra_frames = self.extra_frames(random_stream(self.seed, epoch, place, EXTRA_FRAMES), first, num_frames)
+        frames = (query, positive, *(known.get(number) or self._read(video, number, errors) for number in extra_frames))
+        roles = (QUERY, POSITIVE, *range(EXTRA_VIEWS, EXTRA_VIEWS + len(extra_frames)))
         made = [self._view(image, epoch, place, role) for (image, _), role in zip(frames, roles, strict=True)]
         numbers = tuple(number for _, number in frames)
-        replaced = sum(number != drawn for number, drawn in zip(numbers, (first, second, *further), strict=True))
-        device_numbers = tuple(rest for _, rest in made if rest)
-        return Sample(tuple(view for view, _ in made), video, numbers, replaced, device_numbers=device_numbers)
+        replaced = sum(number != drawn for number, drawn in zip(numbers, (first, second, *extra_frames), strict=True))
+        device_params = tuple(rest for _, rest in made if rest)
+        return Sample(tuple(view for view, _ in made), video, numbers, replaced, device_params=device_params)
 
     def _draw_frames(self, epoch: int, place: int, num_frames: int) -> tuple[int, int]:
         rng = random_stream(self.seed, epoch, place, FRAMES)
@@ -160,13 +168,13 @@ class ViewDataset(Dataset[Sample | UserError]):
         return first, (first + 1 + int(rng.integers(num_frames - 1))) % num_frames
 
     def _view(self, image: Pixels, epoch: int, place: int, role: int) -> tuple[Pixels, tuple[float, ...]]:
-        """Return a view, and the arguments of `finish_views` for it."""
+        """Return a view, and the arguments of `augment_on_device` for it."""
         rng = random_stream(self.seed, epoch, place, role)
         if not isinstance(self.recipe, Recipe):
             return user_view(self.recipe, image, rng, self.size), ()
         view = draw_view(rng, image.shape[0], image.shape[1], self.recipe)
         if self.finish_on_device:
-            return cut_view(image, view, self.size), numbers_of(view)
+            return crop_view(image, view, self.size), augmentation_params(view)
         return apply_view(image, view, self.size), ()
 
     def _read(self, video: int, frame: int, errors: list[ReadError], avoid: int | None = None) -> tuple[Pixels, int]:
@@ -195,5 +203,5 @@ def collate(samples: list[Sample | UserError]) -> Batch | UserError:
         torch.tensor([sample.frames for sample in good]),
         sum(sample.num_replaced for sample in good),
         tuple(dict.fromkeys(error for sample in good for error in sample.read_errors)),
-        torch.tensor([sample.device_numbers for sample in good]),
+        torch.tensor([sample.device_params for sample in good]),
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from cyclecontrast.data.folders import is_image, natural_order
 from cyclecontrast.data.images import Pixels, read_image, read_mask
-from cyclecontrast.data.storage import file_digest, file_size, leads_out, raise_problems, read_lines
+from cyclecontrast.data.storage import file_digest, file_size, is_outside, raise_problems, read_lines
 from cyclecontrast.errors import UserError, attempt
 
 LISTS = {
@@ -114,7 +114,7 @@ def _read_list(root: Path, year: str | None) -> tuple[str, list[str]]:
 
 
 def _open_video(root: Path, name: str, is_binary: bool) -> MaskedVideo:
-    if leads_out(name):
+    if is_outside(name):
         raise UserError(f"{root}: its list contains {name!r}, a path outside of {FRAMES}; use a folder below it")
     frames, masks = _images_in(root / FRAMES / name), _images_in(root / MASKS / name)
     if len(frames) < MIN_FRAMES:

@@ -24,7 +24,7 @@ DEMUXERS = (
     "mov,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,live_flv,ogg,gif,apng,mxf,dv,ivf,nut,rm,wtv,m4v,mjpeg,"
     "h261,h263,h264,hevc,obu,av1,vc1,yuv4mpegpipe,dhav"
 )
-MOST_ROUNDING = 0.005
+MAX_ROUNDING = 0.005
 """Seconds by which a container may round a time: GIF counts in hundredths."""
 DEFAULT_RATE = 25
 """Frames per second of a video that does not say."""
@@ -34,13 +34,13 @@ TS_PACKETS = 188, 192, 204
 """Bytes of a packet of a transport stream: plain, with a time stamp, and with error correction."""
 LOST_FRAMES, LOST_PART = 2, 0.05
 """Number and fraction of frames that an intact video may lack compared with its header; the larger limit applies."""
-MOST_PACKETS = 10_000_000
+MAX_PACKETS = 10_000_000
 """Packets read at most, 92 hours at 30 frames per second; the counts in headers are not trusted."""
 
 DEFAULT_FPS = 2.0
-MOST_REORDERING = 32
+MAX_REORDERING = 32
 """Frames by which a packet may precede or follow its place in time; H.264 and HEVC allow 16."""
-MOST_INTERLACED_FPS = 31
+MAX_INTERLACED_FPS = 31
 """Interlaced pictures per second; where there are more packets, each holds one field."""
 HD_WIDTH, HD_HEIGHT = 1_280, 720
 """Players show videos from this size on in the colors of HDTV where the file does not name its colors."""
@@ -51,7 +51,7 @@ FIRST_INTERLACED = 2
 VP8_SHOWN = 0x10
 """The bit of the first byte of a VP8 packet that says that its picture is shown."""
 TIME_TAG = re.compile(r"([0-9]{1,6}):([0-9]{2}):([0-9]{2}(?:\.[0-9]{1,9})?)")
-MOST_PIXEL_ASPECT = 4.0
+MAX_PIXEL_ASPECT = 4.0
 """A pixel that is wider or taller than this is a mistake in the header."""
 
 PickedFrame: TypeAlias = tuple[Any, float]
@@ -231,9 +231,9 @@ class OpenVideo:
     @property
     def fps(self) -> float:
         """Frames per second as the container says or FFmpeg guesses, 25 where neither is known."""
-        return self._rate / 2 if self._is_interlaced and self._rate > MOST_INTERLACED_FPS else self._rate
+        return self._rate / 2 if self._is_interlaced and self._rate > MAX_INTERLACED_FPS else self._rate
 
-    def is_cut(self) -> bool:
+    def is_truncated(self) -> bool:
         """Return whether the file is cut off.
 
         It ends clearly earlier than its header specifies, or has clearly fewer packets, too. Call it after all packets
@@ -245,8 +245,8 @@ class OpenVideo:
         expected = self.frames_in_header
         if not self._is_avi and not math.isnan(self.duration):
             expected = min(expected, round(self.duration * self.fps))
-        ends_early = not self._end or not are_few(expected - round(self._end * self.fps), expected)
-        return ends_early and not are_few(expected - self._num_read, expected)
+        ends_early = not self._end or not may_be_missing(expected - round(self._end * self.fps), expected)
+        return ends_early and not may_be_missing(expected - self._num_read, expected)
 
     def _picked(self, policy: Policy) -> Iterator[PickedFrame]:
         match policy:
@@ -261,7 +261,7 @@ class OpenVideo:
     def _by_clock(self, policy: PerSecond | EveryKth) -> Iterator[PickedFrame]:
         last_tick = -1
         # Containers round to their time base: a frame that is early by half a unit still belongs to the tick.
-        slack = min(float(self._stream.time_base) / 2, MOST_ROUNDING) + 1e-9
+        slack = min(float(self._stream.time_base) / 2, MAX_ROUNDING) + 1e-9
         for ordinal, (frame, time) in enumerate(self._timed()):
             ticks = ordinal / policy.k if isinstance(policy, EveryKth) else (time + slack) * policy.fps
             if math.floor(ticks) > last_tick:
@@ -313,7 +313,7 @@ class OpenVideo:
                 if not waiting:
                     return
         # Packets at the end without a picture of their own repeat the last one, as players do.
-        is_complete = not self.is_damaged and are_few(self.num_packets - self.num_decoded, self.num_packets)
+        is_complete = not self.is_damaged and may_be_missing(self.num_packets - self.num_decoded, self.num_packets)
         for number in waiting:
             if picked is not None and is_complete and number < self.num_packets:
                 yield picked
@@ -375,8 +375,8 @@ class OpenVideo:
         streams = self._container.streams if needs_all else (self._stream,)
         try:
             for number, packet in enumerate(self._container.demux(*streams)):
-                if number >= MOST_PACKETS:
-                    raise VideoError(f"more than {MOST_PACKETS:,} frames")
+                if number >= MAX_PACKETS:
+                    raise VideoError(f"more than {MAX_PACKETS:,} frames")
                 if packet.pts is not None:
                     past_end = packet.pts + (packet.duration or 0)
                     self._end_of_all = max(self._end_of_all, float(past_end * packet.time_base))
@@ -444,7 +444,7 @@ class OpenVideo:
 
     def _may_hold_fields(self, pts: Sequence[int | None]) -> bool:
         """Whether two packets may make up one picture; the second one has no time, or half of a picture's later."""
-        return self._is_interlaced and (self._rate > MOST_INTERLACED_FPS or None in pts or len(set(pts)) < len(pts))
+        return self._is_interlaced and (self._rate > MAX_INTERLACED_FPS or None in pts or len(set(pts)) < len(pts))
 
     @property
     def _is_avi(self) -> bool:
@@ -599,7 +599,7 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
     return False, a < 0, d < 0
 
 
-def are_few(frames: int, of: int) -> bool:
+def may_be_missing(frames: int, of: int) -> bool:
     """Return whether an intact video may lack this many frames."""
     return frames <= max(LOST_FRAMES, LOST_PART * of)
 
@@ -632,7 +632,7 @@ def _delay(stream: Any, container: Any) -> float:
 def _pixel_aspect(stream: Any) -> float:
     """Return the width of a pixel for its height, 1 where the file does not say or cannot be right."""
     aspect = float(stream.sample_aspect_ratio or 1)
-    return aspect if 1 / MOST_PIXEL_ASPECT <= aspect <= MOST_PIXEL_ASPECT else 1.0
+    return aspect if 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT else 1.0
 
 
 def evenly(num_all: int, num_picked: int) -> list[int]:
@@ -648,7 +648,7 @@ def pts_give_display_order(pts: Sequence[int | None], container: Any) -> bool:
     if container.format.name == "avi" or len(set(known)) < len(pts):
         return False
     order = np.argsort(known)
-    return bool(np.all(np.abs(order - np.arange(len(order))) <= MOST_REORDERING))
+    return bool(np.all(np.abs(order - np.arange(len(order))) <= MAX_REORDERING))
 
 
 def find_targets(packets: Sequence[ScannedPacket], num_frames: int) -> deque[tuple[int, int]]:

@@ -1,12 +1,12 @@
 """Color jitter, grayscale and blur of a batch on the device, with parameters drawn by the workers.
 
-Workers still crop, resize and flip (`cut_view`), because frames differ in size and are 2 to 9 times larger than views.
+Workers still crop, resize and flip (`crop_view`), because frames differ in size and are 2 to 9 times larger than views.
 """
 
 import torch
 from torch import Tensor
 
-from cyclecontrast.data.augment import BLUR_AT_SIDE, LEAST_SIGMA, Jitter, View
+from cyclecontrast.data.augment import BLUR_AT_SIDE, MIN_SIGMA, Jitter, View
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 NEUTRAL = Jitter(1.0, 1.0, 1.0, 0.0, (BRIGHTNESS, CONTRAST, SATURATION, HUE))
@@ -16,14 +16,14 @@ RED, GREEN, BLUE = 0.299, 0.587, 0.114
 """Weights of the luma."""
 
 
-def numbers_of(view: View) -> tuple[float, ...]:
-    """Return the parameters of a view that `finish_views` needs, as a flat tuple of numbers."""
+def augmentation_params(view: View) -> tuple[float, ...]:
+    """Return the parameters of a view that `augment_on_device` needs, as a flat tuple of numbers."""
     *factors, order = view.jitter or NEUTRAL
     return (*factors, *order, float(view.gray), view.blur)
 
 
 @torch.no_grad()
-def finish_views(pixels: Tensor, numbers: Tensor) -> Tensor:
+def augment_on_device(pixels: Tensor, numbers: Tensor) -> Tensor:
     """Apply jitter, gray and blur as `apply_view` does; each change is rounded to 8 bits as there.
 
     Shapes: pixels uint8 (batch, 3, size, size) on any device. numbers float (batch, 10) on the CPU, so that selecting
@@ -86,7 +86,7 @@ def _blur(planes: Tensor, sigma: Tensor) -> None:
     if not len(chosen):
         return
     size = planes.shape[3]
-    in_pixels, places = _on(planes.device, (sigma[chosen] * size / BLUR_AT_SIDE).clamp_(min=LEAST_SIGMA), chosen)
+    in_pixels, places = _on(planes.device, (sigma[chosen] * size / BLUR_AT_SIDE).clamp_(min=MIN_SIGMA), chosen)
     matrix = _gaussian_matrix(in_pixels, size)[:, None]
     blurred = matrix @ planes[places] @ matrix.mT
     planes.index_copy_(0, places, blurred.round_())

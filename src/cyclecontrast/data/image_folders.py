@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cyclecontrast.data.folders import IMAGE_SUFFIXES, LeftOut, is_image, is_video, natural_order, walk
-from cyclecontrast.data.images import MOST_BYTES
+from cyclecontrast.data.images import MAX_BYTES
 from cyclecontrast.data.storage import read_regular
 from cyclecontrast.errors import UserError
 
@@ -32,7 +32,7 @@ class ImageFiles:
         Raises ValueError if only this file is missing, OSError if the storage fails.
         """
         try:
-            return read_regular(self.root / str(self.names[frame]), MOST_BYTES)
+            return read_regular(self.root / str(self.names[frame]), MAX_BYTES)
         except FileNotFoundError as error:
             if self.root.is_dir() and any(self.root.iterdir()):  # an unmounted folder is gone or empty
                 raise ValueError("the file no longer exists") from error

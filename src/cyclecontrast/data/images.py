@@ -32,13 +32,13 @@ READERS: dict[bytes, type[ImageFile]] = {
     b"P": PpmImageFile,
 }
 """Decoders by the first bytes of a file (not by its suffix); other formats are rejected."""
-MOST_PIXELS = 128_000_000
+MAX_PIXELS = 128_000_000
 """The largest cameras of phones have 108 million pixels; a decoded image takes three bytes for each."""
-MOST_SIDE = 65_500
+MAX_SIDE = 65_500
 """The longest side that a JPEG can have."""
-MOST_ASPECT = 200
+MAX_ASPECT = 200
 """Limits the size of an image that is resized by its short side."""
-MOST_BYTES = 4 * MOST_PIXELS
+MAX_BYTES = 4 * MAX_PIXELS
 """Upper bound on the size of an uncompressed image file."""
 REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
@@ -46,7 +46,7 @@ REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.
 def load_image(path: Path) -> Pixels:
     """Return the image of a file, RGB (height, width, 3); raises UserError naming the file."""
     try:
-        return decode_image(read_file(path, MOST_BYTES))
+        return decode_image(read_file(path, MAX_BYTES))
     except ValueError as error:
         raise UserError(f"{path}: {error}; fix or remove it") from error
 
@@ -83,7 +83,7 @@ def open_image(data: bytes) -> ImageFile:
         image = reader(io.BytesIO(data))
     except Exception as error:  # damaged headers raise anything
         raise ValueError(f"the image does not decode ({error})") from error
-    if problem := size_problem(*image.size, MOST_PIXELS):
+    if problem := size_problem(*image.size, MAX_PIXELS):
         raise ValueError(f"the image has {problem}")
     return image
 
@@ -92,10 +92,10 @@ def size_problem(width: int, height: int, most_pixels: int) -> str:
     """Return what is wrong with the size of an image, "" where it can be decoded."""
     if width * height > most_pixels:
         return f"more than {most_pixels:,} pixels ({width}x{height})"
-    if max(width, height) > MOST_SIDE:
-        return f"more than {MOST_SIDE:,} pixels on a side ({width}x{height})"
-    if max(width, height) > MOST_ASPECT * min(width, height):
-        return f"sides more unequal than 1:{MOST_ASPECT} ({width}x{height})"
+    if max(width, height) > MAX_SIDE:
+        return f"more than {MAX_SIDE:,} pixels on a side ({width}x{height})"
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        return f"sides more unequal than 1:{MAX_ASPECT} ({width}x{height})"
     return ""
 
 
@@ -129,7 +129,7 @@ def read_mask(path: Path) -> Indices:
 
 def _load_stored(path: Path) -> ImageFile:
     try:
-        data = read_file(path, MOST_BYTES)
+        data = read_file(path, MAX_BYTES)
     except ValueError as error:
         raise UserError(f"{path}: {error}; fix or remove it") from error
     try:

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from cyclecontrast.data.folders import LeftOut, images_below, is_image, is_system_folder, natural_order
 from cyclecontrast.data.images import Pixels, load_image
-from cyclecontrast.data.storage import file_size, leads_out, raise_problems, read_lines, short_reason, whole_number
+from cyclecontrast.data.storage import file_size, is_outside, parse_digits, raise_problems, read_lines, short_reason
 from cyclecontrast.errors import UserError
 
 Numbers = npt.NDArray[np.int64]
@@ -213,7 +213,7 @@ def _read_flat(root: Path, problems: list[str]) -> dict[str, list[str]]:
     synsets = imagenet_synsets()
     labels = []
     for where, text in read_lines(truth, problems):
-        number = whole_number(text) or 0
+        number = parse_digits(text) or 0
         if 1 <= number <= len(synsets):
             labels.append(synsets[number - 1])
         else:
@@ -277,7 +277,7 @@ def _read_list(path: Path, problems: list[str]) -> list[ListedVideo]:
     videos = []
     for where, text in read_lines(path, problems):
         video, *label = text.rsplit(maxsplit=1)
-        number = whole_number("".join(label))
+        number = parse_digits("".join(label))
         if number is None:
             problems.append(f"{where}: {text!r} is not `<video folder> <label>` with a whole number as label")
         else:
@@ -291,7 +291,7 @@ def _listed(root: Path, videos: Sequence[ListedVideo], labels: list[int], proble
     base = "frames" if (root / "frames").is_dir() else ""
     for where, video, label in videos:
         folder = PurePosixPath(base, video)
-        if leads_out(video):
+        if is_outside(video):
             problems.append(f"{where}: {video!r} leads out of {root}; name a folder below it")
             continue
         if not os.path.isdir(root / folder):
@@ -315,7 +315,7 @@ def _class_names(path: Path, labels: Sequence[int], problems: list[str]) -> dict
         return {label: str(label) for label in labels}
     for where, text in read_lines(path, problems):
         label, *name = text.split(maxsplit=1)
-        number = whole_number(label)
+        number = parse_digits(label)
         if number is None or not name:
             problems.append(f"{where}: {text!r} is not `<label> <name>`")
         else:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cyclecontrast.data.storage import file_size, raise_problems, read_lines, whole_number
+from cyclecontrast.data.storage import file_size, parse_digits, raise_problems, read_lines
 from cyclecontrast.errors import UserError
 
 VIDEO_FOLDERS = ("videos", "UCF-101", "hmdb51_org", ".")
@@ -175,7 +175,7 @@ def _read_ucf(folder: Path, split: int, problems: list[str]) -> Lists:
                 continue
             videos.append(_ListedVideo(where, kind, parent, name))
             number = classes.index(parent) + 1
-            if numbered and whole_number(numbered[2]) != number:
+            if numbered and parse_digits(numbered[2]) != number:
                 contradictions.append(f"{where}: {text!r}, but {index.name} has {number} {parent}")
     if not contradictions:
         return classes, videos, ()

@@ -90,7 +90,7 @@ def loaded(
         collate_fn=partial(_collate_to_share, collate),
         num_workers=workers,
         timeout=CHECK_SECONDS if workers else 0,
-        worker_init_fn=begin_worker,
+        worker_init_fn=init_worker,
         pin_memory=pin_memory,
     )
     return received(_started(loader), source, max_seconds)
@@ -147,7 +147,7 @@ def _share(value: object) -> None:
             _share(part)
 
 
-def begin_worker(_: int) -> None:
+def init_worker(_: int) -> None:
     """Initialize a worker process: one thread, SIGINT and SIGTERM ignored, killed if its parent dies."""
     cv2.setNumThreads(0)
     with contextlib.suppress(OSError, AttributeError):  # torch's watchdog does not run while a read hangs

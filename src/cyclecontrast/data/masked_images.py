@@ -17,7 +17,7 @@ import numpy.typing as npt
 from cyclecontrast.data.folders import IMAGE_SUFFIXES, images_below, natural_order
 from cyclecontrast.data.images import Indices, Pixels, read_image, read_mask
 from cyclecontrast.data.labeled_images import LabeledImages
-from cyclecontrast.data.storage import file_digest, file_size, leads_out, raise_problems, read_lines, whole_number
+from cyclecontrast.data.storage import file_digest, file_size, is_outside, parse_digits, raise_problems, read_lines
 from cyclecontrast.errors import UserError, attempt
 
 MAX_CLASSES = 255
@@ -164,7 +164,7 @@ def _present(root: Path, pairs: Sequence[Pair], problems: list[str]) -> Iterator
         absent = [name for name in (pair.image, pair.mask) if not os.path.isfile(root / name)]
         if pair.image != pair.image.encode(errors="replace").decode():
             problems.append(f"{root}: the name {pair.image!r} is not UTF-8; rename it")
-        elif leads_out(pair.image) or leads_out(pair.mask):
+        elif is_outside(pair.image) or is_outside(pair.mask):
             problems.append(f"{root}: a list names {pair.image!r}, which leads out of this folder")
         elif not absent:
             yield pair
@@ -208,7 +208,7 @@ def _table(labels: npt.NDArray[np.integer], ignore_label: int) -> Table:
     return table
 
 
-def _figure_table(label: int) -> Table:
+def _foreground_table(label: int) -> Table:
     """Return the lookup table of a foreground object: 0 is background, all other values have this label."""
     table: Table = np.full(NUM_VALUES, label, np.int16)
     table[0] = 0
@@ -284,7 +284,7 @@ def _ade20k(root: Path, options: _Options) -> _Layout:
     table = _table(np.r_[IGNORE, np.arange(num_classes)], options.ignore_label)
     path = root / "objectInfo150.txt"  # the first name of each class, by number
     rows = [line.split("\t") for line in _read_list(path)[1:]] if path.exists() else []
-    names = {whole_number(row[0]): row[-1].split(",")[0].strip() for row in rows}
+    names = {parse_digits(row[0]): row[-1].split(",")[0].strip() for row in rows}
     classes = tuple(names.get(number, str(number)) for number in range(1, num_classes + 1))
     return _Layout("ade20k", classes, (table,), train, test, (), tuple(problems))
 
@@ -310,7 +310,7 @@ def _davis(root: Path, options: _Options) -> _Layout:
         )
         train, test = ([line for line in test if _sequence(line) in chosen] for chosen in (trained, tested))
     pairs = [list(_davis_pairs(root, lines, problems)) for lines in (train, test)]
-    tables = (_figure_table(1),)
+    tables = (_foreground_table(1),)
     return _Layout(name, ("background", "figure"), tables, pairs[0], pairs[1], tuple(notes), tuple(problems))
 
 
@@ -344,7 +344,7 @@ def _frame_tree(root: Path, options: _Options) -> _Layout:
             by_label.setdefault(label, set()).add(Path(video).parts[0])
         folders = [by_label.get(label, set()) for label in range(len(names))]
         names = tuple(min(inside) if len(inside) == 1 else name for inside, name in zip(folders, names, strict=True))
-    tables = tuple(_figure_table(label + 1) for label in range(len(names)))
+    tables = tuple(_foreground_table(label + 1) for label in range(len(names)))
     return _Layout("frames", ("background", *names), tables, train, test)
 
 

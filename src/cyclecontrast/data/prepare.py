@@ -48,7 +48,7 @@ SCALING = "area, before RGB, square pixels, BT.709 in HD"
 """The scaling method, stored in store.json; a store with another method cannot be continued."""
 MEGABYTE = 1_000_000
 SMALLEST_SHARD = MEGABYTE
-MOST_PARTS = 64
+MAX_PARTS = 64
 """A small collection is split into about this many shards, to keep all workers busy."""
 LONGEST_WAIT = 600.0
 """Seconds that one machine may take to plan or to join the work of all."""
@@ -321,7 +321,7 @@ def _plan_rows(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> tuple[l
         if row is None or (row.status == "skipped" and (changed or _was_passing(row))):
             new.append(video)
     total = sum(video.size_bytes for video in new)
-    shard_bytes = min(shard_mb * MEGABYTE, max(SMALLEST_SHARD, total // MOST_PARTS))
+    shard_bytes = min(shard_mb * MEGABYTE, max(SMALLEST_SHARD, total // MAX_PARTS))
     shard = 1 + max((row.shard for row in rows.values()), default=-1)
     filled = 0
     for video in new:

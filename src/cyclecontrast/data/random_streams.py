@@ -5,7 +5,7 @@ from math import isqrt
 
 import numpy as np
 
-QUERY, POSITIVE, FRAMES, ORDER, FURTHER_FRAMES, FURTHER = range(6)
+QUERY, POSITIVE, FRAMES, ORDER, EXTRA_FRAMES, EXTRA_VIEWS = range(6)
 """Purposes of random streams; extra view i uses purpose FURTHER + i."""
 NUM_ROUNDS = 6
 """With 6 rounds, permutations of 2 to 16 items passed a uniformity test over a million keys; with 4 they did not."""

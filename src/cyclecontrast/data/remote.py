@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cyclecontrast.data.store_format import MOST_SETTINGS_BYTES, STORE
+from cyclecontrast.data.store_format import MAX_SETTINGS_BYTES, STORE
 from cyclecontrast.errors import UserError
 
 KINDS = ("http", "https", "s3", "gs", "az")
@@ -24,9 +24,9 @@ KINDS = ("http", "https", "s3", "gs", "az")
 REQUEST_SECONDS = 25.0
 """Timeout of a request, so short that all retries of a frame take less than the timeout of the data loader."""
 TABLE_SECONDS = 600.0
-MOST_REQUESTS = 16
+MAX_REQUESTS = 16
 """Concurrent requests for the sizes of files."""
-MOST_TABLE_BYTES = 2**31
+MAX_TABLE_BYTES = 2**31
 """The table of 100 million frames has 1.7 GB."""
 IN_EXTRA = ("http", "https", "s3")
 """The kinds of URLs whose packages are in the extra `remote`."""
@@ -81,14 +81,14 @@ class RemoteFiles:
         """Yield a temporary folder with copies of these files. Raises OSError that names the file."""
         with TemporaryDirectory(prefix="cyclecontrast-") as folder:
             for name in names:
-                most = MOST_SETTINGS_BYTES if name == STORE else MOST_TABLE_BYTES
+                most = MAX_SETTINGS_BYTES if name == STORE else MAX_TABLE_BYTES
                 self._get(name, str(Path(folder, name)), TABLE_SECONDS, min(most, shutil.disk_usage(folder).free // 2))
             yield Path(folder)
 
     def sizes(self, names: Sequence[str]) -> Iterator[int | OSError | None]:
         """Yield the size of each file, None where the server does not say, or the error of looking it up."""
         self._file_system()  # threads would each open one
-        with ThreadPoolExecutor(MOST_REQUESTS) as pool:
+        with ThreadPoolExecutor(MAX_REQUESTS) as pool:
             yield from pool.map(self._size, names)
 
     def reopen(self) -> None:

@@ -260,12 +260,12 @@ def read_lines(path: Path, problems: list[str], errors: str = "strict") -> list[
     return found
 
 
-def leads_out(name: str) -> bool:
+def is_outside(name: str) -> bool:
     """Return whether a relative path points outside of its folder."""
     return name.startswith("/") or ".." in name.split("/")
 
 
-def whole_number(text: str) -> int | None:
+def parse_digits(text: str) -> int | None:
     """Return a text of ASCII digits as an integer, None for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
 

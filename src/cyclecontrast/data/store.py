@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 
 from cyclecontrast.config.types import is_url
 from cyclecontrast.data.image_folders import ImageFiles, open_image_folder, text_pieces
-from cyclecontrast.data.images import MOST_BYTES, Pixels, decode_image
+from cyclecontrast.data.images import MAX_BYTES, Pixels, decode_image
 from cyclecontrast.data.remote import RemoteFiles
 from cyclecontrast.data.storage import is_passing, reason, retried, size_within_folder
 from cyclecontrast.data.store_format import (
@@ -47,9 +47,9 @@ from cyclecontrast.data.store_format import (
 from cyclecontrast.data.tables import read_about, read_batches
 from cyclecontrast.errors import UserError, why_no_workers
 
-MOST_HANDLES = 256
+MAX_HANDLES = 256
 NUMBERS_PER_PIECE = 4_096
-MOST_PROBLEMS = 10
+MAX_PROBLEMS = 10
 PLACES = ("shard", "offset", "size")
 
 Numbers = npt.NDArray[np.integer]
@@ -112,7 +112,7 @@ class LocalFiles:
     def read(self, name: str, start: int, size: int) -> bytes:
         """Return a range of bytes of a file with one positioned read; raises OSError."""
         if name not in self.handles:
-            while len(self.handles) >= MOST_HANDLES:
+            while len(self.handles) >= MAX_HANDLES:
                 os.close(self.handles.pop(next(iter(self.handles))))
             self.handles[name] = os.open(self.root / name, os.O_RDONLY)
         data = os.pread(self.handles[name], size, start)
@@ -389,7 +389,7 @@ def _open_store(files: LocalFiles | RemoteFiles, tables: Path) -> OpenedFrames:
     if not len(ids):
         raise UserError(f"{files.root} holds no frames; prepare a folder of videos that can be read")
     problems = _shard_problems(files, shard, offset, size)
-    shown = list(islice(problems, MOST_PROBLEMS))
+    shown = list(islice(problems, MAX_PROBLEMS))
     if more := sum(1 for _ in problems):
         shown.append(f"{files.root}: the same holds for {more:,} other shards")
     if shown:
@@ -440,8 +440,8 @@ def _shard_problems(files: LocalFiles | RemoteFiles, shard: Numbers, offset: Num
             problem = "is missing" if isinstance(found, FileNotFoundError) else reason(found)
         elif found is not None and found < needed[at]:
             problem = f"{FRAMES} points outside of it (byte {needed[at]:,} of {found:,})"
-        elif largest[at] > MOST_BYTES:
-            problem = f"has a frame of {largest[at]:,} bytes, more than {MOST_BYTES:,}"
+        elif largest[at] > MAX_BYTES:
+            problem = f"has a frame of {largest[at]:,} bytes, more than {MAX_BYTES:,}"
         else:
             continue
         yield f"{files.root}/{name}: {problem}; {files.advice}"

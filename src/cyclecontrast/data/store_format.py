@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 from cyclecontrast.data.storage import read_regular, size_within_folder
 from cyclecontrast.data.tables import read_table
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import replacing
+from cyclecontrast.files import atomic_write
 
 STORE_FORMAT, STORE_VERSION = "cyclecontrast-frames", 1
 STORE, FRAMES, VIDEOS = "store.json", "frames.parquet", "videos.parquet"
-MOST_SETTINGS_BYTES = 1_000_000
+MAX_SETTINGS_BYTES = 1_000_000
 LEADS_OUT = r"^/|(^|/)\.\.(/|$)"
 """A path that leaves the folder of videos."""
-MOST_SHARDS = 2**30
+MAX_SHARDS = 2**30
 """Bound on the numbers of shards, well below the largest number of their column."""
 
 VIDEO_SCHEMA = pa.schema(
@@ -78,7 +78,7 @@ def member_name(video_id: str, index: int) -> str:
 def write_settings(root: Path, settings: Mapping[str, object]) -> None:
     """Write store.json, which marks a folder as a store and holds the settings it is made with."""
     header = {"format": STORE_FORMAT, "version": STORE_VERSION, "settings": settings}
-    with replacing(root / STORE) as aside:
+    with atomic_write(root / STORE) as aside:
         aside.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
 
 
@@ -86,7 +86,7 @@ def read_settings(root: Path) -> dict[str, object] | None:
     """Return the settings in store.json, None where it is not that of a store of this version."""
     try:
         size_within_folder(root / STORE)
-        header = json.loads(read_regular(root / STORE, MOST_SETTINGS_BYTES))
+        header = json.loads(read_regular(root / STORE, MAX_SETTINGS_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (STORE_FORMAT, STORE_VERSION):
@@ -97,7 +97,7 @@ def read_settings(root: Path) -> dict[str, object] | None:
 
 def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
     """Write a table of videos or of frames."""
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside)
 
 
@@ -112,7 +112,7 @@ def read_videos(path: Path) -> list[VideoRow]:
         table = read_table(path, VIDEO_SCHEMA)
         if pc.any(pc.match_substring_regex(table["path"], LEADS_OUT)).as_py():
             raise ValueError("has paths that lead out of the folder of videos")
-        if len(table) and pc.max(table["shard"]).as_py() >= MOST_SHARDS:
+        if len(table) and pc.max(table["shard"]).as_py() >= MAX_SHARDS:
             raise ValueError("has numbers of shards that are too large")
     except ValueError as error:
         raise damaged(path, error) from error

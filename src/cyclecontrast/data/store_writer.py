@@ -41,10 +41,10 @@ from cyclecontrast.data.store_format import (
 )
 from cyclecontrast.data.tables import read_table
 from cyclecontrast.errors import UserError, why_no_workers
-from cyclecontrast.files import replacing
+from cyclecontrast.files import atomic_write
 
 ROWS_PER_GROUP = 1_000_000
-MOST_FAILURES = 3
+MAX_FAILURES = 3
 """Shards that may fail for a passing reason, each after many attempts, before the remaining ones are given up."""
 
 
@@ -71,7 +71,7 @@ def write_shard(job: ShardJob) -> int:
 
     Returns the number of frames.
     """
-    with replacing(shard_path(job.out, job.shard)) as aside, open(aside, "wb") as file:
+    with atomic_write(shard_path(job.out, job.shard)) as aside, open(aside, "wb") as file:
         written = [_write_video(job, row, file) for row in job.rows]
         file.write(bytes(2 * tarfile.BLOCKSIZE))
     rows = [frame for _, frames in written for frame in frames]
@@ -126,7 +126,7 @@ def join_shards(root: Path) -> None:
     tables = {shard: read_videos(shard_path(root, shard, VIDEOS)) for shard in shards_with(root, VIDEOS)}
     rows = {row.id: row for table in tables.values() for row in table}
     latest = {row.id: shard for shard, table in tables.items() for row in table}
-    with replacing(root / FRAMES) as aside, pq.ParquetWriter(aside, FRAME_SCHEMA) as writer:
+    with atomic_write(root / FRAMES) as aside, pq.ParquetWriter(aside, FRAME_SCHEMA) as writer:
         waiting: list[pa.Table] = []
         for shard, table in tables.items():
             path = shard_path(root, shard, FRAMES)
@@ -179,7 +179,7 @@ def write_shards(jobs: Iterable[ShardJob], num_workers: int, report: Report) -> 
     """
     failures: list[OSError] = []
     waiting = deque(jobs)
-    while waiting and len(failures) < MOST_FAILURES:
+    while waiting and len(failures) < MAX_FAILURES:
         if num_workers:
             for job in _run(write_shard, waiting, min(num_workers, len(waiting)), report, failures):
                 if not shard_path(job.out, job.shard, VIDEOS).exists():
@@ -215,8 +215,8 @@ def _run(
     with _started_pool(num_workers) as executor:
         workers = multiprocessing.active_children()
         try:
-            while in_progress or (jobs and len(failures) < MOST_FAILURES):
-                while jobs and len(in_progress) < num_workers and len(failures) < MOST_FAILURES:
+            while in_progress or (jobs and len(failures) < MAX_FAILURES):
+                while jobs and len(in_progress) < num_workers and len(failures) < MAX_FAILURES:
                     future = _submit(executor, work, jobs[0])
                     in_progress[future] = jobs.popleft()
                 done, _ = wait(in_progress, return_when=FIRST_COMPLETED)

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 
 from cyclecontrast.data.storage import is_passing, size_within_folder
 
-MOST_UNPACKED = 2**27
-MOST_TIMES = 100
-"""A table may unpack to MOST_UNPACKED bytes plus MOST_TIMES its file size (tables of frames unpack to about 10 "
-    "times)."""
+FREE_UNPACKED_BYTES = 2**27
+MAX_UNPACK_RATIO = 100
+"""A table may unpack to FREE_UNPACKED_BYTES plus MAX_UNPACK_RATIO times its file size; tables of frames unpack to about
+10 times."""
 NUMBER = 8
 ROWS_PER_BATCH = 65_536
 
@@ -72,7 +72,7 @@ def _text_bytes(texts: pa.DictionaryArray) -> int:
 
 
 def _check_bytes(unpacked: int, path: Path) -> None:
-    if unpacked > MOST_UNPACKED + MOST_TIMES * path.stat().st_size:
+    if unpacked > FREE_UNPACKED_BYTES + MAX_UNPACK_RATIO * path.stat().st_size:
         raise ValueError(f"unpacks to {unpacked:,} bytes, more than any table of its size")
 
 

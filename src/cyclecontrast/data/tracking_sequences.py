@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from cyclecontrast.data.folders import is_image, natural_order
 from cyclecontrast.data.images import Pixels, load_image
-from cyclecontrast.data.storage import file_size, leads_out, raise_problems, read_lines, read_text
+from cyclecontrast.data.storage import file_size, is_outside, raise_problems, read_lines, read_text
 from cyclecontrast.errors import UserError, attempt
 
 Boxes = npt.NDArray[np.float64]
@@ -40,7 +40,7 @@ OTB_ANNOTATED = {
 """First and last number of the images that have boxes, where a folder of OTB holds more of them."""
 TIGER1_START = 6
 """Number of the image at which the authors' code begins Tiger1; the GOT-10k toolkit begins at 1."""
-MOST_COVER = 8
+MAX_COVER = 8
 """GOT-10k's label of a target that is fully visible."""
 
 
@@ -249,7 +249,7 @@ def open_got10k(root: str | Path, split: Got10kSplit) -> Sequences:
 
 
 def _read_got10k(root: Path, name: str, split: Got10kSplit) -> Sequence:
-    if leads_out(name):
+    if is_outside(name):
         raise UserError(f"{root / 'list.txt'}: {name!r} leads out of {root}; name a folder below it")
     folder = root / name
     if not os.path.isdir(folder):
@@ -258,7 +258,7 @@ def _read_got10k(root: Path, name: str, split: Got10kSplit) -> Sequence:
     boxes = read_rows(path, 4)
     only_first = split == "test" and len(boxes) == 1
     _check_boxes(path, 1 if only_first else len(files), boxes)
-    cover = _read_labels(folder / "cover.label", len(files), MOST_COVER)
+    cover = _read_labels(folder / "cover.label", len(files), MAX_COVER)
     absent = _read_labels(folder / "absence.label", len(files), 1)
     return Sequence(folder.name, folder, files, boxes, cover, None if absent is None else absent.astype(np.bool_))
 

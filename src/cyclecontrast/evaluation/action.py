@@ -23,7 +23,14 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.data.random_streams import FRAMES, ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.classification import NUM_RANKED, breakdown, doubts, leaked, not_learned, not_tested
+from cyclecontrast.evaluation.classification import (
+    NUM_RANKED,
+    breakdown,
+    doubts,
+    leaked,
+    untested_class_notes,
+    untrained_class_notes,
+)
 from cyclecontrast.evaluation.embed import Loading, check_finite, concatenated, exact_convolutions
 from cyclecontrast.evaluation.epochs import EpochReader, step_decay, train_epochs
 from cyclecontrast.evaluation.image_batches import CROP_MARGIN, CenterCrop, ImageBatch, chunks, load_image_batches
@@ -86,8 +93,8 @@ class Action(Protocol[ActionConfig, LabeledVideos]):
                 *data.notes,
                 *leaked(data.train, data.test),
                 *((left_out,) if num_unread or num_untested or data.problems else ()),
-                *not_learned(learned, data.classes, "videos"),
-                *not_tested(data.test.labels[videos], data.classes, "videos"),
+                *untrained_class_notes(learned, data.classes, "videos"),
+                *untested_class_notes(data.test.labels[videos], data.classes, "videos"),
                 *doubts(losses["training"][-1], len(data.classes)),
             ),
             (*data.problems, *unread.values(), *tested["problems"].tolist()),
@@ -127,7 +134,7 @@ class ClipClassifier(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Clips as uint8 (batch, num_frames, 3, h, w) → the mean of their frames' features (batch, dim)."""
-        vectors = self.backbone(self.backbone.normalise(pixels.flatten(0, 1)))
+        vectors = self.backbone(self.backbone.normalize(pixels.flatten(0, 1)))
         return vectors.float().unflatten(0, pixels.shape[:2]).mean(1)  # type: ignore[no-any-return]
 
     def logits(self, features: Tensor) -> Tensor:
@@ -220,7 +227,7 @@ def train(
     """
     finetunes = config.mode == "finetune"
     model.train()
-    # Differs from the release: mode linear freezes BatchNorm too, unless `bn` selects the release's behaviour.
+    # Differs from the release: mode linear freezes BatchNorm too, unless `bn` selects the release's behavior.
     model.backbone.train(finetunes or config.bn == "train")
     stage = partial(_train_stage, model, videos, config, loading, reader)
     decay = step_decay(config.epochs, MILESTONES, FACTOR)

@@ -129,13 +129,13 @@ def breakdown(metric: str, predicted: Integers, labels: Integers, classes: Seque
     }
 
 
-def not_learned(labels: Integers, classes: Sequence[str], items: str = "images") -> tuple[str, ...]:
+def untrained_class_notes(labels: Integers, classes: Sequence[str], items: str = "images") -> tuple[str, ...]:
     """Return a note for each class that is not among the labels of the readable training items."""
     absent = np.setdiff1d(np.arange(len(classes)), labels)
     return tuple(f"class {classes[i]} was not trained: all of its training {items} are unreadable" for i in absent)
 
 
-def not_tested(labels: Integers, classes: Sequence[str], items: str = "images") -> tuple[str, ...]:
+def untested_class_notes(labels: Integers, classes: Sequence[str], items: str = "images") -> tuple[str, ...]:
     """Return a note where classes are not among the labels of the readable test items."""
     names = [classes[label] for label in np.setdiff1d(np.arange(len(classes)), labels)]
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""

@@ -21,7 +21,7 @@ from cyclecontrast.data.folders import find_videos
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import STORE
-from cyclecontrast.distributed import World, first_process_first, gather_objects, joined_command
+from cyclecontrast.distributed import World, command_process_group, gather_objects, rank_0_first
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluation.image_batches import (
     CenterCrop,
@@ -34,7 +34,7 @@ from cyclecontrast.evaluation.image_batches import (
 from cyclecontrast.evaluation.predictions import column_to_matrix, matrix_to_column
 from cyclecontrast.evaluation.protocol import Part
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
-from cyclecontrast.files import check_folder, is_named, replacing, split_model
+from cyclecontrast.files import atomic_write, check_folder, is_named, split_model
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import free_memory, limited_threads, pick_device, pick_workers
@@ -102,7 +102,7 @@ def check_finite(values: Tensor, backbone: Backbone) -> None:
 def encode(backbone: Backbone, batch: ImageBatch, device: torch.device) -> Tensor:
     """Return the representations of a batch (batch, dim); raises UserError where they are not finite."""
     with torch.inference_mode():
-        features: Tensor = backbone(backbone.normalise(batch.pixels.to(device, non_blocking=True))).float()
+        features: Tensor = backbone(backbone.normalize(batch.pixels.to(device, non_blocking=True))).float()
         check_finite(features, backbone)
     return features
 
@@ -110,7 +110,7 @@ def encode(backbone: Backbone, batch: ImageBatch, device: torch.device) -> Tenso
 def embed_batches(
     backbone: Backbone, images: Images, loading: Loading, title: str, batches: Sequence[Sequence[int]] | None = None
 ) -> Iterator[Embeddings]:
-    """Embed the centre crops of all images, or of these batches of positions, batch by batch in order."""
+    """Embed the center crops of all images, or of these batches of positions, batch by batch in order."""
     batches = chunks(range(len(images)), loading.batch_size) if batches is None else batches
     _check_memory(max(map(len, batches), default=0), loading)
     loaded = load_image_batches(images, CenterCrop(loading.image_size), batches, loading.workers, title)
@@ -134,7 +134,7 @@ def _check_memory(most: int, loading: Loading) -> None:
 
 def embed_images(backbone: Backbone, images: Images, loading: Loading, title: str, cache: ResumeCache) -> Embeddings:
     """Return the embeddings of all readable images, reusing cached parts. Raises UserError if no image is readable."""
-    parts = concatenated(find_parts(image_parts(backbone, images, loading, title), cache))
+    parts = concatenated(compute_parts(image_parts(backbone, images, loading, title), cache))
     positions, problems = parts["positions"], parts["problems"].tolist()
     if len(positions) == 0:
         raise UserError(f"{title}: none of the {len(images):,} images can be read", *problems[:3])
@@ -161,7 +161,7 @@ def _embed_part(
     }
 
 
-def find_parts(parts: Sequence[Part], cache: ResumeCache) -> list[Arrays]:
+def compute_parts(parts: Sequence[Part], cache: ResumeCache) -> list[Arrays]:
     """Return the arrays of all parts, from the cache or computed now."""
     return [cache.arrays(part.name, partial(part.make, part.items)) for part in parts]
 
@@ -213,7 +213,7 @@ def embed(config: EmbedConfig, backbone: Backbone | None = None) -> Embedded | N
     A given `backbone` is used instead of `config.model`. Under torchrun, each process embeds a share of the frames;
     rank 0 writes the file, the others return None. Raises UserError with all problems before anything is written.
     """
-    with joined_command("embed") as world:
+    with command_process_group("embed") as world:
         backbone, store = _open(config, backbone, world)
         with limited_threads(pick_device(config.device)):
             batches = _embed_store(config, backbone, store, world)
@@ -236,7 +236,7 @@ def _open(config: EmbedConfig, given: Backbone | None, world: World) -> tuple[Ba
         problems.append(f"{config.out}: is a folder; name a file to write")
     if backbone is None or problems:
         raise UserError(*problems)
-    with first_process_first(world):
+    with rank_0_first(world):
         return backbone, store or _extract_frames(config, world)
 
 
@@ -291,7 +291,7 @@ def _write(config: EmbedConfig, backbone: Backbone, store: FrameStore, batches: 
             skipped.extend(batch.problems)
             yield _table(store, seen[-1], batch, schema)
 
-    with replacing(config.out) as aside:
+    with atomic_write(config.out) as aside:
         write = _write_parquet if config.out.suffix.lower() == ".parquet" else _write_npz
         write(aside, tables(), schema)
         videos = np.concatenate(seen)

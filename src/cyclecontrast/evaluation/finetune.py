@@ -11,7 +11,13 @@ from torch import nn
 from cyclecontrast.config import FinetuneConfig
 from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.data.labeled_images import LabeledImages
-from cyclecontrast.evaluation.classification import ClassificationProtocol, doubts, leaked, not_learned, not_tested
+from cyclecontrast.evaluation.classification import (
+    ClassificationProtocol,
+    doubts,
+    leaked,
+    untested_class_notes,
+    untrained_class_notes,
+)
 from cyclecontrast.evaluation.embed import Loading
 from cyclecontrast.evaluation.epochs import EpochReader, train_classifier
 from cyclecontrast.evaluation.linear import MOMENTUM, REFERENCE_BATCH, initial_head
@@ -46,7 +52,7 @@ class Finetune(ClassificationProtocol[FinetuneConfig]):
         last_loss = train_classifier(
             {"classifier": classifier},
             torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=config.weight_decay),
-            lambda batch: classifier(classifier.normalise(batch.pixels.to(loading.device, non_blocking=True))),
+            lambda batch: classifier(classifier.normalize(batch.pixels.to(loading.device, non_blocking=True))),
             data.train,
             config,
             loading.image_size,
@@ -65,8 +71,8 @@ class Finetune(ClassificationProtocol[FinetuneConfig]):
             (
                 *data.notes,
                 *doubts(last_loss, len(data.classes)),
-                *not_learned(learned, data.classes),
-                *not_tested(test.labels, data.classes),
+                *untrained_class_notes(learned, data.classes),
+                *untested_class_notes(test.labels, data.classes),
                 *leaked(data.train, data.test),
             ),
             (*unread.values(), *test.problems),

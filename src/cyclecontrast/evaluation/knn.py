@@ -4,7 +4,12 @@ import numpy as np
 
 from cyclecontrast.config import KnnConfig
 from cyclecontrast.data.labeled_images import LabeledImages
-from cyclecontrast.evaluation.classification import ClassificationProtocol, leaked, not_learned, not_tested
+from cyclecontrast.evaluation.classification import (
+    ClassificationProtocol,
+    leaked,
+    untested_class_notes,
+    untrained_class_notes,
+)
 from cyclecontrast.evaluation.metrics import nearest_neighbors, vote
 from cyclecontrast.evaluation.protocol import Predictions
 from cyclecontrast.evaluation.resume_cache import ResumeCache
@@ -37,8 +42,8 @@ class Knn(ClassificationProtocol[KnnConfig]):
             (
                 *data.notes,
                 *(f"k={k} is more than the {size} training items: {size} used" for k in config.k if k > size),
-                *not_learned(gallery.labels, data.classes),
-                *not_tested(queries.labels, data.classes),
+                *untrained_class_notes(gallery.labels, data.classes),
+                *untested_class_notes(queries.labels, data.classes),
                 *leaked(data.train, data.test),
             ),
             gallery.problems + queries.problems,

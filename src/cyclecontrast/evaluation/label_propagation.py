@@ -41,7 +41,7 @@ class Preset(NamedTuple):
     width_multiple: int
 
 
-# Differs from the release: `dino` compares feature maps of ResNets, not ViT patches, normalises red with ImageNet's
+# Differs from the release: `dino` compares feature maps of ResNets, not ViT patches, normalizes red with ImageNet's
 # mean, and scales labels to the original size in one step.
 PRESETS = {
     "crw": Preset(20, "repeat first", 10, 0.05, "circle", 12, 12, True, "bilinear", False, 1),

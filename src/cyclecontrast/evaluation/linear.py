@@ -1,6 +1,6 @@
 """The protocol `linear`: a linear classifier on frozen features, by the paper's recipe (sgd) or a convex fit (lbfgs).
 
-The convex fit is a multinomial logistic regression on the vectors of centre crops: it needs no learning rate, and the
+The convex fit is a multinomial logistic regression on the vectors of center crops: it needs no learning rate, and the
 regularization is chosen on the training split.
 Differs from the release: with sgd, the last epoch is evaluated, not the best on the test split.
 """
@@ -21,15 +21,15 @@ from torch import nn
 
 from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled_images import LabeledImages
-from cyclecontrast.distributed import runs_alone
+from cyclecontrast.distributed import single_process_message
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.classification import (
     ClassificationProtocol,
     Items,
     doubts,
     leaked,
-    not_learned,
-    not_tested,
+    untested_class_notes,
+    untrained_class_notes,
 )
 from cyclecontrast.evaluation.embed import Loading, encode, frozen
 from cyclecontrast.evaluation.epochs import EpochReader, train_classifier
@@ -85,7 +85,7 @@ class Linear(ClassificationProtocol[LinearConfig]):
                 *data.notes,
                 *notes,
                 *fitted.notes,
-                *not_tested(test.labels, data.classes),
+                *untested_class_notes(test.labels, data.classes),
                 *leaked(data.train, data.test),
             ),
             fitted.problems + test.problems,
@@ -97,7 +97,7 @@ class Linear(ClassificationProtocol[LinearConfig]):
     def parts(self, backbone: Backbone, data: LabeledImages) -> list[Part]:
         """Return what is embedded; raises UserError for the sgd probe, which trains on images."""
         if self._probe(data) == "sgd":
-            raise UserError(f"{runs_alone('linear with --probe sgd')}, or take --probe lbfgs")
+            raise UserError(f"{single_process_message('linear with --probe sgd')}, or take --probe lbfgs")
         return super().parts(backbone, data)
 
     def _probe(self, data: LabeledImages) -> str:
@@ -107,7 +107,7 @@ class Linear(ClassificationProtocol[LinearConfig]):
     def _fit_convex(self, backbone: Backbone, data: LabeledImages, test: Items, cache: ResumeCache) -> _Fitted:
         train = self.embed_items(backbone, data.train, "train", cache)
         learned, labels = np.unique(train.labels, return_inverse=True)
-        absent = not_learned(train.labels, data.classes)
+        absent = untrained_class_notes(train.labels, data.classes)
         if len(learned) < 2:
             raise UserError(f"{data.root}: only one class has training images that can be read", *absent[:3])
         head = fit_convex(train.vectors, labels, train.videos, self.config.seed)
@@ -142,7 +142,7 @@ class Linear(ClassificationProtocol[LinearConfig]):
         return _Fitted(
             test.vectors @ weight.T + bias,
             num_learned,
-            doubts(loss, len(data.classes)) + not_learned(learned, data.classes),
+            doubts(loss, len(data.classes)) + untrained_class_notes(learned, data.classes),
             tuple(unread.values()),
             {"learning_rate": learning_rate, "last_loss": loss},
         )
@@ -159,7 +159,7 @@ def initial_head(dim: int, num_classes: int, seed: int) -> nn.Linear:
 
 
 class ConvexFit(NamedTuple):
-    """A logistic regression on standardised vectors, its inverse regularisation `c`, and how `c` was chosen."""
+    """A logistic regression on standardized vectors, its inverse regularization `c`, and how `c` was chosen."""
 
     model: Pipeline
     c: float

@@ -21,7 +21,7 @@ NUMBERS_AT_ONCE = 2**18
 GROUPS, GROUPS_PER_NEIGHBOR = 1024, 16
 BOUNDARY_TOLERANCE = 0.008
 IGNORE = 255
-FARTHEST = 50
+MAX_CENTER_ERROR = 50
 """Largest distance of the precision curve, in pixels."""
 
 
@@ -354,7 +354,7 @@ def success_curve(overlap: Floats, num_bins: int = 21) -> Floats:
 
 def precision_curve(errors: Floats) -> Floats:
     """Return the fraction of frames whose center error is at most 0, 1, ... 50 pixels (51,)."""
-    curve: Floats = (errors[:, None] <= np.arange(FARTHEST + 1)).mean(axis=0)
+    curve: Floats = (errors[:, None] <= np.arange(MAX_CENTER_ERROR + 1)).mean(axis=0)
     return curve
 
 

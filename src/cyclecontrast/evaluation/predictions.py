@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from cyclecontrast.config import AllConfig, EvaluateConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import replacing
+from cyclecontrast.files import atomic_write
 from cyclecontrast.models.hardware import package_versions
 from cyclecontrast.output import join_lines
 
@@ -106,7 +106,7 @@ class Record:
     def save(self, folder: Path) -> Path:
         """Write <folder>/records/<key>.parquet and return its path."""
         path = record_path(folder, self.about.record_key)
-        with replacing(path) as aside:
+        with atomic_write(path) as aside:
             about = json.dumps(self.about.to_json())
             pq.write_table(self.table.replace_schema_metadata({"about": about}), aside)
         return path
@@ -167,7 +167,7 @@ class Result:
         path = result_path(folder, self.about.key)
         parts: Json = {"metrics": self.metrics, **self.about.to_json(), "per_item": self.per_item}
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(part, allow_nan=False)}" for name, part in parts.items())
-        with replacing(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(f"{{\n{lines}\n}}\n", "utf-8")
         return path
 

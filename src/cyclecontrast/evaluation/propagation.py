@@ -197,7 +197,7 @@ def follow(
 
 def _features(backbone: Backbone, pixels: Tensor, stage: int) -> Tensor:
     """Return the feature map of one frame as unit vectors (h, w, dim)."""
-    found = backbone.feature_map(backbone.normalise(pixels), stage)[0].float().permute(1, 2, 0)
+    found = backbone.feature_map(backbone.normalize(pixels), stage)[0].float().permute(1, 2, 0)
     check_finite(found, backbone)
     if min(found.shape[:2]) < SMALLEST_MAP:
         height, width = pixels.shape[2:]

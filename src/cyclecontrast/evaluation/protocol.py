@@ -95,9 +95,9 @@ class Protocol(ABC, Generic[ConfigT, DataT]):
 
         Protocols that train do not override this method; they run in a single process.
         """
-        from cyclecontrast.distributed import runs_alone
+        from cyclecontrast.distributed import single_process_message
 
-        raise UserError(runs_alone(f"evaluate {self.name}"))
+        raise UserError(single_process_message(f"evaluate {self.name}"))
 
 
 def find_protocol(protocol: str | type[Protocol[Any, Any]]) -> type[Protocol[Any, Any]]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import locked, replacing
+from cyclecontrast.files import atomic_write, locked
 
 ARRAYS, STATE = ".npz", ".pt"
 
@@ -58,7 +58,7 @@ class ResumeCache:
             with _explained(path), path.open("rb") as stored, np.load(stored, allow_pickle=False) as arrays:
                 return dict(arrays)
         made = make()
-        with replacing(path) as aside, aside.open("wb") as file:
+        with atomic_write(path) as aside, aside.open("wb") as file:
             np.savez(file, **made)  # type: ignore[arg-type]
         return made
 
@@ -66,7 +66,7 @@ class ResumeCache:
         """Store the state of a training: tensors, numbers, strings, and lists and dicts of them."""
         buffer = io.BytesIO()  # writing to a file, PyTorch would hide that the disk is full
         torch.save(dict(state), buffer)
-        with replacing(self._path(name, STATE)) as aside:
+        with atomic_write(self._path(name, STATE)) as aside:
             aside.write_bytes(buffer.getbuffer())
 
     def load_state(self, name: str) -> dict[str, Any] | None:

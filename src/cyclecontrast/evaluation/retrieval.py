@@ -24,8 +24,8 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_images import Numbers
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.evaluation.classification import leaked, not_tested
-from cyclecontrast.evaluation.embed import IMAGES_PER_PART, Loading, concatenated, encode, find_parts, frozen
+from cyclecontrast.evaluation.classification import leaked, untested_class_notes
+from cyclecontrast.evaluation.embed import IMAGES_PER_PART, Loading, compute_parts, concatenated, encode, frozen
 from cyclecontrast.evaluation.image_batches import (
     CROP_MARGIN,
     CenterCrop,
@@ -52,7 +52,7 @@ from cyclecontrast.progress import with_progress
 
 RECORDED = 200
 """Number of neighbors stored in a record, independent of `k`, so that `k` can be changed with --score-only."""
-IN_TAG = ("per_video", "clip_length", "split", "center", "ann")
+TAG_SETTINGS = ("per_video", "clip_length", "split", "center", "ann")
 QUERIES_PER_PART = 2**11
 
 CELLS_PER_ROOT = 4
@@ -110,7 +110,11 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
             for name, split in (("train", data.train), ("test", data.test))
         )
         num = min(len(gallery.labels), RECORDED)
-        notes = [*data.notes, *not_tested(queries.labels, data.classes, "videos"), *leaked(data.train, data.test)]
+        notes = [
+            *data.notes,
+            *untested_class_notes(queries.labels, data.classes, "videos"),
+            *leaked(data.train, data.test),
+        ]
         if config.ann == "faiss":
             ranking, line = rank_by_faiss(gallery.vectors, queries.vectors, num)
             notes.append(line)
@@ -161,8 +165,10 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
 
     def _tag(self) -> str:
         """Name the level, and other settings that make numbers incomparable where they are not the defaults."""
-        changed = self.config.model_dump(include=set(IN_TAG), exclude_defaults=True)
-        words = [name if changed[name] is True else f"{name}={changed[name]}" for name in IN_TAG if name in changed]
+        changed = self.config.model_dump(include=set(TAG_SETTINGS), exclude_defaults=True)
+        words = [
+            name if changed[name] is True else f"{name}={changed[name]}" for name in TAG_SETTINGS if name in changed
+        ]
         return " ".join([f"retrieval level={self.config.level}", *words])
 
     def _table(self, ranking: Arrays, gallery: VideoItems, queries: VideoItems, test: VideoSplit) -> pa.Table:
@@ -241,7 +247,7 @@ def embed_videos(
 
     Leaves out and reports unreadable videos. Raises UserError where none is readable.
     """
-    embedded = concatenated(find_parts(video_parts(backbone, split, config, name), cache))
+    embedded = concatenated(compute_parts(video_parts(backbone, split, config, name), cache))
     videos, problems = embedded["videos"], embedded["problems"].tolist()
     if len(videos) == 0:
         raise UserError(f"embedding {name}: none of the {len(split):,} videos can be read", *problems[:3])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cyclecontrast.config import PROTOCOL_CONFIGS, EvaluateConfig
-from cyclecontrast.distributed import ALONE, World, broadcast_object, joined_command
+from cyclecontrast.distributed import ALONE, World, broadcast_object, command_process_group
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.embed import check_same_work, gather_part
 from cyclecontrast.evaluation.predictions import (
@@ -22,7 +22,7 @@ from cyclecontrast.evaluation.predictions import (
 )
 from cyclecontrast.evaluation.protocol import Part, Predictions, Protocol, find_protocol
 from cyclecontrast.evaluation.resume_cache import ResumeCache
-from cyclecontrast.files import check_folder, replacing
+from cyclecontrast.files import atomic_write, check_folder
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device
@@ -41,7 +41,7 @@ def evaluate(
     evaluation is scored again, and model and data may no longer exist. The processes of torchrun divide the images;
     rank 0 returns the result, the others None.
     """
-    with joined_command(f"evaluate {protocol if isinstance(protocol, str) else protocol.__name__}") as world:
+    with command_process_group(f"evaluate {protocol if isinstance(protocol, str) else protocol.__name__}") as world:
         return _run(find_protocol(protocol)(config), backbone, world)
 
 
@@ -264,7 +264,7 @@ def _score(task: AnyProtocol, record: Record, settings: dict[str, Any]) -> Resul
     )
     folder = results_folder(task.config)
     for suffix, content in score.files.items():
-        with replacing(folder / f"{about.key}.{suffix}") as aside:
+        with atomic_write(folder / f"{about.key}.{suffix}") as aside:
             aside.write_bytes(content)
     result = Result(about, score.metrics, score.per_item)
     result.save(folder)  # written last: if it exists, all files are complete

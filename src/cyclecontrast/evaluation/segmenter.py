@@ -58,9 +58,9 @@ class Segmenter(nn.Module):
 
     def maps(self, pixels: Tensor) -> Tensor:
         """Return the feature maps (batch, dim, h', w') of uint8 (batch, 3, h, w), padded to whole cells."""
-        images = self.backbone.normalise(pixels)
+        images = self.backbone.normalize(pixels)
         height, width = pixels.shape[-2:]
-        # 0 is the mean color after normalisation.
+        # 0 is the mean color after normalization.
         padded = functional.pad(images, (0, -width % self.stride, 0, -height % self.stride))
         return self.backbone.feature_map(padded, STAGE)
 
@@ -125,8 +125,8 @@ def make_head(kind: str, dim: int, num_classes: int, seed: int) -> nn.Sequential
         assert classifier.bias is not None
         nn.init.zeros_(classifier.bias)
         if kind == "linear":
-            standardise = nn.BatchNorm2d(dim, affine=False)
-            return nn.Sequential(OrderedDict(standardise=standardise, classifier=classifier))
+            standardize = nn.BatchNorm2d(dim, affine=False)
+            return nn.Sequential(OrderedDict(standardize=standardize, classifier=classifier))
         layers = [*_convolution(dim, dim // 4), *_convolution(dim // 4, dim // 4)]
         return nn.Sequential(*layers, nn.Dropout(DROPOUT), classifier)
 

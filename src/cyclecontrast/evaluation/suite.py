@@ -9,12 +9,12 @@ import torch
 from cyclecontrast.config import PROTOCOL_CONFIGS, AllConfig, EvaluateConfig
 from cyclecontrast.data.folders import LeftOut
 from cyclecontrast.data.layouts import Kind, find_layouts
-from cyclecontrast.distributed import check_alone
+from cyclecontrast.distributed import check_single_process
 from cyclecontrast.errors import UserError, checked, out_of_memory
 from cyclecontrast.evaluation.predictions import Result, results_folder
 from cyclecontrast.evaluation.references import Compared, compare
 from cyclecontrast.evaluation.runner import evaluate_alone
-from cyclecontrast.files import check_folder, replacing
+from cyclecontrast.files import atomic_write, check_folder
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.output import markdown, markdown_table, say
@@ -96,7 +96,7 @@ def evaluate_all(config: AllConfig) -> SuiteResult:
 
     Raises UserError where nothing is found, nothing can be evaluated, or torchrun started several processes.
     """
-    check_alone("evaluate all")
+    check_single_process("evaluate all")
     backbone = load_backbone(config.model, config.seed)
     plans = [plan for plan in _plans(config.data_root) if plan.protocol in (config.only or PROTOCOL_CONFIGS)]
     if not plans:
@@ -118,7 +118,7 @@ def evaluate_all(config: AllConfig) -> SuiteResult:
         row = () if results[0] is None else ((results[0], results[-1] if config.baseline else None),)
         done = SuiteResult(done.rows + row, done.problems + tuple(problems))
         if done.rows:
-            with replacing(out / "all.md") as aside:
+            with atomic_write(out / "all.md") as aside:
                 aside.write_text(f"{done}\n", "utf-8")
     if not done.rows:
         raise UserError(*done.problems)

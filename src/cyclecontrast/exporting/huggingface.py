@@ -77,7 +77,7 @@ def _architecture(shape: ResNetShape) -> dict[str, Any]:
 
 
 def _preprocessing(backbone: Backbone) -> dict[str, Any]:
-    """Return the centre crop of the evaluations as settings of an image processor."""
+    """Return the center crop of the evaluations as settings of an image processor."""
     size = backbone.image_size
     return {
         "image_processor_type": "BitImageProcessor",

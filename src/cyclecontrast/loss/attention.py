@@ -21,13 +21,13 @@ def log_sum_exp(query: Tensor, keys: Tensor, temperature: float, ignore: Tensor 
     return result.to(query.dtype)
 
 
-def soft_mean(query: Tensor, keys: Tensor, temperature: float, ignore: Tensor | None = None) -> Tensor:
+def softmax_mean(query: Tensor, keys: Tensor, temperature: float, ignore: Tensor | None = None) -> Tensor:
     """Return the mean of each query's candidates weighted by softmax(sim / τ) (batch, dim); zero without candidates."""
     result: Tensor = _SoftMean.apply(_wide(query) / temperature, keys.detach(), ignore)  # type: ignore[no-untyped-call]
     return result.to(query.dtype)
 
 
-def best_similarity(query: Tensor, keys: Tensor, ignore: Tensor | None = None) -> Tensor:
+def max_similarity(query: Tensor, keys: Tensor, ignore: Tensor | None = None) -> Tensor:
     """Return the largest similarity of each query to its candidates (batch,); -inf without candidates."""
     best = query.new_full((len(query),), float("-inf"))
     for _, _, similarity in _blocks(query.detach(), keys.detach(), ignore):
@@ -35,7 +35,7 @@ def best_similarity(query: Tensor, keys: Tensor, ignore: Tensor | None = None) -
     return best
 
 
-def all_but_best(query: Tensor, keys: Tensor, number: int, ignore: Tensor | None = None) -> Tensor:
+def top_k_mask(query: Tensor, keys: Tensor, number: int, ignore: Tensor | None = None) -> Tensor:
     """Return the mask (batch, num_keys) that removes all keys except each query's `number` most similar candidates."""
     indices = _indices_of_best(_wide(query.detach()), keys.detach(), number, ignore)
     others = torch.ones(len(query), len(keys), dtype=torch.bool, device=query.device).scatter_(1, indices, False)

@@ -8,7 +8,7 @@ the remaining keys.
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
-from cyclecontrast.loss.attention import all_but_best, best_similarity, log_sum_exp, soft_mean
+from cyclecontrast.loss.attention import log_sum_exp, max_similarity, softmax_mean, top_k_mask
 
 ROUNDING = 1e-6
 """Tolerance for rounding: the same similarity computed in two ways differs by less."""
@@ -33,8 +33,8 @@ def soft_nearest_neighbor(
     Gradient through the query only.
     """
     if top_k is not None and top_k < len(support):
-        ignore = all_but_best(query, support, top_k, ignore)
-    return normalize(soft_mean(query, support, temperature, ignore), dim=1)
+        ignore = top_k_mask(query, support, top_k, ignore)
+    return normalize(softmax_mean(query, support, temperature, ignore), dim=1)
 
 
 def cycle_consistency(
@@ -65,7 +65,7 @@ def cycle_consistency(
 
 def is_nearest(query: Tensor, positive: Tensor, negatives: Tensor, ignore: Tensor | None = None) -> Tensor:
     """Return whether each query's positive is more similar than every negative, as booleans (batch,)."""
-    return (query * positive).sum(dim=1) > best_similarity(query, negatives, ignore) + ROUNDING
+    return (query * positive).sum(dim=1) > max_similarity(query, negatives, ignore) + ROUNDING
 
 
 def _nce_per_query(

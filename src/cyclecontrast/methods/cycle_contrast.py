@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.dataset import Batch, FurtherFrames
+from cyclecontrast.data.dataset import Batch, ExtraFrames
 from cyclecontrast.loss import cycle_consistency, info_nce, is_nearest, soft_nearest_neighbor
 from cyclecontrast.methods.method import Candidates, Losses, MomentumMethod, StepInfo
 from cyclecontrast.models.encoder import Features
 
 
-class Split(NamedTuple):
+class SupportSplit(NamedTuple):
     """The keys of the cycle loss: support U (S, D) and negatives (K - S, D), and a mask (N, ...) for each.
 
     True ignores a key.
@@ -54,7 +54,7 @@ class CycleContrast(MomentumMethod):
         """Return the losses of a micro-batch; views[0] are the queries, views[1] their positives."""
         options, temperature = self.options, self.options.temperature
         key = self.encode_keys(batch.views[1], info)  # key.intra and key.cycle: NxD each
-        new, new_video = self.enqueue_later([key], batch.video)  # batch keys of all processes
+        new, new_video = self.stage_keys([key], batch.video)  # batch keys of all processes
         query = self.encode(batch.views[0])  # query.intra and query.cycle: NxD each
 
         # Eq. 2: another frame of the query's video is contrasted with frames of other videos.
@@ -76,7 +76,7 @@ class CycleContrast(MomentumMethod):
         accuracy = self.accuracy(query.intra, key.intra, intra_keys.keys, ignore)
         return Losses(total, intra, cycle, None, accuracy, self.closed(query, key, split))
 
-    def cycle_loss(self, query: Features, key: Features, split: Split) -> Tensor:
+    def cycle_loss(self, query: Features, key: Features, split: SupportSplit) -> Tensor:
         """Return Eq. 5: the query's soft nearest neighbor in U (Eq. 3, 4) must cycle back to the query's video."""
         return cycle_consistency(
             query.cycle,  # NxD
@@ -93,7 +93,7 @@ class CycleContrast(MomentumMethod):
         """Return λ: 0 before the fraction `cycle_start` of the training."""
         return self.options.cycle_weight if info.progress >= self.options.cycle_start else 0.0
 
-    def split(self, candidates: Candidates, video: Tensor, info: StepInfo) -> Split:
+    def split(self, candidates: Candidates, video: Tensor, info: StepInfo) -> SupportSplit:
         """Return a random split of the candidates into the support U and the negatives (Algorithm 1).
 
         Differs from the release with `split_by` video: no video is in both sets. Keys are sorted by a hash of their
@@ -102,18 +102,18 @@ class CycleContrast(MomentumMethod):
         size, by_video = self.options.support_size, self.options.split_by == "video"
         index = torch.arange(len(candidates.keys), device=candidates.keys.device)
         groups = candidates.video.where(candidates.video >= 0, -1 - index) if by_video else index
-        order = scramble(groups, self.seed(info)).argsort(stable=True)
+        order = hash_integers(groups, self.seed(info)).argsort(stable=True)
         keys = candidates.keys.index_select(0, order)  # keys[order] is 5 times slower
-        place = None if candidates.place is None else order.argsort()[candidates.place]
-        drawn = Candidates(keys, candidates.video[order], place)
+        positive_index = None if candidates.positive_index is None else order.argsort()[candidates.positive_index]
+        drawn = Candidates(keys, candidates.video[order], positive_index)
         ignore = drawn.ignore(video, own_video=self.options.mask_own_video)
         if by_video:
             border = drawn.video[:size][-1:]
             ignore[:, size:].logical_or_((drawn.video[size:] == border) & (border >= 0))
-        return Split(keys[:size], keys[size:], ignore[:, :size], ignore[:, size:])
+        return SupportSplit(keys[:size], keys[size:], ignore[:, :size], ignore[:, size:])
 
     @torch.no_grad()
-    def closed(self, query: Features, key: Features, split: Split) -> Tensor:
+    def closed(self, query: Features, key: Features, split: SupportSplit) -> Tensor:
         """Return the fraction of cycles that close, over the queries that have candidates in the support."""
         temperature, top_k = self.options.temperature, self.options.top_k
         neighbor = soft_nearest_neighbor(query.cycle, split.support, temperature, split.ignore_support, top_k)  # NxD
@@ -133,7 +133,7 @@ class IntraVideo(MomentumMethod):
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the intra loss of a micro-batch; views[0] are the queries, views[1] their positives."""
         key = self.encode_keys(batch.views[1], info)  # NxD
-        new, new_video = self.enqueue_later([key], batch.video)
+        new, new_video = self.stage_keys([key], batch.video)
         query = self.encode(batch.views[0])  # NxD
         intra_keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
         ignore = intra_keys.ignore(batch.video, own_video=self.masks_own_video and self.options.mask_own_video)  # NxK
@@ -165,14 +165,14 @@ class CycleOnly(CycleContrast):
         """Return None, because there is no intra loss to weigh the cycle loss against."""
 
     @classmethod
-    def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
+    def frames(cls, options: PretrainConfig) -> tuple[bool, ExtraFrames]:
         """Return False (two frames), and the function that draws the extra view's frame if k++ is enabled."""
         return (False, _query_again) if options.query_frame_in_support else super().frames(options)
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the cycle loss of a micro-batch; views[0] are the queries, views[1] the positives, views[2] is k++."""
         key, *own_keys = (self.encode_keys(view, info) for view in batch.views[1:])  # NxD
-        new, new_video = self.enqueue_later([key], batch.video)
+        new, new_video = self.stage_keys([key], batch.video)
         query = self.encode(batch.views[0])  # NxD
         keys = self.candidates(self.cycle_queue, new.cycle, new_video)  # KxD
         split = self.split(keys, batch.video, info)
@@ -187,7 +187,7 @@ class CycleOnly(CycleContrast):
         return Losses(cycle, None, cycle, cycle_closed=self.closed(query, key, split) if info.measure else None)
 
 
-def scramble(numbers: Tensor, seed: int) -> Tensor:
+def hash_integers(numbers: Tensor, seed: int) -> Tensor:
     """Return a hash of each integer (splitmix64); sorting by it gives the same random order on every device."""
     for shift, factor in ((30, 0x1CE4E5B9BF58476D), (27, 0x133111EB94D049BB)):
         numbers = (numbers + seed * 0x1E3779B97F4A7C15 % 2**63) ^ (numbers >> shift)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.dataset import Batch, FurtherFrames, no_further_frames
-from cyclecontrast.distributed import ALONE, World, gather
+from cyclecontrast.data.dataset import Batch, ExtraFrames, no_extra_frames
+from cyclecontrast.distributed import ALONE, World, all_gather
 from cyclecontrast.loss import KeyQueue, is_nearest
 from cyclecontrast.models.backbone import Backbone
-from cyclecontrast.models.encoder import Encoder, Features, Projections, follow, make_momentum_encoder
+from cyclecontrast.models.encoder import Encoder, Features, Projections, make_momentum_encoder, update_momentum_encoder
 from cyclecontrast.models.hardware import autocast, compiled
 
 
@@ -85,10 +85,10 @@ class Method(nn.Module):
         self._project = self.encoder.project
 
     @classmethod
-    def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
+    def frames(cls, options: PretrainConfig) -> tuple[bool, ExtraFrames]:
         """Return whether query and positive show the same frame, and a function that draws frames of extra views."""
         same_frame = options.positives == "frame" if "positives" in cls.reads else cls.same_frame
-        return same_frame, no_further_frames
+        return same_frame, no_extra_frames
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the losses of a micro-batch, whose views are uint8 tensors on the device."""
@@ -107,7 +107,7 @@ class Method(nn.Module):
 
     def project(self, pixels: Tensor) -> Projections:
         """Return the projector outputs of uint8 views (batch, 3, h, w), computed in the configured precision."""
-        images = self.encoder.backbone.normalise(pixels)
+        images = self.encoder.backbone.normalize(pixels)
         with autocast(pixels.device, self.options.precision):
             return self._project(images)
 
@@ -119,17 +119,17 @@ class Method(nn.Module):
         """Compile the encoder with torch.compile; state_dict keys stay the same."""
         self._project = compiled(self.encoder.project)
 
-    def learned_parameters(self) -> list[nn.Parameter]:
+    def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters: first those of the encoder, then those of the head."""
         return [*self.encoder.parameters(), *(self.head.parameters() if self.head is not None else ())]
 
     def in_batch_accuracy(self, query: Tensor, positive: Tensor, video: Tensor) -> Tensor:
         """Return the fraction of queries whose positive is more similar than all other positives of the batch."""
-        keys = gather(positive.detach(), self.world)
-        candidates = Candidates(keys, gather(video, self.world), self.places(len(video), keys))
+        keys = all_gather(positive.detach(), self.world)
+        candidates = Candidates(keys, all_gather(video, self.world), self.local_key_indices(len(video), keys))
         return self.accuracy(query, positive, candidates.keys, candidates.ignore(video, own_video=False))
 
-    def places(self, num_videos: int, keys: Tensor) -> Tensor:
+    def local_key_indices(self, num_videos: int, keys: Tensor) -> Tensor:
         """Return the indices (batch,) of this process's keys among the keys gathered from all processes."""
         first = self.world.rank * num_videos
         return torch.arange(first, first + num_videos, device=keys.device)
@@ -150,8 +150,8 @@ class Candidates(NamedTuple):
 
     keys: Tensor
     video: Tensor
-    place: Tensor | None = None
-    num_fresh: int = 0
+    positive_index: Tensor | None = None
+    num_batch_keys: int = 0
 
     def ignore(self, video: Tensor, *, own_video: bool) -> Tensor:
         """Return a mask (batch, num_keys): True for the positive and, with `own_video`, for all keys of its video.
@@ -162,11 +162,11 @@ class Candidates(NamedTuple):
             mask = self.video == video[:, None]
         else:
             mask = torch.zeros(len(video), len(self.video), dtype=torch.bool, device=video.device)
-        return mask if self.place is None else mask.scatter_(1, self.place[:, None], True)
+        return mask if self.positive_index is None else mask.scatter_(1, self.positive_index[:, None], True)
 
-    def fresh_of(self, video: Tensor) -> Tensor:
+    def batch_keys_of_video(self, video: Tensor) -> Tensor:
         """Return a mask (batch, num_keys) that is True for the batch keys of each query's video."""
-        fresh = torch.arange(len(self.keys), device=video.device) >= len(self.keys) - self.num_fresh
+        fresh = torch.arange(len(self.keys), device=video.device) >= len(self.keys) - self.num_batch_keys
         return (self.video == video[:, None]) & fresh
 
 
@@ -201,21 +201,23 @@ class MomentumMethod(Method):
         order = order.to(pixels.device)
         mine = slice(self.world.rank * len(pixels), (self.world.rank + 1) * len(pixels))
         # gathers uint8 pixels, which are four times smaller than normalized images
-        shuffled = gather(pixels, self.world)[order[mine]]
+        shuffled = all_gather(pixels, self.world)[order[mine]]
         num_groups = max(1, min(self.options.bn_groups // self.world.size, len(pixels) // 2))
         with autocast(pixels.device, self.options.precision):
-            normalise = self.encoder.backbone.normalise
-            groups = [self._encode_key(normalise(group)) for group in shuffled.tensor_split(num_groups)]
+            normalize = self.encoder.backbone.normalize
+            groups = [self._encode_key(normalize(group)) for group in shuffled.tensor_split(num_groups)]
         back = torch.argsort(order)[mine]
-        return Features(*(gather(torch.cat(parts), self.world)[back] for parts in zip(*groups, strict=True)))
+        return Features(*(all_gather(torch.cat(parts), self.world)[back] for parts in zip(*groups, strict=True)))
 
-    def enqueue_later(self, keys: Sequence[Features], video: Tensor) -> tuple[Features, Tensor]:
+    def stage_keys(self, keys: Sequence[Features], video: Tensor) -> tuple[Features, Tensor]:
         """Gather the keys of all processes and store them for `after_step`, which enqueues them.
 
         Returns the keys and their video numbers.
         """
-        intra, cycle = (torch.cat([gather(part, self.world) for part in parts]) for parts in zip(*keys, strict=True))
-        new = Features(intra, cycle), gather(video, self.world).repeat(len(keys))
+        intra, cycle = (
+            torch.cat([all_gather(part, self.world) for part in parts]) for parts in zip(*keys, strict=True)
+        )
+        new = Features(intra, cycle), all_gather(video, self.world).repeat(len(keys))
         self._new_keys.append(new)
         return new
 
@@ -229,11 +231,11 @@ class MomentumMethod(Method):
             return Candidates(queue.keys, queue.video)
         num_videos = len(new_keys) // (self.num_enqueued * self.world.size)
         keys, video = queue.joined(new_keys, new_video)
-        return Candidates(keys, video, len(queue.keys) + self.places(num_videos, keys), len(new_keys))
+        return Candidates(keys, video, len(queue.keys) + self.local_key_indices(num_videos, keys), len(new_keys))
 
     def after_step(self, info: StepInfo) -> None:
         """Update the momentum encoder, then push the batch keys into the queues (Algorithm 1)."""
-        follow(self.momentum_encoder, self.encoder, self.momentum(info))
+        update_momentum_encoder(self.momentum_encoder, self.encoder, self.momentum(info))
         for keys, video in self._new_keys:
             if self.has_intra:
                 self.intra_queue.push(keys.intra, video)

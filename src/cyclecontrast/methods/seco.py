@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.dataset import Batch, FurtherFrames
+from cyclecontrast.data.dataset import Batch, ExtraFrames
 from cyclecontrast.distributed import ALONE, World
 from cyclecontrast.loss import info_nce
 from cyclecontrast.loss.losses import masked_mean
@@ -36,7 +36,7 @@ class SeCo(MomentumMethod):
         self.head: OrderHead = OrderHead(options.projector_dim)
 
     @classmethod
-    def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
+    def frames(cls, options: PretrainConfig) -> tuple[bool, ExtraFrames]:
         """Return True (one frame for both), and a function that draws two frames of the video's other half."""
         return True, _other_half
 
@@ -47,12 +47,14 @@ class SeCo(MomentumMethod):
         """
         temperature = self.options.temperature
         same, *others = each_key = [self.encode_keys(view, info) for view in batch.views[1:]]  # NxD each
-        new, new_video = self.enqueue_later(each_key, batch.video)
+        new, new_video = self.stage_keys(each_key, batch.video)
         query = self.encode(batch.views[0])  # NxD
         with autocast(query.cycle.device, self.options.precision):
             logits = self.head(torch.cat((query.cycle, *(other.cycle for other in others)), dim=1)).float()  # Nx2
         keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
-        ignore = keys.ignore(batch.video, own_video=self.options.mask_own_video) | keys.fresh_of(batch.video)  # NxK
+        ignore = keys.ignore(batch.video, own_video=self.options.mask_own_video) | keys.batch_keys_of_video(
+            batch.video
+        )  # NxK
 
         inter = torch.stack(
             [info_nce(query.intra, key.intra, keys.keys, temperature, ignore) for key in each_key]
@@ -61,7 +63,7 @@ class SeCo(MomentumMethod):
         frame, other_frames = batch.frames[:, :1], batch.frames[:, 2:]  # Nx1, Nx2
         intra = torch.stack(
             [
-                same_frame_first(query.cycle, same.cycle, other.cycle, temperature, differs)
+                intra_frame_loss(query.cycle, same.cycle, other.cycle, temperature, differs)
                 for other, differs in zip(others, (frame != other_frames).T, strict=True)
             ]
         ).mean()
@@ -98,7 +100,7 @@ def _other_half(rng: np.random.Generator, query: int, num_frames: int) -> tuple[
     return tuple(sorted(int(frame) for frame in rng.integers(low, high, size=2)))
 
 
-def same_frame_first(query: Tensor, same: Tensor, other: Tensor, temperature: float, counts: Tensor) -> Tensor:
+def intra_frame_loss(query: Tensor, same: Tensor, other: Tensor, temperature: float, counts: Tensor) -> Tensor:
     """Return SeCo's intra-frame loss: the key of the query's frame against one negative, a key of another frame.
 
     The mean is over the rows where `counts` (batch,) is True. Gradient through the query only.

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.dataset import Batch, FurtherFrames
+from cyclecontrast.data.dataset import Batch, ExtraFrames
 from cyclecontrast.methods.method import Losses, MomentumMethod, StepInfo
 
 NUM_PAIRS = 4
@@ -27,7 +27,7 @@ class VINCE(MomentumMethod):
     always_batch_keys = True
 
     @classmethod
-    def frames(cls, options: PretrainConfig) -> tuple[bool, FurtherFrames]:
+    def frames(cls, options: PretrainConfig) -> tuple[bool, ExtraFrames]:
         """Return two frames of the video, and a function that draws six more."""
         return False, _three_pairs
 
@@ -35,11 +35,11 @@ class VINCE(MomentumMethod):
         """Return the losses; even views are queries, odd views their positives."""
         options = self.options
         each_key = [self.encode_keys(view, info) for view in batch.views[1::2]]  # 4 times NxD
-        new, new_video = self.enqueue_later(each_key, batch.video)
+        new, new_video = self.stage_keys(each_key, batch.video)
         queries = [self.encode(view) for view in batch.views[0::2]]
         query = torch.cat([features.intra for features in queries])  # 4NxD
         keys = self.candidates(self.intra_queue, new.intra, new_video)  # KxD
-        positives = keys.fresh_of(batch.video)  # NxK
+        positives = keys.batch_keys_of_video(batch.video)  # NxK
         ignore = keys.ignore(batch.video, own_video=options.mask_own_video) | positives
         loss = multi_positive_nce(
             query,

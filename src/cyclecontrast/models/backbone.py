@@ -62,7 +62,7 @@ class Backbone(nn.Module):
         maps = self.network.forward_intermediates(images, indices=4, intermediates_only=True)  # type: ignore[operator]
         return maps[stage - 1]  # type: ignore[no-any-return]
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """Return uint8 pixels (batch, 3, h, w) as normalized float images for `forward`."""
         mean, std = _constants(self.mean, self.std, pixels.device)
         return (pixels.float() / 255 - mean) / std
@@ -215,7 +215,7 @@ def load_timm(name: str) -> Backbone:
 
 def _make_timm(name: str, pretrained: bool) -> Backbone:
     try:
-        guarded_torchvision()
+        import_torchvision()
         timm: Any = __import__("timm")
     except ImportError as error:
         raise UserError("timm:<name> needs the extra: pip install 'cyclecontrast[timm]'") from error
@@ -239,7 +239,7 @@ def _make_timm(name: str, pretrained: bool) -> Backbone:
 _torchvision_operators: list[Any] = []
 
 
-def guarded_torchvision() -> Any:
+def import_torchvision() -> Any:
     """Return the module torchvision; if its compiled operators cannot be loaded, declare `nms` and `qnms` first."""
     try:
         return __import__("torchvision")

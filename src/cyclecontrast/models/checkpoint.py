@@ -18,9 +18,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cyclecontrast.config.types import MAX_IMAGE_SIZE, MODEL, Count, Positive, Side, is_user_defined
+from cyclecontrast.config.types import MAX_IMAGE_SIZE, MODEL, Count, ImageSize, Positive, is_user_defined
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import is_named, replacing, split_model
+from cyclecontrast.files import atomic_write, is_named, split_model
 from cyclecontrast.models.backbone import (
     BLOCKS,
     IMAGENET_MEAN,
@@ -143,10 +143,10 @@ def save_backbone(backbone: Backbone, folder: Path) -> Path:
     about = about._replace(sha256=about.checksum)
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.network.state_dict().items()}
     path = folder / BACKBONE_FILE
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         # A single metadata entry, because the order of several would differ between processes.
         temporary.write_bytes(save(weights, {"about": json.dumps(about._asdict())}))
-    with replacing(path.with_suffix(".json")) as temporary:
+    with atomic_write(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(about._asdict(), indent=2))
     return path
 
@@ -159,7 +159,7 @@ def fingerprint(backbone: Backbone) -> str:
     return digest.hexdigest()[:16]
 
 
-def noted_fingerprint(run: Path) -> str:
+def stored_fingerprint(run: Path) -> str:
     """Return the fingerprint stored in the run's backbone file if the network is custom, otherwise an empty string."""
     try:
         about = _read_description(_backbone_of_run(run))
@@ -307,7 +307,7 @@ class _Preprocessing(BaseModel):
 
     image_mean: tuple[float, float, float] = IMAGENET_MEAN
     image_std: tuple[Positive, Positive, Positive] = IMAGENET_STD
-    crop_size: dict[str, Side] = {}
+    crop_size: dict[str, ImageSize] = {}
 
 
 def _described_arch(path: Path) -> str:
@@ -352,7 +352,7 @@ def _make_empty(name: str, path: Path) -> Backbone:
 
 def _fill(empty: Backbone, weights: Weights, source: str) -> Backbone:
     """Return a backbone with these weights. Raises UserError if keys or shapes do not match."""
-    if problems := misfits(empty, weights, source):
+    if problems := mismatches(empty, weights, source):
         raise UserError(*problems)
     backbone = empty if is_user_defined(empty.name) else make_backbone(empty.name)
     wanted = empty.network.state_dict()
@@ -361,7 +361,7 @@ def _fill(empty: Backbone, weights: Weights, source: str) -> Backbone:
     return backbone
 
 
-def misfits(backbone: Backbone, weights: Weights, source: str) -> list[str]:
+def mismatches(backbone: Backbone, weights: Weights, source: str) -> list[str]:
     """Return a message for each mismatch between the weights and a backbone."""
     wanted = backbone.network.state_dict()
     shared = {key: weights[key] for key in wanted if key in weights}

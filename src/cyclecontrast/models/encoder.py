@@ -90,7 +90,7 @@ def make_momentum_encoder(encoder: Encoder) -> Encoder:
 
 
 @torch.no_grad()
-def follow(momentum_encoder: nn.Module, encoder: nn.Module, momentum: float) -> None:
+def update_momentum_encoder(momentum_encoder: nn.Module, encoder: nn.Module, momentum: float) -> None:
     """Update the momentum encoder in place: θ_k ← m·θ_k + (1 - m)·θ_q (§4.1).
 
     Buffers are not updated: each encoder has its own BatchNorm statistics.

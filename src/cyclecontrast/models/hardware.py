@@ -78,7 +78,7 @@ def pick_precision(name: str, device: torch.device) -> str:
     return "bf16" if is_fast else "fp32"
 
 
-def pick_executor(name: str, device: torch.device) -> str:
+def pick_augment_on(name: str, device: torch.device) -> str:
     """Return where color jitter and blur run, `cpu` or `device`; `auto` is `device` on CUDA.
 
     On a CPU, `device` is 10 to 20 times slower than OpenCV in the workers.

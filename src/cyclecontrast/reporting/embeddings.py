@@ -20,7 +20,7 @@ from cyclecontrast.evaluation.metrics import Floats, Integers, unit_vectors
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device, pick_workers
-from cyclecontrast.reporting.runs import RunReport, one_per_method
+from cyclecontrast.reporting.runs import RunReport, one_per_settings
 from cyclecontrast.reporting.sprites import Sprite, SpriteSheet, frame_name, shortened
 
 MAX_FRAMES = 4000
@@ -41,7 +41,7 @@ MAX_DOTS_ON_PAGE = 4800
 MIN_DOTS_FOR_TSNE = 20
 PERPLEXITY = 30
 NUM_COLORS = 7
-"""Colored videos on a map; the eighth color is a grey."""
+"""Colored videos on a map; the eighth color is a gray."""
 MAP_MARGIN = 2.0
 """Percent of the map around the dots."""
 
@@ -90,7 +90,7 @@ def embed_sample(runs: list[RunReport], options: ReportConfig) -> tuple[FrameSam
     weights, and a sentence about missing backbones or, if there is no sample (None), the reason.
     """
     store = runs[0].store
-    shown = one_per_method(run for run in runs if run.backbone is not None)
+    shown = one_per_settings(run for run in runs if run.backbone is not None)
     if store is None or not shown:
         return None, [], runs[0].store_problem if store is None else _why_no_vectors(runs[0])
     if store.num_videos < 2:
@@ -266,7 +266,7 @@ def draw_maps(
     the top. Raises UserError if a frame cannot be read.
     """
     chosen = whole_videos(sample.videos, max_dots, seed)
-    colored = most_shown(sample.videos[chosen], seed)
+    colored = most_frequent_videos(sample.videos[chosen], seed)
     colors = {int(video): color for color, video in enumerate(colored)}
     sprites = [sample.sprite(int(frame), sheet) for frame in chosen]
     maps, columns = [], [[sample.video_name(int(frame)) for frame in chosen], sample.indices[chosen].astype(str)]
@@ -307,7 +307,7 @@ def whole_videos(videos: Integers, most: int, seed: int) -> Integers:
     return chosen
 
 
-def most_shown(videos: Integers, seed: int) -> Integers:
+def most_frequent_videos(videos: Integers, seed: int) -> Integers:
     """Return the NUM_COLORS videos with the most frames, ties broken at random; none if each video has one frame."""
     found, counts = np.unique(videos, return_counts=True)
     drawn = np.random.default_rng(seed).permutation(len(found))

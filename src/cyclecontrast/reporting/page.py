@@ -14,14 +14,14 @@ from cyclecontrast.config import AllConfig, EvaluateConfig, PretrainConfig, Repo
 from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.predictions import results_folder
-from cyclecontrast.files import check_folder, replacing
+from cyclecontrast.files import atomic_write, check_folder
 from cyclecontrast.methods import learns_from
 from cyclecontrast.output import printable, say
 from cyclecontrast.reporting import cycles, results
 from cyclecontrast.reporting.curves import INCHES, draw_charts
 from cyclecontrast.reporting.embeddings import MAX_DOTS, MAX_DOTS_ON_PAGE, draw_maps, embed_sample, find_neighbors
 from cyclecontrast.reporting.inputs import list_inputs, view_pairs
-from cyclecontrast.reporting.runs import RunReport, by_data, is_run, one_per_method, read_runs
+from cyclecontrast.reporting.runs import RunReport, by_data, is_run, one_per_settings, read_runs
 from cyclecontrast.reporting.sprites import PER_ROW, SpriteSheet
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def write_report(config: ReportConfig) -> Report:
         raise UserError(f"out: {path} is a folder; name a file")
     runs = read_runs(config.runs, download=config.download)
     check_folder(path.absolute().parent)
-    max_dots = min(MAX_DOTS, MAX_DOTS_ON_PAGE // len(one_per_method(runs)))
-    data = [_look_at(group, number, max_dots, config) for number, group in enumerate(by_data(runs))]
+    max_dots = min(MAX_DOTS, MAX_DOTS_ON_PAGE // len(one_per_settings(runs)))
+    data = [_data_section(group, number, max_dots, config) for number, group in enumerate(by_data(runs))]
     page = render(runs, data).encode("utf-8", "replace")
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(page)
     return Report(path)
 
@@ -92,7 +92,7 @@ def _write_or_warn(run: Path, workers: int | None, device: str, download: bool =
     say(f"report: not written ({problem}); try `cyclecontrast report {run}`")
 
 
-def _look_at(runs: list[RunReport], number: int, max_dots: int, config: ReportConfig) -> dict[str, Any]:
+def _data_section(runs: list[RunReport], number: int, max_dots: int, config: ReportConfig) -> dict[str, Any]:
     """Return the template values for the runs that share a dataset: inputs, neighbors and map."""
     sides = {"inputs": INPUT_SIDE, "near": NEIGHBOR_SIDE, "map": DOT_SIDE}
     sprites = {name: SpriteSheet(f"{name}-{number}", side) for name, side in sides.items()}
@@ -115,7 +115,7 @@ def render(runs: Sequence[RunReport], data: Sequence[dict[str, Any]]) -> str:
     methods = list(dict.fromkeys(run.method for run in runs))
     colors = [methods.index(run.method) % len(COLORS) for run in runs]  # runs that differ in their seed share a color
     with_status = any(run.about.get("status", "finished") != "finished" for run in runs)
-    explored = [cycles.explore(run, f"cycles-{number}") for number, run in enumerate(one_per_method(runs))]
+    explored = [cycles.explore(run, f"cycles-{number}") for number, run in enumerate(one_per_settings(runs))]
     sprites = [sheet for shown in data for sheet in shown["sprites"]]
     sprites += [one.sheet for one in explored if one.sheet is not None]
     environment = jinja2.Environment(
@@ -139,7 +139,7 @@ def render(runs: Sequence[RunReport], data: Sequence[dict[str, Any]]) -> str:
         chart_size=[round(72 * inches, 1) for inches in INCHES],
         cycles=explored,
         max_stages=cycles.MAX_STAGES,
-        views=[view_pairs(run) for run in one_per_method(runs)],
+        views=[view_pairs(run) for run in one_per_settings(runs)],
         health_of={run.name: _measured_on(run.health) for run in runs if run.verdict},
         evaluate_command=_evaluate_command(runs[0]),
         commands={run.name: _commands(run) for run in runs},

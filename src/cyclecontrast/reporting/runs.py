@@ -19,7 +19,7 @@ from cyclecontrast.data.tables import read_table
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.models.backbone import Backbone
-from cyclecontrast.models.checkpoint import fingerprint, load_backbone, noted_fingerprint
+from cyclecontrast.models.checkpoint import fingerprint, load_backbone, stored_fingerprint
 from cyclecontrast.training.run_folder import read_about, read_metrics
 from cyclecontrast.training.verdict import Verdict
 
@@ -27,7 +27,7 @@ REQUIRED = ("versions", "num_videos", "num_frames", "num_single_frame_videos", "
 """Entries of run.json that every page shows."""
 T = TypeVar("T")
 
-NOT_OF_A_METHOD = (MACHINE_SETTINGS - {"data"}) | RUNTIME_SETTINGS | {"seed"}
+NOT_IN_SETTINGS_KEY = (MACHINE_SETTINGS - {"data"}) | RUNTIME_SETTINGS | {"seed"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RunReport:
     @property
     def method(self) -> str:
         """The settings except seed and hardware, as JSON; runs with equal values differ only in their seed."""
-        return json.dumps(self.config.model_dump(mode="json", exclude=set(NOT_OF_A_METHOD)), sort_keys=True)
+        return json.dumps(self.config.model_dump(mode="json", exclude=set(NOT_IN_SETTINGS_KEY)), sort_keys=True)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -93,7 +93,7 @@ def read_run(folder: Path, name: str, with_data: bool = True, download: bool = F
         backbone = load_backbone(folder)
         loaded = backbone, fingerprint(backbone), ""
     except UserError as error:
-        loaded = None, noted_fingerprint(folder), str(error)
+        loaded = None, stored_fingerprint(folder), str(error)
     results = read_results(folder)
     return RunReport(name, folder, config, text, about, metrics, results, *data, *loaded)
 
@@ -122,7 +122,7 @@ def is_run(folder: Path) -> bool:
     return not _missing(folder)
 
 
-def one_per_method(runs: Iterable[RunReport]) -> list[RunReport]:
+def one_per_settings(runs: Iterable[RunReport]) -> list[RunReport]:
     """Return the first run of each method."""
     return first_of_each(runs, lambda run: run.method)
 

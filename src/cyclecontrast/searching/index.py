@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cyclecontrast.data.storage import size_within_folder
-from cyclecontrast.data.tables import MOST_TIMES, MOST_UNPACKED, read_about, read_batches, read_table
+from cyclecontrast.data.tables import FREE_UNPACKED_BYTES, MAX_UNPACK_RATIO, read_about, read_batches, read_table
 from cyclecontrast.errors import UserError, did_you_mean
 from cyclecontrast.evaluation.metrics import Floats, unit_vectors
 from cyclecontrast.progress import with_progress
@@ -192,7 +192,7 @@ def _open_npz(path: Path) -> FrameIndex:
 
 def _load_npz(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     """Return the columns and the texts of an archive that does not unpack to far more than its size."""
-    limit = MOST_UNPACKED + MOST_TIMES * size_within_folder(path)
+    limit = FREE_UNPACKED_BYTES + MAX_UNPACK_RATIO * size_within_folder(path)
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())

@@ -30,7 +30,7 @@ from cyclecontrast.data.images import Pixels, resize_short_side
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, explained
 from cyclecontrast.evaluation.metrics import Floats, Integers
-from cyclecontrast.files import replacing
+from cyclecontrast.files import atomic_write
 from cyclecontrast.output import join_lines, printable
 from cyclecontrast.searching.index import FrameIndex
 
@@ -191,7 +191,7 @@ def write_page(path: Path, results: Results, query: Pixels | int, thumbnails: Th
         cards=cards,
         facts=index_summary(thumbnails.index),
     )
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(page.encode("utf-8", "replace"))
 
 

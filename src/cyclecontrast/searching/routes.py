@@ -30,7 +30,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cyclecontrast.config.types import STRICT, Few, read_toml
+from cyclecontrast.config.types import STRICT, SmallCount, read_toml
 from cyclecontrast.data.images import decode_image
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import read_videos
@@ -128,7 +128,7 @@ class SearchOptions(BaseModel):
 
     model_config = STRICT
     top: Annotated[int, Field(ge=1, le=MAX_TOP)] = 24
-    per_video: Few | None = None
+    per_video: SmallCount | None = None
     other_videos: bool = False
 
 

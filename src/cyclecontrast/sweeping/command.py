@@ -15,7 +15,7 @@ import torch
 from cyclecontrast.config import PretrainConfig, SweepConfig
 from cyclecontrast.data.layouts import find_layouts
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.distributed import World, broadcast_object, gather_objects, joined_command
+from cyclecontrast.distributed import World, broadcast_object, command_process_group, gather_objects
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluation.protocol import find_protocol
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
@@ -67,7 +67,7 @@ def run_sweep(config: SweepConfig) -> Sweep | None:
     A trial that fails is reported and the others run; where all fail, it raises UserError. The processes of torchrun
     share the trials; rank 0 writes the table and returns it, the others return None.
     """
-    with joined_command("sweep") as world, contextlib.ExitStack() as stack:
+    with command_process_group("sweep") as world, contextlib.ExitStack() as stack:
         plan = _plan_together(config, world, stack)
         finished = _run_together(plan, world)
         if world.rank:

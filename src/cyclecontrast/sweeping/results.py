@@ -18,7 +18,7 @@ import jinja2
 from scipy.special import stdtrit
 
 from cyclecontrast.charts import COLORS, new_figure, save_figure
-from cyclecontrast.files import replacing
+from cyclecontrast.files import atomic_write
 from cyclecontrast.models.hardware import package_versions
 from cyclecontrast.output import markdown, markdown_table
 from cyclecontrast.sweeping.tables import Metric, Published, Row, Table, published_in
@@ -311,7 +311,7 @@ def write_files(sweep: Sweep) -> None:
         **({} if chart is None else {"png": chart}),
     }
     for suffix, content in contents.items():
-        with replacing(sweep.folder / f"{sweep.table.name}.{suffix}") as aside:
+        with atomic_write(sweep.folder / f"{sweep.table.name}.{suffix}") as aside:
             aside.write_bytes(content)
 
 

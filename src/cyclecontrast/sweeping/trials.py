@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from threadpoolctl import threadpool_limits
 
-from cyclecontrast.config import MAY_CHANGE, PROTOCOL_CONFIGS, EvaluateConfig, PretrainConfig
+from cyclecontrast.config import CHANGEABLE_ON_RESUME, PROTOCOL_CONFIGS, EvaluateConfig, PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.runner import evaluate_alone
-from cyclecontrast.files import replacing
+from cyclecontrast.files import atomic_write
 from cyclecontrast.models.hardware import num_cores
 from cyclecontrast.training.pretrain import pretrain
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, read_about
@@ -88,7 +88,7 @@ class Finished(NamedTuple):
 def training_settings(config: PretrainConfig) -> Settings:
     """Return the options that decide what is trained, as plain values; without epochs where steps are set."""
     overridden = set() if config.steps is None else {"epochs"}
-    return config.model_dump(mode="json", exclude={*MAY_CHANGE, "out", *overridden})
+    return config.model_dump(mode="json", exclude={*CHANGEABLE_ON_RESUME, "out", *overridden})
 
 
 def evaluation_config(protocol: str, settings: Settings, model: Path, seed: int) -> EvaluateConfig:
@@ -130,7 +130,7 @@ def is_trained(trial: Trial) -> bool:
 def run_trial(trial: Trial) -> Metrics:
     """Train and evaluate what is not done yet; raises UserError."""
     check_unchanged(trial)
-    with replacing(trial.note) as aside:
+    with atomic_write(trial.note) as aside:
         aside.write_text(json.dumps({"data": trial.data_fingerprint}))
     if not is_trained(trial):
         is_started = (trial.run / CONFIG).exists()

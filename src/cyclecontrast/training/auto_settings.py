@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
+from cyclecontrast.config import RESOLVED_BY_AUTO, PretrainConfig
 from cyclecontrast.config.types import MAX_COUNT, RESNET
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.methods import METHODS, Method, MomentumMethod
@@ -18,8 +18,8 @@ MAX_STEPS_ON_CPU = 20_000
 NARROW = 32
 MIN_BATCH = 8
 """Minimum batch size, even for few videos, because BatchNorm needs several images."""
-HOLDOUT, ENOUGH_VIDEOS = 0.1, 50
-OF_METHOD: dict[str, dict[str, Any]] = {
+HOLDOUT, MIN_VIDEOS_FOR_HOLDOUT = 0.1, 50
+METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "cycle-only": {"cycle_start": 0.0},
     "simsiam": {"projector": "mlp3-bn", "projector_dim": 512},
     "byol": {"bn_groups": 1},
@@ -54,7 +54,7 @@ def resolve(
     chosen = {name: getattr(config, name) for name in config.model_fields_set}
     decided = auto_settings(chosen, data, machine, method) if config.preset == "auto" else {}
     resolved = checked(PretrainConfig, config.model_dump() | decided | chosen)
-    if problems := _misfits(resolved, config.requested(), machine.processes, method):
+    if problems := _conflicts(resolved, config.requested(), machine.processes, method):
         raise UserError(*problems)
     return resolved
 
@@ -109,10 +109,10 @@ def auto_settings(
         "warmup": 0.05,
         "schedule": "cosine",
         "holdout": holdout,
-    } | OF_METHOD.get(str(chosen.get("method")), {})
+    } | METHOD_SETTINGS.get(str(chosen.get("method")), {})
 
 
-def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, method: type[Method]) -> list[str]:
+def _conflicts(config: PretrainConfig, set_by_user: Collection[str], processes: int, method: type[Method]) -> list[str]:
     """Return an error message for each conflict between settings; `set_by_user` are the options that the user set.
 
     For a resumed run only the number of processes is checked, because nothing else can change.
@@ -137,7 +137,7 @@ def _misfits(config: PretrainConfig, asked: Collection[str], processes: int, met
         )
     if (
         issubclass(method, MomentumMethod)
-        and "bn_groups" in asked
+        and "bn_groups" in set_by_user
         and config.bn_groups > max(1, config.batch_size // 2)
     ):
         problems.append(
@@ -161,8 +161,8 @@ def _holdout(num_videos: int, chosen: dict[str, Any]) -> float:
     0 for few videos, or if the settings come from a config.toml of an older version. Older versions did not hold out
     videos, so their config.toml has all settings except `holdout`.
     """
-    is_older = chosen.keys() >= DECIDED_BY_AUTO - {"holdout"}
-    return 0.0 if num_videos < ENOUGH_VIDEOS or is_older else HOLDOUT
+    is_older = chosen.keys() >= RESOLVED_BY_AUTO - {"holdout"}
+    return 0.0 if num_videos < MIN_VIDEOS_FOR_HOLDOUT or is_older else HOLDOUT
 
 
 def _image_size(frame_side: int, cpu: bool) -> int:

@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cyclecontrast.distributed import wait_for_all
+from cyclecontrast.distributed import barrier
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import remove, sync
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import BACKBONE_FILE, save_backbone
 from cyclecontrast.training.read_errors import READ_ERRORS, ReadErrors
-from cyclecontrast.training.run_folder import ABOUT, CONFIG, METRICS, drop_surpassed_bests
+from cyclecontrast.training.run_folder import ABOUT, CONFIG, METRICS, prune_best_backbones
 
 if TYPE_CHECKING:
     from cyclecontrast.training.trainer import Trainer
@@ -40,8 +40,8 @@ def save_checkpoint(trainer: "Trainer", read_errors: ReadErrors, step: int) -> N
             raise UserError("{run}: no checkpoint can be written, because the folder of the run was moved or deleted")
         read_errors.write(run)
         write_checkpoint(run, step, trainer.state_dict(), trainer.method.encoder.backbone)
-        drop_surpassed_bests(run, step_of(checkpoints(run)[0]))
-    wait_for_all(trainer.world)
+        prune_best_backbones(run, step_of(checkpoints(run)[0]))
+    barrier(trainer.world)
 
 
 def write_checkpoint(run: Path, step: int, state: dict[str, Tensor], backbone: Backbone) -> Path:
@@ -83,7 +83,7 @@ def step_of(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(checkpoint.name[5:])
 
 
-def find_whole(run: Path) -> tuple[Path | None, list[str]]:
+def find_intact(run: Path) -> tuple[Path | None, list[str]]:
     """Return the latest intact checkpoint (None without one), and a message for each later checkpoint that is damaged.
 
     Raises UserError if all are damaged.
@@ -104,7 +104,7 @@ def load_state(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / STATE)
 
 
-def drop_after(run: Path, step: int) -> None:
+def remove_checkpoints_after(run: Path, step: int) -> None:
     """Remove unfinished checkpoints, those after `step`, and all but the latest two."""
     for path in [path for path in checkpoints(run) if step_of(path) > step]:
         remove(path)

@@ -22,7 +22,7 @@ from cyclecontrast.loss import info_nce, is_nearest, soft_nearest_neighbor
 from cyclecontrast.methods.method import Method, MomentumMethod
 from cyclecontrast.models.encoder import Encoder, Features, Projections
 
-MAX_VIDEOS, MAX_PAIRS_OF_A_VIDEO, ENOUGH_PAIRS = 256, 4, 128
+MAX_VIDEOS, MAX_PAIRS_OF_A_VIDEO, MIN_PAIRS = 256, 4, 128
 MIN_VIDEOS_OF_CYCLES = 4
 """With fewer, cycles always fail or always succeed."""
 CHUNK = 128
@@ -39,7 +39,7 @@ def health_views(dataset: ViewDataset) -> Batch:
     Pairs in which both frames are unreadable are skipped.
     """
     num_videos = min(MAX_VIDEOS, dataset.num_videos)
-    times = min(MAX_PAIRS_OF_A_VIDEO, -(-ENOUGH_PAIRS // num_videos))
+    times = min(MAX_PAIRS_OF_A_VIDEO, -(-MIN_PAIRS // num_videos))
     found = [
         dataset.sample(epoch * dataset.num_videos + place) for epoch in range(times) for place in range(num_videos)
     ]
@@ -186,7 +186,7 @@ def _encode(encoder: Encoder, pixels: Tensor, device: torch.device) -> tuple[Ten
     """
     parts = []
     for chunk in torch.split(pixels, CHUNK):
-        representation = encoder.backbone(encoder.backbone.normalise(chunk.to(device)))
+        representation = encoder.backbone(encoder.backbone.normalize(chunk.to(device)))
         parts.append((representation, encoder.intra_projector(representation), encoder.cycle_projector(representation)))
     representation, intra, cycle = (torch.cat(part).float() for part in zip(*parts, strict=True))
     return representation, Projections(intra, cycle).features()

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import remove, replacing
+from cyclecontrast.files import atomic_write, remove
 from cyclecontrast.output import say
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.progress import Row
@@ -126,7 +126,7 @@ class WeightsAndBiases:
     def _run_id(path: Any) -> str:
         """Return the wandb id of the run; it is drawn once and stored in a file."""
         if not path.exists():
-            with replacing(path) as aside:
+            with atomic_write(path) as aside:
                 aside.write_text(secrets.token_hex(4))
         run_id: str = path.read_text().strip()
         if not run_id.isalnum():

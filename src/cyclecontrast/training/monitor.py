@@ -26,7 +26,7 @@ from cyclecontrast.training.health import (
     health_views,
     measure_health,
 )
-from cyclecontrast.training.verdict import Known, Verdict, best_step, chosen_step, judge
+from cyclecontrast.training.verdict import Verdict, VerdictInputs, best_step, chosen_step, judge
 
 if TYPE_CHECKING:
     from cyclecontrast.training.trainer import Trainer
@@ -102,13 +102,13 @@ class Monitor:
         self._seconds += time.perf_counter() - began
         return self.last
 
-    def conclude(self, done: int) -> None:
+    def update_verdict(self, done: int) -> None:
         """Update the verdict in run.json, print it if it is a new alarm, save the cycles and the best backbone."""
         if self._watched is None or not self.is_due(done):
             return
         config = self._config
         self._keep_cycles(done)
-        verdict = read_verdict(config)
+        verdict = compute_verdict(config)
         if verdict is not None:
             health = run_folder.read_about(config.out)["health"]
             health |= {"seconds": health.get("seconds", 0.0) + self._seconds}
@@ -129,7 +129,7 @@ class Monitor:
             run_folder.write_cycles(self._config.out, done, self._cycles)
 
 
-def read_verdict(config: PretrainConfig) -> Verdict | None:
+def compute_verdict(config: PretrainConfig) -> Verdict | None:
     """Return the verdict computed from the run's files; None if health was not measured."""
     known = _read_known(config)
     return None if known is None else judge(run_folder.read_metrics(config.out), known)
@@ -156,10 +156,10 @@ def best_backbone(trainer: "Trainer") -> Backbone:
     return best
 
 
-def _read_known(config: PretrainConfig) -> Known | None:
+def _read_known(config: PretrainConfig) -> VerdictInputs | None:
     health: dict[str, Any] | None = run_folder.read_about(config.out).get("health")
     if health is None:
         return None
     of_queue = config.queue_size, config.temperature
     is_given, num_videos = config.init is not None, health.get("videos", 0)
-    return Known(health["views"], health["chance"], health["at_start"], *of_queue, is_given, num_videos)
+    return VerdictInputs(health["views"], health["chance"], health["at_start"], *of_queue, is_given, num_videos)

@@ -14,7 +14,7 @@ import torch
 from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
 from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.data.dataset import ViewDataset
-from cyclecontrast.distributed import ALONE, check_same, joined_world, maxima, wait_for_all
+from cyclecontrast.distributed import ALONE, all_reduce_max, barrier, check_same, process_group
 from cyclecontrast.errors import UserError, explained, out_of_memory
 from cyclecontrast.files import check_new_run, locked, remove
 from cyclecontrast.models.backbone import Backbone
@@ -22,12 +22,12 @@ from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision, rounding
 from cyclecontrast.output import join_lines, say
 from cyclecontrast.training import checkpoints, run_folder
-from cyclecontrast.training.auto_settings import ENOUGH_VIDEOS, Machine
+from cyclecontrast.training.auto_settings import MIN_VIDEOS_FOR_HOLDOUT, Machine
 from cyclecontrast.training.loggers import open_loggers
-from cyclecontrast.training.monitor import Monitor, best_backbone, read_verdict, steps_between
+from cyclecontrast.training.monitor import Monitor, best_backbone, compute_verdict, steps_between
 from cyclecontrast.training.progress import Row
 from cyclecontrast.training.read_errors import ReadErrors
-from cyclecontrast.training.setup import make_health_dataset, open_training, unread_options
+from cyclecontrast.training.setup import make_health_dataset, open_training, unused_options
 from cyclecontrast.training.signals import stop_signals
 from cyclecontrast.training.trainer import Trainer
 from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given, method_class
@@ -70,9 +70,9 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
     SystemExit is raised.
     """
     device = pick_device(config.device)
-    with contextlib.nullcontext(ALONE) if alone else joined_world(device, "pretrain") as world:
+    with contextlib.nullcontext(ALONE) if alone else process_group(device, "pretrain") as world:
         check_given(config, parts)
-        unread = unread_options(config, parts)
+        unread = unused_options(config, parts)
         config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
         config = _resolved(config, dataset, backbone, device)
         is_first = world.rank == 0
@@ -87,7 +87,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
             if unread and is_first:
                 say(f"not used by {config.method}: {', '.join(unread)}")
             with open_loggers(config, is_first) as loggers:
-                with stop_signals() as stop, _stops_noted(trainer):
+                with stop_signals() as stop, _record_stops(trainer):
                     monitor = Monitor(trainer, make_health_dataset(config, dataset), start)
                     row = trainer.fit(dataset, start, read_errors, monitor, loggers, stop)
                 run = _close_run(trainer, row, read_errors)
@@ -113,11 +113,11 @@ def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
         check_new_run(run)
     elif (run / run_folder.ABOUT).exists() or checkpoints.checkpoints(run):
         before = run_folder.read_about(run)
-    checkpoint, damages = checkpoints.find_whole(run)
+    checkpoint, damages = checkpoints.find_intact(run)
     start = checkpoints.step_of(checkpoint)
     if checkpoint is None and before.get("status") == "finished":
         raise UserError(f"resume: {run} is finished, and its checkpoints no longer exist; start a new run")
-    if maxima([start if world.rank == 0 else 0], world) != [start]:
+    if all_reduce_max([start if world.rank == 0 else 0], world) != [start]:
         raise UserError(
             f"out: {run} is not the same folder as on process 0; use a folder on a file system that all processes share"
         )
@@ -129,7 +129,7 @@ def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"resume: {checkpoint} is of another network or method ({reason})") from error
         read_errors = ReadErrors.read(checkpoint)
-    wait_for_all(world)  # no process may remove files before all have read the checkpoint
+    barrier(world)  # no process may remove files before all have read the checkpoint
     if world.rank == 0:
         about = _about(trainer, dataset)
         if checkpoint is not None:  # later measurements will be repeated
@@ -141,8 +141,8 @@ def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
         run_folder.write_about(run, about)
         run_folder.restore_metrics(run, checkpoint)
         read_errors.write(run)
-        run_folder.drop_later(run, start)
-        checkpoints.drop_after(run, start)
+        run_folder.remove_best_and_cycles_after(run, start)
+        checkpoints.remove_checkpoints_after(run, start)
         _announce(config, store.layout, about)
         if config.resume is not None:
             _announce_resumed(before, about, damages, start)
@@ -195,7 +195,9 @@ def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> Non
         say(f"{about['num_held_out']:,} videos are held out to measure health (--holdout 0 disables this)")
     elif config.health_every:
         few = (
-            f": fewer than {ENOUGH_VIDEOS} are too few to hold some out" if about["num_videos"] < ENOUGH_VIDEOS else ""
+            f": fewer than {MIN_VIDEOS_FOR_HOLDOUT} are too few to hold some out"
+            if about["num_videos"] < MIN_VIDEOS_FOR_HOLDOUT
+            else ""
         )
         say(f"health is measured on the training videos themselves{few}")
     shown = sorted(set(type(config).model_fields) - {"data", "out", "resume"})
@@ -217,19 +219,19 @@ def _announce_resumed(before: dict[str, Any], about: dict[str, Any], damages: li
 
 
 @contextlib.contextmanager
-def _stops_noted(trainer: Trainer) -> Iterator[None]:
+def _record_stops(trainer: Trainer) -> Iterator[None]:
     """On an error, write the reason to run.json and raise UserError that names the checkpoint to resume from."""
     try:
         yield
     except UserError as error:
-        raise UserError(trainer.note_stop("; ".join(error.problems))) from error
+        raise UserError(trainer.record_stop("; ".join(error.problems))) from error
     except torch.OutOfMemoryError as error:
         message = f"{out_of_memory(error)}; start a new run with a smaller batch"
-        raise UserError(trainer.note_stop(message)) from error
+        raise UserError(trainer.record_stop(message)) from error
     except OSError as error:
-        raise UserError(trainer.note_stop(explained(error, trainer.config.out))) from error
+        raise UserError(trainer.record_stop(explained(error, trainer.config.out))) from error
     except Exception as error:
-        trainer.note_stop(f"failed: {type(error).__name__}: {error}")
+        trainer.record_stop(f"failed: {type(error).__name__}: {error}")
         raise
 
 
@@ -238,11 +240,11 @@ def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors) -> Run:
     config, run, backbone = trainer.config, trainer.config.out, trainer.method.encoder.backbone.eval()
     verdict, judged_at, is_first = None, "", trainer.world.rank == 0
     if is_first:
-        backbone, verdict = best_backbone(trainer), read_verdict(config)
+        backbone, verdict = best_backbone(trainer), compute_verdict(config)
         judged = last_measured(run_folder.read_metrics(run))
         judged_at = f" (at step {judged:,} of {trainer.num_steps:,})" if judged < trainer.num_steps else ""
         save_backbone(backbone, run)
         run_folder.change_about(run, status="finished")
         read_errors.report(run)
-    wait_for_all(trainer.world)
+    barrier(trainer.world)
     return Run(run, backbone, row, verdict, judged_at, is_first)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from cyclecontrast.data.dataset import Batch
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.distributed import World, all_gather_objects, maxima
+from cyclecontrast.distributed import World, all_gather_objects, all_reduce_max
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import replacing
+from cyclecontrast.files import atomic_write
 from cyclecontrast.output import say
 
 READ_ERRORS = "unreadable.json"
-ENOUGH_VIEWS = 1_000
+MIN_VIEWS = 1_000
 """Minimum number of views before the fraction of replaced views is checked."""
 WARN_ABOVE = 0.01
 
@@ -36,7 +36,7 @@ class ReadErrors:
         """Add the batches of all processes; `done` is the number of steps including this one."""
         self.views += len(batch.views) * len(batch.video) * world.size
         found = [(store.video_id(error.video), error.frame, error.reason) for error in batch.read_errors]
-        if not maxima([batch.num_replaced or len(found)], world)[0]:
+        if not all_reduce_max([batch.num_replaced or len(found)], world)[0]:
             return
         for replaced, errors in all_gather_objects((batch.num_replaced, found), world):
             self.replaced += replaced
@@ -45,13 +45,13 @@ class ReadErrors:
 
     def warn_once(self) -> None:
         """Print a warning once if more than 1 % of at least 1,000 views were replaced."""
-        if not self.has_warned and self.views >= ENOUGH_VIEWS and self._fraction > WARN_ABOVE:
+        if not self.has_warned and self.views >= MIN_VIEWS and self._fraction > WARN_ABOVE:
             self.has_warned = True
             say(f"warning: {self._summary()}: {'; '.join(self._names(3))}")
 
     def too_many(self, max_fraction: float, is_last: bool) -> bool:
         """Whether more than this fraction of the views was replaced; judged after 1,000 views or at the last step."""
-        return (self.views >= ENOUGH_VIEWS or is_last) and self._fraction > max_fraction
+        return (self.views >= MIN_VIEWS or is_last) and self._fraction > max_fraction
 
     def check(self, max_fraction: float, is_last: bool) -> None:
         """Raise UserError if too many views were replaced."""
@@ -74,7 +74,7 @@ class ReadErrors:
             {"video": video, "frame": frame, "reason": reason, "step": step}
             for step, video, frame, reason in self._in_order()
         ]
-        with replacing(run / READ_ERRORS) as aside:
+        with atomic_write(run / READ_ERRORS) as aside:
             aside.write_text(json.dumps({"views": self.views, "replaced": self.replaced, "frames": frames}, indent=2))
 
     @staticmethod

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from cyclecontrast.config.types import is_url
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import remove, replacing
+from cyclecontrast.files import atomic_write, remove
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.training.health import Cycles
@@ -28,13 +28,13 @@ def write_config(run: Path, config: BaseModel) -> None:
     values = {k: v for k, v in config.model_dump(mode="json").items() if v is not None and k != "resume"}
     if not is_url(values["data"]):
         values["data"] = os.path.abspath(values["data"])  # valid in any working directory
-    with replacing(run / CONFIG) as aside:
+    with atomic_write(run / CONFIG) as aside:
         aside.write_text(tomli_w.dumps(values), "utf-8")
 
 
 def write_about(run: Path, about: Mapping[str, Any]) -> None:
     """Write run.json."""
-    with replacing(run / ABOUT) as aside:
+    with atomic_write(run / ABOUT) as aside:
         aside.write_text(json.dumps(dict(about), indent=2))
 
 
@@ -68,7 +68,7 @@ def append_metrics(run: Path, row: Mapping[str, Any]) -> None:
 
 def restore_metrics(run: Path, checkpoint: Path | None) -> None:
     """Restore metrics.jsonl from a checkpoint, or empty it, so that a resumed run has each step once."""
-    with replacing(run / METRICS) as aside:
+    with atomic_write(run / METRICS) as aside:
         aside.write_bytes((checkpoint / METRICS).read_bytes() if checkpoint else b"")
 
 
@@ -101,7 +101,7 @@ def save_best(run: Path, step: int, backbone: Backbone) -> None:
     save_backbone(backbone, best_folder(run, step))
 
 
-def drop_surpassed_bests(run: Path, oldest: int) -> None:
+def prune_best_backbones(run: Path, oldest: int) -> None:
     """Remove best backbones that no checkpoint from step `oldest` on needs."""
     for surpassed in [best for best in _steps(run, "best/step-*") if _step_of(best) <= oldest][:-1]:
         remove(surpassed)
@@ -109,7 +109,7 @@ def drop_surpassed_bests(run: Path, oldest: int) -> None:
 
 def write_cycles(run: Path, step: int, cycles: Cycles) -> None:
     """Write the vectors of the monitored cycles to cycles/step-XXXXXXXX.safetensors."""
-    with replacing(run / "cycles" / f"step-{step:08d}.safetensors") as aside:
+    with atomic_write(run / "cycles" / f"step-{step:08d}.safetensors") as aside:
         aside.write_bytes(save({name: value.cpu().contiguous() for name, value in vars(cycles).items()}))
 
 
@@ -124,7 +124,7 @@ def read_cycles(run: Path) -> dict[int, Cycles]:
     return found
 
 
-def drop_later(run: Path, step: int) -> None:
+def remove_best_and_cycles_after(run: Path, step: int) -> None:
     """Remove best backbones and cycles saved after `step`; the resumed run writes them again."""
     for path in (*_steps(run, "best/step-*"), *_steps(run, "cycles/step-*.safetensors")):
         if _step_of(path) > step:

@@ -14,13 +14,13 @@ import numpy.typing as npt
 import torch
 
 from cyclecontrast.config import PrepareConfig, PretrainConfig
-from cyclecontrast.data.dataset import ViewDataset, no_further_frames
+from cyclecontrast.data.dataset import ViewDataset, no_extra_frames
 from cyclecontrast.data.folders import find_videos, is_video
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.random_streams import random_stream
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import read_settings
-from cyclecontrast.distributed import World, first_process_first
+from cyclecontrast.distributed import World, rank_0_first
 from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.files import check_new_run
 from cyclecontrast.loss import KeyQueue
@@ -28,7 +28,7 @@ from cyclecontrast.loss.attention import BLOCK
 from cyclecontrast.methods import METHODS, Method, MomentumMethod
 from cyclecontrast.models.backbone import Backbone, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
-from cyclecontrast.models.hardware import check_compiler, free_memory, pick_device, pick_executor, pick_workers
+from cyclecontrast.models.hardware import check_compiler, free_memory, pick_augment_on, pick_device, pick_workers
 from cyclecontrast.output import say
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.auto_settings import MIN_BATCH, DataSize, Machine, num_held_out, resolve
@@ -58,7 +58,7 @@ def open_training(
     Raises UserError with all problems before anything is written, except for problems that need the extracted frames.
     """
     problems: list[str] = []
-    with first_process_first(world):
+    with rank_0_first(world):
         num_videos = attempt(lambda: count_videos(config), problems)
         if config.resume is None and world.rank == 0:
             attempt(lambda: check_new_run(config.out), problems)
@@ -91,7 +91,7 @@ def open_training(
     return config, dataset, backbone
 
 
-def unread_options(config: PretrainConfig, parts: UserParts = NO_PARTS) -> list[str]:
+def unused_options(config: PretrainConfig, parts: UserParts = NO_PARTS) -> list[str]:
     """Return the names of the options that the user set but the method does not use."""
     method, known = method_class(config, parts), frozenset().union(*(one.reads for one in METHODS.values()))
     unread = {
@@ -160,9 +160,9 @@ def check_number(config: PretrainConfig, num_videos: int) -> None:
 
 def make_dataset(config: PretrainConfig, store: FrameStore, parts: UserParts = NO_PARTS) -> ViewDataset:
     """Return the dataset of the method's views; raises UserError if the method cannot use the data."""
-    same_frame, further = method_class(config, parts).frames(config)
+    same_frame, extra_frames = method_class(config, parts).frames(config)
     problems: list[str] = []
-    if store.layout == "flat folder of images" and not (same_frame and further is no_further_frames):
+    if store.layout == "flat folder of images" and not (same_frame and extra_frames is no_extra_frames):
         problems.append(
             f"{config.data}: a flat folder of images has no videos: only --method {ONE_FRAME_METHODS} can learn "
             "from it; put the frames of each video into a separate folder"
@@ -178,7 +178,7 @@ def make_dataset(config: PretrainConfig, store: FrameStore, parts: UserParts = N
         config.seed,
         same_frame,
         config.distinct_frames,
-        further,
+        extra_frames,
         trained if len(held_out) else None,
     )
 
@@ -194,7 +194,7 @@ def make_health_dataset(config: PretrainConfig, dataset: ViewDataset) -> ViewDat
         seed=HEALTH_SEED,
         same_frame=False,
         distinct=True,
-        further=no_further_frames,
+        extra_frames=no_extra_frames,
         videos=held_out if len(held_out) else None,
         finish_on_device=False,
     )
@@ -256,14 +256,14 @@ def _resolve_options(
     """Return the resolved config; raises UserError if memory is too small or the backbone rejects the image size."""
     device = pick_device(config.device)
     resolved = resolve(config, data, machine, method_class(config, parts))
-    executor = pick_executor(config.augment_on, device) if parts.augmentation is None else "cpu"
+    executor = pick_augment_on(config.augment_on, device) if parts.augmentation is None else "cpu"
     resolved = resolved.model_copy(update={"augment_on": executor})
     if parts.backbone is not None:
         check_network(parts.backbone, resolved.image_size)
-    method = method_without_memory(resolved, given, parts)
+    method = build_method_on_meta(resolved, given, parts)
     if parts.method is not None:
         check_method(method)
-    needed = least_memory(resolved, method, machine.processes)
+    needed = memory_lower_bounds(resolved, method, machine.processes)
     total, free, largest = sum(size for size, _, _ in needed), free_memory(device), max(needed)
     if total > free:
         raise UserError(
@@ -315,7 +315,7 @@ def _check_images(backbone: Backbone, size: int) -> None:
         backbone.train()
 
 
-def method_without_memory(config: PretrainConfig, given: Backbone | None, parts: UserParts = NO_PARTS) -> Method:
+def build_method_on_meta(config: PretrainConfig, given: Backbone | None, parts: UserParts = NO_PARTS) -> Method:
     """Return the method built on the meta device (without memory for weights), except for a given backbone."""
 
     def make() -> Method:
@@ -326,12 +326,12 @@ def method_without_memory(config: PretrainConfig, given: Backbone | None, parts:
     return make()  # custom methods whose constructor computes with weights cannot be built on the meta device
 
 
-def least_memory(config: PretrainConfig, method: Method, processes: int) -> list[tuple[int, str, str]]:
+def memory_lower_bounds(config: PretrainConfig, method: Method, processes: int) -> list[tuple[int, str, str]]:
     """Return lower bounds of the memory of a process, as (bytes, purpose, options that reduce it).
 
     Activations that are kept for the backward pass are not counted, so a training may still run out of memory.
     """
-    learned = sum(weight.numel() for weight in method.learned_parameters())
+    learned = sum(weight.numel() for weight in method.trainable_parameters())
     momentum = sum(weight.numel() for weight in method.parameters()) - learned
     num_views = 2 + len(method.frames(config)[1](np.random.default_rng(0), 0, 2))
     queues = [module for module in method.modules() if isinstance(module, KeyQueue)]

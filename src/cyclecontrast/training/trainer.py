@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, ViewDataset
-from cyclecontrast.data.device_augment import finish_views
+from cyclecontrast.data.device_augment import augment_on_device
 from cyclecontrast.data.loader import StepSampler, load_batches
-from cyclecontrast.distributed import World, copy_from_first, maxima, means, peer_errors
+from cyclecontrast.distributed import World, all_reduce_max, all_reduce_mean, broadcast_from_rank_0, peer_errors
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods.method import Losses, Method, StepInfo
 from cyclecontrast.models.backbone import Backbone
@@ -28,7 +28,7 @@ from cyclecontrast.training.progress import Clock, Row, progress_bar
 from cyclecontrast.training.read_errors import ReadErrors
 from cyclecontrast.training.signals import NAMES, Stop, end_by_signal
 
-LARGEST_WEIGHT = 1e6
+MAX_WEIGHT = 1e6
 """If a weight is larger, training has diverged, even if the loss is finite."""
 
 
@@ -63,7 +63,7 @@ class Trainer:
         workers, pin_memory = pick_workers(config.workers, self.device), self.device.type == "cuda"
         loaded = contextlib.closing(load_batches(dataset, sampler, workers, pin_memory))  # closing it ends the workers
         with loaded as batches, progress_bar(self.num_steps, start, shown=is_first) as advance:
-            for step, batch in self._agreed(clock.timed(batches), start, read_errors, stop):
+            for step, batch in self._synchronized_batches(clock.timed(batches), start, read_errors, stop):
                 done, last = step + 1, step + 1 == self.num_steps
                 is_logged = last or done % config.log_every == 0 or monitor.is_due(done)
                 losses, gradient_norm = self.train_step(batch, StepInfo(step, self.num_steps, is_logged))
@@ -78,7 +78,7 @@ class Trainer:
                             row |= monitor.measure(done)
                             run_folder.append_metrics(config.out, row)
                             loggers.log(row)
-                            monitor.conclude(done)
+                            monitor.update_verdict(done)
                 if last or done % config.checkpoint_every == 0 or read_errors.too_many(config.max_unreadable, last):
                     self.check_finite()
                     save_checkpoint(self, read_errors, done)
@@ -111,11 +111,11 @@ class Trainer:
 
     def check_finite(self) -> None:
         """Raise UserError if a loss or gradient was not finite, or if the weights have diverged."""
-        weights = torch.stack([weight.detach().abs().max() for weight in self.method.learned_parameters()])
+        weights = torch.stack([weight.detach().abs().max() for weight in self.method.trainable_parameters()])
         step, largest = int(self._first_bad_step), float(weights.max())
         if step >= 0:
             message = f"the loss or its gradient is not finite at step {step + 1}"
-        elif not largest <= LARGEST_WEIGHT:
+        elif not largest <= MAX_WEIGHT:
             message = f"the weights diverge, the largest is {largest:.0e}"
         else:
             return
@@ -128,7 +128,7 @@ class Trainer:
         """
         momenta = {
             f"sgd/{number}": self.optimizer.state[parameter]["momentum_buffer"]
-            for number, parameter in enumerate(self.method.learned_parameters())
+            for number, parameter in enumerate(self.method.trainable_parameters())
         }
         return {name.replace(".", "/", 1): value for name, value in self.method.state_dict().items()} | momenta
 
@@ -141,10 +141,10 @@ class Trainer:
         named = {name.replace("/", ".", 1): value for name, value in state.items() if not name.startswith("sgd/")}
         known, queues = self.method.state_dict().keys(), ("intra_queue.", "cycle_queue.")
         self.method.load_state_dict({k: v for k, v in named.items() if k in known or not k.startswith(queues)})
-        for number, parameter in enumerate(self.method.learned_parameters()):
+        for number, parameter in enumerate(self.method.trainable_parameters()):
             self.optimizer.state[parameter]["momentum_buffer"].copy_(state[f"sgd/{number}"])
 
-    def note_stop(self, message: str) -> str:
+    def record_stop(self, message: str) -> str:
         """Write the reason of a stop to run.json if possible; returns it with a hint on how to resume."""
         run = self.config.out
         if self.world.rank == 0:
@@ -166,13 +166,13 @@ class Trainer:
 
     def _on_device(self, batch: Batch) -> Batch:
         views = tuple(view.to(self.device, non_blocking=True) for view in batch.views)
-        if batch.device_numbers.numel():
-            views = tuple(finish_views(view, batch.device_numbers[:, i]) for i, view in enumerate(views))
+        if batch.device_params.numel():
+            views = tuple(augment_on_device(view, batch.device_params[:, i]) for i, view in enumerate(views))
         video, frames = (numbers.to(self.device, non_blocking=True) for numbers in (batch.video, batch.frames))
         return batch._replace(views=views, video=video, frames=frames)
 
     def _update(self, info: StepInfo) -> Tensor:
-        config, parameters = self.config, self.method.learned_parameters()
+        config, parameters = self.config, self.method.trainable_parameters()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if config.gradient_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, config.gradient_clip, norm)
@@ -183,7 +183,7 @@ class Trainer:
         self.optimizer.step()
         return norm
 
-    def _agreed(
+    def _synchronized_batches(
         self, batches: Iterator[Batch], start: int, read_errors: ReadErrors, stop: Stop
     ) -> Iterator[tuple[int, Batch]]:
         """Yield (step, batch). If any process received a signal or failed, save a checkpoint and stop all processes."""
@@ -193,12 +193,12 @@ class Trainer:
                 batch = None if stop.signal and may_stop else next(batches, None)
             except UserError as error:
                 problem = error
-            failed, stopped = maxima([int(problem is not None), stop.signal], self.world)
+            failed, stopped = all_reduce_max([int(problem is not None), stop.signal], self.world)
             if (failed or (stopped and may_stop)) and step > start:
                 self.check_finite()
                 save_checkpoint(self, read_errors, step)
             if stopped and may_stop:
-                end_by_signal(stopped, self.note_stop(NAMES[stopped]))
+                end_by_signal(stopped, self.record_stop(NAMES[stopped]))
             if failed:
                 raise problem or UserError("another process cannot read its data; see its error message")
             if batch is None:
@@ -215,7 +215,7 @@ class Trainer:
             "intra_accuracy": losses.intra_accuracy,
             "cycle_closed": losses.cycle_closed,
         }
-        numbers = means([math.nan if value is None else float(value) for value in local.values()], self.world)
+        numbers = all_reduce_mean([math.nan if value is None else float(value) for value in local.values()], self.world)
         row: Row = {
             "step": done,
             "epoch": done * self.config.batch_size / num_videos,
@@ -261,7 +261,7 @@ def _distributed(method: Method) -> DistributedDataParallel:
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before PyTorch 2.13
     options: dict[str, Any] = {name: False, "find_unused_parameters": True, "gradient_as_bucket_view": True}
     with peer_errors():
-        copy_from_first(method.buffers())
+        broadcast_from_rank_0(method.buffers())
         return DistributedDataParallel(_WithUnused(method), **options)
 
 
@@ -297,7 +297,7 @@ def _make_optimizer(method: Method, config: PretrainConfig) -> torch.optim.SGD:
         weight_decay=config.weight_decay,
         fused=next(method.encoder.parameters()).device.type in ("cpu", "cuda"),
     )
-    for parameter in method.learned_parameters():
+    for parameter in method.trainable_parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 

@@ -89,9 +89,9 @@ def check_views(config: PretrainConfig, parts: UserParts, store: FrameStore, wor
         augmentation, image = parts.augmentation, store.image(0, 0)
         attempt(lambda: check_augmentation(augmentation, image, config.image_size), problems)
     if workers:
-        further = method_class(config, parts).frames(config)[1]
+        extra_frames = method_class(config, parts).frames(config)[1]
         attempt(lambda: check_picklable("augmentation", parts.augmentation), problems)
-        attempt(lambda: check_picklable("method, frames", further), problems)
+        attempt(lambda: check_picklable("method, frames", extra_frames), problems)
     if problems:
         raise UserError(*problems)
 
@@ -133,7 +133,7 @@ def _method(value: object) -> type[Method]:
 
 def check_method(method: Method) -> None:
     """Raise UserError if a user-defined method has weights that the optimizer does not train."""
-    trained = {id(weight) for weight in method.learned_parameters()}
+    trained = {id(weight) for weight in method.trainable_parameters()}
     others = [name for name, weight in method.named_parameters() if weight.requires_grad and id(weight) not in trained]
     if others:
         raise UserError(

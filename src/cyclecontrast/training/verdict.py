@@ -19,7 +19,7 @@ LATE = 0.75
 NUM_ROWS = 5
 """Number of rows over which the accuracy of training batches is averaged."""
 MIN_CHANGE = 0.02
-MORE_FOUND = 0.05
+MIN_ACCURACY_GAIN = 0.05
 """If training accuracy rises by more than this while retrieval gets worse, the network is overfitting."""
 
 
@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
         return f"{self.word}: {self.reason}"
 
 
-class Known(NamedTuple):
+class VerdictInputs(NamedTuple):
     """What the verdict depends on besides the metrics.
 
     `num_views`: number of measured views; `chance`: chance level of retrieval; `at_start`: health metrics before the
@@ -76,7 +76,7 @@ class Retrieval(NamedTuple):
         return Retrieval(row["health_same_video"], row.get("health_same_video_error", 0.0))
 
 
-def is_more(after: Retrieval, before: Retrieval, num_views: int) -> bool:
+def is_significantly_higher(after: Retrieval, before: Retrieval, num_views: int) -> bool:
     """Return whether retrieval rose by more than two standard errors of the difference, and by more than two points.
 
     The error is at least that of independent views, because older runs did not store an error. It is not paired by
@@ -90,7 +90,7 @@ def _error(after: Retrieval, before: Retrieval, num_views: int) -> float:
     return max(math.hypot(before.error, after.error), math.sqrt(2 * rate * (1 - rate) / num_views))
 
 
-def judge(rows: Sequence[Row], known: Known) -> Verdict | None:
+def judge(rows: Sequence[Row], known: VerdictInputs) -> Verdict | None:
     """Judge a run by the rows of its metrics; None if health was not measured.
 
     The training loss is not used, because it rises while keys replace the random vectors in the queue.
@@ -118,15 +118,15 @@ def judge(rows: Sequence[Row], known: Known) -> Verdict | None:
 
 def best_step(rows: Sequence[Row]) -> int | None:
     """Return the step with the best same-video retrieval; ties go to the highest rank, then to the earliest step."""
-    best = max(_measured(rows), key=_merit, default=None)
+    best = max(_measured(rows), key=_rank_key, default=None)
     return None if best is None else int(best["step"])
 
 
-def chosen_step(rows: Sequence[Row], known: Known) -> int:
+def chosen_step(rows: Sequence[Row], known: VerdictInputs) -> int:
     """Return the best step if it is clearly better than the last measured one, otherwise the last measured one."""
     *_, last = measured = _measured(known.with_start(rows))
-    best = max(measured, key=_merit)
-    clearly = is_more(Retrieval.of(best), Retrieval.of(last), known.num_views)
+    best = max(measured, key=_rank_key)
+    clearly = is_significantly_higher(Retrieval.of(best), Retrieval.of(last), known.num_views)
     if best["step"] == 0:
         clearly |= _change(last, known) == WORSE
     return int((best if clearly else last)["step"])
@@ -141,14 +141,14 @@ def _measured(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.get("health_same_video") is not None]
 
 
-def _merit(row: Row) -> tuple[float, float]:
+def _rank_key(row: Row) -> tuple[float, float]:
     return row["health_same_video"], row.get("health_rank", 0.0)
 
 
 class _History:
     """The measurements of a run: retrieval before training, at the best and at the last measurement."""
 
-    def __init__(self, measured: list[Row], logged: list[Row], known: Known) -> None:
+    def __init__(self, measured: list[Row], logged: list[Row], known: VerdictInputs) -> None:
         self.measured, self.logged, self.known = measured, logged, known
         self.last = measured[-1]
         self.best = max(measured, key=lambda row: float(row["health_same_video"]))
@@ -156,16 +156,16 @@ class _History:
         self.before = Retrieval.of(known.at_start) if "health_same_video" in known.at_start else self.chance
         self.rank = self.last.get("health_rank", math.inf)
 
-    def is_more(self, after: Retrieval, before: Retrieval) -> bool:
-        return is_more(after, before, self.known.num_views)
+    def is_significantly_higher(self, after: Retrieval, before: Retrieval) -> bool:
+        return is_significantly_higher(after, before, self.known.num_views)
 
     def still_improved(self) -> bool:
         late = [row for row in self.measured if row["step"] <= LATE * self.last["step"]]
-        return self.is_more(self.now, Retrieval.of(late[-1]) if late else self.before)
+        return self.is_significantly_higher(self.now, Retrieval.of(late[-1]) if late else self.before)
 
     def in_words(self) -> str:
         words = f"{self.before.rate:.0%} before training, {self.now.rate:.0%} at step {self.last['step']:,}"
-        if self.is_more(self.most, self.now):
+        if self.is_significantly_higher(self.most, self.now):
             words += f", {self.most.rate:.0%} at step {self.best['step']:,}"
         rank = self.last.get("health_rank", math.nan)
         return f"same-video retrieval {words} (chance {self.known.chance:.1%}); rank {rank:.1f}"
@@ -173,14 +173,16 @@ class _History:
 
 def _collapsed(history: _History) -> str:
     spread = history.last.get("health_deviation", 1.0)
-    if history.is_more(history.now, history.before):
+    if history.is_significantly_higher(history.now, history.before):
         return ""
     if spread < COLLAPSED_DEVIATION:
         return f"all videos get nearly the same vector, deviation {spread:.3f} of 1"
     if history.rank < COLLAPSED_RANK:
         return f"all vectors lie on one line, rank {history.rank:.1f}"
-    began_above, is_above = (history.is_more(one, history.chance) for one in (history.before, history.now))
-    if began_above and history.is_more(history.before, history.now) and not is_above:
+    began_above, is_above = (
+        history.is_significantly_higher(one, history.chance) for one in (history.before, history.now)
+    )
+    if began_above and history.is_significantly_higher(history.before, history.now) and not is_above:
         return "the vectors do not distinguish videos"
     return ""
 
@@ -188,7 +190,7 @@ def _collapsed(history: _History) -> str:
 def _collapsing(history: _History) -> str:
     highest = max(row.get("health_rank", 0.0) for row in (history.known.at_start, *history.measured))
     fell = history.rank < LOST_RANK * highest
-    if not fell or not history.is_more(max(history.before, history.most), history.now):
+    if not fell or not history.is_significantly_higher(max(history.before, history.most), history.now):
         return ""
     return f"the rank fell from {highest:.1f}, and retrieval with it"
 
@@ -196,7 +198,7 @@ def _collapsing(history: _History) -> str:
 def _over_fitting(history: _History) -> str:
     now = _mean_accuracy(history.logged)
     then = _mean_accuracy([row for row in history.logged if row["step"] <= history.best["step"]])
-    if not history.is_more(history.most, history.now) or not now > then + MORE_FOUND:
+    if not history.is_significantly_higher(history.most, history.now) or not now > then + MIN_ACCURACY_GAIN:
         return ""
     return f"the accuracy of training batches rose from {then:.0%} to {now:.0%} while retrieval fell"
 
@@ -208,11 +210,11 @@ def _mean_accuracy(rows: Sequence[Row]) -> float:
 
 def _under_trained(history: _History) -> str:
     known, before, now = history.known, history.before, history.now
-    if history.is_more(before, now):
+    if history.is_significantly_higher(before, now):
         return "it retrieves worse than before training"
     # Ignore the standard errors: a large error does not mean that the rate is near 1.
-    has_room = history.is_more(Retrieval(1.0), Retrieval(max(before.rate, now.rate)))
-    if has_room and not history.is_more(now, before):
+    has_room = history.is_significantly_higher(Retrieval(1.0), Retrieval(max(before.rate, now.rate)))
+    if has_room and not history.is_significantly_higher(now, before):
         noise = f" (the difference is within the noise of {known.num_views:,} views)"
         better = f"clearly better than before training{noise}" if now > before else "better than before training"
         return f"retrieval is not {better}"
@@ -224,7 +226,7 @@ def _under_trained(history: _History) -> str:
     return "it still improved in the last quarter" if history.still_improved() else ""
 
 
-def _change(last: Row, known: Known) -> str:
+def _change(last: Row, known: VerdictInputs) -> str:
     """Return whether retrieval is better or worse than at the start of a continued run, or not clearly changed.
 
     A change is clear if it is more than two points and, paired by video, significant at 95 %.
@@ -235,7 +237,7 @@ def _change(last: Row, known: Known) -> str:
     return BETTER if clear[0] > 0 else WORSE
 
 
-def _gains(last: Row, known: Known) -> list[tuple[float, float]]:
+def _gains(last: Row, known: VerdictInputs) -> list[tuple[float, float]]:
     """Return the gains over the start in same-video retrieval and far apart in time, with 95 % errors."""
     quantile = 2 + 3 / max(1, known.num_videos - 1)  # of Student's t, for the mean over few videos
     names = [f"health_{name}_gain" for name in ("same_video", "far_video")]
@@ -244,6 +246,6 @@ def _gains(last: Row, known: Known) -> list[tuple[float, float]]:
     return found or [(now.rate - before.rate, 2 * _error(now, before, known.num_views))]
 
 
-def _gain_in_words(last: Row, known: Known) -> str:
+def _gain_in_words(last: Row, known: VerdictInputs) -> str:
     texts = [f"{100 * gain:+.1f} ± {100 * error:.1f} points" for gain, error in _gains(last, known)]
     return "".join(f"{text}{what}; " for text, what in zip(texts, ("", " across moments far apart"), strict=False))

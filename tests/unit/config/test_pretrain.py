@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cyclecontrast.config import DECIDED_BY_AUTO, PRESETS, PretrainConfig
+from cyclecontrast.config import PRESETS, RESOLVED_BY_AUTO, PretrainConfig
 from cyclecontrast.config.presets import BASELINE_PRESETS
 from cyclecontrast.errors import UserError, checked
 
@@ -108,7 +108,7 @@ def test_release_leaves_the_papers_negatives():
 
 def test_auto_is_the_same_as_unset():
     """Writing `auto` for an option leaves it to the preset, from flags and from files."""
-    assert checked(PretrainConfig, BASE | {"queue_size": "auto"}).undecided() == DECIDED_BY_AUTO
+    assert checked(PretrainConfig, BASE | {"queue_size": "auto"}).undecided() == RESOLVED_BY_AUTO
 
 
 @pytest.mark.parametrize(

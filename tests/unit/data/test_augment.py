@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cyclecontrast.data.augment import RECIPES, Jitter, View, apply_view, draw_view, smallest_crop
-from cyclecontrast.models.backbone import guarded_torchvision
+from cyclecontrast.models.backbone import import_torchvision
 
 PLAIN = View((0, 0, 48, 48), False, None, False, 0.0)
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
@@ -26,7 +26,7 @@ def draws(recipe, number=NUM_DRAWS, height=60, width=80):
 
 
 def jittered(order, **factors):
-    """Return a view of the whole image that only changes colours."""
+    """Return a view of the whole image that only changes colors."""
     neutral = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
     return PLAIN._replace(jitter=Jitter(**{**neutral, **factors}, order=order))
 
@@ -203,7 +203,7 @@ def test_brightness_contrast_and_saturation(factor):
 @pytest.mark.parametrize("factor", [0.6, 1.3])
 def test_factors_equal_torchvision(factor):
     """The same three changes by torchvision's own functions, which truncate."""
-    guarded_torchvision()
+    import_torchvision()
     from torchvision.transforms.v2 import functional
 
     pixels = torch.from_numpy(IMAGE).permute(2, 0, 1)
@@ -213,7 +213,7 @@ def test_factors_equal_torchvision(factor):
 
 
 @pytest.mark.parametrize("turns", [-0.4, -0.1, 0.003, 0.25, 0.4])
-def test_hue_turns_the_colour_circle(turns):
+def test_hue_turns_the_color_circle(turns):
     """Hue moves by a fraction of a turn while saturation and value stay (colorsys, pixel by pixel)."""
     expected = np.empty(IMAGE.shape)
     for place in np.ndindex(IMAGE.shape[:2]):
@@ -223,16 +223,16 @@ def test_hue_turns_the_colour_circle(turns):
 
 
 def test_no_turn_is_the_identity():
-    """A hue change of zero, or of almost zero, keeps every colour."""
+    """A hue change of zero, or of almost zero, keeps every color."""
     levels = np.linspace(0, 255, 13).astype(np.uint8)
-    colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 13, 3)
+    colors = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 13, 3)
     view = jittered((3, 0, 1, 2))._replace
     for turns in (0.0, 1e-9, -1e-9):
         jitter = Jitter(1.0, 1.0, 1.0, turns, (3, 0, 1, 2))
         whole = view(crop=(0, 0, 13, 169), jitter=jitter)
         assert (
             np.abs(
-                apply_view(colours, whole, 13).astype(int) - apply_view(colours, whole._replace(jitter=None), 13)
+                apply_view(colors, whole, 13).astype(int) - apply_view(colors, whole._replace(jitter=None), 13)
             ).max()
             <= 1
         )

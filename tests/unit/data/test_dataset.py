@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data import dataset as module
 from cyclecontrast.data.augment import RECIPES
-from cyclecontrast.data.dataset import ReadError, ViewDataset, collate, no_further_frames
+from cyclecontrast.data.dataset import ReadError, ViewDataset, collate, no_extra_frames
 from cyclecontrast.data.images import decode_image
 from cyclecontrast.data.random_streams import shuffled
 from cyclecontrast.data.storage import PAUSES
@@ -38,11 +38,11 @@ def further_of(method, **options):
 
 AGAIN = further_of("cycle-only", query_frame_in_support=True)
 THREE_PAIRS, OTHER_HALF = further_of("vince"), further_of("seco")
-FURTHER = [(no_further_frames, 0), (AGAIN, 1), (OTHER_HALF, 2), (THREE_PAIRS, 6)]
+EXTRA_VIEWS = [(no_extra_frames, 0), (AGAIN, 1), (OTHER_HALF, 2), (THREE_PAIRS, 6)]
 
 
 def write_video(folder, num_frames, video):
-    """Write square frames of one colour each, which is the number of the video and that of the frame."""
+    """Write square frames of one color each, which is the number of the video and that of the frame."""
     folder.mkdir(parents=True)
     for index in range(num_frames):
         cv2.imwrite(str(folder / f"{index}.png"), np.full((12, 12, 3), (index, 0, video), np.uint8))
@@ -141,16 +141,16 @@ def test_views_of_one_frame_differ(tmp_path):
     """A video of one frame gives different views of it, other ones in every epoch."""
     (tmp_path / "v").mkdir()
     cv2.imwrite(str(tmp_path / "v" / "1.png"), np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8))
-    dataset = ViewDataset(FrameStore.open(tmp_path / "v"), RECIPE, SIZE, seed=0, further=THREE_PAIRS)
+    dataset = ViewDataset(FrameStore.open(tmp_path / "v"), RECIPE, SIZE, seed=0, extra_frames=THREE_PAIRS)
     assert len({view.tobytes() for position in range(5) for view in dataset.sample(position).views}) == 40
 
 
-@pytest.mark.parametrize(("further", "number"), FURTHER)
+@pytest.mark.parametrize(("further", "number"), EXTRA_VIEWS)
 @pytest.mark.parametrize("recipe", [STILL, RECIPE])
-def test_further_views_leave_the_first_two_as_they_are(store, further, number, recipe):
+def test_further_views_leave_the_first_two_as_they_are(store, extra_frames, number, recipe):
     """Query and positive are the same to the bit whatever other views there are."""
     two = ViewDataset(store, recipe, SIZE, seed=5)
-    more = replace(two, further=further)
+    more = replace(two, extra_frames=extra_frames)
     for position in range(10):
         first, second = two.sample(position), more.sample(position)
         assert (len(first.views), len(second.views)) == (2, 2 + number)
@@ -158,10 +158,10 @@ def test_further_views_leave_the_first_two_as_they_are(store, further, number, r
         assert first[1:] == (second.video, second.frames[:2], 0, (), ())
 
 
-@pytest.mark.parametrize(("further", "number"), FURTHER)
-def test_frames_are_the_numbers_of_what_is_shown(store, further, number):
+@pytest.mark.parametrize(("further", "number"), EXTRA_VIEWS)
+def test_frames_are_the_numbers_of_what_is_shown(store, extra_frames, number):
     """`frames` has the number of the frame in each view, in a sample and in a batch."""
-    dataset = ViewDataset(store, STILL, SIZE, seed=1, further=further)
+    dataset = ViewDataset(store, STILL, SIZE, seed=1, extra_frames=extra_frames)
     samples = [dataset.sample(position) for position in range(14)]
     assert [shown(sample) for sample in samples] == [(sample.video, *sample.frames) for sample in samples]
     batch = collate(samples)
@@ -195,7 +195,7 @@ def test_batches_are_channels_last_bytes_without_a_second_copy(store, monkeypatc
         assert images.is_contiguous(memory_format=torch.channels_last)
         assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), stack(views))
     assert (batch.video.tolist(), batch.video.dtype) == ([sample.video for sample in samples], torch.int64)
-    assert (batch.num_replaced, batch.read_errors, batch.device_numbers.numel()) == (0, (), 0)
+    assert (batch.num_replaced, batch.read_errors, batch.device_params.numel()) == (0, (), 0)
 
 
 def test_micro_batches_are_consecutive_parts(store):
@@ -204,7 +204,7 @@ def test_micro_batches_are_consecutive_parts(store):
     batch = collate([dataset.sample(position) for position in range(6)])
     parts = list(batch.micro_batches(3))
     assert [len(part.video) for part in parts] == [2, 2, 2]
-    for name in ("video", "frames", "device_numbers"):
+    for name in ("video", "frames", "device_params"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
     for view, *split in zip(batch.views, *(part.views for part in parts), strict=True):
         assert torch.equal(torch.cat(split), view)
@@ -272,7 +272,7 @@ def test_a_video_without_a_readable_frame_is_replaced(spoiled):
 
 def test_further_views_are_replaced_and_counted(spoiled):
     """All eight views of a video show its one readable frame; of a video without any, those of the next."""
-    dataset = ViewDataset(spoiled, STILL, SIZE, seed=0, further=THREE_PAIRS)
+    dataset = ViewDataset(spoiled, STILL, SIZE, seed=0, extra_frames=THREE_PAIRS)
     samples = samples_of(dataset, video=0)
     assert {sample.frames for sample in samples} == {(2,) * 8}
     assert 4 < np.mean([sample.num_replaced for sample in samples]) < 8
@@ -281,7 +281,7 @@ def test_further_views_are_replaced_and_counted(spoiled):
 
 def test_each_unreadable_frame_is_named_once(spoiled):
     """Frames tried in vain are named with their reason, once in a sample and once in a batch."""
-    dataset = ViewDataset(spoiled, STILL, SIZE, seed=0, further=THREE_PAIRS)
+    dataset = ViewDataset(spoiled, STILL, SIZE, seed=0, extra_frames=THREE_PAIRS)
     samples = [dataset.sample(position) for position in range(60)]
     for sample in samples:
         assert len(set(sample.read_errors)) == len(sample.read_errors)
@@ -304,8 +304,8 @@ def test_replaced_frames_stay_distinct(tmp_path):
 
 
 def test_data_without_a_readable_frame_are_an_error(tmp_path, monkeypatch):
-    """After MAX_STAND_INS videos without a readable frame one line names the last; as an item it is a value."""
-    monkeypatch.setattr(module, "MAX_STAND_INS", 3)
+    """After MAX_UNREADABLE_VIDEOS videos without a readable frame one line names the last; as an item it is a value."""
+    monkeypatch.setattr(module, "MAX_UNREADABLE_VIDEOS", 3)
     broken = {(video, frame) for video in range(NUM_VIDEOS) for frame in range(3)}
     dataset = ViewDataset(FrameStore.open(write_tree(tmp_path / "data", broken)), RECIPE, SIZE, 0)
     words = r"data: no frame of 3 videos can be read, the last is frame \d of v\d: the image does not decode"

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import cyclecontrast as cc
-from cyclecontrast.data.augment import RECIPES, Jitter, View, apply_view, cut_view, draw_view
+from cyclecontrast.data.augment import RECIPES, Jitter, View, apply_view, crop_view, draw_view
 from cyclecontrast.data.dataset import ViewDataset, collate
-from cyclecontrast.data.device_augment import finish_views, numbers_of
+from cyclecontrast.data.device_augment import augment_on_device, augmentation_params
 from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.models.hardware import pick_executor
+from cyclecontrast.models.hardware import pick_augment_on
 from cyclecontrast.reporting.inputs import view_pairs
 from cyclecontrast.reporting.runs import read_run
 from tests.make_runs import about_of, assert_same_run, copy_until, rows_of, run
@@ -35,15 +35,15 @@ def scene(seed, height=90, width=120):
     coarse, fine = (rng.integers(0, 256, (height // side, width // side, 3), np.uint8) for side in (30, 3))
     layers = [cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) for noise in (coarse, fine)]
     image = cv2.addWeighted(layers[0], 0.85, layers[1], 0.15, 0)
-    for colour in rng.integers(0, 256, (3, 3)).tolist():
-        cv2.circle(image, tuple(rng.integers(0, 90, 2).tolist()), int(rng.integers(5, 20)), colour, -1)
+    for color in rng.integers(0, 256, (3, 3)).tolist():
+        cv2.circle(image, tuple(rng.integers(0, 90, 2).tolist()), int(rng.integers(5, 20)), color, -1)
     return image
 
 
 def finished(cut, views):
     """Return cut views (batch, height, width, 3) finished, in the same layout."""
     pixels = torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
-    done = finish_views(pixels, torch.tensor([numbers_of(view) for view in views]))
+    done = augment_on_device(pixels, torch.tensor([augmentation_params(view) for view in views]))
     assert (done.dtype, done.shape) == (torch.uint8, pixels.shape)
     assert done.is_contiguous(memory_format=torch.channels_last)
     return done.permute(0, 2, 3, 1).numpy()
@@ -51,7 +51,7 @@ def finished(cut, views):
 
 def differences(images, views, size):
     """Return the mean absolute difference of each view between the two executors."""
-    ours = finished([cut_view(image, view, size) for image, view in zip(images, views, strict=True)], views)
+    ours = finished([crop_view(image, view, size) for image, view in zip(images, views, strict=True)], views)
     theirs = np.stack([apply_view(image, view, size) for image, view in zip(images, views, strict=True)])
     return np.abs(ours.astype(float) - theirs).mean((1, 2, 3))
 
@@ -87,15 +87,15 @@ def test_every_view_of_real_frames_equals_opencvs(name, shared):
 def test_a_batch_is_the_same_whether_workers_or_the_device_finish_it(stripes):
     """With `finish_on_device` a batch has the same frames, and its finished views, further ones too, are the same."""
     store = FrameStore.open(stripes)
-    by_workers = ViewDataset(store, RECIPES["moco-v2"], 16, seed=3, further=THREE_PAIRS)
+    by_workers = ViewDataset(store, RECIPES["moco-v2"], 16, seed=3, extra_frames=THREE_PAIRS)
     datasets = by_workers, replace(by_workers, finish_on_device=True)
     whole, cut = (next(load_batches(dataset, StepSampler(range(1), 12), 1)) for dataset in datasets)
-    assert whole.device_numbers.numel() == 0
-    assert cut.device_numbers.shape == (12, 8, 10)
+    assert whole.device_params.numel() == 0
+    assert cut.device_params.shape == (12, 8, 10)
     assert torch.equal(whole.frames, cut.frames)
     assert torch.equal(whole.video, cut.video)
     for number, (expected, view) in enumerate(zip(whole.views, cut.views, strict=True)):
-        found = finish_views(view, cut.device_numbers[:, number])
+        found = augment_on_device(view, cut.device_params[:, number])
         assert (found.float() - expected.float()).abs().mean((1, 2, 3)).max() <= MOST
         assert (view.float() - expected.float()).abs().mean() > MOST, "not finished before"
 
@@ -104,7 +104,7 @@ def test_a_batch_is_the_same_whether_workers_or_the_device_finish_it(stripes):
 
 
 def chain(image, jitter):
-    """Apply the changes of colour in float64, the hue pixel by pixel, each rounded to bytes."""
+    """Apply the changes of color in float64, the hue pixel by pixel, each rounded to bytes."""
     pixels = image.astype(float)
     for change in jitter.order:
         factor = jitter[change]
@@ -130,7 +130,7 @@ def turned(pixels, turns):
 
 
 def jittered(order=(0, 1, 2, 3), **factors):
-    """Return a view of the whole image that only changes colours."""
+    """Return a view of the whole image that only changes colors."""
     neutral = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
     return WHOLE._replace(jitter=Jitter(**{**neutral, **factors}, order=order))
 
@@ -141,7 +141,7 @@ ONE_CHANGE = [
 ]
 
 
-def test_each_change_of_colour_equals_its_definition():
+def test_each_change_of_color_equals_its_definition():
     """Brightness, contrast, saturation and hue, each alone, equal their definitions in float64 to one step of 255."""
     done = finished([IMAGE] * len(ONE_CHANGE), ONE_CHANGE)
     for pixels, view in zip(done, ONE_CHANGE, strict=True):
@@ -162,13 +162,13 @@ def test_the_order_of_changes_is_kept():
     assert len({pixels.tobytes() for pixels in done}) == 24
 
 
-def test_gray_is_the_luma_of_the_jittered_colours():
+def test_gray_is_the_luma_of_the_jittered_colors():
     """Gray comes after the jitter and has three equal channels."""
     plain, changed = WHOLE._replace(gray=True), jittered(saturation=1.4, brightness=1.2)._replace(gray=True)
     first, second = finished([IMAGE] * 2, [plain, changed])
-    for pixels, colours in ((first, IMAGE), (second, chain(IMAGE, changed.jitter))):
+    for pixels, colors in ((first, IMAGE), (second, chain(IMAGE, changed.jitter))):
         assert (pixels == pixels[..., :1]).all()
-        assert np.abs(pixels[..., 0] - colours @ LUMA).max() <= 1
+        assert np.abs(pixels[..., 0] - colors @ LUMA).max() <= 1
 
 
 @pytest.mark.parametrize("size", [8, SIZE, 112])
@@ -198,7 +198,7 @@ def test_views_of_a_batch_are_independent():
     """A view alone equals the same view in a batch, at any place."""
     images = [scene(seed) for seed in range(12)]
     views = draws(images, "moco-v2", 5)
-    cut = [cut_view(image, view, 32) for image, view in zip(images, views, strict=True)]
+    cut = [crop_view(image, view, 32) for image, view in zip(images, views, strict=True)]
     together, backwards = finished(cut, views), finished(cut[::-1], views[::-1])[::-1]
     alone = np.concatenate([finished([pixels], [view]) for pixels, view in zip(cut, views, strict=True)])
     for other in (backwards, alone):
@@ -210,8 +210,8 @@ def test_all_work_is_on_the_device_of_the_pixels():
     """Tensors that meet the pixels are moved to their device first; the drawn numbers stay on the host."""
     views = draws([scene(0)] * 8, "moco-v2", 2)
     assert any(view.blur for view in views)
-    numbers = torch.tensor([numbers_of(view) for view in views])
-    done = finish_views(torch.zeros((8, 3, 32, 32), dtype=torch.uint8, device="meta"), numbers)
+    numbers = torch.tensor([augmentation_params(view) for view in views])
+    done = augment_on_device(torch.zeros((8, 3, 32, 32), dtype=torch.uint8, device="meta"), numbers)
     assert (done.device.type, done.dtype, done.shape) == ("meta", torch.uint8, (8, 3, 32, 32))
 
 
@@ -284,14 +284,14 @@ def test_a_method_of_many_views_trains(stripes, tmp_path):
 )
 def test_auto_is_the_device_for_cuda_alone(name, device, chosen):
     """Left open, views are finished on the device only if it is a CUDA GPU; what is set is used."""
-    assert pick_executor(name, torch.device(device)) == chosen
+    assert pick_augment_on(name, torch.device(device)) == chosen
 
 
 def test_collating_keeps_the_numbers_of_each_view(stripes):
-    """`device_numbers` of a batch has, sample by sample and view by view, the numbers drawn for it."""
+    """`device_params` of a batch has, sample by sample and view by view, the numbers drawn for it."""
     dataset = ViewDataset(FrameStore.open(stripes), RECIPES["moco-v2"], 16, seed=3, finish_on_device=True)
     samples = [dataset.sample(position) for position in range(5)]
     batch = collate(samples)
-    expected = [[pytest.approx(numbers) for numbers in sample.device_numbers] for sample in samples]
-    assert batch.device_numbers.tolist() == expected
-    assert len({numbers for sample in samples for numbers in sample.device_numbers}) == 10
+    expected = [[pytest.approx(numbers) for numbers in sample.device_params] for sample in samples]
+    assert batch.device_params.tolist() == expected
+    assert len({numbers for sample in samples for numbers in sample.device_params}) == 10

@@ -98,9 +98,9 @@ def test_images_of_any_mode_are_decoded_to_rgb(mode):
 
 
 def write_smooth(path, height, width):
-    """Write a photograph-like image: large patches of colour with soft transitions."""
-    colours = np.random.default_rng(height).integers(64, 192, (height // 120, width // 120, 3), dtype=np.uint8)
-    cv2.imwrite(str(path), cv2.resize(colours, (width, height), interpolation=cv2.INTER_CUBIC))
+    """Write a photograph-like image: large patches of color with soft transitions."""
+    colors = np.random.default_rng(height).integers(64, 192, (height // 120, width // 120, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), cv2.resize(colors, (width, height), interpolation=cv2.INTER_CUBIC))
     return path.read_bytes()
 
 

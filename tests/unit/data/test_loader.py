@@ -30,7 +30,7 @@ BROKEN = {(0, 1), (2, 0), (2, 1), (2, 2), (6, 0), (6, 1)}
 def broken(tmp_path_factory):
     """Eight videos of three frames, of which some cannot be read, seen in eight views each."""
     store = FrameStore.open(write_tree(tmp_path_factory.mktemp("broken") / "data", BROKEN))
-    return ViewDataset(store, RECIPE, 8, seed=1, further=THREE_PAIRS)
+    return ViewDataset(store, RECIPE, 8, seed=1, extra_frames=THREE_PAIRS)
 
 
 @pytest.fixture

@@ -481,7 +481,7 @@ def test_a_file_url_is_a_path(folder):
 @pytest.mark.parametrize("name", ["store.json", "frames.parquet", "shards/000000.tar"])
 def test_a_server_cannot_send_without_end(server, monkeypatch, kind, name):
     """Neither to the disk nor to the memory: a file that goes on, or unpacks to more, is cut off at its limit."""
-    monkeypatch.setattr(remote, "MOST_TABLE_BYTES", 1_000_000)
+    monkeypatch.setattr(remote, "MAX_TABLE_BYTES", 1_000_000)
     store = FrameStore.open(server.url)
     server.sends = {f"/store/{name}": kind}
     if name.startswith("shards"):

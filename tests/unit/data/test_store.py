@@ -120,7 +120,7 @@ def num_handles(root):
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")
 def test_open_handles_are_bounded_and_given_back(root, monkeypatch):
     """A store of very many shards does not use up the process's files, and a dropped store gives them back."""
-    monkeypatch.setattr(store_module, "MOST_HANDLES", 1)
+    monkeypatch.setattr(store_module, "MAX_HANDLES", 1)
     store = FrameStore.open(root)
     for _ in range(2):
         assert read_all(store) == [content(row) for row in range(6)]

@@ -103,7 +103,7 @@ def test_one_augmentation_for_a_whole_clip():
     assert len(set(views)) == 4
 
 
-def test_colours_change_in_every_clip_and_flips_can_be_left_out():
+def test_colors_change_in_every_clip_and_flips_can_be_left_out():
     """The jitter has probability 1; without `flip`, left stays left in each of many clips."""
     image = np.zeros((20, 20, 3), np.uint8)
     image[:, 10:] = (200, 100, 50)
@@ -133,7 +133,7 @@ def test_a_clip_is_a_function_of_seed_epoch_video_and_clip(data):
     assert any((few.image(position) != other.image(position)).any() for position in range(4))
 
 
-def test_test_clips_are_centre_crops_of_spread_frames(data):
+def test_test_clips_are_center_crops_of_spread_frames(data):
     """Decoded once, scaled on the way, they are crops of the frames that the sampler names."""
     test = LabeledVideos.open(data).test
     clips = SpreadClips(test, ClipShape(4, 16.0), 3, 16)
@@ -154,7 +154,7 @@ def test_features_are_means_over_frames():
     model.eval()
     pixels = torch.randint(0, 256, (3, 4, 3, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
-        singly = [[model.backbone(model.backbone.normalise(frame[None]))[0] for frame in clip] for clip in pixels]
+        singly = [[model.backbone(model.backbone.normalize(frame[None]))[0] for frame in clip] for clip in pixels]
         expected = torch.stack([sum(vectors) / 4 for vectors in singly])
         torch.testing.assert_close(model.features(pixels), expected, rtol=1e-4, atol=1e-5)
 

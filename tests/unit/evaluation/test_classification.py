@@ -9,7 +9,7 @@ import pytest
 import cyclecontrast as cc
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import embed
-from cyclecontrast.evaluation.classification import breakdown, not_tested
+from cyclecontrast.evaluation.classification import breakdown, untested_class_notes
 from cyclecontrast.evaluation.predictions import Record, find_records
 
 MODEL = "random:resnet10-small-w8"
@@ -102,9 +102,9 @@ def test_a_class_without_a_readable_test_image_has_no_accuracy(data, tmp_path):
 
 def test_many_classes_that_are_not_tested_fill_one_line():
     """The first ten are named, the others counted."""
-    (line,) = not_tested(np.array([0]), [f"c{number}" for number in range(14)])
+    (line,) = untested_class_notes(np.array([0]), [f"c{number}" for number in range(14)])
     assert line.endswith("c1, c2, c3, c4, c5, c6, c7, c8, c9, c10 and 3 more")
-    assert not_tested(np.array([1, 0]), ["a", "b"]) == ()
+    assert untested_class_notes(np.array([1, 0]), ["a", "b"]) == ()
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -150,13 +150,13 @@ def test_a_stopped_evaluation_ends_as_one_that_was_not(data, tmp_path, monkeypat
     whole = run(name, data, tmp_path / "whole")
     batches = []
 
-    def normalise(self, pixels, real=embed.Backbone.normalise):
+    def normalize(self, pixels, real=embed.Backbone.normalize):
         batches.append(len(pixels))
         if len(batches) == stop:
             raise KeyboardInterrupt
         return real(self, pixels)
 
-    monkeypatch.setattr(embed.Backbone, "normalise", normalise)
+    monkeypatch.setattr(embed.Backbone, "normalize", normalize)
     with pytest.raises(KeyboardInterrupt):
         run(name, data, tmp_path / "stopped")
     again = run(name, data, tmp_path / "stopped")

@@ -54,7 +54,7 @@ def config(frames, out, **changes):
 
 
 def plain_vectors(frames):
-    """Read, resize, crop, normalise and run the network on one image after the other, without our loader."""
+    """Read, resize, crop, normalize and run the network on one image after the other, without our loader."""
     backbone = make_backbone(MODEL, 0).eval()
     vectors = []
     for name in ("a/0.png", "a/1.png", "a/10.png", "b c/0.png", "b c/1.png"):

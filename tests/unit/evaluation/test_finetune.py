@@ -109,7 +109,7 @@ def test_training_equals_a_plain_loop(data, tmp_path, monkeypatch):
         np.testing.assert_allclose(ours[name].numpy(), expected.numpy(), rtol=5e-3, atol=1e-4, err_msg=name)
     pixels = np.stack([CenterCrop(16)(images.test.image(i), i) for i in range(len(images.test))])
     with torch.no_grad():
-        logits = head(network(network.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2)))).numpy()
+        logits = head(network(network.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2)))).numpy()
     np.testing.assert_allclose(items.vectors, logits, rtol=5e-3, atol=2e-3)
     assert predictions.table["ranked"].to_pylist() == np.argsort(-logits, axis=1).tolist()
 
@@ -120,7 +120,7 @@ def test_a_video_is_the_mean_of_its_frames_softmax(data, tmp_path, monkeypatch):
     images = LabeledImages.open(data).test
     with torch.no_grad():
         pixels = torch.from_numpy(np.stack([CenterCrop(16)(images.image(i), i) for i in range(6)])).permute(0, 3, 1, 2)
-        logits = classifier.eval().network[0](classifier.normalise(pixels)).double().numpy()
+        logits = classifier.eval().network[0](classifier.normalize(pixels)).double().numpy()
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(items.vectors, softmax.reshape(3, 2, 2).mean(axis=1), rtol=1e-5)
     assert predictions.tag == "finetune level=video mean=softmax"

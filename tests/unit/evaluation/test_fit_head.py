@@ -60,10 +60,10 @@ def train(tmp_path_factory):
 
 def test_the_number_of_positives_is_the_published_one():
     """16 pixels are 2 cells: 12 positives where the middle is between cells, 13 on it; VINCE's 2.5 cells give 21."""
-    centred = torch.zeros(1, 2)
-    assert int(make_labels(16, RELEASE.positive_distance / 8, centred).sum()) == 12
-    assert int(make_labels(15, SIAMFC.positive_distance / 8, centred).sum()) == 13
-    vince = make_labels(17, VINCE.positive_distance / 8, centred)
+    centered = torch.zeros(1, 2)
+    assert int(make_labels(16, RELEASE.positive_distance / 8, centered).sum()) == 12
+    assert int(make_labels(15, SIAMFC.positive_distance / 8, centered).sum()) == 13
+    vince = make_labels(17, VINCE.positive_distance / 8, centered)
     assert int(vince.sum()) == sum(abs(y) + abs(x) <= 2.5 for y in range(-8, 9) for x in range(-8, 9))
 
 

@@ -41,7 +41,7 @@ def vectors_of(data, split):
         crops = [cv2.resize(crop, (20, 18), interpolation=cv2.INTER_LINEAR)[1:17, 2:18] for crop in crops]
         pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
         with torch.no_grad():
-            yield int(label), backbone(backbone.normalise(pixels)).numpy().astype(float)
+            yield int(label), backbone(backbone.normalize(pixels)).numpy().astype(float)
 
 
 def unit(x):
@@ -120,7 +120,7 @@ def test_top_5_counts_only_classes_with_votes(tmp_path):
     for split in (data.train, data.test):
         crops = [CenterCrop(16)(split.image(i), i) for i in range(len(split))]
         with torch.no_grad():
-            vectors = backbone(backbone.normalise(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)))
+            vectors = backbone(backbone.normalize(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)))
         items += [vectors.numpy().astype(float), split.labels.tolist()]
     expected = {f"top5_k{k}": pytest.approx(top5_by_hand(*items, k)) for k in (1, 3, 9)}
     assert {name: result.metrics[name] for name in expected} == expected

@@ -47,7 +47,7 @@ def run(data, tmp_path, **settings):
 
 
 def clusters(seed, num_classes, num_items, spread=1.0, dim=6):
-    """Draw vectors around a centre per class, and their labels."""
+    """Draw vectors around a center per class, and their labels."""
     rng = np.random.default_rng(seed)
     centers = rng.normal(size=(num_classes, dim))
     labels = np.arange(num_items) % num_classes
@@ -55,7 +55,7 @@ def clusters(seed, num_classes, num_items, spread=1.0, dim=6):
 
 
 def plain_regression(x, labels, num_classes, c):
-    """Minimise the sum of cross-entropies plus |W|² / 2C, written out, with another solver."""
+    """Minimize the sum of cross-entropies plus |W|² / 2C, written out, with another solver."""
 
     def objective(flat):
         weight, bias = flat[:-num_classes].reshape(num_classes, -1), flat[-num_classes:]
@@ -72,7 +72,7 @@ def plain_regression(x, labels, num_classes, c):
 
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_the_linear_equals_a_plain_regression(num_classes, monkeypatch):
-    """Probabilities agree with the written-out optimum on standardised vectors, for two classes too."""
+    """Probabilities agree with the written-out optimum on standardized vectors, for two classes too."""
     monkeypatch.setattr(linear, "TOLERANCE", 1e-7)
     vectors, labels = clusters(0, num_classes, 60)
     head = fit_convex(vectors * 50 + 7, labels, np.arange(60), 0)
@@ -107,14 +107,14 @@ def test_many_items_are_validated_on_one_fold_with_every_class():
 
 
 def test_classes_of_one_video_take_the_default_and_say_so():
-    """Nothing can be held out; the regularisation is then a default, named in the notes."""
+    """Nothing can be held out; the regularization is then a default, named in the notes."""
     vectors, labels = clusters(0, 3, 30)
     head = fit_convex(vectors, labels, labels, 0)
     assert head.c == DEFAULT_C
     assert any("not chosen by validation" in note for note in head.notes)
 
 
-def test_regularisation_is_chosen_for_new_videos():
+def test_regularization_is_chosen_for_new_videos():
     """Frames of a video are near copies, and their class nearly noise: only whole videos held out show it."""
     rng = np.random.default_rng(0)
     num_videos, dim = 40, 60

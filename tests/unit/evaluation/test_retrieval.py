@@ -66,7 +66,7 @@ def table_of(tmp_path):
 
 
 def frames_of(path):
-    """Decode with OpenCV and cut 16 from the middle of the 18 rows: all frames of a video, normalised."""
+    """Decode with OpenCV and cut 16 from the middle of the 18 rows: all frames of a video, normalized."""
     capture, crops = cv2.VideoCapture(str(path)), []
     while (read := capture.read())[0]:
         crops.append(read[1][1:17, 4:20, ::-1])
@@ -118,7 +118,7 @@ def test_metrics_equal_those_computed_by_hand(data, tmp_path, level, center):
 
 
 def test_the_paper_is_the_default(data):
-    """Single clips, ten of 16 frames for each video, of split 1, exactly searched, not centred."""
+    """Single clips, ten of 16 frames for each video, of split 1, exactly searched, not centered."""
     config = RetrievalConfig(model=MODEL, data=data)
     assert Retrieval(config)._tag() == "retrieval level=clip"
     chosen = ("level", "per_video", "clip_length", "split", "ann", "center", "k")

@@ -201,7 +201,7 @@ def bump(height, y=8.5, x=8.5):
         ((-1.0, -1.0, -0.9), True, 2),
     ],
 )
-def test_a_change_of_scale_is_penalised(heights, fixed, scale):
+def test_a_change_of_scale_is_penalized(heights, fixed, scale):
     """The factor 0.9745 keeps the scale; on negative peaks it changes it, unless `fix_scale_penalty`."""
     assert find_peak(np.stack([bump(height) for height in heights]), fixed)[0] == scale
 

@@ -15,7 +15,7 @@ from cyclecontrast.evaluation.tracking.training_pairs import (
     TrainingPairs,
     ViewDraw,
     choose_pair,
-    cut_view,
+    crop_view,
     draw_view,
     first_sizes,
     target_shift,
@@ -167,14 +167,14 @@ def test_views_have_the_sizes_of_the_preset_wherever_the_target_lies(preset):
         box = np.array([*rng.uniform(-20, 100, 2), *rng.uniform(20, 60, 2)])
         draws = draw_view(rng, preset, 0.33), draw_view(rng, preset, 0.05)
         for draw, size in zip(draws, (preset.train_size, preset.exemplar_size), strict=True):
-            assert cut_view(image, box, draw, preset, size).shape == (size, size, 3)
+            assert crop_view(image, box, draw, preset, size).shape == (size, size, 3)
 
 
 @pytest.mark.parametrize("size", [242, 243, 246, 247, 248, 255, 267, 268])
 def test_every_stretch_of_the_release_gives_a_whole_crop(size):
     """255 pixels stretched by -5 % to 5 % give the middle 247 and then 239 pixels, padded where needed."""
     draw = ViewDraw(size / 255, cv2.INTER_LINEAR, 8, 8)
-    assert cut_view(smooth_noise(), np.array([30.0, 20, 20, 20]), draw, RELEASE, 239).shape == (239, 239, 3)
+    assert crop_view(smooth_noise(), np.array([30.0, 20, 20, 20]), draw, RELEASE, 239).shape == (239, 239, 3)
 
 
 BOX = np.array([146.0, 106, 31, 31])
@@ -199,7 +199,7 @@ def middle_of(image):
 def test_the_target_is_in_the_search_crop_at_its_label(number):
     """Shifted, stretched and mirrored crops of VINCE show the target where `target_shift` puts the positives."""
     draw = draw_view(np.random.default_rng(number), VINCE, 0.33)
-    crop = cut_view(spot_at(120, 160), BOX, draw, VINCE, 247)
+    crop = crop_view(spot_at(120, 160), BOX, draw, VINCE, 247)
     # The corners of the crop are rounded to whole pixels, of which each is two of the crop.
     np.testing.assert_allclose(middle_of(crop), target_shift(draw, VINCE), atol=2.5)
     assert np.abs(target_shift(draw, VINCE)).max() <= 0.33 * 247
@@ -209,7 +209,7 @@ def test_crops_of_the_release_move_by_four_pixels_at_most():
     """The random crop of 239 from 247 moves the target, whose label stays in the middle."""
     for top, left in ((0, 8), (8, 0), (4, 4)):
         draw = ViewDraw(1.0, cv2.INTER_LINEAR, top, left)
-        found = middle_of(cut_view(spot_at(120, 160), BOX, draw, RELEASE, 239))
+        found = middle_of(crop_view(spot_at(120, 160), BOX, draw, RELEASE, 239))
         np.testing.assert_allclose(found, [4 - top, 4 - left], atol=1.5)
         assert target_shift(draw, RELEASE) == (0, 0)
 

@@ -20,7 +20,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.exporting import formats
 from cyclecontrast.exporting.export import export_backbone
 from cyclecontrast.exporting.formats import ONNX, as_resnet
-from cyclecontrast.models.backbone import Backbone, guarded_torchvision, make_backbone
+from cyclecontrast.models.backbone import Backbone, import_torchvision, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone, save_backbone
 from tests.make_backbones import execute, features, last_map, pixels, shaken
 
@@ -34,7 +34,7 @@ def export(folder, backbone, format_name, name):
 
 
 def test_safetensors(tmp_path):
-    """The printed code loads the same backbone: architecture, image size, normalisation and features."""
+    """The printed code loads the same backbone: architecture, image size, normalization and features."""
     backbone = shaken("resnet10-small-w4")
     backbone.mean = (0.1, 0.2, 0.3)
     made = export(tmp_path, backbone, "safetensors", "mine.safetensors")
@@ -51,7 +51,7 @@ def test_torchvision(tmp_path):
     backbone = shaken("resnet18")
     made = export(tmp_path, backbone, "torchvision", "out.pth")
     variables = execute(made.snippet, images=pixels().float() / 255)
-    assert type(variables["model"]) is guarded_torchvision().models.ResNet
+    assert type(variables["model"]) is import_torchvision().models.ResNet
     torch.testing.assert_close(variables["features"], features(backbone), **CLOSE)
     torch.testing.assert_close(variables["map"], last_map(backbone), **CLOSE)
 
@@ -98,7 +98,7 @@ def test_conversion_of_timm_resnets():
     pytest.importorskip("timm")
     backbone = shaken("timm:resnet18")
     with torch.no_grad():
-        found = as_resnet(backbone)(backbone.normalise(pixels()))
+        found = as_resnet(backbone)(backbone.normalize(pixels()))
     torch.testing.assert_close(found, features(backbone), **CLOSE)
     assert as_resnet(make_backbone("timm:test_vit")) is None
     assert as_resnet(make_backbone("timm:resnet10t")) is None
@@ -114,7 +114,7 @@ def onnx():
 
 @pytest.fixture(scope="module")
 def onnx_resnet(onnx, tmp_path_factory):
-    """A ResNet with its own normalisation, and its ONNX export."""
+    """A ResNet with its own normalization, and its ONNX export."""
     backbone = shaken("resnet10-w8")
     backbone.mean, backbone.std = (0.1, 0.2, 0.3), (0.3, 0.2, 0.1)
     return backbone, export(tmp_path_factory.mktemp("onnx"), backbone, "onnx", "x.onnx")

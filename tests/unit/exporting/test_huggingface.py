@@ -12,7 +12,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.image_batches import CenterCrop
 from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
 from cyclecontrast.exporting.export import export_backbone
-from cyclecontrast.models.backbone import guarded_torchvision
+from cyclecontrast.models.backbone import import_torchvision
 from cyclecontrast.models.checkpoint import fingerprint, save_backbone
 from cyclecontrast.training.run_folder import write_about, write_config
 from tests.make_backbones import execute, features, last_map, shaken
@@ -40,7 +40,7 @@ def exported(tmp_path, name="resnet10-w8"):
 @pytest.mark.parametrize("name", ["resnet10-w8", "resnet50-w16"])
 def test_transformers_computes_the_same(tmp_path, name):
     """AutoModel and AutoImageProcessor load the folder: crop, features and map are those of our evaluations."""
-    guarded_torchvision()
+    import_torchvision()
     transformers = pytest.importorskip("transformers", reason="the extra huggingface is not installed")
     backbone, made = exported(tmp_path, name)
     size = 64  # an even number of pixels is cut off, because libraries round half a pixel differently
@@ -50,14 +50,14 @@ def test_transformers_computes_the_same(tmp_path, name):
     crop = CenterCrop(backbone.image_size)
     crops = torch.from_numpy(np.stack([crop(image, 0) for image in images])).permute(0, 3, 1, 2)
     given = variables["processor"](list(images), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(given, backbone.normalise(crops), atol=1e-5, rtol=0)
+    torch.testing.assert_close(given, backbone.normalize(crops), atol=1e-5, rtol=0)
     torch.testing.assert_close(variables["features"], features(backbone, crops), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(variables["map"], last_map(backbone, crops), atol=1e-4, rtol=1e-4)
 
 
 def test_transformers_finds_every_weight(tmp_path):
-    """No weight is missing or unknown: transformers would silently initialise missing ones at random."""
-    guarded_torchvision()
+    """No weight is missing or unknown: transformers would silently initialize missing ones at random."""
+    import_torchvision()
     transformers = pytest.importorskip("transformers", reason="the extra huggingface is not installed")
     _, made = exported(tmp_path, "resnet50-w16")
     _, told = transformers.AutoModel.from_pretrained(str(made.path), output_loading_info=True)
@@ -100,7 +100,7 @@ def run_folder(folder, backbone):
 
 
 def test_the_card_of_a_run(tmp_path):
-    """The card has data, method, verdict, results of this backbone and versions, but no licence or private paths."""
+    """The card has data, method, verdict, results of this backbone and versions, but no license or private paths."""
     run = run_folder(tmp_path, shaken("resnet10-w8"))
     export_backbone(ExportConfig(model=str(run), format="huggingface", out=tmp_path / "hub"))
     card = (tmp_path / "hub" / "README.md").read_text()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cyclecontrast.methods.seco import order_loss, same_frame_first
+from cyclecontrast.methods.seco import intra_frame_loss, order_loss
 from cyclecontrast.methods.simclr import nt_xent
 from cyclecontrast.methods.simsiam import negative_cosine
 from cyclecontrast.methods.vince import multi_positive_nce, self_batch_nce
@@ -125,10 +125,10 @@ def test_same_frame_first_is_secos(counts):
                 terms.append(-torch.log(up / (up + down)))
         return sum(terms) / len(terms)
 
-    compare(lambda q: same_frame_first(q, same, other, 0.1, torch.tensor(counts)), reference, query)
+    compare(lambda q: intra_frame_loss(q, same, other, 0.1, torch.tensor(counts)), reference, query)
     same.requires_grad_()
     other.requires_grad_()
-    same_frame_first(query.requires_grad_(), same, other, 0.1, torch.tensor(counts)).backward()
+    intra_frame_loss(query.requires_grad_(), same, other, 0.1, torch.tensor(counts)).backward()
     assert same.grad is None
     assert other.grad is None
 

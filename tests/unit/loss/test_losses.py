@@ -281,7 +281,7 @@ def test_the_soft_mean_has_its_gradient(kind):
     query, keys = unit(4, 3, 0, torch.float64).requires_grad_(), unit(6, 3, 2, torch.float64)
     mask = draw_mask(kind, 4, 6, 1)
     with mock.patch.object(attention, "BLOCK", 8):
-        assert torch.autograd.gradcheck(lambda q: attention.soft_mean(q, keys, 0.3, mask), query)
+        assert torch.autograd.gradcheck(lambda q: attention.softmax_mean(q, keys, 0.3, mask), query)
 
 
 def losses_and_gradient(case, **changes):

@@ -37,12 +37,12 @@ def candidates_of(method, queue, key):
 
 def loop_intra(method, query, key, own_video):
     """Eq. 1 or 2, mean over the batch, ignoring positives and, with `own_video`, the query's video."""
-    keys, video, place = candidates_of(method, method.intra_queue, key)
+    keys, video, positive_index = candidates_of(method, method.intra_queue, key)
     losses = []
     for i in range(NUM_VIDEOS):
         ignore = (video == i) if own_video else torch.zeros(len(video), dtype=torch.bool)
-        if place is not None:
-            ignore[place[i]] = True
+        if positive_index is not None:
+            ignore[positive_index[i]] = True
         losses.append(loop_nce(query[i].double(), key[i].double(), keys.double(), 0.2, ignore))
     return sum(losses) / NUM_VIDEOS
 
@@ -169,7 +169,9 @@ def test_split_by_video_keeps_a_video_on_one_side():
 def test_a_query_ignores_its_positive_wherever_the_draw_puts_it():
     """Without masks, the one key of this step that a query ignores is its own positive."""
     held = draw_candidates()
-    held = held._replace(video=torch.full_like(held.video, -1), place=torch.tensor([20, 21, 22, 23]), num_fresh=4)
+    held = held._replace(
+        video=torch.full_like(held.video, -1), positive_index=torch.tensor([20, 21, 22, 23]), num_batch_keys=4
+    )
     support, negatives, *ignores = split(held, mask_own_video=False, split_by="frame")
     keys, ignore = torch.cat((support, negatives)), torch.cat(ignores, dim=1)
     for row in range(4):
@@ -203,7 +205,7 @@ def test_keys_are_encoded_in_shuffled_groups():
     assert different[3]
     assert sum(different) == NUM_VIDEOS // 2, "the three images of its group, and no others"
     one_group = make_method(bn_groups=1)
-    normalized = one_group.encoder.backbone.normalise(pixels)
+    normalized = one_group.encoder.backbone.normalize(pixels)
     expected = one_group.momentum_encoder(normalized).cycle
     assert torch.allclose(one_group.encode_keys(pixels, INFO).cycle, expected, atol=1e-5)
     assert make_method(bn_groups=8, projector="mlp").encode_keys(pixels[:1], INFO).intra.shape == (1, 16), (

@@ -19,10 +19,10 @@ from tests.unit.methods.make_methods import make_method
 def test_the_gradient_of_each_method_lowers_its_loss(stripes, name):
     """Minimized on one batch, against fixed keys and targets, the loss of each method falls far."""
     method = make_method(name, cycle_weight=1.0)
-    same_frame, further = method.frames(method.options)
-    dataset = ViewDataset(FrameStore.open(stripes), RECIPES["moco-v1"], 16, 0, same_frame, further=further)
+    same_frame, extra_frames = method.frames(method.options)
+    dataset = ViewDataset(FrameStore.open(stripes), RECIPES["moco-v1"], 16, 0, same_frame, extra_frames=extra_frames)
     batch = collate([dataset.sample(position) for position in range(12)])
-    optimizer, losses = torch.optim.SGD(method.learned_parameters(), lr=0.05, momentum=0.9), []
+    optimizer, losses = torch.optim.SGD(method.trainable_parameters(), lr=0.05, momentum=0.9), []
     for _ in range(12):
         optimizer.zero_grad()
         loss = method(batch, StepInfo(0, 10)).total
@@ -58,7 +58,7 @@ def same_video_first(backbone, stripes):
     small = [cv2.resize(cv2.imread(str(path))[..., ::-1], (16, 16), interpolation=cv2.INTER_AREA) for path in paths]
     pixels = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2)
     with torch.inference_mode():
-        vectors = normalize(backbone.eval()(backbone.normalise(pixels)), dim=1)
+        vectors = normalize(backbone.eval()(backbone.normalize(pixels)), dim=1)
     nearest = (vectors @ vectors.T).fill_diagonal_(-2).argmax(dim=1).tolist()
     return np.mean([paths[i].parent == paths[j].parent for i, j in enumerate(nearest)])
 

@@ -7,7 +7,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.models.backbone import (
     IMAGENET_MEAN,
     TOTAL_STRIDE_8,
-    guarded_torchvision,
+    import_torchvision,
     load_timm,
     make_backbone,
     restride,
@@ -18,7 +18,7 @@ SMALL = "resnet10-small-w8"
 
 def torchvision_resnet(name):
     """torchvision's own network without its classifier, with random weights."""
-    guarded_torchvision()
+    import_torchvision()
     from torchvision import models
 
     torch.manual_seed(0)
@@ -28,7 +28,7 @@ def torchvision_resnet(name):
 
 
 def images(side, number=3):
-    """Normalised images."""
+    """Normalized images."""
     return torch.randn(number, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
@@ -129,25 +129,25 @@ def test_random_weights_keep_the_scale():
             assert (value == expected).all(), key
 
 
-def test_normalise_is_that_of_imagenet():
+def test_normalize_is_that_of_imagenet():
     """Bytes become (value / 255 - mean) / std for each channel, and channels-last memory is kept."""
     backbone = make_backbone(SMALL)
     pixels = torch.randint(0, 256, (2, 5, 4, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    result = backbone.normalise(pixels)
+    result = backbone.normalize(pixels)
     for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
         expected = (pixels[:, channel].double() / 255 - mean) / std
         assert torch.allclose(result[:, channel].double(), expected, atol=1e-6)
     assert result.dtype == torch.float32
     assert result.is_contiguous(memory_format=torch.channels_last)
     backbone.mean, backbone.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    assert torch.allclose(backbone.normalise(pixels), pixels.float() / 127.5 - 1, atol=1e-6)
+    assert torch.allclose(backbone.normalize(pixels), pixels.float() / 127.5 - 1, atol=1e-6)
 
 
 # --- timm
 
 
 def test_timm_networks_are_backbones():
-    """timm:resnet18 has the keys of torchvision, the normalisation of ImageNet, and four stages."""
+    """timm:resnet18 has the keys of torchvision, the normalization of ImageNet, and four stages."""
     backbone = make_backbone("timm:resnet18").eval()
     assert backbone.network.state_dict().keys() == make_backbone("resnet18").network.state_dict().keys()
     assert (backbone.dim, backbone.image_size, backbone.source) == (512, 224, "random weights")
@@ -217,7 +217,7 @@ def test_the_map_sizes_of_tracking(name, size, cells):
 
 def test_a_bottleneck_network_equals_torchvisions_dilation():
     """Dilating stages 3 and 4 gives the same map as torchvision's replace_stride_with_dilation."""
-    guarded_torchvision()
+    import_torchvision()
     from torchvision.models import resnet50
 
     backbone = make_backbone("resnet50").eval()

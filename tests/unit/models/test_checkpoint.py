@@ -17,7 +17,7 @@ from torch import nn
 
 from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError
-from cyclecontrast.models.backbone import Backbone, guarded_torchvision, make_backbone
+from cyclecontrast.models.backbone import Backbone, import_torchvision, make_backbone
 from cyclecontrast.models.checkpoint import BACKBONE_FILE, fingerprint, load_backbone, save_backbone
 from tests.make_backbones import Flat, Net, seeded
 
@@ -26,7 +26,7 @@ SMALL, PLAIN = "resnet10-small-w8", "resnet10-w8"
 
 def torchvision_resnet(name, **changes):
     """Return a network of torchvision in evaluation mode, with running statistics that matter."""
-    guarded_torchvision()
+    import_torchvision()
     from torchvision import models
 
     torch.manual_seed(5)
@@ -43,7 +43,7 @@ def weights_of(name=PLAIN, seed=7, prefix=""):
 
 
 def images(side=32):
-    """Return normalised images."""
+    """Return normalized images."""
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
@@ -331,7 +331,7 @@ def test_absent_files_and_empty_folders_are_reported(tmp_path):
 
 @pytest.mark.parametrize("name", ["resnet18-small-w16", "resnet10", "timm:resnet18", "timm:test_vit"])
 def test_a_saved_backbone_comes_back_to_the_bit(tmp_path, name):
-    """Weights, statistics, normalisation, image size, name, source and fingerprint survive saving and loading."""
+    """Weights, statistics, normalization, image size, name, source and fingerprint survive saving and loading."""
     backbone = make_backbone(name, 3).train()
     backbone.network.to(memory_format=torch.channels_last)
     backbone.image_size, backbone.source = 96, "a test, ünï"
@@ -498,7 +498,7 @@ def test_the_same_backbone_is_the_same_file(tmp_path):
 
 
 def test_the_fingerprint_sees_the_smallest_change():
-    """One weight that differs in the last place, another normalisation, or another name changes the fingerprint."""
+    """One weight that differs in the last place, another normalization, or another name changes the fingerprint."""
     backbone = make_backbone(SMALL, 1)
     seen = {fingerprint(backbone)}
     assert fingerprint(make_backbone(SMALL, 1).eval()) in seen

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from cyclecontrast.models.backbone import make_backbone
-from cyclecontrast.models.encoder import Encoder, Predictor, follow, make_momentum_encoder, make_projector
+from cyclecontrast.models.encoder import (
+    Encoder,
+    Predictor,
+    make_momentum_encoder,
+    make_projector,
+    update_momentum_encoder,
+)
 from cyclecontrast.models.hardware import autocast
 
 
@@ -102,7 +108,7 @@ def test_following_is_the_moving_average(momentum):
         for k, q in zip(momentum_encoder.parameters(), encoder.parameters(), strict=True)
     ]
     statistics = [buffer.clone() for buffer in momentum_encoder.buffers()]
-    follow(momentum_encoder, encoder, momentum)
+    update_momentum_encoder(momentum_encoder, encoder, momentum)
     for parameter, value in zip(momentum_encoder.parameters(), expected, strict=True):
         assert torch.allclose(parameter.double(), value, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(statistics, momentum_encoder.buffers(), strict=True))

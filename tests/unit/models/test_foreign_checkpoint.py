@@ -21,7 +21,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.exporting.export import FORMATS
 from cyclecontrast.files import is_model, split_model
 from cyclecontrast.models import checkpoint
-from cyclecontrast.models.backbone import guarded_torchvision, make_backbone, make_empty_backbone
+from cyclecontrast.models.backbone import import_torchvision, make_backbone, make_empty_backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone, open_model, save_backbone
 from tests.make_backbones import shaken
 
@@ -79,7 +79,7 @@ def check_features(model, network, inputs=None):
         torch.testing.assert_close(load_backbone(model)(images()), expected, **CLOSE)
 
 
-guarded_torchvision()
+import_torchvision()
 
 
 # --- names of layers

@@ -20,7 +20,7 @@ from cyclecontrast.reporting.embeddings import (
     embed_sample,
     find_neighbors,
     frames_before_same_video,
-    most_shown,
+    most_frequent_videos,
     nearest_of_other_videos,
     place,
     whole_videos,
@@ -214,7 +214,7 @@ def test_colors_mark_the_videos_with_most_frames(videos, seed):
     """No video without a color has more frames on the map than one with a color."""
     videos = np.array(videos)
     counts = np.bincount(videos)
-    colored = most_shown(videos, seed)
+    colored = most_frequent_videos(videos, seed)
     if counts.max() == 1:
         assert len(colored) == 0
         return

@@ -8,7 +8,7 @@ from cyclecontrast.config import PrepareConfig
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
-from cyclecontrast.reporting.runs import by_data, one_per_method, read_run, read_runs
+from cyclecontrast.reporting.runs import by_data, one_per_settings, read_run, read_runs
 from cyclecontrast.training import run_folder
 from tests.make_reports import write_frames, write_run
 from tests.make_videos import write_numbered
@@ -94,5 +94,5 @@ def test_groups_of_runs(data, tmp_path):
         write_run(tmp_path / "3", other, method="intra-video"),
     ]
     runs = read_runs(folders)
-    assert [run.name for run in one_per_method(runs)] == ["0", "2", "3"]
+    assert [run.name for run in one_per_settings(runs)] == ["0", "2", "3"]
     assert [[run.name for run in group] for group in by_data(runs)] == [["0", "1", "2"], ["3"]]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cyclecontrast.config import DECIDED_BY_AUTO, PretrainConfig
+from cyclecontrast.config import RESOLVED_BY_AUTO, PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.auto_settings import DataSize, Machine, auto_settings, resolve
-from cyclecontrast.training.setup import split_videos, unread_options
+from cyclecontrast.training.setup import split_videos, unused_options
 
 BASE = {"data": Path("d"), "out": Path("o")}
 
@@ -24,7 +24,7 @@ def test_auto_suits_any_method(method, num_videos):
     )
     paper = PretrainConfig(**BASE, preset="paper")
     changed = {name for name in PretrainConfig.model_fields if getattr(config, name) != getattr(paper, name)}
-    assert changed <= DECIDED_BY_AUTO | {"preset", "method"}
+    assert changed <= RESOLVED_BY_AUTO | {"preset", "method"}
     assert config.learning_rate == pytest.approx(
         usual.learning_rate * config.batch_size / usual.batch_size * (4 if method == "vince" else 1)
     )
@@ -62,8 +62,8 @@ def test_auto_suits_any_size(num_videos, cpu):
     assert 4000 <= config.epochs * trained / config.batch_size <= (20_000 if cpu else 5e6)
     paper = PretrainConfig(**BASE, preset="paper")
     changed = {name for name in PretrainConfig.model_fields if getattr(config, name) != getattr(paper, name)}
-    assert changed <= DECIDED_BY_AUTO | {"preset"}
-    assert set(auto_settings({}, DataSize(num_videos, 240), Machine(cpu))) == DECIDED_BY_AUTO
+    assert changed <= RESOLVED_BY_AUTO | {"preset"}
+    assert set(auto_settings({}, DataSize(num_videos, 240), Machine(cpu))) == RESOLVED_BY_AUTO
 
 
 @pytest.mark.parametrize("chosen", [{}, {"holdout": 0.5}, {"holdout": 0.0}])
@@ -151,7 +151,7 @@ def test_steps_go_before_epochs():
     size, machine = DataSize(100, 64), Machine(cpu=True)
     both = checked(PretrainConfig, BASE | {"steps": 10, "epochs": 10**6})
     assert resolve(both, size, machine).momentum == 0.99
-    assert unread_options(both) == ["epochs"]
+    assert unused_options(both) == ["epochs"]
     assert resolve(checked(PretrainConfig, BASE | {"steps": 10**9, "batch_size": 200}), size, machine).epochs == 10**9
 
 
@@ -169,7 +169,7 @@ def test_steps_go_before_epochs():
 def test_options_without_effect_are_known(chosen, unread):
     """Options that have no effect on the training of a method are named."""
     others = chosen.keys() - {"method", "positives"}
-    assert set(unread_options(checked(PretrainConfig, BASE | chosen))) == (others if unread else set())
+    assert set(unused_options(checked(PretrainConfig, BASE | chosen))) == (others if unread else set())
 
 
 def test_simsiam_is_slower_on_narrow_networks():

@@ -15,9 +15,9 @@ from cyclecontrast.training import checkpoints as module
 from cyclecontrast.training.checkpoints import (
     COPIED,
     checkpoints,
-    drop_after,
-    find_whole,
+    find_intact,
     load_state,
+    remove_checkpoints_after,
     step_of,
     write_checkpoint,
 )
@@ -68,7 +68,7 @@ def test_a_checkpoint_of_another_user_is_not_called_damaged(run, monkeypatch):
 
     monkeypatch.setattr(module, "_checksum", refuse)
     with pytest.raises(UserError, match=rf"^{folder}/\S+: cannot be read \(Permission denied\); change"):
-        find_whole(run)
+        find_intact(run)
 
 
 def test_the_newest_two_stay(run):
@@ -89,21 +89,21 @@ def test_a_damaged_checkpoint_is_passed_over(run, name):
     flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     for damaged in (content[: draw.randrange(len(content))], bytes(flipped), None):
         (second / name).unlink() if damaged is None else (second / name).write_bytes(damaged)
-        found, damages = find_whole(run)
+        found, damages = find_intact(run)
         assert found == first
         assert len(damages) == 1
         assert damages[0].startswith(f"{second}: is damaged (")
         (second / name).write_bytes(content)
-    assert find_whole(run) == (second, [])
+    assert find_intact(run) == (second, [])
 
 
 def test_if_no_checkpoint_is_whole_each_is_named(run):
     """If all are damaged nothing begins anew: the error names each; without any there is nothing to say."""
-    assert find_whole(run) == (None, [])
+    assert find_intact(run) == (None, [])
     for folder in write(run, 4, 6):
         (folder / "state.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"(?s)step-00000006: is damaged.*step-00000004: is damaged.*start a new run"):
-        find_whole(run)
+        find_intact(run)
 
 
 def test_other_things_are_not_checkpoints(run):
@@ -117,7 +117,7 @@ def test_other_things_are_not_checkpoints(run):
     assert [step_of(path) for path in checkpoints(run)] == [4, 6]
     (folder / "step-00000096").mkdir()
     (folder / "step-00000096" / "checksums.json").write_text("{}")
-    found, (damage,) = find_whole(run)
+    found, (damage,) = find_intact(run)
     assert step_of(found) == 6
     assert "step-00000096: is damaged (checksums.json: does not name" in damage
 
@@ -130,7 +130,7 @@ def test_what_a_kill_left_is_removed(run):
         shutil.copytree(folder / "step-00000004", folder / name)
     (folder / "step-00000009.part").mkdir()
     (folder / "step-00000004.bak").mkdir()
-    drop_after(run, 6)
+    remove_checkpoints_after(run, 6)
     assert names(run) == ["step-00000004", "step-00000004.bak", "step-00000006"]
 
 
@@ -145,7 +145,7 @@ def test_killed_while_writing_the_one_before_stays(run, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write(run, 8)
     assert names(run) == ["step-00000006", "step-00000008.part"]
-    assert step_of(find_whole(run)[0]) == 6
+    assert step_of(find_intact(run)[0]) == 6
     monkeypatch.undo()
     write(run, 8)
     assert names(run) == ["step-00000006", "step-00000008"]

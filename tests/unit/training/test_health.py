@@ -154,7 +154,7 @@ def vectors_of(method, watched):
     """Return what the networks of a method give for the views: representations, unit vectors, and keys."""
     encoder, follower = method.encoder.eval(), method.momentum_encoder.eval()
     with torch.no_grad():
-        images = encoder.backbone.normalise(torch.cat(watched.views))
+        images = encoder.backbone.normalize(torch.cat(watched.views))
         features, keys = encoder(images), follower(images[len(watched.video) :]).intra
     return encoder.backbone(images).detach().numpy(), features, keys.double().numpy()
 

@@ -17,8 +17,8 @@ from cyclecontrast.methods.method import Losses, Method
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.training import monitor, run_folder
 from cyclecontrast.training.health import Health
-from cyclecontrast.training.monitor import read_verdict, steps_between
-from cyclecontrast.training.verdict import UNCHANGED, WORSE, Known, judge
+from cyclecontrast.training.monitor import compute_verdict, steps_between
+from cyclecontrast.training.verdict import UNCHANGED, WORSE, VerdictInputs, judge
 from tests.make_runs import about_of, assert_same_tensors, copy_until, rows_of, run, state_path, weights_path
 from tests.unit.training.test_health import NAMES, OF_QUEUE
 from tests.unit.training.test_verdict import KNOWN, RISING, curve
@@ -102,7 +102,9 @@ def test_a_run_without_errors_of_retrieval_is_judged(done, tmp_path):
     health = run_folder.read_about(older)["health"]
     del health["at_start"]["health_same_video_error"]
     run_folder.change_about(older, health=health)
-    assert read_verdict(PretrainConfig(data="d", out=older, queue_size=32, temperature=0.2)).word == done.verdict.word
+    assert (
+        compute_verdict(PretrainConfig(data="d", out=older, queue_size=32, temperature=0.2)).word == done.verdict.word
+    )
     assert "Same-video retrieval" in cc.report(older, workers=0).path.read_text()
 
 
@@ -123,13 +125,13 @@ def test_the_verdict_knows_queue_and_given_weights(tmp_path):
     for row in curve(RISING, queue_loss=10.8):
         run_folder.append_metrics(tmp_path, row)
     configs = [PretrainConfig(data="d", out=tmp_path, queue_size=size, temperature=0.5) for size in (65_536, 10**6)]
-    assert [read_verdict(config).word for config in configs] == ["undertrained", "healthy"]
+    assert [compute_verdict(config).word for config in configs] == ["undertrained", "healthy"]
     at_start = KNOWN.at_start | {"health_same_video": 0.9}
     run_folder.change_about(tmp_path, health={"views": 512, "chance": 1 / 511, "at_start": at_start})
     (tmp_path / "metrics.jsonl").unlink()
     run_folder.append_metrics(tmp_path, curve([0.9], queue_loss=1.0)[0])
     configs = [PretrainConfig(data="d", out=tmp_path, init=init) for init in ("runs/a", None)]
-    assert [read_verdict(config).word for config in configs] == [UNCHANGED, "undertrained"]
+    assert [compute_verdict(config).word for config in configs] == [UNCHANGED, "undertrained"]
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +274,7 @@ def test_a_rising_loss_is_not_an_alarm(stripes, tmp_path):
     rows = rows_of(found.folder)
     assert rows[-1]["loss"] > rows[0]["loss"] + 0.5
     health = about_of(found.folder)["health"]
-    known = Known(health["views"], health["chance"], health["at_start"], num_keys=400, temperature=0.2)
+    known = VerdictInputs(health["views"], health["chance"], health["at_start"], num_keys=400, temperature=0.2)
     words = {judge(rows[:number], known).word for number in range(1, len(rows) + 1)}
     assert words <= {"healthy", "undertrained"}
     assert math.isfinite(found.metrics["loss"])

@@ -72,11 +72,11 @@ def test_bests_of_kept_checkpoints_stay(tmp_path):
 
     for step in (1, 2, 5, 7):
         run_folder.save_best(tmp_path, step, backbone)
-    run_folder.drop_surpassed_bests(tmp_path, 4)
+    run_folder.prune_best_backbones(tmp_path, 4)
     assert steps() == [2, 5, 7]
-    run_folder.drop_later(tmp_path, 6)
+    run_folder.remove_best_and_cycles_after(tmp_path, 6)
     assert steps() == [2, 5]
-    run_folder.drop_surpassed_bests(tmp_path, 6)
+    run_folder.prune_best_backbones(tmp_path, 6)
     assert steps() == [5]
 
 
@@ -87,7 +87,7 @@ def test_cycles_are_read_as_they_were_written(tmp_path):
     cycles = Cycles(query, positive, torch.arange(6), torch.arange(12).view(6, 2))
     for step in (0, 3, 6):
         run_folder.write_cycles(tmp_path, step, cycles)
-    run_folder.drop_later(tmp_path, 3)
+    run_folder.remove_best_and_cycles_after(tmp_path, 3)
     found = run_folder.read_cycles(tmp_path)
     assert list(found) == [0, 3]
     assert all(torch.equal(value, vars(found[3])[name]) for name, value in vars(cycles).items())

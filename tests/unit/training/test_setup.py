@@ -21,10 +21,10 @@ from cyclecontrast.training import setup
 from cyclecontrast.training.auto_settings import Machine
 from cyclecontrast.training.health import health_views
 from cyclecontrast.training.setup import (
-    least_memory,
+    build_method_on_meta,
     make_dataset,
     make_health_dataset,
-    method_without_memory,
+    memory_lower_bounds,
     open_training,
     split_videos,
 )
@@ -286,7 +286,7 @@ def test_the_least_memory_is_the_sum_of_its_parts():
     options = {"method": "cycle", "queue_size": 100, "cycle_queue_size": 60, "support_size": 8, "projector_dim": 5}
     config = checked(PretrainConfig, {"data": "d", "out": "o", "preset": "paper", **SMALL, **options})
     backbone, dim = 4 * sum(weight.numel() for weight in cc.load_backbone("random:resnet10-small-w1").parameters()), 8
-    weights, queues, views, similarities = least_memory(config, method_without_memory(config, None), processes=2)
+    weights, queues, views, similarities = memory_lower_bounds(config, build_method_on_meta(config, None), processes=2)
     assert weights[0] == 4 * (backbone + 4 * 2 * (dim * 5 + 5))
     assert queues[0] == 2 * 160 * 5 * 4
     assert views[0] == 3 * 16 * 16 * (2 * 2 + 4 * 2)  # two views as bytes, one of them at a time as numbers
@@ -296,7 +296,7 @@ def test_the_least_memory_is_the_sum_of_its_parts():
 def test_similarities_are_counted_in_blocks():
     """At the release's sizes no more is counted than the losses, which work in blocks, allocate at once."""
     config = checked(PretrainConfig, {"data": "d", "out": "o", "preset": "release", "method": "cycle"})
-    similarities = least_memory(config, method_without_memory(config, None), processes=1)[3][0]
+    similarities = memory_lower_bounds(config, build_method_on_meta(config, None), processes=1)[3][0]
     query, keys = torch.randn(512, 8, requires_grad=True), torch.randn(65536, 8)
     with torch.profiler.profile(profile_memory=True) as profile:
         log_sum_exp(query, keys, 0.07).sum().backward()

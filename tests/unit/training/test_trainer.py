@@ -61,10 +61,10 @@ def test_the_gradient_of_micro_batches_is_their_mean():
     for micro_batch in batch.micro_batches(2):
         alone = make_trainer("intra-video", momentum=0.5)
         alone.train_step(micro_batch, StepInfo(0, 10))
-        halves.append([p.grad.clone() for p in alone.method.learned_parameters() if p.grad is not None])
+        halves.append([p.grad.clone() for p in alone.method.trainable_parameters() if p.grad is not None])
     both = make_trainer("intra-video", accumulate=2, momentum=0.5)
     losses, _ = both.train_step(batch, StepInfo(0, 10, measure=True))
-    found = [p.grad for p in both.method.learned_parameters() if p.grad is not None]
+    found = [p.grad for p in both.method.trainable_parameters() if p.grad is not None]
     for first, second, gradient in zip(*halves, found, strict=True):
         # BatchNorm's running statistics do not enter, so the halves are independent.
         assert torch.allclose(gradient, (first + second) / 2, atol=1e-5)
@@ -75,9 +75,9 @@ def test_the_gradient_of_micro_batches_is_their_mean():
 def test_the_norm_of_the_gradient_can_be_limited():
     """With gradient_clip a step of plain SGD is as long as the learning rate times that norm; the metric is not."""
     trainer = make_trainer("simclr", gradient_clip=0.01, sgd_momentum=0.0, weight_decay=0.0)
-    before = [weight.detach().clone() for weight in trainer.method.learned_parameters()]
+    before = [weight.detach().clone() for weight in trainer.method.trainable_parameters()]
     _, norm = trainer.train_step(draw_batch(), StepInfo(0, 10))
-    moves = [now.detach() - old for now, old in zip(trainer.method.learned_parameters(), before, strict=True)]
+    moves = [now.detach() - old for now, old in zip(trainer.method.trainable_parameters(), before, strict=True)]
     assert torch.nn.utils.get_total_norm(moves).item() == pytest.approx(0.1 * 0.01, rel=1e-3)
     assert norm.item() > 0.01
 

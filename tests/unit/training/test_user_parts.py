@@ -50,7 +50,7 @@ class ByHand(MomentumMethod):
     def forward(self, batch, info):
         """Return the loss against the queue alone."""
         key = self.encode_keys(batch.views[1], info)
-        self.enqueue_later([key], batch.video)
+        self.stage_keys([key], batch.video)
         query = self.encode(batch.views[0])
         positive = (query.intra * key.intra).sum(dim=1) / self.options.temperature
         others = query.intra @ self.intra_queue.keys.T / self.options.temperature
@@ -257,7 +257,7 @@ def test_checking_a_network_does_not_change_it():
     assert_same_tensors(network.state_dict(), before)
 
 
-def test_a_backbone_keeps_its_normalisation(stripes, tmp_path):
+def test_a_backbone_keeps_its_normalization(stripes, tmp_path):
     """A user's Backbone keeps its name, mean and deviation, in the file too; it excludes `init`."""
     backbone = cc.Backbone(Net(), "own:mine", 6)
     backbone.mean, backbone.std = (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)
@@ -294,7 +294,7 @@ def test_processes_start_from_the_weights_of_the_first(stripes, tmp_path):
 
 def fails(image, rng, size):
     """Fail."""
-    raise KeyError("colour")
+    raise KeyError("color")
 
 
 def floats(image, rng, size):
@@ -313,7 +313,7 @@ def from_elsewhere(image, rng, size):
         (lambda image, rng, size: image, "augmentation: returns uint8 (32, 32, 3), not uint8 (16, 16, 3)"),
         (lambda image, rng, size: image.tolist(), "augmentation: returns a list, not an array uint8 (16, 16, 3)"),
         (floats, "augmentation: returns float64 (16, 16, 3), not uint8 (16, 16, 3)"),
-        (fails, "augmentation: fails on a frame (32, 32, 3) (KeyError: 'colour')"),
+        (fails, "augmentation: fails on a frame (32, 32, 3) (KeyError: 'color')"),
         (from_elsewhere, "augmentation: returns two different views"),
         (Recipe, "augmentation: Recipe is a class; pass an instance: Recipe(...)"),
         (3, "augmentation: a int is neither a name nor a function"),

@@ -9,16 +9,16 @@ from cyclecontrast.training.verdict import (
     BETTER,
     UNCHANGED,
     WORSE,
-    Known,
     Retrieval,
+    VerdictInputs,
     best_step,
     chosen_step,
-    is_more,
+    is_significantly_higher,
     judge,
     last_measured,
 )
 
-KNOWN = Known(512, 1 / 511, {"health_same_video": 0.1, "health_rank": 12.0}, num_keys=256, temperature=0.2)
+KNOWN = VerdictInputs(512, 1 / 511, {"health_same_video": 0.1, "health_rank": 12.0}, num_keys=256, temperature=0.2)
 
 
 def curve(retrieval, rank=20.0, deviation=0.9, accuracy=0.3, queue_loss=3.0):
@@ -137,7 +137,7 @@ def test_without_measurements_there_is_no_verdict():
     assert best_step([{"step": 1}]) is None
     assert last_measured([{"step": 1}]) == 0
     rows = [{"step": 100 * i, "health_same_video": r} for i, r in enumerate(RISING, start=1)]
-    assert judge(rows, Known(512, 1 / 511, {})).word == "healthy"
+    assert judge(rows, VerdictInputs(512, 1 / 511, {})).word == "healthy"
 
 
 def test_the_best_step():
@@ -168,7 +168,7 @@ def test_equal_networks_are_seldom_called_better(num_videos):
     for _ in range(1000):
         hits = rng.binomial(8, rng.beta(0.7, 1.6, (2, num_videos))) / 8
         after, before = (Retrieval(one.mean(), one.std(ddof=1) / math.sqrt(num_videos)) for one in hits)
-        more.append(is_more(after, before, 8 * num_videos))
+        more.append(is_significantly_higher(after, before, 8 * num_videos))
     assert 0 < np.mean(more) < 0.05
 
 

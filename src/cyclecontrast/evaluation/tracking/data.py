@@ -27,7 +27,7 @@ from cyclecontrast.data.tracking_sequences import (
 )
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.tracking.scores import trackers_in
-from cyclecontrast.files import check_folder, replacing
+from cyclecontrast.files import atomic_write, check_folder
 
 GOT10K_NAMES = ("got10k", "GOT-10k", "GOT10k", "got-10k", "GOT-10K")
 FROM_SIXTH = ".from6"
@@ -213,7 +213,7 @@ def write_video(path: Path, frames: Iterator[DecodedFrame]) -> None:
     first = next(frames)
     # Both encoders need even sides.
     height, width = (side + side % 2 for side in first.image.shape[:2])
-    with replacing(path) as aside, av.open(str(aside), "w", format=FORMATS[path.suffix.lower()]) as container:
+    with atomic_write(path) as aside, av.open(str(aside), "w", format=FORMATS[path.suffix.lower()]) as container:
         codec = next(name for name in CODECS if name in av.codecs_available)
         stream = container.add_stream(codec, rate=FPS)  # a hint: every frame has a time of its own
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -173,7 +173,7 @@ class DenseFeatures:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels uint8 (batch, 3, h, w) → feature maps (batch, dim, h / 8, w / 8), rounded up."""
         with exact_convolutions(), torch.inference_mode():
-            return self.backbone.feature_map(self.backbone.normalise(pixels.to(self.device)), 4)
+            return self.backbone.feature_map(self.backbone.normalize(pixels.to(self.device)), 4)
 
 
 class Head(nn.Module):
@@ -241,10 +241,10 @@ def find_peak(responses: npt.NDArray[np.float32], fix_scale_penalty: bool = Fals
     size = (UPSAMPLED_SIZE, UPSAMPLED_SIZE)
     upsampled = [cv2.resize(response, size, interpolation=cv2.INTER_CUBIC) for response in responses]
     peaks = np.array([float(response.max()) for response in upsampled])
-    penalised = peaks - (1 - SCALE_PENALTY) * (np.abs(peaks) if fix_scale_penalty else peaks)
-    penalised[1] = peaks[1]
-    scale = int(penalised.argmax())
-    # The penalty cancels out here, because the chosen response is normalised to sum 1.
+    penalized = peaks - (1 - SCALE_PENALTY) * (np.abs(peaks) if fix_scale_penalty else peaks)
+    penalized[1] = peaks[1]
+    scale = int(penalized.argmax())
+    # The penalty cancels out here, because the chosen response is normalized to sum 1.
     response = upsampled[scale] - upsampled[scale].min()
     response *= (1 - WINDOW_INFLUENCE) / (response.sum() + 1e-16)
     response += WINDOW_INFLUENCE * WINDOW

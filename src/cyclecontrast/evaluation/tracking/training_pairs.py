@@ -80,7 +80,7 @@ def draw_view(rng: np.random.Generator, preset: Preset, jitter: float) -> ViewDr
     return ViewDraw(stretch, interpolation, top, left, dy, dx, bool(rng.random() < 0.5))
 
 
-def cut_view(image: Pixels, box: Boxes, draw: ViewDraw, preset: Preset, size: int) -> Pixels:
+def crop_view(image: Pixels, box: Boxes, draw: ViewDraw, preset: Preset, size: int) -> Pixels:
     """Return a crop (size, size, 3) around the target in a box (4,); `size` is that of the exemplar or of training.
 
     Without jitter it is cut from a larger crop, else stretched, shifted and cut in one resampling, as VINCE does.
@@ -145,7 +145,7 @@ class TrainingPairs:
         preset, source = self.preset, self.sequences[sequence]
 
         def crop(frame: int, role: int, size: int) -> Pixels:
-            return cut_view(source.image(frame), source.boxes[frame], self._draw(position, role), preset, size)
+            return crop_view(source.image(frame), source.boxes[frame], self._draw(position, role), preset, size)
 
         packed = np.zeros((preset.train_size, preset.train_size + preset.exemplar_size, 3), np.uint8)
         packed[: preset.exemplar_size, preset.train_size :] = crop(first, QUERY, preset.exemplar_size)
