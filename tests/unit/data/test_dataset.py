@@ -145,7 +145,7 @@ def test_views_of_one_frame_differ(tmp_path):
     assert len({view.tobytes() for position in range(5) for view in dataset.sample(position).views}) == 40
 
 
-@pytest.mark.parametrize(("further", "number"), EXTRA_VIEWS)
+@pytest.mark.parametrize(("extra_frames", "number"), EXTRA_VIEWS)
 @pytest.mark.parametrize("recipe", [STILL, RECIPE])
 def test_further_views_leave_the_first_two_as_they_are(store, extra_frames, number, recipe):
     """Query and positive are the same to the bit whatever other views there are."""
@@ -158,7 +158,7 @@ def test_further_views_leave_the_first_two_as_they_are(store, extra_frames, numb
         assert first[1:] == (second.video, second.frames[:2], 0, (), ())
 
 
-@pytest.mark.parametrize(("further", "number"), EXTRA_VIEWS)
+@pytest.mark.parametrize(("extra_frames", "number"), EXTRA_VIEWS)
 def test_frames_are_the_numbers_of_what_is_shown(store, extra_frames, number):
     """`frames` has the number of the frame in each view, in a sample and in a batch."""
     dataset = ViewDataset(store, STILL, SIZE, seed=1, extra_frames=extra_frames)

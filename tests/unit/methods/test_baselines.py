@@ -181,13 +181,13 @@ def test_simsiams_predictor_keeps_its_rate():
     for name, expected in (("simsiam", 0.1), ("byol", None)):
         trainer = make_trainer(name)
         trainer.train_step(draw_batch(), StepInfo(9, 10))
-        of_encoder, of_head = (group["lr"] for group in trainer.optimizer.param_groups)
-        assert of_encoder < 0.01
-        assert of_head == (expected or of_encoder)
+        of_projectors, of_backbone, of_head = (group["lr"] for group in trainer.optimizer.param_groups)
+        assert of_projectors == of_backbone < 0.01
+        assert of_head == (expected or of_backbone)
 
 
 def draw_frames(method, num_frames, number=2000, **options):
-    """Draw frames of further views; returns the query's frame (number,) and those frames (number, num_views)."""
+    """Draw frames of extra views; returns the query's frame (number,) and those frames (number, num_views)."""
     draw, rng = METHODS[method].frames(make_config(method, **options))[1], np.random.default_rng(0)
     query = rng.integers(num_frames, size=number)
     return query, np.array([draw(rng, int(frame), num_frames) for frame in query])
