@@ -157,6 +157,7 @@ def models(root: Path) -> None:
     both = {"student": keys, "teacher": {f"backbone.{key}": value for key, value in weights.items()}}
     options = argparse.Namespace(arch="resnet10", lr=np.float64(0.1), out=Path("run"))
     torch.save({**both, "args": options}, root / "dino" / "model.pth")
+    (root / "pickle").mkdir(exist_ok=True)
     FORMATS["detectron2"].write(plain, root / "pickle" / "model.pkl", "")
     FORMATS["huggingface"].write(plain, root / "hub", "")
     torch.save(weights, root / "legacy" / "model.pth", _use_new_zipfile_serialization=False)

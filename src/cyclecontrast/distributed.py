@@ -1,6 +1,7 @@
 """Process groups for torchrun, and the collectives that the commands use."""
 
 import contextlib
+import inspect
 import io
 import os
 import re
@@ -14,8 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from cyclecontrast.errors import UserError, out_of_memory
 from cyclecontrast.output import say
@@ -336,3 +338,27 @@ def _command_errors() -> Iterator[None]:
             yield
     except UserError as error:
         raise _SharedFailureError(*error.problems) from error
+
+
+class _WithUnused(nn.Module):
+    """A module and a parameter that it never uses: without any, DDP prints a C++ warning in every process."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.unused = nn.Parameter(torch.zeros(1, device=next(module.parameters()).device))
+
+    def forward(self, *args: Any) -> Any:
+        return self.module(*args)
+
+
+def data_parallel(module: nn.Module) -> DistributedDataParallel:
+    """Wrap a module in DistributedDataParallel; all processes start with the weights and buffers of rank 0."""
+    # find_unused_parameters: which parameters get gradients depends on the method, and on whether λ is enabled. It also
+    # keeps the buckets as they are, so that a resumed run adds the gradients of all processes in the same order.
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before PyTorch 2.13
+    options: dict[str, Any] = {name: False, "find_unused_parameters": True, "gradient_as_bucket_view": True}
+    with peer_errors():
+        broadcast_from_rank_0(module.buffers())
+        return DistributedDataParallel(_WithUnused(module), **options)

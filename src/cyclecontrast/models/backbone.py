@@ -303,3 +303,21 @@ def _set_stride(block: BasicBlock | Bottleneck, stride: int, dilation: int) -> N
             block.sampling = stride
         else:
             shortcut.stride = (stride, stride)
+
+
+def freeze_stages(backbones: list[Backbone], num_stages: int) -> None:
+    """Stop training the stem and the first stages of equal backbones; their BatchNorm uses its running statistics.
+
+    They are the layers that the output of the stage depends on. The first backbone must have trainable weights.
+    """
+    backbone = backbones[0].eval()
+    names, weights = zip(*backbone.named_parameters(), strict=True)
+    images = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=weights[0].device)
+    gradients = torch.autograd.grad(backbone.feature_map(images, num_stages).sum(), weights, allow_unused=True)
+    frozen = {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+    for each in backbones:
+        each.train()
+        for prefix, layer in each.named_modules():
+            own = {f"{prefix}.{name}" for name, _ in layer.named_parameters(recurse=False)}
+            if own and own <= frozen:
+                layer.eval().requires_grad_(False)

@@ -3,6 +3,7 @@
 A checkpoint contains the trainer's state dict, copies of the run's files at that step, and checksums of all files.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -13,13 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cyclecontrast.distributed import barrier
+from cyclecontrast.distributed import World, barrier
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import remove, sync
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import BACKBONE_FILE, save_backbone
 from cyclecontrast.training.read_errors import READ_ERRORS, ReadErrors
-from cyclecontrast.training.run_folder import ABOUT, CONFIG, METRICS, prune_best_backbones
+from cyclecontrast.training.run_folder import ABOUT, CONFIG, METRICS, change_about, prune_best_backbones
 
 if TYPE_CHECKING:
     from cyclecontrast.training.trainer import Trainer
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
 STATE, CHECKSUMS = "state.safetensors", "checksums.json"
 COPIED = (METRICS, ABOUT, CONFIG, READ_ERRORS)
 KEEP = 2
+
+
+def record_stop(run: Path, message: str, world: World) -> str:
+    """Write the reason of a stop to run.json if possible; returns it with a hint on how to resume."""
+    if world.rank == 0:
+        with contextlib.suppress(OSError, UserError):
+            change_about(run, status=f"stopped: {message}")
+    if not (run / CONFIG).exists():
+        return f"{message}; {run} no longer exists, so nothing was written; if you moved it, --resume it there"
+    kept = checkpoints(run)
+    hint = f"the last good checkpoint is {kept[-1]}; --resume {run} continues from it" if kept else "no checkpoint yet"
+    return f"{message}; {hint}"
 
 
 def save_checkpoint(trainer: "Trainer", read_errors: ReadErrors, step: int) -> None:
@@ -37,7 +50,7 @@ def save_checkpoint(trainer: "Trainer", read_errors: ReadErrors, step: int) -> N
     run = trainer.config.out
     if trainer.world.rank == 0:
         if not (run / CONFIG).exists():  # the folder was moved; writing would create a new one
-            raise UserError("{run}: no checkpoint can be written, because the folder of the run was moved or deleted")
+            raise UserError(f"{run}: no checkpoint can be written, because the folder of the run was moved or deleted")
         read_errors.write(run)
         write_checkpoint(run, step, trainer.state_dict(), trainer.method.encoder.backbone)
         prune_best_backbones(run, step_of(checkpoints(run)[0]))

@@ -5,6 +5,7 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,17 +222,18 @@ def _announce_resumed(before: dict[str, Any], about: dict[str, Any], damages: li
 @contextlib.contextmanager
 def _record_stops(trainer: Trainer) -> Iterator[None]:
     """On an error, write the reason to run.json and raise UserError that names the checkpoint to resume from."""
+    stopped = partial(checkpoints.record_stop, trainer.config.out, world=trainer.world)
     try:
         yield
     except UserError as error:
-        raise UserError(trainer.record_stop("; ".join(error.problems))) from error
+        raise UserError(stopped("; ".join(error.problems))) from error
     except torch.OutOfMemoryError as error:
         message = f"{out_of_memory(error)}; start a new run with a smaller batch"
-        raise UserError(trainer.record_stop(message)) from error
+        raise UserError(stopped(message)) from error
     except OSError as error:
-        raise UserError(trainer.record_stop(explained(error, trainer.config.out))) from error
+        raise UserError(stopped(explained(error, trainer.config.out))) from error
     except Exception as error:
-        trainer.record_stop(f"failed: {type(error).__name__}: {error}")
+        stopped(f"failed: {type(error).__name__}: {error}")
         raise
 
 

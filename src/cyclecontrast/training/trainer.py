@@ -1,7 +1,6 @@
 """The training loop: load a batch, compute the loss, run the backward pass and the optimizer, call `after_step`."""
 
 import contextlib
-import inspect
 import math
 from collections.abc import Iterator
 from itertools import count
@@ -15,13 +14,13 @@ from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, ViewDataset
 from cyclecontrast.data.device_augment import augment_on_device
 from cyclecontrast.data.loader import StepSampler, load_batches
-from cyclecontrast.distributed import World, all_reduce_max, all_reduce_mean, broadcast_from_rank_0, peer_errors
+from cyclecontrast.distributed import World, all_reduce_max, all_reduce_mean, data_parallel, peer_errors
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods.method import Losses, Method, StepInfo
-from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.models.backbone import Backbone, freeze_stages
 from cyclecontrast.models.hardware import pick_workers
 from cyclecontrast.training import run_folder
-from cyclecontrast.training.checkpoints import checkpoints, save_checkpoint
+from cyclecontrast.training.checkpoints import record_stop, save_checkpoint
 from cyclecontrast.training.loggers import Loggers
 from cyclecontrast.training.monitor import Monitor
 from cyclecontrast.training.progress import Clock, Row, progress_bar
@@ -43,9 +42,9 @@ class Trainer:
         if config.compile:
             self.method.compile_encoders()
         if config.freeze:
-            freeze_stages(self.method, config.freeze)
+            freeze_stages([module for module in method.modules() if isinstance(module, Backbone)], config.freeze)
         self.optimizer = _make_optimizer(self.method, config)
-        self.model: nn.Module = self.method if world.size == 1 else _distributed(self.method)
+        self.model: nn.Module = self.method if world.size == 1 else data_parallel(self.method)
         self._first_bad_step = torch.full((), -1, device=device)
 
     def fit(
@@ -144,23 +143,6 @@ class Trainer:
         for number, parameter in enumerate(self.method.trainable_parameters()):
             self.optimizer.state[parameter]["momentum_buffer"].copy_(state[f"sgd/{number}"])
 
-    def record_stop(self, message: str) -> str:
-        """Write the reason of a stop to run.json if possible; returns it with a hint on how to resume."""
-        run = self.config.out
-        if self.world.rank == 0:
-            with contextlib.suppress(OSError, UserError):
-                run_folder.change_about(run, status=f"stopped: {message}")
-        if not (run / run_folder.CONFIG).exists():
-            return (
-                f"{message}; {run} no longer exists, so nothing was written; if you moved it, use --resume "
-                f"with its new path"
-            )
-        kept = checkpoints(run)
-        rest = (
-            f"the last good checkpoint is {kept[-1]}; --resume {run} continues from it" if kept else "no checkpoint yet"
-        )
-        return f"{message}; {rest}"
-
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
 
@@ -198,7 +180,7 @@ class Trainer:
                 self.check_finite()
                 save_checkpoint(self, read_errors, step)
             if stopped and may_stop:
-                end_by_signal(stopped, self.record_stop(NAMES[stopped]))
+                end_by_signal(stopped, record_stop(self.config.out, NAMES[stopped], self.world))
             if failed:
                 raise problem or UserError("another process cannot read its data; see its error message")
             if batch is None:
@@ -238,49 +220,6 @@ def learning_rate(peak: float, progress: float, schedule: str, warmup: float) ->
     if schedule == "step":
         return peak * 0.1 ** sum(progress >= milestone for milestone in (0.6, 0.8))
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-
-
-class _WithUnused(nn.Module):
-    """A method and a parameter that it never uses: without any, DDP prints a C++ warning in every process."""
-
-    def __init__(self, method: Method) -> None:
-        super().__init__()
-        self.method = method
-        self.unused = nn.Parameter(torch.zeros(1, device=next(method.parameters()).device))
-
-    def forward(self, batch: Batch, info: StepInfo) -> Losses:
-        losses: Losses = self.method(batch, info)
-        return losses
-
-
-def _distributed(method: Method) -> DistributedDataParallel:
-    """Wrap a method in DistributedDataParallel; all processes start with the weights and buffers of rank 0."""
-    # find_unused_parameters: which parameters get gradients depends on the method, and on whether λ is enabled. It also
-    # keeps the buckets as they are, so that a resumed run adds the gradients of all processes in the same order.
-    known = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before PyTorch 2.13
-    options: dict[str, Any] = {name: False, "find_unused_parameters": True, "gradient_as_bucket_view": True}
-    with peer_errors():
-        broadcast_from_rank_0(method.buffers())
-        return DistributedDataParallel(_WithUnused(method), **options)
-
-
-def freeze_stages(method: Method, num_stages: int) -> None:
-    """Stop training the stem and the first stages of the backbone; their BatchNorm uses its running statistics.
-
-    They are the layers that the output of the stage depends on. The momentum encoder is treated the same way.
-    """
-    backbone = method.encoder.backbone.eval()
-    names, weights = zip(*backbone.named_parameters(), strict=True)
-    images = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=weights[0].device)
-    gradients = torch.autograd.grad(backbone.feature_map(images, num_stages).sum(), weights, allow_unused=True)
-    frozen = {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
-    for module in [module for module in method.modules() if isinstance(module, Backbone)]:
-        module.train()
-        for prefix, layer in module.named_modules():
-            own = {f"{prefix}.{name}" for name, _ in layer.named_parameters(recurse=False)}
-            if own and own <= frozen:
-                layer.eval().requires_grad_(False)
 
 
 def _make_optimizer(method: Method, config: PretrainConfig) -> torch.optim.SGD:

@@ -7,6 +7,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.models.backbone import (
     IMAGENET_MEAN,
     TOTAL_STRIDE_8,
+    freeze_stages,
     import_torchvision,
     load_timm,
     make_backbone,
@@ -253,3 +254,15 @@ def test_a_network_other_than_our_resnet_is_refused():
     """The strides of a timm network cannot be changed here."""
     with pytest.raises(UserError, match="is not a ResNet"):
         restride(make_backbone("timm:resnet10t"), *TOTAL_STRIDE_8)
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "resnet10-small-w4"])
+def test_what_a_stage_depends_on_is_frozen(name):
+    """The frozen layers are those before the end of the stage, also in networks of timm."""
+    backbone = make_backbone(name)
+    backbone.image_size = 32
+    freeze_stages([backbone], 2)
+    learns = {part.split(".")[1] for part, weight in backbone.named_parameters() if weight.requires_grad}
+    assert learns == {"layer3", "layer4"}
+    assert not backbone.network.bn1.training
+    assert backbone.network.layer3.training

@@ -125,7 +125,7 @@ def count_in_two(rank, folder):
     """Count one process's share and write the counts."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     store, errors = FrameStore.open(folder / "data"), ReadErrors()
-    world = World(rank, 2, cpu_group=dist.group.WORLD, patient=dist.group.WORLD)
+    world = World(rank, 2, cpu_group=dist.group.WORLD, patient_group=dist.group.WORLD)
     shares = [(BATCHES[0], BATCHES[0]), (BATCHES[0], BATCHES[1]), (BATCHES[3], BATCHES[0]), (BATCHES[1], BATCHES[3])]
     for step, share in enumerate(shares, start=1):
         errors.count(share[rank], store, step, world)

@@ -261,7 +261,7 @@ def test_a_run_whose_folder_is_moved_ends(stripes, whole, tmp_path, monkeypatch,
     monkeypatch.setattr(Trainer, "train_step", move_then_train)
     with pytest.raises(
         UserError,
-        match="/run no longer exists, so nothing was written; if you moved it, use --resume with its new path",
+        match="/run no longer exists, so nothing was written; if you moved it, --resume it there",
     ):
         train(stripes, folder, log_every=log_every, health_every=1 if log_every == 1 else 6)
     monkeypatch.undo()

@@ -8,9 +8,8 @@ import torch
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.methods import METHODS, StepInfo
-from cyclecontrast.models.backbone import make_backbone
-from cyclecontrast.training.trainer import freeze_stages, learning_rate
-from tests.unit.methods.make_methods import draw_batch, make_config, make_trainer
+from cyclecontrast.training.trainer import learning_rate
+from tests.unit.methods.make_methods import draw_batch, make_trainer
 
 
 @pytest.mark.parametrize(
@@ -127,18 +126,6 @@ def test_stages_can_be_frozen():
     for name in [name for name in start if "backbone" in name and "num_batches" not in name]:
         is_frozen = re.search(r"network\.(conv1|bn1|layer1)", name)
         assert torch.equal(end[name], start[name]) == bool(is_frozen), name
-
-
-@pytest.mark.parametrize("name", ["timm:resnet10t", "resnet10-small-w4"])
-def test_what_a_stage_depends_on_is_frozen(name):
-    """The frozen layers are those before the end of the stage, also in networks of timm."""
-    backbone = make_backbone(name)
-    backbone.image_size = 32
-    freeze_stages(METHODS["intra-video"](backbone, make_config("intra-video")), 2)
-    learns = {part.split(".")[1] for part, weight in backbone.named_parameters() if weight.requires_grad}
-    assert learns == {"layer3", "layer4"}
-    assert not backbone.network.bn1.training
-    assert backbone.network.layer3.training
 
 
 def test_the_backbone_can_have_its_own_rate():
