@@ -40,7 +40,7 @@ LONG_TIMEOUT = timedelta(hours=12)
 class World(NamedTuple):
     """This process's rank and the number of processes.
 
-    `hosts` is the gloo group for small messages within a step, `patient` the gloo group with a long timeout.
+    `cpu_group` is the gloo group for small messages within a step, `patient_group` the one with a long timeout.
     """
 
     rank: int

@@ -66,8 +66,8 @@ def test_replacing_leaves_the_old_file_or_the_new_one(tmp_path):
 def test_what_a_killed_writer_left_is_removed(tmp_path):
     """The next writer in a folder removes what killed processes of its machine left, not what others still write."""
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom cyclecontrast.files import replacing\n"
-        "with replacing(Path(sys.argv[1])) as part:\n    part.touch()\n    os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom cyclecontrast.files import atomic_write\n"
+        "with atomic_write(Path(sys.argv[1])) as part:\n    part.touch()\n    os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "other [1]")], check=False)
     (killed,) = (path.name for path in tmp_path.iterdir())

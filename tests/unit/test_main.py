@@ -40,9 +40,9 @@ ENDS = """
 import os, signal, sys, time, cyclecontrast.cli as cli
 from pathlib import Path
 from cyclecontrast.__main__ import run
-from cyclecontrast.files import replacing
+from cyclecontrast.files import atomic_write
 def call():
-    with replacing(Path("out")) as part:
+    with atomic_write(Path("out")) as part:
         part.touch()
         try:
             os.kill(os.getpid(), NUMBER)
