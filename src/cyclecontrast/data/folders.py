@@ -36,6 +36,10 @@ SYSTEM_FOLDERS = frozenset(
     }
 )
 """Folders that file systems and network storage add, in lower case: thumbnails, deleted files, metadata."""
+DATASET_TEXTS = frozenset(
+    {"readme", "readme.md", "readme.txt", "license", "license.txt", "train.txt", "val.txt", "test.txt", "classes.txt"}
+)
+"""Lists and descriptions that belong to a dataset, in lower case; nobody expects them to be used as media."""
 SAMPLE_BYTES = 65_536
 """Of files of one size, as many first and last bytes are compared before all of them are."""
 
@@ -137,6 +141,11 @@ def walk(
             waiting.append((path / folder.name, inside))
 
 
+def is_dataset_text(name: str) -> bool:
+    """Return whether a file is a list or description of a dataset, such as train.txt or README.md."""
+    return name.lower() in DATASET_TEXTS
+
+
 def is_system_folder(name: str) -> bool:
     """Return whether a folder has a name that only file systems and network storage give."""
     return name.lower() in SYSTEM_FOLDERS
@@ -153,7 +162,7 @@ def images_below(root: Path, top: str = "", left_out: LeftOut | None = None) -> 
     for folder, entries in walk(root / top, note, left_out):
         names = sorted((entry.name for entry in entries if is_image(entry.name)), key=natural_order)
         yield from ((folder.relative_to(root) / name).as_posix() for name in names)
-        others = [entry.name for entry in entries if not is_image(entry.name)]
+        others = [entry.name for entry in entries if not is_image(entry.name) and not is_dataset_text(entry.name)]
         left_out.add("file without the suffix of an image", folder, others)
 
 
@@ -182,7 +191,7 @@ def find_videos(root: Path, left_out: LeftOut | None = None) -> list[FoundVideo]
         for entry in entries:
             if is_video(entry.name):
                 add(Path(entry), *_size_and_reason(Path(entry)))
-            else:
+            elif not is_dataset_text(entry.name):
                 others.append(entry.name)
         images = [name for name in others if is_image(name)]
         left_out.add("image", folder, images)

@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cyclecontrast.data.folders import IMAGE_SUFFIXES, LeftOut, is_image, is_video, natural_order, walk
+from cyclecontrast.data.folders import (
+    IMAGE_SUFFIXES,
+    LeftOut,
+    is_dataset_text,
+    is_image,
+    is_video,
+    natural_order,
+    walk,
+)
 from cyclecontrast.data.images import MAX_BYTES
 from cyclecontrast.data.storage import read_regular
 from cyclecontrast.errors import UserError
@@ -104,7 +112,7 @@ def _folders_of_images(root: Path, left_out: LeftOut) -> Iterator[tuple[str, lis
             for entry in entries
             if is_image(entry.name) and (entry.is_symlink() or entry.is_file(follow_symlinks=False))
         ]
-        others = [entry.name for entry in entries if not is_image(entry.name)]
+        others = [entry.name for entry in entries if not is_image(entry.name) and not is_dataset_text(entry.name)]
         left_out.add("video", folder, list(filter(is_video, others)))
         left_out.add("file without the suffix of an image", folder, [name for name in others if not is_video(name)])
         if images:

@@ -171,10 +171,18 @@ def _open_folders(root: Path, chosen: Where | None) -> LabeledImages:
             found = flat[name] if is_flat and split == "val" else list(images_below(root, f"{split}/{name}", left_out))
             videos += [(image, label, [image]) for image in found]
             if not found:
-                problems.append(f"{root / split / name}: holds no images")
+                problems.append(f"{root / split / name}: {_why_empty(root / split / name)}")
         splits.append(_make_split(root, videos))
     raise_problems(problems)
     return LabeledImages(root, classes, splits[0], splits[1], left_out.notes)
+
+
+def _why_empty(folder: Path) -> str:
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        return f"cannot be listed ({short_reason(error)})"
+    return "holds no images"
 
 
 def _class_folders(folder: Path) -> set[str]:

@@ -156,5 +156,5 @@ def leaked(train: Split | VideoSplit | MaskedSplit, test: Split | VideoSplit | M
 def doubts(last_loss: float, num_classes: int) -> tuple[str, ...]:
     """Return a note if the mean loss of the last epoch is above that of uniform predictions."""
     uniform = math.log(num_classes)
-    line = f"the loss on train ended at {last_loss:.3g}, above chance level ({uniform:.3g}); try another learning_rate"
+    line = f"the loss on train ended at {last_loss:.4g}, above chance level ({uniform:.4g}); try another learning_rate"
     return (line,) if last_loss > uniform else ()

@@ -201,7 +201,9 @@ class Embedded(NamedTuple):
     skipped: tuple[str, ...]
 
     def __str__(self) -> str:
-        line = f"{self.num_frames:,} frames of {self.num_videos:,} videos, {self.dim}-dimensional vectors → {self.out}"
+        frames = f"{self.num_frames:,} frame{'s' * (self.num_frames != 1)}"
+        videos = f"{self.num_videos:,} video{'s' * (self.num_videos != 1)}"
+        line = f"{frames} of {videos}, {self.dim}-dimensional vectors → {self.out}"
         return join_lines([f"{line}; {len(self.skipped)} skipped:" if self.skipped else line, *self.skipped])
 
 

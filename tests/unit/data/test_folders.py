@@ -64,6 +64,8 @@ def test_what_is_no_video_is_counted_with_an_example(tmp_path):
         "b/10.jpg",
         "notes.txt",
         "noextension",
+        "README",
+        "train.txt",
         ".hidden.mp4",
         "system volume information/1",
     ]:

@@ -128,6 +128,7 @@ def test_a_folder_that_cannot_be_listed_is_reported(tmp_path, monkeypatch):
 def test_what_is_no_frame_is_left_out_and_counted(tmp_path):
     """Thumbnails of network storage, videos, other files and images of the root are named in one line."""
     tree(tmp_path, "a/0.jpg", "a/1.jfif", "b/0.png", "a/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/a/9.jpg")
+    tree(tmp_path, "train.txt", "test.txt", "classes.txt", "README.md")  # those of a dataset are no news
     tree(tmp_path, "cover.jpg", "a/clip.mp4", "a/0.heic", "b/notes.txt", "LOST+FOUND/#12.jpg", ".@__thumb/0.jpg")
     store = FrameStore.open(tmp_path)
     assert listing(store) == {"a": ["a/0.jpg", "a/1.jfif"], "b": ["b/0.png"]}

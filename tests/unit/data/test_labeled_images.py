@@ -1,6 +1,7 @@
 """Labeled images: all layouts, labels that mean the same in both splits, and all mistakes reported at once."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import cv2
@@ -164,6 +165,24 @@ def test_a_list_that_is_no_text_is_refused(tmp_path):
     root = frame_tree(tmp_path, b"a 0\n", b"b 0\n")
     (root / "test.txt").write_bytes(b"\xff\xfe\x00b")
     assert any("test.txt: cannot be read as UTF-8 text" in line for line in problems_of(root))
+
+
+def test_a_class_that_cannot_be_listed_is_named_with_the_cause(tmp_path, monkeypatch):
+    """It is not called empty."""
+    root = folders(tmp_path, ["cat/0.png", "dog/0.png"], ["cat/0.png", "dog/0.png"])
+    scandir, listdir = os.scandir, os.listdir
+
+    def guarded(function):
+        def call(path):
+            if str(path).endswith("train/dog"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", guarded(scandir))
+    monkeypatch.setattr(os, "listdir", guarded(listdir))
+    assert problems_of(root) == [f"{root}/train/dog: cannot be listed (permission denied)"]
 
 
 def test_folders_of_the_system_are_no_classes(tmp_path):
