@@ -89,7 +89,7 @@ for number in range(100):
 """
 
 
-@pytest.mark.parametrize("whole_group", [False, True])
+@pytest.mark.parametrize("whole_group", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_command_is_killed_at_its_moment(tmp_path, whole_group):
     """After so many changes; its children are killed along, or are noticed as left behind."""
     out = tmp_path / "out"

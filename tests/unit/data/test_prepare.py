@@ -252,6 +252,7 @@ def wait_for(process, out, pattern):
         time.sleep(0.0005)
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(many, whole, tmp_path):
     """kill -9 while planning, writing, committing and joining; the last run ends as if nothing had been."""
     out = tmp_path / "store"

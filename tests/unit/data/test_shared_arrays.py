@@ -101,7 +101,7 @@ def test_a_large_store_opens(small, large):
     assert 25 * MB < added < 100 * MB
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.long)])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_workers_have_no_copy_of_the_index(stores, method):
     """A worker that has looked at every frame's place owns no more memory than one of a store of ten videos."""

@@ -170,6 +170,7 @@ def test_the_object_is_seen():
         assert min(lumas) > max(grounds) + 0.15 or max(lumas) < min(grounds) - 0.15
 
 
+@pytest.mark.long
 def test_thumbnails_and_colors_do_not_solve_it():
     """Nearest neighbors of raw 16×16 pixels or of color histograms name few of 20 categories (chance 5 %)."""
     spec = dataclasses.replace(SyntheticSpec(), num_frames=2)

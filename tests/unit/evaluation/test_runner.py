@@ -168,6 +168,7 @@ def test_a_stopped_evaluation_resumes(data, tmp_path, monkeypatch, stop):
     assert files(tmp_path / "out") == whole
 
 
+@pytest.mark.long
 def test_killed_before_any_change_to_files_it_ends_the_same(data, tmp_path, monkeypatch):
     """Whichever file was about to be opened, renamed or removed, the same command ends with all files the same."""
     for slow in ("cyclecontrast.files.sync", "importlib.metadata.version"):
