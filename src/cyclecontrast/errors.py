@@ -62,9 +62,9 @@ class UserError(Exception):
 
 
 def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
-    """Return the result of an action, or add its UserError or its missing permission to `problems`.
+    """Return the result of an action, or add its UserError to `problems`, so that all are reported together.
 
-    So all are reported together.
+    A missing permission is such an error, too.
     """
     try:
         return action()

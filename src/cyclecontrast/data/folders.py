@@ -1,19 +1,15 @@
 """List the images and videos below a folder, in an order that does not depend on the file system."""
 
-import filecmp
-import hashlib
 import os
 import re
 import stat
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from cyclecontrast.data.storage import is_passing, retried, short_reason
+from cyclecontrast.data.storage import equal_files, is_passing, retried, short_reason
 from cyclecontrast.output import printable
 
 IMAGE_SUFFIXES = frozenset(
@@ -40,8 +36,6 @@ DATASET_TEXTS = frozenset(
     {"readme", "readme.md", "readme.txt", "license", "license.txt", "train.txt", "val.txt", "test.txt", "classes.txt"}
 )
 """Lists and descriptions that belong to a dataset, in lower case; nobody expects them to be used as media."""
-SAMPLE_BYTES = 65_536
-"""Of files of one size, as many first and last bytes are compared before all of them are."""
 
 
 class LeftOut:
@@ -216,28 +210,5 @@ def _size_and_reason(path: Path) -> tuple[int, str]:
 
 def find_copies(videos: Sequence[FoundVideo]) -> list[tuple[FoundVideo, FoundVideo]]:
     """Return each video whose file has the same bytes as that of another before it, with that one."""
-    copies: list[tuple[FoundVideo, FoundVideo]] = []
-    readable = sorted((video for video in videos if video.size_bytes and not video.reason), key=_size_and_id)
-    for _, of_one_size in groupby(readable, key=lambda video: video.size_bytes):
-        several = list(of_one_size)
-        by_sample: defaultdict[str, list[FoundVideo]] = defaultdict(list)
-        for video in several if len(several) > 1 else ():
-            with suppress(OSError):  # reported when it is decoded
-                by_sample[_sample(video)].append(video)
-        for alike in by_sample.values():
-            for video in alike[1:]:
-                with suppress(OSError):
-                    if filecmp.cmp(alike[0].path, video.path, shallow=False):
-                        copies.append((video, alike[0]))
-    return copies
-
-
-def _size_and_id(video: FoundVideo) -> tuple[int, str]:
-    return video.size_bytes, video.id
-
-
-def _sample(video: FoundVideo) -> str:
-    with open(video.path, "rb") as file:
-        first = file.read(SAMPLE_BYTES)
-        file.seek(max(0, video.size_bytes - SAMPLE_BYTES))
-        return hashlib.sha256(first + file.read(SAMPLE_BYTES)).hexdigest()
+    by_path = {str(video.path): video for video in sorted(videos) if not video.reason}
+    return [(by_path[copy], by_path[first]) for first, *copies in equal_files(by_path) for copy in copies]

@@ -35,9 +35,9 @@ SPARE_HANDLES = 16
 
 
 class StepSampler(Sampler[list[int]]):
-    """Batch sampler that yields this rank's positions of each batch, for the given `steps` (any range.
+    """Batch sampler that yields this rank's positions of each batch, for any range of `steps`, so that runs can resume.
 
-    So runs can resume). Step s takes the positions s·B to (s + 1)·B - 1 of the training. Differs from the release: a
+    Step s takes the positions s·B to (s + 1)·B - 1 of the training. Differs from the release: a
     batch may extend into the next epoch, so that no video is dropped at the end of an epoch.
     """
 

@@ -192,27 +192,34 @@ def file_digest(path: Path) -> bytes:
         raise UserError(f"{path}: {reason(error)}") from error
 
 
-def same_content(files: Iterable[str], others: Iterable[str]) -> dict[str, str]:
-    """Return the files that equal one of the others byte for byte, each with that one.
+def equal_files(paths: Iterable[str]) -> list[list[str]]:
+    """Return the groups of files that equal each other byte for byte, in the order of the paths.
 
     Only files that agree in size and in their last bytes are read whole. Empty and unreadable ones are left out.
     """
-    ours: dict[object, list[str]] = {}
-    theirs: dict[object, list[str]] = {}
+    groups = [list(dict.fromkeys(paths))]
     for key in (os.path.getsize, _last_bytes, file_digest):
-        ours, theirs = _grouped(files, key), _grouped(others, key)
-        files = [path for value, paths in ours.items() if value in theirs for path in paths]
-        others = [path for value, paths in theirs.items() if value in ours for path in paths]
-    return {path: theirs[value][0] for value, paths in ours.items() if value in theirs for path in paths}
+        groups = [alike for group in groups for alike in _grouped(group, key) if len(alike) > 1]
+    return groups
 
 
-def _grouped(paths: Iterable[str], key: Callable[[Any], object]) -> dict[object, list[str]]:
+def same_content(files: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Return the files that equal one of the others byte for byte, each with that one."""
+    ours, theirs = dict.fromkeys(files), dict.fromkeys(others)
+    found = {path: path for path in ours if path in theirs}
+    for group in equal_files([*theirs, *ours]):
+        if first := next((path for path in group if path in theirs), None):
+            found |= {path: first for path in group if path in ours}
+    return found
+
+
+def _grouped(paths: Iterable[str], key: Callable[[Any], object]) -> list[list[str]]:
     groups: dict[object, list[str]] = {}
     for path in paths:
         with contextlib.suppress(OSError, UserError):
             if value := key(path):
                 groups.setdefault(value, []).append(path)
-    return groups
+    return list(groups.values())
 
 
 def _last_bytes(path: str) -> bytes:

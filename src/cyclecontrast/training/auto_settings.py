@@ -184,10 +184,7 @@ def _batch_size(num_videos: int, machine: Machine, divisor: int, parts: int) -> 
 
 
 def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> int:
-    """Return the number of epochs.
-
-    From `steps` if set, otherwise 200 as in the paper, more for few videos, fewer on a CPU.
-    """
+    """Return the epochs: those of `steps` if set, otherwise 200 (paper), more for few videos, fewer on a CPU."""
     if steps is not None:
         return min(MAX_COUNT, math.ceil(steps * batch_size / num_videos))
     epochs = max(200, math.ceil(MIN_STEPS * batch_size / num_videos))

@@ -134,8 +134,9 @@ def measure_health(
     by_video: dict[str, Floats] = {}
     if is_finite := bool(np.isfinite(both).all() and np.isfinite(representation).all()):
         numbers = watched.video.tile(2).numpy()
-        by_video = {"same_video": recall_by_video(representation, numbers)}
-        rate, error = same_video_recall(representation, numbers)
+        hits, counts = _hits(representation, numbers)
+        by_video = {"same_video": hits / counts}
+        rate, error = float(hits.sum() / counts.sum()), mean_and_error(by_video["same_video"])[1]
         signals = {
             "same_video": rate,
             "same_video_error": error,

@@ -37,10 +37,7 @@ MAX_CYCLES_KEPT = 24
 
 
 def steps_between(health_every: int | None, num_steps: int) -> int:
-    """Return the number of steps between measurements: `health_every` if set (0.
-
-    Never), otherwise for about 20 in total.
-    """
+    """Return the steps between measurements: `health_every` if set (0: never), otherwise about 20 in total."""
     return max(MIN_STEPS, math.ceil(num_steps / NUM_MEASUREMENTS)) if health_every is None else health_every
 
 

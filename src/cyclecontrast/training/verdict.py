@@ -99,18 +99,19 @@ def judge(rows: Sequence[Row], known: VerdictInputs) -> Verdict | None:
     if not measured:
         return None
     history = _History(measured, [row for row in rows if row.get("intra_accuracy") is not None], known)
+    is_compared = known.is_given and "health_same_video" in known.at_start
     rules = {
         "collapsed": _collapsed,
         "collapsing": _collapsing,
         "overfitting the queue": _over_fitting,
         "undertrained": _under_trained,
     }
-    if known.is_given and "health_same_video" in known.at_start:
+    if is_compared:
         del rules["undertrained"]
     for word, rule in rules.items():
         if reason := rule(history):
             return Verdict(word, f"{reason}; {history.in_words()}")
-    if "undertrained" in rules:
+    if not is_compared:
         return Verdict("healthy", history.in_words())
     more = "; it still improved in the last quarter" if history.still_improved() else ""
     return Verdict(_change(history.last, known), f"{_gain_in_words(history.last, known)}{history.in_words()}{more}")

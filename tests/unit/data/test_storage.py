@@ -138,3 +138,4 @@ def test_files_of_the_same_content_are_found_whatever_their_names(tmp_path):
     (tmp_path / "e2").write_bytes(b"")
     found = same_content([paths[name] for name in "abcdef"], [paths[name] for name in "xyz"])
     assert found == {paths["a"]: paths["x"], paths["d"]: paths["x"]}
+    assert same_content([paths["a"], paths["b"]], [paths["b"]]) == {paths["b"]: paths["b"]}
