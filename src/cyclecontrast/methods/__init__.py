@@ -3,6 +3,8 @@
 from cyclecontrast.config.types import USER_PREFIX
 from cyclecontrast.methods.byol import BYOL
 from cyclecontrast.methods.cycle_contrast import CycleContrast, CycleOnly, IntraImage, IntraVideo
+from cyclecontrast.methods.diet import DIET
+from cyclecontrast.methods.distill import Distill
 from cyclecontrast.methods.method import Candidates, Losses, Method, MomentumMethod, StepInfo
 from cyclecontrast.methods.seco import SeCo
 from cyclecontrast.methods.simclr import SimCLR
@@ -19,6 +21,8 @@ METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "simsiam": SimSiam,
     "byol": BYOL,
+    "diet": DIET,
+    "distill": Distill,
 }
 
 
@@ -29,11 +33,13 @@ def learns_from(name: str) -> str:
 
 __all__ = [
     "BYOL",
+    "DIET",
     "METHODS",
     "VINCE",
     "Candidates",
     "CycleContrast",
     "CycleOnly",
+    "Distill",
     "IntraImage",
     "IntraVideo",
     "Losses",

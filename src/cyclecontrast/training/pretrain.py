@@ -28,10 +28,10 @@ from cyclecontrast.training.loggers import open_loggers
 from cyclecontrast.training.monitor import Monitor, best_backbone, compute_verdict, steps_between
 from cyclecontrast.training.progress import Row
 from cyclecontrast.training.read_errors import ReadErrors
-from cyclecontrast.training.setup import make_health_dataset, open_training, unused_options
+from cyclecontrast.training.setup import build_method, make_health_dataset, open_training, unused_options
 from cyclecontrast.training.signals import stop_signals
 from cyclecontrast.training.trainer import Trainer
-from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given, method_class
+from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given
 from cyclecontrast.training.verdict import Verdict, last_measured
 
 DECIDING = ("device", "processor", "instructions", "threads", "precision", "processes", "augment_on", "compile")
@@ -82,7 +82,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
         with limited_threads(device), torch.random.fork_rng(devices), lock:
             check_same(_shared_settings(config, dataset, backbone), world)
             torch.manual_seed(config.seed)
-            method = method_class(config, parts)(backbone, config, world)
+            method = build_method(config, backbone, dataset.store.num_videos, parts, world)
             trainer = Trainer(method, config, num_steps(config, dataset), device, world)
             start, read_errors = open_run(trainer, dataset)
             if unread and is_first:

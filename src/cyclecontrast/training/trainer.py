@@ -17,7 +17,8 @@ from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.distributed import World, all_reduce_max, all_reduce_mean, data_parallel, peer_errors
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods.method import Losses, Method, StepInfo
-from cyclecontrast.models.backbone import Backbone, freeze_stages
+from cyclecontrast.models.backbone import freeze_stages
+from cyclecontrast.models.encoder import Encoder
 from cyclecontrast.models.hardware import pick_workers
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.checkpoints import record_stop, save_checkpoint
@@ -42,7 +43,8 @@ class Trainer:
         if config.compile:
             self.method.compile_encoders()
         if config.freeze:
-            freeze_stages([module for module in method.modules() if isinstance(module, Backbone)], config.freeze)
+            encoders = [module for module in method.modules() if isinstance(module, Encoder)]
+            freeze_stages([encoder.backbone for encoder in encoders], config.freeze)
         self.optimizer = _make_optimizer(self.method, config)
         self.model: nn.Module = self.method if world.size == 1 else data_parallel(self.method)
         self._first_bad_step = torch.full((), -1, device=device)
