@@ -32,6 +32,7 @@ from cyclecontrast.data.store_format import (
     STORE_VERSION,
     VIDEOS,
     VideoRow,
+    check_settings_exist,
     read_settings,
     read_videos,
     shard_name,
@@ -251,6 +252,7 @@ def _check_out(videos: Path, out: Path, settings: Mapping[str, object]) -> None:
     if target in source.parents:
         raise UserError(f"out: {out} holds the folder of videos {videos}; choose another folder")
     check_folder(out)
+    check_settings_exist(out)
     if not (out / STORE).exists():
         if out.exists() and any(not e.name.startswith(LOCK_FILE) and e.suffix != ".part" for e in out.iterdir()):
             raise UserError(f"out: {out} is not empty and not a frame store; name a new folder")

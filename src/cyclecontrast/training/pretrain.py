@@ -203,7 +203,7 @@ def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> Non
         say(f"health is measured on the training videos themselves{few}")
     shown = sorted(set(type(config).model_fields) - {"data", "out", "resume"})
     say("settings: " + " ".join(f"{name}={getattr(config, name)}" for name in shown))
-    say(f"{about['num_steps']:,} steps on {about['device']} in {about['precision']}")
+    say(f"{about['num_steps']:,} step{'s' * (about['num_steps'] != 1)} on {about['device']} in {about['precision']}")
 
 
 def _announce_resumed(before: dict[str, Any], about: dict[str, Any], damages: list[str], start: int) -> None:
