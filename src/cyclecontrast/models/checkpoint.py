@@ -352,7 +352,7 @@ def _make_empty(name: str, path: Path) -> Backbone:
 
 
 def _fill(empty: Backbone, weights: Weights, source: str, hint: str = "") -> Backbone:
-    """Return a backbone with these weights. Raises UserError if they do not match, with the hint if keys are unknown."""
+    """Return a backbone with these weights. Raises UserError if they do not match; unknown keys add the hint."""
     if problems := mismatches(empty, weights, source):
         is_other = any("unknown to" in problem for problem in problems)
         raise UserError(*problems, *([hint] if hint and is_other else []))
