@@ -31,19 +31,6 @@ from cyclecontrast.methods import IntraVideo, Losses, StepInfo
 from cyclecontrast.models.backbone import Backbone, make_backbone
 
 
-class StartStatistics(IntraVideo):
-    """The backbone's BatchNorm uses the running statistics of the start instead of those of the batch."""
-
-    def train(self, mode: bool = True) -> "StartStatistics":
-        """Set the mode of all layers but those."""
-        super().train(mode)
-        for encoder in (self.encoder, self.momentum_encoder):
-            for layer in encoder.backbone.modules():
-                if isinstance(layer, nn.BatchNorm2d):
-                    layer.eval()
-        return self
-
-
 class AnchoredWeights(IntraVideo):
     """Adds the squared distance of the backbone's weights from those of the start to the loss (L2-SP)."""
 
@@ -101,7 +88,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "projectors first": {"method": "intra-video", "rate": 2.0, "projector_first": 0.1},
     "slow backbone": {"method": "intra-video", "rate": 2.0, "backbone_rate": 0.3},
     "first two stages frozen": {"method": "intra-video", "rate": 2.0, "freeze": 2},
-    "statistics of the start": {"method": StartStatistics, "rate": 2.0},
+    "BatchNorm of the batch": {"method": "intra-video", "rate": 2.0, "freeze_batchnorm": False},
     "anchored weights": {"method": AnchoredWeights, "rate": 2.0},
     "anchored features": {"method": AnchoredFeatures, "rate": 2.0},
 }

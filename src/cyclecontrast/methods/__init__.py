@@ -26,6 +26,13 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
+def unread_options(method: type[Method]) -> frozenset[str]:
+    """Return the method-specific options that a method does not use; a custom method may not say which it uses."""
+    known: frozenset[str] = frozenset().union(*(one.reads for one in METHODS.values()))
+    unread = known - method.reads if method.reads or method in METHODS.values() else frozenset()
+    return unread if method.has_projectors else unread | {"projector", "projector_dim"}
+
+
 def learns_from(name: str) -> str:
     """Return the phrase that completes "it learns from" for a method name of a config."""
     return METHODS[name].learns_from if name in METHODS else f"the custom method {name.removeprefix(USER_PREFIX)}"
@@ -50,4 +57,5 @@ __all__ = [
     "SimSiam",
     "StepInfo",
     "learns_from",
+    "unread_options",
 ]

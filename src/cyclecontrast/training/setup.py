@@ -21,11 +21,11 @@ from cyclecontrast.data.random_streams import random_stream
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import read_settings
 from cyclecontrast.distributed import ALONE, World, rank_0_first
-from cyclecontrast.errors import UserError, attempt, checked
+from cyclecontrast.errors import UserError, attempt, checked, some
 from cyclecontrast.files import check_new_run
 from cyclecontrast.loss import KeyQueue
 from cyclecontrast.loss.attention import BLOCK
-from cyclecontrast.methods import METHODS, Method, MomentumMethod
+from cyclecontrast.methods import Method, MomentumMethod, unread_options
 from cyclecontrast.models.backbone import Backbone, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import check_compiler, free_memory, pick_augment_on, pick_device, pick_workers
@@ -93,11 +93,10 @@ def open_training(
 
 def unused_options(config: PretrainConfig, parts: UserParts = NO_PARTS) -> list[str]:
     """Return the names of the options that the user set but the method does not use."""
-    method, known = method_class(config, parts), frozenset().union(*(one.reads for one in METHODS.values()))
+    method = method_class(config, parts)
     unread = {
-        **({name: name not in method.reads for name in known} if parts.method is None else {}),
+        **dict.fromkeys(unread_options(method) if parts.method is None else (), True),
         **dict.fromkeys(("min_crop", "flip"), parts.augmentation is not None),
-        **dict.fromkeys(("projector", "projector_dim"), not method.has_projectors),
         "distinct_frames": method.frames(config)[0],
         "self_temperature": not config.self_batch,
         "epochs": config.steps is not None,
@@ -130,12 +129,12 @@ def prepare_videos(config: PretrainConfig) -> None:
 
 def frame_size(store: FrameStore) -> DataSize:
     """Return the size of the data for the preset `auto`, from the first frames of some videos."""
-    some = np.linspace(0, store.num_videos - 1, min(SAMPLED_VIDEOS, store.num_videos)).astype(int)
+    sample = np.linspace(0, store.num_videos - 1, min(SAMPLED_VIDEOS, store.num_videos)).astype(int)
     problems: list[str] = []
-    images = [attempt(partial(store.image, int(video), 0), problems) for video in some]
+    images = [attempt(partial(store.image, int(video), 0), problems) for video in sample]
     sides = [min(image.shape[:2]) for image in images if image is not None]
     if not sides:
-        raise UserError(*problems[:3])
+        raise UserError(*some(problems))
     return DataSize(store.num_videos, int(np.median(sides)))
 
 

@@ -169,15 +169,18 @@ def test_diet_classifies_each_view_as_its_video():
 
 
 def test_distillation_is_the_cosine_to_the_teachers_vectors():
-    """The loss is minus the mean cosine of the head's output and the teacher's vector of the same pixels."""
+    """The loss is minus the mean cosine of the head's output and the teacher's standardized vector of the same view."""
     method, batch = make_method("distill").eval(), draw_batch()
+    dim = method.teacher.dim
+    mean, variance = 0.1 * torch.arange(dim, dtype=torch.double), 0.5 + torch.arange(dim, dtype=torch.double) / dim
+    method.standardize.running_mean[:], method.standardize.running_var[:] = mean, variance
     teacher, backbone = method.teacher, method.encoder.backbone
     teacher.mean, teacher.std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     cosines = []
     for view in batch.views:
         pixels = view.permute(0, 2, 3, 1).double() / 255
         images = ((pixels - torch.tensor(teacher.mean)) / torch.tensor(teacher.std)).permute(0, 3, 1, 2)
-        wanted = teacher(images.float()).detach().double()
+        wanted = (teacher(images.float()).detach().double() - mean) / (variance + 1e-5).sqrt()
         found = method.head(backbone(backbone.normalize(view))).detach().double()
         cosines += [dot(a, b) / (dot(a, a) * dot(b, b)) ** 0.5 for a, b in zip(found, wanted, strict=True)]
     losses = method(batch, INFO)
@@ -214,6 +217,7 @@ def test_a_teacher_of_one_image_size_gets_views_of_that_size(tmp_path, monkeypat
     (view, _), seen = draw_batch().views, []
     method._teach = lambda images: seen.append(images) or teacher.eval()(images)
     method.teach(view)
+    assert method.teacher.image_size == 24
     small = [cv2.resize(image, (24, 24)) for image in view.permute(0, 2, 3, 1).float().numpy() / 255]
     assert np.allclose(seen[0].permute(0, 2, 3, 1).numpy(), np.stack(small), atol=1e-5)
 

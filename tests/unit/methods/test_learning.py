@@ -64,26 +64,21 @@ def same_video_first(backbone, stripes):
     return np.mean([paths[i].parent == paths[j].parent for i, j in enumerate(nearest)])
 
 
-def test_a_distilled_network_takes_over_the_teachers_similarities(stripes):
-    """After a few steps, similarities of frames by the student are nearer to those by its teacher than at the start."""
-    method = make_method("distill", teacher="random:resnet18-small-w16", image_size=16)
+def test_a_distilled_network_predicts_its_teacher(stripes):
+    """After a few steps, predictions of views that were not trained on are nearer to the teacher's vectors of them."""
+    method = make_method("distill", image_size=16)
     dataset = ViewDataset(FrameStore.open(stripes), RECIPES["moco-v1"], 16, 0)
-    batches = [collate([dataset.sample(position) for position in range(start, start + 24)]) for start in (0, 24, 48)]
-
-    def similarities(backbone):
-        with torch.inference_mode():
-            vectors = [backbone(backbone.normalize(batch.views[0])) for batch in batches]
-        return np.corrcoef(torch.cat(vectors).numpy())[np.triu_indices(72, k=1)]
-
-    before = similarities(method.encoder.backbone.eval())
-    optimizer = torch.optim.SGD(method.train().trainable_parameters(), lr=0.1, momentum=0.9)
-    for step in range(15):
+    *trained, unseen = (
+        collate([dataset.sample(position) for position in range(start, start + 12)]) for start in (0, 12, 24, 36, 48)
+    )
+    optimizer = torch.optim.SGD(method.trainable_parameters(), lr=0.1, momentum=0.9)
+    before = method(unseen, StepInfo(0, 10)).total.item()
+    for step in range(25):
         optimizer.zero_grad()
-        method(batches[step % 2], StepInfo(0, 10)).total.backward()
+        method(trained[step % 4], StepInfo(0, 10)).total.backward()
         optimizer.step()
-    after, wanted = similarities(method.encoder.backbone.eval()), similarities(method.teacher)
-    print(np.corrcoef(after, wanted)[0, 1] , np.corrcoef(before, wanted)[0, 1] )
-    assert np.corrcoef(after, wanted)[0, 1] > np.corrcoef(before, wanted)[0, 1] + 0.1
+    print(method(unseen, StepInfo(0, 10)).total.item(), before)
+    assert method(unseen, StepInfo(0, 10)).total.item() < before - 0.15
 
 
 def test_a_training_makes_frames_of_a_video_neighbors(stripes, tmp_path):

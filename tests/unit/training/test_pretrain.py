@@ -110,6 +110,21 @@ def test_options_without_effect_are_reported(stripes, tmp_path, capsys, changes,
         assert (name, set(names.split(", "))) == (changes["method"], unread)
 
 
+def test_settings_are_a_short_table(stripes, tmp_path, capsys):
+    """What was set is marked, what auto chose is beside it, in 80 columns; settings of other methods are not shown."""
+    run(stripes, tmp_path / "run", method="intra-video", steps=1, temperature=0.3)
+    err = capsys.readouterr().err
+    lines = re.search(r"^settings \(\* set by you; all are in .*/config.toml\):\n((?:  .*\n)+)", err, re.M)[
+        1
+    ].splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    words = " ".join(lines).split()
+    assert {"temperature=0.3*", "steps=1*", "momentum=0.99", "projector=mlp-bn"} <= {*words}
+    assert not any(word.startswith(("cycle_weight", "epochs", "data=", "out=")) for word in words)
+    run(stripes, tmp_path / "run", resume=tmp_path / "run", steps=1, method="intra-video", temperature=0.3)
+    assert "*" not in re.search(r"^settings .*:\n((?:  .*\n)+)", capsys.readouterr().err, re.M)[0]
+
+
 def test_training_starts_from_given_weights(stripes, done, tmp_path):
     """`init` takes the backbone of an earlier run with its architecture; another backbone is refused."""
     second = run(stripes, tmp_path / "second", init=str(done.folder), learning_rate=1e-12, weight_decay=0.0, steps=1)
