@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate, normalize
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch
-from cyclecontrast.distributed import ALONE, World
+from cyclecontrast.distributed import ALONE, World, all_gather
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods.method import Losses, Method, StepInfo
 from cyclecontrast.methods.simsiam import negative_cosine
@@ -18,15 +18,18 @@ from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import autocast, compiled
 
 IDENTITY = "teacher.fingerprint"
+CENTER_RATE = 0.1
+"""The running mean moves by this fraction of its distance from the mean of a step."""
 
 
 class Distill(Method):
     """Distillation: a linear layer on the backbone predicts the direction of a teacher's vector of the same view.
 
-    The loss is the negative cosine. The teacher is any MODEL (`--teacher`); it is never trained, and always in
-    evaluation mode. It sees the pixels that the backbone sees, with its own normalization, resized to its own image
-    size only if it does not accept theirs. The state contains its fingerprint instead of its weights: a resumed run
-    loads it again.
+    The loss is the negative cosine. Directions start at the running mean of the teacher's vectors (as in DINO): seen
+    from the origin they are nearly the same for all images, and only this mean would be learned. The teacher is any
+    MODEL (`--teacher`), is never trained, and always in evaluation mode. It sees the backbone's pixels with its own
+    normalization, resized to its own image size only if it does not accept theirs. The state contains its fingerprint
+    instead of its weights: a resumed run loads it again.
     """
 
     learns_from = "a teacher's features of the same views"
@@ -34,6 +37,7 @@ class Distill(Method):
     num_queries = 2
     has_projectors = False
     needs_videos = False
+    center: Tensor
 
     def __init__(self, backbone: Backbone, options: PretrainConfig, world: World = ALONE) -> None:
         super().__init__(backbone, options, world)
@@ -44,13 +48,16 @@ class Distill(Method):
         self.head: nn.Linear = nn.Linear(backbone.dim, teacher.dim)
         self.teacher = teacher.requires_grad_(False).to(self.head.weight.device)
         self._teach = self.teacher.forward
-        self.standardize = nn.BatchNorm1d(teacher.dim, affine=False)
+        self.register_buffer("center", torch.zeros(teacher.dim))
+        self._new_means: list[Tensor] = []
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the loss of a micro-batch; the accuracy compares with the teacher's vectors of the batch's views."""
         losses, accuracies = [], []
         for view in batch.views:
-            target = self.teach(view)  # NxD, D dimensions of the teacher
+            vectors = self.teach(view)  # NxD, D dimensions of the teacher
+            self._new_means.append(vectors.mean(dim=0))
+            target = normalize(vectors - self.center, dim=1)
             representation = self.project(view).intra
             with autocast(view.device, self.options.precision):
                 prediction = self.head(representation)
@@ -61,15 +68,21 @@ class Distill(Method):
         accuracy = torch.stack(accuracies).mean() if accuracies else None
         return Losses(torch.stack(losses).mean(), intra_accuracy=accuracy)
 
+    def after_step(self, info: StepInfo) -> None:
+        """Move the center towards the mean of the teacher's vectors in this step, over all processes."""
+        mean = all_gather(torch.stack(self._new_means), self.world).mean(dim=0)
+        self.center.lerp_(mean, CENTER_RATE if info.step else 1.0)
+        self._new_means.clear()
+
     @torch.no_grad()
     def teach(self, pixels: Tensor) -> Tensor:
-        """Return the teacher's unit vectors of uint8 views (batch, 3, h, w), in fp32."""
+        """Return the teacher's vectors of uint8 views (batch, 3, h, w), in fp32."""
         images = self.teacher.normalize(pixels)
         if self._resized_to is not None:
             images = interpolate(images, size=self._resized_to, mode="bilinear", antialias=True)
         with autocast(pixels.device, self.options.precision):
             vectors = self._teach(images)
-        return normalize(self.standardize(vectors.float()), dim=1)
+        return vectors.float()
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of everything but the teacher."""
