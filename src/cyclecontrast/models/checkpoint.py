@@ -130,7 +130,15 @@ def open_model(model: str | Path, seed: int = 0, network: nn.Module | None = Non
         return _load_foreign(read_checkpoint(path), architecture, encoder)
     if encoder:
         raise UserError(f"{path}: holds one backbone; leave out #{encoder}")
-    return Loaded(_load_described(about, path, network))
+    backbone = _load_described(about, path, network)
+    is_unfinished = Path(place) in path.parents[2:3]  # a run without a final backbone
+    return Loaded(backbone, f"{place}: training is {unfinished(backbone) or 'unfinished'}" if is_unfinished else "")
+
+
+def unfinished(backbone: Backbone) -> str:
+    """Return `unfinished: step 129 of 4,002` for a backbone of such a checkpoint, otherwise an empty string."""
+    found = re.search(r"unfinished: step [\d,]+ of [\d,]*\d", backbone.source)
+    return found[0] if found else ""
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """The command `pretrain`: what a run writes, that it can be repeated, and what it reports."""
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from safetensors.torch import load_file
 
 from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError
-from cyclecontrast.models.checkpoint import load_backbone
+from cyclecontrast.exporting.huggingface import model_card
+from cyclecontrast.models.checkpoint import load_backbone, unfinished
 from cyclecontrast.training.pretrain import Run
 from tests.make_runs import TINY, about_of, assert_same_tensors, rows_of, run, weights_path
 
@@ -133,3 +135,22 @@ def test_training_starts_from_given_weights(stripes, done, tmp_path):
     assert "initialized from" in second.backbone.source
     with pytest.raises(UserError, match="is a resnet18, but backbone is resnet10-small-w8; leave one of them out"):
         run(stripes, tmp_path / "other", init="random:resnet18")
+
+
+def test_weights_of_an_unfinished_training_say_so(stripes, done, tmp_path, capsys):
+    """A run that stopped loads its last checkpoint, and says at which step it is; the card of an export, too.
+
+    A finished run says nothing, although it keeps a checkpoint from before its end.
+    """
+    stopped = tmp_path / "stopped"
+    shutil.copytree(done.folder, stopped)
+    shutil.rmtree(stopped / "checkpoints" / "step-00000004")
+    (stopped / "backbone.safetensors").unlink()
+    capsys.readouterr()
+    backbone = load_backbone(stopped)
+    assert capsys.readouterr().err == f"{stopped}: training is unfinished: step 2 of 4\n"
+    assert unfinished(backbone) == "unfinished: step 2 of 4"
+    assert "Its training is unfinished: step 2 of 4." in model_card(backbone, stopped)
+    assert unfinished(load_backbone(done.folder)) == ""
+    assert "unfinished" not in model_card(load_backbone(done.folder), done.folder)
+    assert capsys.readouterr().err == ""
