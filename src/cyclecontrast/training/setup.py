@@ -32,6 +32,7 @@ from cyclecontrast.models.hardware import check_compiler, free_memory, pick_augm
 from cyclecontrast.output import say
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.auto_settings import MIN_BATCH, DataSize, Machine, num_held_out, resolve
+from cyclecontrast.training.checkpoints import checkpoints
 from cyclecontrast.training.loggers import check_loggers
 from cyclecontrast.training.user_parts import (
     NO_PARTS,
@@ -85,7 +86,7 @@ def open_training(
             f"{times} times per batch"
         )
     backbone = given or make_backbone(config.backbone, config.seed)
-    origin = f", initialized from {backbone.source}" if config.init is not None and config.resume is None else ""
+    origin = f", initialized from {backbone.source}" if _loads_init(config) else ""
     backbone.image_size = config.image_size
     backbone.source = f"cyclecontrast {config.method}, preset {config.preset}, seed {config.seed}{origin}"
     return config, dataset, backbone
@@ -290,9 +291,9 @@ def _given_backbone(config: PretrainConfig) -> Backbone | None:
     """Return the backbone of `init`, or a timm network.
 
     None for other backbones, which are built after the memory check. The weights of a resumed run are loaded from its
-    checkpoint.
+    checkpoint, if it has one.
     """
-    if config.init is None or config.resume is not None:
+    if config.init is None or not _loads_init(config):
         return make_backbone(config.backbone, config.seed) if config.backbone.startswith("timm:") else None
     backbone = load_backbone(config.init, config.seed)
     if "backbone" in config.model_fields_set and config.backbone != backbone.name:
@@ -300,6 +301,10 @@ def _given_backbone(config: PretrainConfig) -> Backbone | None:
             f"init: {config.init} is a {backbone.name}, but backbone is {config.backbone}; leave one of them out"
         )
     return backbone
+
+
+def _loads_init(config: PretrainConfig) -> bool:
+    return config.init is not None and (config.resume is None or not checkpoints(config.resume))
 
 
 def _check_images(backbone: Backbone, size: int) -> None:
