@@ -212,6 +212,17 @@ def test_former_flags_are_accepted():
     assert "--objective" not in call("pretrain", "--help")[1]
 
 
+def test_a_baseline_needs_no_name():
+    """`--baseline` alone means random weights, and `--no-baseline` none, as before there was a choice."""
+    words = ("evaluate", "all", "m", "--data-root", "d", "--print-config")
+    for flags, expected in (
+        (["--baseline"], "random"),
+        (["--no-baseline"], "none"),
+        (["--baseline", "start"], "start"),
+    ):
+        assert tomllib.loads(call(*words, *flags)[1])["baseline"] == expected
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_every_option(name, monkeypatch):
     """--help shows each option with its help text and its default, and fits a terminal of 80 columns."""

@@ -37,7 +37,8 @@ def test_a_run_writes_its_files(done):
 def test_the_text_of_a_run_says_what_to_do_next(done):
     """As text a run names its backbone and the next command; of several processes only the first prints."""
     assert str(done) == (
-        f"health (on 12 training videos, none is held out): {done.verdict}\nbackbone: {done.folder}/backbone.safetensors\n"
+        f"health (on 12 training videos, none is held out): {done.verdict}\n"
+        f"backbone: {done.folder}/backbone.safetensors\n"
         f"next: cyclecontrast evaluate knn {done.folder} DATA, or embed, export, report"
     )
     assert str(Run(done.folder, done.backbone, {}, is_first=False)) == ""
