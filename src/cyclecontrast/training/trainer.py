@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, ViewDataset
-from cyclecontrast.data.device_augment import augment_on_device
+from cyclecontrast.data.device_augment import augment_on_device, on_device
 from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.distributed import World, all_reduce_max, all_reduce_mean, data_parallel, peer_errors
 from cyclecontrast.errors import UserError
@@ -147,10 +147,10 @@ class Trainer:
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
 
     def _on_device(self, batch: Batch) -> Batch:
-        views = tuple(view.to(self.device, non_blocking=True) for view in batch.views)
+        views = on_device(self.device, *batch.views)
         if batch.device_params.numel():
             views = tuple(augment_on_device(view, batch.device_params[:, i]) for i, view in enumerate(views))
-        video, frames = (numbers.to(self.device, non_blocking=True) for numbers in (batch.video, batch.frames))
+        video, frames = on_device(self.device, batch.video, batch.frames)
         return batch._replace(views=views, video=video, frames=frames)
 
     def _update(self, info: StepInfo) -> Tensor:
