@@ -23,7 +23,7 @@ from cyclecontrast.data.device_augment import on_device
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.data.random_streams import FRAMES, ORDER, QUERY, random_stream
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, some
 from cyclecontrast.evaluation.classification import (
     NUM_RANKED,
     breakdown,
@@ -302,7 +302,7 @@ def _test(
         ]
     )
     if not len(tested["videos"]):
-        raise UserError(f"action: none of the {len(videos):,} test videos can be read", *tested["problems"][:3])
+        raise UserError(f"action: none of the {len(videos):,} test videos can be read", *some(list(tested["problems"])))
     return tested
 
 
