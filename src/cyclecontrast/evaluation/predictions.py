@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy.typing as npt
 import pyarrow as pa
@@ -160,7 +160,7 @@ def record_path(folder: Path, key: str) -> Path:
 class Baseline(NamedTuple):
     """What a result is compared with: `name` is random or start, `metrics` are its fractions."""
 
-    name: str
+    name: Literal["random", "start"]
     model: ModelInfo
     metrics: dict[str, float]
 

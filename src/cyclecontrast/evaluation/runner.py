@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cyclecontrast.config import PROTOCOL_CONFIGS, AllConfig, EvaluateConfig
+from cyclecontrast.config.evaluate import BaselineName
 from cyclecontrast.distributed import ALONE, World, broadcast_object, command_process_group
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.embed import check_same_work, gather_part
@@ -72,9 +73,9 @@ def load_baseline(config: EvaluateConfig | AllConfig, backbone: Backbone) -> tup
     return model, baseline
 
 
-def beside(result: Result | None, name: str, baseline: Result | None, folder: Path) -> Result | None:
+def beside(result: Result | None, name: BaselineName, baseline: Result | None, folder: Path) -> Result | None:
     """Return a result that holds the metrics of its baseline, also in its file in this folder."""
-    if result is None or baseline is None:
+    if result is None or baseline is None or name == "none":
         return result
     result = replace(result, baseline=Baseline(name, baseline.about.model, baseline.metrics))
     result.save(folder)

@@ -119,6 +119,19 @@ def test_a_damaged_result_is_one_line(tmp_path, text):
     assert len(caught.value.problems) == 1
 
 
+@pytest.mark.parametrize("baseline", [{"name": "other"}, {"metrics": {"top1": "x"}}, [], "start"])
+def test_a_damaged_baseline_is_one_line(tmp_path, baseline):
+    """One of another kind, or with metrics that are no numbers, is not a result."""
+    about = make_about()
+    path = Result(about, {"top1": 0.5}, {}, Baseline("start", about.model, {"top1": 0.25})).save(tmp_path)
+    assert Result.load(path).baseline.metrics == {"top1": 0.25}
+    parts = json.loads(path.read_text())
+    changed = parts["baseline"] | baseline if isinstance(baseline, dict) else baseline
+    path.write_text(json.dumps(parts | {"baseline": changed}))
+    with pytest.raises(UserError, match="is not a result"):
+        Result.load(path)
+
+
 def test_the_text_of_a_result_lists_the_first_problems():
     """Ten of them; the number of the others; the file has all."""
     about = dataclasses.replace(make_about(), problems=tuple(f"{number}.png: broken" for number in range(12)))
