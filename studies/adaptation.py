@@ -78,14 +78,19 @@ ROWS: dict[str, dict[str, Any]] = {
     "frozen": {},
     "scratch, intra-video": {"method": "intra-video", "backbone": NETWORK},
     "scratch, cycle": {"method": "cycle", "backbone": NETWORK},
+    "scratch, small network": {
+        **{"method": "intra-video", "backbone": "resnet10-small-w16", "image_size": 32, "steps": 750},
+    },
     "intra-image": {"method": "intra-image"},
     "intra-video": {"method": "intra-video"},
     "cycle": {"method": "cycle", "cycle_start": 0.0},
+    "diet": {"method": "diet"},
     "intra-video, half the rate": {"method": "intra-video", "rate": 0.5},
     "intra-video, twice the rate": {"method": "intra-video", "rate": 2.0},
+    "cycle, twice the rate": {"method": "cycle", "cycle_start": 0.0, "rate": 2.0},
     "BatchNorm of the batch": {"method": "intra-video", "freeze_batchnorm": False},
-    "BatchNorm of the batch, twice the rate": {"method": "intra-video", "rate": 2.0, "freeze_batchnorm": False},
-    "projectors first": {"method": "intra-video", "projector_first": 0.1},
+    "projectors not first": {"method": "intra-video", "projector_first": 0.0},
+    "neither": {"method": "intra-video", "freeze_batchnorm": False, "projector_first": 0.0},
     "slow backbone": {"method": "intra-video", "backbone_rate": 0.3},
     "first two stages frozen": {"method": "intra-video", "freeze": 2},
     "anchored weights": {"method": AnchoredWeights},
@@ -147,15 +152,16 @@ class Study:
         else:
             model, verdict = self.train(ROWS[row], videos, seed, settings)
         seconds = time.monotonic() - started
-        scores = [self.knn(model, data, seed) for data in (asked.data, *asked.forgetting)]
+        size = None if verdict else asked.image_size
+        scores = [self.knn(model, data, seed, size) for data in (asked.data, *asked.forgetting)]
         result = key | {"scores": scores, "verdict": verdict, "seconds": round(seconds)}
         with self.results.open("a") as file:
             file.write(json.dumps(result) + "\n")
         return result
 
-    def knn(self, model: str, data: Path, seed: int) -> float:
-        """Return the accuracy of kNN with 20 neighbors in percent."""
-        options = {"k": (20,), "image_size": self.asked.image_size, "seed": seed, "out": self.folder / "results"}
+    def knn(self, model: str, data: Path, seed: int, size: int | None) -> float:
+        """Return the accuracy of kNN with 20 neighbors in percent, on images of this size, or of that of the run."""
+        options = {"k": (20,), "image_size": size, "seed": seed, "out": self.folder / "results"}
         return 100 * cc.evaluate("knn", model, data, **options).metrics["top1_k20"]
 
     def train(self, row: dict[str, Any], videos: int | None, seed: int, settings: dict[str, Any]) -> tuple[str, str]:

@@ -67,11 +67,12 @@ RESOLVED_BY_AUTO = frozenset(
         *("cycle_weight", "cycle_start", "split_by", "batch_keys"),
         *("projector", "projector_dim", "temperature", "momentum", "momentum_ramp", "bn_groups"),
         *("augmentation", "learning_rate", "warmup", "schedule", "holdout", "freeze_batchnorm"),
+        "projector_first",
     }
 )
 """Settings that the preset `auto` resolves if the user did not set them."""
-ADDED_LATER = frozenset({"holdout", "freeze_batchnorm"})
-"""Settings that the config.toml of older versions lacks; these did not hold out videos or freeze BatchNorm."""
+ADDED_LATER = frozenset({"holdout", "freeze_batchnorm", "projector_first"})
+"""Settings that the config.toml of older versions may lack, which trained as if they were off."""
 
 
 class PretrainConfig(BaseModel):
@@ -237,7 +238,10 @@ class PretrainConfig(BaseModel):
         1.0, "learning rate of the backbone, relative to that of the projectors", "FACTOR", "optimization"
     )
     projector_first: HalfOpenFraction = option(
-        0.0, "with --init, train only the projectors for this fraction of the training", "FRACTION", "optimization"
+        0.0,
+        "with --init, train only the projectors for this fraction of the training; auto: 0.1 with --init",
+        "FRACTION",
+        "optimization",
     )
     sgd_momentum: HalfOpenFraction = option(0.9, "momentum of SGD", "NUMBER", "optimization")
     weight_decay: NonNegative = option(1e-4, "weight decay of SGD", "NUMBER", "optimization")

@@ -77,6 +77,7 @@ def auto_settings(
     holdout = chosen.get("holdout", 0.0 if is_older or data.num_videos < MIN_VIDEOS_FOR_HOLDOUT else HOLDOUT)
     # `check_number` raises if there are too few
     num_videos = max(1, data.num_videos - num_held_out(data.num_videos, holdout))
+    is_continued = chosen.get("init") is not None and not is_older
     image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu))
     backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
     divisor = BATCH_DIVISORS.get(str(chosen.get("method")), 1)
@@ -112,7 +113,8 @@ def auto_settings(
         "warmup": 0.05,
         "schedule": "cosine",
         "holdout": holdout,
-        "freeze_batchnorm": chosen.get("init") is not None and not is_older,
+        "freeze_batchnorm": is_continued,
+        "projector_first": 0.1 if is_continued else 0.0,
     } | METHOD_SETTINGS.get(str(chosen.get("method")), {})
 
 

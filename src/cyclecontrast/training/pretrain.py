@@ -219,7 +219,7 @@ def _settings_table(config: PretrainConfig, method: type[Method], requested: Col
     if config.steps is not None:
         chosen -= {"epochs"}
     if config.init is None:
-        chosen -= {"freeze_batchnorm"}
+        chosen -= {"freeze_batchnorm", "projector_first"}
     groups: dict[str, list[str]] = {}
     for name, field in type(config).model_fields.items():
         if name in chosen:

@@ -90,7 +90,7 @@ def show_progress(total: int, done: int, shown: bool) -> Iterator[Callable[[Row]
         def advance(row: Row) -> None:
             nonlocal before
             first, *details = _in_words(row)
-            weight = row.get("cycle_weight") or 0.0
+            weight = row.get("cycle_weight", before) or 0.0
             if before == 0 < weight and shown:
                 say(f"step {row['step']:,}: the cycle loss is added from here on (λ = {weight:g}), so the loss rises")
             before = weight

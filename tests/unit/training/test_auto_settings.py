@@ -130,13 +130,13 @@ def test_batchnorm_is_frozen_where_weights_are_given(tmp_path):
     size, machine = DataSize(1000, 64), Machine(cpu=True)
     assert not resolve(PretrainConfig(**BASE), size, machine).freeze_batchnorm
     continued = resolve(PretrainConfig(**BASE, init="timm:any"), size, machine)
-    assert continued.freeze_batchnorm
+    assert (continued.freeze_batchnorm, continued.projector_first) == (True, 0.1)
     assert not resolve(PretrainConfig(**BASE, init="timm:any", preset="paper"), size, machine).freeze_batchnorm
     run_folder.write_config(tmp_path, continued)
     older = tomllib.loads((tmp_path / "config.toml").read_text())
-    del older["freeze_batchnorm"]
+    del older["freeze_batchnorm"], older["projector_first"]
     again = resolve(checked(PretrainConfig, older | {"out": "again"}), size, machine)
-    assert (again.freeze_batchnorm, again.holdout) == (False, 0.1)
+    assert (again.freeze_batchnorm, again.projector_first, again.holdout) == (False, 0.0, 0.1)
 
 
 def test_an_older_config_holds_nothing_out(tmp_path):

@@ -71,7 +71,8 @@ def test_the_rise_of_the_loss_is_explained_once(capsys):
         for weight in (0.0, 0.0, 0.5, 0.5):
             advance(ROW | {"cycle_weight": weight})
     assert capsys.readouterr().err == "step 20: the cycle loss is added from here on (λ = 0.5), so the loss rises\n"
-    with show_progress(100, 50, shown=True) as advance:
+    with show_progress(100, 0, shown=True) as advance:
+        advance({})
         advance(ROW | {"cycle_weight": 0.5})
     assert capsys.readouterr().err == ""
 
