@@ -129,7 +129,7 @@ def _settings(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, UserError) as error:
         raise UserError(f"{file}: cannot be read ({'; '.join(str(error).splitlines())}); correct it") from error
     settings = config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS), exclude_none=True)
-    return settings | ({"init": Path(settings["init"]).name} if "init" in settings else {})
+    return settings | {name: Path(settings[name]).name for name in ("init", "teacher") if name in settings}
 
 
 HUGGINGFACE = Format("backbone-huggingface", "", _supports, _write)

@@ -19,7 +19,7 @@ from cyclecontrast.data.dataset import ViewDataset
 from cyclecontrast.distributed import ALONE, all_reduce_max, barrier, check_same, process_group
 from cyclecontrast.errors import UserError, explained, out_of_memory
 from cyclecontrast.files import check_new_run, locked, remove
-from cyclecontrast.methods import METHODS, Method
+from cyclecontrast.methods import Method, unread_options
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision, rounding
@@ -30,10 +30,10 @@ from cyclecontrast.training.loggers import open_loggers
 from cyclecontrast.training.monitor import Monitor, best_backbone, compute_verdict, steps_between
 from cyclecontrast.training.progress import Row
 from cyclecontrast.training.read_errors import ReadErrors
-from cyclecontrast.training.setup import make_health_dataset, open_training, unused_options
+from cyclecontrast.training.setup import build_method, make_health_dataset, open_training, unused_options
 from cyclecontrast.training.signals import stop_signals
 from cyclecontrast.training.trainer import Trainer
-from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given, method_class
+from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given
 from cyclecontrast.training.verdict import Verdict, last_measured, measured_on
 
 COLUMNS = 80
@@ -87,7 +87,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
         with limited_threads(device), torch.random.fork_rng(devices), lock:
             check_same(_shared_settings(config, dataset, backbone), world)
             torch.manual_seed(config.seed)
-            method = method_class(config, parts)(backbone, config, world)
+            method = build_method(config, backbone, dataset.store.num_videos, parts, world)
             trainer = Trainer(method, config, num_steps(config, dataset), device, world)
             start, read_errors = open_run(trainer, dataset, requested)
             if unread and is_first:
@@ -214,8 +214,7 @@ def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> Non
 
 def _settings_table(config: PretrainConfig, method: type[Method], requested: Collection[str]) -> list[str]:
     """Return the settings that were chosen for this run, in groups; not those of other methods, and no paths."""
-    unread = frozenset().union(*(one.reads for one in METHODS.values())) - (method.reads or {*RESOLVED_BY_AUTO})
-    chosen = (RESOLVED_BY_AUTO | set(requested)) - unread - {"data", "out", "resume"}
+    chosen = (RESOLVED_BY_AUTO | set(requested)) - unread_options(method) - {"data", "out", "resume"}
     if config.steps is not None:
         chosen -= {"epochs"}
     if config.init is None:

@@ -17,7 +17,8 @@ from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.distributed import World, all_reduce_max, all_reduce_mean, data_parallel, peer_errors
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods.method import Losses, Method, StepInfo
-from cyclecontrast.models.backbone import Backbone, freeze_batchnorm, freeze_stages
+from cyclecontrast.models.backbone import freeze_batchnorm, freeze_stages
+from cyclecontrast.models.encoder import Encoder
 from cyclecontrast.models.hardware import pick_workers
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.checkpoints import record_stop, save_checkpoint
@@ -41,7 +42,7 @@ class Trainer:
         self.method: Method = method.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
             self.method.compile_encoders()
-        backbones = [module for module in method.modules() if isinstance(module, Backbone)]
+        backbones = [module.backbone for module in method.modules() if isinstance(module, Encoder)]
         if config.freeze:
             freeze_stages(backbones, config.freeze)
         if config.freeze_batchnorm:

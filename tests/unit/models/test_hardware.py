@@ -169,9 +169,12 @@ def test_a_compiled_training_is_the_same_training(stripes, tmp_path, graphs):
 
 @quiet
 def test_methods_without_momentum_encoder_compile(stripes, tmp_path, graphs):
-    """SimCLR has one encoder, whose two passes share a graph."""
+    """SimCLR has one encoder, whose two passes share a graph; so have the passes of student and teacher each."""
     run(stripes, tmp_path / "run", compile=True, method="simclr", steps=2, **COMPILED)
     assert len(graphs) == 1
+    teacher = "random:resnet10-small-w4"
+    run(stripes, tmp_path / "distilled", compile=True, method="distill", teacher=teacher, steps=2, **COMPILED)
+    assert len(graphs) == 3
 
 
 @quiet
