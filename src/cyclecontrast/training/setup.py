@@ -26,7 +26,7 @@ from cyclecontrast.files import check_new_run
 from cyclecontrast.loss import KeyQueue
 from cyclecontrast.loss.attention import BLOCK
 from cyclecontrast.methods import METHODS, Method, MomentumMethod
-from cyclecontrast.models.backbone import Backbone, make_backbone
+from cyclecontrast.models.backbone import Backbone, layers_of, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import check_compiler, free_memory, pick_augment_on, pick_device, pick_workers
 from cyclecontrast.output import say
@@ -255,7 +255,7 @@ def _resolve_options(
 ) -> PretrainConfig:
     """Return the resolved config; raises UserError if memory is too small or the backbone rejects the image size."""
     device = pick_device(config.device)
-    resolved = resolve(config, data, machine, method_class(config, parts))
+    resolved = resolve(config, data, machine, method_class(config, parts), given.patch if given else 1)
     executor = pick_augment_on(config.augment_on, device) if parts.augmentation is None else "cpu"
     resolved = resolved.model_copy(update={"augment_on": executor})
     if parts.backbone is not None:
@@ -271,7 +271,10 @@ def _resolve_options(
             f"{largest[1]}, and {free / 1e9:,.1f} are free; lower {largest[2]}"
         )
     if given is not None and given.name.startswith("timm:"):
+        given.check_size(resolved.image_size)
         _check_images(given, resolved.image_size)
+    if given is not None and config.layer_decay != 1:
+        layers_of(given)
     return resolved
 
 

@@ -37,7 +37,8 @@ def make_config(method="cycle", **changes):
 def make_method(method="cycle", **changes):
     """Build a small method."""
     torch.manual_seed(0)
-    return METHODS[method](make_backbone("resnet10-small-w8"), make_config(method, **changes)).train()
+    backbone = make_backbone(changes.get("backbone", "resnet10-small-w8"))
+    return METHODS[method](backbone, make_config(method, **changes)).train()
 
 
 def make_trainer(method="cycle", num_steps=10, **changes):
