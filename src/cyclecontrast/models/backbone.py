@@ -74,7 +74,7 @@ class Backbone(nn.Module):
         return network.forward_intermediates(images, indices=blocks, **options)[0]  # type: ignore[no-any-return]
 
     def check_size(self, size: int) -> None:
-        """Raise UserError if the side of an image is no multiple of the patches of a vision transformer."""
+        """Raise UserError if the network does not take square images of this size; ResNets take any."""
         below = size // self.patch * self.patch
         if size != below:
             sizes = " or ".join(str(fitting) for fitting in (below, below + self.patch) if fitting)
@@ -82,6 +82,18 @@ class Backbone(nn.Module):
                 f"image_size: {self.name} takes images whose side is a multiple of {self.patch}, not {size}; "
                 f"set --image-size {sizes}"
             )
+        if self.patch > 1 or not self.name.startswith("timm:"):
+            return
+        was_training = self.training
+        try:
+            with torch.inference_mode():
+                self.eval()(torch.zeros(1, 3, size, size, device=next(self.parameters()).device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            problem = f"image_size: {self.name} does not take images of {size} px ({reason}); set --image-size"
+            raise UserError(problem) from error
+        finally:
+            self.train(was_training)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return uint8 pixels (batch, 3, h, w) as normalized float images for `forward`."""
@@ -250,14 +262,16 @@ def _make_timm(name: str, pretrained: bool) -> Backbone:
             network = timm.create_model(short, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
         except TypeError:  # no vision transformer
             network = timm.create_model(short, pretrained=pretrained, num_classes=0)
-        if pooling:
-            network.reset_classifier(0, pooling)
     except Exception as error:  # timm raises many types, mostly if a download fails
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         what = "could not download its weights (offline?)" if pretrained else "timm cannot build it"
         raise UserError(f"{name}: {what}: {reason}") from error
-    if pooling and not hasattr(network, "num_prefix_tokens"):
-        raise UserError(f"{name}: only the features of vision transformers can be chosen; leave out +{pooling}")
+    if pooling and getattr(network, "cls_token" if pooling == "token" else "num_prefix_tokens", None) is None:
+        raise UserError(
+            f"{name}: {short} has no {'class' if pooling == 'token' else 'patch'} tokens; leave out +{pooling}"
+        )
+    if pooling:
+        network.reset_classifier(0, pooling)
     data: dict[str, Any] = timm.data.resolve_model_data_config(network)
     dim = getattr(network, "head_hidden_size", network.num_features)
     backbone = Backbone(network, name, dim, data["input_size"][-1])

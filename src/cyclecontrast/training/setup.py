@@ -270,11 +270,10 @@ def _resolve_options(
             f"memory: at least {total / 1e9:,.1f} GB are needed, {largest[0] / 1e9:,.1f} of them for the "
             f"{largest[1]}, and {free / 1e9:,.1f} are free; lower {largest[2]}"
         )
-    if given is not None and given.name.startswith("timm:"):
+    if given is not None:
         given.check_size(resolved.image_size)
-        _check_images(given, resolved.image_size)
-    if given is not None and config.layer_decay != 1:
-        layers_of(given)
+        if config.layer_decay != 1:
+            layers_of(given)
     return resolved
 
 
@@ -303,19 +302,6 @@ def _given_backbone(config: PretrainConfig) -> Backbone | None:
             f"init: {config.init} is a {backbone.name}, but backbone is {config.backbone}; leave one of them out"
         )
     return backbone
-
-
-def _check_images(backbone: Backbone, size: int) -> None:
-    """Raise UserError if a timm network does not accept images of this size; ResNets accept any."""
-    try:
-        with torch.inference_mode():
-            backbone.eval()(torch.zeros(1, 3, size, size))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        problem = f"image_size: {backbone.name} does not take images of {size} px ({reason}); set --image-size"
-        raise UserError(problem) from error
-    finally:
-        backbone.train()
 
 
 def build_method_on_meta(config: PretrainConfig, given: Backbone | None, parts: UserParts = NO_PARTS) -> Method:

@@ -310,8 +310,8 @@ def test_features_are_the_class_token_or_the_mean_of_patches():
     assert backbones[2].dim == 64
     for name, problem in {
         "timm:test_vit+max": "the features are named +token or +avg, not +max",
-        "timm:resnet18+avg": "only the features of vision transformers can be chosen; leave out +avg",
-        "timm:test_vit2+token": "timm cannot build it: Token pooling needs the class token",
+        "timm:resnet18+avg": "resnet18 has no patch tokens; leave out +avg",
+        "timm:test_vit2+token": "test_vit2 has no class tokens; leave out +token",
     }.items():
         with pytest.raises(UserError) as caught:
             make_backbone(name)
@@ -349,8 +349,10 @@ def test_the_first_blocks_of_a_transformer_are_frozen():
     ("size", "words"), [(40, "set --image-size 32 or 48"), (12, "set --image-size 16"), (48, None)]
 )
 def test_sizes_that_the_patches_do_not_divide_are_refused(size, words):
-    """The line names the nearest sizes that fit; a ResNet takes any size."""
+    """The line names the nearest sizes that fit; ResNets take any size, CaiT only its own."""
     make_backbone("resnet10-w8").check_size(size)
+    with pytest.raises(UserError, match=rf"timm:cait_xxs24_224 does not take images of {size} px \(.*224.*\); set"):
+        make_backbone("timm:cait_xxs24_224").check_size(size)
     backbone = make_backbone("timm:test_vit")
     if words is None:
         backbone.check_size(size)
