@@ -31,19 +31,6 @@ from cyclecontrast.methods import IntraVideo, Losses, StepInfo
 from cyclecontrast.models.backbone import Backbone, make_backbone
 
 
-class StartStatistics(IntraVideo):
-    """The backbone's BatchNorm uses the running statistics of the start instead of those of the batch."""
-
-    def train(self, mode: bool = True) -> "StartStatistics":
-        """Set the mode of all layers but those."""
-        super().train(mode)
-        for encoder in (self.encoder, self.momentum_encoder):
-            for layer in encoder.backbone.modules():
-                if isinstance(layer, nn.BatchNorm2d):
-                    layer.eval()
-        return self
-
-
 class AnchoredWeights(IntraVideo):
     """Adds the squared distance of the backbone's weights from those of the start to the loss (L2-SP)."""
 
@@ -91,19 +78,23 @@ ROWS: dict[str, dict[str, Any]] = {
     "frozen": {},
     "scratch, intra-video": {"method": "intra-video", "backbone": NETWORK},
     "scratch, cycle": {"method": "cycle", "backbone": NETWORK},
+    "scratch, small network": {
+        **{"method": "intra-video", "backbone": "resnet10-small-w16", "image_size": 32, "steps": 750},
+    },
     "intra-image": {"method": "intra-image"},
     "intra-video": {"method": "intra-video"},
-    "intra-video, twice the rate": {"method": "intra-video", "rate": 2.0},
-    "intra-video, four times the rate": {"method": "intra-video", "rate": 4.0},
-    "intra-image, twice the rate": {"method": "intra-image", "rate": 2.0},
     "cycle": {"method": "cycle", "cycle_start": 0.0},
+    "diet": {"method": "diet"},
+    "intra-video, half the rate": {"method": "intra-video", "rate": 0.5},
+    "intra-video, twice the rate": {"method": "intra-video", "rate": 2.0},
     "cycle, twice the rate": {"method": "cycle", "cycle_start": 0.0, "rate": 2.0},
-    "projectors first": {"method": "intra-video", "rate": 2.0, "projector_first": 0.1},
-    "slow backbone": {"method": "intra-video", "rate": 2.0, "backbone_rate": 0.3},
-    "first two stages frozen": {"method": "intra-video", "rate": 2.0, "freeze": 2},
-    "statistics of the start": {"method": StartStatistics, "rate": 2.0},
-    "anchored weights": {"method": AnchoredWeights, "rate": 2.0},
-    "anchored features": {"method": AnchoredFeatures, "rate": 2.0},
+    "BatchNorm of the batch": {"method": "intra-video", "freeze_batchnorm": False},
+    "projectors not first": {"method": "intra-video", "projector_first": 0.0},
+    "neither": {"method": "intra-video", "freeze_batchnorm": False, "projector_first": 0.0},
+    "slow backbone": {"method": "intra-video", "backbone_rate": 0.3},
+    "first two stages frozen": {"method": "intra-video", "freeze": 2},
+    "anchored weights": {"method": AnchoredWeights},
+    "anchored features": {"method": AnchoredFeatures},
 }
 """The options of each row; `rate` multiplies the learning rate of `auto`. Random and frozen: without training."""
 RATE = 0.015
@@ -161,15 +152,16 @@ class Study:
         else:
             model, verdict = self.train(ROWS[row], videos, seed, settings)
         seconds = time.monotonic() - started
-        scores = [self.knn(model, data, seed) for data in (asked.data, *asked.forgetting)]
+        size = None if verdict else asked.image_size
+        scores = [self.knn(model, data, seed, size) for data in (asked.data, *asked.forgetting)]
         result = key | {"scores": scores, "verdict": verdict, "seconds": round(seconds)}
         with self.results.open("a") as file:
             file.write(json.dumps(result) + "\n")
         return result
 
-    def knn(self, model: str, data: Path, seed: int) -> float:
-        """Return the accuracy of kNN with 20 neighbors in percent."""
-        options = {"k": (20,), "image_size": self.asked.image_size, "seed": seed, "out": self.folder / "results"}
+    def knn(self, model: str, data: Path, seed: int, size: int | None) -> float:
+        """Return the accuracy of kNN with 20 neighbors in percent, on images of this size, or of that of the run."""
+        options = {"k": (20,), "image_size": size, "seed": seed, "out": self.folder / "results"}
         return 100 * cc.evaluate("knn", model, data, **options).metrics["top1_k20"]
 
     def train(self, row: dict[str, Any], videos: int | None, seed: int, settings: dict[str, Any]) -> tuple[str, str]:

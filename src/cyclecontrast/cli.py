@@ -37,6 +37,13 @@ from cyclecontrast.output import join_lines, say
 HELP = ("-h", "--help")
 MAX_CHOICES = 40
 """Maximum length of the list of choices that replaces the metavar; longer lists go into the help text."""
+SYNONYMS = {
+    **dict.fromkeys(("--iterations", "--iters", "--max-steps", "--num-steps"), "--steps"),
+    **dict.fromkeys(("--gpu", "--gpus", "--cuda"), "--device"),
+    **dict.fromkeys(("--output", "--output-dir", "--save-dir"), "--out"),
+    **{"--amp": "--precision", "--arch": "--backbone", "--pretrained": "--init", "--weights": "--init"},
+}
+"""Words of other programs for options, to suggest ours."""
 ENVIRONMENT_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, *PASSING),
     *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
@@ -141,7 +148,8 @@ def _read_options(name: str, command: Command, arguments: list[str]) -> Callable
     parsed, unknown = parser.parse_known_args(arguments)
     given = vars(parsed)
     flags = [_flag(option) for option in command.options if option not in command.positional]
-    problems = [f"unknown option {word}{did_you_mean(word, flags)}" for word in unknown if word.startswith("-")]
+    wrong = [word for word in unknown if word.startswith("-")]
+    problems = [f"unknown option {word}{did_you_mean(SYNONYMS.get(word, word), flags)}" for word in wrong]
     if unknown and not problems:
         problems.append(f"unexpected argument {' '.join(unknown)!r}")
     file, shown = given.pop("config", None), given.pop("print_config", False)

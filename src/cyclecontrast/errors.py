@@ -4,7 +4,7 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -75,6 +75,12 @@ def attempt(action: Callable[[], T], problems: list[str]) -> T | None:
     return None
 
 
+def some(problems: Sequence[str], most: int = 3) -> list[str]:
+    """Return the first problems, and how many more there are."""
+    more = len(problems) - most
+    return [*problems[:most], *([f"and {more:,} more"] if more > 0 else [])]
+
+
 def system_error(error: BaseException) -> OSError | None:
     """Return the error of the system that an exception is, or hides in its text; None for other exceptions."""
     if isinstance(error, OSError) and error.errno:
@@ -112,9 +118,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
     '' if there is none.
     """
-    words = list(known)
-    close = difflib.get_close_matches(name[:MAX_SHOWN], words, n=1)
-    for word in words:
+    words = {word.lstrip("-"): word for word in known}
+    close = [words[bare] for bare in difflib.get_close_matches(name[:MAX_SHOWN].lstrip("-"), words, n=1, cutoff=0.65)]
+    for word in words.values():
         parts = re.findall(r"[^-_ ]+", word)
         if len(parts) > 1 and "".join(part[0] for part in parts) == name.lstrip("-"):
             close = [word]

@@ -3,9 +3,15 @@
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jinja2
 
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that break a line, control a terminal or reverse the direction of text, and lone surrogates."""
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters, except line breaks and tabs."""
 MARKUP = re.compile(r"[\\`*\[\]<|~$]|&(?=[#\w]+;)|(?<![^\W_])_|_(?![^\W_])")
 """Characters with a meaning within a line of Markdown; an underscore between letters has none."""
 
@@ -24,6 +30,23 @@ def say(*lines: str) -> None:
     """Print lines to stderr."""
     if lines:
         print(join_lines(lines), file=sys.stderr, flush=True)
+
+
+def html_environment(**options: Any) -> "jinja2.Environment":
+    """Return a jinja2 environment for pages, which escapes markup and control characters in every text."""
+    import jinja2
+
+    def finalize(value: object) -> object:
+        return CONTROL.sub(lambda match: repr(match[0])[1:-1], value) if type(value) is str else value
+
+    return jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=finalize,
+        **options,
+    )
 
 
 def markdown(text: str) -> str:

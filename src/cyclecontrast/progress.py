@@ -48,14 +48,14 @@ class ProgressLines:
             _times.line = self._began
         _times.work = self._began
 
-    def advance(self) -> None:
-        """Count an item as done."""
-        self._done += 1
+    def advance(self, details: str = "", items: int = 1) -> None:
+        """Count items as done; the details end the line, if one is printed."""
+        self._done += items
         now = _times.work = time.monotonic()
         if now - _times.line >= SECONDS and os.environ.get("RANK", "0") == "0":
             _times.line = now
             with contextlib.suppress(OSError):  # a full disk or a closed pipe must not end the work
-                say(f"{self._title}: {self._text(now - self._began)}")
+                say("; ".join(filter(None, (f"{self._title}: {self._text(now - self._began)}", details))))
 
     def _text(self, passed: float) -> str:
         if self._total is None:

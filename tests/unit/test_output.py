@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
+from markupsafe import Markup
 
 from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
 from cyclecontrast.evaluation.suite import SuiteResult
 from cyclecontrast.exporting.huggingface import model_card
 from cyclecontrast.models.backbone import make_backbone
-from cyclecontrast.output import join_lines, markdown, markdown_table, printable, say
+from cyclecontrast.output import html_environment, join_lines, markdown, markdown_table, printable, say
 from cyclecontrast.sweeping.results import RowValues, Sweep
 from cyclecontrast.sweeping.tables import TABLES, rows_of
 from tests import make_videos as make
@@ -72,7 +73,7 @@ def test_tables_and_cards_show_names_as_text():
     backbone = make_backbone("resnet10-small-w4")
     backbone.source = HOSTILE
     texts = (
-        str(SuiteResult(((made_result(), None),), (HOSTILE,))),
+        SuiteResult(((made_result(), None),), (HOSTILE,)).page(),
         str(Sweep(TABLES["table4"], (RowValues(rows_of("table4")[2], {}),), 1, HOSTILE, (HOSTILE,), Path("out"))),
         model_card(backbone, Path("nowhere")).partition("---\n")[2],
     )
@@ -82,6 +83,20 @@ def test_tables_and_cards_show_names_as_text():
         assert r"x\x1b[2J\nforged: 99 % | [red] **b** <i>" in shown
         assert not re.search("<i>|<strong>b", page)
         assert page.count("<tr>") in (0, 2)
+
+
+def test_lines_below_a_table_on_a_terminal_have_no_escapes_of_markdown():
+    """`evaluate all` prints why something was not evaluated as it is; only all.md is escaped."""
+    printed = str(SuiteResult(((made_result(), None),), ("videos/<class>: [missing] in a_b\x1b",)))
+    assert printed.endswith("not evaluated: videos/<class>: [missing] in a_b\\x1b")
+
+
+def test_pages_show_control_characters_as_text():
+    """A name with an escape sequence does not put it into a page; line breaks and markup stay what they are."""
+    page = (
+        html_environment().from_string("<p>{{ name }}</p>{{ style }}").render(name="a\x1b[2J<b>\n", style=Markup("<i>"))
+    )
+    assert page == "<p>a\\x1b[2J&lt;b&gt;\n</p><i>"
 
 
 def test_commands_show_names_as_text(tmp_path, capsys):

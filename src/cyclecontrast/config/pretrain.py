@@ -66,10 +66,13 @@ RESOLVED_BY_AUTO = frozenset(
         *("backbone", "image_size", "batch_size", "epochs", "queue_size", "cycle_queue_size", "support_size"),
         *("cycle_weight", "cycle_start", "split_by", "batch_keys"),
         *("projector", "projector_dim", "temperature", "momentum", "momentum_ramp", "bn_groups"),
-        *("augmentation", "learning_rate", "warmup", "schedule", "holdout"),
+        *("augmentation", "learning_rate", "warmup", "schedule", "holdout", "freeze_batchnorm"),
+        "projector_first",
     }
 )
 """Settings that the preset `auto` resolves if the user did not set them."""
+ADDED_LATER = frozenset({"holdout", "freeze_batchnorm", "projector_first"})
+"""Settings that the config.toml of older versions may lack, which trained as if they were off."""
 
 
 class PretrainConfig(BaseModel):
@@ -205,6 +208,12 @@ class PretrainConfig(BaseModel):
     freeze: Stages = option(
         0, "with --init, do not train the stem and the first STAGES of the 4 stages; 0: train all", "STAGES", "model"
     )
+    freeze_batchnorm: bool = option(
+        False,
+        "with --init, BatchNorm layers of the backbone normalize with the statistics of the start, not of the batch; "
+        "auto: on with --init",
+        group="model",
+    )
     projector: Literal["linear", "mlp", "mlp-bn", "mlp3-bn"] = option(
         "linear",
         "one layer (paper), two (release), two with BatchNorm, or three with BatchNorm (SimSiam)",
@@ -235,7 +244,10 @@ class PretrainConfig(BaseModel):
         "optimization",
     )
     projector_first: HalfOpenFraction = option(
-        0.0, "with --init, train only the projectors for this fraction of the training", "FRACTION", "optimization"
+        0.0,
+        "with --init, train only the projectors for this fraction of the training; auto: 0.1 with --init",
+        "FRACTION",
+        "optimization",
     )
     sgd_momentum: HalfOpenFraction = option(0.9, "momentum of SGD", "NUMBER", "optimization")
     weight_decay: NonNegative = option(1e-4, "weight decay of SGD", "NUMBER", "optimization")
@@ -302,7 +314,7 @@ class PretrainConfig(BaseModel):
             usual = {name: field.default for name, field in type(self).model_fields.items()}
             usual |= preset_settings(self.preset, self.method)
         requested = {name for name in self.model_fields_set if name not in usual or getattr(self, name) != usual[name]}
-        return set() if requested >= RESOLVED_BY_AUTO - {"holdout"} else requested
+        return set() if requested >= RESOLVED_BY_AUTO - ADDED_LATER else requested
 
     @model_validator(mode="before")
     @classmethod
@@ -370,7 +382,7 @@ class PretrainConfig(BaseModel):
         if self.momentum_rise and self.momentum_ramp and {"momentum_rise", "momentum_ramp"} <= known:
             yield "momentum_rise excludes momentum_ramp; set --momentum-ramp 0"
         if self.init is None and not is_user_defined(self.backbone):
-            for name in ("freeze", "layer_decay", "projector_first"):
+            for name in ("freeze", "freeze_batchnorm", "layer_decay", "projector_first"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     yield f"{name} needs pretrained weights: set --init, or remove it"
         if self.select == "health" and self.health_every == 0:

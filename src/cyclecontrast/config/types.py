@@ -118,6 +118,9 @@ def _refuse_url(value: object) -> object:
 
 def _path_or_url(value: object, as_path: Callable[[object], Path | str]) -> Path | str:
     """Return a path, or a URL without secrets, because it will appear in files and messages."""
+    if is_url(value):
+        kind, _, rest = value.partition("://")
+        value = f"{kind.lower()}://{rest}"
     if isinstance(value, str) and value.startswith("file:///"):
         value = unquote(value.removeprefix("file://"))
     if not is_url(value):

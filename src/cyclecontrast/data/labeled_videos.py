@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cyclecontrast.data.storage import file_size, parse_digits, raise_problems, read_lines
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, some
 
 VIDEO_FOLDERS = ("videos", "UCF-101", "hmdb51_org", ".")
 UCF_FOLDERS = ("annotations", "ucfTrainTestlist", ".")
@@ -74,7 +74,7 @@ class LabeledVideos:
             raise UserError(f"{root}: no such folder; expected one with videos/<class> and lists in annotations/")
         problems: list[str] = []
         classes, listed, notes = _read_lists(root, split, problems)
-        not_understood = problems[:3]  # the likeliest reason why videos are missing
+        not_understood = some(problems)  # the likeliest reason why videos are missing
         folder = next(name for name in VIDEO_FOLDERS if (root / name).is_dir())
         videos = []
         for video in (once := list(_without_repeats(listed, problems))):
@@ -84,7 +84,7 @@ class LabeledVideos:
             else:
                 problems.append(f"{path}: no such video; listed in {video.where}, left out")
         if not videos:
-            raise UserError(f"{root / folder}: holds none of the {len(once):,} listed videos", *problems[:3])
+            raise UserError(f"{root / folder}: holds none of the {len(once):,} listed videos", *some(problems))
         trained = {video.folder for video in videos if video.split == "train"}
         untrained = [
             f"{root / folder / name}: no videos to train on; expected those that the train list names"
@@ -96,7 +96,7 @@ class LabeledVideos:
         for kind in ("train", "test"):
             chosen = [video for video in videos if video.split == kind]
             if not chosen:
-                raise UserError(f"{root / folder}: holds no video of the {kind} list", *problems[:3])
+                raise UserError(f"{root / folder}: holds no video of the {kind} list", *some(problems))
             paths = tuple(PurePosixPath(folder, video.folder, video.name).as_posix() for video in chosen)
             labels = np.array([classes.index(video.folder) for video in chosen], np.int64)
             splits.append(VideoSplit(root, paths, labels))

@@ -32,6 +32,7 @@ from cyclecontrast.data.store_format import (
     STORE_VERSION,
     VIDEOS,
     VideoRow,
+    check_settings_exist,
     read_settings,
     read_videos,
     shard_name,
@@ -43,6 +44,7 @@ from cyclecontrast.data.store_writer import ShardJob, join_shards, shard_problem
 from cyclecontrast.errors import PASSING, UserError, attempt, explained
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
 from cyclecontrast.output import join_lines
+from cyclecontrast.progress import ProgressLines
 
 SCALING = "area, before RGB, square pixels, BT.709 in HD"
 """The scaling method, stored in store.json; a store with another method cannot be continued."""
@@ -251,6 +253,7 @@ def _check_out(videos: Path, out: Path, settings: Mapping[str, object]) -> None:
     if target in source.parents:
         raise UserError(f"out: {out} holds the folder of videos {videos}; choose another folder")
     check_folder(out)
+    check_settings_exist(out)
     if not (out / STORE).exists():
         if out.exists() and any(not e.name.startswith(LOCK_FILE) and e.suffix != ".part" for e in out.iterdir()):
             raise UserError(f"out: {out} is not empty and not a frame store; name a new folder")
@@ -396,7 +399,10 @@ def _write_pending(config: PrepareConfig, jobs: Sequence[ShardJob]) -> None:
         num_videos, num_frames = num_videos + len(job.rows), num_frames + frames
         text = f"{num_videos:,} of {_count(len(sizes), 'video')}, {_count(num_frames, 'frame')}"
         bar.update(task, advance=sum(row.size_bytes for row in job.rows), description=text)
+        if bar.disable:
+            lines.advance(_count(num_frames, "frame"), len(job.rows))
 
+    lines = ProgressLines("prepare", len(sizes))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=sum(sizes))
         failures = write_shards(jobs, num_workers, report)

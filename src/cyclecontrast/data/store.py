@@ -40,6 +40,7 @@ from cyclecontrast.data.store_format import (
     FRAMES,
     STORE,
     STORE_VERSION,
+    check_settings_exist,
     member_name,
     read_settings,
     shard_name,
@@ -167,6 +168,7 @@ class FrameStore:
         elif not root.is_dir():
             raise UserError(f"{root}: no such folder; name a prepared store or a folder of frames")
         else:
+            check_settings_exist(root)
             opened = _open_local(root) if (root / STORE).exists() else open_image_folder(root)
         layout, ids, starts, source = opened
         # The id of a video is the text between two ends, as Arrow stores it.

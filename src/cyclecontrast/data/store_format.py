@@ -95,6 +95,12 @@ def read_settings(root: Path) -> dict[str, object] | None:
     return settings if isinstance(settings, dict) else None
 
 
+def check_settings_exist(root: Path) -> None:
+    """Raise UserError for a store whose store.json is missing: nothing else says how its frames were made."""
+    if (root / FRAMES).exists() and (root / "shards").is_dir() and not (root / STORE).exists():
+        raise UserError(f"{root / STORE} is missing; restore this file, or prepare the videos into a new folder")
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
     """Write a table of videos or of frames."""
     with atomic_write(path) as aside:

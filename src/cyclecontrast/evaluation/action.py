@@ -22,7 +22,7 @@ from cyclecontrast.data.clips import ClipShape, measure, random_clip, read_frame
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.data.random_streams import FRAMES, ORDER, QUERY, random_stream
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, some
 from cyclecontrast.evaluation.classification import (
     NUM_RANKED,
     breakdown,
@@ -301,7 +301,7 @@ def _test(
         ]
     )
     if not len(tested["videos"]):
-        raise UserError(f"action: none of the {len(videos):,} test videos can be read", *tested["problems"][:3])
+        raise UserError(f"action: none of the {len(videos):,} test videos can be read", *some(list(tested["problems"])))
     return tested
 
 

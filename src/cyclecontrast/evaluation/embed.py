@@ -22,7 +22,7 @@ from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import STORE
 from cyclecontrast.distributed import World, command_process_group, gather_objects, rank_0_first
-from cyclecontrast.errors import UserError, attempt, checked
+from cyclecontrast.errors import UserError, attempt, checked, some
 from cyclecontrast.evaluation.image_batches import (
     CenterCrop,
     ImageBatch,
@@ -138,7 +138,7 @@ def embed_images(backbone: Backbone, images: Images, loading: Loading, title: st
     parts = concatenated(compute_parts(image_parts(backbone, images, loading, title), cache))
     positions, problems = parts["positions"], parts["problems"].tolist()
     if len(positions) == 0:
-        raise UserError(f"{title}: none of the {len(images):,} images can be read", *problems[:3])
+        raise UserError(f"{title}: none of the {len(images):,} images can be read", *some(problems))
     return Embeddings(parts["vectors"], positions, tuple(problems))
 
 
@@ -299,7 +299,7 @@ def _write(config: EmbedConfig, backbone: Backbone, store: FrameStore, batches: 
         write(aside, tables(), schema)
         videos = np.concatenate(seen)
         if not len(videos):
-            raise UserError(f"{config.data}: none of its {len(skipped)} frames can be read", *skipped[:3])
+            raise UserError(f"{config.data}: none of its {len(skipped)} frames can be read", *some(skipped))
     return Embedded(config.out, len(videos), len(np.unique(videos)), backbone.dim, tuple(skipped))
 
 

@@ -13,7 +13,7 @@ from cyclecontrast.data.augment import Recipe, apply_view, draw_view
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_images import Split
 from cyclecontrast.data.random_streams import ORDER, QUERY, random_stream
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, some
 from cyclecontrast.evaluation.embed import exact_convolutions
 from cyclecontrast.evaluation.image_batches import Crop, ImageBatch, Images, chunks, load_image_batches
 from cyclecontrast.evaluation.resume_cache import ResumeCache
@@ -117,7 +117,7 @@ class EpochReader:
             if readable:
                 yield batch
         if len(lost) == sum(map(len, batches)):
-            raise UserError(f"{self.title}: none of the {self.items} can be read", *problems[:3])
+            raise UserError(f"{self.title}: none of the {self.items} can be read", *some(problems))
         made = {"lost": np.array(lost, int), "problems": np.array(problems, str)}
         self.cache.arrays(f"unreadable in epoch {epoch}", lambda: made)
 

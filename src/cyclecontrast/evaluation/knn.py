@@ -10,7 +10,7 @@ from cyclecontrast.evaluation.classification import (
     untested_class_notes,
     untrained_class_notes,
 )
-from cyclecontrast.evaluation.metrics import nearest_neighbors, vote
+from cyclecontrast.evaluation.metrics import nearest_neighbors, reduced_k_notes, vote
 from cyclecontrast.evaluation.protocol import Predictions
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import Backbone
@@ -41,7 +41,7 @@ class Knn(ClassificationProtocol[KnnConfig]):
             f"knn level={config.level}",
             (
                 *data.notes,
-                *(f"k={k} is more than the {size} training items: {size} used" for k in config.k if k > size),
+                *reduced_k_notes(config.k, size, "training"),
                 *untrained_class_notes(gallery.labels, data.classes),
                 *untested_class_notes(queries.labels, data.classes),
                 *leaked(data.train, data.test),

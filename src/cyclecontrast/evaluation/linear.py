@@ -22,7 +22,7 @@ from torch import nn
 from cyclecontrast.config import LinearConfig
 from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.distributed import single_process_message
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, some
 from cyclecontrast.evaluation.classification import (
     ClassificationProtocol,
     Items,
@@ -109,7 +109,7 @@ class Linear(ClassificationProtocol[LinearConfig]):
         learned, labels = np.unique(train.labels, return_inverse=True)
         absent = untrained_class_notes(train.labels, data.classes)
         if len(learned) < 2:
-            raise UserError(f"{data.root}: only one class has training images that can be read", *absent[:3])
+            raise UserError(f"{data.root}: only one class has training images that can be read", *some(absent))
         head = fit_convex(train.vectors, labels, train.videos, self.config.seed)
         scores = np.full((len(test.vectors), len(data.classes)), -np.inf)
         scores[:, learned] = head.scores(test.vectors)

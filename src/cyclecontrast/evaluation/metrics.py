@@ -5,7 +5,7 @@ as in DAVIS; masks of classes over the pixels of all images together. Boxes are 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import cv2
@@ -93,6 +93,13 @@ def nearest_neighbors(
     blocks = similarity_blocks(gallery, queries, similarities_at_once)
     found = [nearest_in_block(gallery, rows, similarities, k) for rows, similarities in blocks]
     return Neighbors(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def reduced_k_notes(ks: Iterable[int], size: int, what: str) -> list[str]:
+    """Return a note if there are fewer items than some k of nearest neighbors."""
+    large = [str(k) for k in ks if k > size]
+    verb = "is" if len(large) == 1 else "are"
+    return [f"k={', '.join(large)} {verb} more than the {size} {what} items: {size} used"] if large else []
 
 
 def similarity_blocks(

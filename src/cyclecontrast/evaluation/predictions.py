@@ -9,7 +9,7 @@ Keys name the protocol, the model's and the data's content, and the settings, so
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,8 +114,17 @@ class Record:
     @staticmethod
     def load(path: Path) -> "Record":
         """Read what `save` wrote; raises UserError."""
+        return Record._read(path, pq.read_table)
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Raise UserError if the end of a record is damaged, which describes it and its columns."""
+        Record._read(path, lambda file: pq.read_schema(file).empty_table())
+
+    @staticmethod
+    def _read(path: Path, read: Callable[[Path], pa.Table]) -> "Record":
         try:
-            table = pq.read_table(path)
+            table = read(path)
             about = ABOUT.validate_python(json.loads((table.schema.metadata or {})[b"about"]))
             return Record(about, table.replace_schema_metadata())
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:

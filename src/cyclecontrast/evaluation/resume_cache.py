@@ -47,6 +47,12 @@ class ResumeCache:
                         with contextlib.suppress(OSError):
                             folder.rmdir()
 
+    def remove_leftover(self) -> None:
+        """Remove the folder of a process that was killed after it wrote its result, unless another process uses it."""
+        if self.folder.exists():
+            with contextlib.suppress(UserError), self.locked():
+                pass
+
     def has_arrays(self, name: str) -> bool:
         """Whether the arrays of this name are stored."""
         return self._path(name, ARRAYS).exists()

@@ -23,7 +23,7 @@ from cyclecontrast.data.clips import measure, read_frames
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_images import Numbers
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
-from cyclecontrast.errors import UserError, attempt
+from cyclecontrast.errors import UserError, attempt, some
 from cyclecontrast.evaluation.classification import leaked, untested_class_notes
 from cyclecontrast.evaluation.embed import IMAGES_PER_PART, Loading, compute_parts, concatenated, encode, frozen
 from cyclecontrast.evaluation.image_batches import (
@@ -41,6 +41,7 @@ from cyclecontrast.evaluation.metrics import (
     nearest_in_block,
     nearest_neighbors,
     per_class_accuracy,
+    reduced_k_notes,
     similarity_blocks,
     unit_vectors,
 )
@@ -147,7 +148,7 @@ class Retrieval(Protocol[RetrievalConfig, LabeledVideos]):
         if ks[-1] > recorded:
             raise UserError(f"k: the record holds the {recorded} nearest, not {ks[-1]}; use less")
         metrics = {f"hit@{k}": hit_at_k(neighbor_labels, labels, k) for k in ks}
-        notes = [f"k={k} is more than the {size} gallery items: {size} used" for k in self.config.k if k > size]
+        notes = reduced_k_notes(self.config.k, size, "gallery")
         known = ~np.isnan(precision)
         if known.any():
             metrics["mAP"] = float(precision[known].mean())
@@ -250,7 +251,7 @@ def embed_videos(
     embedded = concatenated(compute_parts(video_parts(backbone, split, config, name), cache))
     videos, problems = embedded["videos"], embedded["problems"].tolist()
     if len(videos) == 0:
-        raise UserError(f"embedding {name}: none of the {len(split):,} videos can be read", *problems[:3])
+        raise UserError(f"embedding {name}: none of the {len(split):,} videos can be read", *some(problems))
     num = items_per_video(config)
     numbers = (videos[:, None] * num + np.arange(num)).ravel()
     return VideoItems(embedded["vectors"], split.labels[videos].repeat(num), numbers, tuple(problems))

@@ -65,6 +65,7 @@ def _run(
     backbone, data = _open(task, backbone)
     about = _about(task, data, backbone)
     if reuse and (found := _earlier_result(task, about)):
+        _cache(task, about).remove_leftover()
         return found
     parts = task.parts(backbone, data) if world.size > 1 else []
     with limited_threads(pick_device(task.config.device)):
@@ -85,7 +86,7 @@ def _evaluate(
 ) -> Result:
     folder = results_folder(task.config)
     check_folder(folder)
-    cache = ResumeCache(folder / "unfinished" / f"{about.record_key}-{about.versions['cyclecontrast']}")
+    cache = _cache(task, about)
     try:
         with cache.locked():
             for leftover in (*folder.glob(f"{about.key}.*.part"), *folder.glob(f"records/{about.record_key}.*.part")):
@@ -99,6 +100,11 @@ def _evaluate(
             return _score(task, record, about.config)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt("interrupted; the same command resumes where it stopped") from interrupt
+
+
+def _cache(task: AnyProtocol, about: About) -> ResumeCache:
+    name = f"{about.record_key}-{about.versions['cyclecontrast']}"
+    return ResumeCache(results_folder(task.config) / "unfinished" / name)
 
 
 def _open(task: AnyProtocol, given: Backbone | None) -> tuple[Backbone, Any]:
@@ -174,12 +180,18 @@ def _unusual_settings(config: EvaluateConfig, predictions: Predictions) -> Itera
 
 
 def _earlier_result(task: AnyProtocol, about: About) -> Result | None:
-    """Return an earlier result of the same version, model, data and settings, if any; reports a damaged one."""
-    path = result_path(results_folder(task.config), about.key)
+    """Return an earlier result of the same version, model, data and settings, if any.
+
+    Reports one that is damaged, or whose record is.
+    """
+    folder = results_folder(task.config)
+    path, record = result_path(folder, about.key), record_path(folder, about.record_key)
     if not path.exists():
         return None
     try:
         found = Result.load(path)
+        if record.exists():
+            Record.check(record)
     except UserError as error:
         say(f"{error}; evaluating again")
         return None

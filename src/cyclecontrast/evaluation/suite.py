@@ -1,6 +1,6 @@
 """The command `evaluate all`: runs every protocol on every dataset found; one table, with published results."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from cyclecontrast.evaluation.runner import evaluate_alone
 from cyclecontrast.files import atomic_write, check_folder
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
-from cyclecontrast.output import markdown, markdown_table, say
+from cyclecontrast.output import markdown, markdown_table, printable, say
 
 Settings = dict[str, Any]
 
@@ -67,7 +67,10 @@ class SuiteResult(NamedTuple):
         return line if self.problems else ""
 
     def __str__(self) -> str:
-        """Return the table in Markdown.
+        return self.page(printable)
+
+    def page(self, escape: Callable[[str], str] = markdown) -> str:
+        """Return the table in Markdown; `escape` is applied to the lines below it.
 
         Published results are in the table if all settings agree, otherwise in a footnote.
         """
@@ -78,7 +81,7 @@ class SuiteResult(NamedTuple):
             compared, data = compare(result), Path(result.about.data.path).name
             if problems := result.about.problems:
                 left_out.append(
-                    markdown(f"left out of {result.tag} on {data}: {len(problems)} items, named in its result")
+                    escape(f"left out of {result.tag} on {data}: {len(problems)} items, named in its result")
                 )
             for number, metric in enumerate(result.metrics):
                 # The first, and all of which a figure is published.
@@ -86,8 +89,8 @@ class SuiteResult(NamedTuple):
                     ours, random = (_percent(one, metric) for one in (result, baseline))
                     published = _published(compared, metric, footnotes)
                     lines.append((*map(markdown, (result.tag, data, metric)), ours, random, published))
-        numbered = [f"[{number}] {markdown(text)}" for text, number in footnotes.items()]
-        missing = [f"not evaluated: {markdown(problem)}" for problem in self.problems]
+        numbered = [f"[{number}] {escape(text)}" for text, number in footnotes.items()]
+        missing = [f"not evaluated: {escape(problem)}" for problem in self.problems]
         return "\n".join([markdown_table(lines), "", *numbered, *left_out, *missing])
 
 
@@ -119,7 +122,7 @@ def evaluate_all(config: AllConfig) -> SuiteResult:
         done = SuiteResult(done.rows + row, done.problems + tuple(problems))
         if done.rows:
             with atomic_write(out / "all.md") as aside:
-                aside.write_text(f"{done}\n", "utf-8")
+                aside.write_text(f"{done.page()}\n", "utf-8")
     if not done.rows:
         raise UserError(*done.problems)
     return done

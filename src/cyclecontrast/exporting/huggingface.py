@@ -16,7 +16,7 @@ from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.exporting.formats import Format, ResNetShape, render, resnet_shape, weights_of
 from cyclecontrast.methods import learns_from
 from cyclecontrast.models.backbone import BLOCKS, Backbone
-from cyclecontrast.models.checkpoint import fingerprint
+from cyclecontrast.models.checkpoint import fingerprint, unfinished
 from cyclecontrast.models.foreign_checkpoint import Renaming, renamed
 from cyclecontrast.models.hardware import package_versions
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, read_about
@@ -109,6 +109,7 @@ def model_card(backbone: Backbone, run: Path) -> str:
         backbone,
         source=Path(backbone.source).name,
         fingerprint=content,
+        unfinished=unfinished(backbone),
         about=about,
         settings=settings,
         learns_from=learns_from(settings["method"]) if settings else "",

@@ -351,6 +351,13 @@ def _set_stride(block: BasicBlock | Bottleneck, stride: int, dilation: int) -> N
             shortcut.stride = (stride, stride)
 
 
+def freeze_batchnorm(backbone: Backbone) -> None:
+    """Let BatchNorm normalize with its running statistics from now on; its scale and shift are still trained."""
+    for layer in backbone.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+
+
 def freeze_stages(backbones: list[Backbone], num_stages: int) -> None:
     """Stop training the stem and the first stages of equal backbones; their BatchNorm uses its running statistics.
 

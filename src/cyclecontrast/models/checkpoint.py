@@ -138,7 +138,15 @@ def open_model(model: str | Path, seed: int = 0, network: nn.Module | None = Non
         return _load_foreign(read_checkpoint(path), architecture, encoder)
     if encoder:
         raise UserError(f"{path}: holds one backbone; leave out #{encoder}")
-    return Loaded(_load_described(about, path, network))
+    backbone = _load_described(about, path, network)
+    is_unfinished = Path(place) in path.parents[2:3]  # a run without a final backbone
+    return Loaded(backbone, f"{place}: training is {unfinished(backbone) or 'unfinished'}" if is_unfinished else "")
+
+
+def unfinished(backbone: Backbone) -> str:
+    """Return `unfinished: step 129 of 4,002` for a backbone of such a checkpoint, otherwise an empty string."""
+    found = re.search(r"unfinished: step [\d,]+ of [\d,]*\d", backbone.source)
+    return found[0] if found else ""
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> Path:
@@ -240,7 +248,7 @@ def _load_described(about: Architecture, path: Path, network: nn.Module | None) 
 
 
 def _load_foreign(checkpoint: Checkpoint, architecture: str, encoder: str) -> Loaded:
-    path, how = checkpoint.path, "named in MODEL"
+    path, how, is_guess = checkpoint.path, "named in MODEL", not architecture
     found = find_resnets(checkpoint)
     if not architecture:
         architecture, how = _recognize(
@@ -253,7 +261,8 @@ def _load_foreign(checkpoint: Checkpoint, architecture: str, encoder: str) -> Lo
     chosen, names = choose(found, encoder, path)
     label = next(name for name, item in names.items() if item is chosen) if len(names) > 1 else ""
     weights = _converted(empty, chosen.weights)
-    backbone = _fill(empty, weights, f"{path}#{label}" if label else str(path))
+    hint = f"if it is a variant of a ResNet, name it, for example timm:resnet50d@{path}" if is_guess else ""
+    backbone = _fill(empty, weights, f"{path}#{label}" if label else str(path), hint)
     _set_preprocessing(backbone, path)
     rest = {chosen.prefix + key: value for key, value in weights.items() if key not in wanted}
     others = tuple(item.prefix for item in names.values() if not chosen.prefix.startswith(item.prefix))
@@ -392,10 +401,11 @@ def _make_empty(name: str, path: Path) -> Backbone:
         raise UserError(f"{path}: {error}") from error
 
 
-def _fill(empty: Backbone, weights: Weights, source: str) -> Backbone:
-    """Return a backbone with these weights. Raises UserError if keys or shapes do not match."""
+def _fill(empty: Backbone, weights: Weights, source: str, hint: str = "") -> Backbone:
+    """Return a backbone with these weights. Raises UserError if they do not match; unknown keys add the hint."""
     if problems := mismatches(empty, weights, source):
-        raise UserError(*problems)
+        is_other = any("unknown to" in problem for problem in problems)
+        raise UserError(*problems, *([hint] if hint and is_other else []))
     backbone = empty if is_user_defined(empty.name) else make_backbone(empty.name)
     wanted = empty.network.state_dict()
     backbone.network.load_state_dict({key: weights[key] for key in wanted if key in weights}, strict=False)

@@ -16,7 +16,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.predictions import results_folder
 from cyclecontrast.files import atomic_write, check_folder
 from cyclecontrast.methods import learns_from
-from cyclecontrast.output import printable, say
+from cyclecontrast.output import html_environment, printable, say
 from cyclecontrast.reporting import cycles, results
 from cyclecontrast.reporting.curves import INCHES, draw_charts
 from cyclecontrast.reporting.embeddings import MAX_DOTS, MAX_DOTS_ON_PAGE, draw_maps, embed_sample, find_neighbors
@@ -118,14 +118,8 @@ def render(runs: Sequence[RunReport], data: Sequence[dict[str, Any]]) -> str:
     explored = [cycles.explore(run, f"cycles-{number}") for number, run in enumerate(one_per_settings(runs))]
     sprites = [sheet for shown in data for sheet in shown["sprites"]]
     sprites += [one.sheet for one in explored if one.sheet is not None]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cyclecontrast.reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    loader = jinja2.PackageLoader("cyclecontrast.reporting")
+    environment = html_environment(loader=loader, keep_trailing_newline=True)
     page = environment.get_template("page.html").render(
         title=runs[0].name if len(runs) == 1 else f"Comparison of {len(runs)} runs",
         summary=_summary(runs),

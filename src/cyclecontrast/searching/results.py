@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.box import SIMPLE_HEAD
@@ -31,7 +30,7 @@ from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, explained
 from cyclecontrast.evaluation.metrics import Floats, Integers
 from cyclecontrast.files import atomic_write
-from cyclecontrast.output import join_lines, printable
+from cyclecontrast.output import html_environment, join_lines, printable
 from cyclecontrast.searching.index import FrameIndex
 
 THUMBNAIL_SIDE, MAX_ASPECT, JPEG_QUALITY = 240, 3, 85
@@ -208,10 +207,7 @@ def render(**values: object) -> str:
     """Return the page as HTML; every value is escaped."""
     style = asset("page.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(asset("page.html")).render(style=style, style_digest=digest, **values)
+    return html_environment().from_string(asset("page.html")).render(style=style, style_digest=digest, **values)
 
 
 @cache

@@ -14,13 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 from scipy.special import stdtrit
 
 from cyclecontrast.charts import COLORS, new_figure, save_figure
 from cyclecontrast.files import atomic_write
 from cyclecontrast.models.hardware import package_versions
-from cyclecontrast.output import markdown, markdown_table
+from cyclecontrast.output import html_environment, markdown, markdown_table
 from cyclecontrast.sweeping.tables import Metric, Published, Row, Table, published_in
 
 LEVEL = 0.05
@@ -317,14 +316,15 @@ def write_files(sweep: Sweep) -> None:
 
 def render(sweep: Sweep, chart: bytes | None) -> str:
     """Return the page as HTML with the chart inside; every text is escaped."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     template = (importlib.resources.files("cyclecontrast.sweeping") / "template.html").read_text("utf-8")
-    return environment.from_string(template).render(
-        sweep=sweep,
-        num_ours=2 + len(sweep.metrics),
-        chart=None if chart is None else base64.b64encode(chart).decode(),
+    return (
+        html_environment()
+        .from_string(template)
+        .render(
+            sweep=sweep,
+            num_ours=2 + len(sweep.metrics),
+            chart=None if chart is None else base64.b64encode(chart).decode(),
+        )
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from cyclecontrast.config import RESOLVED_BY_AUTO, PretrainConfig
+from cyclecontrast.config.pretrain import ADDED_LATER
 from cyclecontrast.config.types import MAX_COUNT, RESNET
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.methods import METHODS, Method, MomentumMethod
@@ -69,11 +70,14 @@ def auto_settings(
 ) -> dict[str, Any]:
     """Return all settings of `auto` for the data and the hardware, given those that are already `chosen`.
 
-    Only the videos used for training are counted.
+    Only the videos used for training are counted. The config.toml of older versions has all settings except those
+    added later, which are then as these versions trained.
     """
-    holdout = chosen.get("holdout", _holdout(data.num_videos, chosen))
+    is_older = chosen.keys() >= RESOLVED_BY_AUTO - ADDED_LATER
+    holdout = chosen.get("holdout", 0.0 if is_older or data.num_videos < MIN_VIDEOS_FOR_HOLDOUT else HOLDOUT)
     # `check_number` raises if there are too few
     num_videos = max(1, data.num_videos - num_held_out(data.num_videos, holdout))
+    is_continued = chosen.get("init") is not None and not is_older
     image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu, patch))
     backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
     divisor = BATCH_DIVISORS.get(str(chosen.get("method")), 1)
@@ -109,6 +113,8 @@ def auto_settings(
         "warmup": 0.05,
         "schedule": "cosine",
         "holdout": holdout,
+        "freeze_batchnorm": is_continued,
+        "projector_first": 0.1 if is_continued else 0.0,
     } | METHOD_SETTINGS.get(str(chosen.get("method")), {})
 
 
@@ -153,16 +159,6 @@ def _conflicts(config: PretrainConfig, set_by_user: Collection[str], processes: 
         if is_read and getattr(config, name) < keys
     ]
     return problems
-
-
-def _holdout(num_videos: int, chosen: dict[str, Any]) -> float:
-    """Return the fraction to hold out.
-
-    0 for few videos, or if the settings come from a config.toml of an older version. Older versions did not hold out
-    videos, so their config.toml has all settings except `holdout`.
-    """
-    is_older = chosen.keys() >= RESOLVED_BY_AUTO - {"holdout"}
-    return 0.0 if num_videos < MIN_VIDEOS_FOR_HOLDOUT or is_older else HOLDOUT
 
 
 def _image_size(frame_side: int, cpu: bool, patch: int) -> int:

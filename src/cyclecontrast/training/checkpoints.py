@@ -52,7 +52,12 @@ def save_checkpoint(trainer: "Trainer", read_errors: ReadErrors, step: int) -> N
         if not (run / CONFIG).exists():  # the folder was moved; writing would create a new one
             raise UserError(f"{run}: no checkpoint can be written, because the folder of the run was moved or deleted")
         read_errors.write(run)
-        write_checkpoint(run, step, trainer.state_dict(), trainer.method.encoder.backbone)
+        backbone = trainer.method.encoder.backbone
+        source = backbone.source
+        if step < trainer.num_steps:
+            backbone.source += f", unfinished: step {step:,} of {trainer.num_steps:,}"
+        write_checkpoint(run, step, trainer.state_dict(), backbone)
+        backbone.source = source
         prune_best_backbones(run, step_of(checkpoints(run)[0]))
     barrier(trainer.world)
 

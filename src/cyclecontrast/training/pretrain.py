@@ -3,7 +3,8 @@
 import contextlib
 import math
 import shlex
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
-from cyclecontrast.config.types import is_user_defined
+from cyclecontrast.config import MACHINE_SETTINGS, RESOLVED_BY_AUTO, PretrainConfig
+from cyclecontrast.config.types import detail, is_user_defined
 from cyclecontrast.data.dataset import ViewDataset
 from cyclecontrast.distributed import ALONE, all_reduce_max, barrier, check_same, process_group
 from cyclecontrast.errors import UserError, explained, out_of_memory
 from cyclecontrast.files import check_new_run, locked, remove
+from cyclecontrast.methods import METHODS, Method
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision, rounding
@@ -34,6 +36,7 @@ from cyclecontrast.training.trainer import Trainer
 from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given, method_class
 from cyclecontrast.training.verdict import Verdict, last_measured
 
+COLUMNS = 80
 DECIDING = ("device", "processor", "instructions", "threads", "precision", "processes", "augment_on", "compile")
 """Entries of run.json that, with the versions, decide the bits of a run."""
 
@@ -73,7 +76,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
     device = pick_device(config.device)
     with contextlib.nullcontext(ALONE) if alone else process_group(device, "pretrain") as world:
         check_given(config, parts)
-        unread = unused_options(config, parts)
+        unread, requested = unused_options(config, parts), config.requested()
         config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
         config = _resolved(config, dataset, backbone, device)
         is_first = world.rank == 0
@@ -84,7 +87,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
             torch.manual_seed(config.seed)
             method = method_class(config, parts)(backbone, config, world)
             trainer = Trainer(method, config, num_steps(config, dataset), device, world)
-            start, read_errors = open_run(trainer, dataset)
+            start, read_errors = open_run(trainer, dataset, requested)
             if unread and is_first:
                 say(f"not used by {config.method}: {', '.join(unread)}")
             with open_loggers(config, is_first) as loggers:
@@ -101,10 +104,10 @@ def num_steps(config: PretrainConfig, dataset: ViewDataset) -> int:
     return config.steps or max(1, math.ceil(config.epochs * dataset.num_videos / config.batch_size))
 
 
-def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
+def open_run(trainer: Trainer, dataset: ViewDataset, requested: Collection[str] = ()) -> tuple[int, ReadErrors]:
     """Create the run folder, or restore the trainer from the latest intact checkpoint.
 
-    Returns the number of completed steps and the read errors so far.
+    Returns the number of completed steps and the read errors so far. `requested` are the options that the user set.
 
     Raises UserError if the run is damaged, or if the processes do not see the same folder.
     """
@@ -145,6 +148,7 @@ def open_run(trainer: Trainer, dataset: ViewDataset) -> tuple[int, ReadErrors]:
         run_folder.remove_best_and_cycles_after(run, start)
         checkpoints.remove_checkpoints_after(run, start)
         _announce(config, store.layout, about)
+        say(*_settings_table(config, type(trainer.method), requested))
         if config.resume is not None:
             _announce_resumed(before, about, damages, start)
     return start, read_errors
@@ -201,9 +205,31 @@ def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> Non
             else ""
         )
         say(f"health is measured on the training videos themselves{few}")
-    shown = sorted(set(type(config).model_fields) - {"data", "out", "resume"})
-    say("settings: " + " ".join(f"{name}={getattr(config, name)}" for name in shown))
-    say(f"{about['num_steps']:,} steps on {about['device']} in {about['precision']}")
+    say(f"{about['num_steps']:,} step{'s' * (about['num_steps'] != 1)} on {about['device']} in {about['precision']}")
+
+
+def _settings_table(config: PretrainConfig, method: type[Method], requested: Collection[str]) -> list[str]:
+    """Return the settings that were chosen for this run, in groups; not those of other methods, and no paths."""
+    unread = frozenset().union(*(one.reads for one in METHODS.values())) - (method.reads or {*RESOLVED_BY_AUTO})
+    chosen = (RESOLVED_BY_AUTO | set(requested)) - unread - {"data", "out", "resume"}
+    if config.steps is not None:
+        chosen -= {"epochs"}
+    if config.init is None:
+        chosen -= {"freeze_batchnorm", "projector_first"}
+    groups: dict[str, list[str]] = {}
+    for name, field in type(config).model_fields.items():
+        if name in chosen:
+            value = getattr(config, name)
+            value = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+            value = ",".join(value) if isinstance(value, tuple) else value
+            groups.setdefault(detail(field, "group"), []).append(f"{name}={value}{'*' * (name in requested)}")
+    stars = "* set by you; " if requested else ""
+    lines = [f"settings ({stars}all are in {config.out / 'config.toml'}):"]
+    for group, words in groups.items():
+        text = textwrap.fill(" ".join(words), COLUMNS - 16, break_long_words=False, break_on_hyphens=False)
+        first, *others = text.split("\n")
+        lines += [f"  {group:<14}{first}", *(f"{' ' * 16}{other}" for other in others)]
+    return lines
 
 
 def _announce_resumed(before: dict[str, Any], about: dict[str, Any], damages: list[str], start: int) -> None:

@@ -1,4 +1,4 @@
-"""Console output during training: messages on stderr, the progress bar, throughput."""
+"""Console output during training: throughput, and how far it is, as a bar or as lines."""
 
 import contextlib
 import sys
@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from cyclecontrast.data.dataset import Batch
+from cyclecontrast.output import say
+from cyclecontrast.progress import ProgressLines
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -54,35 +57,63 @@ class Clock:
         return row
 
 
-@contextlib.contextmanager
-def progress_bar(total: int, done: int, shown: bool) -> Iterator[Callable[[Row], None]]:
-    """Yield a function that advances the bar by a step and shows the given metrics.
+class _Bar(Progress):
+    """A progress bar with a line of details below it."""
 
-    Hidden if stderr is not a terminal.
+    details = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the bar and its details."""
+        yield from super().get_renderables()
+        if self.details:
+            yield Text(f"  {self.details}", style="dim", overflow="fold")
+
+
+@contextlib.contextmanager
+def show_progress(total: int, done: int, shown: bool) -> Iterator[Callable[[Row], None]]:
+    """Yield a function that counts a step as done and shows the given metrics.
+
+    In a terminal, a bar of at most 80 columns shows step, time left and one metric, with the others below. Elsewhere, a
+    line at least once a minute shows all. Another line explains the rise of the loss where the cycle loss sets in.
     """
     columns = (
         TextColumn("pretrain"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[metrics]}"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[metric]}"),
     )
-    with Progress(*columns, console=console, disable=not (shown and sys.stderr.isatty())) as progress:
-        task = progress.add_task("pretrain", total=total, completed=done, metrics="")
-        yield lambda row: progress.update(task, advance=1, metrics=_in_words(row))
+    lines, before = ProgressLines("pretrain", total, done), 1.0
+    with _Bar(*columns, console=console, disable=not (shown and sys.stderr.isatty())) as bar:
+        task = bar.add_task("pretrain", total=total, completed=done, metric="")
+
+        def advance(row: Row) -> None:
+            nonlocal before
+            first, *details = _in_words(row)
+            weight = row.get("cycle_weight", before) or 0.0
+            if before == 0 < weight and shown:
+                say(f"step {row['step']:,}: the cycle loss is added from here on (λ = {weight:g}), so the loss rises")
+            before = weight
+            if not bar.disable:
+                bar.details = "  ".join(details)
+                bar.update(task, advance=1, metric=first)
+            elif shown:
+                lines.advance(", ".join([first, *details]))
+
+        yield advance
 
 
-def _in_words(row: Row) -> str:
-    if "step" not in row:
-        return ""
+def _in_words(row: Row) -> list[str]:
+    """Return the metrics in words: first same-video retrieval, or the loss before it is measured."""
     shown = (
+        ("health_same_video", "same video", ".0%"),
         ("loss", "loss", ".2f"),
         ("intra_loss", "intra", ".2f"),
         ("cycle_loss", "cycle", ".2f"),
-        ("cycle_closed", "closed", ".0%"),
-        ("health_same_video", "same video", ".0%"),
+        ("cycle_closed", "cycles closed", ".0%"),
         ("health_rank", "rank", ".0f"),
         ("images_per_second", "images/s", ".0f"),
         ("data_wait", "data wait", ".0%"),
     )
-    return "  ".join(f"{word} {row[key]:{form}}" for key, word, form in shown if row.get(key) is not None)
+    words = [f"{word} {row[key]:{form}}" for key, word, form in shown if row.get(key) is not None]
+    return words if "step" in row and words else [""]

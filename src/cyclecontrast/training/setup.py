@@ -21,7 +21,7 @@ from cyclecontrast.data.random_streams import random_stream
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import read_settings
 from cyclecontrast.distributed import World, rank_0_first
-from cyclecontrast.errors import UserError, attempt, checked
+from cyclecontrast.errors import UserError, attempt, checked, some
 from cyclecontrast.files import check_new_run
 from cyclecontrast.loss import KeyQueue
 from cyclecontrast.loss.attention import BLOCK
@@ -129,12 +129,12 @@ def prepare_videos(config: PretrainConfig) -> None:
 
 def frame_size(store: FrameStore) -> DataSize:
     """Return the size of the data for the preset `auto`, from the first frames of some videos."""
-    some = np.linspace(0, store.num_videos - 1, min(SAMPLED_VIDEOS, store.num_videos)).astype(int)
+    sample = np.linspace(0, store.num_videos - 1, min(SAMPLED_VIDEOS, store.num_videos)).astype(int)
     problems: list[str] = []
-    images = [attempt(partial(store.image, int(video), 0), problems) for video in some]
+    images = [attempt(partial(store.image, int(video), 0), problems) for video in sample]
     sides = [min(image.shape[:2]) for image in images if image is not None]
     if not sides:
-        raise UserError(*problems[:3])
+        raise UserError(*some(problems))
     return DataSize(store.num_videos, int(np.median(sides)))
 
 

@@ -17,13 +17,13 @@ from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.distributed import World, all_reduce_max, all_reduce_mean, data_parallel, peer_errors
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods.method import Losses, Method, StepInfo
-from cyclecontrast.models.backbone import Backbone, freeze_stages, layers_of
+from cyclecontrast.models.backbone import Backbone, freeze_batchnorm, freeze_stages, layers_of
 from cyclecontrast.models.hardware import pick_workers
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.checkpoints import record_stop, save_checkpoint
 from cyclecontrast.training.loggers import Loggers
 from cyclecontrast.training.monitor import Monitor
-from cyclecontrast.training.progress import Clock, Row, progress_bar
+from cyclecontrast.training.progress import Clock, Row, show_progress
 from cyclecontrast.training.read_errors import ReadErrors
 from cyclecontrast.training.signals import NAMES, Stop, end_by_signal
 
@@ -41,8 +41,12 @@ class Trainer:
         self.method: Method = method.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
             self.method.compile_encoders()
+        backbones = [module for module in method.modules() if isinstance(module, Backbone)]
         if config.freeze:
-            freeze_stages([module for module in method.modules() if isinstance(module, Backbone)], config.freeze)
+            freeze_stages(backbones, config.freeze)
+        if config.freeze_batchnorm:
+            for backbone in backbones:
+                freeze_batchnorm(backbone)
         self.optimizer = _make_optimizer(self.method, config)
         self.model: nn.Module = self.method if world.size == 1 else data_parallel(self.method)
         self._first_bad_step = torch.full((), -1, device=device)
@@ -61,7 +65,7 @@ class Trainer:
         sampler = StepSampler(range(start, self.num_steps), config.batch_size, self.world.rank, self.world.size)
         workers, pin_memory = pick_workers(config.workers, self.device), self.device.type == "cuda"
         loaded = contextlib.closing(load_batches(dataset, sampler, workers, pin_memory))  # closing it ends the workers
-        with loaded as batches, progress_bar(self.num_steps, start, shown=is_first) as advance:
+        with loaded as batches, show_progress(self.num_steps, start, shown=is_first) as advance:
             for step, batch in self._synchronized_batches(clock.timed(batches), start, read_errors, stop):
                 done, last = step + 1, step + 1 == self.num_steps
                 is_logged = last or done % config.log_every == 0 or monitor.is_due(done)

@@ -211,7 +211,7 @@ def test_damaged_lines_of_hmdb51_are_reported(tmp_path):
         ),
         (
             lambda root: [shutil.rmtree(root / "videos" / name) for name in CLASSES],
-            ["{root}/videos: holds none of the 9 listed videos", "{root}/videos/App", "{root}/videos/App", "{root}/v"],
+            ["{root}/videos: holds none of the 9 listed videos", *["{root}/videos/App"] * 2, "{root}/v", "and 6 more"],
         ),
         (
             lambda root: (root / "annotations" / "testlist01.txt").write_text(""),

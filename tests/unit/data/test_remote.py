@@ -226,6 +226,7 @@ def test_s3_is_read_by_ranges(folder, server, monkeypatch):
     assert all_frames(far) == all_frames(near)
     assert {(method, status) for method, _, status, _ in server.requests} == {("GET", 206)}
     assert len(server.requests) == far.num_frames
+    assert checked(PretrainConfig, {"data": "HTTP://host/Store", "out": "run"}).data == "http://host/Store"
     line = line_of(lambda: FrameStore.open("s3://bucket/nothing"))
     assert line.startswith("s3://bucket/nothing: holds no prepared store (s3://bucket/nothing/store.json is missing)")
 

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cyclecontrast.config import PrepareConfig
 from cyclecontrast.data import store as store_module
 from cyclecontrast.data import tables
+from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 
@@ -310,6 +312,16 @@ def test_wrong_descriptions_are_reported(root, text):
     """A store.json that is broken, of another version or something else is one line."""
     (root / "store.json").write_bytes(text.encode("latin-1"))
     assert "store.json: is not of a frame store of version 1" in problem_of(root)
+
+
+def test_a_store_without_its_description_is_no_folder_of_images(root):
+    """Where only store.json is missing, reading and `prepare` name it."""
+    (root / "store.json").unlink()
+    line = f"{root / 'store.json'} is missing; restore this file, or prepare the videos into a new folder"
+    assert problem_of(root) == line
+    (root.parent / "videos").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=r"store\.json is missing; restore this file"):
+        prepare(PrepareConfig(videos=root.parent / "videos", out=root))
 
 
 def test_unfinished_and_damaged_stores_are_reported(root):

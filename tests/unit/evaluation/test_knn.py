@@ -136,8 +136,8 @@ def test_more_neighbors_than_items_are_clipped_and_noted(data, tmp_path):
     """k beyond the gallery becomes the gallery, once."""
     result = run(data, tmp_path, k=(10, 100, 200))
     assert list(result.metrics) == ["top1_k10", "top1_k18"]
-    assert "k=100 is more than the 18 training items: 18 used" in result.about.notes
-    assert "k=200 is more than the 18 training items: 18 used" in str(result)
+    assert "k=100, 200 are more than the 18 training items: 18 used" in result.about.notes
+    assert "k=19 is more than the 18 training items: 18 used" in str(run(data, tmp_path, k=(19, 3)))
 
 
 def test_the_recipe_is_the_one_of_the_protocol(data):

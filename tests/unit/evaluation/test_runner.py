@@ -320,3 +320,20 @@ def test_an_earlier_result_is_reused(data, tmp_path, capsys):
     Sign.log.clear()
     assert evaluate_alone(Sign, config, reuse=True) == first
     assert Sign.log[0] == "first"
+
+
+def test_reuse_leaves_nothing_behind_and_notices_a_cut_record(data, tmp_path, capsys):
+    """What a process left that was killed after its result is removed, and a record that was cut is written again."""
+    config = SignConfig(model=MODEL, data=data, out=tmp_path / "out", device="cpu")
+    first = evaluate(Sign, config)
+    folder = tmp_path / "out" / "unfinished" / f"{first.about.record_key}-{first.about.versions['cyclecontrast']}"
+    folder.mkdir(parents=True)
+    (folder / "rest.npz").write_bytes(b"")
+    assert evaluate_alone(Sign, config, reuse=True) == first
+    assert not (tmp_path / "out" / "unfinished").exists()
+    (record,) = (tmp_path / "out" / "records").iterdir()
+    whole = record.read_bytes()
+    record.write_bytes(whole[:-9])
+    assert evaluate_alone(Sign, config, reuse=True) == first
+    assert f"{record}: the record cannot be read" in capsys.readouterr().err
+    assert record.read_bytes() == whole

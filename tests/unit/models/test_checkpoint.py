@@ -231,7 +231,9 @@ def test_other_networks_are_refused(tmp_path):
     deep = weights | {f"layer3.{i}.{key}": value for i in range(6, 23) for key, value in block.items()}
     assert "(3, 4, 23, 3) blocks" in problem_of(saved(tmp_path / "resnet101.pth", deep))
     attention = weights_of() | {"layer1.0.attention.weight": torch.zeros(3)}
-    assert "1 key (layer1.0.attention.weight) unknown" in problem_of(saved(tmp_path / "extra.pth", attention))
+    lines = problems_of(saved(tmp_path / "extra.pth", attention))
+    assert "1 key (layer1.0.attention.weight) unknown" in lines[0]
+    assert lines[1].startswith("if it is a variant of a ResNet, name it")
     wide = weights_of() | {"layer4.0.conv2.weight": torch.zeros(8, 8, 3, 3)}
     line = problem_of(saved(tmp_path / "wide.pth", wide))
     assert "layer4.0.conv2.weight (8, 8, 3, 3), not (64, 64, 3, 3)" in line

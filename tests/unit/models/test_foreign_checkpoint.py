@@ -350,6 +350,17 @@ def test_names_of_models(tmp_path, monkeypatch):
 # --- which network
 
 
+def test_a_variant_of_a_resnet_without_arch_gets_the_way_to_name_it(tmp_path):
+    """The file of a resnet50d says nothing of its name: the error ends with the spelling that loads it."""
+    import timm
+
+    path = saved(tmp_path, {"state_dict": timm.create_model("resnet50d").state_dict()})
+    with pytest.raises(UserError) as caught:
+        open_model(path)
+    assert caught.value.problems[-1].endswith(f"name it, for example timm:resnet50d@{path}")
+    assert load_backbone(f"timm:resnet50d@{path}").name == "timm:resnet50d"
+
+
 def test_the_arch_of_a_file_decides(tmp_path):
     """A network of timm with the keys of a plain ResNet is built as what it is, by the `arch` of its file."""
     import timm

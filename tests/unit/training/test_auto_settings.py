@@ -138,6 +138,20 @@ def test_auto_holds_out_of_enough(num_videos, expected):
     assert resolve(PretrainConfig(**BASE, holdout=0.0), size, machine).holdout == 0
 
 
+def test_batchnorm_is_frozen_where_weights_are_given(tmp_path):
+    """`auto` freezes BatchNorm with `--init`, not without, and not for a config.toml from before the option."""
+    size, machine = DataSize(1000, 64), Machine(cpu=True)
+    assert not resolve(PretrainConfig(**BASE), size, machine).freeze_batchnorm
+    continued = resolve(PretrainConfig(**BASE, init="timm:any"), size, machine)
+    assert (continued.freeze_batchnorm, continued.projector_first) == (True, 0.1)
+    assert not resolve(PretrainConfig(**BASE, init="timm:any", preset="paper"), size, machine).freeze_batchnorm
+    run_folder.write_config(tmp_path, continued)
+    older = tomllib.loads((tmp_path / "config.toml").read_text())
+    del older["freeze_batchnorm"], older["projector_first"]
+    again = resolve(checked(PretrainConfig, older | {"out": "again"}), size, machine)
+    assert (again.freeze_batchnorm, again.projector_first, again.holdout) == (False, 0.0, 0.1)
+
+
 def test_an_older_config_holds_nothing_out(tmp_path):
     """A config.toml from before videos were held out trains on all videos again."""
     size, machine = DataSize(1000, 64), Machine(cpu=True)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError
-from cyclecontrast.models.checkpoint import load_backbone
+from cyclecontrast.exporting.huggingface import model_card
+from cyclecontrast.models.checkpoint import load_backbone, unfinished
 from cyclecontrast.training.pretrain import Run
 from tests.make_backbones import execute
 from tests.make_runs import (
@@ -124,6 +125,21 @@ def test_options_without_effect_are_reported(stripes, tmp_path, capsys, changes,
         assert (name, set(names.split(", "))) == (changes["method"], unread)
 
 
+def test_settings_are_a_short_table(stripes, tmp_path, capsys):
+    """What was set is marked, what auto chose is beside it, in 80 columns; settings of other methods are not shown."""
+    run(stripes, tmp_path / "run", method="intra-video", steps=1, temperature=0.3)
+    err = capsys.readouterr().err
+    lines = re.search(r"^settings \(\* set by you; all are in .*/config.toml\):\n((?:  .*\n)+)", err, re.M)[
+        1
+    ].splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    words = " ".join(lines).split()
+    assert {"temperature=0.3*", "steps=1*", "momentum=0.99", "projector=mlp-bn"} <= {*words}
+    assert not any(word.startswith(("cycle_weight", "epochs", "data=", "out=")) for word in words)
+    run(stripes, tmp_path / "run", resume=tmp_path / "run", steps=1, method="intra-video", temperature=0.3)
+    assert "*" not in re.search(r"^settings .*:\n((?:  .*\n)+)", capsys.readouterr().err, re.M)[0]
+
+
 def test_training_starts_from_given_weights(stripes, done, tmp_path):
     """`init` takes the backbone of an earlier run with its architecture; another backbone is refused."""
     second = run(stripes, tmp_path / "second", init=str(done.folder), learning_rate=1e-12, weight_decay=0.0, steps=1)
@@ -170,3 +186,22 @@ def test_a_vision_transformer_from_training_to_export(stripes, tmp_path):
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (backbone.mean, backbone.std))
     with torch.no_grad():
         torch.testing.assert_close(variables["features"], backbone((images - mean) / std), atol=1e-5, rtol=1e-4)
+
+
+def test_weights_of_an_unfinished_training_say_so(stripes, done, tmp_path, capsys):
+    """A run that stopped loads its last checkpoint, and says at which step it is; the card of an export, too.
+
+    A finished run says nothing, although it keeps a checkpoint from before its end.
+    """
+    stopped = tmp_path / "stopped"
+    shutil.copytree(done.folder, stopped)
+    shutil.rmtree(stopped / "checkpoints" / "step-00000004")
+    (stopped / "backbone.safetensors").unlink()
+    capsys.readouterr()
+    backbone = load_backbone(stopped)
+    assert capsys.readouterr().err == f"{stopped}: training is unfinished: step 2 of 4\n"
+    assert unfinished(backbone) == "unfinished: step 2 of 4"
+    assert "Its training is unfinished: step 2 of 4." in model_card(backbone, stopped)
+    assert unfinished(load_backbone(done.folder)) == ""
+    assert "unfinished" not in model_card(load_backbone(done.folder), done.folder)
+    assert capsys.readouterr().err == ""

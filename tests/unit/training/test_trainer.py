@@ -128,6 +128,26 @@ def test_stages_can_be_frozen():
         assert torch.equal(end[name], start[name]) == bool(is_frozen), name
 
 
+def test_batchnorm_can_be_frozen():
+    """With `freeze_batchnorm` both backbones keep and use their statistics: an image is encoded without the others.
+
+    The scale of BatchNorm and the statistics of the projectors are trained.
+    """
+    trainer = make_trainer("intra-video", init="given", freeze_batchnorm=True)
+    start = {name: value.clone() for name, value in trainer.method.state_dict().items()}
+    for step in range(3):
+        trainer.train_step(draw_batch(2, step), StepInfo(step, 10))
+    end = trainer.method.state_dict()
+    statistics = [name for name in start if "backbone" in name and "running" in name]
+    assert len(statistics) > 20
+    assert all(torch.equal(start[name], end[name]) for name in statistics)
+    for name in ("encoder.backbone.network.bn1.weight", "encoder.intra_projector.1.running_mean"):
+        assert not torch.equal(start[name], end[name])
+    images = torch.randn(4, 3, 32, 32)
+    for encoder in (trainer.method.encoder, trainer.method.momentum_encoder):
+        torch.testing.assert_close(encoder.backbone(images)[:1], encoder.backbone(images[:1]), rtol=1e-4, atol=1e-5)
+
+
 def test_the_backbone_can_have_its_own_rate():
     """A first step of SGD changes the backbone by `backbone_rate` times as much, the projectors by the same."""
     (start, full), (_, quarter) = (states_of(1, backbone_rate=rate) for rate in (1.0, 0.25))
@@ -152,7 +172,9 @@ def test_rates_decay_by_layer():
         make_trainer("intra-video", init="given", layer_decay=0.5)
 
 
-@pytest.mark.parametrize("option", [{"freeze": 1}, {"projector_first": 0.1}, {"layer_decay": 0.5}])
+@pytest.mark.parametrize(
+    "option", [{"freeze": 1}, {"freeze_batchnorm": True}, {"layer_decay": 0.5}, {"projector_first": 0.1}]
+)
 def test_random_weights_are_not_spared(option):
     """Options that spare given weights are refused for random ones."""
     with pytest.raises(UserError, match=f"{next(iter(option))} needs pretrained weights: set --init"):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cyclecontrast.config import TrackingConfig
 from cyclecontrast.data.tracking_sequences import Sequences
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, some
 from cyclecontrast.evaluation.epochs import EpochReader, shuffled_batches, step_decay, train_epochs
 from cyclecontrast.evaluation.predictions import Json
 from cyclecontrast.evaluation.resume_cache import ResumeCache
@@ -179,7 +179,7 @@ def _open_pairs(
         raise UserError(
             f"{train.root}: none of the {len(frames)} sequences has two frames to train on, with a visible target of "
             "20 to 500 pixels, at most half as large as the image; name another train_data",
-            *problems[:3],
+            *some(problems),
         )
     if left_out:
         few = f"{left_out} of {len(frames)} training sequences have fewer than two usable frames"
