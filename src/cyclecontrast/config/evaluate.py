@@ -214,8 +214,8 @@ LABELED_PIXELS = (
 
 
 def _check_stride(stride: int) -> int:
-    if stride not in (2, 4, 8, 16, 32):
-        raise ValueError("must be 2, 4, 8, 16 or 32")
+    if stride not in (2, 4, 8, 14, 16, 32):
+        raise ValueError("must be 2, 4, 8, 14, 16 or 32")
     return stride
 
 
@@ -226,7 +226,7 @@ class SegmentationConfig(EvaluateConfig):
     head: Literal["linear", "fcn"] = option("linear", "a 1x1 convolution, or an FCN head")
     frozen: bool = option(True, "train the head only, not the backbone")
     stride: Annotated[int, AfterValidator(_check_stride), IsNumber] = option(
-        8, "stride of the feature map: 2, 4, 8, 16 or 32", "PIXELS"
+        8, "stride of the feature map: 2, 4, 8, 14, 16 or 32", "PIXELS"
     )
     num_classes: Annotated[int, Field(ge=2, le=255), IsNumber] | None = option(
         None, "number of classes (default: 21 for VOC, 150 for ADE20K, else from the masks)", "N"

@@ -57,8 +57,9 @@ class Loading(NamedTuple):
 
     @staticmethod
     def of(config: ClassifyConfig | RetrievalConfig | ActionConfig | EmbedConfig, backbone: Backbone) -> "Loading":
-        """Return the settings with defaults resolved. Raises UserError if the device is not available."""
+        """Return the settings with defaults resolved. Raises UserError if the device or the size does not fit."""
         size = config.image_size or backbone.image_size
+        backbone.check_size(size)
         device = pick_device(config.device)
         return Loading(size, config.batch_size, pick_workers(config.workers, device), device)
 

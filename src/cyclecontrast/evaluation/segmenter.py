@@ -81,6 +81,10 @@ def _densify(backbone: Backbone, stride: int, crop_size: int, device: torch.devi
     """Return a copy of the backbone with a last map of this stride, and the number of channels of the map."""
     if crop_size < 2 * stride:
         raise UserError(f"crop_size: {crop_size} is less than two cells of stride {stride}; use {2 * stride} or more")
+    if stride % backbone.patch:
+        raise UserError(
+            f"stride: {backbone.name} has a feature map of stride {backbone.patch}; set --stride {backbone.patch}"
+        )
     dense = copy.deepcopy(backbone).eval().to(device)
     if isinstance(dense.network, ResNet):
         original = 64 // _map_shape(dense, 64, 64, device)[1]

@@ -26,7 +26,7 @@ from cyclecontrast.files import check_new_run
 from cyclecontrast.loss import KeyQueue
 from cyclecontrast.loss.attention import BLOCK
 from cyclecontrast.methods import Method, MomentumMethod, unread_options
-from cyclecontrast.models.backbone import Backbone, make_backbone
+from cyclecontrast.models.backbone import Backbone, layers_of, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import check_compiler, free_memory, pick_augment_on, pick_device, pick_workers
 from cyclecontrast.output import say
@@ -258,7 +258,7 @@ def _resolve_options(
 ) -> PretrainConfig:
     """Return the resolved config; raises UserError if memory is too small or the backbone rejects the image size."""
     device = pick_device(config.device)
-    resolved = resolve(config, data, machine, method_class(config, parts))
+    resolved = resolve(config, data, machine, method_class(config, parts), given.patch if given else 1)
     executor = pick_augment_on(config.augment_on, device) if parts.augmentation is None else "cpu"
     resolved = resolved.model_copy(update={"augment_on": executor})
     if parts.backbone is not None:
@@ -273,8 +273,10 @@ def _resolve_options(
             f"memory: at least {total / 1e9:,.1f} GB are needed, {largest[0] / 1e9:,.1f} of them for the "
             f"{largest[1]}, and {free / 1e9:,.1f} are free; lower {largest[2]}"
         )
-    if given is not None and given.name.startswith("timm:"):
-        _check_images(given, resolved.image_size)
+    if given is not None:
+        given.check_size(resolved.image_size)
+        if config.layer_decay != 1:
+            layers_of(given)
     return resolved
 
 
@@ -307,19 +309,6 @@ def _given_backbone(config: PretrainConfig) -> Backbone | None:
 
 def _loads_init(config: PretrainConfig) -> bool:
     return config.init is not None and (config.resume is None or not checkpoints(config.resume))
-
-
-def _check_images(backbone: Backbone, size: int) -> None:
-    """Raise UserError if a timm network does not accept images of this size; ResNets accept any."""
-    try:
-        with torch.inference_mode():
-            backbone.eval()(torch.zeros(1, 3, size, size))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        problem = f"image_size: {backbone.name} does not take images of {size} px ({reason}); set --image-size"
-        raise UserError(problem) from error
-    finally:
-        backbone.train()
 
 
 def build_method(
