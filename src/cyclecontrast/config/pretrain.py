@@ -259,6 +259,12 @@ class PretrainConfig(BaseModel):
     backbone_rate: Positive = option(
         1.0, "learning rate of the backbone, relative to that of the projectors", "FACTOR", "optimization"
     )
+    layer_decay: Annotated[float, Field(gt=0, le=1), IsNumber] = option(
+        1.0,
+        "with --init of a network of timm, multiply the learning rate by this per layer below the last; 1: off",
+        "FACTOR",
+        "optimization",
+    )
     projector_first: HalfOpenFraction = option(
         0.0,
         "with --init, train only the projectors for this fraction of the training; auto: 0.1 with --init",
@@ -404,8 +410,8 @@ class PretrainConfig(BaseModel):
         if self.momentum_rise and self.momentum_ramp and {"momentum_rise", "momentum_ramp"} <= known:
             yield "momentum_rise excludes momentum_ramp; set --momentum-ramp 0"
         if self.init is None and not is_user_defined(self.backbone):
-            for name in ("freeze", "freeze_batchnorm", "projector_first"):
-                if getattr(self, name):
+            for name in ("freeze", "freeze_batchnorm", "layer_decay", "projector_first"):
+                if getattr(self, name) != type(self).model_fields[name].default:
                     yield f"{name} needs pretrained weights: set --init, or remove it"
         if self.select == "health" and self.health_every == 0:
             yield "select health needs health measurements; remove --health-every 0"

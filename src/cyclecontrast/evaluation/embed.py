@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cyclecontrast.config import ActionConfig, ClassifyConfig, EmbedConfig, PrepareConfig, RetrievalConfig
+from cyclecontrast.data.device_augment import on_device
 from cyclecontrast.data.folders import find_videos
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
@@ -56,8 +57,9 @@ class Loading(NamedTuple):
 
     @staticmethod
     def of(config: ClassifyConfig | RetrievalConfig | ActionConfig | EmbedConfig, backbone: Backbone) -> "Loading":
-        """Return the settings with defaults resolved. Raises UserError if the device is not available."""
+        """Return the settings with defaults resolved. Raises UserError if the device or the size does not fit."""
         size = config.image_size or backbone.image_size
+        backbone.check_size(size)
         device = pick_device(config.device)
         return Loading(size, config.batch_size, pick_workers(config.workers, device), device)
 
@@ -102,7 +104,8 @@ def check_finite(values: Tensor, backbone: Backbone) -> None:
 def encode(backbone: Backbone, batch: ImageBatch, device: torch.device) -> Tensor:
     """Return the representations of a batch (batch, dim); raises UserError where they are not finite."""
     with torch.inference_mode():
-        features: Tensor = backbone(backbone.normalize(batch.pixels.to(device, non_blocking=True))).float()
+        (pixels,) = on_device(device, batch.pixels)
+        features: Tensor = backbone(backbone.normalize(pixels)).float()
         check_finite(features, backbone)
     return features
 

@@ -41,8 +41,8 @@ class Preset(NamedTuple):
     width_multiple: int
 
 
-# Differs from the release: `dino` compares feature maps of ResNets, not ViT patches, normalizes red with ImageNet's
-# mean, and scales labels to the original size in one step.
+# Differs from the release: `dino` also compares feature maps of ResNets, normalizes red with ImageNet's mean, and
+# scales labels to the original size in one step.
 PRESETS = {
     "crw": Preset(20, "repeat first", 10, 0.05, "circle", 12, 12, True, "bilinear", False, 1),
     "vfs": Preset(20, "with first", 10, 0.07, "circle", 12, 18, False, "nearest", True, 1),

@@ -67,7 +67,8 @@ class Propagation(Protocol[PropagationConfig, Davis]):
         config = self.config
         device = pick_device(config.device)
         preset = preset_for(config.preset, backbone)
-        with frozen(restride(backbone, STRIDES), device) as dense:
+        # The patches of a vision transformer have one stride.
+        with frozen(backbone if backbone.patch > 1 else restride(backbone, STRIDES), device) as dense:
             parts = [
                 cache.arrays(f"video-{number}", partial(follow, dense, video, preset, config, device))
                 for number, video in enumerate(data.videos)
@@ -151,11 +152,17 @@ class _ToSize:
         return cv2.resize(image, self.size[::-1], interpolation=method)  # type: ignore[no-any-return]
 
 
-def network_size(height: int, width: int, requested: int | None, width_multiple: int) -> tuple[int, int]:
-    """Return the height and width of frames for the network: by default 480 rows, but never enlarged."""
+def network_size(
+    height: int, width: int, requested: int | None, width_multiple: int, patch: int = 1
+) -> tuple[int, int]:
+    """Return the height and width of frames for the network: by default 480 rows, but never enlarged.
+
+    Both are cut down to whole patches of a vision transformer.
+    """
     rows = min(height, USUAL_HEIGHT) if requested is None else requested
     columns = max(1, round(width * rows / height))
-    return rows, max(width_multiple, columns // width_multiple * width_multiple)
+    columns = max(width_multiple, columns // width_multiple * width_multiple)
+    return max(1, rows // patch) * patch, max(1, columns // patch) * patch
 
 
 def follow(
@@ -171,7 +178,7 @@ def follow(
     if truth is None:
         return _left_out(problems)
     height, width = truth[0].shape
-    size = network_size(height, width, config.height, preset.width_multiple)
+    size = network_size(height, width, config.height, preset.width_multiple, backbone.patch)
     crop = _ToSize(video, (height, width), size)
     predicted, workers = [truth[0]], pick_workers(config.workers, device)
     propagation: LabelPropagation | None = None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cyclecontrast.config import SegmentationConfig
+from cyclecontrast.data.device_augment import on_device
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.masked_images import IGNORE, MaskedSplit
 from cyclecontrast.data.random_streams import ORDER, QUERY, random_stream
@@ -80,6 +81,10 @@ def _densify(backbone: Backbone, stride: int, crop_size: int, device: torch.devi
     """Return a copy of the backbone with a last map of this stride, and the number of channels of the map."""
     if crop_size < 2 * stride:
         raise UserError(f"crop_size: {crop_size} is less than two cells of stride {stride}; use {2 * stride} or more")
+    if stride % backbone.patch:
+        raise UserError(
+            f"stride: {backbone.name} has a feature map of stride {backbone.patch}; set --stride {backbone.patch}"
+        )
     dense = copy.deepcopy(backbone).eval().to(device)
     if isinstance(dense.network, ResNet):
         original = 64 // _map_shape(dense, 64, 64, device)[1]
@@ -244,7 +249,7 @@ def _batches(
     for batch in load_image_batches(train, crop, batches, loading.workers, title, epoch, epochs):
         if batch.problems:
             raise UserError(*batch.problems)
-        yield batch.pixels.to(loading.device, non_blocking=True)
+        yield from on_device(loading.device, batch.pixels)
 
 
 def split_batches(order: Sequence[int], size: int) -> list[Sequence[int]]:

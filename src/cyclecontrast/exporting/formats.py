@@ -5,6 +5,7 @@ Each has a function that writes a backbone, and a template of the code that load
 
 import contextlib
 import io
+import logging
 import pickle
 import warnings
 from collections.abc import Callable
@@ -181,6 +182,7 @@ def _onnx_program(backbone: Backbone) -> Any:
     pixels = torch.zeros(2, 3, size, size + 32 if is_resnet else size, dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")  # ignore the exporter's own warnings
+        logging.disable(logging.WARNING)
         try:
             return torch.onnx.export(
                 graph,
@@ -197,6 +199,8 @@ def _onnx_program(backbone: Backbone) -> Any:
             raise UserError(
                 f"format onnx: PyTorch cannot export {backbone.name} ({reason}); choose another format"
             ) from error
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _fits_onnx(backbone: Backbone) -> bool:

@@ -20,6 +20,7 @@ from cyclecontrast.models.checkpoint import fingerprint, unfinished
 from cyclecontrast.models.foreign_checkpoint import Renaming, renamed
 from cyclecontrast.models.hardware import package_versions
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, read_about
+from cyclecontrast.training.verdict import measured_on
 
 NAMES: Renaming = (
     (r"^conv1\.", "embedder.embedder.convolution."),
@@ -117,6 +118,7 @@ def model_card(backbone: Backbone, run: Path) -> str:
         # A run folder may also hold results of earlier backbones.
         results=[result for result in found if result.about.model.fingerprint == content],
         versions=about.get("versions") or package_versions(),
+        measured_on=measured_on,
     )
 
 

@@ -22,6 +22,8 @@ TOTAL_STRIDE_8: tuple[PerStage, PerStage] = ((1, 2, 1, 1), (1, 1, 2, 4))
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BLOCKS = {"10": (1, 1, 1, 1), "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3)}
+POOLING = {"token": "the class token", "avg": "the mean of the patch tokens"}
+"""What the features of a vision transformer are; `timm:<name>+avg` chooses, otherwise timm does."""
 CRASHING_CHANNELS = 8
 """With at most this many input channels, the backward pass of a strided 1x1 convolution crashes in oneDNN. The shortcut
 then subsamples its input and uses stride 1."""
@@ -36,6 +38,8 @@ class Backbone(nn.Module):
         self.name = name
         self.dim = dim
         self.image_size = image_size
+        self.patch = 1
+        """The sides of images are multiples of it; above 1 for vision transformers."""
         self.mean = IMAGENET_MEAN
         self.std = IMAGENET_STD
         self.source = "random weights"
@@ -47,7 +51,9 @@ class Backbone(nn.Module):
     def feature_map(self, images: Tensor, stage: int) -> Tensor:
         """Return the output of stage 1 to 4 for normalized images (batch, channels, h, w).
 
-        For a custom network, only stage 4 is available. Raises UserError if the network returns vectors.
+        A stage of a vision transformer is a quarter of its blocks; its map are the patch tokens, for stage 4 after the
+        last normalization. For a custom network, only stage 4 is available. Raises UserError if the network returns
+        vectors.
         """
         if stage not in (1, 2, 3, 4):
             raise ValueError(f"stage {stage}: a backbone has stages 1 to 4")
@@ -59,8 +65,35 @@ class Backbone(nn.Module):
             return features
         if isinstance(self.network, ResNet):
             return self.network.stage(images, stage)
-        maps = self.network.forward_intermediates(images, indices=4, intermediates_only=True)  # type: ignore[operator]
-        return maps[stage - 1]  # type: ignore[no-any-return]
+        network: Any = self.network
+        levels = network.feature_info
+        if len({level["reduction"] for level in levels}) > 1:
+            return network.forward_intermediates(images, indices=4, intermediates_only=True)[stage - 1]  # type: ignore[no-any-return]
+        blocks = [max(1, len(levels) * stage // 4) - 1]
+        options = {"norm": stage == 4, "stop_early": True, "intermediates_only": True}
+        return network.forward_intermediates(images, indices=blocks, **options)[0]  # type: ignore[no-any-return]
+
+    def check_size(self, size: int) -> None:
+        """Raise UserError if the network does not take square images of this size; ResNets take any."""
+        below = size // self.patch * self.patch
+        if size != below:
+            sizes = " or ".join(str(fitting) for fitting in (below, below + self.patch) if fitting)
+            raise UserError(
+                f"image_size: {self.name} takes images whose side is a multiple of {self.patch}, not {size}; "
+                f"set --image-size {sizes}"
+            )
+        if self.patch > 1 or not self.name.startswith("timm:"):
+            return
+        was_training = self.training
+        try:
+            with torch.inference_mode():
+                self.eval()(torch.zeros(1, 3, size, size, device=next(self.parameters()).device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            problem = f"image_size: {self.name} does not take images of {size} px ({reason}); set --image-size"
+            raise UserError(problem) from error
+        finally:
+            self.train(was_training)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return uint8 pixels (batch, 3, h, w) as normalized float images for `forward`."""
@@ -219,18 +252,31 @@ def _make_timm(name: str, pretrained: bool) -> Backbone:
         timm: Any = __import__("timm")
     except ImportError as error:
         raise UserError("timm:<name> needs the extra: pip install 'cyclecontrast[timm]'") from error
-    short = name.removeprefix("timm:")
+    short, _, pooling = name.removeprefix("timm:").partition("+")
+    if pooling not in ("", *POOLING):
+        raise UserError(f"{name}: the features are named +{' or +'.join(POOLING)}, not +{pooling}")
     if not timm.is_model(short):  # timm would look up other names on a server or in a local folder
         raise UserError(f"{name}: timm has no such network{did_you_mean(short, timm.list_models())}")
     try:
-        network = timm.create_model(short, pretrained=pretrained, num_classes=0)
+        try:  # positions are interpolated to the size of the images
+            network = timm.create_model(short, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+        except TypeError:  # no vision transformer
+            network = timm.create_model(short, pretrained=pretrained, num_classes=0)
     except Exception as error:  # timm raises many types, mostly if a download fails
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         what = "could not download its weights (offline?)" if pretrained else "timm cannot build it"
         raise UserError(f"{name}: {what}: {reason}") from error
+    if pooling and getattr(network, "cls_token" if pooling == "token" else "num_prefix_tokens", None) is None:
+        raise UserError(
+            f"{name}: {short} has no {'class' if pooling == 'token' else 'patch'} tokens; leave out +{pooling}"
+        )
+    if pooling:
+        network.reset_classifier(0, pooling)
     data: dict[str, Any] = timm.data.resolve_model_data_config(network)
     dim = getattr(network, "head_hidden_size", network.num_features)
     backbone = Backbone(network, name, dim, data["input_size"][-1])
+    if getattr(network, "dynamic_img_size", False):
+        backbone.patch = network.patch_embed.feat_ratio()
     backbone.mean, backbone.std = tuple(data["mean"]), tuple(data["std"])
     backbone.source = f"{name}, weights of timm" if pretrained else "random weights"
     return backbone
@@ -315,7 +361,7 @@ def freeze_batchnorm(backbone: Backbone) -> None:
 def freeze_stages(backbones: list[Backbone], num_stages: int) -> None:
     """Stop training the stem and the first stages of equal backbones; their BatchNorm uses its running statistics.
 
-    They are the layers that the output of the stage depends on. The first backbone must have trainable weights.
+    They are the parameters that the output of the stage depends on. The first backbone must have trainable weights.
     """
     backbone = backbones[0].eval()
     names, weights = zip(*backbone.named_parameters(), strict=True)
@@ -325,6 +371,17 @@ def freeze_stages(backbones: list[Backbone], num_stages: int) -> None:
     for each in backbones:
         each.train()
         for prefix, layer in each.named_modules():
-            own = {f"{prefix}.{name}" for name, _ in layer.named_parameters(recurse=False)}
-            if own and own <= frozen:
-                layer.eval().requires_grad_(False)
+            own = dict(layer.named_parameters(prefix, recurse=False))
+            if own and own.keys() <= frozen:
+                layer.training = False  # not those below, because a transformer itself has the class token
+                for weight in own.values():
+                    weight.requires_grad_(False)
+
+
+def layers_of(backbone: Backbone) -> list[list[nn.Parameter]]:
+    """Return the parameters of each layer, in the groups and order of timm; raises UserError for other networks."""
+    matcher = getattr(backbone.network, "group_matcher", None)
+    if matcher is None:
+        raise UserError(f"layer_decay: {backbone.name} is not a network of timm; remove --layer-decay, or set --freeze")
+    timm: Any = __import__("timm.models")
+    return list(timm.models.group_parameters(backbone.network, matcher(), return_values=True).values())

@@ -4,10 +4,13 @@ Files cannot run code, nor allocate a network larger than their weights. A missi
 randomly initialized.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
@@ -25,6 +28,7 @@ from cyclecontrast.models.backbone import (
     BLOCKS,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    POOLING,
     Backbone,
     load_timm,
     make_backbone,
@@ -54,6 +58,8 @@ HEADS = re.compile(
 """Keys beside a backbone that follow it or belong to its training, so that its features do not depend on them."""
 BUFFERS = re.compile(r".*\b(?:relative_position_index|relative_coords_table|attn_mask)")
 """Constants that older versions of timm stored and newer ones compute."""
+OTHER_NAMES = frozenset({"mask_token", "register_tokens", "storage_tokens", "rope_embed"})
+"""Names in the authors' files of DINOv2 and DINOv3 that timm renames, computes or leaves out."""
 PLAIN_RESNET = re.compile(r"(?:tv_|gluon_|ssl_|swsl_)?resnet[-_]?(\d+)(?:[-_]?w\d+x?|_v1b)?(?:\..+)?")
 """What the `arch` of a checkpoint calls a ResNet of torchvision, with the depth."""
 REMEDY = "copy or export it again; `cyclecontrast pretrain --resume RUN` rewrites the backbone of a run"
@@ -117,7 +123,9 @@ def open_model(model: str | Path, seed: int = 0, network: nn.Module | None = Non
     if name.startswith("random:"):
         return Loaded(make_backbone(name.removeprefix("random:"), seed).eval())
     if is_named(name):
-        return Loaded(load_timm(name).eval())
+        backbone = load_timm(name).eval()
+        features = _about_features(backbone)
+        return Loaded(backbone, f"{name}: weights of timm{features}" if features else "")
     path = Path(place)
     if path.is_dir():
         path = _file_of_folder(path)
@@ -252,20 +260,54 @@ def _load_foreign(checkpoint: Checkpoint, architecture: str, encoder: str) -> Lo
         found = find_network(checkpoint, wanted)
     chosen, names = choose(found, encoder, path)
     label = next(name for name, item in names.items() if item is chosen) if len(names) > 1 else ""
+    weights = _converted(empty, chosen.weights)
     hint = f"if it is a variant of a ResNet, name it, for example timm:resnet50d@{path}" if is_guess else ""
-    backbone = _fill(empty, chosen.weights, f"{path}#{label}" if label else str(path), hint)
+    backbone = _fill(empty, weights, f"{path}#{label}" if label else str(path), hint)
     _set_preprocessing(backbone, path)
-    used = {key for key in wanted if key in chosen.weights}
-    rest = {chosen.prefix + key: value for key, value in chosen.weights.items() if key not in used}
+    rest = {chosen.prefix + key: value for key, value in weights.items() if key not in wanted}
     others = tuple(item.prefix for item in names.values() if not chosen.prefix.startswith(item.prefix))
     places = (chosen.prefix, *others)
     rest |= {key: value for key, value in checkpoint.weights.items() if not key.startswith(places)}
     line = f"{path}: loaded as {architecture}, {how}"
+    line += ", names and positions converted by timm" if weights is not chosen.weights else ""
     if label:
         line += f", from #{label} (not {', '.join(f'#{name}' for name in names if name != label)})"
+    line += _about_features(backbone)
     if rest:
         line += f"; ignored: {contents(rest, chosen.prefix)}"
     return Loaded(backbone.eval(), line)
+
+
+def _about_features(backbone: Backbone) -> str:
+    """Return what the features of a vision transformer are, in a few words; empty for other networks."""
+    pooling = getattr(backbone.network, "global_pool", "") if backbone.patch > 1 else ""
+    return f"; its features are {POOLING[pooling]}" if pooling in POOLING else ""
+
+
+def _converted(empty: Backbone, weights: Weights) -> Weights:
+    """Return weights under timm's names and with positions of its size, if they are those of this vision transformer.
+
+    Otherwise returns them unchanged. Only names and positions may differ, so that no file can demand more memory than
+    the network has.
+    """
+    convert = getattr(sys.modules[type(empty.network).__module__], "checkpoint_filter_fn", None)
+    wanted = empty.network.state_dict()
+    is_fitting = all(
+        value.shape == wanted[key].shape or (key == "pos_embed" and value.shape[::2] == wanted[key].shape[::2])
+        for key, value in weights.items()
+        if key in wanted
+    )
+    if empty.patch == 1 or not convert or not is_fitting or not all(map(_is_dense, weights.values())):
+        return weights
+    if not mismatches(empty, weights, ""):
+        return weights
+    names = {key.split(".")[0] for key in wanted} | OTHER_NAMES
+    known = {key: value for key, value in weights.items() if key.split(".")[0] in names}
+    with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):  # for other files it raises any
+        found: Weights = convert(known, empty.network)
+        found |= {key: value for key, value in weights.items() if key.split(".")[0] not in names}
+        return weights if mismatches(empty, found, "") else found
+    return weights
 
 
 def _recognize(checkpoint: Checkpoint, found: list[Found], encoder: str) -> tuple[str, str]:

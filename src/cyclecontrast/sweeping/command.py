@@ -174,7 +174,8 @@ def make_plan(config: SweepConfig, num_processes: int = 1, prepares: bool = True
     base = Trial("", 0, folder / "runs", data, store.fingerprint, settings, hardware, evaluations)
     open_trials = (base.of(row.folder, seed, row.settings) for seed in range(config.seeds) for row in rows)
     problems: list[str] = []
-    resolved = [attempt(partial(_resolved, trial, size, machine, device), problems) for trial in open_trials]
+    patch = make_backbone(config.backbone).patch if config.backbone else 1
+    resolved = [attempt(partial(_resolved, trial, size, machine, device, patch), problems) for trial in open_trials]
     trials = tuple(trial for trial in resolved if trial is not None)
     attempt(lambda: list(map(check_unchanged, trials)), problems)
     if problems:
@@ -215,9 +216,9 @@ def _check_labels(config: SweepConfig, table: Table, folder: Path) -> None:
         find_protocol(protocol)(evaluation_config(protocol, settings, folder, 0)).open()
 
 
-def _resolved(trial: Trial, data: DataSize, machine: Machine, device: torch.device) -> Trial:
+def _resolved(trial: Trial, data: DataSize, machine: Machine, device: torch.device, patch: int) -> Trial:
     """Return the trial with all `auto` settings resolved, so that they are equal for all seeds of a row."""
-    config = resolve(trial.pretraining, data, machine)
+    config = resolve(trial.pretraining, data, machine, patch=patch)
     precision = pick_precision(config.precision, device)
     return trial._replace(settings=training_settings(config.model_copy(update={"precision": precision})))
 

@@ -45,15 +45,15 @@ class Machine(NamedTuple):
 
 
 def resolve(
-    config: PretrainConfig, data: DataSize, machine: Machine, method: type[Method] | None = None
+    config: PretrainConfig, data: DataSize, machine: Machine, method: type[Method] | None = None, patch: int = 1
 ) -> PretrainConfig:
     """Return the resolved config; settings of the user are kept. Raises UserError if settings contradict each other.
 
-    `method` is a custom class; by default the class is looked up by `config.method`.
+    `method` is a custom class; by default the class is looked up by `config.method`. `patch` is that of the backbone.
     """
     method = method or METHODS[config.method]
     chosen = {name: getattr(config, name) for name in config.model_fields_set}
-    decided = auto_settings(chosen, data, machine, method) if config.preset == "auto" else {}
+    decided = auto_settings(chosen, data, machine, method, patch) if config.preset == "auto" else {}
     resolved = checked(PretrainConfig, config.model_dump() | decided | chosen)
     if problems := _conflicts(resolved, config.requested(), machine.processes, method):
         raise UserError(*problems)
@@ -66,7 +66,7 @@ def num_held_out(num_videos: int, holdout: float) -> int:
 
 
 def auto_settings(
-    chosen: dict[str, Any], data: DataSize, machine: Machine, method: type[Method] | None = None
+    chosen: dict[str, Any], data: DataSize, machine: Machine, method: type[Method] | None = None, patch: int = 1
 ) -> dict[str, Any]:
     """Return all settings of `auto` for the data and the hardware, given those that are already `chosen`.
 
@@ -78,7 +78,7 @@ def auto_settings(
     # `check_number` raises if there are too few
     num_videos = max(1, data.num_videos - num_held_out(data.num_videos, holdout))
     is_continued = chosen.get("init") is not None and not is_older
-    image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu))
+    image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu, patch))
     backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
     divisor = BATCH_DIVISORS.get(str(chosen.get("method")), 1)
     parts = machine.processes * int(chosen.get("accumulate", 1))
@@ -161,9 +161,11 @@ def _conflicts(config: PretrainConfig, set_by_user: Collection[str], processes: 
     return problems
 
 
-def _image_size(frame_side: int, cpu: bool) -> int:
-    limit = 112 if cpu else 224
-    return max(32, min(limit, frame_side // 8 * 8))
+def _image_size(frame_side: int, cpu: bool, patch: int) -> int:
+    """Return the largest multiple of 8, or of the patches of a vision transformer, up to the side of the frames."""
+    step = patch if patch > 1 else 8
+    least, limit = 32, 112 if cpu else 224
+    return max(-(-least // step), min(limit, frame_side) // step) * step
 
 
 def _backbone(image_size: int, cpu: bool) -> str:

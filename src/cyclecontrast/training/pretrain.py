@@ -34,7 +34,7 @@ from cyclecontrast.training.setup import build_method, make_health_dataset, open
 from cyclecontrast.training.signals import stop_signals
 from cyclecontrast.training.trainer import Trainer
 from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given
-from cyclecontrast.training.verdict import Verdict, last_measured
+from cyclecontrast.training.verdict import Verdict, last_measured, measured_on
 
 COLUMNS = 80
 DECIDING = ("device", "processor", "instructions", "threads", "precision", "processes", "augment_on", "compile")
@@ -45,8 +45,8 @@ DECIDING = ("device", "processor", "instructions", "threads", "precision", "proc
 class Run:
     """A finished training run: its folder, backbone and last metrics; `str` shows the verdict and the next commands.
 
-    `judged_at` is a text with the step of the last health measurement if it is not the last step. `str` is empty on all
-    ranks but 0.
+    `judged_at` is a text with the step of the last health measurement if it is not the last step, and with the videos
+    if none were held out. `is_continued`: it started from given weights. `str` is empty on all ranks but 0.
     """
 
     folder: Path
@@ -54,13 +54,15 @@ class Run:
     metrics: Row
     verdict: Verdict | None = None
     judged_at: str = ""
+    is_continued: bool = False
     is_first: bool = True
 
     def __str__(self) -> str:
         if not self.is_first:
             return ""
         health = [f"health{self.judged_at}: {self.verdict}"] if self.verdict is not None else []
-        command = f"cyclecontrast evaluate knn {shlex.quote(str(self.folder))} DATA, or embed, export, report"
+        beside = " --baseline start" * self.is_continued
+        command = f"cyclecontrast evaluate knn {shlex.quote(str(self.folder))} DATA{beside}, or embed, export, report"
         if is_user_defined(self.backbone.name):
             command = f"in Python load_backbone({str(self.folder)!r}, network=...), then evaluate, embed, export"
         return join_lines([*health, f"backbone: {self.folder / 'backbone.safetensors'}", f"next: {command}"])
@@ -136,9 +138,11 @@ def open_run(trainer: Trainer, dataset: ViewDataset, requested: Collection[str] 
     barrier(world)  # no process may remove files before all have read the checkpoint
     if world.rank == 0:
         about = _about(trainer, dataset)
-        if checkpoint is not None:  # later measurements will be repeated
+        if checkpoint is None:
+            about |= run_folder.about_start(config, trainer.method.encoder.backbone)
+        else:  # later measurements will be repeated
             kept = run_folder.read_about(checkpoint)
-            about |= {name: kept[name] for name in ("verdict", "reason", "health") if name in kept}
+            about |= {name: kept[name] for name in ("verdict", "reason", "health", "start") if name in kept}
         for leftover in run.glob("*.part"):
             remove(leftover)
         run_folder.write_config(run, config)
@@ -269,9 +273,12 @@ def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors) -> Run:
     if is_first:
         backbone, verdict = best_backbone(trainer), compute_verdict(config)
         judged = last_measured(run_folder.read_metrics(run))
-        judged_at = f" (at step {judged:,} of {trainer.num_steps:,})" if judged < trainer.num_steps else ""
+        health = run_folder.read_about(run).get("health", {"held_out": True})
+        remarks = [f"at step {judged:,} of {trainer.num_steps:,}"] * (judged < trainer.num_steps)
+        remarks += [] if health["held_out"] else [f"on {measured_on(health)}, none is held out"]
+        judged_at = f" ({'; '.join(remarks)})" if remarks else ""
         save_backbone(backbone, run)
         run_folder.change_about(run, status="finished")
         read_errors.report(run)
     barrier(trainer.world)
-    return Run(run, backbone, row, verdict, judged_at, is_first)
+    return Run(run, backbone, row, verdict, judged_at, config.init is not None, is_first)

@@ -26,12 +26,13 @@ from cyclecontrast.files import check_new_run
 from cyclecontrast.loss import KeyQueue
 from cyclecontrast.loss.attention import BLOCK
 from cyclecontrast.methods import Method, MomentumMethod, unread_options
-from cyclecontrast.models.backbone import Backbone, make_backbone
+from cyclecontrast.models.backbone import Backbone, layers_of, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import check_compiler, free_memory, pick_augment_on, pick_device, pick_workers
 from cyclecontrast.output import say
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.auto_settings import MIN_BATCH, DataSize, Machine, num_held_out, resolve
+from cyclecontrast.training.checkpoints import checkpoints
 from cyclecontrast.training.loggers import check_loggers
 from cyclecontrast.training.user_parts import (
     NO_PARTS,
@@ -85,7 +86,7 @@ def open_training(
             f"{times} times per batch"
         )
     backbone = given or make_backbone(config.backbone, config.seed)
-    origin = f", initialized from {backbone.source}" if config.init is not None and config.resume is None else ""
+    origin = f", initialized from {backbone.source}" if _loads_init(config) else ""
     backbone.image_size = config.image_size
     backbone.source = f"cyclecontrast {config.method}, preset {config.preset}, seed {config.seed}{origin}"
     return config, dataset, backbone
@@ -257,7 +258,7 @@ def _resolve_options(
 ) -> PretrainConfig:
     """Return the resolved config; raises UserError if memory is too small or the backbone rejects the image size."""
     device = pick_device(config.device)
-    resolved = resolve(config, data, machine, method_class(config, parts))
+    resolved = resolve(config, data, machine, method_class(config, parts), given.patch if given else 1)
     executor = pick_augment_on(config.augment_on, device) if parts.augmentation is None else "cpu"
     resolved = resolved.model_copy(update={"augment_on": executor})
     if parts.backbone is not None:
@@ -272,8 +273,10 @@ def _resolve_options(
             f"memory: at least {total / 1e9:,.1f} GB are needed, {largest[0] / 1e9:,.1f} of them for the "
             f"{largest[1]}, and {free / 1e9:,.1f} are free; lower {largest[2]}"
         )
-    if given is not None and given.name.startswith("timm:"):
-        _check_images(given, resolved.image_size)
+    if given is not None:
+        given.check_size(resolved.image_size)
+        if config.layer_decay != 1:
+            layers_of(given)
     return resolved
 
 
@@ -292,9 +295,9 @@ def _given_backbone(config: PretrainConfig) -> Backbone | None:
     """Return the backbone of `init`, or a timm network.
 
     None for other backbones, which are built after the memory check. The weights of a resumed run are loaded from its
-    checkpoint.
+    checkpoint, if it has one.
     """
-    if config.init is None or config.resume is not None:
+    if config.init is None or not _loads_init(config):
         return make_backbone(config.backbone, config.seed) if config.backbone.startswith("timm:") else None
     backbone = load_backbone(config.init, config.seed)
     if "backbone" in config.model_fields_set and config.backbone != backbone.name:
@@ -304,17 +307,8 @@ def _given_backbone(config: PretrainConfig) -> Backbone | None:
     return backbone
 
 
-def _check_images(backbone: Backbone, size: int) -> None:
-    """Raise UserError if a timm network does not accept images of this size; ResNets accept any."""
-    try:
-        with torch.inference_mode():
-            backbone.eval()(torch.zeros(1, 3, size, size))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        problem = f"image_size: {backbone.name} does not take images of {size} px ({reason}); set --image-size"
-        raise UserError(problem) from error
-    finally:
-        backbone.train()
+def _loads_init(config: PretrainConfig) -> bool:
+    return config.init is not None and (config.resume is None or not checkpoints(config.resume))
 
 
 def build_method(

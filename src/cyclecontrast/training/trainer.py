@@ -12,12 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, ViewDataset
-from cyclecontrast.data.device_augment import augment_on_device
+from cyclecontrast.data.device_augment import augment_on_device, on_device
 from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.distributed import World, all_reduce_max, all_reduce_mean, data_parallel, peer_errors
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods.method import Losses, Method, StepInfo
-from cyclecontrast.models.backbone import freeze_batchnorm, freeze_stages
+from cyclecontrast.models.backbone import freeze_batchnorm, freeze_stages, layers_of
 from cyclecontrast.models.encoder import Encoder
 from cyclecontrast.models.hardware import pick_workers
 from cyclecontrast.training import run_folder
@@ -152,10 +152,10 @@ class Trainer:
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
 
     def _on_device(self, batch: Batch) -> Batch:
-        views = tuple(view.to(self.device, non_blocking=True) for view in batch.views)
+        views = on_device(self.device, *batch.views)
         if batch.device_params.numel():
             views = tuple(augment_on_device(view, batch.device_params[:, i]) for i, view in enumerate(views))
-        video, frames = (numbers.to(self.device, non_blocking=True) for numbers in (batch.video, batch.frames))
+        video, frames = on_device(self.device, batch.video, batch.frames)
         return batch._replace(views=views, video=video, frames=frames)
 
     def _update(self, info: StepInfo) -> Tensor:
@@ -228,10 +228,12 @@ def learning_rate(peak: float, progress: float, schedule: str, warmup: float) ->
 
 
 def _make_optimizer(method: Method, config: PretrainConfig) -> torch.optim.SGD:
-    backbone = list(method.encoder.backbone.parameters())
+    backbone = method.encoder.backbone
+    layers = [list(backbone.parameters())] if config.layer_decay == 1 else layers_of(backbone)
+    rates = [config.backbone_rate * config.layer_decay**depth for depth in reversed(range(len(layers)))]
     projectors = [*method.encoder.intra_projector.parameters(), *method.encoder.cycle_projector.parameters()]
     head = list(method.head.parameters()) if method.head is not None else []
-    groups = [(projectors, 1.0, False), (backbone, config.backbone_rate, False)]
+    groups = [(projectors, 1.0, False), *((layer, rate, False) for layer, rate in zip(layers, rates, strict=True))]
     if head:
         groups.append((head, 1.0, method.constant_head_rate))
     optimizer = torch.optim.SGD(

@@ -89,19 +89,22 @@ def scored(videos):
 
 
 @pytest.mark.parametrize(
-    ("size", "requested", "multiple", "expected"),
+    ("size", "requested", "multiple", "patch", "expected"),
     [
-        ((480, 854), None, 1, (480, 854)),
-        ((480, 854), None, 64, (480, 832)),
-        ((240, 428), None, 1, (240, 428)),
-        ((240, 428), 480, 1, (480, 856)),
-        ((1080, 1920), None, 1, (480, 853)),
-        ((480, 20), None, 64, (480, 64)),
+        ((480, 854), None, 1, 1, (480, 854)),
+        ((480, 854), None, 64, 1, (480, 832)),
+        ((240, 428), None, 1, 1, (240, 428)),
+        ((240, 428), 480, 1, 1, (480, 856)),
+        ((1080, 1920), None, 1, 1, (480, 853)),
+        ((480, 20), None, 64, 1, (480, 64)),
+        ((480, 854), None, 1, 16, (480, 848)),
+        ((480, 854), None, 64, 14, (476, 826)),
+        ((480, 854), 8, 1, 14, (14, 14)),
     ],
 )
-def test_frames_have_480_rows_but_are_enlarged_only_on_request(size, requested, multiple, expected):
-    """DINO cuts the width down to a multiple of 64."""
-    assert network_size(*size, requested, multiple) == expected
+def test_frames_have_480_rows_but_are_enlarged_only_on_request(size, requested, multiple, patch, expected):
+    """DINO cuts the width down to a multiple of 64; a vision transformer gets whole patches."""
+    assert network_size(*size, requested, multiple, patch) == expected
 
 
 def test_a_perfect_prediction_scores_one():
@@ -205,6 +208,15 @@ def test_a_denser_map_is_noted(data, tmp_path):
     result = run(data, tmp_path, model="random:resnet10-small-w8", height=24)
     assert any("stride 2 instead of 8" in note for note in result.about.notes)
     assert any("12 cells is 24 pixels" in note for note in result.about.notes)
+
+
+def test_patch_tokens_are_followed(data, tmp_path):
+    """A vision transformer follows by its patch tokens, at the stride of its patches."""
+    result = run(data, tmp_path, model="random:timm:test_vit", height=90, stage=4)
+    assert "the feature map has stride 16 instead of 8 as in the papers; the radius of 12 cells is 192 pixels" in (
+        result.about.notes
+    )
+    assert result.metrics["j_mean"] > 0.3
 
 
 def test_a_map_of_one_cell_is_an_error(data, tmp_path):

@@ -248,7 +248,7 @@ def test_the_recipe_is_that_of_vito(data):
     assert (defaults.crop_size, defaults.batch_size, defaults.flip, defaults.epochs) == (512, 16, True, None)
     assert (segmentation.OTHER_EPOCHS, segmentation.EPOCHS) == (45, {"ade20k": 60})
     assert (segmenter.MOMENTUM, segmenter.SCALES) == (0.9, (0.5, 2.0))
-    with pytest.raises(UserError, match="stride: must be 2, 4, 8, 16 or 32"):
+    with pytest.raises(UserError, match="stride: must be 2, 4, 8, 14, 16 or 32"):
         checked(SegmentationConfig, {"model": MODEL, "data": data, "stride": "7"})
     assert checked(SegmentationConfig, {"model": MODEL, "data": data, "stride": "16"}).stride == 16
 

@@ -86,7 +86,8 @@ def test_crops_are_not_mirrored_with_no_flip():
 
 
 @pytest.mark.parametrize(
-    ("name", "stride"), [("resnet10-w8", 32), ("resnet10-w8", 16), ("resnet50-w8", 8), ("resnet10-small-w8", 2)]
+    ("name", "stride"),
+    [("resnet10-w8", 32), ("resnet10-w8", 16), ("resnet50-w8", 8), ("resnet10-small-w8", 2), ("timm:test_vit", 16)],
 )
 def test_maps_have_the_set_stride(name, stride):
     """An image of any size gives one cell per stride, rounded up; pixels get scores at the image's own size."""
@@ -109,7 +110,7 @@ def test_an_impossible_map_is_an_error():
 
 
 def test_networks_of_timm_keep_their_own_stride():
-    """A convolutional one has one stride; one that takes a single image size is refused."""
+    """A convolutional one and a transformer have one stride; one that takes a single image size is refused."""
     network = make_backbone("timm:resnet10t")
     segmenter = segmenter_of(network, 32, 64)
     copied = {id(tensor) for tensor in segmenter.backbone.parameters()}
@@ -117,7 +118,9 @@ def test_networks_of_timm_keep_their_own_stride():
     with pytest.raises(UserError, match=r"feature map of 2x3 cells where stride 8 needs 8x9; use another stride"):
         segmenter_of(network, 8, 64)
     with pytest.raises(UserError, match="needs a network that takes images of any size"):
-        segmenter_of(make_backbone("timm:vit_tiny_patch16_224"), 16, 64)
+        segmenter_of(make_backbone("timm:cait_xxs24_224"), 16, 64)
+    with pytest.raises(UserError, match="stride: timm:test_vit has a feature map of stride 16; set --stride 16"):
+        segmenter_of(make_backbone("timm:test_vit"), 8, 64)
 
 
 def test_the_heads_are_linear_and_fcn():

@@ -156,6 +156,15 @@ def test_onnx_of_another_network(onnx, tmp_path):
     assert "map" not in variables
 
 
+def test_onnx_of_a_vision_transformer(onnx, tmp_path):
+    """The graph has the positions interpolated to the images."""
+    backbone = shaken("timm:test_vit")
+    backbone.network.blocks, backbone.image_size = backbone.network.blocks[:1], 48  # one block, to save time
+    made = export_backbone(ExportConfig(model="x", format="onnx", out=tmp_path / "x.onnx"), backbone)
+    found = execute(made.snippet, pixels=pixels(48, 48).numpy())["features"]
+    torch.testing.assert_close(torch.from_numpy(found), features(backbone, pixels(48, 48)), **CLOSE)
+
+
 def test_a_network_that_onnx_cannot_express(onnx, tmp_path, monkeypatch):
     """If the exporter fails, one line says so and no file is written."""
 

@@ -38,7 +38,8 @@ def make_config(method="cycle", **changes):
 def make_method(method="cycle", **changes):
     """Build a small method, prepared for twelve videos."""
     torch.manual_seed(0)
-    made = METHODS[method](make_backbone("resnet10-small-w8"), make_config(method, **changes))
+    backbone = make_backbone(changes.get("backbone", "resnet10-small-w8"))
+    made = METHODS[method](backbone, make_config(method, **changes))
     made.prepare(torch.arange(12))
     return made.train()
 

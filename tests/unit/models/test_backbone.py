@@ -1,5 +1,7 @@
 """Backbones have the keys, features and stages of torchvision, and random weights that a seed determines."""
 
+import re
+
 import pytest
 import torch
 
@@ -266,3 +268,94 @@ def test_what_a_stage_depends_on_is_frozen(name):
     assert learns == {"layer3", "layer4"}
     assert not backbone.network.bn1.training
     assert backbone.network.layer3.training
+
+
+# --- vision transformers
+
+
+def tokens(backbone, images):
+    """Return class and patch tokens after the last normalization (batch, tokens, dim), as timm gives them."""
+    return backbone.network.forward_features(images)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2", "vit_tiny_patch16_dinov3_qkvb"])
+def test_positions_are_interpolated_to_the_images(name):
+    """At another size the features equal those of timm's network for this size, with positions resampled by timm."""
+    timm = pytest.importorskip("timm")
+    if not timm.is_model(name):
+        pytest.skip("this version of timm lacks it")
+    backbone = make_backbone(f"timm:{name}").eval()
+    weights = backbone.network.state_dict()
+    if "pos_embed" in weights:
+        prefix = weights["pos_embed"].shape[1] - (backbone.image_size // 16) ** 2
+        weights["pos_embed"] = timm.layers.resample_abs_pos_embed(
+            weights["pos_embed"], (6, 6), num_prefix_tokens=prefix
+        )
+    expected = timm.create_model(name, num_classes=0, img_size=96).eval()
+    expected.load_state_dict(weights)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images(96, 2)), expected(images(96, 2)))
+
+
+def test_features_are_the_class_token_or_the_mean_of_patches():
+    """timm chooses by default; +token or +avg is part of the name, and refused where it has no meaning."""
+    backbones = [make_backbone(f"timm:test_vit{pooling}").eval() for pooling in ("", "+token", "+avg")]
+    assert [backbone.name for backbone in backbones] == ["timm:test_vit", "timm:test_vit+token", "timm:test_vit+avg"]
+    with torch.no_grad():
+        default, first, mean = (backbone(images(64, 2)) for backbone in backbones)
+        all_tokens = tokens(backbones[0], images(64, 2))
+    torch.testing.assert_close(default, all_tokens[:, 0])
+    assert torch.equal(first, default)
+    torch.testing.assert_close(mean, all_tokens[:, 1:].mean(dim=1))
+    assert backbones[2].dim == 64
+    for name, problem in {
+        "timm:test_vit+max": "the features are named +token or +avg, not +max",
+        "timm:resnet18+avg": "resnet18 has no patch tokens; leave out +avg",
+        "timm:test_vit2+token": "test_vit2 has no class tokens; leave out +token",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            make_backbone(name)
+        assert problem in str(caught.value)
+
+
+def test_stages_of_a_transformer_are_quarters_of_its_blocks():
+    """Of six blocks, stages end after the 1st, 3rd, 4th and 6th; maps are patch tokens, the last normalized."""
+    backbone, outputs = make_backbone("timm:test_vit").eval(), []
+    for block in backbone.network.blocks:
+        block.register_forward_hook(lambda _, __, output: outputs.append(output))
+    wide = torch.randn(2, 3, 48, 80, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        last = tokens(backbone, wide)
+        expected = [outputs[index] for index in (0, 2, 3)] + [last]
+        for stage, value in enumerate(expected, start=1):
+            found = backbone.feature_map(wide, stage)
+            assert found.shape == (2, 64, 3, 5)
+            torch.testing.assert_close(found.flatten(2).transpose(1, 2), value[:, 1:])
+
+
+def test_the_first_blocks_of_a_transformer_are_frozen():
+    """With them the patches, positions and class token; not the blocks behind and the last normalization."""
+    backbone = make_backbone("timm:test_vit")
+    backbone.image_size = 48
+    freeze_stages([backbone], 2)
+    learning = (name for name, weight in backbone.named_parameters() if weight.requires_grad)
+    learns = {re.match(r"network\.((blocks\.)?\w+)", name)[1] for name in learning}
+    assert learns == {"blocks.3", "blocks.4", "blocks.5", "norm"}
+    assert not backbone.network.blocks[0].norm1.training
+    assert backbone.network.blocks[3].norm1.training
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(40, "set --image-size 32 or 48"), (12, "set --image-size 16"), (48, None)]
+)
+def test_sizes_that_the_patches_do_not_divide_are_refused(size, words):
+    """The line names the nearest sizes that fit; ResNets take any size, CaiT only its own."""
+    make_backbone("resnet10-w8").check_size(size)
+    with pytest.raises(UserError, match=rf"timm:cait_xxs24_224 does not take images of {size} px \(.*224.*\); set"):
+        make_backbone("timm:cait_xxs24_224").check_size(size)
+    backbone = make_backbone("timm:test_vit")
+    if words is None:
+        backbone.check_size(size)
+    else:
+        with pytest.raises(UserError, match=f"is a multiple of 16, not {size}; {words}$"):
+            backbone.check_size(size)

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import resource
 import struct
 import sys
@@ -243,6 +244,82 @@ def test_transformers_of_several_kinds(tmp_path):
     for spec, state in (("", teacher), ("#teacher", teacher), ("#student", student)):
         found = load_backbone(f"timm:test_vit@{path}{spec}").network.state_dict()
         assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+def test_positions_of_another_size_are_resampled(tmp_path):
+    """A transformer's file for other images is loaded with positions resampled by timm, and the line says so."""
+    timm = pytest.importorskip("timm")
+    state = make_backbone("timm:test_vit", 1).network.state_dict()
+    state["pos_embed"] = torch.randn(1, 1 + 6 * 6, 64, generator=torch.Generator().manual_seed(0))
+    path = saved(tmp_path, {"teacher": {f"backbone.{key}": value for key, value in state.items()}})
+    backbone, line = open_model(f"timm:test_vit@{path}")
+    assert line == (
+        f"{path}: loaded as timm:test_vit, named in MODEL, names and positions converted by timm; its features are the "
+        "class token"
+    )
+    expected = timm.layers.resample_abs_pos_embed(state["pos_embed"], (10, 10), num_prefix_tokens=1)
+    assert torch.equal(backbone.network.pos_embed, expected)
+    assert torch.equal(backbone.network.blocks[5].mlp.fc1.weight, state["blocks.5.mlp.fc1.weight"])
+
+
+def of_dinov2(state):
+    """Return weights under the names of DINOv2 with registers, where the class token has a position."""
+    state = dict(state)
+    position = torch.full_like(state["cls_token"], 0.5)
+    state |= {"register_tokens": state.pop("reg_token"), "mask_token": torch.zeros(1, 384)}
+    return state | {
+        "cls_token": state["cls_token"] - 0.5,
+        "pos_embed": torch.cat([position, state["pos_embed"]], dim=1),
+    }
+
+
+def of_dinov3(state):
+    """Return weights under the names of DINOv3, where query, key and value share a bias."""
+    found = {"mask_token": torch.zeros(1, 192)}
+    for key, value in state.items():
+        key = key.replace("gamma_", "ls").replace("reg_token", "storage_tokens")
+        key = re.sub(r"(ls\d)$", r"\1.gamma", key)
+        if key.endswith("q_bias"):
+            rest = state[key.replace("q_bias", "v_bias")]
+            found[key.replace("q_bias", "qkv.bias")] = torch.cat([value, torch.zeros_like(value), rest])
+        elif not key.endswith("v_bias"):
+            found[key] = value
+    return found | {"rope_embed.periods": torch.ones(16), "blocks.0.attn.qkv.bias_mask": torch.ones(576)}
+
+
+@pytest.mark.parametrize(
+    ("name", "rename"), [("vit_small_patch14_reg4_dinov2", of_dinov2), ("vit_tiny_patch16_dinov3_qkvb", of_dinov3)]
+)
+def test_files_of_dinov2_and_dinov3(tmp_path, capsys, name, rename):
+    """Their authors' names are those of timm's networks."""
+    if not pytest.importorskip("timm").is_model(name):
+        pytest.skip("this version of timm lacks it")
+    expected = make_backbone(f"timm:{name}", 1).network.state_dict()
+    path = saved(tmp_path, rename(expected))
+    backbone, line = open_model(f"timm:{name}@{path}")
+    assert "names and positions converted by timm" in line
+    assert "ignored" not in line
+    for key, value in backbone.network.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-6)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pos_embed": torch.zeros(1, 2, 2000)},
+        {"patch_embed.proj.weight": torch.zeros(64, 3, 99, 99)},
+        {"pos_embed": torch.zeros(1, 1, 64).expand(1, 10**6, 64)},
+        {"cls_token": torch.zeros(1, 1, 32), "register_tokens": torch.zeros(1, 4, 64)},
+    ],
+)
+def test_other_shapes_are_not_converted(tmp_path, monkeypatch, change):
+    """Only the number of positions may differ, so that resampling takes no more memory than the network."""
+    fail = lambda *_: pytest.fail("was converted")  # noqa: E731
+    monkeypatch.setattr(pytest.importorskip("timm").models.vision_transformer, "checkpoint_filter_fn", fail)
+    state = make_backbone("timm:test_vit").network.state_dict() | change
+    with pytest.raises(UserError, match=f"key.* \\({next(iter(change))} "):
+        load_backbone(f"timm:test_vit@{saved(tmp_path, state)}")
 
 
 def test_commands_take_the_name_of_a_backbone(tmp_path, capsys):

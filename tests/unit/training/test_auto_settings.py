@@ -43,6 +43,19 @@ def test_requested_settings_are_known():
         assert preset != "auto" or not again.requested()
 
 
+@pytest.mark.parametrize(
+    ("side", "cpu", "patch", "expected"),
+    [
+        *[(240, True, 1, 112), (90, True, 1, 88), (20, True, 1, 32), (240, True, 14, 112), (90, True, 14, 84)],
+        *[(240, False, 16, 224), (90, True, 16, 80), (20, True, 14, 42), (300, False, 32, 224)],
+    ],
+)
+def test_images_are_made_of_whole_patches(side, cpu, patch, expected):
+    """`auto` chooses a multiple of 8, or of the patches of the backbone, that is not larger than frames or limit."""
+    config = resolve(PretrainConfig(**BASE), DataSize(50, side), Machine(cpu), patch=patch)
+    assert config.image_size == expected
+
+
 def test_settings_of_the_user_stay():
     """What the user sets survives every preset."""
     for preset in ("auto", "paper", "release"):

@@ -1,18 +1,31 @@
 """The command `pretrain`: what a run writes, that it can be repeated, and what it reports."""
 
+import itertools
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError
 from cyclecontrast.exporting.huggingface import model_card
-from cyclecontrast.models.checkpoint import load_backbone, unfinished
+from cyclecontrast.models.checkpoint import fingerprint, load_backbone, unfinished
 from cyclecontrast.training.pretrain import Run
-from tests.make_runs import TINY, about_of, assert_same_tensors, rows_of, run, weights_path
+from tests.make_backbones import execute
+from tests.make_runs import (
+    TINY,
+    about_of,
+    assert_same_run,
+    assert_same_tensors,
+    copy_until,
+    rows_of,
+    run,
+    weights_path,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +52,8 @@ def test_a_run_writes_its_files(done):
 def test_the_text_of_a_run_says_what_to_do_next(done):
     """As text a run names its backbone and the next command; of several processes only the first prints."""
     assert str(done) == (
-        f"health: {done.verdict}\nbackbone: {done.folder}/backbone.safetensors\n"
+        f"health (on 12 training videos, none is held out): {done.verdict}\n"
+        f"backbone: {done.folder}/backbone.safetensors\n"
         f"next: cyclecontrast evaluate knn {done.folder} DATA, or embed, export, report"
     )
     assert str(Run(done.folder, done.backbone, {}, is_first=False)) == ""
@@ -133,8 +147,49 @@ def test_training_starts_from_given_weights(stripes, done, tmp_path):
     for (name, one), two in zip(done.backbone.named_parameters(), second.backbone.parameters(), strict=True):
         assert torch.allclose(one, two, atol=1e-6), name
     assert "initialized from" in second.backbone.source
+    assert about_of(second.folder)["start"] == {"model": str(done.folder), "fingerprint": fingerprint(done.backbone)}
+    assert "start" not in about_of(done.folder)
+    assert f"next: cyclecontrast evaluate knn {second.folder} DATA --baseline start, or embed" in str(second)
     with pytest.raises(UserError, match="is a resnet18, but backbone is resnet10-small-w8; leave one of them out"):
         run(stripes, tmp_path / "other", init="random:resnet18")
+
+
+def test_a_vision_transformer_from_training_to_export(stripes, tmp_path):
+    """It is trained, resumed to the same bits, evaluated and embedded at other sizes, started from, and exported."""
+    pytest.importorskip("timm")
+    options = {"backbone": "timm:test_vit+avg", "image_size": 32, "steps": 3}
+    whole = run(stripes, tmp_path / "whole", checkpoint_every=2, **options)
+    part = copy_until(whole.folder, tmp_path / "part", 2)
+    cc.pretrain(resume=part, report=False)
+    assert_same_run(part, whole.folder, 3)
+    further = run(stripes, tmp_path / "further", init=str(whole.folder), freeze=2, layer_decay=0.5, **options)
+    assert (further.backbone.name, further.backbone.image_size) == ("timm:test_vit+avg", 32)
+    before, after = (load_backbone(folder).network.state_dict() for folder in (whole.folder, further.folder))
+    assert [
+        torch.equal(before[f"blocks.{n}.mlp.fc1.weight"], after[f"blocks.{n}.mlp.fc1.weight"]) for n in range(6)
+    ] == [
+        *[True] * 3,
+        *[False] * 3,
+    ]
+    for size in (None, 48):
+        cc.embed(further.folder, stripes, out=tmp_path / f"{size}.npz", image_size=size, workers=0, device="cpu")
+        assert np.load(tmp_path / f"{size}.npz")["vector"].shape == (48, 64)
+    with pytest.raises(UserError, match="is a multiple of 16, not 40; set --image-size 32 or 48"):
+        cc.embed(further.folder, stripes, out=tmp_path / "40.npz", image_size=40, workers=0, device="cpu")
+    labeled = tmp_path / "labeled"
+    for split, video in itertools.product(
+        ("train", "val"), sorted(path for path in stripes.iterdir() if path.is_dir())
+    ):
+        shutil.copytree(video, labeled / split / video.name)
+    result = cc.evaluate("knn", further.folder, labeled, out=tmp_path / "knn", k=(1,), workers=0, device="cpu")
+    assert result.metrics["top1_k1"] == 1.0, "the same images"
+    made = cc.export(further.folder, format="timm", out=tmp_path / "vit.pth")
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    variables = execute(made.snippet, images=images)
+    backbone = load_backbone(further.folder)
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (backbone.mean, backbone.std))
+    with torch.no_grad():
+        torch.testing.assert_close(variables["features"], backbone((images - mean) / std), atol=1e-5, rtol=1e-4)
 
 
 def test_weights_of_an_unfinished_training_say_so(stripes, done, tmp_path, capsys):

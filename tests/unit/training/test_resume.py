@@ -16,7 +16,7 @@ import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.models.backbone import make_backbone
-from cyclecontrast.models.checkpoint import save_backbone
+from cyclecontrast.models.checkpoint import fingerprint, load_backbone, save_backbone
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.trainer import Trainer
 from tests import make_videos as make
@@ -53,6 +53,19 @@ def test_a_resumed_run_is_the_same_run(whole, part):
     """Resumed in the middle of an epoch, with other workers, a run ends with the same bits."""
     cc.pretrain(resume=part, workers=2)
     assert_same_run(part, whole, STEPS)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_resumed_run_keeps_its_start(whole, stripes, tmp_path, monkeypatch, step):
+    """Also where it was stopped before its first checkpoint, and named its start from another folder."""
+    monkeypatch.chdir(whole.parent)
+    first = train(stripes, tmp_path / "first", init="run", steps=3)
+    part = copy_until(first, tmp_path / "part", step)
+    run_folder.change_about(part, status="running")
+    cc.pretrain(resume=part)
+    assert_same_run(part, first, 3)
+    starts = [run_folder.read_about(folder)["start"] for folder in (part, first)]
+    assert starts[0] == starts[1] == {"model": str(whole), "fingerprint": fingerprint(load_backbone(whole))}
 
 
 def test_a_resumed_run_of_micro_batches_is_the_same_run(stripes, tmp_path):

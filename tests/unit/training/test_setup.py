@@ -83,7 +83,7 @@ def problems_of(data, out, **options):
         ),
         ({"seed": 2**32}, "seed"),
         (
-            {"backbone": "timm:vit_tiny_patch16_224", "image_size": 32},
+            {"backbone": "timm:cait_xxs24_224", "image_size": 32},
             r"does not take images of 32 px \(.*224.*\); set",
         ),
     ],
@@ -126,8 +126,12 @@ def test_images_are_checked_before_videos_are_prepared(tmp_path):
     """A size that the backbone does not take is refused before a frame is written."""
     make.write_numbered(tmp_path / "0.mp4", num_frames=4)
     make.write_numbered(tmp_path / "1.mp4", num_frames=4)
-    (problem,) = problems_of(tmp_path, tmp_path / "run", backbone="timm:vit_tiny_patch16_224", image_size=32)
-    assert problem.startswith("image_size: timm:vit_tiny_patch16_224 does not take images of 32 px (")
+    (problem,) = problems_of(tmp_path, tmp_path / "run", backbone="timm:cait_xxs24_224", image_size=32)
+    assert problem.startswith("image_size: timm:cait_xxs24_224 does not take images of 32 px (")
+    (problem,) = problems_of(tmp_path, tmp_path / "run", backbone="timm:test_vit", image_size=40)
+    assert problem == (
+        "image_size: timm:test_vit takes images whose side is a multiple of 16, not 40; set --image-size 32 or 48"
+    )
 
 
 def test_a_folder_that_cannot_be_listed_is_left_out_of_a_tree(stripes, tmp_path, monkeypatch, capsys):

@@ -156,7 +156,25 @@ def test_the_backbone_can_have_its_own_rate():
     assert torch.equal(full["encoder.intra_projector.0.weight"], quarter["encoder.intra_projector.0.weight"])
 
 
-@pytest.mark.parametrize("option", [{"freeze": 1}, {"freeze_batchnorm": True}, {"projector_first": 0.1}])
+def test_rates_decay_by_layer():
+    """With `layer_decay` a first step of SGD changes each block half as much as the next; the last as without it."""
+    options = {"backbone": "timm:test_vit", "momentum": 0.5}
+    (start, full), (_, decayed) = (states_of(1, layer_decay=decay, **options) for decay in (1.0, 0.5))
+    names = ["cls_token", *(f"blocks.{number}.attn.qkv.weight" for number in range(6)), "norm.bias"]
+    for name, depth in zip(names, [6, 5, 4, 3, 2, 1, 0, 0], strict=True):
+        key = f"encoder.backbone.network.{name}"
+        moved = (full[key] - start[key]) / 2**depth
+        assert moved.abs().max() > 0
+        torch.testing.assert_close(decayed[key] - start[key], moved, rtol=1e-2, atol=1e-6)
+    with pytest.raises(
+        UserError, match="layer_decay: resnet10-small-w8 is not a network of timm; remove --layer-decay"
+    ):
+        make_trainer("intra-video", init="given", layer_decay=0.5)
+
+
+@pytest.mark.parametrize(
+    "option", [{"freeze": 1}, {"freeze_batchnorm": True}, {"layer_decay": 0.5}, {"projector_first": 0.1}]
+)
 def test_random_weights_are_not_spared(option):
     """Options that spare given weights are refused for random ones."""
     with pytest.raises(UserError, match=f"{next(iter(option))} needs pretrained weights: set --init"):
