@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from cyclecontrast.config import PretrainConfig, ReportConfig
-from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
+from cyclecontrast.evaluation.predictions import About, Baseline, DataInfo, ModelInfo, Result
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import fingerprint, save_backbone
 from cyclecontrast.reporting.curves import METRICS
@@ -152,14 +152,19 @@ def write_run(folder, data, seed=0, rows=None, about=None, **options):
     return folder
 
 
-def write_result(run, metrics, model=None, protocol="knn", tag="knn level=frame", data="labeled", notes=()):
-    """A result of the run's backbone, whose seed is the last digit of the run's name, or of random weights."""
+def write_result(
+    run, metrics, model=None, protocol="knn", tag="knn level=frame", data="labeled", notes=(), start=None, baseline=None
+):
+    """A result of the run's backbone, whose seed is the last digit of the run's name, of random weights, or of a start.
+
+    A start is the fingerprint of its weights.
+    """
     backbone = make_backbone(BACKBONE, 100 + int(run.name[-1]), SIZE) if model is None else make_backbone(model, 7)
     source = "random weights" if model else str(run)
-    info = ModelInfo(BACKBONE, source, fingerprint(backbone))
+    info = ModelInfo(BACKBONE, source, start or fingerprint(backbone))
     config = {"model": source, "seed": 7, "image_size": None}
     about = About(protocol, tag, config, info, DataInfo(f"/data/{data}", f"{data}-print", 100, 50), notes, (), {})
-    Result(about, metrics, {}).save(run / "results")
+    Result(about, metrics, {}, baseline and Baseline("start", info, baseline)).save(run / "results")
 
 
 def report(*runs, **options):

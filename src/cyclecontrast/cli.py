@@ -229,6 +229,9 @@ def _add_flag(section: argparse._ArgumentGroup, name: str, field: FieldInfo, com
     settings: dict[str, Any] = {"nargs": "+" if _is_many(field) else None, "metavar": _metavar(name, field)}
     if field.annotation is bool:
         settings = {"action": argparse.BooleanOptionalAction}
+    elif bare := detail(field, "bare"):
+        settings |= {"nargs": "?", "const": bare}
+        section.add_argument(_flag(f"no_{name}"), dest=name, action="store_false", help=argparse.SUPPRESS)
     section.add_argument(_flag(name), help=text, **settings)
     for former, current in RENAMED.items():
         if current == name and command.config is PretrainConfig:

@@ -34,6 +34,7 @@ SIGNS = {
     **{"open files": errno.EMFILE, "ancdata": errno.EMFILE, "new thread": errno.EAGAIN},
     **{"No space left": errno.ENOSPC, "Read-only file": errno.EROFS, "File too large": errno.EFBIG},
     **dict.fromkeys(("failed to map segment", "allocate memory", "bad_alloc", "bad allocation"), errno.ENOMEM),
+    "MPS backend out of memory": errno.ENOMEM,
 }
 """Errors of the system by the words in the exceptions of libraries that hide them."""
 PASSING = frozenset(

@@ -175,6 +175,14 @@ def split_model(name: str) -> ModelName:
     return ModelName(architecture, path, encoder)
 
 
+def absolute_model(name: str) -> str:
+    """Return a MODEL with its path made valid in any working directory."""
+    if is_named(name):
+        return name
+    architecture, path, encoder = split_model(name)
+    return f"{architecture}{'@' * bool(architecture)}{os.path.abspath(path)}{'#' * bool(encoder)}{encoder}"
+
+
 def is_named(model: str) -> bool:
     """Return whether a MODEL is a name that needs no file."""
     return model.startswith("random:") or (model.startswith("timm:") and "@" not in model)

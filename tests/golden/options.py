@@ -9,7 +9,7 @@ import sys
 import tomllib
 import warnings
 
-from tests.golden.trainings import METHOD, METHODS
+from tests.golden.trainings import METHOD, METHODS, TEACHER
 
 COMMANDS = {
     "demo": (),
@@ -101,4 +101,5 @@ def presets():
         f"{preset} {method}": printed("pretrain", "--preset", preset, f"--{METHOD}", method)
         for preset, method in PRESETS
     }
+    found["auto distill"] = printed("pretrain", f"--{METHOD}", "distill", "--teacher", TEACHER)
     return found | {"action linear": printed("evaluate action", "--mode", "linear")}

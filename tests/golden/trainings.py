@@ -20,7 +20,8 @@ from torch import nn
 import cyclecontrast as cc
 
 METHOD = "method" if "method" in inspect.signature(cc.pretrain).parameters else "objective"
-METHODS = ("intra-image", "intra-video", "cycle", "cycle-only", "vince", "seco", "simclr", "simsiam", "byol")
+METHODS = ("intra-image", "intra-video", "cycle", "cycle-only", "vince", "seco", "simclr", "simsiam", "byol", "diet")
+TEACHER = "random:resnet10-small-w4"
 TINY = {
     "preset": "paper",
     "image_size": 16,
@@ -43,6 +44,7 @@ TINY = {
 """Settings of every run; the presets' own values are recorded as they are printed."""
 
 RUNS = {method: {METHOD: method} for method in METHODS} | {
+    "distill": {METHOD: "distill", "teacher": TEACHER},
     "health": {METHOD: "cycle", "health_every": 5, "holdout": 0.25},
     "health selects": {METHOD: "intra-video", "health_every": 5, "holdout": 0.25, "select": "health"},
     "release": {METHOD: "cycle", "preset": "release"},
@@ -73,7 +75,7 @@ RANKS = {
     "byol by two": {METHOD: "byol"},
 }
 ACCUMULATED = {"cycle by parts": {METHOD: "cycle", "accumulate": 2}, "seco by parts": {METHOD: "seco", "accumulate": 2}}
-LONG = (*METHODS, "health", "health selects", "release")
+LONG = (*METHODS, "distill", "health", "health selects", "release")
 """Runs of 20 steps; the others have 8."""
 TIMES = {"images_per_second", "data_wait", "memory_gb"}
 

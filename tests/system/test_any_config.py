@@ -43,6 +43,7 @@ NAMES = {
     "data": ["tree"] * 6 + ["three", "singles", "flat", "damaged", "videos", "one", "empty", "nowhere", "tree/0/0.png"],
     "backbone": ["resnet10-small-w1", "resnet18-w3", "resnet50-small-w1", "timm:test_vit", "timm:none", "resnet17"],
     "init": ["random:resnet10-small-w1", "random:resnet9", "timm:test_resnet", "nothing.pth"],
+    "teacher": ["random:resnet10-small-w1", "timm:test_resnet", "nothing.pth"],
     "device": ["cpu", "auto", "cuda:7777", "gpu"],
     "resume": ["nowhere", "tree"],
     "compile": [False],  # it takes minutes; tests/unit/models/test_hardware.py

@@ -248,7 +248,7 @@ def test_a_run_has_the_documented_files_and_names(material):
     assert documented - there == {"best", "results", "report.html", "tensorboard", "wandb"}
     about = json.loads((run / "run.json").read_text())
     assert set(about) <= set(FILES["run.json"])
-    assert set(FILES["run.json"]) - set(about) <= {"selected_step"}
+    assert set(FILES["run.json"]) - set(about) <= {"selected_step", "start"}
     assert set(about["health"]) <= set(re.findall(r"`(\w+)`", FILES["run.json"]["health"][0]))
     assert set(FILES["backbone.json"]) == set(json.loads((run / "backbone.json").read_text()))
     unreadable = re.findall(r"`(\w+)`", FILES["A run"]["unreadable.json"][0])
@@ -261,10 +261,10 @@ def test_a_run_has_the_documented_files_and_names(material):
 def test_a_result_and_an_index_have_the_documented_names(material, tmp_path):
     """A result, its record and an index have the names, columns and metadata of the page."""
     run, out = material / "run", tmp_path / "results"
-    cc.evaluate("knn", run, material / "labeled", k=(3,), out=out, workers=0)
-    (path,) = out.glob("*.json")
+    result = cc.evaluate("knn", run, material / "labeled", k=(3,), out=out, workers=0, baseline="random")
+    path = out / f"{result.about.key}.json"
     assert list(FILES["A result"]) == list(json.loads(path.read_text()))
-    (record,) = (out / "records").iterdir()
+    record = out / "records" / f"{result.about.record_key}.parquet"
     columns = re.findall(r"`([^`]+)`", FILES["Records"]["knn"][1])
     assert [name.replace("<k>", "3") for name in columns] == pq.read_schema(record).names
     for suffix in ("parquet", "npz"):

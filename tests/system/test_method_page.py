@@ -98,7 +98,8 @@ def test_methods_use_what_the_page_says(name):
     method = METHODS[name]
     _, described, _, views, queues, _ = row_of("Methods", f"`{name}`")
     assert f".{method.__name__}`]" in described
-    _, extra_frames = method.frames(PretrainConfig(data="d", out="o", method=name))
+    teacher = {"teacher": "random:resnet18"} if name == "distill" else {}
+    _, extra_frames = method.frames(PretrainConfig(data="d", out="o", method=name, **teacher))
     num_views = 2 + len(extra_frames(np.random.default_rng(0), 0, 9))
     assert views == f"{method.num_queries} / {num_views} / {method.num_enqueued}"
     assert ("intra" in queues, "cycle" in queues) == (method.has_intra, method.has_cycle)

@@ -63,7 +63,7 @@ def test_one_command_from_videos_to_backbone(trained):
     """`pretrain` takes a folder of videos as it is, names what it skipped, and says where the backbone is."""
     run, code, out, messages = trained
     assert code == 0
-    assert all(words in messages for words in ("3 videos", "2 skipped", "settings:"))
+    assert all(words in messages for words in ("3 videos", "2 skipped", "settings ("))
     assert "backbone.safetensors" in out
     rows = pq.read_table(run / "frames" / "videos.parquet").to_pylist()
     assert {row["id"]: row["status"] for row in rows} == {
@@ -213,6 +213,17 @@ def test_former_flags_are_accepted():
     shown = tomllib.loads(call("pretrain", "d", "--out", "o", *former, "--print-config")[1])
     assert (shown["method"], shown["max_unreadable"], shown["query_frame_in_support"]) == ("cycle-only", 0.5, True)
     assert "--objective" not in call("pretrain", "--help")[1]
+
+
+def test_a_baseline_needs_no_name():
+    """`--baseline` alone means random weights, and `--no-baseline` none, as before there was a choice."""
+    words = ("evaluate", "all", "m", "--data-root", "d", "--print-config")
+    for flags, expected in (
+        (["--baseline"], "random"),
+        (["--no-baseline"], "none"),
+        (["--baseline", "start"], "start"),
+    ):
+        assert tomllib.loads(call(*words, *flags)[1])["baseline"] == expected
 
 
 @pytest.mark.parametrize("name", COMMANDS)

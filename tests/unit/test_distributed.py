@@ -211,7 +211,7 @@ SMOOTH = {"backbone": "timm:test_convnext", "image_size": 32, "projector": "line
 SMOOTH |= {"cycle_start": 0, "warmup": 0, "log_every": 1}
 
 
-@pytest.mark.parametrize("method", ["cycle", "intra-video"])
+@pytest.mark.parametrize("method", ["cycle", "intra-video", "diet", "distill"])
 def test_losses_are_those_of_one_process(stripes, tmp_path, method):
     """Two processes give the losses of one to rounding, where no BatchNorm couples the queries of a process.
 
@@ -219,8 +219,9 @@ def test_losses_are_those_of_one_process(stripes, tmp_path, method):
     because micro-batches of several processes have another order in the queue.
     """
     flags = [] if method == "cycle" else ["--no-batch-keys", "--accumulate=2"]
-    run(stripes, tmp_path / "one", **(SMOOTH | {"method": method, "batch_keys": not flags}))
-    train_with_two([*words_of(stripes, tmp_path / "two", **SMOOTH, method=method), *flags])
+    options = SMOOTH | {"method": method} | ({"teacher": "random:resnet10-small-w4"} if method == "distill" else {})
+    run(stripes, tmp_path / "one", **(options | {"batch_keys": not flags}))
+    train_with_two([*words_of(stripes, tmp_path / "two", **options), *flags])
     one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert one[0]["loss"] != one[3]["loss"]
     for row, other in zip(one, two, strict=True):

@@ -125,6 +125,7 @@ def test_attempt_collects_problems():
         (MemoryError(), "memory: cannot allocate memory; free memory or raise its limit"),
         (ImportError("libtorch.so: failed to map segment from shared object"), "memory: cannot allocate memory; "),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory: cannot allocate memory; "),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB"), "memory: cannot allocate memory; "),
         (
             RuntimeError("can't start new thread"),
             "the output: resource temporarily unavailable; raise the limit on proc",

@@ -10,7 +10,16 @@ import sys
 import pytest
 
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import LOCK_FILE, atomic_write, check_folder, check_new_run, is_model, locked, remove
+from cyclecontrast.files import (
+    LOCK_FILE,
+    absolute_model,
+    atomic_write,
+    check_folder,
+    check_new_run,
+    is_model,
+    locked,
+    remove,
+)
 
 HOLD = """
 import os, sys, time
@@ -108,6 +117,15 @@ def test_folders_to_write_to_are_checked(tmp_path):
     (tmp_path / "run" / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"run is not empty; name another folder, or .*--resume"):
         check_new_run(tmp_path / "run")
+
+
+def test_a_model_is_valid_in_any_folder(tmp_path, monkeypatch):
+    """The path in a MODEL is made absolute, a name stays."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("random:resnet18", "timm:resnet18"):
+        assert absolute_model(name) == name
+    assert absolute_model("a.pth") == f"{tmp_path}/a.pth"
+    assert absolute_model("timm:vit_tiny@a.pth#teacher") == f"timm:vit_tiny@{tmp_path}/a.pth#teacher"
 
 
 def test_models_are_files_or_known_names(tmp_path):

@@ -33,6 +33,18 @@ RESULTS = "folder for the results (default: that of the run, else ./results)"
 REPORT = "update report.html of the evaluated run"
 
 
+def _named_baseline(value: object) -> object:
+    """Return the name for True and False, which --baseline and --no-baseline of `evaluate all` used to mean."""
+    return ("random" if value else "none") if isinstance(value, bool) else value
+
+
+BaselineName = Annotated[Literal["none", "random", "start"], BeforeValidator(_named_baseline)]
+BASELINE = (
+    "also evaluate, and compare with: random, the same backbone with random weights; start, the weights that the run "
+    "started from (--init)"
+)
+
+
 class EvaluateConfig(BaseModel):
     """The options that all protocols share."""
 
@@ -43,6 +55,7 @@ class EvaluateConfig(BaseModel):
     model: Name = option(..., MODEL, names="model")
     data: LocalPath = option(..., "folder of the dataset", names="folder")
     out: LocalPath | None = option(None, RESULTS, "FOLDER", "output")
+    baseline: BaselineName = option("none", BASELINE, bare="random")
     score_only: bool = option(False, "score saved predictions again; model and data may be gone", group="output")
     report: bool = option(True, REPORT, group="output")
     workers: WorkerCount | None = option(None, LOADERS, "N", "hardware")
@@ -320,7 +333,7 @@ class AllConfig(BaseModel):
         ..., "folder with datasets at any depth, in any layout that a protocol reads", "FOLDER", names="folder"
     )
     only: tuple[ProtocolName, ...] = option((), "protocols to run (default: all that support the data)", "PROTOCOL")
-    baseline: bool = option(False, "also evaluate the same backbone with random weights")
+    baseline: BaselineName = option("none", BASELINE, bare="random")
     again: bool = option(False, "evaluate again, even if there are results with the same settings")
     image_size: ImageSize | None = option(
         None, "side of the input images, if the protocol has it (default: the training size of the model)", "PIXELS"

@@ -95,6 +95,7 @@ _BASELINES: dict[str, Settings] = {
         "epochs": 300,
         "warmup": 10 / 300,
     },
+    "diet": {"schedule": "cosine"},
 }
 BASELINE_PRESETS: dict[str, dict[str, Settings]] = {
     "paper": _BASELINES
@@ -118,7 +119,8 @@ BASELINE_PRESETS: dict[str, dict[str, Settings]] = {
 
 If a source uses two networks, `paper` is the smaller one and `release` the larger one. Batch sizes count videos: the
 batches of 256 and 896 images of VINCE have four images per video, and its 1,000,000 and 286,000 steps are 92 epochs of
-the 696,082 videos of R2V2. The learning rates and batch sizes of SimCLR and BYOL are omitted, because they suit LARS.
+the 696,082 videos of R2V2. The learning rates and batch sizes of SimCLR, BYOL and DIET are
+omitted, because they suit LARS and AdamW.
 """
 
 

@@ -51,10 +51,11 @@ RUNTIME_SETTINGS = frozenset(
     {"augment_on", "compile", "log_every", "log_to", "checkpoint_every", "health_every", "report"}
 )
 """Settings that change the result at most by rounding errors."""
-CHANGEABLE_ON_RESUME = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable"}
-"""Settings that may change when a run is resumed. The data may be moved, but its fingerprint must be the same."""
+CHANGEABLE_ON_RESUME = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable", "teacher"}
+"""Settings that may change when a run is resumed. Data and teacher may be moved, but must have the same fingerprint."""
 METHODS_OF_OPTION = {
     "positives": ("simclr", "simsiam", "byol"),
+    "teacher": ("distill",),
     "query_frame_in_support": ("cycle-only",),
     "self_batch": ("vince",),
 }
@@ -109,7 +110,19 @@ class PretrainConfig(BaseModel):
     )
 
     method: Annotated[
-        Literal["intra-image", "intra-video", "cycle", "cycle-only", "vince", "seco", "simclr", "simsiam", "byol"],
+        Literal[
+            "intra-image",
+            "intra-video",
+            "cycle",
+            "cycle-only",
+            "vince",
+            "seco",
+            "simclr",
+            "simsiam",
+            "byol",
+            "diet",
+            "distill",
+        ],
         OR_USER_DEFINED,
         AS_TEXT,
     ] = option("cycle", "the paper's method, an ablation of it, or a baseline", "METHOD", "method")
@@ -119,7 +132,9 @@ class PretrainConfig(BaseModel):
         "authors (release)",
         group="method",
     )
-    temperature: Positive = option(0.07, "softmax temperature; not used by simsiam and byol", "NUMBER", "method")
+    temperature: Positive = option(
+        0.07, "softmax temperature; not used by simsiam, byol, diet and distill", "NUMBER", "method"
+    )
     cycle_weight: NonNegative = option(
         0.1, "weight of the cycle loss (λ of Eq. 6); used by method cycle", "NUMBER", "method"
     )
@@ -172,12 +187,19 @@ class PretrainConfig(BaseModel):
         "positive pairs: two views of one frame, or of two frames of a video; used by simclr, simsiam and byol",
         group="method",
     )
+    teacher: Name | None = option(
+        None,
+        "model whose features the backbone learns to predict; not trained; used by distill, which needs it",
+        "MODEL",
+        "method",
+        "model",
+    )
     self_batch: bool = option(
         False, "also contrast the queries of a batch with each other; used by vince", group="method"
     )
     self_temperature: Positive = option(0.03, "softmax temperature of --self-batch", "NUMBER", "method")
     momentum: HalfOpenFraction = option(
-        0.999, "momentum of the momentum encoder; not used by simclr and simsiam", "NUMBER", "method"
+        0.999, "momentum of the momentum encoder; not used by simclr, simsiam, diet and distill", "NUMBER", "method"
     )
     momentum_ramp: NonNegativeInt = option(
         0, "limit the momentum of the momentum encoder to step / (step + STEPS); 0: no limit", "STEPS", "method"
@@ -345,6 +367,10 @@ class PretrainConfig(BaseModel):
         if is_url(place := saved.get("data")) and values.get("data") is None:
             allow = f"cyclecontrast pretrain {place} --resume {run}"
             raise ValueError(f"resume: {run} was trained on {place}; to allow the download: {allow}")
+        teacher = str(saved.get("teacher"))
+        if teacher.startswith("timm:") and "@" not in teacher and values.get("teacher") is None:
+            allow = f"cyclecontrast pretrain --resume {run} --teacher {teacher}"
+            raise ValueError(f"resume: {run} has the teacher {teacher}; to allow its download: {allow}")
         defaults = {name: field.default for name, field in cls.model_fields.items()}  # None is not in the files
         if changes := cls._changes(defaults | trained | saved | {"out": run}, values, "in the run"):
             raise ValueError(f"resume: the settings of a run cannot change: {changes} requested")
@@ -378,6 +404,8 @@ class PretrainConfig(BaseModel):
         for name, methods in METHODS_OF_OPTION.items():
             if getattr(self, name) != type(self).model_fields[name].default and self.method not in methods:
                 yield f"{name} is supported only by {', '.join(methods)}, not by method {self.method}"
+        if self.method == "distill" and self.teacher is None:
+            yield "method distill needs a model to learn from; set --teacher MODEL"
         known = self.model_fields_set
         if self.momentum_rise and self.momentum_ramp and {"momentum_rise", "momentum_ramp"} <= known:
             yield "momentum_rise excludes momentum_ramp; set --momentum-ramp 0"

@@ -32,19 +32,20 @@ def option(
     metavar: str = "",
     group: str = "options",
     names: Literal["", "folder", "file", "path", "model"] = "",
+    bare: str = "",
     **rules: Any,
 ) -> Any:
     """Return the pydantic field of an option; `about` is its help text, `default` is ... if it is required.
 
     `names` is the kind of path that the value must refer to: it must exist when the command starts (`path`: a file or
-    a folder). `rules` are passed to `pydantic.Field`.
+    a folder). `bare` is the value of the flag without a value. `rules` are passed to `pydantic.Field`.
     """
-    details: dict[str, Any] = {"metavar": metavar, "group": group, "names": names}
+    details: dict[str, Any] = {"metavar": metavar, "group": group, "names": names, "bare": bare}
     return Field(default, description=about, json_schema_extra=details, **rules)
 
 
 def detail(field: FieldInfo, key: str) -> str:
-    """Return a detail of an option (metavar, group or names), "" for a field not created by `option`."""
+    """Return a detail of an option (metavar, group, names or bare), "" for a field not created by `option`."""
     return str(cast(dict[str, Any], field.json_schema_extra or {}).get(key, ""))
 
 

@@ -31,7 +31,7 @@ def augment_on_device(pixels: Tensor, numbers: Tensor) -> Tensor:
     bf16 has less precision than 8-bit pixels.
     """
     factors, order, gray, sigma = torch.split(numbers, list(COLUMNS), dim=1)
-    of_color, of_mean = _on(pixels.device, *_mixtures(factors, order, gray))
+    of_color, of_mean = on_device(pixels.device, *_mixtures(factors, order, gray))
     colors = pixels.float().flatten(2)
     for place in range(of_color.shape[1]):
         mean = colors.mean(dim=2, keepdim=True)
@@ -63,7 +63,7 @@ def _turn_hues(colors: Tensor, turns: Tensor) -> None:
     chosen = torch.nonzero(turns)[:, 0]
     if not len(chosen):
         return
-    sixths, places = _on(colors.device, 6 * turns[chosen, None], chosen)
+    sixths, places = on_device(colors.device, 6 * turns[chosen, None], chosen)
     part = colors[places]
     red, green, blue = part.unbind(1)
     value = part.amax(dim=1)
@@ -86,7 +86,7 @@ def _blur(planes: Tensor, sigma: Tensor) -> None:
     if not len(chosen):
         return
     size = planes.shape[3]
-    in_pixels, places = _on(planes.device, (sigma[chosen] * size / BLUR_AT_SIDE).clamp_(min=MIN_SIGMA), chosen)
+    in_pixels, places = on_device(planes.device, (sigma[chosen] * size / BLUR_AT_SIDE).clamp_(min=MIN_SIGMA), chosen)
     matrix = _gaussian_matrix(in_pixels, size)[:, None]
     blurred = matrix @ planes[places] @ matrix.mT
     planes.index_copy_(0, places, blurred.round_())
@@ -106,5 +106,9 @@ def _gaussian_matrix(sigma: Tensor, size: int) -> Tensor:
     return matrix / matrix.sum(dim=2, keepdim=True)
 
 
-def _on(device: torch.device, *numbers: Tensor) -> tuple[Tensor, ...]:
-    return tuple(each.to(device, non_blocking=True) for each in numbers)
+def on_device(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors on a device, on CUDA without waiting for the copy.
+
+    On Apple GPUs, PyTorch may copy a tensor after its memory was freed (pytorch#189690).
+    """
+    return tuple(tensor.to(device, non_blocking=device.type == "cuda") for tensor in tensors)

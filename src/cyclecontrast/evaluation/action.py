@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cyclecontrast.config import ActionConfig
 from cyclecontrast.data.augment import Recipe, apply_view, draw_view
 from cyclecontrast.data.clips import ClipShape, measure, random_clip, read_frames, spread_clips
+from cyclecontrast.data.device_augment import on_device
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.data.random_streams import FRAMES, ORDER, QUERY, random_stream
@@ -258,7 +259,7 @@ def _train_stage(
         num = math.ceil(size / CLIPS_AT_ONCE)
         for pixels, positions in zip(batch.pixels.tensor_split(num), batch.positions.tensor_split(num), strict=True):
             with torch.set_grad_enabled(trains_backbone):
-                features = model.features(pixels.to(loading.device, non_blocking=True))
+                features = model.features(*on_device(loading.device, pixels))
             classes = labels[positions.to(loading.device) // config.clips_per_video]
             yield nn.functional.cross_entropy(model.logits(features), classes, reduction="sum") / size
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cyclecontrast.config import ActionConfig, ClassifyConfig, EmbedConfig, PrepareConfig, RetrievalConfig
+from cyclecontrast.data.device_augment import on_device
 from cyclecontrast.data.folders import find_videos
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
@@ -103,7 +104,8 @@ def check_finite(values: Tensor, backbone: Backbone) -> None:
 def encode(backbone: Backbone, batch: ImageBatch, device: torch.device) -> Tensor:
     """Return the representations of a batch (batch, dim); raises UserError where they are not finite."""
     with torch.inference_mode():
-        features: Tensor = backbone(backbone.normalize(batch.pixels.to(device, non_blocking=True))).float()
+        (pixels,) = on_device(device, batch.pixels)
+        features: Tensor = backbone(backbone.normalize(pixels)).float()
         check_finite(features, backbone)
     return features
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from cyclecontrast.config import FinetuneConfig
 from cyclecontrast.config.types import is_user_defined
+from cyclecontrast.data.device_augment import on_device
 from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.evaluation.classification import (
     ClassificationProtocol,
@@ -52,7 +53,7 @@ class Finetune(ClassificationProtocol[FinetuneConfig]):
         last_loss = train_classifier(
             {"classifier": classifier},
             torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=config.weight_decay),
-            lambda batch: classifier(classifier.normalize(batch.pixels.to(loading.device, non_blocking=True))),
+            lambda batch: classifier(classifier.normalize(*on_device(loading.device, batch.pixels))),
             data.train,
             config,
             loading.image_size,

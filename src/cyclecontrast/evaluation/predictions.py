@@ -9,10 +9,11 @@ Keys name the protocol, the model's and the data's content, and the settings, so
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy.typing as npt
 import pyarrow as pa
@@ -26,11 +27,14 @@ from cyclecontrast.models.hardware import package_versions
 from cyclecontrast.output import join_lines
 
 NOT_IN_KEY = frozenset(
-    {"model", "data", "classes", "train_data", "out", "save", "score_only", "report", "workers", "device"}
+    {"model", "data", "classes", "train_data", "out", "save", "score_only", "report", "workers", "device", "baseline"}
 )
 """Settings that are not part of a result's key: paths, whose content is identified by a fingerprint, and settings that
 do not change the metrics."""
 MAX_LISTED = 10
+BASELINES = {"random": "random weights", "start": "its start"}
+FORGOTTEN = 0.02
+"""What a network at least loses if it has forgotten what its start knew about the data."""
 
 Json = dict[str, Any]
 
@@ -153,6 +157,17 @@ def record_path(folder: Path, key: str) -> Path:
     return folder / "records" / f"{key}.parquet"
 
 
+class Baseline(NamedTuple):
+    """What a result is compared with: `name` is random or start, `metrics` are its fractions."""
+
+    name: Literal["random", "start"]
+    model: ModelInfo
+    metrics: dict[str, float]
+
+
+BASELINE = TypeAdapter(Baseline | None)
+
+
 @dataclass(frozen=True)
 class Result:
     """Metrics as fractions, and their breakdown per item (for classification: accuracy per class, confusion)."""
@@ -160,6 +175,7 @@ class Result:
     about: About
     metrics: dict[str, float]
     per_item: Json
+    baseline: Baseline | None = None
 
     @property
     def protocol(self) -> str:
@@ -171,10 +187,24 @@ class Result:
         """Variant of the protocol."""
         return self.about.tag
 
+    def difference(self, metric: str) -> str:
+        """Return how far it is from the baseline, such as `-12.3 points against its start (forgotten)`, or ""."""
+        if self.baseline is None or metric not in self.baseline.metrics:
+            return ""
+        now, before = self.metrics[metric], self.baseline.metrics[metric]
+        rate = (now + before) / 2
+        # At least that of a mean over independent items, each between 0 and 1.
+        error = math.sqrt(max(0.0, 2 * rate * (1 - rate)) / max(1, self.about.data.num_test))
+        is_lost = self.baseline.name == "start" and before - now > max(FORGOTTEN, 2 * error)
+        points = round(100 * (now - before), 1) + 0  # never -0.0
+        return f"{points:+.1f} points against {BASELINES[self.baseline.name]}{' (forgotten)' * is_lost}"
+
     def save(self, folder: Path) -> Path:
         """Write <folder>/<key>.json, one line per part, and return its path."""
         path = result_path(folder, self.about.key)
         parts: Json = {"metrics": self.metrics, **self.about.to_json(), "per_item": self.per_item}
+        if self.baseline is not None:
+            parts |= {"baseline": self.baseline._asdict() | {"model": self.baseline.model._asdict()}}
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(part, allow_nan=False)}" for name, part in parts.items())
         with atomic_write(path) as aside:
             aside.write_text(f"{{\n{lines}\n}}\n", "utf-8")
@@ -186,8 +216,8 @@ class Result:
         try:
             parts = json.loads(path.read_bytes())
             metrics = {name: float(value) for name, value in parts.pop("metrics").items()}
-            per_item = parts.pop("per_item")
-            return Result(ABOUT.validate_python(parts), metrics, per_item)
+            per_item, baseline = parts.pop("per_item"), BASELINE.validate_python(parts.pop("baseline", None))
+            return Result(ABOUT.validate_python(parts), metrics, per_item, baseline)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{path}: is not a result of `cyclecontrast evaluate` ({reason})") from error
@@ -199,7 +229,7 @@ class Result:
         lines = [
             f"{about.tag} of {about.model.name} ({about.model.source}) on {about.data.path}, "
             f"{about.data.num_train:,} train and {about.data.num_test:,} test",
-            *(f"  {name:{width}}  {100 * value:6.2f} %" for name, value in self.metrics.items()),
+            *(f"  {name:{width}}  {100 * value:6.2f} %{self._beside(name)}" for name, value in self.metrics.items()),
             *(f"  {note}" for note in about.notes),
         ]
         if problems:
@@ -207,6 +237,11 @@ class Result:
         if len(problems) > MAX_LISTED:
             lines.append(f"    ... and {len(problems) - MAX_LISTED} more, in the result's file")
         return join_lines(lines)
+
+    def _beside(self, metric: str) -> str:
+        if self.baseline is None or metric not in self.baseline.metrics:
+            return ""
+        return f"  {self.baseline.name} {100 * self.baseline.metrics[metric]:6.2f} %  {self.difference(metric)}"
 
 
 def result_path(folder: Path, key: str) -> Path:

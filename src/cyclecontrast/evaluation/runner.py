@@ -5,13 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cyclecontrast.config import PROTOCOL_CONFIGS, EvaluateConfig
+from cyclecontrast.config import PROTOCOL_CONFIGS, AllConfig, EvaluateConfig
+from cyclecontrast.config.evaluate import BaselineName
 from cyclecontrast.distributed import ALONE, World, broadcast_object, command_process_group
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.embed import check_same_work, gather_part
 from cyclecontrast.evaluation.predictions import (
     NOT_IN_KEY,
     About,
+    Baseline,
     ModelInfo,
     Record,
     Result,
@@ -27,6 +29,7 @@ from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device
 from cyclecontrast.output import say
+from cyclecontrast.training.run_folder import load_start
 
 AnyProtocol = Protocol[Any, Any]
 
@@ -39,10 +42,44 @@ def evaluate(
     A given `backbone` is used instead of `config.model`. An interrupted evaluation resumes where it stopped. Settings
     that only affect the scores compute no predictions again. With `config.score_only` the record of an earlier
     evaluation is scored again, and model and data may no longer exist. The processes of torchrun divide the images;
-    rank 0 returns the result, the others None.
+    rank 0 returns the result, the others None. A baseline that was evaluated with the same settings is reused.
     """
     with command_process_group(f"evaluate {protocol if isinstance(protocol, str) else protocol.__name__}") as world:
-        return _run(find_protocol(protocol)(config), backbone, world)
+        task = find_protocol(protocol)
+        if config.baseline == "none":
+            return _run(task(config), backbone, world)
+        backbone = backbone or load_backbone(config.model, config.seed)
+        model, other = load_baseline(config, backbone)
+        changes = {"model": model, "out": results_folder(config), "save": None}
+        changes = {name: value for name, value in changes.items() if name in type(config).model_fields}
+        is_known = task.name in PROTOCOL_CONFIGS  # the code of a custom protocol may change
+        baseline = _run(task(config.model_copy(update=changes)), other, world, is_known)
+        result = _run(task(config), backbone, world)  # last, so that a stopped evaluation resumes either of them
+        return beside(result, config.baseline, baseline, results_folder(config))
+
+
+def load_baseline(config: EvaluateConfig | AllConfig, backbone: Backbone) -> tuple[str, Backbone]:
+    """Return the MODEL that this backbone is compared with, and load it for images of the same size.
+
+    Raises UserError if the start of a run cannot be loaded.
+    """
+    if config.baseline == "start":
+        model, baseline = load_start(Path(config.model))
+    else:
+        model = f"random:{backbone.name}"
+        baseline = load_backbone(model, config.seed)
+        baseline.mean, baseline.std = backbone.mean, backbone.std
+    baseline.image_size = backbone.image_size
+    return model, baseline
+
+
+def beside(result: Result | None, name: BaselineName, baseline: Result | None, folder: Path) -> Result | None:
+    """Return a result that holds the metrics of its baseline, also in its file in this folder."""
+    if result is None or baseline is None or name == "none":
+        return result
+    result = replace(result, baseline=Baseline(name, baseline.about.model, baseline.metrics))
+    result.save(folder)
+    return result
 
 
 def evaluate_alone(
@@ -64,8 +101,10 @@ def _run(
         return _score_again(task, backbone) if world.rank == 0 else None
     backbone, data = _open(task, backbone)
     about = _about(task, data, backbone)
-    if reuse and (found := _earlier_result(task, about)):
-        _cache(task, about).remove_leftover()
+    found = _earlier_result(task, about) if reuse and world.rank == 0 else None
+    if reuse and broadcast_object(found is not None, world):
+        if world.rank == 0:
+            _cache(task, about).remove_leftover()
         return found
     parts = task.parts(backbone, data) if world.size > 1 else []
     with limited_threads(pick_device(task.config.device)):
@@ -124,7 +163,7 @@ def _complete(task: AnyProtocol, backbone: Backbone) -> None:
 
 
 def _settings(task: AnyProtocol) -> dict[str, Any]:
-    settings: dict[str, Any] = task.config.model_dump(mode="json", exclude={"score_only", "report"})
+    settings: dict[str, Any] = task.config.model_dump(mode="json", exclude={"score_only", "report", "baseline"})
     return settings
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cyclecontrast.config import SegmentationConfig
+from cyclecontrast.data.device_augment import on_device
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.masked_images import IGNORE, MaskedSplit
 from cyclecontrast.data.random_streams import ORDER, QUERY, random_stream
@@ -248,7 +249,7 @@ def _batches(
     for batch in load_image_batches(train, crop, batches, loading.workers, title, epoch, epochs):
         if batch.problems:
             raise UserError(*batch.problems)
-        yield batch.pixels.to(loading.device, non_blocking=True)
+        yield from on_device(loading.device, batch.pixels)
 
 
 def split_batches(order: Sequence[int], size: int) -> list[Sequence[int]]:

@@ -13,7 +13,7 @@ from cyclecontrast.distributed import check_single_process
 from cyclecontrast.errors import UserError, checked, out_of_memory
 from cyclecontrast.evaluation.predictions import Result, results_folder
 from cyclecontrast.evaluation.references import Compared, compare
-from cyclecontrast.evaluation.runner import evaluate_alone
+from cyclecontrast.evaluation.runner import beside, evaluate_alone, load_baseline
 from cyclecontrast.files import atomic_write, check_folder
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
@@ -51,7 +51,7 @@ PLANS: dict[Kind, tuple[tuple[str, Settings], ...]] = {
 
 
 class SuiteResult(NamedTuple):
-    """All results, each beside the random baseline's (None: not requested), and a line for each failed evaluation."""
+    """All results, each beside its baseline's (None: not requested), and a line for each failed evaluation."""
 
     rows: tuple[tuple[Result, Result | None], ...]
     problems: tuple[str, ...]
@@ -74,7 +74,8 @@ class SuiteResult(NamedTuple):
 
         Published results are in the table if all settings agree, otherwise in a footnote.
         """
-        lines: list[tuple[str, ...]] = [("protocol", "data", "metric", "%", "random %", "published %")]
+        name = next((result.baseline.name for result, _ in self.rows if result.baseline), "random")
+        lines: list[tuple[str, ...]] = [("protocol", "data", "metric", "%", f"{name} %", "difference", "published %")]
         footnotes: dict[str, int] = {}
         left_out = []
         for result, baseline in self.rows:
@@ -86,9 +87,9 @@ class SuiteResult(NamedTuple):
             for number, metric in enumerate(result.metrics):
                 # The first, and all of which a figure is published.
                 if number == 0 or (compared and metric in compared.percents):
-                    ours, random = (_percent(one, metric) for one in (result, baseline))
-                    published = _published(compared, metric, footnotes)
-                    lines.append((*map(markdown, (result.tag, data, metric)), ours, random, published))
+                    ours, other = (_percent(one, metric) for one in (result, baseline))
+                    last = other, result.difference(metric), _published(compared, metric, footnotes)
+                    lines.append((*map(markdown, (result.tag, data, metric)), ours, *last))
         numbered = [f"[{number}] {escape(text)}" for text, number in footnotes.items()]
         missing = [f"not evaluated: {escape(problem)}" for problem in self.problems]
         return "\n".join([markdown_table(lines), "", *numbered, *left_out, *missing])
@@ -108,17 +109,16 @@ def evaluate_all(config: AllConfig) -> SuiteResult:
     out = results_folder(config)
     check_folder(out)
     models = [(config.model, backbone)]
-    if config.baseline:
-        name = f"random:{backbone.name}"
-        random = load_backbone(name, config.seed)
-        random.image_size, random.mean, random.std = backbone.image_size, backbone.mean, backbone.std
-        models.append((name, random))
+    if config.baseline != "none":
+        models.append(load_baseline(config, backbone))
     done = SuiteResult((), ())
     for number, plan in enumerate(plans, start=1):
         say(f"[{number}/{len(plans)}] {plan}")
         problems: list[str] = []
-        results = [_attempt(model, network, plan, config, problems) for model, network in models]
-        row = () if results[0] is None else ((results[0], results[-1] if config.baseline else None),)
+        ours, *others = [_attempt(model, network, plan, config, problems) for model, network in models]
+        baseline = others[0] if others else None
+        ours = beside(ours, config.baseline, baseline, out)
+        row = () if ours is None else ((ours, baseline),)
         done = SuiteResult(done.rows + row, done.problems + tuple(problems))
         if done.rows:
             with atomic_write(out / "all.md") as aside:

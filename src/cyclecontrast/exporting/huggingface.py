@@ -20,6 +20,7 @@ from cyclecontrast.models.checkpoint import fingerprint, unfinished
 from cyclecontrast.models.foreign_checkpoint import Renaming, renamed
 from cyclecontrast.models.hardware import package_versions
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, read_about
+from cyclecontrast.training.verdict import measured_on
 
 NAMES: Renaming = (
     (r"^conv1\.", "embedder.embedder.convolution."),
@@ -117,6 +118,7 @@ def model_card(backbone: Backbone, run: Path) -> str:
         # A run folder may also hold results of earlier backbones.
         results=[result for result in found if result.about.model.fingerprint == content],
         versions=about.get("versions") or package_versions(),
+        measured_on=measured_on,
     )
 
 
@@ -127,7 +129,7 @@ def _settings(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, UserError) as error:
         raise UserError(f"{file}: cannot be read ({'; '.join(str(error).splitlines())}); correct it") from error
     settings = config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS), exclude_none=True)
-    return settings | ({"init": Path(settings["init"]).name} if "init" in settings else {})
+    return settings | {name: Path(settings[name]).name for name in ("init", "teacher") if name in settings}
 
 
 HUGGINGFACE = Format("backbone-huggingface", "", _supports, _write)

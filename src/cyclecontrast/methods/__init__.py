@@ -3,6 +3,8 @@
 from cyclecontrast.config.types import USER_PREFIX
 from cyclecontrast.methods.byol import BYOL
 from cyclecontrast.methods.cycle_contrast import CycleContrast, CycleOnly, IntraImage, IntraVideo
+from cyclecontrast.methods.diet import DIET
+from cyclecontrast.methods.distill import Distill
 from cyclecontrast.methods.method import Candidates, Losses, Method, MomentumMethod, StepInfo
 from cyclecontrast.methods.seco import SeCo
 from cyclecontrast.methods.simclr import SimCLR
@@ -19,7 +21,16 @@ METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "simsiam": SimSiam,
     "byol": BYOL,
+    "diet": DIET,
+    "distill": Distill,
 }
+
+
+def unread_options(method: type[Method]) -> frozenset[str]:
+    """Return the method-specific options that a method does not use; a custom method may not say which it uses."""
+    known: frozenset[str] = frozenset().union(*(one.reads for one in METHODS.values()))
+    unread = known - method.reads if method.reads or method in METHODS.values() else frozenset()
+    return unread if method.has_projectors else unread | {"projector", "projector_dim"}
 
 
 def learns_from(name: str) -> str:
@@ -29,11 +40,13 @@ def learns_from(name: str) -> str:
 
 __all__ = [
     "BYOL",
+    "DIET",
     "METHODS",
     "VINCE",
     "Candidates",
     "CycleContrast",
     "CycleOnly",
+    "Distill",
     "IntraImage",
     "IntraVideo",
     "Losses",
@@ -44,4 +57,5 @@ __all__ = [
     "SimSiam",
     "StepInfo",
     "learns_from",
+    "unread_options",
 ]

@@ -74,6 +74,10 @@ class Method(nn.Module):
     """Whether the loss contrasts queries with other queries of the batch; then micro-batches are not supported."""
     constant_head_rate: ClassVar[bool] = False
     """Whether the learning rate of `head` stays constant (SimSiam)."""
+    has_projectors: ClassVar[bool] = True
+    """Whether the encoder has projectors; without, `project` and `encode` return the backbone's vectors."""
+    needs_videos: ClassVar[bool] = True
+    """Whether a flat folder of images does not suffice, unless query and positive show the same frame."""
 
     head: nn.Module | None
     """A trained module in addition to the encoder, such as a predictor, or None."""
@@ -81,8 +85,15 @@ class Method(nn.Module):
     def __init__(self, backbone: Backbone, options: PretrainConfig, world: World = ALONE) -> None:
         super().__init__()
         self.options, self.world, self.head = options, world, None
-        self.encoder = Encoder(backbone, options.projector, options.projector_dim)
+        projector = options.projector if self.has_projectors else "none"
+        self.encoder = Encoder(backbone, projector, options.projector_dim)
         self._project = self.encoder.project
+
+    def prepare(self, videos: Tensor) -> None:
+        """Hook that is called once, before the method is moved to the device, with the numbers of the training videos.
+
+        They are sorted; `batch.video` has the same numbers. The default does nothing.
+        """
 
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, ExtraFrames]:

@@ -70,8 +70,10 @@ def make_projector(kind: str, in_dim: int, dim: int) -> nn.Module:
 
     Differs from the release: `mlp-bn` ends in BatchNorm, which removes the mean vector of all images. Without it, the
     vectors of an untrained network are nearly equal, and training on small data hardly makes progress.
-    `mlp3-bn` has one more layer, as in SimSiam.
+    `mlp3-bn` has one more layer, as in SimSiam. `none` returns its input.
     """
+    if kind == "none":
+        return nn.Identity()
     if kind == "linear":
         return nn.Linear(in_dim, dim)
     if kind == "mlp":

@@ -6,16 +6,19 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from cyclecontrast.errors import UserError
+from cyclecontrast.output import say
 
 P = ParamSpec("P")
 T = TypeVar("T")
 BACKEND = "inductor"
+MPS_FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
 PACKAGES = ("cyclecontrast", "torch", "numpy", "opencv-python-headless", "av", "pyarrow", "scikit-learn")
 
 
@@ -44,14 +47,15 @@ def rounding(device: torch.device) -> dict[str, Any]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device `name`; `auto` is CUDA if available, otherwise the CPU.
+    """Return the device `name`; `auto` is CUDA if available, otherwise an Apple GPU, otherwise the CPU.
 
     Raises UserError if it is not available.
     """
+    several = os.environ.get("WORLD_SIZE", "1") != "1"  # processes, which pass no tensors of Apple GPUs to each other
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     elif name == "auto":
-        name = "cpu"
+        name = "mps" if torch.backends.mps.is_available() and not several else "cpu"
     kind, _, number = name.partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name}: PyTorch sees no GPU here; use --device cpu")
@@ -59,7 +63,20 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device {name}: PyTorch sees {torch.cuda.device_count()} GPU here, counted from cuda:0")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("device mps: PyTorch sees no Apple GPU here; use --device cpu")
+    if kind == "mps" and several:
+        raise UserError("device mps: several processes cannot share an Apple GPU; start one, or use --device cpu")
+    if kind == "mps":
+        _announce_mps()
     return torch.device(name)
+
+
+@cache
+def _announce_mps() -> None:
+    if os.environ.get(MPS_FALLBACK) != "1":
+        say(
+            f"device mps: computes in fp32; an operation that PyTorch lacks on Apple GPUs ends the command, unless "
+            f"{MPS_FALLBACK}=1 is in the environment: then it runs on the CPU"
+        )
 
 
 def pick_precision(name: str, device: torch.device) -> str:
@@ -110,6 +127,8 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text().splitlines() if meminfo.exists() else []
     available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]

@@ -73,7 +73,8 @@ METRICS = (
     MetricInfo(
         "intra_accuracy",
         "Positives found",
-        "Share of queries that are more similar to their positive than to any other candidate.",
+        "Share of queries that are more similar to their positive than to any other candidate. For diet: share of "
+        "views that are assigned to their video. For distill: the positive is the teacher's vector of the view.",
         percent=True,
     ),
     MetricInfo("cycle_closed", "Cycles closed", "Share of queries whose cycle ends in their own video.", percent=True),

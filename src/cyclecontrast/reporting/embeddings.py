@@ -20,8 +20,9 @@ from cyclecontrast.evaluation.metrics import Floats, Integers, unit_vectors
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device, pick_workers
-from cyclecontrast.reporting.runs import RunReport, one_per_settings
+from cyclecontrast.reporting.runs import RunReport, one_per_settings, start_name
 from cyclecontrast.reporting.sprites import Sprite, SpriteSheet, frame_name, shortened
+from cyclecontrast.training.run_folder import load_start
 
 MAX_FRAMES = 4000
 MAX_FRAMES_ON_CPU = 1000
@@ -124,7 +125,7 @@ def _starts(runs: list[RunReport]) -> tuple[list[tuple[str, bool, Backbone, int]
         try:
             if init.startswith("timm:") and "@" not in init:
                 raise UserError(f"{init} would have to be downloaded")
-            found.append((f"start ({shortened(init)})", False, load_backbone(init), run.backbone.image_size))
+            found.append((start_name(run), False, load_start(run.folder)[1], run.backbone.image_size))
         except UserError as error:
             missing.append(f"{run.name}: Its start cannot be shown: {error}.")
     return found[::-1], missing

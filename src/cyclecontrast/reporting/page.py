@@ -22,7 +22,8 @@ from cyclecontrast.reporting.curves import INCHES, draw_charts
 from cyclecontrast.reporting.embeddings import MAX_DOTS, MAX_DOTS_ON_PAGE, draw_maps, embed_sample, find_neighbors
 from cyclecontrast.reporting.inputs import list_inputs, view_pairs
 from cyclecontrast.reporting.runs import RunReport, by_data, is_run, one_per_settings, read_runs
-from cyclecontrast.reporting.sprites import PER_ROW, SpriteSheet
+from cyclecontrast.reporting.sprites import PER_ROW, SpriteSheet, shortened
+from cyclecontrast.training.verdict import BETTER, measured_on
 
 if TYPE_CHECKING:
     from cyclecontrast.training.pretrain import Run
@@ -115,6 +116,7 @@ def render(runs: Sequence[RunReport], data: Sequence[dict[str, Any]]) -> str:
     methods = list(dict.fromkeys(run.method for run in runs))
     colors = [methods.index(run.method) % len(COLORS) for run in runs]  # runs that differ in their seed share a color
     with_status = any(run.about.get("status", "finished") != "finished" for run in runs)
+    with_start = any(run.config.init is not None for run in runs)
     explored = [cycles.explore(run, f"cycles-{number}") for number, run in enumerate(one_per_settings(runs))]
     sprites = [sheet for shown in data for sheet in shown["sprites"]]
     sprites += [one.sheet for one in explored if one.sheet is not None]
@@ -123,7 +125,7 @@ def render(runs: Sequence[RunReport], data: Sequence[dict[str, Any]]) -> str:
     page = environment.get_template("page.html").render(
         title=runs[0].name if len(runs) == 1 else f"Comparison of {len(runs)} runs",
         summary=_summary(runs),
-        runs=list(zip(runs, colors, [_facts(run, with_status) for run in runs], strict=True)),
+        runs=list(zip(runs, colors, [_facts(run, with_status, with_start) for run in runs], strict=True)),
         results=results.summarize(runs, colors),
         all_results=results.list_all(runs, colors),
         data=data,
@@ -135,6 +137,7 @@ def render(runs: Sequence[RunReport], data: Sequence[dict[str, Any]]) -> str:
         max_stages=cycles.MAX_STAGES,
         views=[view_pairs(run) for run in one_per_settings(runs)],
         health_of={run.name: _measured_on(run.health) for run in runs if run.verdict},
+        good_words=("healthy", BETTER),
         evaluate_command=_evaluate_command(runs[0]),
         commands={run.name: _commands(run) for run in runs},
     )
@@ -166,13 +169,14 @@ def _summary(runs: Sequence[RunReport]) -> str:
     )
 
 
-def _facts(run: RunReport, with_status: bool) -> list[tuple[str, str]]:
+def _facts(run: RunReport, with_status: bool, with_start: bool) -> list[tuple[str, str]]:
     about, config = run.about, run.config
     total = int(about["num_steps"])
     steps = f"{run.steps_done:,}" if run.steps_done == total else f"{run.steps_done:,} of {total:,}"
     return [
         ("Method", config.method),
         ("Backbone", f"{config.backbone}, {config.image_size} px"),
+        *([("Started from", shortened(config.init or "random weights"))] if with_start else []),
         ("Steps", f"{steps}, {config.batch_size} videos each"),
         ("Trained on", f"{about['device']}, {about['precision']}"),
         *([("Status", about.get("status", "finished"))] if with_status else []),
@@ -180,15 +184,15 @@ def _facts(run: RunReport, with_status: bool) -> list[tuple[str, str]]:
 
 
 def _measured_on(health: dict[str, Any]) -> str:
-    kind = "held-out" if health["held_out"] else "training"
-    return f"Measured without labels on {health['views']:,} views of {health['videos']:,} {kind} videos."
+    return f"Measured without labels on {health['views']:,} views of {measured_on(health)}."
 
 
 def _evaluate_command(run: RunReport) -> str:
     folder = os.path.abspath(run.folder)
     if is_user_defined(run.config.backbone):  # the command line cannot make a network of the user's
         return f"cyclecontrast.evaluate('knn', cyclecontrast.load_backbone({folder!r}, network=...), 'LABELED')"
-    return f"cyclecontrast evaluate knn {shlex.quote(folder)} LABELED"
+    beside = "" if run.config.init is None else " --baseline start"
+    return f"cyclecontrast evaluate knn {shlex.quote(folder)} LABELED{beside}"
 
 
 def _commands(run: RunReport) -> list[tuple[str, str]]:

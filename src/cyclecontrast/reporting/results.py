@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cyclecontrast.evaluation.predictions import Result
-from cyclecontrast.reporting.runs import RunReport, first_of_each
+from cyclecontrast.reporting.runs import RunReport, first_of_each, start_name
 
 RANDOM = "random weights"
 
@@ -60,7 +60,16 @@ class _Model(NamedTuple):
 def summarize(runs: Sequence[RunReport], colors: Sequence[int]) -> ResultTable | None:
     """Return the first metric of every protocol variant and dataset side by side; None without any result."""
     measured = _measured(runs, colors)
-    return _table("Accuracy and other metrics by model", measured, num_metrics=1) if measured else None
+    if not measured:
+        return None
+    table = _table("Accuracy and other metrics by model", measured, num_metrics=1)
+    firsts = ((model.name, result, next(iter(result.metrics))) for model, result in measured)
+    differences = (
+        f"{name}, {result.tag} {metric} on {Path(result.about.data.path).name}: {difference}"
+        for name, result, metric in firsts
+        if (difference := result.difference(metric))
+    )
+    return table._replace(notes=tuple(differences))
 
 
 def list_all(runs: Sequence[RunReport], colors: Sequence[int]) -> list[ResultTable]:
@@ -88,7 +97,7 @@ def _measured(runs: Sequence[RunReport], colors: Sequence[int]) -> list[tuple[_M
     for result in (result for run in runs for result in run.results if result.metrics):
         key = (result.about.key, result.about.model.fingerprint)
         found.setdefault(key, (_model_of(result, runs, colors), result))
-    order = {run.name: number for number, run in enumerate(runs)}
+    order = {RANDOM: -2} | {run.name: number for number, run in enumerate(runs)}
     return sorted(found.values(), key=lambda pair: order.get(pair[0].name, -1))
 
 
@@ -100,7 +109,8 @@ def _model_of(result: Result, runs: Sequence[RunReport], colors: Sequence[int]) 
     if info.source == RANDOM:
         seed = config.get("seed")
         return _Model(RANDOM, f"{info.name}, seed {seed}", None, f"{RANDOM} {info.name}", seed)
-    return _Model(info.source, info.name, None, info.fingerprint)
+    starts = (start_name(run) for run in runs if run.start == info.fingerprint)
+    return _Model(next(starts, info.source), info.name, None, info.fingerprint)
 
 
 def _table(caption: str, measured: list[tuple[_Model, Result]], num_metrics: int | None = None) -> ResultTable:

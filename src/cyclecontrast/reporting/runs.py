@@ -20,6 +20,7 @@ from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone, stored_fingerprint
+from cyclecontrast.reporting.sprites import shortened
 from cyclecontrast.training.run_folder import read_about, read_metrics
 from cyclecontrast.training.verdict import Verdict
 
@@ -69,6 +70,11 @@ class RunReport:
         return self.about.get("health") or {}
 
     @property
+    def start(self) -> str:
+        """The fingerprint of the weights that the run started from; "" for random weights, and for older runs."""
+        return str((self.about.get("start") or {}).get("fingerprint", ""))
+
+    @property
     def steps_done(self) -> int:
         """The last logged step."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0
@@ -115,6 +121,11 @@ def read_files(folder: Path) -> tuple[PretrainConfig, str, dict[str, Any], list[
 def read_results(folder: Path) -> list[Result]:
     """Read the results in a run folder, also those of random weights; raises UserError."""
     return [Result.load(path) for path in sorted((folder / "results").glob("*.json"))]
+
+
+def start_name(run: RunReport) -> str:
+    """Return the name of the weights that a run started from."""
+    return f"start ({shortened(str(run.config.init))})"
 
 
 def is_run(folder: Path) -> bool:

@@ -54,6 +54,7 @@ class Listed(NamedTuple):
     status: str = ""
     verdict: str = ""
     reason: str = ""
+    held_out: bool = True
     method: str = ""
     backbone: str = ""
     steps_done: int | None = None
@@ -69,7 +70,7 @@ class Listed(NamedTuple):
             str(self.path),
             f"{self.changed:%Y-%m-%d %H:%M}",
             "damaged" if self.problem else status,
-            self.verdict,
+            f"{self.verdict} (on training videos)" if self.verdict and not self.held_out else self.verdict,
             self.method,
             self.backbone,
             "" if self.num_steps is None else f"{self.steps_done}/{self.num_steps}",
@@ -175,6 +176,7 @@ def _listed(folder: Path) -> Listed:
             status=about.get("status", ""),
             verdict=about.get("verdict", ""),
             reason=about.get("reason", ""),
+            held_out=(about.get("health") or {}).get("held_out", True),
             method=config.method,
             backbone=config.backbone,
             steps_done=int(metrics[-1]["step"]) if metrics else 0,
@@ -182,17 +184,19 @@ def _listed(folder: Path) -> Listed:
             seed=config.seed,
             data=str(config.data),
         )
-        return listed._replace(results=tuple(_best(read_results(folder))))
+        # A run that kept its start (--select health) is its start.
+        start = (about.get("start") or {}).get("fingerprint") if about.get("selected_step") != 0 else None
+        return listed._replace(results=tuple(_best(read_results(folder), start)))
     except (UserError, OSError) as error:
         return listed._replace(problem=str(error).partition("\n")[0].removeprefix(f"{folder}: "))
 
 
-def _best(results: list[Result]) -> Iterator[Best]:
-    """Yield the best result for each protocol variant and dataset, except results of random weights."""
+def _best(results: list[Result], start: str | None) -> Iterator[Best]:
+    """Yield the best result for each protocol variant and dataset, except those of random weights and of the start."""
     found: dict[tuple[str, str, str], Best] = {}
     for result in results:
         about = result.about
-        if about.model.source != RANDOM and result.metrics:
+        if about.model.source != RANDOM and about.model.fingerprint != start and result.metrics:
             metric, value = next(iter(result.metrics.items()))
             best = Best(about.tag, Path(about.data.path).name, metric, value)
             key = about.tag, metric, about.data.fingerprint

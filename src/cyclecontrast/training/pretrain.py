@@ -19,7 +19,7 @@ from cyclecontrast.data.dataset import ViewDataset
 from cyclecontrast.distributed import ALONE, all_reduce_max, barrier, check_same, process_group
 from cyclecontrast.errors import UserError, explained, out_of_memory
 from cyclecontrast.files import check_new_run, locked, remove
-from cyclecontrast.methods import METHODS, Method
+from cyclecontrast.methods import Method, unread_options
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision, rounding
@@ -30,11 +30,11 @@ from cyclecontrast.training.loggers import open_loggers
 from cyclecontrast.training.monitor import Monitor, best_backbone, compute_verdict, steps_between
 from cyclecontrast.training.progress import Row
 from cyclecontrast.training.read_errors import ReadErrors
-from cyclecontrast.training.setup import make_health_dataset, open_training, unused_options
+from cyclecontrast.training.setup import build_method, make_health_dataset, open_training, unused_options
 from cyclecontrast.training.signals import stop_signals
 from cyclecontrast.training.trainer import Trainer
-from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given, method_class
-from cyclecontrast.training.verdict import Verdict, last_measured
+from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given
+from cyclecontrast.training.verdict import Verdict, last_measured, measured_on
 
 COLUMNS = 80
 DECIDING = ("device", "processor", "instructions", "threads", "precision", "processes", "augment_on", "compile")
@@ -45,8 +45,8 @@ DECIDING = ("device", "processor", "instructions", "threads", "precision", "proc
 class Run:
     """A finished training run: its folder, backbone and last metrics; `str` shows the verdict and the next commands.
 
-    `judged_at` is a text with the step of the last health measurement if it is not the last step. `str` is empty on all
-    ranks but 0.
+    `judged_at` is a text with the step of the last health measurement if it is not the last step, and with the videos
+    if none were held out. `is_continued`: it started from given weights. `str` is empty on all ranks but 0.
     """
 
     folder: Path
@@ -54,13 +54,15 @@ class Run:
     metrics: Row
     verdict: Verdict | None = None
     judged_at: str = ""
+    is_continued: bool = False
     is_first: bool = True
 
     def __str__(self) -> str:
         if not self.is_first:
             return ""
         health = [f"health{self.judged_at}: {self.verdict}"] if self.verdict is not None else []
-        command = f"cyclecontrast evaluate knn {shlex.quote(str(self.folder))} DATA, or embed, export, report"
+        beside = " --baseline start" * self.is_continued
+        command = f"cyclecontrast evaluate knn {shlex.quote(str(self.folder))} DATA{beside}, or embed, export, report"
         if is_user_defined(self.backbone.name):
             command = f"in Python load_backbone({str(self.folder)!r}, network=...), then evaluate, embed, export"
         return join_lines([*health, f"backbone: {self.folder / 'backbone.safetensors'}", f"next: {command}"])
@@ -85,7 +87,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
         with limited_threads(device), torch.random.fork_rng(devices), lock:
             check_same(_shared_settings(config, dataset, backbone), world)
             torch.manual_seed(config.seed)
-            method = method_class(config, parts)(backbone, config, world)
+            method = build_method(config, backbone, dataset.store.num_videos, parts, world)
             trainer = Trainer(method, config, num_steps(config, dataset), device, world)
             start, read_errors = open_run(trainer, dataset, requested)
             if unread and is_first:
@@ -136,9 +138,11 @@ def open_run(trainer: Trainer, dataset: ViewDataset, requested: Collection[str] 
     barrier(world)  # no process may remove files before all have read the checkpoint
     if world.rank == 0:
         about = _about(trainer, dataset)
-        if checkpoint is not None:  # later measurements will be repeated
+        if checkpoint is None:
+            about |= run_folder.about_start(config, trainer.method.encoder.backbone)
+        else:  # later measurements will be repeated
             kept = run_folder.read_about(checkpoint)
-            about |= {name: kept[name] for name in ("verdict", "reason", "health") if name in kept}
+            about |= {name: kept[name] for name in ("verdict", "reason", "health", "start") if name in kept}
         for leftover in run.glob("*.part"):
             remove(leftover)
         run_folder.write_config(run, config)
@@ -210,8 +214,7 @@ def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> Non
 
 def _settings_table(config: PretrainConfig, method: type[Method], requested: Collection[str]) -> list[str]:
     """Return the settings that were chosen for this run, in groups; not those of other methods, and no paths."""
-    unread = frozenset().union(*(one.reads for one in METHODS.values())) - (method.reads or {*RESOLVED_BY_AUTO})
-    chosen = (RESOLVED_BY_AUTO | set(requested)) - unread - {"data", "out", "resume"}
+    chosen = (RESOLVED_BY_AUTO | set(requested)) - unread_options(method) - {"data", "out", "resume"}
     if config.steps is not None:
         chosen -= {"epochs"}
     if config.init is None:
@@ -270,9 +273,12 @@ def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors) -> Run:
     if is_first:
         backbone, verdict = best_backbone(trainer), compute_verdict(config)
         judged = last_measured(run_folder.read_metrics(run))
-        judged_at = f" (at step {judged:,} of {trainer.num_steps:,})" if judged < trainer.num_steps else ""
+        health = run_folder.read_about(run).get("health", {"held_out": True})
+        remarks = [f"at step {judged:,} of {trainer.num_steps:,}"] * (judged < trainer.num_steps)
+        remarks += [] if health["held_out"] else [f"on {measured_on(health)}, none is held out"]
+        judged_at = f" ({'; '.join(remarks)})" if remarks else ""
         save_backbone(backbone, run)
         run_folder.change_about(run, status="finished")
         read_errors.report(run)
     barrier(trainer.world)
-    return Run(run, backbone, row, verdict, judged_at, is_first)
+    return Run(run, backbone, row, verdict, judged_at, config.init is not None, is_first)

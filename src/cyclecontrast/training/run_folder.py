@@ -13,11 +13,12 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from cyclecontrast.config.types import is_url
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.config.types import is_url, read_toml
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import atomic_write, remove
+from cyclecontrast.files import absolute_model, atomic_write, is_model, remove
 from cyclecontrast.models.backbone import Backbone
-from cyclecontrast.models.checkpoint import save_backbone
+from cyclecontrast.models.checkpoint import fingerprint, load_backbone, save_backbone
 from cyclecontrast.training.health import Cycles
 
 CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
@@ -52,6 +53,36 @@ def read_about(run: Path) -> dict[str, Any]:
 def change_about(run: Path, **changes: Any) -> None:
     """Change entries of run.json."""
     write_about(run, read_about(run) | changes)
+
+
+def about_start(config: PretrainConfig, backbone: Backbone) -> dict[str, Any]:
+    """Return the entry of run.json by which `load_start` finds the weights of `init`, loaded as this backbone."""
+    if config.init is None:
+        return {}
+    return {"start": {"model": absolute_model(config.init), "fingerprint": fingerprint(backbone)}}
+
+
+def load_start(run: Path) -> tuple[str, Backbone]:
+    """Load the weights that a run started from (`init`), and return their MODEL too.
+
+    Raises UserError if there are none, or if they are gone or have changed since.
+    """
+    if not (run / ABOUT).is_file() or not (run / CONFIG).is_file():
+        raise UserError(f"{run}: is not a run, so it has no start to compare with; name the folder of a run")
+    try:
+        config = read_toml(run / CONFIG)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run / CONFIG}: cannot be read ({error}); {how_to_restore(run, CONFIG)}") from error
+    about: dict[str, str] = read_about(run).get("start") or {}  # missing in older runs
+    model = about.get("model") or config.get("init")
+    if model is None:
+        raise UserError(f"{run}: started from random weights (no --init), so it has no start to compare with")
+    if not is_model(model):
+        raise UserError(f"{model}: no such file or folder, but {run} started from it; restore it")
+    start = load_backbone(model, config.get("seed", 0))
+    if about.get("fingerprint", fingerprint(start)) != fingerprint(start):
+        raise UserError(f"{model}: has changed since {run} started from it; restore the weights of that time")
+    return model, start
 
 
 def how_to_restore(run: Path, name: str) -> str:

@@ -20,18 +20,19 @@ from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.random_streams import random_stream
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import read_settings
-from cyclecontrast.distributed import World, rank_0_first
+from cyclecontrast.distributed import ALONE, World, rank_0_first
 from cyclecontrast.errors import UserError, attempt, checked, some
 from cyclecontrast.files import check_new_run
 from cyclecontrast.loss import KeyQueue
 from cyclecontrast.loss.attention import BLOCK
-from cyclecontrast.methods import METHODS, Method, MomentumMethod
+from cyclecontrast.methods import Method, MomentumMethod, unread_options
 from cyclecontrast.models.backbone import Backbone, layers_of, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import check_compiler, free_memory, pick_augment_on, pick_device, pick_workers
 from cyclecontrast.output import say
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.auto_settings import MIN_BATCH, DataSize, Machine, num_held_out, resolve
+from cyclecontrast.training.checkpoints import checkpoints
 from cyclecontrast.training.loggers import check_loggers
 from cyclecontrast.training.user_parts import (
     NO_PARTS,
@@ -47,7 +48,7 @@ SAMPLED_VIDEOS = 32
 SAMPLING = ("frames_per_video", "fps", "every", "keyframes", "size")
 HEALTH_SEED = 2**32
 """Seed of the health views: the same for all runs, so that they are comparable, and outside of the range of --seed."""
-ONE_FRAME_METHODS = "intra-image, simclr, simsiam and byol"
+ONE_FRAME_METHODS = "intra-image, simclr, simsiam, byol, diet and distill"
 
 
 def open_training(
@@ -85,7 +86,7 @@ def open_training(
             f"{times} times per batch"
         )
     backbone = given or make_backbone(config.backbone, config.seed)
-    origin = f", initialized from {backbone.source}" if config.init is not None and config.resume is None else ""
+    origin = f", initialized from {backbone.source}" if _loads_init(config) else ""
     backbone.image_size = config.image_size
     backbone.source = f"cyclecontrast {config.method}, preset {config.preset}, seed {config.seed}{origin}"
     return config, dataset, backbone
@@ -93,9 +94,9 @@ def open_training(
 
 def unused_options(config: PretrainConfig, parts: UserParts = NO_PARTS) -> list[str]:
     """Return the names of the options that the user set but the method does not use."""
-    method, known = method_class(config, parts), frozenset().union(*(one.reads for one in METHODS.values()))
+    method = method_class(config, parts)
     unread = {
-        **({name: name not in method.reads for name in known} if parts.method is None else {}),
+        **dict.fromkeys(unread_options(method) if parts.method is None else (), True),
         **dict.fromkeys(("min_crop", "flip"), parts.augmentation is not None),
         "distinct_frames": method.frames(config)[0],
         "self_temperature": not config.self_batch,
@@ -160,9 +161,11 @@ def check_number(config: PretrainConfig, num_videos: int) -> None:
 
 def make_dataset(config: PretrainConfig, store: FrameStore, parts: UserParts = NO_PARTS) -> ViewDataset:
     """Return the dataset of the method's views; raises UserError if the method cannot use the data."""
-    same_frame, extra_frames = method_class(config, parts).frames(config)
+    method = method_class(config, parts)
+    same_frame, extra_frames = method.frames(config)
     problems: list[str] = []
-    if store.layout == "flat folder of images" and not (same_frame and extra_frames is no_extra_frames):
+    takes_images = (same_frame or not method.needs_videos) and extra_frames is no_extra_frames
+    if store.layout == "flat folder of images" and not takes_images:
         problems.append(
             f"{config.data}: a flat folder of images has no videos: only --method {ONE_FRAME_METHODS} can learn "
             "from it; put the frames of each video into a separate folder"
@@ -260,7 +263,7 @@ def _resolve_options(
     resolved = resolved.model_copy(update={"augment_on": executor})
     if parts.backbone is not None:
         check_network(parts.backbone, resolved.image_size)
-    method = build_method_on_meta(resolved, given, parts)
+    method = build_method_on_meta(resolved, given, data.num_videos, parts)
     if parts.method is not None:
         check_method(method)
     needed = memory_lower_bounds(resolved, method, machine.processes)
@@ -292,9 +295,9 @@ def _given_backbone(config: PretrainConfig) -> Backbone | None:
     """Return the backbone of `init`, or a timm network.
 
     None for other backbones, which are built after the memory check. The weights of a resumed run are loaded from its
-    checkpoint.
+    checkpoint, if it has one.
     """
-    if config.init is None or config.resume is not None:
+    if config.init is None or not _loads_init(config):
         return make_backbone(config.backbone, config.seed) if config.backbone.startswith("timm:") else None
     backbone = load_backbone(config.init, config.seed)
     if "backbone" in config.model_fields_set and config.backbone != backbone.name:
@@ -304,11 +307,26 @@ def _given_backbone(config: PretrainConfig) -> Backbone | None:
     return backbone
 
 
-def build_method_on_meta(config: PretrainConfig, given: Backbone | None, parts: UserParts = NO_PARTS) -> Method:
+def _loads_init(config: PretrainConfig) -> bool:
+    return config.init is not None and (config.resume is None or not checkpoints(config.resume))
+
+
+def build_method(
+    config: PretrainConfig, backbone: Backbone, num_videos: int, parts: UserParts = NO_PARTS, world: World = ALONE
+) -> Method:
+    """Return the method, prepared for a store of so many videos."""
+    method = method_class(config, parts)(backbone, config, world)
+    method.prepare(torch.from_numpy(split_videos(num_videos, config.holdout)[0]))
+    return method
+
+
+def build_method_on_meta(
+    config: PretrainConfig, given: Backbone | None, num_videos: int, parts: UserParts = NO_PARTS
+) -> Method:
     """Return the method built on the meta device (without memory for weights), except for a given backbone."""
 
     def make() -> Method:
-        return method_class(config, parts)(given or make_backbone(config.backbone), config)
+        return build_method(config, given or make_backbone(config.backbone), num_videos, parts)
 
     with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
         return make()

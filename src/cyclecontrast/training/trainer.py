@@ -12,12 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, ViewDataset
-from cyclecontrast.data.device_augment import augment_on_device
+from cyclecontrast.data.device_augment import augment_on_device, on_device
 from cyclecontrast.data.loader import StepSampler, load_batches
 from cyclecontrast.distributed import World, all_reduce_max, all_reduce_mean, data_parallel, peer_errors
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods.method import Losses, Method, StepInfo
-from cyclecontrast.models.backbone import Backbone, freeze_batchnorm, freeze_stages, layers_of
+from cyclecontrast.models.backbone import freeze_batchnorm, freeze_stages, layers_of
+from cyclecontrast.models.encoder import Encoder
 from cyclecontrast.models.hardware import pick_workers
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.checkpoints import record_stop, save_checkpoint
@@ -41,7 +42,7 @@ class Trainer:
         self.method: Method = method.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
             self.method.compile_encoders()
-        backbones = [module for module in method.modules() if isinstance(module, Backbone)]
+        backbones = [module.backbone for module in method.modules() if isinstance(module, Encoder)]
         if config.freeze:
             freeze_stages(backbones, config.freeze)
         if config.freeze_batchnorm:
@@ -151,10 +152,10 @@ class Trainer:
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
 
     def _on_device(self, batch: Batch) -> Batch:
-        views = tuple(view.to(self.device, non_blocking=True) for view in batch.views)
+        views = on_device(self.device, *batch.views)
         if batch.device_params.numel():
             views = tuple(augment_on_device(view, batch.device_params[:, i]) for i, view in enumerate(views))
-        video, frames = (numbers.to(self.device, non_blocking=True) for numbers in (batch.video, batch.frames))
+        video, frames = on_device(self.device, batch.video, batch.frames)
         return batch._replace(views=views, video=video, frames=frames)
 
     def _update(self, info: StepInfo) -> Tensor:

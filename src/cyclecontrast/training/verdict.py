@@ -42,6 +42,11 @@ class Verdict(NamedTuple):
         return f"{self.word}: {self.reason}"
 
 
+def measured_on(health: Row) -> str:
+    """Return the videos on which a verdict rests, such as `12 training videos`, from `health` in run.json."""
+    return f"{health['videos']:,} {'held-out' if health['held_out'] else 'training'} videos"
+
+
 class VerdictInputs(NamedTuple):
     """What the verdict depends on besides the metrics.
 

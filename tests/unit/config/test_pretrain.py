@@ -130,6 +130,8 @@ def test_auto_is_the_same_as_unset():
         ),
         ({"method": "seco", "self_batch": True}, "self_batch is supported only by vince"),
         ({"positives": "video"}, "positives is supported only by simclr, simsiam, byol"),
+        ({"teacher": "timm:vit"}, "teacher is supported only by distill, not by method cycle"),
+        ({"method": "distill"}, "method distill needs a model to learn from; set --teacher MODEL"),
         ({"momentum_rise": True, "momentum_ramp": 10}, "momentum_rise excludes momentum_ramp"),
         ({"steps": True}, "steps: input should be a number, not True"),
         ({"learning_rate": False}, "learning_rate: input should be a number, not False"),
@@ -169,6 +171,18 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
     assert checked(PretrainConfig, {"resume": str(tmp_path), "batch_size": "8", "data": "moved"}).data == Path("moved")
     with pytest.raises(UserError, match="cannot change: batch_size is 8 in the run and 9 requested"):
         checked(PretrainConfig, {"resume": str(tmp_path), "batch_size": 9})
+
+
+def test_a_teacher_is_downloaded_again_on_request_only(tmp_path):
+    """A run whose teacher must be downloaded is resumed only if the command names it; a file may be elsewhere now."""
+    write_config(tmp_path, SAVED + 'method = "distill"\nteacher = "timm:vit_tiny_patch16_224"\n')
+    with pytest.raises(UserError, match=r"to allow its download: .* --resume \S+ --teacher timm:vit_tiny_patch16_224$"):
+        checked(PretrainConfig, {"resume": tmp_path})
+    named = {"resume": tmp_path, "teacher": "timm:vit_tiny_patch16_224"}
+    assert checked(PretrainConfig, named).teacher == "timm:vit_tiny_patch16_224"
+    write_config(tmp_path, SAVED + 'method = "distill"\nteacher = "timm:vit_tiny_patch16_224@a.pth"\n')
+    assert checked(PretrainConfig, {"resume": tmp_path}).teacher == "timm:vit_tiny_patch16_224@a.pth"
+    assert checked(PretrainConfig, {"resume": tmp_path, "teacher": "b.pth"}).teacher == "b.pth"
 
 
 def test_a_config_edited_after_the_last_checkpoint_is_refused(tmp_path):

@@ -62,6 +62,18 @@ def test_workers_change_nothing(broken, workers):
     assert {error[:2] for batch in here for error in batch.read_errors} == BROKEN
 
 
+def test_spawned_workers_change_nothing(broken):
+    """As macOS starts them: a worker that inherits nothing makes the batches of this process."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        there = list(batches_of(broken, range(2), workers=1))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    for one, two in zip(batches_of(broken, range(2)), there, strict=True):
+        assert_equal(one, two)
+
+
 def test_any_start_gives_the_same_batches(broken):
     """A run that resumes at a step gets the batches that an uninterrupted one would have got there."""
     whole = list(batches_of(broken, range(4)))

@@ -11,6 +11,7 @@ from cyclecontrast.config import KnnConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.predictions import (
     About,
+    Baseline,
     DataInfo,
     ModelInfo,
     Record,
@@ -32,7 +33,15 @@ def test_keys_name_what_changes_the_numbers_and_nothing_else():
     """Settings, model and data do, wherever they lie; workers, device and folders do not; scoring keeps the record."""
     config = KnnConfig(model="m", data="d")
     plain = make_about(config)
-    for change in ({"model": "n"}, {"data": "e"}, {"out": "o"}, {"workers": 3}, {"device": "cpu"}, {"classes": "c"}):
+    for change in (
+        {"model": "n"},
+        {"data": "e"},
+        {"out": "o"},
+        {"workers": 3},
+        {"device": "cpu"},
+        {"classes": "c"},
+        {"baseline": "start"},
+    ):
         assert make_about(KnnConfig(**{"model": "m", "data": "d", **change})).key == plain.key, change
     for change in ({"k": (1,)}, {"seed": 1}, {"level": "video"}, {"image_size": 32}, {"batch_size": 1}):
         other = make_about(config.model_copy(update=change))
@@ -43,6 +52,27 @@ def test_keys_name_what_changes_the_numbers_and_nothing_else():
     scored, again = (make_about(config.model_copy(update={"k": k}), scoring=("k",)) for k in ((1,), (2,)))
     assert scored.key != again.key
     assert scored.record_key == again.record_key != scored.key
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "name", "num_test", "expected"),
+    [
+        (0.45, 0.573, "start", 1000, "-12.3 points against its start (forgotten)"),
+        (0.45, 0.573, "start", 20, "-12.3 points against its start"),
+        (0.985, 1.0, "start", 10**6, "-1.5 points against its start"),
+        (0.5, 0.46, "start", 1000, "+4.0 points against its start"),
+        (0.5, 0.5001, "start", 1000, "+0.0 points against its start"),
+        (0.45, 0.573, "random", 1000, "-12.3 points against random weights"),
+    ],
+)
+def test_a_difference_is_told_in_words(now, before, name, num_test, expected):
+    """In points; a start that was clearly better, beyond two points and the noise of the items, was forgotten."""
+    about = make_about()
+    about = dataclasses.replace(about, data=about.data._replace(num_test=num_test))
+    result = Result(about, {"top1": now, "new": 0.5}, {}, Baseline(name, about.model, {"top1": before}))
+    assert result.difference("top1") == expected
+    assert result.difference("new") == ""
+    assert dataclasses.replace(result, baseline=None).difference("top1") == ""
 
 
 def test_a_record_is_read_back_as_it_was_written(tmp_path):
@@ -87,6 +117,19 @@ def test_a_damaged_result_is_one_line(tmp_path, text):
     with pytest.raises(UserError, match=rf"^{path}: is not a result") as caught:
         Result.load(path)
     assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("baseline", [{"name": "other"}, {"metrics": {"top1": "x"}}, [], "start"])
+def test_a_damaged_baseline_is_one_line(tmp_path, baseline):
+    """One of another kind, or with metrics that are no numbers, is not a result."""
+    about = make_about()
+    path = Result(about, {"top1": 0.5}, {}, Baseline("start", about.model, {"top1": 0.25})).save(tmp_path)
+    assert Result.load(path).baseline.metrics == {"top1": 0.25}
+    parts = json.loads(path.read_text())
+    changed = parts["baseline"] | baseline if isinstance(baseline, dict) else baseline
+    path.write_text(json.dumps(parts | {"baseline": changed}))
+    with pytest.raises(UserError, match="is not a result"):
+        Result.load(path)
 
 
 def test_the_text_of_a_result_lists_the_first_problems():

@@ -19,8 +19,9 @@ from cyclecontrast.evaluation.predictions import DataInfo, Record, Result, find_
 from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
 from cyclecontrast.evaluation.runner import evaluate, evaluate_alone
 from cyclecontrast.models.backbone import make_backbone
-from cyclecontrast.models.checkpoint import save_backbone
+from cyclecontrast.models.checkpoint import fingerprint, load_backbone, save_backbone
 from faults.killing import killed_before
+from tests.make_reports import BACKBONE, write_run
 
 MODEL = "random:resnet10-small-w8"
 
@@ -301,6 +302,77 @@ def test_two_models_of_one_name_are_not_mixed_up(data, tmp_path, model):
     model.unlink()
     with pytest.raises(UserError, match="2 records match"):
         run(data, tmp_path / "out", model, score_only=True)
+
+
+def continued(folder, start, content):
+    """Write a run that started from a file with these weights."""
+    about = {"start": {"model": str(start), "fingerprint": content}}
+    return write_run(folder / "run", folder, init=str(start), about=about)
+
+
+def test_a_run_is_compared_with_its_start(data, tmp_path):
+    """The start is evaluated with the same settings; its metrics and the difference are in the text and the file."""
+    path = save_backbone(make_backbone(BACKBONE, 5), tmp_path)
+    folder = continued(tmp_path, path, fingerprint(load_backbone(path)))
+    with torch.no_grad():
+        weights = [load_backbone(model)(torch.ones(1, 3, 16, 16)).mean().item() for model in (path, folder)]
+    settings = {"threshold": sum(weights) / 2}  # 1 times a weight is above for one of the networks
+    result = run(data, None, folder, baseline="start", **settings)
+    expected = run(data, tmp_path / "alone", path, image_size=16, **settings)  # that of the run
+    assert result.baseline == ("start", expected.about.model, expected.metrics)
+    points = 100 * (result.metrics["above"] - expected.metrics["above"])
+    assert abs(points) > 10
+    percent = f"start {100 * expected.metrics['above']:6.2f} %"
+    assert f" %  {percent}  {points:+.1f} points against its start" in str(result)
+    results = folder / "results"
+    assert Result.load(results / f"{result.about.key}.json") == result
+    assert Result.load(results / f"{expected.about.key}.json").metrics == expected.metrics
+    assert run(data, None, folder, **settings) == dataclasses.replace(result, baseline=None)
+    assert run(data, None, folder, **settings, baseline="start", score_only=True) == result
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("random weights", r"run: started from random weights \(no --init\), so it has no start to compare with"),
+        ("gone", "backbone.safetensors: no such file or folder, but .*run started from it; restore it"),
+        ("changed", "backbone.safetensors: has changed since .*run started from it; restore the weights of that time"),
+        ("no run", "random:resnet10-small-w8: is not a run, so it has no start to compare with"),
+    ],
+)
+def test_a_start_that_cannot_be_had_is_named(data, tmp_path, change, problem):
+    """One that does not exist, is gone, or has other weights than at the start; nothing is evaluated then."""
+    path = save_backbone(make_backbone(BACKBONE, 5), tmp_path)
+    folder = continued(tmp_path, path, "0" * 16)
+    if change == "gone":
+        path.unlink()
+    if change == "random weights":
+        folder = write_run(tmp_path / "other" / "run", tmp_path)
+    with pytest.raises(UserError, match=problem):
+        run(data, tmp_path / "out", MODEL if change == "no run" else folder, baseline="start")
+    assert Sign.log == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_start_without_a_fingerprint_is_found_by_the_config(data, tmp_path):
+    """Runs of earlier versions have none in run.json: the weights are taken as they are now."""
+    path = save_backbone(make_backbone(BACKBONE, 5), tmp_path)
+    folder = write_run(tmp_path / "run", tmp_path, init=str(path))
+    result = run(data, tmp_path / "out", folder, baseline="start")
+    assert result.baseline.model.fingerprint == fingerprint(make_backbone(BACKBONE, 5))
+
+
+def test_a_stop_within_a_baseline_resumes(data, tmp_path, monkeypatch):
+    """Random weights come first; run again, both evaluations go on where they stopped."""
+    monkeypatch.setattr(Sign, "stop", "epoch 0")
+    backbone = make_backbone(BACKBONE, 5)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "out", backbone, baseline=True)
+    Sign.log.clear()
+    monkeypatch.setattr(Sign, "stop", "")
+    result = run(data, tmp_path / "out", backbone, baseline="random")
+    assert Sign.log == ["epoch 0", "epoch 1", "score", "first", "second", "epoch 0", "epoch 1", "score"]
+    assert result.baseline.model.source == "random weights"
 
 
 def test_an_earlier_result_is_reused(data, tmp_path, capsys):

@@ -126,6 +126,7 @@ def commands_of(tracks, videos, out):
         "knn": ["evaluate", "knn", MODEL, *data, f"--out={out / 'knn'}"],
         "x.parquet": ["embed", MODEL, *data, f"--out={out / 'x.parquet'}"],
         "retrieval": ["evaluate", "retrieval", MODEL, str(videos), f"--out={out / 'retrieval'}", *SMALL, *small],
+        "compared": ["evaluate", "knn", MODEL, *data, f"--out={out / 'compared'}", "--baseline", "random"],
         "finetune": ["evaluate", "finetune", MODEL, *data, never],
         "sgd": ["evaluate", "linear", "--probe=sgd", MODEL, *data, never],
         "all": ["evaluate", "all", MODEL, f"--data-root={tracks}", never],
@@ -160,7 +161,7 @@ def ran(tracks, tmp_path_factory):
     videos = make_data(root / "videos")
     commands = commands_of(tracks, videos, root / "two")
     alone = commands_of(tracks, videos, root / "one")
-    assert [main(alone[name]) for name in alone if name not in REFUSED] == [0] * 4
+    assert [main(alone[name]) for name in alone if name not in REFUSED] == [0] * 5
     for name in ("one fails", "a bug in 0", "a bug in 1"):
         commands[name] = ["evaluate", "knn", MODEL, str(tracks), f"--out={root / name}", *SMALL, "--batch-size=2"]
     sweep = commands["sweep"]
@@ -185,6 +186,14 @@ def test_results_are_those_of_one_process(ran):
     """Record, metrics, notes and what was left out are the same: both embed the same batches."""
     assert result_in(ran.two / "knn") == result_in(ran.one / "knn")
     assert len(result_in(ran.two / "knn")[2]) == 1
+
+
+def test_a_baseline_is_that_of_one_process(ran):
+    """It is evaluated by both processes, too, and the first alone prints the difference."""
+    (code, out, *_), other = ran.said["compared"]
+    assert (code, other[:3]) == (0, [0, "", ""])
+    assert "+0.0 points against random weights" in out
+    assert result_in(ran.two / "compared") == result_in(ran.one / "compared")
 
 
 def test_vectors_are_those_of_one_process(ran):

@@ -13,6 +13,9 @@ from cyclecontrast.config import AllConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
 from cyclecontrast.evaluation.suite import SuiteResult, evaluate_all
+from cyclecontrast.models.backbone import make_backbone
+from cyclecontrast.models.checkpoint import fingerprint, save_backbone
+from tests.make_reports import BACKBONE, write_run
 
 MODEL = "random:resnet10-small-w8"
 
@@ -73,8 +76,39 @@ def test_the_results_are_those_of_the_single_commands(root, tmp_path):
 
 def test_the_baseline_stands_beside_the_model(root, tmp_path):
     """Random weights of the same backbone fill their own column: here they are the model, and equal to it."""
-    (result, baseline), *_ = run(root, tmp_path, baseline=True).rows
+    done = run(root, tmp_path, baseline=True)
+    (result, baseline), *_ = done.rows
     assert baseline.metrics == result.metrics
+    head, _, first, *_ = cells_of(done)
+    assert head[3:6] == ["%", "random %", "difference"]
+    assert first[3] == first[4] == f"{100 * result.metrics['top1_k6']:.1f}"
+    assert first[5] == "+0.0 points against random weights"
+
+
+def cells_of(done):
+    """Return the cells of the table, row by row."""
+    lines = [line for line in str(done).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_start_of_a_run_stands_beside_it(root, tmp_path, capsys):
+    """What a run started from has the column of the baseline, and its result is found again."""
+    start = make_backbone(BACKBONE, 5)
+    path = save_backbone(start, tmp_path)
+    about = {"start": {"model": str(path), "fingerprint": fingerprint(start)}}
+    folder = write_run(tmp_path / "run", root, init=str(path), about=about)
+    config = AllConfig(model=str(folder), data_root=root / "good", only=("knn",), baseline="start", workers=0)
+    done = evaluate_all(config)
+    ((result, baseline),) = done.rows
+    expected = cc.evaluate("knn", path, root / "good", image_size=16, workers=0, out=tmp_path / "single")
+    assert baseline.metrics == expected.metrics == result.baseline.metrics
+    head, _, first = cells_of(done)
+    assert head[4] == "start %"
+    assert first[5] == result.difference("top1_k6") != ""
+    capsys.readouterr()
+    again = cc.evaluate("knn", folder, root / "good", workers=0, baseline="start")
+    assert again.baseline == result.baseline
+    assert capsys.readouterr().err.count("reusing the result of an earlier evaluation") == 1
 
 
 def test_results_are_reused_without_again(root, tmp_path, capsys):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from cyclecontrast.config import ExportConfig, PretrainConfig
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.image_batches import CenterCrop
-from cyclecontrast.evaluation.predictions import About, DataInfo, ModelInfo, Result
+from cyclecontrast.evaluation.predictions import About, Baseline, DataInfo, ModelInfo, Result
 from cyclecontrast.exporting.export import export_backbone
 from cyclecontrast.models.backbone import import_torchvision
 from cyclecontrast.models.checkpoint import fingerprint, save_backbone
@@ -25,6 +25,7 @@ ABOUT = {
     "data_fingerprint": "0123456789abcdef",
     "verdict": "undertrained",
     "reason": "retrieval still rises",
+    "health": {"held_out": False, "videos": 41},
 }
 
 
@@ -95,7 +96,7 @@ def run_folder(folder, backbone):
     for content, value in ((fingerprint(backbone), 0.4321), ("0" * 16, 0.9876)):
         model = ModelInfo(backbone.name, "secret", content)
         about = About("knn", "knn (k 10)", {"k": [10]}, model, DataInfo("/secret/labeled", "abc", 60, 20))
-        Result(about, {"top-1": value}, {}).save(run / "results")
+        Result(about, {"top-1": value}, {}, Baseline("start", model, {"top-1": 0.4})).save(run / "results")
     return run
 
 
@@ -111,8 +112,8 @@ def test_the_card_of_a_run(tmp_path):
     assert "`intra-video` learns from frames of the same video." in text
     assert 'method = "intra-video"' in text
     assert 'init = "start.pth"' in text
-    assert "**undertrained**, measured without labels: retrieval still rises." in text
-    assert "| knn (k 10) | labeled, 60 train, 20 test | top-1 | 43.21 |" in text
+    assert "**undertrained**, measured without labels on 41 training videos: retrieval still rises." in text
+    assert "| knn (k 10) | labeled, 60 train, 20 test | top-1 | 43.21, +3.2 points against its start |" in text
     assert "98.76" not in card
     assert "- torch 9.8.7" in text
     assert "cyclecontrast pretrain VIDEOS" in text

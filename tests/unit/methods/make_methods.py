@@ -31,14 +31,17 @@ FRAMES = torch.tensor([[1, 1, 5, 7], [6, 6, 0, 2], [3, 3, 4, 4], [0, 0, 0, 0], [
 
 def make_config(method="cycle", **changes):
     """Return the options of a small training."""
-    return PretrainConfig(data="d", out="o", method=method, **(SETTINGS | changes))
+    own = {"teacher": "random:resnet10-small-w4"} if method == "distill" else {}
+    return PretrainConfig(data="d", out="o", method=method, **(SETTINGS | own | changes))
 
 
 def make_method(method="cycle", **changes):
-    """Build a small method."""
+    """Build a small method, prepared for twelve videos."""
     torch.manual_seed(0)
     backbone = make_backbone(changes.get("backbone", "resnet10-small-w8"))
-    return METHODS[method](backbone, make_config(method, **changes)).train()
+    made = METHODS[method](backbone, make_config(method, **changes))
+    made.prepare(torch.arange(12))
+    return made.train()
 
 
 def make_trainer(method="cycle", num_steps=10, **changes):

@@ -1,11 +1,16 @@
 """The baselines against plain loops in float64: which views and keys each compares, and where no gradient may flow."""
 
+import math
+
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.methods import METHODS, Method, MomentumMethod, StepInfo
+from cyclecontrast.models.backbone import Backbone, make_backbone
+from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.encoder import Projections
 from tests.unit.loss.test_baseline_losses import loop_multi_positive, loop_nt_xent
 from tests.unit.loss.test_losses import dot, loop_nce, unit
@@ -140,6 +145,84 @@ def test_no_gradient_reaches_simsiams_targets():
     method(batch, INFO).total.backward()
     assert fixed.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in method.encoder.parameters())
+
+
+def test_diet_classifies_each_view_as_its_video():
+    """The loss is the cross-entropy with the smoothed class of the video, whose numbers may have gaps."""
+    method, batch = make_method("diet"), draw_batch()
+    method.prepare(torch.tensor([1, 2, 5, 7, 8, 11, 40]))
+    batch = batch._replace(video=torch.tensor([40, 1, 5, 5, 11, 2]))
+    classes = [6, 0, 2, 2, 5, 1]
+    method.eval()
+    terms, hits = [], []
+    for view in batch.views:
+        vectors = method.encoder.backbone(method.encoder.backbone.normalize(view)).detach().double()
+        for vector, own in zip(vectors, classes, strict=True):
+            logits = [dot(vector, row) for row in method.head.weight.detach().double()]
+            log_sum = math.log(sum(math.exp(logit) for logit in logits))
+            wanted = [0.8 / 7 + 0.2 * (number == own) for number in range(7)]
+            terms.append(-sum(w * (logit - log_sum) for w, logit in zip(wanted, logits, strict=True)))
+            hits.append(max(range(7), key=lambda number: logits[number]) == own)
+    losses = method(batch, INFO)
+    assert losses.total.item() == pytest.approx(float(sum(terms)) / 12, rel=1e-5)
+    assert losses.intra_accuracy.item() == pytest.approx(sum(hits) / 12)
+
+
+def test_distillation_is_the_cosine_to_the_teachers_vectors():
+    """The loss is minus the mean cosine of the head's output and the teacher's vector of the same view, centered."""
+    method, batch = make_method("distill").eval(), draw_batch()
+    center = 0.1 * torch.arange(method.teacher.dim, dtype=torch.double)
+    method.center[:] = center
+    teacher, backbone = method.teacher, method.encoder.backbone
+    teacher.mean, teacher.std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    cosines, vectors = [], []
+    for view in batch.views:
+        pixels = view.permute(0, 2, 3, 1).double() / 255
+        images = ((pixels - torch.tensor(teacher.mean)) / torch.tensor(teacher.std)).permute(0, 3, 1, 2)
+        wanted = teacher(images.float()).detach().double() - center
+        vectors.append(wanted + center)
+        found = method.head(backbone(backbone.normalize(view))).detach().double()
+        cosines += [dot(a, b) / (dot(a, a) * dot(b, b)) ** 0.5 for a, b in zip(found, wanted, strict=True)]
+    losses = method(batch, INFO)
+    assert losses.total.item() == pytest.approx(-float(sum(cosines)) / 12, rel=1e-5)
+    method.after_step(StepInfo(5, 10))
+    moved = 0.9 * center + 0.1 * torch.cat(vectors).mean(dim=0)
+    assert torch.allclose(method.center.double(), moved, atol=1e-5)
+
+
+def test_a_teacher_does_not_change():
+    """Training moves no weight and no statistic of the teacher, and its state has neither; it stays in evaluation."""
+    trainer = make_trainer("distill", freeze=1, init="random:resnet10-small-w8", image_size=16)
+    method = trainer.method
+    before = {key: value.clone() for key, value in method.teacher.state_dict().items()}
+    for step in range(3):
+        trainer.train_step(draw_batch(seed=step), StepInfo(step, 10))
+    assert all(torch.equal(value, before[key]) for key, value in method.teacher.state_dict().items())
+    assert not any(module.training for module in method.teacher.modules())
+    assert [key for key in trainer.state_dict() if key.startswith("teacher")] == ["teacher/fingerprint"]
+    assert len(trainer.state_dict()["teacher/fingerprint"]) == 8
+
+
+def test_a_teacher_of_one_image_size_gets_views_of_that_size(tmp_path, monkeypatch):
+    """A teacher that takes no views of the training's size gets them enlarged; others get the pixels as they are."""
+    forward = Backbone.forward
+
+    def strict(backbone, images):
+        if backbone.name == "resnet10-small-w4":
+            assert images.shape[-1] == 24, "this network takes 24 px only"
+        return forward(backbone, images)
+
+    monkeypatch.setattr(Backbone, "forward", strict)
+    teacher = make_backbone("resnet10-small-w4", image_size=24)
+    teacher.mean, teacher.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    save_backbone(teacher, tmp_path)
+    method = make_method("distill", teacher=str(tmp_path / "backbone.safetensors"), image_size=16)
+    (view, _), seen = draw_batch().views, []
+    method._teach = lambda images: seen.append(images) or teacher.eval()(images)
+    method.teach(view)
+    assert method.teacher.image_size == 24
+    small = [cv2.resize(image, (24, 24)) for image in view.permute(0, 2, 3, 1).float().numpy() / 255]
+    assert np.allclose(seen[0].permute(0, 2, 3, 1).numpy(), np.stack(small), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", list(METHODS))

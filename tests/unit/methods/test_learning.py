@@ -29,7 +29,8 @@ def test_the_gradient_of_each_method_lowers_its_loss(stripes, name):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    fall = 0.1 if name == "simsiam" else 0.6  # its targets move with its predictions
+    # SimSiam's targets move with its predictions; DIET's smoothed labels leave an entropy of 2.34 of log(12) = 2.48.
+    fall = {"simsiam": 0.1, "diet": 0.08}.get(name, 0.6)
     assert losses[-1] < losses[0] - fall, losses
 
 
@@ -61,6 +62,23 @@ def same_video_first(backbone, stripes):
         vectors = normalize(backbone.eval()(backbone.normalize(pixels)), dim=1)
     nearest = (vectors @ vectors.T).fill_diagonal_(-2).argmax(dim=1).tolist()
     return np.mean([paths[i].parent == paths[j].parent for i, j in enumerate(nearest)])
+
+
+def test_a_distilled_network_predicts_its_teacher(stripes):
+    """After a few steps, predictions of views that were not trained on are nearer to the teacher's vectors of them."""
+    method = make_method("distill", image_size=16)
+    dataset = ViewDataset(FrameStore.open(stripes), RECIPES["moco-v1"], 16, 0)
+    *trained, unseen = (
+        collate([dataset.sample(position) for position in range(start, start + 12)]) for start in (0, 12, 24, 36, 48)
+    )
+    optimizer = torch.optim.SGD(method.trainable_parameters(), lr=0.1, momentum=0.9)
+    before = method(unseen, StepInfo(0, 10)).total.item()
+    for step in range(25):
+        optimizer.zero_grad()
+        method(trained[step % 4], StepInfo(step, 25)).total.backward()
+        optimizer.step()
+        method.after_step(StepInfo(step, 25))
+    assert method(unseen, StepInfo(0, 10)).total.item() < before - 0.15
 
 
 def test_a_training_makes_frames_of_a_video_neighbors(stripes, tmp_path):

@@ -3,13 +3,16 @@
 import os
 import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.device_augment import on_device
 from cyclecontrast.errors import UserError
 from cyclecontrast.models import hardware as module
 from cyclecontrast.models.hardware import (
@@ -40,6 +43,43 @@ def test_an_absent_device_is_reported(name):
     """A device that PyTorch does not see is an error that names the alternative."""
     with pytest.raises(UserError, match=f"device {name}.*--device cpu"):
         pick_device(name)
+
+
+def test_an_apple_gpu_is_taken(monkeypatch, capsys):
+    """Without CUDA, `auto` is the Apple GPU, with fp32; one line names the fallback, once, unless it is set."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    module._announce_mps.cache_clear()
+    monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    assert pick_device("auto") == pick_device("mps") == torch.device("mps")
+    assert capsys.readouterr().err == ""
+    monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK")
+    module._announce_mps.cache_clear()
+    assert pick_device("auto") == pick_device("mps") == torch.device("mps")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("device mps: computes in fp32; ")
+    assert "PYTORCH_ENABLE_MPS_FALLBACK=1" in line
+    assert pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert pick_device("auto") == torch.device("cuda:0")
+
+
+def test_several_processes_share_no_apple_gpu(monkeypatch):
+    """gloo passes on no tensors of an Apple GPU: `auto` is the CPU then, and `mps` is refused."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="device mps: several processes cannot share an Apple GPU"):
+        pick_device("mps")
+
+
+def test_the_memory_of_an_apple_gpu_is_asked_of_pytorch(monkeypatch):
+    """It is what PyTorch recommends to take, without what it has taken."""
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 * 10**9)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 2 * 10**9)
+    assert free_memory(torch.device("mps")) == 10**10
 
 
 def test_the_number_of_an_absent_gpu_is_reported(monkeypatch):
@@ -129,9 +169,12 @@ def test_a_compiled_training_is_the_same_training(stripes, tmp_path, graphs):
 
 @quiet
 def test_methods_without_momentum_encoder_compile(stripes, tmp_path, graphs):
-    """SimCLR has one encoder, whose two passes share a graph."""
+    """SimCLR has one encoder, whose two passes share a graph; so have the passes of student and teacher each."""
     run(stripes, tmp_path / "run", compile=True, method="simclr", steps=2, **COMPILED)
     assert len(graphs) == 1
+    teacher = "random:resnet10-small-w4"
+    run(stripes, tmp_path / "distilled", compile=True, method="distill", teacher=teacher, steps=2, **COMPILED)
+    assert len(graphs) == 3
 
 
 @quiet
@@ -173,6 +216,44 @@ def test_the_compiler_works_here():
     """The real backend compiles for the CPU; it is off by default."""
     check_compiler(torch.device("cpu"))
     assert not PretrainConfig(data="d", out="o").compile
+
+
+class Doubles(TorchDispatchMode):
+    """Lists the operations whose result has double precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        """Compute, and look at what is returned."""
+        made = operation(*args, **(kwargs or {}))
+        values = made if isinstance(made, tuple | list) else [made]
+        self.found += [operation for value in values if getattr(value, "dtype", None) == torch.float64]
+        return made
+
+
+@pytest.mark.parametrize("method", ["cycle", "seco", "byol"])
+def test_training_and_health_need_no_double_precision(stripes, tmp_path, method):
+    """Apple GPUs have none: what is measured in double precision is measured by NumPy on the CPU."""
+    with Doubles() as doubles:
+        run(stripes, tmp_path / "run", method=method, steps=2, health_every=1)
+    assert doubles.found == []
+
+
+def test_copies_wait_except_on_cuda():
+    """On an Apple GPU, PyTorch may copy a tensor that is freed already; every copy to a device asks `on_device`."""
+    sources = Path(module.__file__).parents[1].rglob("*.py")
+    assert [path.name for path in sources if "non_blocking" in path.read_text()] == ["device_augment.py"]
+    asked = []
+
+    class Held:
+        def to(self, device, non_blocking):
+            asked.append((device.type, non_blocking))
+
+    for name in ("cpu", "mps", "cuda"):
+        on_device(torch.device(name), Held())
+    assert asked == [("cpu", False), ("mps", False), ("cuda", True)]
 
 
 def test_free_memory_is_that_of_the_machine():

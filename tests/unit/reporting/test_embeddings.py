@@ -142,7 +142,7 @@ def test_the_start_of_a_run_stands_beside_it(tmp_path):
     _, models, problem = embed_sample(read_runs(runs), OPTIONS)
     assert [model.model for model in models] == [*starts, f"start ({shortened(str(first))})", "random weights"]
     assert [model.is_trained for model in models] == [True] * 3 + [False] * 2
-    assert "gone: Its start cannot be shown: model nowhere: " in problem
+    assert "gone: Its start cannot be shown: nowhere: no such file or folder" in problem
     assert "timm: Its start cannot be shown: timm:resnet18 would have to be downloaded" in problem
 
 

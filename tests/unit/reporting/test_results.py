@@ -34,6 +34,24 @@ def test_results_beside_their_baseline(data, tmp_path):
     assert full.notes == ("run0: a note",)
 
 
+def test_a_run_beside_its_start(data, tmp_path):
+    """Random weights, the start and the run follow each other, and a note says how far the run is from its start."""
+    run = write_run(
+        tmp_path / "run0", data, init="runs/first", about={"start": {"model": "x", "fingerprint": "f" * 16}}
+    )
+    write_result(run, {"top1": 0.25}, baseline={"top1": 0.75})
+    write_result(run, {"top1": 0.75}, start="f" * 16)
+    write_result(run, {"top1": 0.125}, model=BACKBONE)
+    table = summarize(read_runs([run], with_data=False), [0])
+    assert [(row.name, row.color) for row in table.rows] == [
+        ("random weights", None),
+        ("start (runs/first)", None),
+        ("run0", 0),
+    ]
+    assert texts(table) == [["12.5 %"], ["75.0 %"], ["25.0 %"]]
+    assert table.notes == ("run0, knn level=frame top1 on labeled: -50.0 points against its start (forgotten)",)
+
+
 def test_results_that_may_not_be_compared(data, tmp_path):
     """Different tags, and different data of one name, never share a column."""
     run = write_run(tmp_path / "run1", data, seed=1)

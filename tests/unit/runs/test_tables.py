@@ -13,6 +13,7 @@ import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError
 from cyclecontrast.runs import tables
+from cyclecontrast.training import run_folder
 from tests.make_reports import BACKBONE, metrics_row, write_frames, write_result, write_run
 
 VERDICTS = {"one": "healthy", "two": "undertrained", "other": "healthy"}
@@ -71,6 +72,24 @@ def test_results_of_a_run(made, tmp_path):
     run = shutil.copytree(made / "other3", tmp_path / "other3")
     write_result(run, {"top1_k1": 0.7}, tag="knn k=1", protocol="another", data="shades")
     assert [best["value"] for best in listed(tmp_path)["other3"]["results"] if best["tag"] == "knn k=1"] == [0.7]
+
+
+@pytest.mark.parametrize(("kept", "value"), [({}, 0.4), ({"selected_step": 0}, 0.9)])
+def test_a_start_is_no_result_of_its_run(made, tmp_path, kept, value):
+    """The start's result in the folder of a run is not the run's, unless the run kept its start."""
+    run = shutil.copytree(made / "other3", tmp_path / "other3")
+    run_folder.change_about(run, start={"model": "x", "fingerprint": "f" * 16}, **kept)
+    write_result(run, {"top1_k1": 0.9}, tag="knn k=1", protocol="another", data="shades", start="f" * 16)
+    assert [best["value"] for best in listed(tmp_path)["other3"]["results"] if best["tag"] == "knn k=1"] == [value]
+
+
+def test_a_verdict_on_training_videos_says_so(made, tmp_path):
+    """Where no videos were held out, the table has it beside the word."""
+    run = shutil.copytree(made / "other3", tmp_path / "other3")
+    assert "healthy (on training videos)" not in str(cc.runs.ls(tmp_path))
+    run_folder.change_about(run, health={"held_out": False, "videos": 12})
+    assert "healthy (on training videos)" in str(cc.runs.ls(tmp_path))
+    assert [listed(tmp_path)["other3"][key] for key in ("verdict", "held_out")] == ["healthy", False]
 
 
 @pytest.mark.parametrize("damage", ["config.toml", "run.json", "metrics.jsonl", "results"])

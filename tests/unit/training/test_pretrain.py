@@ -12,7 +12,7 @@ import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError
 from cyclecontrast.exporting.huggingface import model_card
-from cyclecontrast.models.checkpoint import load_backbone, unfinished
+from cyclecontrast.models.checkpoint import fingerprint, load_backbone, unfinished
 from cyclecontrast.training.pretrain import Run
 from tests.make_backbones import execute
 from tests.make_runs import (
@@ -51,7 +51,8 @@ def test_a_run_writes_its_files(done):
 def test_the_text_of_a_run_says_what_to_do_next(done):
     """As text a run names its backbone and the next command; of several processes only the first prints."""
     assert str(done) == (
-        f"health: {done.verdict}\nbackbone: {done.folder}/backbone.safetensors\n"
+        f"health (on 12 training videos, none is held out): {done.verdict}\n"
+        f"backbone: {done.folder}/backbone.safetensors\n"
         f"next: cyclecontrast evaluate knn {done.folder} DATA, or embed, export, report"
     )
     assert str(Run(done.folder, done.backbone, {}, is_first=False)) == ""
@@ -145,6 +146,9 @@ def test_training_starts_from_given_weights(stripes, done, tmp_path):
     for (name, one), two in zip(done.backbone.named_parameters(), second.backbone.parameters(), strict=True):
         assert torch.allclose(one, two, atol=1e-6), name
     assert "initialized from" in second.backbone.source
+    assert about_of(second.folder)["start"] == {"model": str(done.folder), "fingerprint": fingerprint(done.backbone)}
+    assert "start" not in about_of(done.folder)
+    assert f"next: cyclecontrast evaluate knn {second.folder} DATA --baseline start, or embed" in str(second)
     with pytest.raises(UserError, match="is a resnet18, but backbone is resnet10-small-w8; leave one of them out"):
         run(stripes, tmp_path / "other", init="random:resnet18")
 

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError, attempt
+from cyclecontrast.models.backbone import make_backbone
+from cyclecontrast.models.checkpoint import fingerprint, load_backbone, save_backbone
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.trainer import Trainer
 from tests import make_videos as make
@@ -53,6 +55,19 @@ def test_a_resumed_run_is_the_same_run(whole, part):
     assert_same_run(part, whole, STEPS)
 
 
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_resumed_run_keeps_its_start(whole, stripes, tmp_path, monkeypatch, step):
+    """Also where it was stopped before its first checkpoint, and named its start from another folder."""
+    monkeypatch.chdir(whole.parent)
+    first = train(stripes, tmp_path / "first", init="run", steps=3)
+    part = copy_until(first, tmp_path / "part", step)
+    run_folder.change_about(part, status="running")
+    cc.pretrain(resume=part)
+    assert_same_run(part, first, 3)
+    starts = [run_folder.read_about(folder)["start"] for folder in (part, first)]
+    assert starts[0] == starts[1] == {"model": str(whole), "fingerprint": fingerprint(load_backbone(whole))}
+
+
 def test_a_resumed_run_of_micro_batches_is_the_same_run(stripes, tmp_path):
     """So does a run whose batches are split into micro-batches, whose number cannot change."""
     whole = train(stripes, tmp_path / "whole", method="seco", accumulate=2)
@@ -60,6 +75,37 @@ def test_a_resumed_run_of_micro_batches_is_the_same_run(stripes, tmp_path):
     with pytest.raises(UserError, match="accumulate is 2 in the run and 4 requested"):
         cc.pretrain(resume=part, accumulate=4)
     cc.pretrain(resume=part)
+    assert_same_run(part, whole, STEPS)
+
+
+def test_a_resumed_classification_of_videos_is_the_same_run(stripes, tmp_path):
+    """So does a run whose method has a row of weights for each video that is not held out."""
+    whole = train(stripes, tmp_path / "whole", method="diet")
+    part = copy_until(whole, tmp_path / "part", 4)
+    assert load_file(state_path(part, 4))["head/weight"].shape == (10, 64)
+    cc.pretrain(resume=part)
+    assert_same_run(part, whole, STEPS)
+
+
+def test_a_resumed_distillation_is_the_same_run(stripes, tmp_path):
+    """So does one with a teacher, which may have been moved; another or a missing one is refused."""
+    teacher = save_backbone(make_backbone("resnet10-small-w4", 7), tmp_path)
+    whole = train(stripes, tmp_path / "whole", method="distill", teacher=str(teacher))
+    part = copy_until(whole, tmp_path / "part", 4)
+    assert not any(key.startswith("teacher/network") for key in load_file(state_path(part, 4)))
+    (tmp_path / "other").mkdir()
+    other, moved = (
+        save_backbone(make_backbone("resnet10-small-w4", 8), tmp_path / "other"),
+        tmp_path / "moved.safetensors",
+    )
+    before = files_of(part)
+    with pytest.raises(UserError, match=r"^teacher: \S+ is not the teacher that the run began with; restore it, or"):
+        cc.pretrain(resume=part, teacher=other)
+    teacher.rename(moved)
+    with pytest.raises(UserError, match=r"^teacher: model \S+: no such file .*; if it was moved, name its new place"):
+        cc.pretrain(resume=part)
+    assert files_of(part) == before
+    cc.pretrain(resume=part, teacher=moved)
     assert_same_run(part, whole, STEPS)
 
 

@@ -156,8 +156,8 @@ def test_a_flat_folder_needs_a_method_of_one_frame(stripes, flat, tmp_path):
     """Unrelated images are refused where two frames of a video are needed, and accepted for single frames."""
     for method in ("cycle", "seco"):
         (problem,) = problems_of(flat, tmp_path / "run", method=method)
-        assert "only --method intra-image, simclr, simsiam and byol can learn from it" in problem
-    for method in ("intra-image", "simsiam"):
+        assert "only --method intra-image, simclr, simsiam, byol, diet and distill can learn from it" in problem
+    for method in ("intra-image", "simsiam", "diet"):
         begin(flat, tmp_path / "run", method=method)
 
 
@@ -290,17 +290,34 @@ def test_the_least_memory_is_the_sum_of_its_parts():
     options = {"method": "cycle", "queue_size": 100, "cycle_queue_size": 60, "support_size": 8, "projector_dim": 5}
     config = checked(PretrainConfig, {"data": "d", "out": "o", "preset": "paper", **SMALL, **options})
     backbone, dim = 4 * sum(weight.numel() for weight in cc.load_backbone("random:resnet10-small-w1").parameters()), 8
-    weights, queues, views, similarities = memory_lower_bounds(config, build_method_on_meta(config, None), processes=2)
+    weights, queues, views, similarities = memory_lower_bounds(
+        config, build_method_on_meta(config, None, 9), processes=2
+    )
     assert weights[0] == 4 * (backbone + 4 * 2 * (dim * 5 + 5))
     assert queues[0] == 2 * 160 * 5 * 4
     assert views[0] == 3 * 16 * 16 * (2 * 2 + 4 * 2)  # two views as bytes, one of them at a time as numbers
     assert similarities[0] == 2 * 160 * 4
 
 
+def test_the_weights_of_classifier_and_teacher_are_counted():
+    """DIET's classifier has a row for each video that is not held out; a teacher counts once, the rest three times."""
+    student, teacher = (
+        sum(weight.numel() for weight in cc.load_backbone(f"random:{name}").parameters())
+        for name in ("resnet10-small-w1", "resnet18-w16")
+    )
+    for options, expected in (
+        ({"method": "diet", "holdout": 0.1}, 3 * (student + 8 * 900)),
+        ({"method": "distill", "teacher": "random:resnet18-w16"}, 3 * (student + 8 * 128 + 128) + teacher),
+    ):
+        config = checked(PretrainConfig, {"data": "d", "out": "o", "preset": "paper", **SMALL, **options})
+        weights = memory_lower_bounds(config, build_method_on_meta(config, None, 1000), processes=1)[0]
+        assert weights[0] == 4 * expected
+
+
 def test_similarities_are_counted_in_blocks():
     """At the release's sizes no more is counted than the losses, which work in blocks, allocate at once."""
     config = checked(PretrainConfig, {"data": "d", "out": "o", "preset": "release", "method": "cycle"})
-    similarities = memory_lower_bounds(config, build_method_on_meta(config, None), processes=1)[3][0]
+    similarities = memory_lower_bounds(config, build_method_on_meta(config, None, 9), processes=1)[3][0]
     query, keys = torch.randn(512, 8, requires_grad=True), torch.randn(65536, 8)
     with torch.profiler.profile(profile_memory=True) as profile:
         log_sum_exp(query, keys, 0.07).sum().backward()

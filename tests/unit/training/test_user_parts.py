@@ -59,6 +59,25 @@ class ByHand(MomentumMethod):
         return Losses(loss, loss.detach(), terms={"nearness": positive.mean().detach()})
 
 
+class Counting(Method):
+    """Classifies the videos by a layer that is as large as the data, and takes note of the videos."""
+
+    has_projectors = False
+
+    def prepare(self, videos):
+        """Make the layer."""
+        self.head, self.numbers = nn.Linear(self.encoder.backbone.dim, len(videos)), videos.tolist()
+
+    def forward(self, batch, info):
+        """Return the cross-entropy of the first view."""
+        label = torch.tensor([self.numbers.index(number) for number in batch.video.tolist()])
+        return Losses(
+            nn.functional.cross_entropy(
+                self.head(self.encoder.project(self.encoder.backbone.normalize(batch.views[0])).intra), label
+            )
+        )
+
+
 class Noisy(Net):
     """A network with dropout."""
 
@@ -96,6 +115,16 @@ def test_a_resumed_run_is_the_same_run(whole, tmp_path):
     part = copy_until(whole.folder, tmp_path / "part", 2)
     cc.pretrain(resume=part, backbone=seeded(Noisy, seed=9), augmentation=corner, method=ByHand)
     assert_same_run(part, whole.folder, 4)
+
+
+def test_a_method_knows_the_videos_before_training(stripes, tmp_path):
+    """A method that prepares itself for the training videos has as many as are not held out, resumed too."""
+    options = OPTIONS | {"backbone": "resnet10-small-w1", "holdout": 0.25, "checkpoint_every": 2}
+    run = cc.pretrain(stripes, out=tmp_path / "run", method=Counting, **options).folder
+    assert load_file(state_path(run, 4))["head/weight"].shape == (9, 8)
+    part = copy_until(run, tmp_path / "part", 2)
+    cc.pretrain(resume=part, method=Counting)
+    assert_same_run(part, run, 4)
 
 
 def test_what_is_not_in_a_file_must_be_passed_again(whole, tmp_path, capsys):
