@@ -27,6 +27,7 @@ from torch import nn
 import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch
+from cyclecontrast.distributed import ALONE, World
 from cyclecontrast.methods import IntraVideo, Losses, StepInfo
 from cyclecontrast.models.backbone import Backbone, make_backbone
 
@@ -36,8 +37,8 @@ class AnchoredWeights(IntraVideo):
 
     weight = 0.05
 
-    def __init__(self, backbone: Backbone, options: PretrainConfig) -> None:
-        super().__init__(backbone, options)
+    def __init__(self, backbone: Backbone, options: PretrainConfig, world: World = ALONE) -> None:
+        super().__init__(backbone, options, world)
         self.start = [weight.detach().clone() for weight in backbone.parameters()]
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
@@ -53,8 +54,8 @@ class AnchoredFeatures(IntraVideo):
 
     weight = 1.0
 
-    def __init__(self, backbone: Backbone, options: PretrainConfig) -> None:
-        super().__init__(backbone, options)
+    def __init__(self, backbone: Backbone, options: PretrainConfig, world: World = ALONE) -> None:
+        super().__init__(backbone, options, world)
         self.start = [copy.deepcopy(backbone).eval().requires_grad_(False)]  # in a list: not a part of the state
         self.features = torch.empty(0)
         self.encoder.backbone.register_forward_hook(self.keep)
@@ -85,6 +86,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "intra-video": {"method": "intra-video"},
     "cycle": {"method": "cycle", "cycle_start": 0.0},
     "diet": {"method": "diet"},
+    "distill into a small network": {"method": "distill", "backbone": "resnet18-small-w16"},
     "intra-video, half the rate": {"method": "intra-video", "rate": 0.5},
     "intra-video, twice the rate": {"method": "intra-video", "rate": 2.0},
     "cycle, twice the rate": {"method": "cycle", "cycle_start": 0.0, "rate": 2.0},
@@ -141,7 +143,7 @@ class Study:
         key = {"data": asked.data.name, "row": row, "videos": videos, "seed": seed, "flip": asked.flip} | settings
         key["judges"] = [path.name for path in asked.forgetting]
         lines = self.results.read_text().splitlines() if self.results.exists() else []
-        found = [known for known in map(json.loads, lines) if known.items() >= key.items()]
+        found: list[dict[str, Any]] = [one for one in map(json.loads, lines) if one.items() >= key.items()]
         if found:
             return found[0]
         started = time.monotonic()
@@ -162,7 +164,8 @@ class Study:
     def knn(self, model: str, data: Path, seed: int, size: int | None) -> float:
         """Return the accuracy of kNN with 20 neighbors in percent, on images of this size, or of that of the run."""
         options = {"k": (20,), "image_size": size, "seed": seed, "out": self.folder / "results"}
-        return 100 * cc.evaluate("knn", model, data, **options).metrics["top1_k20"]
+        accuracy: float = cc.evaluate("knn", model, data, **options).metrics["top1_k20"]
+        return 100 * accuracy
 
     def train(self, row: dict[str, Any], videos: int | None, seed: int, settings: dict[str, Any]) -> tuple[str, str]:
         """Train on the first videos; return the run and the word of its verdict."""
@@ -170,6 +173,8 @@ class Study:
         rate = options.pop("rate", 1.0)
         if "init" in options:
             options["learning_rate"] = rate * RATE * self.asked.batch_size / 256
+        if row["method"] == "distill":
+            options["teacher"] = self.init
         run = Path(tempfile.mkdtemp(dir=self.folder)) / "run"
         data = link_videos(self.asked.data, self.folder, videos)
         flip = self.asked.flip

@@ -129,7 +129,7 @@ def test_nothing_readable_is_an_error(frames, cache):
     images = StoreImages(FrameStore.open(frames))
     with pytest.raises(UserError, match="things: none of the 5 images can be read") as caught:
         embed_images(make_backbone(MODEL), images, Loading(16, 2, 0, CPU), "things", cache)
-    assert len(caught.value.problems) == 4
+    assert caught.value.problems[4:] == ("and 2 more",)
 
 
 def test_what_was_embedded_before_a_stop_is_not_embedded_again(frames, cache, monkeypatch):
