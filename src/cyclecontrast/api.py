@@ -7,7 +7,7 @@ Each function takes the options of the command of the same name (listed by `cycl
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pydantic.fields import FieldInfo
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from cyclecontrast.reporting.page import Report
     from cyclecontrast.searching.results import Results
     from cyclecontrast.sweeping.results import Sweep
+    from cyclecontrast.training.plan import Plan
     from cyclecontrast.training.pretrain import Run
 
 
@@ -56,6 +57,11 @@ def prepare(videos: str | Path, **options: Any) -> "PrepareSummary":
     return preparation.prepare(config)
 
 
+@overload
+def pretrain(data: str | Path | None = None, *, plan: Literal[True], **options: Any) -> "Plan": ...
+
+
+@overload
 def pretrain(
     data: str | Path | None = None,
     *,
@@ -63,8 +69,20 @@ def pretrain(
     augmentation: "str | Augmentation | None" = None,
     method: "str | type[Method] | None" = None,
     **options: Any,
-) -> "Run":
+) -> "Run": ...
+
+
+def pretrain(
+    data: str | Path | None = None,
+    *,
+    backbone: "str | nn.Module | None" = None,
+    augmentation: "str | Augmentation | None" = None,
+    method: "str | type[Method] | None" = None,
+    **options: Any,
+) -> "Run | Plan":
     """Train a backbone on unlabeled videos; returns the finished run. Raises UserError.
+
+    With `plan=True`, it only returns what the training would do and how long it would take.
 
     Three options also accept objects: `backbone` an `nn.Module` that maps images (batch, 3, h, w) to vectors
     (batch, dim) or a feature map, `augmentation` a function (frame, numpy generator, size) → view, and `method` a
@@ -76,6 +94,8 @@ def pretrain(
     from cyclecontrast.reporting.page import after_training
     from cyclecontrast.training import pretrain as training
 
+    if config.plan:
+        return training.plan(config, *user_parts)
     run = training.pretrain(config, *user_parts)
     after_training(config, run)
     return run

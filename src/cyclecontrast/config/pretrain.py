@@ -247,6 +247,12 @@ class PretrainConfig(BaseModel):
     accumulate: SmallCount = option(1, "accumulate gradients over N micro-batches, to save memory", "N", "optimization")
     epochs: Count = option(200, "passes over the training videos", "EPOCHS", "optimization")
     steps: Count | None = option(None, "optimizer steps in total; overrides --epochs", "STEPS", "optimization")
+    minutes: Positive | None = option(
+        None,
+        "train for about this long in all, with as many steps as fit on this machine; excludes --steps and --epochs",
+        "MINUTES",
+        "optimization",
+    )
     learning_rate: Positive = option(0.06, "peak learning rate", "RATE", "optimization")
     schedule: Literal["cosine", "step"] = option(
         "step",
@@ -324,6 +330,7 @@ class PretrainConfig(BaseModel):
         group="output",
     )
     report: bool = option(True, "write RUN/report.html at the end", group="output")
+    plan: bool = option(False, "only print what the training would do and how long it would take", group="output")
 
     def undecided(self) -> set[str]:
         """Return the settings that the preset `auto` has not resolved yet."""
@@ -413,6 +420,10 @@ class PretrainConfig(BaseModel):
             for name in ("freeze", "freeze_batchnorm", "layer_decay", "projector_first"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     yield f"{name} needs pretrained weights: set --init, or remove it"
+        if self.minutes is not None and (self.steps is not None or "epochs" in self.requested()):
+            yield "minutes excludes steps and epochs, because it chooses their number; remove one of them"
+        if self.plan and self.resume is not None:
+            yield "plan is for a new training; remove --resume"
         if self.select == "health" and self.health_every == 0:
             yield "select health needs health measurements; remove --health-every 0"
         if self.method not in ("cycle", "cycle-only") or "support_size" not in known:

@@ -4,6 +4,7 @@ import contextlib
 import math
 import shlex
 import textwrap
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from cyclecontrast.training import checkpoints, run_folder
 from cyclecontrast.training.auto_settings import MIN_VIDEOS_FOR_HOLDOUT, Machine
 from cyclecontrast.training.loggers import open_loggers
 from cyclecontrast.training.monitor import Monitor, best_backbone, compute_verdict, steps_between
+from cyclecontrast.training.plan import Plan, make_plan, measure, steps_in_time
 from cyclecontrast.training.progress import Row
 from cyclecontrast.training.read_errors import ReadErrors
 from cyclecontrast.training.setup import build_method, make_health_dataset, open_training, unused_options
@@ -75,16 +77,20 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
     process group of torchrun. After SIGINT, SIGTERM or SIGHUP a checkpoint is written, then KeyboardInterrupt or
     SystemExit is raised.
     """
-    device = pick_device(config.device)
+    began, device = time.monotonic(), pick_device(config.device)
     with contextlib.nullcontext(ALONE) if alone else process_group(device, "pretrain") as world:
         check_given(config, parts)
         unread, requested = unused_options(config, parts), config.requested()
         config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
+        if config.minutes is not None:
+            with _prepared(device):
+                timing = measure(config, dataset, backbone, device, world, parts)
+            steps = steps_in_time(timing, config, time.monotonic() - began, world)
+            config = config.model_copy(update={"steps": steps, "minutes": None})
         config = _resolved(config, dataset, backbone, device)
         is_first = world.rank == 0
-        devices = [device] if device.type == "cuda" else []
         lock = locked(config.out, "out") if is_first else contextlib.nullcontext()
-        with limited_threads(device), torch.random.fork_rng(devices), lock:
+        with _prepared(device), lock:
             check_same(_shared_settings(config, dataset, backbone), world)
             torch.manual_seed(config.seed)
             method = build_method(config, backbone, dataset.store.num_videos, parts, world)
@@ -99,6 +105,27 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
                 run = _close_run(trainer, row, read_errors)
                 loggers.conclude(run.verdict)
             return run
+
+
+def plan(config: PretrainConfig, parts: UserParts = NO_PARTS) -> Plan:
+    """Return what `pretrain` would do, after timing a few steps; a folder of videos is prepared. Raises UserError."""
+    began, device = time.monotonic(), pick_device(config.device)
+    with process_group(device, "pretrain") as world:
+        check_given(config, parts)
+        config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
+        with _prepared(device):
+            timing = measure(config, dataset, backbone, device, world, parts)
+        steps = num_steps(config, dataset)
+        if config.minutes is not None:
+            steps = steps_in_time(timing, config, time.monotonic() - began, world)
+        return make_plan(config, dataset, steps, device, timing)
+
+
+@contextlib.contextmanager
+def _prepared(device: torch.device) -> Iterator[None]:
+    """Limit the threads, and restore the state of the random generators afterwards."""
+    with limited_threads(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 def num_steps(config: PretrainConfig, dataset: ViewDataset) -> int:

@@ -26,7 +26,7 @@ CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
 
 def write_config(run: Path, config: BaseModel) -> None:
     """Write config.toml, with which the run can be repeated: `cyclecontrast pretrain --config RUN/config.toml`."""
-    values = {k: v for k, v in config.model_dump(mode="json").items() if v is not None and k != "resume"}
+    values = {k: v for k, v in config.model_dump(mode="json").items() if v is not None and k not in ("resume", "plan")}
     if not is_url(values["data"]):
         values["data"] = os.path.abspath(values["data"])  # valid in any working directory
     with atomic_write(run / CONFIG) as aside:

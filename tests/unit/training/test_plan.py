@@ -1,0 +1,76 @@
+"""Plans: the time of a training from that of a few steps, and the number of steps for a given time."""
+
+import pytest
+from safetensors.torch import load_file
+
+import cyclecontrast as cc
+from cyclecontrast.cli import main
+from cyclecontrast.config import PretrainConfig
+from cyclecontrast.distributed import ALONE
+from cyclecontrast.errors import UserError, checked
+from cyclecontrast.training import pretrain as training
+from cyclecontrast.training.plan import Timing, duration, steps_in_time
+from tests.make_runs import TINY, about_of, assert_same_tensors, rows_of, run, weights_path
+
+
+@pytest.mark.parametrize("every", [None, 0, 50])
+def test_as_many_steps_as_fit(every):
+    """The steps for a time take at most this time, and one more would take longer, with the measurements of health."""
+    timing = Timing(0.25, 2.0)
+    steps = timing.steps_within(1000.0, every)
+    taken = {None: steps * 0.25 + 21 * 2, 0: steps * 0.25, 50: steps * 0.25 + (steps / 50 + 1) * 2}[every]
+    assert taken <= 1000 < taken + 0.3
+    assert timing.seconds(steps, every) == pytest.approx(taken, rel=0.01)
+
+
+def test_too_little_time_is_an_error_that_names_enough():
+    """What the message proposes is enough."""
+    config, timing = PretrainConfig(data="d", out="o", minutes=0.5), Timing(1.0, 2.0)
+    with pytest.raises(UserError, match=r"minutes: 0.5 is too short: .* take about 1.0; set --minutes 2 or more"):
+        steps_in_time(timing, config, passed=5.0, world=ALONE)
+    assert steps_in_time(timing, config.model_copy(update={"minutes": 2.0}), 5.0, ALONE) == 120 - 5 - 10 - 42
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(4.2, "4 s"), (99.9, "100 s"), (140, "2 min"), (5900, "98 min"), (12_000, "3 h 20 min")]
+)
+def test_durations_in_words(seconds, words):
+    """Seconds, minutes or hours, as a person would say it."""
+    assert duration(seconds) == words
+
+
+def test_a_plan_writes_nothing(stripes, tmp_path, capsys):
+    """`--plan` prints data, network, method, steps, time and what to expect, and makes no folder."""
+    options = {**TINY, "steps": 30, "method": "intra-video"}
+    plan = cc.pretrain(stripes, out=tmp_path / "run", plan=True, **options)
+    assert (plan.num_steps, plan.seconds > 0) == (30, True)
+    words = [line.split()[0] for line in str(plan).splitlines()]
+    assert words == ["data", "network", "method", "training", "time", "expect"]
+    assert "training  30 steps of 8 videos; each video is drawn about 20 times" in str(plan)
+    assert "12 videos, 48 frames; no videos are held out" in str(plan)
+    assert not (tmp_path / "run").exists()
+    arguments = ["--out", str(tmp_path / "run"), "--steps", "30", "--backbone", "resnet10-small-w8", "--plan"]
+    assert main(["pretrain", str(stripes), *arguments, "--image-size", "16", "--device", "cpu"]) == 0
+    assert "  30 steps of" in capsys.readouterr().out
+
+
+def test_minutes_choose_the_steps_and_change_nothing_else(stripes, tmp_path, monkeypatch):
+    """The training of the time is the one of as many steps; the time is not among its settings."""
+    real = training.measure
+    monkeypatch.setattr(training, "measure", lambda *arguments: real(*arguments)._replace(step=10.0, health=0.0))
+    timed = run(stripes, tmp_path / "timed", steps=None, minutes=1.0)
+    assert about_of(timed.folder)["num_steps"] == 4
+    text = (timed.folder / "config.toml").read_text()
+    assert "steps = 4" in text
+    assert not any(line.startswith(("minutes", "plan")) for line in text.splitlines())
+    same = run(stripes, tmp_path / "same", steps=4)
+    assert rows_of(timed.folder) == rows_of(same.folder)
+    assert_same_tensors(*(load_file(weights_path(folder)) for folder in (timed.folder, same.folder)))
+
+
+def test_what_excludes_a_time_is_refused():
+    """Steps and epochs, if they are set, and a plan of a run that has begun."""
+    for option in ({"steps": 3}, {"epochs": 3}):
+        with pytest.raises(UserError, match="minutes excludes steps and epochs"):
+            checked(PretrainConfig, {"data": "d", "out": "o", "minutes": 1.0} | option)
+    assert checked(PretrainConfig, {"data": "d", "out": "o", "minutes": 1.0, "preset": "paper"}).minutes == 1
