@@ -104,7 +104,8 @@ def _sweep(root: Path, seed: int) -> list[Case]:
             ("two at a time", made.labeled, "--jobs 2"),
         )
     )
-    return [frames, videos, frames, videos, together]
+    # A sweep reads the results of finished trials, not their checkpoints.
+    return [case._replace(may_be_cut="results/**/*") for case in (frames, videos, frames, videos, together)]
 
 
 _MAKERS: dict[str, Callable[[Path, int], list[Case]]] = {

@@ -86,6 +86,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "intra-video": {"method": "intra-video"},
     "cycle": {"method": "cycle", "cycle_start": 0.0},
     "diet": {"method": "diet"},
+    "diet, a tenth of the rate": {"method": "diet", "rate": 0.1},
     "distill into a small network": {"method": "distill", "backbone": "resnet18-small-w16"},
     "intra-video, half the rate": {"method": "intra-video", "rate": 0.5},
     "intra-video, twice the rate": {"method": "intra-video", "rate": 2.0},
