@@ -299,6 +299,9 @@ def _given_backbone(config: PretrainConfig) -> Backbone | None:
     """
     if config.init is None or not _loads_init(config):
         return make_backbone(config.backbone, config.seed) if config.backbone.startswith("timm:") else None
+    if config.init.startswith("random:") and config.resume is None:
+        name = config.init.removeprefix("random:")
+        raise UserError(f"init: random weights need no --init: use --backbone {name} instead")
     backbone = load_backbone(config.init, config.seed)
     if "backbone" in config.model_fields_set and config.backbone != backbone.name:
         raise UserError(

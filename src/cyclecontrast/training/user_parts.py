@@ -64,6 +64,11 @@ def check_given(config: PretrainConfig, parts: UserParts) -> None:
     ]
     if parts.backbone is not None and config.init is not None:
         problems.append("init: a custom network is trained from its current weights; remove init")
+    if parts.backbone is not None and config.freeze:
+        problems.append(
+            "freeze: the stages of a custom network are not known; remove freeze, and call requires_grad_(False) on "
+            "the layers to freeze"
+        )
     if parts.augmentation is not None and config.augment_on == "device":
         problems.append("augment_on: a custom augmentation runs on the CPU only; remove augment_on, or set it to cpu")
     if problems:

@@ -14,7 +14,8 @@ import cyclecontrast as cc
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.methods.method import Losses, Method
-from cyclecontrast.models.checkpoint import load_backbone
+from cyclecontrast.models.backbone import make_backbone
+from cyclecontrast.models.checkpoint import load_backbone, save_backbone
 from cyclecontrast.training import monitor, run_folder
 from cyclecontrast.training.health import Health
 from cyclecontrast.training.monitor import compute_verdict, steps_between
@@ -204,7 +205,7 @@ def patterns(tmp_path_factory):
 
 
 CONTINUED = {
-    **{"augmentation": noisy, "init": "random:resnet10-small-w4", "image_size": 16, "precision": "fp32"},
+    **{"augmentation": noisy, "image_size": 16, "precision": "fp32"},
     **{"holdout": 0.5, "batch_size": 16, "workers": 0, "report": False, "warmup": 0.0, "schedule": "step"},
     **{"steps": 12, "health_every": 6, "log_every": 12, "select": "health", "checkpoint_every": 6},
 }
@@ -212,7 +213,8 @@ CONTINUED = {
 
 def test_a_run_that_is_worse_than_its_start_is_called_so(patterns, tmp_path, capsys):
     """Made worse by training, a run says so, keeps its start with `select` health, also if it was resumed."""
-    done = cc.pretrain(patterns, out=tmp_path / "run", method=Repel, learning_rate=0.03, **CONTINUED)
+    begin = save_backbone(make_backbone("resnet10-small-w4"), tmp_path)
+    done = cc.pretrain(patterns, out=tmp_path / "run", method=Repel, learning_rate=0.03, init=begin, **CONTINUED)
     assert done.verdict.word == WORSE, done.verdict
     assert "final backbone: step 0 of 12" in capsys.readouterr().err
     start = load_backbone("random:resnet10-small-w4").state_dict()

@@ -17,6 +17,8 @@ from cyclecontrast.data.store import FrameStore
 from cyclecontrast.distributed import World
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.loss.attention import log_sum_exp
+from cyclecontrast.models.backbone import make_backbone
+from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.training import setup
 from cyclecontrast.training.auto_settings import Machine
 from cyclecontrast.training.health import health_views
@@ -120,6 +122,12 @@ def test_problems_of_all_kinds_are_reported_together(flat, monkeypatch):
     with pytest.raises(UserError) as error:
         begin(flat, flat, init="random:resnet18")
     assert [problem.split(":")[0] for problem in error.value.problems] == ["out", "init", "memory", str(flat)]
+
+
+def test_random_weights_are_no_start(stripes, tmp_path):
+    """They would be trained with the settings for pretrained weights."""
+    (problem,) = problems_of(stripes, tmp_path / "run", init="random:resnet18", backbone="auto")
+    assert problem == "init: random weights need no --init: use --backbone resnet18 instead"
 
 
 def test_images_are_checked_before_videos_are_prepared(tmp_path):
@@ -268,6 +276,7 @@ def test_health_is_measured_on_two_frames_whatever_the_options(stripes):
 def test_what_does_not_fit_into_memory_is_refused(stripes, tmp_path, monkeypatch):
     """Far too large sizes are one line that names the largest part, and no weight is allocated."""
     monkeypatch.setattr(setup, "free_memory", lambda device: 10**10)
+    start = save_backbone(make_backbone("resnet18"), tmp_path)
     for options, words in (
         ({"queue_size": 10**9}, "at least .* GB are needed, .* for the queues, and 10.0 are free; lower queue_size"),
         (
@@ -277,7 +286,7 @@ def test_what_does_not_fit_into_memory_is_refused(stripes, tmp_path, monkeypatch
         ({"backbone": "resnet50-w999"}, "for the weights"),
         ({"image_size": 2048, "batch_size": 640}, "for the views, .* lower batch_size or image_size"),
         (
-            {"init": "random:resnet18", "backbone": "auto", "method": "byol", "projector_dim": 10**5},
+            {"init": start, "backbone": "auto", "method": "byol", "projector_dim": 10**5},
             "for the weights",
         ),
     ):

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 
 import numpy as np
 import pytest
@@ -272,6 +273,20 @@ def test_a_network_that_cannot_be_used_is_refused(stripes, tmp_path, network, wo
     """What is not a network, or cannot be trained or saved, is one line before anything is written."""
     (problem,) = refusal(data=stripes, out=tmp_path / "run", backbone=network, **OPTIONS)
     assert problem.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"freeze": 2}, "freeze: the stages of a custom network are not known; remove freeze, and call"),
+        ({"layer_decay": 0.5}, "layer_decay: own:Net is not a network of timm; remove --layer-decay$"),
+    ],
+)
+def test_options_for_known_stages_are_refused(stripes, tmp_path, options, words):
+    """Options that need to know the layers of a network are refused for a custom one before anything is written."""
+    (problem,) = refusal(data=stripes, out=tmp_path / "run", backbone=Net(), **OPTIONS | options)
+    assert re.match(words, problem)
+    assert not (tmp_path / "run").exists()
 
 
 def test_checking_a_network_does_not_change_it():
