@@ -23,9 +23,9 @@ from cyclecontrast.config import (
     SearchConfig,
     SweepConfig,
 )
-from cyclecontrast.config.types import MODEL, detail, is_url
+from cyclecontrast.config.types import MODEL, detail, is_model, is_url
 from cyclecontrast.errors import Config, UserError, attempt, checked
-from cyclecontrast.files import check_new_run, is_model
+from cyclecontrast.files import check_new_run
 
 if TYPE_CHECKING:
     from torch import nn

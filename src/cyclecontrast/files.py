@@ -10,9 +10,8 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
-from cyclecontrast.config.types import RESNET
 from cyclecontrast.errors import UserError
 
 LOCK_FILE = ".lock"
@@ -154,40 +153,3 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{existing}: is a file; name a folder to write to")
     if not os.access(existing, os.W_OK):
         raise UserError(f"{existing}: is not writable; name another folder")
-
-
-class ModelName(NamedTuple):
-    """The parts of MODEL, `<backbone>@<path>#<encoder>`; the first and the last may be empty."""
-
-    architecture: str
-    path: str
-    encoder: str
-
-
-def split_model(name: str) -> ModelName:
-    """Return the parts of a MODEL; a name that exists as a whole is a path."""
-    architecture, path, encoder = "", name, ""
-    before, at, after = name.partition("@")
-    if at and (before.startswith("timm:") or RESNET.fullmatch(before)) and not os.path.exists(name):
-        architecture, path = before, after
-    if "#" in path and not os.path.exists(path):
-        path, _, encoder = path.rpartition("#")
-    return ModelName(architecture, path, encoder)
-
-
-def absolute_model(name: str) -> str:
-    """Return a MODEL with its path made valid in any working directory."""
-    if is_named(name):
-        return name
-    architecture, path, encoder = split_model(name)
-    return f"{architecture}{'@' * bool(architecture)}{os.path.abspath(path)}{'#' * bool(encoder)}{encoder}"
-
-
-def is_named(model: str) -> bool:
-    """Return whether a MODEL is a name that needs no file."""
-    return model.startswith("random:") or (model.startswith("timm:") and "@" not in model)
-
-
-def is_model(name: str) -> bool:
-    """Return whether MODEL is an existing file or folder, or a name that needs none."""
-    return is_named(name) or os.path.exists(split_model(name).path)

@@ -234,7 +234,7 @@ class ReportConfig(BaseModel):
     runs: tuple[LocalPath, ...] = option(..., "run folders, compared side by side", min_length=1)
     out: HtmlFile | None = option(None, "file to write (default: report.html in the first run)", "FILE", "output")
     seed: Seed = option(0, "seed of the random baseline and of the choice of frames", "SEED")
-    download: bool = option(False, "also show the frames of runs that were trained on a URL")
+    download: bool = option(False, "also fetch what the runs name: frames at a URL, weights of a start timm:<name>")
     workers: WorkerCount | None = option(None, LOADERS, "N", "hardware")
     device: Device = option("auto", DEVICES, "DEVICE", "hardware")
 

@@ -29,7 +29,7 @@ from cyclecontrast.config.types import (
     ImageSize,
     IsNumber,
     LocalPath,
-    Name,
+    ModelPath,
     NonNegative,
     NonNegativeInt,
     PathOrUrl,
@@ -38,8 +38,10 @@ from cyclecontrast.config.types import (
     SmallCount,
     Stages,
     WorkerCount,
+    absolute_model,
     is_url,
     is_user_defined,
+    must_be_downloaded,
     option,
     read_toml,
 )
@@ -187,7 +189,7 @@ class PretrainConfig(BaseModel):
         "positive pairs: two views of one frame, or of two frames of a video; used by simclr, simsiam and byol",
         group="method",
     )
-    teacher: Name | None = option(
+    teacher: ModelPath | None = option(
         None,
         "model whose features the backbone learns to predict; not trained; used by distill, which needs it",
         "MODEL",
@@ -219,7 +221,7 @@ class PretrainConfig(BaseModel):
         "NAME",
         "model",
     )
-    init: Name | None = option(
+    init: ModelPath | None = option(
         None,
         "initialize the backbone from this model; a run also passes on its image size and flip (default: random "
         "weights)",
@@ -343,7 +345,10 @@ class PretrainConfig(BaseModel):
             usual = {name: field.default for name, field in type(self).model_fields.items()}
             usual |= preset_settings(self.preset, self.method)
         requested = {name for name in self.model_fields_set if name not in usual or getattr(self, name) != usual[name]}
-        return set() if requested >= RESOLVED_BY_AUTO - ADDED_LATER else requested
+        if requested >= RESOLVED_BY_AUTO - ADDED_LATER:
+            return set()
+        inherited = _inherited(Path(self.init)) if self.init is not None and self.resume is None else {}
+        return {name for name in requested if name not in inherited or getattr(self, name) != inherited[name]}
 
     @model_validator(mode="before")
     @classmethod
@@ -366,22 +371,24 @@ class PretrainConfig(BaseModel):
         """
         copy, trained = _last_checkpoint(run)
         saved = _read_config(run, f"copy {copy} over it" if copy else "start a new run")
+        trained, saved = _with_absolute_start(trained, run), _with_absolute_start(saved, run)
         if changes := cls._changes(trained | {"out": run}, saved | {"out": run}, "in the last checkpoint"):
             raise ValueError(
                 f"resume: {run / 'config.toml'} was changed since the last checkpoint: {changes} in "
                 f"this file; restore it by copying {copy} over it"
             )
-        if is_url(place := saved.get("data")) and values.get("data") is None:
+        before = trained | saved
+        if is_url(place := before.get("data")) and values.get("data") is None:
             allow = f"cyclecontrast pretrain {place} --resume {run}"
             raise ValueError(f"resume: {run} was trained on {place}; to allow the download: {allow}")
-        teacher = str(saved.get("teacher"))
-        if teacher.startswith("timm:") and "@" not in teacher and values.get("teacher") is None:
-            allow = f"cyclecontrast pretrain --resume {run} --teacher {teacher}"
-            raise ValueError(f"resume: {run} has the teacher {teacher}; to allow its download: {allow}")
+        for name, what in ({"teacher": "has the teacher"} | ({} if copy else {"init": "starts from"})).items():
+            if must_be_downloaded(model := before.get(name)) and values.get(name) is None:
+                allow = f"cyclecontrast pretrain --resume {run} --{name} {model}"
+                raise ValueError(f"resume: {run} {what} {model}; to allow its download: {allow}")
         defaults = {name: field.default for name, field in cls.model_fields.items()}  # None is not in the files
-        if changes := cls._changes(defaults | trained | saved | {"out": run}, values, "in the run"):
+        if changes := cls._changes(defaults | before | {"out": run}, values, "in the run"):
             raise ValueError(f"resume: the settings of a run cannot change: {changes} requested")
-        return trained | saved | values | {"out": run}
+        return before | values | {"out": run}
 
     @classmethod
     def _changes(cls, before: dict[str, Any], now: dict[str, Any], where: str) -> str:
@@ -448,6 +455,15 @@ def _inherited(run: Path) -> dict[str, Any]:
     return {name: saved[name] for name in ("image_size", "flip") if name in saved}
 
 
+def _with_absolute_start(settings: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Return the settings of a run with the path in run.json for `init`, which older versions wrote as it was given."""
+    init = settings.get("init")
+    if isinstance(init, str) and init != absolute_model(init):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # reported when resumed
+            return settings | {"init": json.loads((run / "run.json").read_bytes())["start"]["model"]}
+    return settings
+
+
 def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with former names replaced, unless the current name is set as well."""
     return {(new if (new := RENAMED.get(name)) and new not in values else name): v for name, v in values.items()}
@@ -470,6 +486,8 @@ def _read_config(run: Path, remedy: str) -> dict[str, Any]:
 def _last_checkpoint(run: Path) -> tuple[Path | None, dict[str, Any]]:
     """Return the path and the settings of the config.toml in the last checkpoint, or (None, {}) without one."""
     for copy in sorted(run.glob("checkpoints/step-*[0-9]/config.toml"), reverse=True):
+        if not copy.parent.name[5:].isdecimal():
+            continue
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # skip a damaged one
             checksums = json.loads(copy.with_name("checksums.json").read_bytes())
             if checksums["config.toml"] == hashlib.sha256(copy.read_bytes()).hexdigest():

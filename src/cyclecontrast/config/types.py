@@ -6,7 +6,7 @@ import stat
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard, cast
+from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, cast
 from urllib.parse import unquote
 
 from pydantic import (
@@ -208,6 +208,54 @@ def _check_backbone(name: str) -> str:
 
 
 BackboneName = Annotated[Name, AfterValidator(_check_backbone)]
+
+# --- models
+
+
+class ModelName(NamedTuple):
+    """The parts of MODEL, `<backbone>@<path>#<encoder>`; the first and the last may be empty."""
+
+    architecture: str
+    path: str
+    encoder: str
+
+
+def split_model(name: str) -> ModelName:
+    """Return the parts of a MODEL; a name that exists as a whole is a path."""
+    architecture, path, encoder = "", name, ""
+    before, at, after = name.partition("@")
+    if at and (before.startswith("timm:") or RESNET.fullmatch(before)) and not os.path.exists(name):
+        architecture, path = before, after
+    if "#" in path and not os.path.exists(path):
+        path, _, encoder = path.rpartition("#")
+    return ModelName(architecture, path, encoder)
+
+
+def absolute_model(name: str) -> str:
+    """Return a MODEL with its path made valid in any working directory."""
+    if is_named(name):
+        return name
+    architecture, path, encoder = split_model(name)
+    return f"{architecture}{'@' * bool(architecture)}{os.path.abspath(path)}{'#' * bool(encoder)}{encoder}"
+
+
+def is_named(model: str) -> bool:
+    """Return whether a MODEL is a name that needs no file."""
+    return model.startswith("random:") or (model.startswith("timm:") and "@" not in model)
+
+
+def is_model(name: str) -> bool:
+    """Return whether MODEL is an existing file or folder, or a name that needs none."""
+    return is_named(name) or os.path.exists(split_model(name).path)
+
+
+def must_be_downloaded(model: object) -> TypeGuard[str]:
+    """Return whether a MODEL names weights that timm downloads."""
+    return isinstance(model, str) and is_named(model) and not model.startswith("random:")
+
+
+ModelPath = Annotated[Name, AfterValidator(absolute_model)]
+"""A MODEL that is written to files, so that it is valid in any working directory."""
 
 # --- options that several commands share
 

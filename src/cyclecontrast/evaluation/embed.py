@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cyclecontrast.config import ActionConfig, ClassifyConfig, EmbedConfig, PrepareConfig, RetrievalConfig
+from cyclecontrast.config.types import is_named, split_model
 from cyclecontrast.data.device_augment import on_device
 from cyclecontrast.data.folders import find_videos
 from cyclecontrast.data.prepare import prepare
@@ -35,7 +36,7 @@ from cyclecontrast.evaluation.image_batches import (
 from cyclecontrast.evaluation.predictions import column_to_matrix, matrix_to_column
 from cyclecontrast.evaluation.protocol import Part
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
-from cyclecontrast.files import atomic_write, check_folder, is_named, split_model
+from cyclecontrast.files import atomic_write, check_folder
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone
 from cyclecontrast.models.hardware import free_memory, limited_threads, pick_device, pick_workers

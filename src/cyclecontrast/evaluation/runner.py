@@ -64,7 +64,7 @@ def load_baseline(config: EvaluateConfig | AllConfig, backbone: Backbone) -> tup
     Raises UserError if the start of a run cannot be loaded.
     """
     if config.baseline == "start":
-        model, baseline = load_start(Path(config.model))
+        model, baseline = load_start(Path(config.model), download=True)
     else:
         model = f"random:{backbone.name}"
         baseline = load_backbone(model, config.seed)

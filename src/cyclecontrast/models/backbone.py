@@ -351,6 +351,11 @@ def _set_stride(block: BasicBlock | Bottleneck, stride: int, dilation: int) -> N
             shortcut.stride = (stride, stride)
 
 
+def has_batchnorm(backbone: Backbone) -> bool:
+    """Return whether a network has BatchNorm layers."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in backbone.modules())
+
+
 def freeze_batchnorm(backbone: Backbone) -> None:
     """Let BatchNorm normalize with its running statistics from now on; its scale and shift are still trained."""
     for layer in backbone.modules():
@@ -382,6 +387,7 @@ def layers_of(backbone: Backbone) -> list[list[nn.Parameter]]:
     """Return the parameters of each layer, in the groups and order of timm; raises UserError for other networks."""
     matcher = getattr(backbone.network, "group_matcher", None)
     if matcher is None:
-        raise UserError(f"layer_decay: {backbone.name} is not a network of timm; remove --layer-decay, or set --freeze")
+        instead = "" if is_user_defined(backbone.name) else ", or set --freeze"  # which needs known stages
+        raise UserError(f"layer_decay: {backbone.name} is not a network of timm; remove --layer-decay{instead}")
     timm: Any = __import__("timm.models")
     return list(timm.models.group_parameters(backbone.network, matcher(), return_values=True).values())

@@ -21,9 +21,18 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cyclecontrast.config.types import MAX_IMAGE_SIZE, MODEL, Count, ImageSize, Positive, is_user_defined
+from cyclecontrast.config.types import (
+    MAX_IMAGE_SIZE,
+    MODEL,
+    Count,
+    ImageSize,
+    Positive,
+    is_named,
+    is_user_defined,
+    split_model,
+)
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import atomic_write, is_named, split_model
+from cyclecontrast.files import atomic_write
 from cyclecontrast.models.backbone import (
     BLOCKS,
     IMAGENET_MEAN,

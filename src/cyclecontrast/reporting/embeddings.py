@@ -98,7 +98,7 @@ def embed_sample(runs: list[RunReport], options: ReportConfig) -> tuple[FrameSam
         return None, [], "Neighbors in other videos need at least two videos; these data have one."
     models = [(run.name, True, run.backbone, run.backbone.image_size) for run in shown if run.backbone is not None]
     kinds = list(dict.fromkeys((backbone.name, size) for _, _, backbone, size in models))
-    starts, missing = _starts(shown)
+    starts, missing = _starts(shown, options.download)
     models += starts
     for name, size in kinds:
         title = f"random weights ({name}, {size} px)" if len(kinds) > 1 else "random weights"
@@ -116,16 +116,14 @@ def embed_sample(runs: list[RunReport], options: ReportConfig) -> tuple[FrameSam
     return sample.subset(readable), embedded, " ".join(missing)
 
 
-def _starts(runs: list[RunReport]) -> tuple[list[tuple[str, bool, Backbone, int]], list[str]]:
+def _starts(runs: list[RunReport], download: bool) -> tuple[list[tuple[str, bool, Backbone, int]], list[str]]:
     """Return the weights that runs started from (`init`) as models, and a sentence about each that cannot be loaded."""
     found, missing = [], []
     for init, run in {run.config.init: run for run in reversed(runs)}.items():
         if init is None or run.backbone is None:
             continue
         try:
-            if init.startswith("timm:") and "@" not in init:
-                raise UserError(f"{init} would have to be downloaded")
-            found.append((start_name(run), False, load_start(run.folder)[1], run.backbone.image_size))
+            found.append((start_name(run), False, load_start(run.folder, download)[1], run.backbone.image_size))
         except UserError as error:
             missing.append(f"{run.name}: Its start cannot be shown: {error}.")
     return found[::-1], missing

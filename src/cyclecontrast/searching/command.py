@@ -10,11 +10,11 @@ import numpy as np
 from rich.console import Console
 
 from cyclecontrast.config import SearchConfig
-from cyclecontrast.config.types import RESNET
+from cyclecontrast.config.types import RESNET, is_model
 from cyclecontrast.data.images import Pixels, load_image
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.metrics import Floats, unit_vectors
-from cyclecontrast.files import check_folder, is_model
+from cyclecontrast.files import check_folder
 from cyclecontrast.searching.index import FrameIndex
 from cyclecontrast.searching.nearest import allowed_rows, check_faiss, load_vectors, nearest_rows
 from cyclecontrast.searching.results import Results, frame_name, make_hits, open_thumbnails, write_page

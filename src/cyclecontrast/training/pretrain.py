@@ -21,7 +21,7 @@ from cyclecontrast.distributed import ALONE, all_reduce_max, barrier, check_same
 from cyclecontrast.errors import UserError, explained, out_of_memory
 from cyclecontrast.files import check_new_run, locked, remove
 from cyclecontrast.methods import Method, unread_options
-from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.models.backbone import Backbone, has_batchnorm
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision, rounding
 from cyclecontrast.output import join_lines, say
@@ -154,8 +154,16 @@ def open_run(trainer: Trainer, dataset: ViewDataset, requested: Collection[str] 
         raise UserError(
             f"out: {run} is not the same folder as on process 0; use a folder on a file system that all processes share"
         )
-    read_errors = ReadErrors()
-    if checkpoint is not None:
+    read_errors, begins = ReadErrors(), dict[str, Any]()
+    if checkpoint is None:
+        begins = run_folder.about_start(config, trainer.method.encoder.backbone)
+        begun_with, found = ((about.get("start") or {}).get("fingerprint") for about in (before, begins))
+        if begun_with not in (None, found):
+            raise UserError(
+                f"resume: {config.init} is not the start that {run} began with (fingerprint {found}, not "
+                f"{begun_with}); restore it, or start a new run"
+            )
+    else:
         try:
             trainer.load_state_dict(checkpoints.load_state(checkpoint))
         except (RuntimeError, KeyError) as error:
@@ -164,10 +172,8 @@ def open_run(trainer: Trainer, dataset: ViewDataset, requested: Collection[str] 
         read_errors = ReadErrors.read(checkpoint)
     barrier(world)  # no process may remove files before all have read the checkpoint
     if world.rank == 0:
-        about = _about(trainer, dataset)
-        if checkpoint is None:
-            about |= run_folder.about_start(config, trainer.method.encoder.backbone)
-        else:  # later measurements will be repeated
+        about = _about(trainer, dataset) | begins
+        if checkpoint is not None:  # later measurements will be repeated
             kept = run_folder.read_about(checkpoint)
             about |= {name: kept[name] for name in ("verdict", "reason", "health", "start") if name in kept}
         for leftover in run.glob("*.part"):
@@ -179,7 +185,7 @@ def open_run(trainer: Trainer, dataset: ViewDataset, requested: Collection[str] 
         run_folder.remove_best_and_cycles_after(run, start)
         checkpoints.remove_checkpoints_after(run, start)
         _announce(config, store.layout, about)
-        say(*_settings_table(config, type(trainer.method), requested))
+        say(*_settings_table(config, trainer.method, requested))
         if config.resume is not None:
             _announce_resumed(before, about, damages, start)
     return start, read_errors
@@ -239,13 +245,19 @@ def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> Non
     say(f"{about['num_steps']:,} step{'s' * (about['num_steps'] != 1)} on {about['device']} in {about['precision']}")
 
 
-def _settings_table(config: PretrainConfig, method: type[Method], requested: Collection[str]) -> list[str]:
-    """Return the settings that were chosen for this run, in groups; not those of other methods, and no paths."""
-    chosen = (RESOLVED_BY_AUTO | set(requested)) - unread_options(method) - {"data", "out", "resume"}
+def _settings_table(config: PretrainConfig, method: Method, requested: Collection[str]) -> list[str]:
+    """Return the settings that were chosen for this run, in groups; not those of other methods, and no folders."""
+    chosen = RESOLVED_BY_AUTO | set(requested) | {"method", "init", "teacher"}
+    chosen -= unread_options(type(method)) | {"data", "out", "resume"}
+    chosen -= {name for name in ("init", "teacher") if getattr(config, name) is None}
     if config.steps is not None:
         chosen -= {"epochs"}
     if config.init is None:
         chosen -= {"freeze_batchnorm", "projector_first"}
+    else:
+        chosen |= {"flip"}  # it may be that of the start
+    if not has_batchnorm(method.encoder.backbone):
+        chosen -= {"freeze_batchnorm"}
     groups: dict[str, list[str]] = {}
     for name, field in type(config).model_fields.items():
         if name in chosen:

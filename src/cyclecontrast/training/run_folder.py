@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.config.types import is_url, read_toml
+from cyclecontrast.config.types import is_model, is_named, is_url, must_be_downloaded, read_toml
 from cyclecontrast.errors import UserError
-from cyclecontrast.files import absolute_model, atomic_write, is_model, remove
+from cyclecontrast.files import atomic_write, remove
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone, save_backbone
 from cyclecontrast.training.health import Cycles
@@ -59,13 +59,14 @@ def about_start(config: PretrainConfig, backbone: Backbone) -> dict[str, Any]:
     """Return the entry of run.json by which `load_start` finds the weights of `init`, loaded as this backbone."""
     if config.init is None:
         return {}
-    return {"start": {"model": absolute_model(config.init), "fingerprint": fingerprint(backbone)}}
+    return {"start": {"model": config.init, "fingerprint": fingerprint(backbone)}}
 
 
-def load_start(run: Path) -> tuple[str, Backbone]:
+def load_start(run: Path, download: bool = False) -> tuple[str, Backbone]:
     """Load the weights that a run started from (`init`), and return their MODEL too.
 
-    Raises UserError if there are none, or if they are gone or have changed since.
+    Raises UserError if there are none, if they are gone or have changed since, or if they must be downloaded without
+    `download`.
     """
     if not (run / ABOUT).is_file() or not (run / CONFIG).is_file():
         raise UserError(f"{run}: is not a run, so it has no start to compare with; name the folder of a run")
@@ -77,6 +78,11 @@ def load_start(run: Path) -> tuple[str, Backbone]:
     model = about.get("model") or config.get("init")
     if model is None:
         raise UserError(f"{run}: started from random weights (no --init), so it has no start to compare with")
+    if is_named(model) and model != config.get("init"):  # the run may be somebody else's
+        raise UserError(f"{run / ABOUT}: its start {model} is not the init of {run / CONFIG}; restore both files")
+    if must_be_downloaded(model) and not download:
+        allow = f"cyclecontrast report {run} --download"
+        raise UserError(f"{model} may have to be downloaded; to allow it: {allow}")
     if not is_model(model):
         raise UserError(f"{model}: no such file or folder, but {run} started from it; restore it")
     start = load_backbone(model, config.get("seed", 0))

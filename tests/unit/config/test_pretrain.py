@@ -180,9 +180,61 @@ def test_a_teacher_is_downloaded_again_on_request_only(tmp_path):
         checked(PretrainConfig, {"resume": tmp_path})
     named = {"resume": tmp_path, "teacher": "timm:vit_tiny_patch16_224"}
     assert checked(PretrainConfig, named).teacher == "timm:vit_tiny_patch16_224"
-    write_config(tmp_path, SAVED + 'method = "distill"\nteacher = "timm:vit_tiny_patch16_224@a.pth"\n')
-    assert checked(PretrainConfig, {"resume": tmp_path}).teacher == "timm:vit_tiny_patch16_224@a.pth"
-    assert checked(PretrainConfig, {"resume": tmp_path, "teacher": "b.pth"}).teacher == "b.pth"
+    write_config(tmp_path, SAVED + 'method = "distill"\nteacher = "timm:vit_tiny_patch16_224@/a.pth"\n')
+    assert checked(PretrainConfig, {"resume": tmp_path}).teacher == "timm:vit_tiny_patch16_224@/a.pth"
+    assert checked(PretrainConfig, {"resume": tmp_path, "teacher": "/b.pth"}).teacher == "/b.pth"
+
+
+def test_a_start_is_downloaded_again_on_request_only(tmp_path):
+    """So is the start of a run without a checkpoint, also where run.json names it; with one, it is not loaded."""
+    name = "timm:resnet18"
+    for init, about in ((name, "{}"), ("a", json.dumps({"start": {"model": name}}))):
+        write_config(tmp_path, SAVED + f'init = "{init}"\n')
+        (tmp_path / "run.json").write_text(about)
+        with pytest.raises(UserError, match=rf"starts from {name}; to allow its download: .* --init {name}$"):
+            checked(PretrainConfig, {"resume": tmp_path})
+        assert checked(PretrainConfig, {"resume": tmp_path, "init": name}).init == name
+    for step, is_checkpoint in (("x1", False), ("00000005", True)):
+        checkpoint = tmp_path / "checkpoints" / f"step-{step}"
+        write_config(checkpoint, SAVED + f'init = "{name}"\n')
+        digest = hashlib.sha256((checkpoint / "config.toml").read_bytes()).hexdigest()
+        (checkpoint / "checksums.json").write_text(json.dumps({"config.toml": digest}))
+        write_config(tmp_path, SAVED)  # without its init, which is that of the checkpoint
+        (tmp_path / "run.json").unlink(missing_ok=True)
+        assert checked(PretrainConfig, {"resume": tmp_path}).init == (name if is_checkpoint else None)
+
+
+@pytest.mark.parametrize(
+    ("given", "absolute"),
+    [
+        ("run", "/run"),
+        ("./file.pth", "/file.pth"),
+        ("timm:vit@file.pth", "timm:vit@/file.pth"),
+        ("resnet18@file.pth#teacher", "resnet18@/file.pth#teacher"),
+        ("file.pth#teacher", "/file.pth#teacher"),
+        ("timm:resnet18", None),
+        ("timm:vit_tiny_patch16_224+avg", None),
+        ("random:resnet18", None),
+    ],
+)
+def test_models_are_named_from_any_folder(tmp_path, monkeypatch, given, absolute):
+    """A start and a teacher keep their meaning in another folder, however they were spelled."""
+    monkeypatch.chdir(tmp_path)
+    expected = given if absolute is None else absolute.replace("/", f"{tmp_path}/")
+    values = BASE | {"method": "distill", "teacher": given, "init": given}
+    for folder in (".", "/"):
+        config = checked(PretrainConfig, values)
+        assert (config.init, config.teacher) == (expected, expected)
+        values |= {"init": config.init, "teacher": config.teacher}
+        monkeypatch.chdir(folder)
+
+
+def test_what_a_start_passes_on_is_not_requested(tmp_path):
+    """Settings of the run that a training starts from are not those of the user, unless the user changes them."""
+    write_config(tmp_path, SAVED + "image_size = 32\nflip = false\n")
+    config = checked(PretrainConfig, BASE | {"init": tmp_path, "image_size": 48, "seed": 1})
+    assert not config.flip
+    assert config.requested() & {"image_size", "flip", "seed", "init"} == {"image_size", "seed", "init"}
 
 
 def test_a_config_edited_after_the_last_checkpoint_is_refused(tmp_path):

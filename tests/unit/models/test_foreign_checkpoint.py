@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from cyclecontrast.cli import main
+from cyclecontrast.config.types import is_model, split_model
 from cyclecontrast.errors import UserError
 from cyclecontrast.exporting.export import FORMATS
-from cyclecontrast.files import is_model, split_model
 from cyclecontrast.models import checkpoint
 from cyclecontrast.models.backbone import import_torchvision, make_backbone, make_empty_backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone, open_model, save_backbone

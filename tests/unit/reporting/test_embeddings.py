@@ -1,5 +1,6 @@
 """Samples, nearest and worst frames, and maps: each agrees with its definition."""
 
+import re
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from cyclecontrast.config import ReportConfig
 from cyclecontrast.data.store import FrameStore
+from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.reporting import embeddings
 from cyclecontrast.reporting.embeddings import (
     MAP_MARGIN,
@@ -27,6 +29,7 @@ from cyclecontrast.reporting.embeddings import (
 )
 from cyclecontrast.reporting.runs import read_run, read_runs
 from cyclecontrast.reporting.sprites import SpriteSheet, shortened
+from cyclecontrast.training import run_folder
 from tests.make_reports import write_frames, write_run
 
 OPTIONS = ReportConfig(runs=("run",), workers=0, device="cpu")
@@ -142,8 +145,18 @@ def test_the_start_of_a_run_stands_beside_it(tmp_path):
     _, models, problem = embed_sample(read_runs(runs), OPTIONS)
     assert [model.model for model in models] == [*starts, f"start ({shortened(str(first))})", "random weights"]
     assert [model.is_trained for model in models] == [True] * 3 + [False] * 2
-    assert "gone: Its start cannot be shown: nowhere: no such file or folder" in problem
-    assert "timm: Its start cannot be shown: timm:resnet18 would have to be downloaded" in problem
+    assert re.search("gone: Its start cannot be shown: .*nowhere: no such file or folder", problem)
+    words = "timm: Its start cannot be shown: timm:resnet18 may have to be downloaded; to allow it: "
+    assert f"{words}cyclecontrast report {runs[2]} --download." in problem
+
+
+def test_a_start_of_timm_is_shown_with_permission(tmp_path, monkeypatch):
+    """With --download, as at the end of a training, the published weights that a run started from are shown."""
+    run = write_run(tmp_path / "run", write_frames(tmp_path / "data", ["a", "b", "c"]), init="timm:resnet18")
+    monkeypatch.setattr(run_folder, "load_backbone", lambda *_: make_backbone("resnet10-small-w4"))
+    _, models, problem = embed_sample(read_runs([run]), OPTIONS.model_copy(update={"download": True}))
+    assert [model.model for model in models] == ["run", "start (timm:resnet18)", "random weights"]
+    assert problem == ""
 
 
 def test_frames_that_cannot_be_embedded(tmp_path):

@@ -137,10 +137,13 @@ def test_settings_are_a_short_table(stripes, tmp_path, capsys):
     assert {"temperature=0.3*", "steps=1*", "momentum=0.99", "projector=mlp-bn"} <= {*words}
     assert not any(word.startswith(("cycle_weight", "epochs", "data=", "out=")) for word in words)
     run(stripes, tmp_path / "run", resume=tmp_path / "run", steps=1, method="intra-video", temperature=0.3)
-    assert "*" not in re.search(r"^settings .*:\n((?:  .*\n)+)", capsys.readouterr().err, re.M)[0]
+    again = re.search(r"^settings .*:\n((?:  .*\n)+)", capsys.readouterr().err, re.M)[0]
+    assert "*" not in again
+    assert "method=intra-video " in again
+    assert "freeze_batchnorm" not in again
 
 
-def test_training_starts_from_given_weights(stripes, done, tmp_path):
+def test_training_starts_from_given_weights(stripes, done, tmp_path, capsys):
     """`init` takes the backbone of an earlier run with its architecture; another backbone is refused."""
     second = run(stripes, tmp_path / "second", init=str(done.folder), learning_rate=1e-12, weight_decay=0.0, steps=1)
     for (name, one), two in zip(done.backbone.named_parameters(), second.backbone.parameters(), strict=True):
@@ -149,8 +152,10 @@ def test_training_starts_from_given_weights(stripes, done, tmp_path):
     assert about_of(second.folder)["start"] == {"model": str(done.folder), "fingerprint": fingerprint(done.backbone)}
     assert "start" not in about_of(done.folder)
     assert f"next: cyclecontrast evaluate knn {second.folder} DATA --baseline start, or embed" in str(second)
-    with pytest.raises(UserError, match="is a resnet18, but backbone is resnet10-small-w8; leave one of them out"):
-        run(stripes, tmp_path / "other", init="random:resnet18")
+    words = capsys.readouterr().err.split()
+    assert {"flip=on", f"init={done.folder}*", "freeze_batchnorm=on", "method=cycle"} <= {*words}
+    with pytest.raises(UserError, match="is a resnet10-small-w8, but backbone is resnet18; leave one of them out"):
+        run(stripes, tmp_path / "other", init=str(done.folder), backbone="resnet18")
 
 
 def test_a_vision_transformer_from_training_to_export(stripes, tmp_path):

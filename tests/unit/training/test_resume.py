@@ -68,6 +68,28 @@ def test_a_resumed_run_keeps_its_start(whole, stripes, tmp_path, monkeypatch, st
     assert starts[0] == starts[1] == {"model": str(whole), "fingerprint": fingerprint(load_backbone(whole))}
 
 
+def test_another_start_is_refused(whole, stripes, tmp_path, monkeypatch):
+    """Before the first checkpoint, a start with other weights is refused; so is a relative path from elsewhere."""
+    start = tmp_path / "start"
+    start.mkdir()
+    save_backbone(make_backbone("resnet10-small-w8", 7), start)
+    part = copy_until(train(stripes, tmp_path / "first", init=start, steps=2), tmp_path / "part", 0)
+    run_folder.change_about(part, status="running")
+    path = part / "config.toml"
+    path.write_text(path.read_text().replace(f'init = "{start}"', 'init = "start"'))  # as older versions wrote it
+    assert 'init = "start"' in path.read_text()
+    with pytest.raises(UserError, match=rf"init is {start} in the run and {whole} requested"):
+        cc.pretrain(resume=part, init=whole)
+    save_backbone(make_backbone("resnet10-small-w8", 8), start)
+    before = files_of(part)
+    with pytest.raises(UserError, match=rf"^resume: {start} is not the start that {part} began with \(fingerprint"):
+        cc.pretrain(resume=part)
+    assert files_of(part) == before
+    save_backbone(make_backbone("resnet10-small-w8", 7), start)
+    monkeypatch.chdir(tmp_path)
+    assert cc.pretrain(resume=part, init="start").folder == part
+
+
 def test_a_resumed_run_of_micro_batches_is_the_same_run(stripes, tmp_path):
     """So does a run whose batches are split into micro-batches, whose number cannot change."""
     whole = train(stripes, tmp_path / "whole", method="seco", accumulate=2)

@@ -23,6 +23,24 @@ def test_the_config_names_its_data_from_any_folder(tmp_path, monkeypatch):
         assert not {"resume", "steps"} & written.keys()
 
 
+@pytest.mark.parametrize("init", ["random:resnet10-small-w4", "timm:resnet18"])
+def test_a_start_is_downloaded_with_permission_only(tmp_path, monkeypatch, init):
+    """What run.json names is not downloaded unasked, and not at all if it is not what the run was started with."""
+    loaded, network = [], make_backbone("resnet10-small-w4")
+    monkeypatch.setattr(run_folder, "load_backbone", lambda model, seed: loaded.append(model) or network)
+    run_folder.write_config(tmp_path, PretrainConfig(data="videos", out="run", init=init))
+    run_folder.write_about(tmp_path, {"start": {"model": "timm:resnet18"}})
+    with pytest.raises(UserError, match=r"its start .* is not the init|allow it: cyclecontrast report \S+ --download$"):
+        run_folder.load_start(tmp_path)
+    assert loaded == []
+    if init == "timm:resnet18":
+        assert run_folder.load_start(tmp_path, download=True)[0] == init
+        return
+    with pytest.raises(UserError, match=r"run\.json: its start timm:resnet18 is not the init of \S+; restore both"):
+        run_folder.load_start(tmp_path, download=True)
+    assert loaded == []
+
+
 def test_metrics_are_one_row_a_line(tmp_path):
     """Rows are read as they were appended; a last line that is still being written does not count."""
     assert run_folder.read_metrics(tmp_path) == []
