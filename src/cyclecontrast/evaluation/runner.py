@@ -317,9 +317,16 @@ def _score(task: AnyProtocol, record: Record, settings: dict[str, Any]) -> Resul
     for suffix, content in score.files.items():
         with atomic_write(folder / f"{about.key}.{suffix}") as aside:
             aside.write_bytes(content)
-    result = Result(about, score.metrics, score.per_item)
+    result = Result(about, score.metrics, score.per_item, _known_baseline(folder, about))
     result.save(folder)  # written last: if it exists, all files are complete
     return result
+
+
+def _known_baseline(folder: Path, about: About) -> Baseline | None:
+    """Return the baseline of an earlier result of the same version, model, data and settings."""
+    path = result_path(folder, about.key)
+    earlier = attempt(lambda: Result.load(path), []) if path.exists() else None
+    return earlier.baseline if earlier is not None and earlier.about.versions == about.versions else None
 
 
 def print_path(config: EvaluateConfig, result: Result | None) -> None:

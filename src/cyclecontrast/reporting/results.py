@@ -92,24 +92,30 @@ def list_all(runs: Sequence[RunReport], colors: Sequence[int]) -> list[ResultTab
 
 
 def _measured(runs: Sequence[RunReport], colors: Sequence[int]) -> list[tuple[_Model, Result]]:
-    """Return each result once with its model: baselines first, then the runs in their order."""
-    found: dict[tuple[str, str], tuple[_Model, Result]] = {}
-    for result in (result for run in runs for result in run.results if result.metrics):
-        key = (result.about.key, result.about.model.fingerprint)
-        found.setdefault(key, (_model_of(result, runs, colors), result))
+    """Return each result once with its model: baselines first, then the runs in their order.
+
+    A run whose backbone equals that of another run has the results in its own folder.
+    """
+    found: dict[tuple[str, _Model], tuple[_Model, Result]] = {}
+    colored = list(zip(runs, colors, strict=True))
+    for run, color in colored:
+        for result in run.results:
+            model = _model_of(result, [(run, color), *colored])
+            if result.metrics:
+                found.setdefault((result.about.key, model), (model, result))
     order = {RANDOM: -2} | {run.name: number for number, run in enumerate(runs)}
     return sorted(found.values(), key=lambda pair: order.get(pair[0].name, -1))
 
 
-def _model_of(result: Result, runs: Sequence[RunReport], colors: Sequence[int]) -> _Model:
+def _model_of(result: Result, runs: Sequence[tuple[RunReport, int]]) -> _Model:
     info, config = result.about.model, result.about.config
-    for run, color in zip(runs, colors, strict=True):
+    for run, color in runs:
         if run.fingerprint == info.fingerprint:
             return _Model(run.name, f"{info.name}, seed {run.config.seed}", color, run.method, run.config.seed)
     if info.source == RANDOM:
         seed = config.get("seed")
         return _Model(RANDOM, f"{info.name}, seed {seed}", None, f"{RANDOM} {info.name}", seed)
-    starts = (start_name(run) for run in runs if run.start == info.fingerprint)
+    starts = (start_name(run) for run, _ in runs if run.start == info.fingerprint)
     return _Model(next(starts, info.source), info.name, None, info.fingerprint)
 
 

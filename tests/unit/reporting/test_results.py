@@ -52,6 +52,17 @@ def test_a_run_beside_its_start(data, tmp_path):
     assert table.notes == ("run0, knn level=frame top1 on labeled: -50.0 points against its start (forgotten)",)
 
 
+def test_a_run_that_kept_its_start_has_its_own_results(data, tmp_path):
+    """Two runs with the same weights are two rows, each with the results in its own folder."""
+    runs = [write_run(tmp_path / name / "run0", data) for name in ("a", "b")]
+    write_result(runs[0], {"top1": 0.5})
+    write_result(runs[1], {"top1": 0.5})
+    write_result(runs[1], {"top1": 0.75}, data="other")
+    table = summarize(read_runs(runs, with_data=False), [0, 1])
+    assert [row.name for row in table.rows][:2] == ["a/run0", "b/run0"]
+    assert texts(table)[:2] == [["50.0 %", None], ["50.0 %", "75.0 %"]]
+
+
 def test_results_that_may_not_be_compared(data, tmp_path):
     """Different tags, and different data of one name, never share a column."""
     run = write_run(tmp_path / "run1", data, seed=1)
