@@ -203,5 +203,6 @@ def test_signals_and_verdicts_are_those_of_the_code():
         f"mean of {verdict.NUM_ROWS} lines",
         f"more than {verdict.NEAR_CHANCE:.0%} of the way",
         f"last {1 - verdict.LATE:.0%} of the run",
+        f"fewer than {verdict.MIN_VIDEOS} videos is left out",
     ):
         assert threshold in SECTIONS["Health"].replace("\n", " "), threshold

@@ -9,14 +9,13 @@ import sys
 
 import pytest
 
+from cyclecontrast.config.types import absolute_model, is_model
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import (
     LOCK_FILE,
-    absolute_model,
     atomic_write,
     check_folder,
     check_new_run,
-    is_model,
     locked,
     remove,
 )

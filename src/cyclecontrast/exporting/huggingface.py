@@ -20,7 +20,7 @@ from cyclecontrast.models.checkpoint import fingerprint, unfinished
 from cyclecontrast.models.foreign_checkpoint import Renaming, renamed
 from cyclecontrast.models.hardware import package_versions
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, read_about
-from cyclecontrast.training.verdict import measured_on
+from cyclecontrast.training.verdict import is_start_kept, measured_on
 
 NAMES: Renaming = (
     (r"^conv1\.", "embedder.embedder.convolution."),
@@ -119,6 +119,7 @@ def model_card(backbone: Backbone, run: Path) -> str:
         results=[result for result in found if result.about.model.fingerprint == content],
         versions=about.get("versions") or package_versions(),
         measured_on=measured_on,
+        start_kept=is_start_kept(about),
     )
 
 

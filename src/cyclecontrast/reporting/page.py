@@ -23,7 +23,7 @@ from cyclecontrast.reporting.embeddings import MAX_DOTS, MAX_DOTS_ON_PAGE, draw_
 from cyclecontrast.reporting.inputs import list_inputs, view_pairs
 from cyclecontrast.reporting.runs import RunReport, by_data, is_run, one_per_settings, read_runs
 from cyclecontrast.reporting.sprites import PER_ROW, SpriteSheet, shortened
-from cyclecontrast.training.verdict import BETTER, measured_on
+from cyclecontrast.training.verdict import BETTER, UNCHANGED, is_start_kept, measured_on
 
 if TYPE_CHECKING:
     from cyclecontrast.training.pretrain import Run
@@ -136,8 +136,8 @@ def render(runs: Sequence[RunReport], data: Sequence[dict[str, Any]]) -> str:
         cycles=explored,
         max_stages=cycles.MAX_STAGES,
         views=[view_pairs(run) for run in one_per_settings(runs)],
-        health_of={run.name: _measured_on(run.health) for run in runs if run.verdict},
-        good_words=("healthy", BETTER),
+        health_of={run.name: _measured_on(run) for run in runs if run.verdict},
+        good_words=("healthy", BETTER, UNCHANGED),
         evaluate_command=_evaluate_command(runs[0]),
         commands={run.name: _commands(run) for run in runs},
     )
@@ -183,15 +183,17 @@ def _facts(run: RunReport, with_status: bool, with_start: bool) -> list[tuple[st
     ]
 
 
-def _measured_on(health: dict[str, Any]) -> str:
-    return f"Measured without labels on {health['views']:,} views of {measured_on(health)}."
+def _measured_on(run: RunReport) -> str:
+    kept = " The final backbone is the start of the run, because training made it worse."
+    measured = f"Measured without labels on {run.health['views']:,} views of {measured_on(run.health)}."
+    return measured + kept * is_start_kept(run.about)
 
 
 def _evaluate_command(run: RunReport) -> str:
     folder = os.path.abspath(run.folder)
     if is_user_defined(run.config.backbone):  # the command line cannot make a network of the user's
         return f"cyclecontrast.evaluate('knn', cyclecontrast.load_backbone({folder!r}, network=...), 'LABELED')"
-    beside = "" if run.config.init is None else " --baseline start"
+    beside = "" if run.config.init is None or is_start_kept(run.about) else " --baseline start"
     return f"cyclecontrast evaluate knn {shlex.quote(folder)} LABELED{beside}"
 
 

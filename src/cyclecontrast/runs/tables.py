@@ -23,6 +23,7 @@ from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.output import join_lines, printable, say
 from cyclecontrast.reporting.results import RANDOM, ResultTable, summarize
 from cyclecontrast.reporting.runs import RunReport, first_of_each, read_files, read_results, read_runs
+from cyclecontrast.training.verdict import is_start_kept
 
 RUN_FILES = ("config.toml", "run.json", "metrics.jsonl")
 COLUMNS = ("run", "changed", "status", "verdict", "method", "backbone", "steps", "seed", "data", "best results", "note")
@@ -55,6 +56,7 @@ class Listed(NamedTuple):
     verdict: str = ""
     reason: str = ""
     held_out: bool = True
+    start_kept: bool = False
     method: str = ""
     backbone: str = ""
     steps_done: int | None = None
@@ -66,11 +68,12 @@ class Listed(NamedTuple):
     def cells(self) -> tuple[str, ...]:
         """Return the texts of the row, one for each of COLUMNS."""
         status, _, note = self.status.partition(": ")
+        remarks = ", ".join(["on training videos"] * (not self.held_out) + ["start kept"] * self.start_kept)
         return (
             str(self.path),
             f"{self.changed:%Y-%m-%d %H:%M}",
             "damaged" if self.problem else status,
-            f"{self.verdict} (on training videos)" if self.verdict and not self.held_out else self.verdict,
+            f"{self.verdict} ({remarks})" if self.verdict and remarks else self.verdict,
             self.method,
             self.backbone,
             "" if self.num_steps is None else f"{self.steps_done}/{self.num_steps}",
@@ -177,6 +180,7 @@ def _listed(folder: Path) -> Listed:
             verdict=about.get("verdict", ""),
             reason=about.get("reason", ""),
             held_out=(about.get("health") or {}).get("held_out", True),
+            start_kept=is_start_kept(about),
             method=config.method,
             backbone=config.backbone,
             steps_done=int(metrics[-1]["step"]) if metrics else 0,
@@ -185,7 +189,7 @@ def _listed(folder: Path) -> Listed:
             data=str(config.data),
         )
         # A run that kept its start (--select health) is its start.
-        start = (about.get("start") or {}).get("fingerprint") if about.get("selected_step") != 0 else None
+        start = None if is_start_kept(about) else (about.get("start") or {}).get("fingerprint")
         return listed._replace(results=tuple(_best(read_results(folder), start)))
     except (UserError, OSError) as error:
         return listed._replace(problem=str(error).partition("\n")[0].removeprefix(f"{folder}: "))

@@ -283,10 +283,11 @@ def uniformity(vectors: Floats) -> float:
 
 
 def gains(by_video: Mapping[str, list[float | None]], at_start: Mapping[str, list[float | None]]) -> Signals:
-    """Return how much retrieval has changed since the start, and the standard errors, paired by video."""
+    """Return how much retrieval has changed since the start, paired by video, with standard error and videos."""
     signals: Signals = {}
     for name in by_video.keys() & at_start.keys():
         now, before = (np.array(rates[name], dtype=float) for rates in (by_video, at_start))
-        change = mean_and_error(now - before)
-        signals |= {f"{name}_gain": change[0], f"{name}_gain_error": change[1]}
+        mean, error = mean_and_error(now - before)
+        num_videos = int((~np.isnan(now - before)).sum())
+        signals |= {f"{name}_gain": mean, f"{name}_gain_error": error, f"{name}_gain_videos": num_videos}
     return {name: value for name, value in sorted(signals.items()) if math.isfinite(value)}

@@ -144,12 +144,14 @@ def best_backbone(trainer: "Trainer") -> Backbone:
         try:
             network = copy.deepcopy(last.network) if is_user_defined(last.name) else None
             best = load_backbone(run_folder.best_folder(config.out, step), network=network).to(trainer.device)
-            best.source = f"{last.source}, step {step:,} of {trainer.num_steps:,}, the best same-video retrieval"
+            which = "the best same-video retrieval" if step else "its start, because training made it worse"
+            best.source = f"{last.source}, step {step:,} of {trainer.num_steps:,}, {which}"
         except UserError as error:
             say(f"--select health chose step {step:,}, whose backbone is lost ({error}); using the last")
             step = trainer.num_steps
     run_folder.change_about(config.out, selected_step=step)
-    say(f"final backbone: step {step:,} of {trainer.num_steps:,} (--select health)")
+    kept = "the start was kept, because training made it worse"
+    say(f"final backbone: {f'step {step:,} of {trainer.num_steps:,}' if step else kept} (--select health)")
     return best
 
 
@@ -158,5 +160,4 @@ def _read_known(config: PretrainConfig) -> VerdictInputs | None:
     if health is None:
         return None
     of_queue = config.queue_size, config.temperature
-    is_given, num_videos = config.init is not None, health.get("videos", 0)
-    return VerdictInputs(health["views"], health["chance"], health["at_start"], *of_queue, is_given, num_videos)
+    return VerdictInputs(health["views"], health["chance"], health["at_start"], *of_queue, config.init is not None)

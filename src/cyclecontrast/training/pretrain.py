@@ -36,7 +36,7 @@ from cyclecontrast.training.setup import build_method, make_health_dataset, open
 from cyclecontrast.training.signals import stop_signals
 from cyclecontrast.training.trainer import Trainer
 from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given
-from cyclecontrast.training.verdict import Verdict, last_measured, measured_on
+from cyclecontrast.training.verdict import Verdict, is_start_kept, last_measured, measured_on
 
 COLUMNS = 80
 DECIDING = ("device", "processor", "instructions", "threads", "precision", "processes", "augment_on", "compile")
@@ -48,7 +48,8 @@ class Run:
     """A finished training run: its folder, backbone and last metrics; `str` shows the verdict and the next commands.
 
     `judged_at` is a text with the step of the last health measurement if it is not the last step, and with the videos
-    if none were held out. `is_continued`: it started from given weights. `str` is empty on all ranks but 0.
+    if none were held out. `is_continued`: it started from given weights and changed them. `str` is empty on all ranks
+    but 0.
     """
 
     folder: Path
@@ -234,7 +235,8 @@ def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> Non
     alone = f", {singles:,} of them with a single frame (query and positive show the same frame)" if singles else ""
     say(f"data: {about['num_videos']:,} videos{alone}, {about['num_frames']:,} frames ({layout})")
     if about["num_held_out"]:
-        say(f"{about['num_held_out']:,} videos are held out to measure health (--holdout 0 disables this)")
+        seen = "; its start was trained on some of them" if _start_has_seen(config, about) else ""
+        say(f"{about['num_held_out']:,} videos are held out to measure health (--holdout 0 disables this){seen}")
     elif config.health_every:
         few = (
             f": fewer than {MIN_VIDEOS_FOR_HOLDOUT} are too few to hold some out"
@@ -243,6 +245,15 @@ def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> Non
         )
         say(f"health is measured on the training videos themselves{few}")
     say(f"{about['num_steps']:,} step{'s' * (about['num_steps'] != 1)} on {about['device']} in {about['precision']}")
+
+
+def _start_has_seen(config: PretrainConfig, about: dict[str, Any]) -> bool:
+    """Return whether the run starts from one that held out fewer of the same videos."""
+    earlier: dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # there is no run.json, or a damaged one
+        earlier = run_folder.read_about(Path(config.init)) if config.init is not None else {}
+    held_out = earlier.get("num_held_out", math.inf)
+    return earlier.get("data_fingerprint") == about["data_fingerprint"] and bool(held_out < about["num_held_out"])
 
 
 def _settings_table(config: PretrainConfig, method: Method, requested: Collection[str]) -> list[str]:
@@ -320,4 +331,5 @@ def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors) -> Run:
         run_folder.change_about(run, status="finished")
         read_errors.report(run)
     barrier(trainer.world)
-    return Run(run, backbone, row, verdict, judged_at, config.init is not None, is_first)
+    is_continued = config.init is not None and not is_start_kept(run_folder.read_about(run))
+    return Run(run, backbone, row, verdict, judged_at, is_continued, is_first)

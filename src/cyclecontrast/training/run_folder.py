@@ -139,9 +139,10 @@ def save_best(run: Path, step: int, backbone: Backbone) -> None:
 
 
 def prune_best_backbones(run: Path, oldest: int) -> None:
-    """Remove best backbones that no checkpoint from step `oldest` on needs."""
+    """Remove best backbones that no checkpoint from step `oldest` on needs; the start (step 0) may always be needed."""
     for surpassed in [best for best in _steps(run, "best/step-*") if _step_of(best) <= oldest][:-1]:
-        remove(surpassed)
+        if _step_of(surpassed):
+            remove(surpassed)
 
 
 def write_cycles(run: Path, step: int, cycles: Cycles) -> None:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from scipy.special import stdtrit
+
 Row = Mapping[str, Any]
 
 COLLAPSED_DEVIATION = 0.1
@@ -19,6 +21,8 @@ LATE = 0.75
 NUM_ROWS = 5
 """Number of rows over which the accuracy of training batches is averaged."""
 MIN_CHANGE = 0.02
+MIN_VIDEOS = 5
+"""A gain over fewer videos decides nothing."""
 MIN_ACCURACY_GAIN = 0.05
 """If training accuracy rises by more than this while retrieval gets worse, the network is overfitting."""
 
@@ -47,12 +51,17 @@ def measured_on(health: Row) -> str:
     return f"{health['videos']:,} {'held-out' if health['held_out'] else 'training'} videos"
 
 
+def is_start_kept(about: Row) -> bool:
+    """Return whether the final backbone of a run is its start, because training made it worse (`select`: health)."""
+    return about.get("selected_step") == 0
+
+
 class VerdictInputs(NamedTuple):
     """What the verdict depends on besides the metrics.
 
     `num_views`: number of measured views; `chance`: chance level of retrieval; `at_start`: health metrics before the
     first step; `num_keys`: size of the intra queue, 0 without one; `temperature`: of the loss; `is_given`: the run
-    started from pretrained weights (`init`); `num_videos`: number of measured videos.
+    started from pretrained weights (`init`).
     """
 
     num_views: int
@@ -61,12 +70,15 @@ class VerdictInputs(NamedTuple):
     num_keys: int = 0
     temperature: float = 1.0
     is_given: bool = False
-    num_videos: int = 0
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the run is compared with its start: pretrained weights that were measured before the first step."""
+        return self.is_given and "health_same_video" in self.at_start
 
     def with_start(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows, after one of step 0 if the run started from pretrained weights."""
-        measured = self.is_given and "health_same_video" in self.at_start
-        return [*([{**self.at_start, "step": 0}] if measured else []), *rows]
+        """Return the rows, after one of step 0 if the run is compared with its start."""
+        return [*([{**self.at_start, "step": 0}] if self.is_compared else []), *rows]
 
 
 class Retrieval(NamedTuple):
@@ -104,22 +116,23 @@ def judge(rows: Sequence[Row], known: VerdictInputs) -> Verdict | None:
     if not measured:
         return None
     history = _History(measured, [row for row in rows if row.get("intra_accuracy") is not None], known)
-    is_compared = known.is_given and "health_same_video" in known.at_start
     rules = {
         "collapsed": _collapsed,
         "collapsing": _collapsing,
         "overfitting the queue": _over_fitting,
         "undertrained": _under_trained,
     }
-    if is_compared:
+    if known.is_compared:
         del rules["undertrained"]
     for word, rule in rules.items():
         if reason := rule(history):
             return Verdict(word, f"{reason}; {history.in_words()}")
-    if not is_compared:
+    if not known.is_compared:
         return Verdict("healthy", history.in_words())
+    gains = _gains(history.last, known)
+    few = "" if gains else f"fewer than {MIN_VIDEOS} videos are too few to compare it with its start; "
     more = "; it still improved in the last quarter" if history.still_improved() else ""
-    return Verdict(_change(history.last, known), f"{_gain_in_words(history.last, known)}{history.in_words()}{more}")
+    return Verdict(_change(history.last, known), f"{few}{history.in_words(_gains_in_words(gains))}{more}")
 
 
 def best_step(rows: Sequence[Row]) -> int | None:
@@ -129,12 +142,16 @@ def best_step(rows: Sequence[Row]) -> int | None:
 
 
 def chosen_step(rows: Sequence[Row], known: VerdictInputs) -> int:
-    """Return the best step if it is clearly better than the last measured one, otherwise the last measured one."""
+    """Return the best step if it is clearly better than the last measured one, otherwise the last measured one.
+
+    Never return a step that is worse than the start of a continued run: return 0, the start, instead.
+    """
     *_, last = measured = _measured(known.with_start(rows))
     best = max(measured, key=_rank_key)
+    if known.is_compared and _change(last, known) == WORSE:
+        return int(best["step"]) if _change(best, known) == BETTER else 0
     clearly = is_significantly_higher(Retrieval.of(best), Retrieval.of(last), known.num_views)
-    if best["step"] == 0:
-        clearly |= _change(last, known) == WORSE
+    clearly &= not known.is_compared or _change(best, known) != WORSE
     return int((best if clearly else last)["step"])
 
 
@@ -169,12 +186,12 @@ class _History:
         late = [row for row in self.measured if row["step"] <= LATE * self.last["step"]]
         return self.is_significantly_higher(self.now, Retrieval.of(late[-1]) if late else self.before)
 
-    def in_words(self) -> str:
+    def in_words(self, gains: str = "") -> str:
         words = f"{self.before.rate:.0%} before training, {self.now.rate:.0%} at step {self.last['step']:,}"
         if self.is_significantly_higher(self.most, self.now):
             words += f", {self.most.rate:.0%} at step {self.best['step']:,}"
         rank = self.last.get("health_rank", math.nan)
-        return f"same-video retrieval {words} (chance {self.known.chance:.1%}); rank {rank:.1f}"
+        return f"same-video retrieval {gains}{words} (chance {self.known.chance:.1%}); rank {rank:.1f}"
 
 
 def _collapsed(history: _History) -> str:
@@ -244,14 +261,19 @@ def _change(last: Row, known: VerdictInputs) -> str:
 
 
 def _gains(last: Row, known: VerdictInputs) -> list[tuple[float, float]]:
-    """Return the gains over the start in same-video retrieval and far apart in time, with 95 % errors."""
-    quantile = 2 + 3 / max(1, known.num_videos - 1)  # of Student's t, for the mean over few videos
+    """Return the gains over the start in same-video retrieval and far apart in time, with 95 % errors.
+
+    A gain over fewer than MIN_VIDEOS videos is left out. Older runs did not store gains.
+    """
     names = [f"health_{name}_gain" for name in ("same_video", "far_video")]
-    found = [(last[name], quantile * last.get(f"{name}_error", math.inf)) for name in names if name in last]
-    now, before = Retrieval.of(last), Retrieval.of(known.at_start)
-    return found or [(now.rate - before.rate, 2 * _error(now, before, known.num_views))]
+    if not any(name in last for name in names):
+        now, before = Retrieval.of(last), Retrieval.of(known.at_start)
+        return [(now.rate - before.rate, 2 * _error(now, before, known.num_views))]
+    enough = [name for name in names if last.get(f"{name}_videos", 0) >= MIN_VIDEOS]
+    return [(last[name], float(stdtrit(last[f"{name}_videos"] - 1, 0.975)) * last[f"{name}_error"]) for name in enough]
 
 
-def _gain_in_words(last: Row, known: VerdictInputs) -> str:
-    texts = [f"{100 * gain:+.1f} ± {100 * error:.1f} points" for gain, error in _gains(last, known)]
-    return "".join(f"{text}{what}; " for text, what in zip(texts, ("", " across moments far apart"), strict=False))
+def _gains_in_words(gains: Sequence[tuple[float, float]]) -> str:
+    texts = [f"{100 * gain:+.1f} ± {100 * error:.1f}" for gain, error in gains]
+    formats = ("{} points (95 %)", ", across moments far apart {}")
+    return "".join(form.format(text) for form, text in zip(formats, texts, strict=False)) + "; " * bool(texts)

@@ -12,6 +12,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.image_batches import CenterCrop
 from cyclecontrast.evaluation.predictions import About, Baseline, DataInfo, ModelInfo, Result
 from cyclecontrast.exporting.export import export_backbone
+from cyclecontrast.exporting.huggingface import model_card
 from cyclecontrast.models.backbone import import_torchvision
 from cyclecontrast.models.checkpoint import fingerprint, save_backbone
 from cyclecontrast.training.run_folder import write_about, write_config
@@ -112,6 +113,8 @@ def test_the_card_of_a_run(tmp_path):
     assert "`intra-video` learns from frames of the same video." in text
     assert 'method = "intra-video"' in text
     assert 'init = "start.pth"' in text
+    assert "trained without labels, from start.pth: resnet10-w8" in text
+    assert "These are the weights" not in text
     assert "**undertrained**, measured without labels on 41 training videos: retrieval still rises." in text
     assert "| knn (k 10) | labeled, 60 train, 20 test | top-1 | 43.21, +3.2 points against its start |" in text
     assert "98.76" not in card
@@ -119,6 +122,16 @@ def test_the_card_of_a_run(tmp_path):
     assert "cyclecontrast pretrain VIDEOS" in text
     assert text.count("cyclecontrast evaluate knn run DATA") == 1
     assert "## License\n\nNot chosen yet" in text
+    assert "secret" not in card
+
+
+def test_the_card_of_a_kept_start(tmp_path):
+    """If the run kept its start, the card says whose weights these are, without a path."""
+    backbone = shaken("resnet10-w8")
+    run = run_folder(tmp_path, backbone)
+    write_about(run, ABOUT | {"verdict": "worse than its start", "selected_step": 0})
+    card = model_card(backbone, run)
+    assert "These are the weights of start.pth: training made them worse, so the start was kept." in card
     assert "secret" not in card
 
 

@@ -13,6 +13,7 @@ from cyclecontrast.reporting import embeddings, page
 from cyclecontrast.reporting.curves import METRICS
 from cyclecontrast.reporting.embeddings import NUM_COLORS
 from cyclecontrast.reporting.page import write_report
+from cyclecontrast.reporting.runs import read_runs
 from tests.make_reports import BACKBONE, HEALTH, Page, metrics_row, report, write_frames, write_result, write_run
 
 
@@ -82,6 +83,17 @@ def test_the_verdict_and_what_it_is_based_on(made):
     assert shown.html.count('class="verdict problem"') == 1
     for label in ("chance 6.2 %", "chance 3.1 %"):
         assert label in shown.text
+
+
+def test_a_kept_start_on_the_page(tmp_path):
+    """No clear change is no alarm; a run that kept its start says so and is not compared with it."""
+    changes = {"verdict": "no clear change from its start", "selected_step": 0}
+    data = write_frames(tmp_path / "data", ["a", "b"])
+    run = write_run(tmp_path / "run", data, about=HEALTH | changes, init="random:resnet10-small-w4")
+    html = page.render(read_runs([run], with_data=False), [])
+    assert 'class="verdict"' in html
+    assert "The final backbone is the start of the run, because training made it worse." in html
+    assert "--baseline start" not in html
 
 
 def test_results_on_the_page(made):

@@ -90,6 +90,8 @@ def test_a_verdict_on_training_videos_says_so(made, tmp_path):
     run_folder.change_about(run, health={"held_out": False, "videos": 12})
     assert "healthy (on training videos)" in str(cc.runs.ls(tmp_path))
     assert [listed(tmp_path)["other3"][key] for key in ("verdict", "held_out")] == ["healthy", False]
+    run_folder.change_about(run, verdict="worse than its start", selected_step=0)
+    assert "worse than its start (on training videos, start kept)" in str(cc.runs.ls(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["config.toml", "run.json", "metrics.jsonl", "results"])

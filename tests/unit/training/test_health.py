@@ -16,6 +16,7 @@ from cyclecontrast.training.health import (
     chance_level,
     cycle_chance_level,
     deviation,
+    gains,
     health_views,
     measure_health,
     rank_me,
@@ -231,3 +232,16 @@ def test_a_network_that_overflows_has_no_signals(watched):
     signals, cycles, _ = measure_health(method, watched, 0.2, True)
     assert not {"health_rank", "health_same_video"} & signals.keys()
     assert cycles is None
+
+
+def test_gains_count_the_videos_that_they_rest_on():
+    """A video without moments far apart is not counted; a gain of one video has no error, one of none is left out."""
+    nan = float("nan")
+    now = {"same_video": [1.0, 0.5, 1.0], "far_video": [1.0, nan, nan], "none": [nan] * 3}
+    start = {"same_video": [0.5, 0.5, 0.0], "far_video": [0.5, 1.0, nan], "none": [nan] * 3}
+    found = gains(now, start)
+    assert found.pop("same_video_gain_error") == pytest.approx(0.5 / 3**0.5)
+    assert found == {
+        **{"far_video_gain": 0.5, "far_video_gain_videos": 1, "none_gain_videos": 0},
+        **{"same_video_gain": 0.5, "same_video_gain_videos": 3},
+    }

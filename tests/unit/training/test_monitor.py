@@ -216,23 +216,31 @@ def test_a_run_that_is_worse_than_its_start_is_called_so(patterns, tmp_path, cap
     begin = save_backbone(make_backbone("resnet10-small-w4"), tmp_path)
     done = cc.pretrain(patterns, out=tmp_path / "run", method=Repel, learning_rate=0.03, init=begin, **CONTINUED)
     assert done.verdict.word == WORSE, done.verdict
-    assert "final backbone: step 0 of 12" in capsys.readouterr().err
+    assert "final backbone: the start was kept, because training made it worse" in capsys.readouterr().err
+    assert "--baseline start" not in str(done)
     start = load_backbone("random:resnet10-small-w4").state_dict()
     assert_same_tensors(load_backbone(done.folder).state_dict(), start)
     rows = rows_of(done.folder)
     gain = rows[-1]["health_same_video"] - about_of(done.folder)["health"]["at_start"]["health_same_video"]
     assert rows[-1]["health_same_video_gain"] == pytest.approx(gain, abs=1e-6)
+    assert rows[-1]["health_same_video_gain_videos"] == 32
     part = copy_until(done.folder, tmp_path / "part", 6)
     again = cc.pretrain(resume=part, method=Repel, augmentation=noisy)
     assert (again.verdict, rows_of(part)) == (done.verdict, rows)
     assert_same_tensors(load_backbone(part).state_dict(), start)
 
 
-def test_a_run_that_does_not_change_is_called_so(patterns, done, tmp_path):
-    """Trained with almost no learning rate, a run says that nothing has clearly changed."""
+def test_a_run_that_does_not_change_is_called_so(patterns, done, tmp_path, capsys):
+    """Trained with almost no learning rate, a run says that nothing has clearly changed, and what its start saw."""
     same = {"method": "intra-video", "learning_rate": 1e-9, "steps": 2, "init": done.folder, "image_size": 32}
     verdict = cc.pretrain(patterns, out=tmp_path / "run", **CONTINUED | same).verdict
     assert verdict.word == UNCHANGED, verdict
+    seen = "its start was trained on some of them"
+    assert seen not in capsys.readouterr().err
+    run_folder.change_about(tmp_path / "run", num_held_out=0)
+    again = same | {"init": tmp_path / "run", "steps": 1}
+    cc.pretrain(patterns, out=tmp_path / "again", **CONTINUED | again)
+    assert seen in capsys.readouterr().err
 
 
 # --- verdicts of trainings

@@ -96,6 +96,9 @@ def test_bests_of_kept_checkpoints_stay(tmp_path):
     assert steps() == [2, 5]
     run_folder.prune_best_backbones(tmp_path, 6)
     assert steps() == [5]
+    run_folder.save_best(tmp_path, 0, backbone)
+    run_folder.prune_best_backbones(tmp_path, 6)
+    assert steps() == [0, 5], "the start may be needed at the end"
 
 
 def test_cycles_are_read_as_they_were_written(tmp_path):

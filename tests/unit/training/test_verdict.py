@@ -1,6 +1,7 @@
 """Verdicts: the course of a run's signals becomes one word with its reason, and the best step."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -172,6 +173,12 @@ def test_equal_networks_are_seldom_called_better(num_videos):
     assert 0 < np.mean(more) < 0.05
 
 
+def gained(same, far=None, videos=(40, 40)):
+    """Return the signals of two gains over the start, each with its standard error, over so many videos."""
+    names = [f"health_{name}_gain{part}" for name in ("same_video", "far_video") for part in ("", "_error", "_videos")]
+    return dict(zip(names, [*same, videos[0], *((*far, videos[1]) if far else ())], strict=False))
+
+
 @pytest.mark.parametrize(
     ("same", "far", "word"),
     [
@@ -185,11 +192,54 @@ def test_equal_networks_are_seldom_called_better(num_videos):
 )
 def test_a_change_from_the_start_is_paired_by_video(same, far, word):
     """A change counts if it is significant and over two points; retrieval far apart in time counts as much."""
-    known = KNOWN._replace(is_given=True, num_videos=40)
-    last = dict(zip(("health_same_video_gain", "health_same_video_gain_error"), same, strict=True))
-    last |= dict(zip(("health_far_video_gain", "health_far_video_gain_error"), far, strict=True))
+    known = KNOWN._replace(is_given=True)
+    last = gained(same, far)
     verdict = judge([row | last for row in curve([0.12, 0.12])], known)
     assert verdict.word == word
-    assert verdict.reason.startswith(f"{100 * same[0]:+.1f} ± ")
+    assert verdict.reason.startswith(f"same-video retrieval {100 * same[0]:+.1f} ± ")
+    assert f" points (95 %), across moments far apart {100 * far[0]:+.1f} ± " in verdict.reason
+    assert verdict.reason.count("same-video retrieval") == 1
     assert verdict.is_alarm == (word == WORSE)
     assert chosen_step([row | last for row in curve([0.09, 0.09])], known) == (0 if word == WORSE else 200)
+
+
+@pytest.mark.parametrize(
+    ("retrieval", "gains", "step"),
+    [
+        ([0.1, 0.11, 0.06], [(0.0, 0.01), (0.01, 0.01), (-0.04, 0.01)], 0),
+        ([0.1, 0.4, 0.06], [(0.0, 0.01), (0.3, 0.01), (-0.04, 0.01)], 200),
+        ([0.1, 0.11, 0.1], [(0.0, 0.01), (0.01, 0.01), (0.0, 0.01)], 300),
+        ([0.1, 0.4, 0.1], [(0.0, 0.01), (-0.3, 0.01), (0.0, 0.01)], 300),
+    ],
+    ids=["a lucky step", "a better step", "no change", "the best is worse far apart"],
+)
+def test_a_step_worse_than_the_start_is_never_chosen(retrieval, gains, step):
+    """If the last step is worse than the start, the start is chosen, or an earlier step better than the start."""
+    rows = [row | gained(gain) for row, gain in zip(curve(retrieval), gains, strict=True)]
+    known = KNOWN._replace(is_given=True)
+    assert chosen_step(rows, known) == step
+    assert (judge(rows, known).word == WORSE) == (retrieval[-1] < 0.1)
+
+
+@pytest.mark.parametrize(
+    ("videos", "error", "word"), [(40, 4.9, WORSE), (40, 5.0, UNCHANGED), (5, 3.6, WORSE), (5, 3.7, UNCHANGED)]
+)
+def test_a_gain_is_judged_by_its_own_videos(videos, error, word):
+    """The far-apart gain of few videos needs their Student quantile, not that of all watched videos."""
+    quantile = {40: 2.0227, 5: 2.7764}[videos]  # of a table, two-sided 95 %
+    far = (-0.1, error / 100)
+    assert (quantile * error / 100 < 0.1) == (word == WORSE)
+    last = gained((0.0, 0.01), far, videos=(40, videos))
+    assert judge([row | last for row in curve([0.1])], KNOWN._replace(is_given=True)).word == word
+
+
+def test_a_gain_over_few_videos_decides_nothing():
+    """Two videos that changed by the same, or a gain without an error, are left out of verdict and reason."""
+    known = KNOWN._replace(is_given=True)
+    verdict = judge([row | gained((-0.5, 0.0), videos=(2, 0)) for row in curve([0.05])], known)
+    assert verdict.word == UNCHANGED
+    assert verdict.reason.startswith("fewer than 5 videos are too few to compare it with its start; ")
+    alone = gained((0.0, 0.01)) | {"health_far_video_gain": -0.9, "health_far_video_gain_videos": 1}
+    verdict = judge([row | alone for row in curve([0.1])], known)
+    assert verdict.word == UNCHANGED
+    assert not re.search("inf|nan|far apart", verdict.reason)
