@@ -119,7 +119,7 @@ def plan(config: PretrainConfig, parts: UserParts = NO_PARTS) -> Plan:
         steps = num_steps(config, dataset)
         if config.minutes is not None:
             steps = steps_in_time(timing, config, time.monotonic() - began, world)
-        return make_plan(config, dataset, steps, device, timing)
+        return make_plan(config.model_copy(update={"backbone": backbone.name}), dataset, steps, device, timing)
 
 
 @contextlib.contextmanager

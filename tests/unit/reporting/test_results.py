@@ -37,7 +37,7 @@ def test_results_beside_their_baseline(data, tmp_path):
 def test_a_run_beside_its_start(data, tmp_path):
     """Random weights, the start and the run follow each other, and a note says how far the run is from its start."""
     run = write_run(
-        tmp_path / "run0", data, init="runs/first", about={"start": {"model": "x", "fingerprint": "f" * 16}}
+        tmp_path / "run0", data, init="/runs/first", about={"start": {"model": "x", "fingerprint": "f" * 16}}
     )
     write_result(run, {"top1": 0.25}, baseline={"top1": 0.75})
     write_result(run, {"top1": 0.75}, start="f" * 16)
@@ -45,7 +45,7 @@ def test_a_run_beside_its_start(data, tmp_path):
     table = summarize(read_runs([run], with_data=False), [0])
     assert [(row.name, row.color) for row in table.rows] == [
         ("random weights", None),
-        ("start (runs/first)", None),
+        ("start (/runs/first)", None),
         ("run0", 0),
     ]
     assert texts(table) == [["12.5 %"], ["75.0 %"], ["25.0 %"]]
