@@ -219,6 +219,10 @@ class ModelName(NamedTuple):
     path: str
     encoder: str
 
+    def __str__(self) -> str:
+        at, hash_sign = "@" * bool(self.architecture), "#" * bool(self.encoder)
+        return f"{self.architecture}{at}{self.path}{hash_sign}{self.encoder}"
+
 
 def split_model(name: str) -> ModelName:
     """Return the parts of a MODEL; a name that exists as a whole is a path."""
@@ -235,8 +239,8 @@ def absolute_model(name: str) -> str:
     """Return a MODEL with its path made valid in any working directory."""
     if is_named(name):
         return name
-    architecture, path, encoder = split_model(name)
-    return f"{architecture}{'@' * bool(architecture)}{os.path.abspath(path)}{'#' * bool(encoder)}{encoder}"
+    model = split_model(name)
+    return str(model._replace(path=os.path.abspath(model.path)))
 
 
 def is_named(model: str) -> bool:

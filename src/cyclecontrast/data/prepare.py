@@ -41,7 +41,7 @@ from cyclecontrast.data.store_format import (
     write_videos,
 )
 from cyclecontrast.data.store_writer import ShardJob, join_shards, shard_problem, shards_with, write_shards
-from cyclecontrast.errors import PASSING, UserError, attempt, explained
+from cyclecontrast.errors import PASSING, UserError, attempt, explained, some
 from cyclecontrast.files import LOCK_FILE, check_folder, locked
 from cyclecontrast.output import join_lines
 from cyclecontrast.progress import ProgressLines
@@ -182,10 +182,8 @@ def _finish(out: Path, found: Sequence[FoundVideo], damage: dict[str, str], made
     if summary.num_videos == 0:
         _remove_store(out, made)
         lines = [f"videos: not one of {_count(len(summary.skipped), 'file')} could be read; nothing was written"]
-        lines += [f"{video.id}: {video.reason}" for video in summary.skipped[:REASONS_SHOWN]]
-        if len(summary.skipped) > REASONS_SHOWN:
-            lines.append(f"and {len(summary.skipped) - REASONS_SHOWN:,} more")
-        raise UserError(*lines)
+        reasons = [f"{video.id}: {video.reason}" for video in summary.skipped]
+        raise UserError(*lines, *some(reasons, REASONS_SHOWN))
     return summary
 
 

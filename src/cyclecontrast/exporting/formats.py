@@ -182,7 +182,8 @@ def _onnx_program(backbone: Backbone) -> Any:
     pixels = torch.zeros(2, 3, size, size + 32 if is_resnet else size, dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")  # ignore the exporter's own warnings
-        logging.disable(logging.WARNING)
+        disabled = logging.root.manager.disable
+        logging.disable(max(disabled, logging.WARNING))
         try:
             return torch.onnx.export(
                 graph,
@@ -200,7 +201,7 @@ def _onnx_program(backbone: Backbone) -> Any:
                 f"format onnx: PyTorch cannot export {backbone.name} ({reason}); choose another format"
             ) from error
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(disabled)
 
 
 def _fits_onnx(backbone: Backbone) -> bool:

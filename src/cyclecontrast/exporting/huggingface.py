@@ -9,7 +9,7 @@ from markupsafe import Markup
 from safetensors.torch import save
 
 from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
-from cyclecontrast.config.types import read_toml
+from cyclecontrast.config.types import read_toml, split_model
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.image_batches import CROP_MARGIN
 from cyclecontrast.evaluation.predictions import Result
@@ -130,7 +130,8 @@ def _settings(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, UserError) as error:
         raise UserError(f"{file}: cannot be read ({'; '.join(str(error).splitlines())}); correct it") from error
     settings = config.model_dump(mode="json", exclude=set(MACHINE_SETTINGS), exclude_none=True)
-    return settings | {name: Path(settings[name]).name for name in ("init", "teacher") if name in settings}
+    models = {name: split_model(settings[name]) for name in ("init", "teacher") if name in settings}
+    return settings | {name: str(model._replace(path=Path(model.path).name)) for name, model in models.items()}
 
 
 HUGGINGFACE = Format("backbone-huggingface", "", _supports, _write)

@@ -4,6 +4,7 @@ A checkpoint contains the trainer's state dict, copies of the run's files at tha
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import shutil
@@ -52,12 +53,10 @@ def save_checkpoint(trainer: "Trainer", read_errors: ReadErrors, step: int) -> N
         if not (run / CONFIG).exists():  # the folder was moved; writing would create a new one
             raise UserError(f"{run}: no checkpoint can be written, because the folder of the run was moved or deleted")
         read_errors.write(run)
-        backbone = trainer.method.encoder.backbone
-        source = backbone.source
+        backbone = copy.copy(trainer.method.encoder.backbone)
         if step < trainer.num_steps:
             backbone.source += f", unfinished: step {step:,} of {trainer.num_steps:,}"
         write_checkpoint(run, step, trainer.state_dict(), backbone)
-        backbone.source = source
         prune_best_backbones(run, step_of(checkpoints(run)[0]))
     barrier(trainer.world)
 

@@ -31,7 +31,7 @@ UNTIMED, MOST_STEPS, MOST_SECONDS = 2, 20, 10.0
 RESERVE = 10.0
 """Seconds for what is not timed: starting Python, and the report at the end."""
 FEW_VIDEOS = 1000
-"""With fewer, a network trained from random weights was behind a pretrained one (docs/pretrained.md)."""
+"""With fewer, a plan advises to start from a pretrained network. Measured with 257 videos only (docs/pretrained.md)."""
 
 
 class Timing(NamedTuple):

@@ -84,14 +84,14 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
         unread, requested = unused_options(config, parts), config.requested()
         config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
         if config.minutes is not None:
-            with _prepared(device):
+            with _isolated(device):
                 timing = measure(config, dataset, backbone, device, world, parts)
             steps = steps_in_time(timing, config, time.monotonic() - began, world)
             config = config.model_copy(update={"steps": steps, "minutes": None})
         config = _resolved(config, dataset, backbone, device)
         is_first = world.rank == 0
         lock = locked(config.out, "out") if is_first else contextlib.nullcontext()
-        with _prepared(device), lock:
+        with _isolated(device), lock:
             check_same(_shared_settings(config, dataset, backbone), world)
             torch.manual_seed(config.seed)
             method = build_method(config, backbone, dataset.store.num_videos, parts, world)
@@ -114,7 +114,7 @@ def plan(config: PretrainConfig, parts: UserParts = NO_PARTS) -> Plan:
     with process_group(device, "pretrain") as world:
         check_given(config, parts)
         config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
-        with _prepared(device):
+        with _isolated(device):
             timing = measure(config, dataset, backbone, device, world, parts)
         steps = num_steps(config, dataset)
         if config.minutes is not None:
@@ -123,7 +123,7 @@ def plan(config: PretrainConfig, parts: UserParts = NO_PARTS) -> Plan:
 
 
 @contextlib.contextmanager
-def _prepared(device: torch.device) -> Iterator[None]:
+def _isolated(device: torch.device) -> Iterator[None]:
     """Limit the threads, and restore the state of the random generators afterwards."""
     with limited_threads(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield

@@ -10,7 +10,7 @@ from pathlib import Path
 from cyclecontrast.data.dataset import Batch
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.distributed import World, all_gather_objects, all_reduce_max
-from cyclecontrast.errors import UserError
+from cyclecontrast.errors import UserError, some
 from cyclecontrast.files import atomic_write
 from cyclecontrast.output import say
 
@@ -96,8 +96,7 @@ class ReadErrors:
         )
 
     def _names(self, limit: int) -> list[str]:
-        names = [f"frame {frame} of {video}: {reason}" for _, video, frame, reason in self._in_order()[:limit]]
-        return [*names, f"and {len(self.frames) - limit:,} more"] if len(self.frames) > limit else names
+        return some([f"frame {frame} of {video}: {reason}" for _, video, frame, reason in self._in_order()], limit)
 
     def _in_order(self) -> list[tuple[int, str, int, str]]:
         return sorted((step, video, frame, reason) for (video, frame), (step, reason) in self.frames.items())

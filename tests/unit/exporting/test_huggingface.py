@@ -91,7 +91,7 @@ def run_folder(folder, backbone):
     run = folder / "secret" / "run"
     run.mkdir(parents=True)
     save_backbone(backbone, run)
-    start = str(folder / "secret" / "start.pth")
+    start = f"resnet10-w8@{folder / 'secret' / 'start.pth'}#teacher"
     write_config(run, PretrainConfig(data=folder / "secret" / "videos", out=run, method="intra-video", init=start))
     write_about(run, ABOUT)
     for content, value in ((fingerprint(backbone), 0.4321), ("0" * 16, 0.9876)):
@@ -112,8 +112,8 @@ def test_the_card_of_a_run(tmp_path):
     assert "56,789 frames of 1,234 unlabeled videos, 120 videos held out" in text
     assert "`intra-video` learns from frames of the same video." in text
     assert 'method = "intra-video"' in text
-    assert 'init = "start.pth"' in text
-    assert "trained without labels, from start.pth: resnet10-w8" in text
+    assert 'init = "resnet10-w8@start.pth#teacher"' in text
+    assert "trained without labels, from resnet10-w8@start.pth#teacher: resnet10-w8" in text
     assert "These are the weights" not in text
     assert "**undertrained**, measured without labels on 41 training videos: retrieval still rises." in text
     assert "| knn (k 10) | labeled, 60 train, 20 test | top-1 | 43.21, +3.2 points against its start |" in text
@@ -131,7 +131,8 @@ def test_the_card_of_a_kept_start(tmp_path):
     run = run_folder(tmp_path, backbone)
     write_about(run, ABOUT | {"verdict": "worse than its start", "selected_step": 0})
     card = model_card(backbone, run)
-    assert "These are the weights of start.pth: training made them worse, so the start was kept." in card
+    kept = "training made them worse, so the start was kept."
+    assert f"These are the weights of resnet10-w8@start.pth#teacher: {kept}" in card
     assert "secret" not in card
 
 
