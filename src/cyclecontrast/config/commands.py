@@ -212,7 +212,7 @@ Tools = tuple[Literal["label-studio", "fiftyone", "lightly-studio"], ...]
 
 
 class ExploreConfig(BaseModel):
-    """Find near-duplicates, groups, outliers and frames to label; write tables and a page to browse."""
+    """Find duplicates, groups, outliers and frames to label in footage."""
 
     model_config = STRICT
     index: VectorFile = option(..., AN_INDEX, names="file")
@@ -237,7 +237,7 @@ class ExploreConfig(BaseModel):
 
 
 class LabelConfig(BaseModel):
-    """Label all frames from a few examples, and measure how far to trust the labels."""
+    """Label all frames from a few examples, and test the labels."""
 
     model_config = STRICT
     index: VectorFile = option(..., AN_INDEX, names="file")

@@ -41,7 +41,10 @@ NUM_NEIGHBORS = 8
 NUM_NEAREST = 5
 """An outlier is unlike even this many nearest frames of other videos."""
 NUM_OUTLIERS = 50
+"""At most; of few frames, a tenth."""
 OUTLIERS_PER_VIDEO = 3
+ODD_FRACTION = 0.25
+"""Fraction of the frames, the oddest, that are not chosen for labeling: greedy k-centre takes such frames first."""
 ROUNDING = 1e-6
 """Equal vectors of single precision have a product of 1 only up to this."""
 
@@ -68,7 +71,7 @@ class Findings:
     `original` (num_compared,) is the position of the earlier frame that a near-duplicate resembles, or -1, `likeness`
     their similarity. `group` has a group for every frame of the index, from 1. `others` (num_compared,) is the mean
     similarity to the nearest frames of other videos. `sample` and `outliers` are positions among the compared frames;
-    every compared frame is at least `covered` similar to one of the sample.
+    all but the oddest quarter of these are at least `covered` similar to one of the sample.
     """
 
     index: FrameIndex
@@ -119,7 +122,8 @@ class Explored:
             f"near-duplicates: {self.num_duplicates:,} frames, {self.num_duplicates_of_other_videos:,} of them of a "
             f"frame of another video",
             f"groups: {self.num_groups}",
-            f"to label: {self.num_sample:,} frames; every frame has a similarity of at least {self.covered:.2f} to one",
+            f"to label: {self.num_sample:,} frames; all but the oddest quarter of the frames are at least "
+            f"{self.covered:.2f} similar to one",
             f"page: {self.out / 'index.html'}",
             *self.notes,
         )
@@ -169,7 +173,9 @@ def find(index: FrameIndex, config: ExploreConfig) -> Findings:
     order = np.argsort(-np.bincount(group, minlength=len(centers)), kind="stable")  # the largest group is number 1
     group = np.argsort(order)[group] + 1
     others = similarity_to_others(vectors, videos)
-    sample, covered = cover(vectors, config.sample)
+    usual = np.flatnonzero(others >= np.quantile(others, ODD_FRACTION))
+    chosen, covered = cover(vectors[usual], config.sample)
+    num_outliers = min(NUM_OUTLIERS, math.ceil(len(rows) / 10))
     numbers = range(1, int(np.bincount(group).astype(bool).sum()) + 1)
     return Findings(
         index=index,
@@ -180,8 +186,8 @@ def find(index: FrameIndex, config: ExploreConfig) -> Findings:
         group=group,
         groups=tuple(_describe(number, index, rows, group, distance) for number in numbers),
         others=others,
-        outliers=few_per_video(np.argsort(others, kind="stable"), videos, OUTLIERS_PER_VIDEO)[:NUM_OUTLIERS],
-        sample=sample,
+        outliers=few_per_video(np.argsort(others, kind="stable"), videos, OUTLIERS_PER_VIDEO)[:num_outliers],
+        sample=usual[chosen],
         covered=covered,
     )
 

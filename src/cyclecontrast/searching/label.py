@@ -395,6 +395,8 @@ def open_classifier(path: Path, index: FrameIndex) -> Classifier:
         shape = (len(about.classes), weight.shape[-1])
         if about.format != FORMAT or weight.shape != shape or bias.shape != shape[:1]:
             raise ValueError(f"it has weights of shape {weight.shape} for {len(about.classes)} classes")
+        if len(set(about.classes)) < len(about.classes) or any(map(UNPRINTABLE.search, about.classes)):
+            raise ValueError("its classes are not different printable names")
         if any(array.dtype != np.float32 or not np.isfinite(array).all() for array in (weight, bias)):
             raise ValueError("its weights are not finite numbers of single precision")
     except (ValueError, KeyError, IndexError, SafetensorError) as error:

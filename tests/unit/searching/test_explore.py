@@ -129,6 +129,19 @@ def test_the_sample_is_greedy_k_centre():
     assert len(explore.cover(np.repeat(vectors[:3], 4, axis=0), 10)[0]) == 3
 
 
+def test_the_oddest_quarter_is_not_chosen_for_labeling(tmp_path):
+    """Greedy k-centre would take a frame that is like no other first; it is an outlier instead."""
+    vectors = unit(40, 5, 0, num_kinds=4)
+    vectors[7] = -vectors.mean(axis=0)
+    path = write_index(tmp_path / "i.npz", vectors, [f"v{row % 5}" for row in range(40)])
+    found = explore.find(FrameIndex.open(path), ExploreConfig(index=path, sample=40))
+    assert found.outliers[0] == 7
+    order = np.argsort(found.others)
+    assert set(found.sample) <= set(order[10:])
+    best = (vectors[order[10:]] @ vectors[found.sample].T).max(axis=1)
+    assert found.covered == pytest.approx(best.min(), abs=1e-5)
+
+
 def test_groups_are_found_in_a_part_and_given_to_all(tmp_path, monkeypatch):
     """Two kinds of frames are two groups, the larger one is number 1, also for frames that are not compared."""
     monkeypatch.setattr(index_module, "ROWS_PER_BLOCK", 8)
