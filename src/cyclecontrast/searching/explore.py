@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 from cyclecontrast.config import ExploreConfig
 from cyclecontrast.data.images import Pixels
@@ -243,7 +245,9 @@ def group_centers(vectors: Floats, num_groups: int | None, seed: int) -> Floats:
     """
     wanted = num_groups or int(np.clip(round(math.sqrt(len(vectors) / 2)), 2, MAX_GROUPS))
     wanted = min(wanted, len(np.unique(vectors, axis=0)))
-    fitted = KMeans(wanted, n_init=NUM_STARTS, random_state=seed).fit(vectors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of vectors that are equal but for rounding
+        fitted = KMeans(wanted, n_init=NUM_STARTS, random_state=seed).fit(vectors)
     centers: Floats = fitted.cluster_centers_.astype(np.float32)
     return centers
 

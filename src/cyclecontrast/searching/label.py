@@ -7,6 +7,7 @@ run code, and applies to all indexes of the same network.
 import csv
 import io
 import itertools
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 from scipy.special import softmax
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from cyclecontrast.config import LabelConfig
@@ -302,7 +304,9 @@ def fit(index: FrameIndex, examples: Examples, seed: int) -> Classifier:
 
 def _fit_weights(vectors: Floats, labels: Integers, weights: Floats, strength: float) -> tuple[Floats, Floats]:
     """Return weight (num_classes, dim) and bias (num_classes,) of a logistic regression."""
-    fitted = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(vectors, labels, weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the weights are good enough then, too
+        fitted = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(vectors, labels, weights)
     weight, bias = fitted.coef_, fitted.intercept_
     if len(fitted.classes_) == 2:  # scikit-learn has one row for two classes
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
