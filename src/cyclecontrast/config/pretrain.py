@@ -56,7 +56,7 @@ RUNTIME_SETTINGS = frozenset(
 CHANGEABLE_ON_RESUME = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable", "teacher"}
 """Settings that may change when a run is resumed. Data and teacher may be moved, but must have the same fingerprint."""
 METHODS_OF_OPTION = {
-    "positives": ("simclr", "simsiam", "byol"),
+    "positives": ("simclr", "simsiam", "byol", "nnclr"),
     "teacher": ("distill",),
     "query_frame_in_support": ("cycle-only",),
     "self_batch": ("vince",),
@@ -122,6 +122,7 @@ class PretrainConfig(BaseModel):
             "simclr",
             "simsiam",
             "byol",
+            "nnclr",
             "diet",
             "distill",
         ],
@@ -148,7 +149,7 @@ class PretrainConfig(BaseModel):
     )
     queue_size: Count = option(
         65_536,
-        "keys in the queue of the intra loss; used by intra-image, intra-video, cycle, vince and seco",
+        "keys in the queue of the intra loss; used by intra-image, intra-video, cycle, vince, seco and nnclr",
         "KEYS",
         "method",
     )
@@ -186,7 +187,7 @@ class PretrainConfig(BaseModel):
     )
     positives: Literal["frame", "video"] = option(
         "frame",
-        "positive pairs: two views of one frame, or of two frames of a video; used by simclr, simsiam and byol",
+        "positive pairs: two views of one frame, or of two frames of a video; used by simclr, simsiam, byol and nnclr",
         group="method",
     )
     teacher: ModelPath | None = option(
@@ -201,7 +202,10 @@ class PretrainConfig(BaseModel):
     )
     self_temperature: Positive = option(0.03, "softmax temperature of --self-batch", "NUMBER", "method")
     momentum: HalfOpenFraction = option(
-        0.999, "momentum of the momentum encoder; not used by simclr, simsiam, diet and distill", "NUMBER", "method"
+        0.999,
+        "momentum of the momentum encoder; not used by simclr, simsiam, nnclr, diet and distill",
+        "NUMBER",
+        "method",
     )
     momentum_ramp: NonNegativeInt = option(
         0, "limit the momentum of the momentum encoder to step / (step + STEPS); 0: no limit", "STEPS", "method"

@@ -48,7 +48,7 @@ SAMPLED_VIDEOS = 32
 SAMPLING = ("frames_per_video", "fps", "every", "keyframes", "size")
 HEALTH_SEED = 2**32
 """Seed of the health views: the same for all runs, so that they are comparable, and outside of the range of --seed."""
-ONE_FRAME_METHODS = "intra-image, simclr, simsiam, byol, diet and distill"
+ONE_FRAME_METHODS = "intra-image, simclr, simsiam, byol, nnclr, diet and distill"
 
 
 def open_training(

@@ -129,7 +129,7 @@ def test_auto_is_the_same_as_unset():
             "query_frame_in_support is supported only by cycle-only, not by method cycle",
         ),
         ({"method": "seco", "self_batch": True}, "self_batch is supported only by vince"),
-        ({"positives": "video"}, "positives is supported only by simclr, simsiam, byol"),
+        ({"positives": "video"}, "positives is supported only by simclr, simsiam, byol, nnclr"),
         ({"teacher": "timm:vit"}, "teacher is supported only by distill, not by method cycle"),
         ({"method": "distill"}, "method distill needs a model to learn from; set --teacher MODEL"),
         ({"momentum_rise": True, "momentum_ramp": 10}, "momentum_rise excludes momentum_ramp"),

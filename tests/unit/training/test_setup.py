@@ -164,7 +164,7 @@ def test_a_flat_folder_needs_a_method_of_one_frame(stripes, flat, tmp_path):
     """Unrelated images are refused where two frames of a video are needed, and accepted for single frames."""
     for method in ("cycle", "seco"):
         (problem,) = problems_of(flat, tmp_path / "run", method=method)
-        assert "only --method intra-image, simclr, simsiam, byol, diet and distill can learn from it" in problem
+        assert "only --method intra-image, simclr, simsiam, byol, nnclr, diet and distill can learn from it" in problem
     for method in ("intra-image", "simsiam", "diet"):
         begin(flat, tmp_path / "run", method=method)
 
