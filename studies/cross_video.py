@@ -149,6 +149,35 @@ class Oracle(VideoNeighbors):
         return first.where(best > -2, -1)
 
 
+class PartlyRight(Oracle):
+    """The nearest video of the same class, but for a fixed part of the videos the nearest one of another class."""
+
+    right = 0.75
+
+    def chosen(self) -> Tensor:
+        """Return the neighbor of each."""
+        of_same = super().chosen()
+        centered = normalize(self.features - self.features.mean(dim=0), dim=1)
+        similarities = (centered @ centered.T).masked_fill(self.classes[:, None] == self.classes, -2)
+        is_right = torch.rand(len(of_same), generator=torch.Generator().manual_seed(1)) < self.right
+        return of_same.where(is_right, similarities.argmax(dim=1))
+
+
+class HalfRight(PartlyRight):
+    """As above, half of them."""
+
+    right = 0.5
+
+
+class RightMutual(VideoNeighbors):
+    """The mutual pairs that are of the same class by the labels."""
+
+    def chosen(self) -> Tensor:
+        """Return the neighbor of each, -1 for none."""
+        partner = super().chosen()
+        return partner.where(self.classes[partner] == self.classes, -1)
+
+
 class NoSiblings(VideoNeighbors):
     """Mutual neighbors are no negatives, and no positives either."""
 
@@ -186,6 +215,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nnclr": {"method": "nnclr", "positives": "video", "queue_size": 1024},
     "simclr": {"method": "simclr", "positives": "video"},
     "oracle": {"method": Oracle},
+    "oracle, 3 of 4 right": {"method": PartlyRight},
+    "oracle, half right": {"method": HalfRight},
+    "mutual, only right ones": {"method": RightMutual},
 }
 SMALL: dict[str, Any] = {"backbone": "resnet10-small-w16", "image_size": 32}
 ROWS = VARIANTS | {f"scratch, {name}": row | SMALL for name, row in VARIANTS.items()}
