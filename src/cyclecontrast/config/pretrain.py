@@ -74,6 +74,8 @@ RESOLVED_BY_AUTO = frozenset(
     }
 )
 """Settings that the preset `auto` resolves if the user did not set them."""
+CONTINUING = "intra-video"
+"""The method of `auto` with `init`: there, the cycle loss gains nothing and forgets more (docs/pretrained.md)."""
 ADDED_LATER = frozenset({"holdout", "freeze_batchnorm", "projector_first"})
 """Settings that the config.toml of older versions may lack, which trained as if they were off."""
 
@@ -128,7 +130,12 @@ class PretrainConfig(BaseModel):
         ],
         OR_USER_DEFINED,
         AS_TEXT,
-    ] = option("cycle", "the paper's method, an ablation of it, or a baseline", "METHOD", "method")
+    ] = option(
+        "cycle",
+        "the paper's method, an ablation of it, or a baseline; with --init, auto takes intra-video",
+        "METHOD",
+        "method",
+    )
     preset: Literal["auto", "paper", "release"] = option(
         "auto",
         "source of the defaults: data size and hardware (auto), the paper of the method (paper), or the code of its "
@@ -351,7 +358,9 @@ class PretrainConfig(BaseModel):
         requested = {name for name in self.model_fields_set if name not in usual or getattr(self, name) != usual[name]}
         if requested >= RESOLVED_BY_AUTO - ADDED_LATER:
             return set()
-        inherited = _inherited(Path(self.init)) if self.init is not None and self.resume is None else {}
+        inherited: dict[str, object] = {}
+        if self.init is not None and self.resume is None:
+            inherited = _inherited(Path(self.init)) | {"method": CONTINUING}
         return {name for name in requested if name not in inherited or getattr(self, name) != inherited[name]}
 
     @model_validator(mode="before")
@@ -363,6 +372,9 @@ class PretrainConfig(BaseModel):
             return cls._resumed(values, Path(str(values["resume"])))
         preset = preset_settings(str(values.get("preset")), str(values.get("method")))
         if values.get("init") is not None:
+            of_cycle = {"cycle_weight", "cycle_start", "cycle_queue_size", "support_size", "top_k", "split_by"}
+            if values.get("preset") in (None, "auto") and not of_cycle & values.keys():
+                preset["method"] = CONTINUING
             preset.pop("backbone", None)
             preset |= _inherited(Path(str(values["init"])))
         return preset | values
