@@ -23,7 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 from cyclecontrast.config import ExploreConfig
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.errors import UserError, attempt
-from cyclecontrast.evaluation.metrics import Floats, Integers
+from cyclecontrast.evaluation.metrics import Floats, Integers, dot_products
 from cyclecontrast.files import atomic_folder, check_new_folder
 from cyclecontrast.output import html_environment, join_lines, say
 from cyclecontrast.progress import with_progress
@@ -220,10 +220,10 @@ def near_duplicates(vectors: Floats, threshold: float) -> tuple[Integers, Floats
     count = 0
     for start in range(0, len(vectors), ROWS_AT_ONCE):
         block = vectors[start : start + ROWS_AT_ONCE]
-        before, first = block @ kept[:count].T, count
+        before, first = dot_products(block, kept[:count].T), count
         best = before.argmax(axis=1) if count else np.zeros(len(block), np.int64)
         most = before[np.arange(len(block)), best] if count else np.full(len(block), -np.inf, np.float32)
-        within = block @ block.T
+        within = dot_products(block, block.T)
         here: list[int] = []
         for number in range(len(block)):
             near, similar = numbers[best[number]] if first else -1, most[number]
@@ -257,7 +257,7 @@ def _assign(index: FrameIndex, centers: Floats) -> tuple[Integers, Floats]:
     nearest, distance = np.empty(len(index), np.int32), np.empty(len(index), np.float32)
     lengths = (centers**2).sum(axis=1)
     for start, block in index.blocks():
-        distances = lengths - 2 * block @ centers.T + (block**2).sum(axis=1, keepdims=True)
+        distances = lengths - 2 * dot_products(block, centers.T) + (block**2).sum(axis=1, keepdims=True)
         here = slice(start, start + len(block))
         nearest[here], distance[here] = distances.argmin(axis=1), distances.min(axis=1)
     return nearest, distance
@@ -296,7 +296,7 @@ def nearest_others(vectors: Floats, videos: Integers, num: int) -> tuple[Integer
     is_one = len(np.unique(videos)) < 2
     for start in range(0, len(vectors), ROWS_AT_ONCE):
         here = slice(start, min(start + ROWS_AT_ONCE, len(vectors)))
-        similarities = vectors[here] @ vectors.T
+        similarities = dot_products(vectors[here], vectors.T)
         own = np.arange(here.start, here.stop)
         hidden = own[:, None] == np.arange(len(vectors)) if is_one else videos[here, None] == videos
         similarities[hidden] = -np.inf
@@ -322,11 +322,11 @@ def cover(vectors: Floats, num: int) -> tuple[Integers, float]:
     The first is the most typical one, each further one the least similar to all before. It ends where every vector
     equals a chosen one. Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985.
     """
-    chosen = [int((vectors @ vectors.mean(axis=0)).argmax())]
-    nearest = vectors @ vectors[chosen[0]]
+    chosen = [int(dot_products(vectors, vectors.mean(axis=0)).argmax())]
+    nearest = dot_products(vectors, vectors[chosen[0]])
     while len(chosen) < num and nearest.min() < 1 - ROUNDING:
         chosen.append(int(nearest.argmin()))
-        nearest = np.maximum(nearest, vectors @ vectors[chosen[-1]])
+        nearest = np.maximum(nearest, dot_products(vectors, vectors[chosen[-1]]))
     return np.array(chosen), float(nearest.min())
 
 

@@ -27,7 +27,7 @@ from cyclecontrast.config import LabelConfig
 from cyclecontrast.config.types import STRICT
 from cyclecontrast.data.storage import MAX_LISTED, parse_digits, raise_problems, read_file, read_text
 from cyclecontrast.errors import UserError, attempt, did_you_mean
-from cyclecontrast.evaluation.metrics import Floats, Integers
+from cyclecontrast.evaluation.metrics import Floats, Integers, dot_products
 from cyclecontrast.files import atomic_folder, check_new_folder
 from cyclecontrast.output import UNPRINTABLE, join_lines
 from cyclecontrast.searching.explore import write_table
@@ -118,7 +118,7 @@ class Classifier:
 
     def probabilities(self, vectors: Floats) -> Floats:
         """Return the probability of each class (num, num_classes)."""
-        found: Floats = softmax(vectors @ self.weight.T + self.bias, axis=1)
+        found: Floats = softmax(dot_products(vectors, self.weight.T) + self.bias, axis=1)
         return found
 
     def to_bytes(self) -> bytes:
@@ -345,7 +345,7 @@ def cross_validate(vectors: Floats, labels: Integers, weights: Floats, folds: In
         known = np.unique(labels[rest])
         if len(known) > 1:
             weight, bias = _fit_weights(vectors[rest], labels[rest], weights[rest], strength)
-            found[np.ix_(test, known)] = softmax(vectors[test] @ weight.T + bias, axis=1)
+            found[np.ix_(test, known)] = softmax(dot_products(vectors[test], weight.T) + bias, axis=1)
         else:
             found[np.ix_(test, known)] = 1
     return found
