@@ -221,7 +221,7 @@ class ExploreConfig(BaseModel):
         None, "number of groups, found by k-means (default: by the number of frames, 2 to 30)", "N"
     )
     duplicates: Annotated[float, Field(gt=0, le=1), IsNumber] = option(
-        0.98, "cosine similarity from which a frame counts as a near-duplicate of another", "SIMILARITY"
+        0.99, "cosine similarity from which a frame counts as a near-duplicate of another", "SIMILARITY"
     )
     max_frames: Annotated[int, Field(ge=1, le=100_000), IsNumber] = option(
         20_000, "most frames to compare; of a larger index, frames are drawn from all videos in turn", "N"
