@@ -50,7 +50,13 @@ NAMES = {
 }
 NEEDED = {
     **dict.fromkeys(("data", "data_root", "videos", "runs", "folders"), "tree"),
-    **{"model": "random:resnet10-small-w1", "table": "table4", "out": "b.npz", "index": "none.npz"},
+    **{
+        "model": "random:resnet10-small-w1",
+        "table": "table4",
+        "out": "b.npz",
+        "index": "none.npz",
+        "labels": "none.csv",
+    },
 }
 SELDOM = {"init", "device", "resume"}
 WRONG = st.sampled_from(
