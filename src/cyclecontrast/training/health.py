@@ -26,7 +26,7 @@ from cyclecontrast.models.encoder import Encoder, Features, Projections
 MAX_VIDEOS, MAX_PAIRS_OF_A_VIDEO, MIN_PAIRS = 256, 4, 128
 MIN_VIDEOS_OF_CYCLES = 4
 """With fewer, cycles always fail or always succeed."""
-MAX_FRAMES, MAX_FRAMES_OF_A_VIDEO = 1024, 4
+MAX_FRAMES, MAX_FRAMES_OF_A_VIDEO = 512, 4
 """Maximum number of training frames among which neighbors are measured."""
 CHUNK = 128
 FAR_APART = 1 / 3
@@ -172,7 +172,7 @@ def measure_health(
 
 
 def neighbor_frames(dataset: ViewDataset) -> tuple[Tensor, Tensor]:
-    """Return up to 1,024 frames without augmentation (num_frames, 3, size, size), and their video numbers.
+    """Return up to 512 frames without augmentation (num_frames, 3, size, size), and their video numbers.
 
     They are spread evenly over the videos of the dataset and over the time of each. Videos without a readable frame
     are left out.
