@@ -49,7 +49,7 @@ NAMES = {
     "compile": [False],  # it takes minutes; tests/unit/models/test_hardware.py
 }
 NEEDED = {
-    **dict.fromkeys(("data", "data_root", "videos", "runs", "folders"), "tree"),
+    **dict.fromkeys(("data", "data_root", "train_data", "videos", "runs", "folders"), "tree"),
     **{"model": "random:resnet10-small-w1", "table": "table4", "out": "b.npz", "index": "none.npz"},
 }
 SELDOM = {"init", "device", "resume"}

@@ -154,8 +154,8 @@ def resize_short_side(image: Pixels, size: int) -> Pixels:
     return cv2.resize(image, target, interpolation=method)  # type: ignore[no-any-return]
 
 
-def center_crop(image: Pixels, size: int) -> Pixels:
-    """Scale the short side to 8/7 of the size (256 for 224), then return the middle (size, size, 3)."""
-    image = resize_short_side(image, round(size * CROP_MARGIN))
+def center_crop(image: Pixels, size: int, margin: float = CROP_MARGIN) -> Pixels:
+    """Scale the short side to `margin` times the size (256 for 224), then return the middle (size, size, 3)."""
+    image = resize_short_side(image, round(size * margin))
     top, left = (round((side - size) / 2) for side in image.shape[:2])
     return image[top : top + size, left : left + size]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cyclecontrast.data.images import Pixels, center_crop
+from cyclecontrast.data.images import CROP_MARGIN, Pixels, center_crop
 from cyclecontrast.data.loader import HANG_SECONDS, loaded
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, explained, system_error
@@ -63,15 +63,16 @@ Crop = Callable[[Pixels, int], Pixels]
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """Scale the short side to 8/7 of the size (256 for 224), then crop the middle."""
+    """Scale the short side to `margin` times the size (256 for 224), then crop the middle."""
 
     size: int
+    margin: float = CROP_MARGIN
 
     def __call__(self, image: Pixels, position: int) -> Pixels:
         """Return the crop (size, size, 3), or those of several frames (num_frames, size, size, 3)."""
         if image.ndim == 4:
             return np.stack([self(frame, position) for frame in image])
-        return center_crop(image, self.size)
+        return center_crop(image, self.size, self.margin)
 
 
 @dataclass(frozen=True)
