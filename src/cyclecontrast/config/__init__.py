@@ -25,6 +25,7 @@ from cyclecontrast.config.evaluate import (
     PropagationConfig,
     RetrievalConfig,
     SegmentationConfig,
+    ShapeBiasConfig,
     TrackingConfig,
 )
 from cyclecontrast.config.presets import PRESETS

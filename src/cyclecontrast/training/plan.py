@@ -19,8 +19,8 @@ from cyclecontrast.methods.method import StepInfo
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.hardware import pick_workers
 from cyclecontrast.output import join_lines
-from cyclecontrast.training.health import health_views, measure_health
-from cyclecontrast.training.monitor import NUM_MEASUREMENTS, steps_between
+from cyclecontrast.training.health import health_views, measure_health, measure_neighbors, neighbor_frames
+from cyclecontrast.training.monitor import NEIGHBORS_EVERY, NUM_MEASUREMENTS, steps_between
 from cyclecontrast.training.run_folder import device_name
 from cyclecontrast.training.setup import build_method, make_health_dataset
 from cyclecontrast.training.trainer import Trainer
@@ -94,11 +94,15 @@ def measure(
             if all_reduce_max([int(timed >= 2 and now - began > MOST_SECONDS)], world) == [1]:
                 break
     trainer.check_finite()
-    step, began = (now - began) / max(1, timed), time.monotonic()
+    step, began, health = (now - began) / max(1, timed), time.monotonic(), 0.0
     if world.rank == 0 and config.health_every != 0:
         views = health_views(make_health_dataset(config, dataset))
         measure_health(trainer.method, views, config.temperature, config.mask_own_video)
-    slowest = all_reduce_max([round(1e6 * step), round(1e6 * (time.monotonic() - began))], world)
+        health, frames = time.monotonic() - began, neighbor_frames(dataset)
+        began = time.monotonic()
+        measure_neighbors(trainer.method, *frames)
+        health += (time.monotonic() - began) / NEIGHBORS_EVERY
+    slowest = all_reduce_max([round(1e6 * step), round(1e6 * health)], world)
     return Timing(max(1, slowest[0]) / 1e6, slowest[1] / 1e6)
 
 
