@@ -53,8 +53,11 @@ RUNTIME_SETTINGS = frozenset(
     {"augment_on", "compile", "log_every", "log_to", "checkpoint_every", "health_every", "report"}
 )
 """Settings that change the result at most by rounding errors."""
-CHANGEABLE_ON_RESUME = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable", "teacher"}
-"""Settings that may change when a run is resumed. Data and teacher may be moved, but must have the same fingerprint."""
+CHANGEABLE_ON_RESUME = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable", "teacher", "steps"}
+"""Settings that may change when a run is resumed.
+
+Data and teacher may be moved, but must have the same fingerprint; steps may only become more.
+"""
 METHODS_OF_OPTION = {
     "positives": ("simclr", "simsiam", "byol"),
     "teacher": ("distill",),
@@ -310,7 +313,9 @@ class PretrainConfig(BaseModel):
     )
 
     out: LocalPath = option(..., "folder of the new run", "FOLDER", "output")
-    resume: LocalPath | None = option(None, "resume the run in this folder, with its saved settings", "RUN", "output")
+    resume: LocalPath | None = option(
+        None, "resume the run in this folder, with its saved settings; with more --steps, extend it", "RUN", "output"
+    )
     checkpoint_every: Count = option(1000, "steps between checkpoints", "STEPS", "output")
     log_every: Count = option(10, "steps between rows of metrics.jsonl", "STEPS", "output")
     log_to: LogTo = option(
