@@ -35,6 +35,8 @@ from cyclecontrast.data.store_format import (
     check_settings_exist,
     read_settings,
     read_videos,
+    read_videos_folder,
+    relative_folder,
     shard_name,
     shard_path,
     write_settings,
@@ -445,8 +447,8 @@ def _make_store(config: PrepareConfig, settings: Mapping[str, object]) -> None:
     # Another process may have made the store with other settings since the first check.
     out = config.out
     _check_out(config.videos, out, settings)
-    if not (out / STORE).exists():
-        write_settings(out, settings)
+    if read_videos_folder(out) != out.resolve() / relative_folder(out, config.videos):
+        write_settings(out, settings, config.videos)
     (out / "shards").mkdir(exist_ok=True)
 
 

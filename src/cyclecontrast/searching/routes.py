@@ -6,7 +6,6 @@ Connections, requests and uploads at the same time are limited, and a request mu
 """
 
 import asyncio
-import contextlib
 import os
 import re
 import socket
@@ -30,10 +29,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cyclecontrast.config.types import STRICT, SmallCount, read_toml
+from cyclecontrast.config.types import STRICT, SmallCount
 from cyclecontrast.data.images import decode_image
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.data.store_format import read_videos
+from cyclecontrast.data.store_format import read_videos, read_videos_folder
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.metrics import Floats
 from cyclecontrast.searching.command import QueryEncoder
@@ -96,7 +95,7 @@ class SourceVideo(NamedTuple):
 
 
 def find_source_videos(index: FrameIndex, store: FrameStore, folder: Path | None) -> tuple[dict[int, SourceVideo], str]:
-    """Find the videos that the frames were extracted from, in `folder` or where the run of the frames says.
+    """Find the videos that the frames were extracted from, in `folder` or where their store says.
 
     Returns them by their number in the index, and what the user can do where their folder is not known. Raises
     UserError where `folder` has none of them.
@@ -106,11 +105,8 @@ def find_source_videos(index: FrameIndex, store: FrameStore, folder: Path | None
         if folder is not None:
             raise UserError(f"videos: {root} is not a store that was prepared from videos here; leave out --videos")
         return {}, ""
-    known_folder = folder
-    if folder is None and root.name == "frames":  # those of a run, which says where it took them from
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known_folder = Path(read_toml(root.absolute().parent / "config.toml")["data"])
-    if known_folder is None or (folder is None and not known_folder.is_dir()):
+    known_folder = folder or read_videos_folder(root)
+    if known_folder is None or not (folder or os.path.isdir(known_folder)):
         return {}, "To play the videos, name their folder: --videos FOLDER"
     rows = {row.id: row for row in read_videos(root / "videos.parquet")}
     videos = {
@@ -191,6 +187,7 @@ class SearchService:
             "row": hit.row,
             "similarity": hit.similarity,
             "video": hit.video,
+            "frame": hit.frame,
             "moment": hit.moment,
             "time": hit.time,
             "playable": None if number not in self.videos or problem else number,

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import re
 import shutil
@@ -369,6 +370,16 @@ def test_a_store_of_copies_that_was_interrupted_has_the_same_bytes(videos, tmp_p
             run(videos, tmp_path / "parts")
     run(videos, tmp_path / "parts")
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+
+
+def test_a_store_names_the_folder_of_its_videos(videos, tmp_path):
+    """As a path from the store, which follows videos that have moved."""
+    run(videos, tmp_path / "stores" / "one")
+    header = json.loads((tmp_path / "stores" / "one" / "store.json").read_text())
+    assert header["videos"] == "../../videos"
+    videos.rename(tmp_path / "moved")
+    run(tmp_path / "moved", tmp_path / "stores" / "one")
+    assert json.loads((tmp_path / "stores" / "one" / "store.json").read_text()) == header | {"videos": "../../moved"}
 
 
 def text_only(tmp_path):
