@@ -4,7 +4,6 @@
 
 const MAX_BYTES = 32 * 2 ** 20;
 const MAX_TOP = 200;
-const NUM_SAMPLES = 12;
 const KEPT_IMAGES = 8;
 const byId = (id) => document.getElementById(id);
 const images = new Map();
@@ -156,11 +155,9 @@ function offerTable(frames) {
   link.hidden = !frames.length;
 }
 
-// Invites to a first search by frames from all over the index.
+// Invites to a first search by frames of several videos.
 function showSamples() {
-  const numRows = Number(document.body.dataset.rows);
-  const number = Math.min(NUM_SAMPLES, numRows);
-  const rows = Array.from({ length: number }, (_, i) => Math.floor((i + 0.5) * numRows / number));
+  const rows = document.body.dataset.samples.split(" ");
   byId("samples").replaceChildren(...rows.map((row) => make("li", { class: "card" }, picture(row, "Find frames like this one"))));
   byId("start").hidden = false;
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, NamedTuple, NoReturn
 
+import numpy as np
 import uvicorn
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
@@ -53,6 +54,8 @@ A browser opens six. The backlog is also the number of connections that asyncio 
 SECONDS_TO_REQUEST = 30.0
 """After this time, or at most twice as long, a connection that has not sent a whole request is closed."""
 MAX_TOP = 200
+NUM_SAMPLES = 12
+"""Frames that the page offers to start from."""
 SECONDS_TO_FINISH = 1
 """How long the server waits at its end for answers under way, such as a paused video."""
 HEADERS = {
@@ -168,10 +171,17 @@ class SearchService:
             title="Find similar frames",
             facts=f"{index_summary(self.index)}, by {self.encoder.backbone.name}",
             num_rows=len(self.index),
+            samples=self._samples(),
             note=self.note,
             has_videos=bool(self.videos),
             search=self.vectors.description,
         )
+
+    def _samples(self) -> list[int]:
+        """Return a row in the middle of each of some videos, from the first to the last."""
+        numbers = np.unique(np.linspace(0, len(self.index.video_ids) - 1, NUM_SAMPLES).round())
+        rows = [np.flatnonzero(self.index.video == number) for number in numbers]
+        return [int(found[len(found) // 2]) for found in rows]
 
     def _search(self, query: Floats, row: int | None, options: SearchOptions, began: float) -> dict[str, Any]:
         allowed = allowed_rows(self.index.video, row, options.other_videos)
