@@ -45,6 +45,7 @@ from cyclecontrast.config.types import (
     option,
     read_toml,
 )
+from cyclecontrast.output import quoted
 
 LogTo = tuple[Literal["tensorboard", "wandb"], ...]
 MACHINE_SETTINGS = frozenset({"data", "out", "resume", "workers", "device"})
@@ -384,11 +385,11 @@ class PretrainConfig(BaseModel):
             )
         before = trained | saved
         if is_url(place := before.get("data")) and values.get("data") is None:
-            allow = f"cyclecontrast pretrain {place} --resume {run}"
+            allow = f"cyclecontrast pretrain {quoted(place)} --resume {quoted(run)}"
             raise ValueError(f"resume: {run} was trained on {place}; to allow the download: {allow}")
         for name, what in ({"teacher": "has the teacher"} | ({} if copy else {"init": "starts from"})).items():
             if must_be_downloaded(model := before.get(name)) and values.get(name) is None:
-                allow = f"cyclecontrast pretrain --resume {run} --{name} {model}"
+                allow = f"cyclecontrast pretrain --resume {quoted(run)} --{name} {quoted(model)}"
                 raise ValueError(f"resume: {run} {what} {model}; to allow its download: {allow}")
         defaults = {name: field.default for name, field in cls.model_fields.items()}  # None is not in the files
         if changes := cls._changes(defaults | before | {"out": run}, values, "in the run"):

@@ -134,12 +134,12 @@ def plan_lines(config: PretrainConfig, dataset: ViewDataset, num_steps: int, dev
     if not held_out and store.num_videos < MIN_VIDEOS_FOR_HOLDOUT:
         judged += f": fewer than {MIN_VIDEOS_FOR_HOLDOUT}"
     start = config.init or "random weights"
-    steps = f"{num_steps:,} step{'s' * (num_steps != 1)} of {config.batch_size:,} videos on {device_name(device)}"
+    steps = f"{num_steps:,} step{'s' * (num_steps != 1)} of {config.batch_size:,} videos, on {device_name(device)}"
     return [
         f"data      {store.num_videos:,} videos{alone}, {store.num_frames:,} frames ({store.layout}); {judged}",
         f"network   {config.backbone}, from {start}; images of {config.image_size} px, in {config.precision}",
         f"method    {config.method}: learns from {learns_from(config.method)}",
-        f"training  {steps}; each video is drawn about {times:,.0f} time{'s' * (round(times) != 1)}",
+        f"training  {steps}; each video about {times:,.0f} time{'s' * (round(times) != 1)}",
         f"expect    {_expected(config, dataset.num_videos)}",
     ]
 
@@ -147,8 +147,7 @@ def plan_lines(config: PretrainConfig, dataset: ViewDataset, num_steps: int, dev
 def _expected(config: PretrainConfig, num_videos: int) -> str:
     """Return what a training is likely to be worth, after the measurements in docs/pretrained.md."""
     if config.init is not None:
-        return "frames of one thing find each other better than by the start, kinds of things maybe not"
+        return "frames of one thing find each other more often; of one kind, not always"
     if num_videos < FEW_VIDEOS:
-        few = f"{num_videos:,} videos are few, so less than from a network pretrained on images"
-        return f"{few}; with --init MODEL, training starts from one (docs/pretrained.md)"
-    return "more than from random weights; the verdict at the end says whether it was long enough"
+        return f"{num_videos:,} videos are few; --init MODEL likely gives more (docs/pretrained.md)"
+    return "more than random weights give, if it is long enough (docs/pretrained.md)"

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import shlex
 import textwrap
 import time
 from collections.abc import Collection, Iterator
@@ -24,7 +23,7 @@ from cyclecontrast.methods import Method, unread_options
 from cyclecontrast.models.backbone import Backbone, has_batchnorm
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision, rounding
-from cyclecontrast.output import join_lines, say
+from cyclecontrast.output import join_lines, quoted, say
 from cyclecontrast.training import checkpoints, run_folder
 from cyclecontrast.training.auto_settings import Machine
 from cyclecontrast.training.loggers import open_loggers
@@ -65,7 +64,7 @@ class Run:
             return ""
         health = [f"health{self.judged_at}: {self.verdict}"] if self.verdict is not None else []
         beside = " --baseline start" * self.is_continued
-        command = f"cyclecontrast evaluate knn {shlex.quote(str(self.folder))} DATA{beside}, or embed, export, report"
+        command = f"cyclecontrast evaluate knn {quoted(self.folder)} DATA{beside}, or embed, export, report"
         if is_user_defined(self.backbone.name):
             command = f"in Python load_backbone({str(self.folder)!r}, network=...), then evaluate, embed, export"
         return join_lines([*health, f"backbone: {self.folder / 'backbone.safetensors'}", f"next: {command}"])

@@ -154,7 +154,7 @@ def _in_words(row: Row) -> list[str]:
 
 def time_in_words(seconds: float, step: float) -> str:
     """Return how long a training takes, and how to change that."""
-    return f"about {duration(seconds)}, {step:.2g} s per step; to fit a training into N minutes: --minutes N"
+    return f"about {duration(seconds)} ({step:.2g} s per step); for N minutes: --minutes N"
 
 
 def duration(seconds: float) -> str:

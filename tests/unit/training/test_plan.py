@@ -56,8 +56,8 @@ def test_a_plan_writes_nothing(stripes, tmp_path, capsys):
     assert (plan.num_steps, plan.seconds > 0) == (30, True)
     words = [line.split()[0] for line in str(plan).splitlines()]
     assert words == ["data", "network", "method", "training", "expect", "time"]
-    assert "training  30 steps of 8 videos on cpu (" in str(plan)
-    assert "; each video is drawn about 20 times" in str(plan)
+    assert "training  30 steps of 8 videos, on cpu (" in str(plan)
+    assert "; each video about 20 times" in str(plan)
     assert "12 videos, 48 frames (tree of frames); no videos are held out: fewer than 50" in str(plan)
     assert not (tmp_path / "run").exists()
     arguments = ["--out", str(tmp_path / "run"), "--steps", "30", "--backbone", "resnet10-small-w8", "--plan"]
@@ -72,8 +72,9 @@ def test_a_training_begins_with_its_plan(stripes, tmp_path, capsys, monkeypatch)
     run(stripes, tmp_path / "run", method="intra-video", steps=30, health_every=0)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["data", "network", "method", "training", "expect"]
-    assert lines[4].startswith("expect    12 videos are few, so less than from a network pretrained on images;")
-    assert any(line.startswith("time      about ") and "s per step; to fit" in line for line in lines[5:])
+    assert lines[4].startswith("expect    12 videos are few; --init MODEL likely gives more")
+    assert any(line.startswith("time      about ") and "s per step); for N minutes" in line for line in lines[5:])
+    assert all(len(line) <= 80 for line in lines[:5] if "data" not in line)
     assert not any("epochs=" in line for line in lines), "thousands of epochs of a few videos tell nothing"
 
 
