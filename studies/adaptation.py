@@ -128,8 +128,8 @@ def link_videos(data: Path, folder: Path, number: int | None) -> Path:
 class Study:
     """The settings of one table: its data, the weights to start from, and where the measurements are kept."""
 
-    def __init__(self, asked: argparse.Namespace, folder: Path) -> None:
-        self.asked, self.folder = asked, folder
+    def __init__(self, asked: argparse.Namespace, rows: dict[str, dict[str, Any]], folder: Path) -> None:
+        self.asked, self.rows, self.folder = asked, rows, folder
         self.init = f"{NETWORK}@{convert(asked.weights, folder)}"
         self.results: Path = asked.results or folder / "results.jsonl"
 
@@ -153,11 +153,13 @@ class Study:
         elif row == "random":
             model, verdict = f"random:{NETWORK}", ""
         else:
-            model, verdict = self.train(ROWS[row], videos, seed, settings)
+            model, verdict = self.train(self.rows[row], videos, seed, settings)
         seconds = time.monotonic() - started
         size = None if verdict else asked.image_size
         scores = [self.knn(model, data, seed, size) for data in (asked.data, *asked.forgetting)]
         result = key | {"scores": scores, "verdict": verdict, "seconds": round(seconds)}
+        if history := getattr(self.rows[row].get("method"), "history", []):
+            result["history"] = history
         with self.results.open("a") as file:
             file.write(json.dumps(result) + "\n")
         return result
@@ -183,12 +185,12 @@ class Study:
         return str(run), done.verdict.word if done.verdict else ""
 
 
-def main() -> None:
+def main(rows: dict[str, dict[str, Any]], description: str) -> None:
     """Print a table for each number of videos as soon as its rows are measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("weights", type=Path)
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--rows", nargs="+", default=list(rows), choices=rows)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -199,7 +201,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="default: a temporary file")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        study = Study(asked, Path(name))
+        study = Study(asked, rows, Path(name))
         for number in asked.num_videos:
             judges = " | ".join(path.name for path in (asked.data, *asked.forgetting))
             print(f"| {number or 'all'} videos | {judges} | verdicts | minutes |")
@@ -226,4 +228,4 @@ def counted(found: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(ROWS, str(__doc__))

@@ -20,7 +20,19 @@ from torch import nn
 import cyclecontrast as cc
 
 METHOD = "method" if "method" in inspect.signature(cc.pretrain).parameters else "objective"
-METHODS = ("intra-image", "intra-video", "cycle", "cycle-only", "vince", "seco", "simclr", "simsiam", "byol", "diet")
+METHODS = (
+    "intra-image",
+    "intra-video",
+    "cycle",
+    "cycle-only",
+    "vince",
+    "seco",
+    "simclr",
+    "simsiam",
+    "byol",
+    "diet",
+    "nnclr",
+)
 TEACHER = "random:resnet10-small-w4"
 TINY = {
     "preset": "paper",

@@ -95,6 +95,15 @@ _BASELINES: dict[str, Settings] = {
         "epochs": 300,
         "warmup": 10 / 300,
     },
+    "nnclr": _RESNET50
+    | {
+        "projector": "mlp3-bn",
+        "projector_dim": 256,
+        "temperature": 0.1,
+        "queue_size": 98_304,
+        "epochs": 1000,
+        "warmup": 10 / 1000,
+    },
     "diet": {"schedule": "cosine"},
 }
 BASELINE_PRESETS: dict[str, dict[str, Settings]] = {
@@ -119,8 +128,8 @@ BASELINE_PRESETS: dict[str, dict[str, Settings]] = {
 
 If a source uses two networks, `paper` is the smaller one and `release` the larger one. Batch sizes count videos: the
 batches of 256 and 896 images of VINCE have four images per video, and its 1,000,000 and 286,000 steps are 92 epochs of
-the 696,082 videos of R2V2. The learning rates and batch sizes of SimCLR, BYOL and DIET are
-omitted, because they suit LARS and AdamW.
+the 696,082 videos of R2V2. The learning rates and batch sizes of SimCLR, BYOL, NNCLR and
+DIET are omitted, because they suit LARS and AdamW.
 """
 
 

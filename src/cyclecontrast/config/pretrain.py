@@ -60,7 +60,7 @@ CHANGEABLE_ON_RESUME = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_u
 Data and teacher may be moved, but must have the same fingerprint; steps may only become more.
 """
 METHODS_OF_OPTION = {
-    "positives": ("simclr", "simsiam", "byol"),
+    "positives": ("simclr", "simsiam", "byol", "nnclr"),
     "teacher": ("distill",),
     "query_frame_in_support": ("cycle-only",),
     "self_batch": ("vince",),
@@ -78,6 +78,8 @@ RESOLVED_BY_AUTO = frozenset(
     }
 )
 """Settings that the preset `auto` resolves if the user did not set them."""
+CONTINUING = "intra-video"
+"""The method of `auto` with `init`: there, the cycle loss gains nothing and forgets more (docs/pretrained.md)."""
 ADDED_LATER = frozenset({"holdout", "freeze_batchnorm", "projector_first"})
 """Settings that the config.toml of older versions may lack, which trained as if they were off."""
 
@@ -126,12 +128,18 @@ class PretrainConfig(BaseModel):
             "simclr",
             "simsiam",
             "byol",
+            "nnclr",
             "diet",
             "distill",
         ],
         OR_USER_DEFINED,
         AS_TEXT,
-    ] = option("cycle", "the paper's method, an ablation of it, or a baseline", "METHOD", "method")
+    ] = option(
+        "cycle",
+        "the paper's method, an ablation of it, or a baseline; with --init, auto takes intra-video",
+        "METHOD",
+        "method",
+    )
     preset: Literal["auto", "paper", "release"] = option(
         "auto",
         "source of the defaults: data size and hardware (auto), the paper of the method (paper), or the code of its "
@@ -152,7 +160,7 @@ class PretrainConfig(BaseModel):
     )
     queue_size: Count = option(
         65_536,
-        "keys in the queue of the intra loss; used by intra-image, intra-video, cycle, vince and seco",
+        "keys in the queue of the intra loss; used by intra-image, intra-video, cycle, vince, seco and nnclr",
         "KEYS",
         "method",
     )
@@ -190,7 +198,7 @@ class PretrainConfig(BaseModel):
     )
     positives: Literal["frame", "video"] = option(
         "frame",
-        "positive pairs: two views of one frame, or of two frames of a video; used by simclr, simsiam and byol",
+        "positive pairs: two views of one frame, or of two frames of a video; used by simclr, simsiam, byol and nnclr",
         group="method",
     )
     teacher: ModelPath | None = option(
@@ -205,7 +213,10 @@ class PretrainConfig(BaseModel):
     )
     self_temperature: Positive = option(0.03, "softmax temperature of --self-batch", "NUMBER", "method")
     momentum: HalfOpenFraction = option(
-        0.999, "momentum of the momentum encoder; not used by simclr, simsiam, diet and distill", "NUMBER", "method"
+        0.999,
+        "momentum of the momentum encoder; not used by simclr, simsiam, nnclr, diet and distill",
+        "NUMBER",
+        "method",
     )
     momentum_ramp: NonNegativeInt = option(
         0, "limit the momentum of the momentum encoder to step / (step + STEPS); 0: no limit", "STEPS", "method"
@@ -353,7 +364,9 @@ class PretrainConfig(BaseModel):
         requested = {name for name in self.model_fields_set if name not in usual or getattr(self, name) != usual[name]}
         if requested >= RESOLVED_BY_AUTO - ADDED_LATER:
             return set()
-        inherited = _inherited(Path(self.init)) if self.init is not None and self.resume is None else {}
+        inherited: dict[str, object] = {}
+        if self.init is not None and self.resume is None:
+            inherited = _inherited(Path(self.init)) | {"method": CONTINUING}
         return {name for name in requested if name not in inherited or getattr(self, name) != inherited[name]}
 
     @model_validator(mode="before")
@@ -365,6 +378,9 @@ class PretrainConfig(BaseModel):
             return cls._resumed(values, Path(str(values["resume"])))
         preset = preset_settings(str(values.get("preset")), str(values.get("method")))
         if values.get("init") is not None:
+            of_cycle = {"cycle_weight", "cycle_start", "cycle_queue_size", "support_size", "top_k", "split_by"}
+            if values.get("preset") in (None, "auto") and not of_cycle & values.keys():
+                preset["method"] = CONTINUING
             preset.pop("backbone", None)
             preset |= _inherited(Path(str(values["init"])))
         return preset | values

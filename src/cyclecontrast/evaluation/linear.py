@@ -33,7 +33,7 @@ from cyclecontrast.evaluation.classification import (
 )
 from cyclecontrast.evaluation.embed import Loading, encode, frozen
 from cyclecontrast.evaluation.epochs import EpochReader, train_classifier
-from cyclecontrast.evaluation.metrics import Floats, Integers
+from cyclecontrast.evaluation.metrics import Floats, Integers, dot_products
 from cyclecontrast.evaluation.predictions import Json
 from cyclecontrast.evaluation.protocol import Part, Predictions
 from cyclecontrast.evaluation.resume_cache import ResumeCache
@@ -140,7 +140,7 @@ class Linear(ClassificationProtocol[LinearConfig]):
         unread = reader.unread()
         learned, num_learned = self.readable(train, unread)
         return _Fitted(
-            test.vectors @ weight.T + bias,
+            dot_products(test.vectors, weight.T) + bias,
             num_learned,
             doubts(loss, len(data.classes)) + untrained_class_notes(learned, data.classes),
             tuple(unread.values()),

@@ -77,6 +77,17 @@ def unit_vectors(vectors: Floats) -> Floats:
     return scaled
 
 
+def dot_products(left: Floats, right: Floats) -> Floats:
+    """Return left @ right. The vectors must be finite.
+
+    OpenBLAS may read beyond the end of a row and set the flag of an invalid operation although every product is right
+    (numpy issues 13173 and 24067), so NumPy's warning is switched off.
+    """
+    with np.errstate(invalid="ignore"):
+        products: Floats = left @ right
+    return products
+
+
 def video_means(vectors: Floats, videos: Integers, num_videos: int) -> Floats:
     """Average the vectors (num_images, dim) of each video, numbered by `videos` (num_images,) → (num_videos, dim)."""
     counts = np.bincount(videos, minlength=num_videos)
@@ -113,7 +124,7 @@ def similarity_blocks(
     num_rows = max(1, similarities_at_once // len(gallery))
     for start in range(0, max(len(queries), 1), num_rows):
         rows = queries[start : start + num_rows]
-        yield rows, rows @ gallery.T
+        yield rows, dot_products(rows, gallery.T)
 
 
 def nearest_in_block(gallery: Floats, queries: Floats, similarities: Floats, k: int) -> Neighbors:

@@ -7,6 +7,7 @@ from typing import Any
 
 from cyclecontrast.config import PROTOCOL_CONFIGS, AllConfig, EvaluateConfig
 from cyclecontrast.config.evaluate import BaselineName
+from cyclecontrast.config.types import is_user_defined
 from cyclecontrast.distributed import ALONE, World, broadcast_object, command_process_group
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.embed import check_same_work, gather_part
@@ -63,6 +64,11 @@ def load_baseline(config: EvaluateConfig | AllConfig, backbone: Backbone) -> tup
 
     Raises UserError if the start of a run cannot be loaded.
     """
+    if is_user_defined(backbone.name):
+        raise UserError(
+            f"baseline: {backbone.name} is a custom network, whose weights from before the training are not kept; "
+            "evaluate the network as it was then, without a baseline"
+        )
     if config.baseline == "start":
         model, baseline = load_start(Path(config.model), download=True)
     else:

@@ -6,6 +6,7 @@ from cyclecontrast.methods.cycle_contrast import CycleContrast, CycleOnly, Intra
 from cyclecontrast.methods.diet import DIET
 from cyclecontrast.methods.distill import Distill
 from cyclecontrast.methods.method import Candidates, Losses, Method, MomentumMethod, StepInfo
+from cyclecontrast.methods.nnclr import NNCLR
 from cyclecontrast.methods.seco import SeCo
 from cyclecontrast.methods.simclr import SimCLR
 from cyclecontrast.methods.simsiam import SimSiam
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "simsiam": SimSiam,
     "byol": BYOL,
+    "nnclr": NNCLR,
     "diet": DIET,
     "distill": Distill,
 }
@@ -42,6 +44,7 @@ __all__ = [
     "BYOL",
     "DIET",
     "METHODS",
+    "NNCLR",
     "VINCE",
     "Candidates",
     "CycleContrast",

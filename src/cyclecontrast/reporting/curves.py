@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 from matplotlib.ticker import MaxNLocator
 
 from cyclecontrast.charts import COLORS, LINE, MUTED, TEXT, new_figure, save_figure
-from cyclecontrast.methods import METHODS
+from cyclecontrast.methods import METHODS, MomentumMethod
 from cyclecontrast.reporting.runs import RunReport
 
 INCHES = 5.0, 2.9
@@ -141,7 +141,7 @@ def chance_levels(run: RunReport) -> dict[str, float]:
     if method is None:
         return known
     in_step = method.num_enqueued * (config.batch_size - 1) if config.batch_keys or method.always_batch_keys else 0
-    if method.has_intra:
+    if method.has_intra and issubclass(method, MomentumMethod):
         in_queue = config.queue_size + 1
         known |= {"health_queue_accuracy": 1 / in_queue, "health_queue_loss": math.log(in_queue)}
         known |= {"intra_accuracy": 1 / (in_queue + in_step), "intra_loss": math.log(in_queue + in_step)}

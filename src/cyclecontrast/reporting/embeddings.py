@@ -16,7 +16,7 @@ from cyclecontrast.data.images import Pixels
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.embed import Loading, embed_batches
-from cyclecontrast.evaluation.metrics import Floats, Integers, unit_vectors
+from cyclecontrast.evaluation.metrics import Floats, Integers, dot_products, unit_vectors
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import limited_threads, pick_device, pick_workers
@@ -200,7 +200,7 @@ def _worst(sample: FrameSample, models: list[Vectors], sheet: SpriteSheet) -> di
         ]
         same = np.flatnonzero(sample.videos == sample.videos[query])
         same = same[same != query]
-        best = int(same[np.argmax(first.vectors[same] @ first.vectors[query])])
+        best = int(same[np.argmax(dot_products(first.vectors[same], first.vectors[query]))])
         sprites = {"sprite": sample.sprite(query, sheet), "same_video": sample.sprite(best, sheet)}
         queries.append(sprites | {"found": found})
     if mean.max() < 0:
@@ -223,7 +223,7 @@ def _of_different_videos(order: Integers, videos: Integers) -> Iterable[int]:
 
 def _nearest(sample: FrameSample, model: Vectors, query: int, sheet: SpriteSheet, note: str = "") -> dict[str, Any]:
     """Return the nearest frames that a model finds for a query, with their cosine similarities, nearest first."""
-    similarities = model.vectors @ model.vectors[query]
+    similarities = dot_products(model.vectors, model.vectors[query])
     frames = nearest_of_other_videos(similarities, sample.videos, query, NUM_NEIGHBORS)
     neighbors = [(sample.sprite(int(frame), sheet), float(similarities[frame])) for frame in frames]
     return {"model": model.model, "is_trained": model.is_trained, "neighbors": neighbors, "note": note}
@@ -246,7 +246,7 @@ def frames_before_same_video(vectors: Floats, videos: Integers) -> Integers:
     counts = np.empty(len(videos), np.int64)
     for start in range(0, len(videos), ROWS_AT_ONCE):
         rows = np.arange(start, min(start + ROWS_AT_ONCE, len(videos)))
-        similarities = vectors[rows] @ vectors.T
+        similarities = dot_products(vectors[rows], vectors.T)
         same = videos[rows, None] == videos
         positive = same.copy()
         positive[np.arange(len(rows)), rows] = False

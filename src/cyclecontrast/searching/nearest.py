@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from cyclecontrast.errors import UserError
-from cyclecontrast.evaluation.metrics import Floats, Integers, Masks
+from cyclecontrast.evaluation.metrics import Floats, Integers, Masks, dot_products
 from cyclecontrast.searching.index import FrameIndex
 
 ROWS_IN_MEMORY = 65_536
@@ -56,7 +56,7 @@ def _best(
     differently, depending on where they are. All that may be among the top within rounding are therefore multiplied
     again in double precision, in which equal rows have equal products.
     """
-    products, limit = vectors @ query, per_video or top
+    products, limit = dot_products(vectors, query), per_video or top
     rounding = 2 * vectors.shape[1] * np.finfo(np.float32).eps
     rows, similarities, counts = list[int](), list[float](), Counter[int]()
     while len(rows) < top and len(candidates):

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from cyclecontrast.config import PrepareConfig, PretrainConfig
+from cyclecontrast.config.types import read_toml
 from cyclecontrast.data.dataset import ViewDataset, no_extra_frames
 from cyclecontrast.data.folders import find_videos, is_video
 from cyclecontrast.data.prepare import prepare
@@ -26,7 +27,7 @@ from cyclecontrast.files import check_new_run
 from cyclecontrast.loss import KeyQueue
 from cyclecontrast.loss.attention import BLOCK
 from cyclecontrast.methods import Method, MomentumMethod, unread_options
-from cyclecontrast.models.backbone import Backbone, layers_of, make_backbone
+from cyclecontrast.models.backbone import Backbone, has_batchnorm, layers_of, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import check_compiler, free_memory, pick_augment_on, pick_device, pick_workers
 from cyclecontrast.output import quoted, say
@@ -48,7 +49,7 @@ SAMPLED_VIDEOS = 32
 SAMPLING = ("frames_per_video", "fps", "every", "keyframes", "size")
 HEALTH_SEED = 2**32
 """Seed of the health views: the same for all runs, so that they are comparable, and outside of the range of --seed."""
-ONE_FRAME_METHODS = "intra-image, simclr, simsiam, byol, diet and distill"
+ONE_FRAME_METHODS = "intra-image, simclr, simsiam, byol, nnclr, diet and distill"
 
 
 def open_training(
@@ -59,6 +60,7 @@ def open_training(
     Raises UserError with all problems before anything is written, except for problems that need the extracted frames.
     """
     problems: list[str] = []
+    freezes = config.freeze_batchnorm and "freeze_batchnorm" in config.requested()
     with rank_0_first(world):
         num_videos = attempt(lambda: count_videos(config), problems)
         if config.resume is None and world.rank == 0:
@@ -86,6 +88,8 @@ def open_training(
             f"{times} times per batch"
         )
     backbone = given or make_backbone(config.backbone, config.seed)
+    if freezes and not has_batchnorm(backbone):
+        raise UserError(f"freeze_batchnorm: {backbone.name} has no BatchNorm; remove --freeze-batchnorm")
     origin = f", initialized from {backbone.source}" if _loads_init(config) else ""
     backbone.image_size = config.image_size
     backbone.source = f"cyclecontrast {config.method}, preset {config.preset}, seed {config.seed}{origin}"
@@ -122,10 +126,20 @@ def prepare_videos(config: PretrainConfig) -> None:
     frames = config.out / "frames"
     if config.resume is None or not (frames / "frames.parquet").exists():
         settings = {"videos": config.data, "out": frames, "workers": config.workers}
-        start = (read_settings(Path(config.init) / "frames") if config.init else None) or {}
-        sampling = {name: start[name] for name in SAMPLING if start.get(name)}  # of the run that this one starts from
+        sampling = _sampling_of(Path(config.init)) if config.init else {}
         summary = prepare(checked(PrepareConfig, sampling | settings))
         say(*str(summary).split("\n"), f"the frames are in {frames}: pass this folder as DATA to reuse them")
+
+
+def _sampling_of(run: Path) -> dict[str, object]:
+    """Return how the frames were sampled that a run was trained on; empty if they were not sampled, or not known."""
+    data: Path | None = None
+    with contextlib.suppress(OSError, ValueError, LookupError):  # not a run, or a damaged one
+        data = Path(str(read_toml(run / run_folder.CONFIG)["data"]))
+    for frames in (run / "frames", data):
+        if frames is not None and (settings := read_settings(frames)) is not None:
+            return {name: settings[name] for name in SAMPLING if settings.get(name)}
+    return {}
 
 
 def frame_size(store: FrameStore) -> DataSize:

@@ -112,6 +112,23 @@ def test_auto_is_the_same_as_unset():
 
 
 @pytest.mark.parametrize(
+    ("values", "method"),
+    [
+        ({}, "intra-video"),
+        ({"cycle_weight": 0.5}, "cycle"),
+        ({"method": "cycle"}, "cycle"),
+        ({"preset": "paper"}, "cycle"),
+        ({"init": None}, "cycle"),
+    ],
+)
+def test_given_weights_are_trained_by_intra_video(values, method):
+    """Unless the user names a method, a preset or an option of the cycle loss; it is not called the user's choice."""
+    config = checked(PretrainConfig, BASE | {"init": "timm:resnet18"} | values)
+    assert config.method == method
+    assert ("method" in config.requested()) == ("method" in values)
+
+
+@pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"cycle_queue_size": 100, "support_size": 100}, "must be smaller than cycle_queue_size"),
@@ -129,7 +146,7 @@ def test_auto_is_the_same_as_unset():
             "query_frame_in_support is supported only by cycle-only, not by method cycle",
         ),
         ({"method": "seco", "self_batch": True}, "self_batch is supported only by vince"),
-        ({"positives": "video"}, "positives is supported only by simclr, simsiam, byol"),
+        ({"positives": "video"}, "positives is supported only by simclr, simsiam, byol, nnclr"),
         ({"teacher": "timm:vit"}, "teacher is supported only by distill, not by method cycle"),
         ({"method": "distill"}, "method distill needs a model to learn from; set --teacher MODEL"),
         ({"momentum_rise": True, "momentum_ramp": 10}, "momentum_rise excludes momentum_ramp"),

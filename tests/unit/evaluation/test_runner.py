@@ -362,6 +362,15 @@ def test_a_start_without_a_fingerprint_is_found_by_the_config(data, tmp_path):
     assert result.baseline.model.fingerprint == fingerprint(make_backbone(BACKBONE, 5))
 
 
+@pytest.mark.parametrize("baseline", ["start", "random"])
+def test_a_custom_network_has_no_baseline(data, tmp_path, baseline):
+    """Neither its start nor its random weights can be made without its code."""
+    backbone = make_backbone(BACKBONE, 5)
+    backbone.name = "own:Network"
+    with pytest.raises(UserError, match="baseline: own:Network is a custom network"):
+        run(data, tmp_path / "out", backbone, baseline=baseline)
+
+
 def test_a_stop_within_a_baseline_resumes(data, tmp_path, monkeypatch):
     """Random weights come first; run again, both evaluations go on where they stopped."""
     monkeypatch.setattr(Sign, "stop", "epoch 0")

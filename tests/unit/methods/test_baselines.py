@@ -137,6 +137,34 @@ def test_predictors_predict_the_other_view(name):
     assert method(batch, INFO).total.item() == pytest.approx(-sum(cosines).item() / 2, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("mask", [False, True])
+def test_nnclr_predicts_the_nearest_key_of_the_other_view(mask):
+    """Each view's nearest key of the queue is contrasted with the predictions of the other view, both ways."""
+    method = make_method("nnclr", mask_own_video=mask)
+    fill_queue(method.intra_queue)
+    queue, of = method.intra_queue.keys.double(), method.intra_queue.video
+    batch = draw_batch()
+    projections = [Projections(3 * unit(NUM_VIDEOS, DIM, i), unit(NUM_VIDEOS, DIM, i + 9)) for i in (1, 2)]
+    projections[0].intra[2] = queue[of == 2][0].float()  # so that masking matters
+    given = iter(projections)
+    method.project = lambda view: next(given)
+    method.eval()
+    predictions = [method.head(projection.intra).detach().double() for projection in projections]
+    expected = 0.0
+    for view, prediction in zip(projections, predictions[::-1], strict=True):
+        neighbors = []
+        for video, vector in enumerate(view.features().intra.double()):
+            allowed = [key for key, number in zip(queue, of, strict=True) if not mask or number != video]
+            neighbors.append(max(allowed, key=lambda key: dot(key, vector)))
+        for video, neighbor in enumerate(neighbors):
+            logits = [dot(neighbor, other) / 0.2 for other in prediction]
+            expected += math.log(sum(math.exp(logit) for logit in logits)) - logits[video]
+    assert method(batch, INFO).total.item() == pytest.approx(float(expected) / (2 * NUM_VIDEOS), rel=1e-4)
+    method.after_step(INFO)
+    torch.testing.assert_close(method.intra_queue.keys[-NUM_VIDEOS:], projections[0].features().intra)
+    assert method.intra_queue.video[-NUM_VIDEOS:].tolist() == batch.video.tolist()
+
+
 def test_no_gradient_reaches_simsiams_targets():
     """The gradient reaches projections through the head alone: with the head's output fixed, there is none."""
     method, batch = make_method("simsiam"), draw_batch()

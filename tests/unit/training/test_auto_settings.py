@@ -14,7 +14,7 @@ from cyclecontrast.training.setup import split_videos, unused_options
 BASE = {"data": Path("d"), "out": Path("o")}
 
 
-@pytest.mark.parametrize("method", ["vince", "seco", "simclr", "simsiam", "byol", "cycle-only", "diet"])
+@pytest.mark.parametrize("method", ["vince", "seco", "simclr", "simsiam", "byol", "cycle-only", "diet", "nnclr"])
 @pytest.mark.parametrize("num_videos", [2, 300, 100_000])
 def test_auto_suits_any_method(method, num_videos):
     """`auto` gives every method a valid config, decides nothing else, and counts the frames of VINCE in its batch."""

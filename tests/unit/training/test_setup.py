@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import cyclecontrast as cc
 from cyclecontrast.config import PrepareConfig, PretrainConfig
@@ -164,7 +165,7 @@ def test_a_flat_folder_needs_a_method_of_one_frame(stripes, flat, tmp_path):
     """Unrelated images are refused where two frames of a video are needed, and accepted for single frames."""
     for method in ("cycle", "seco"):
         (problem,) = problems_of(flat, tmp_path / "run", method=method)
-        assert "only --method intra-image, simclr, simsiam, byol, diet and distill can learn from it" in problem
+        assert "only --method intra-image, simclr, simsiam, byol, nnclr, diet and distill can learn from it" in problem
     for method in ("intra-image", "simsiam", "diet"):
         begin(flat, tmp_path / "run", method=method)
 
@@ -349,3 +350,15 @@ def test_a_run_takes_over_from_the_run_that_it_starts_from(stripes, tmp_path):
     config = tomllib.loads((done.folder / "config.toml").read_text())
     assert (config["image_size"], config["flip"]) == (24, False)
     assert cc.pretrain(stripes, out=tmp_path / "set", image_size=16, **shared).backbone.image_size == 16
+    shutil.move(start.folder / "frames", tmp_path / "prepared")
+    saved = (start.folder / "config.toml").read_text().replace(str(videos), str(tmp_path / "prepared"))
+    (start.folder / "config.toml").write_text(saved)
+    assert about_of(cc.pretrain(videos, out=tmp_path / "store", **shared).folder)["num_frames"] == 15
+
+
+def test_freezing_batchnorm_needs_batchnorm(stripes, tmp_path):
+    """A network without BatchNorm would be trained as if the option were not set."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU())
+    with pytest.raises(UserError, match="has no BatchNorm; remove --freeze-batchnorm"):
+        cc.pretrain(stripes, out=tmp_path / "run", backbone=network, steps=1, image_size=16, freeze_batchnorm=True)
+    assert not (tmp_path / "run" / "config.toml").exists()
