@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -45,7 +46,6 @@ from cyclecontrast.config.types import (
     option,
     read_toml,
 )
-from cyclecontrast.output import quoted
 
 LogTo = tuple[Literal["tensorboard", "wandb"], ...]
 MACHINE_SETTINGS = frozenset({"data", "out", "resume", "workers", "device"})
@@ -401,11 +401,11 @@ class PretrainConfig(BaseModel):
             )
         before = trained | saved
         if is_url(place := before.get("data")) and values.get("data") is None:
-            allow = f"cyclecontrast pretrain {quoted(place)} --resume {quoted(run)}"
+            allow = f"cyclecontrast pretrain {shlex.quote(str(place))} --resume {shlex.quote(str(run))}"
             raise ValueError(f"resume: {run} was trained on {place}; to allow the download: {allow}")
         for name, what in ({"teacher": "has the teacher"} | ({} if copy else {"init": "starts from"})).items():
             if must_be_downloaded(model := before.get(name)) and values.get(name) is None:
-                allow = f"cyclecontrast pretrain --resume {quoted(run)} --{name} {quoted(model)}"
+                allow = f"cyclecontrast pretrain --resume {shlex.quote(str(run))} --{name} {shlex.quote(str(model))}"
                 raise ValueError(f"resume: {run} {what} {model}; to allow its download: {allow}")
         defaults = {name: field.default for name, field in cls.model_fields.items()}  # None is not in the files
         if changes := cls._changes(defaults | before | {"out": run}, values, "in the run"):

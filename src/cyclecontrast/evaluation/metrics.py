@@ -12,8 +12,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cyclecontrast.progress import with_progress
-
 Floats = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.integer]
 Masks = npt.NDArray[np.bool_]
@@ -104,8 +102,6 @@ def nearest_neighbors(
 ) -> Neighbors:
     """Find the k rows of the gallery with the largest dot product with each query, in blocks of bounded memory."""
     blocks = similarity_blocks(gallery, queries, similarities_at_once)
-    num_blocks = -(-len(queries) // max(1, similarities_at_once // len(gallery)))
-    blocks = with_progress(blocks, "comparing", num_blocks)
     found = [nearest_in_block(gallery, rows, similarities, k) for rows, similarities in blocks]
     return Neighbors(*(np.concatenate(column) for column in zip(*found, strict=True)))
 

@@ -48,7 +48,7 @@ class Run:
 
     `judged_at` is a text with the step of the last health measurement if it is not the last step, and with the videos
     if none were held out. `is_continued`: it started from given weights and changed them. `str` is empty on all ranks
-    but 0.
+    but 0. `frames` is the folder or URL of the frames that it was trained on.
     """
 
     folder: Path
@@ -58,16 +58,22 @@ class Run:
     judged_at: str = ""
     is_continued: bool = False
     is_first: bool = True
+    frames: Path | str = ""
 
     def __str__(self) -> str:
         if not self.is_first:
             return ""
         health = [f"health{self.judged_at}: {self.verdict}"] if self.verdict is not None else []
-        beside = " --baseline start" * self.is_continued
-        command = f"cyclecontrast evaluate knn {quoted(self.folder)} DATA{beside}, or embed, export, report"
+        run, index = quoted(self.folder), quoted(self.folder / "index.parquet")
+        commands = [
+            f"cyclecontrast embed {run} {quoted(self.frames)} --out {index}",
+            f"cyclecontrast search {index} --serve",
+            f"cyclecontrast evaluate knn {run} LABELED{' --baseline start' * self.is_continued}",
+        ]
         if is_user_defined(self.backbone.name):
-            command = f"in Python load_backbone({str(self.folder)!r}, network=...), then evaluate, embed, export"
-        return join_lines([*health, f"backbone: {self.folder / 'backbone.safetensors'}", f"next: {command}"])
+            commands = [f"in Python load_backbone({str(self.folder)!r}, network=...), then evaluate, embed, export"]
+        lines = [f"{'next:' * (not number):<6}{command}" for number, command in enumerate(commands)]
+        return join_lines([*health, f"backbone: {self.folder / 'backbone.safetensors'}", *lines])
 
 
 def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = False) -> Run:
@@ -102,7 +108,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
                 with stop_signals() as stop, _record_stops(trainer):
                     monitor = Monitor(trainer, make_health_dataset(config, dataset), start)
                     row = trainer.fit(dataset, start, read_errors, monitor, loggers, stop)
-                run = _close_run(trainer, row, read_errors)
+                run = _close_run(trainer, row, read_errors, dataset.store.root)
                 loggers.conclude(run.verdict)
             return run
 
@@ -252,7 +258,7 @@ def _start_has_seen(config: PretrainConfig, about: dict[str, Any]) -> bool:
 def _settings_table(config: PretrainConfig, method: Method, requested: Collection[str]) -> list[str]:
     """Return the settings that were chosen for this run, in groups; not those of other methods, and no folders."""
     chosen = RESOLVED_BY_AUTO | set(requested) | {"method", "init", "teacher"}
-    chosen -= unread_options(type(method)) | {"data", "out", "resume"}
+    chosen -= unread_options(type(method)) | {"data", "out", "resume", "minutes"}
     chosen -= {name for name in ("init", "teacher") if getattr(config, name) is None}
     if "epochs" not in requested:  # the plan says how often each video is drawn
         chosen -= {"epochs"}
@@ -309,7 +315,7 @@ def _record_stops(trainer: Trainer) -> Iterator[None]:
         raise
 
 
-def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors) -> Run:
+def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors, frames: Path | str) -> Run:
     """Write the final backbone and the status of run.json."""
     config, run, backbone = trainer.config, trainer.config.out, trainer.method.encoder.backbone.eval()
     verdict, judged_at, is_first = None, "", trainer.world.rank == 0
@@ -325,4 +331,4 @@ def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors) -> Run:
         read_errors.report(run)
     barrier(trainer.world)
     is_continued = config.init is not None and not is_start_kept(run_folder.read_about(run))
-    return Run(run, backbone, row, verdict, judged_at, is_continued, is_first)
+    return Run(run, backbone, row, verdict, judged_at, is_continued, is_first, frames)
