@@ -39,6 +39,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "simclr, 32": {"method": "simclr", "positives": "video", "batch_size": 32},
     "nnclr, 64": {"method": "nnclr", "positives": "video", "batch_size": 64, "queue_size": 1024},
     "byol, 32": {"method": "byol", "positives": "video", "batch_size": 32},
+    "intra-video, 128, 24 px": {"method": "intra-video", "batch_size": 128, "image_size": 24},
+    "intra-video, 128, half as wide": {
+        **{"method": "intra-video", "batch_size": 128, "backbone": "resnet10-small-w8"},
+    },
+    "intra-video, 128, views of moco-v1": {"method": "intra-video", "batch_size": 128, "augmentation": "moco-v1"},
+    "intra-video, 128, τ 0.1": {"method": "intra-video", "batch_size": 128, "temperature": 0.1},
 }
 """By name, the options of a recipe; the number is its batch size. All else is as `auto` has it."""
 CPU = torch.device("cpu")
@@ -67,7 +73,7 @@ def measured(key: dict[str, Any], data: Path, labeled: Path, options: dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         run, out = Path(folder) / "run", Path(folder) / "results"
         cc.pretrain(data, out=run, report=False, health_every=0, **options)
-        metrics = cc.evaluate("knn", run, labeled, k=(20,), image_size=IMAGE_SIZE, out=out).metrics
+        metrics = cc.evaluate("knn", run, labeled, k=(20,), out=out).metrics  # at the image size of the run
     with results.open("a") as file:
         file.write(json.dumps(key | {"knn": 100 * metrics["top1_k20"]}) + "\n")
     return 100 * metrics["top1_k20"]

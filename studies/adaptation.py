@@ -114,9 +114,9 @@ def convert(weights: Path, folder: Path) -> Path:
     return path
 
 
-def link_videos(data: Path, folder: Path, number: int | None) -> Path:
-    """Return a tree of the frames of the training videos, the first ones by a fixed order."""
-    videos = sorted(line.split()[0] for line in (data / "train.txt").read_text().splitlines())
+def link_videos(data: Path, folder: Path, number: int | None, lists: tuple[str, ...] = ("train.txt",)) -> Path:
+    """Return a tree of the frames of the listed videos, the first ones by a fixed order."""
+    videos = sorted(line.split()[0] for name in lists for line in (data / name).read_text().splitlines())
     order = torch.randperm(len(videos), generator=torch.Generator().manual_seed(0)).tolist()
     root = folder / f"videos-{number or len(videos)}"
     for video in [] if root.exists() else [videos[i] for i in order][:number]:
@@ -142,9 +142,14 @@ class Study:
             "image_size": asked.image_size,
         }
         key = {"data": asked.data.name, "row": row, "videos": videos, "seed": seed, "flip": asked.flip} | settings
+        key |= {"also_test": True} if asked.also_test else {}
         key["judges"] = [path.name for path in asked.forgetting]
         lines = self.results.read_text().splitlines() if self.results.exists() else []
-        found: list[dict[str, Any]] = [one for one in map(json.loads, lines) if one.items() >= key.items()]
+        found: list[dict[str, Any]] = [
+            one
+            for one in map(json.loads, lines)
+            if one.items() >= key.items() and ("also_test" in one) == asked.also_test
+        ]
         if found:
             return found[0]
         started = time.monotonic()
@@ -179,7 +184,8 @@ class Study:
         if row["method"] == "distill":
             options["teacher"] = self.init
         run = Path(tempfile.mkdtemp(dir=self.folder)) / "run"
-        data = link_videos(self.asked.data, self.folder, videos)
+        lists = ("train.txt", "test.txt") if self.asked.also_test else ("train.txt",)
+        data = link_videos(self.asked.data, self.folder, videos, lists)
         flip = self.asked.flip
         done = cc.pretrain(data, out=run, seed=seed, flip=flip, report=False, **settings | options)
         return str(run), done.verdict.word if done.verdict else ""
@@ -196,6 +202,7 @@ def main(rows: dict[str, dict[str, Any]], description: str) -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--num-videos", nargs="+", type=int, default=[None], help="default: all of train.txt")
+    parser.add_argument("--also-test", action="store_true", help="train on the videos of test.txt, too, without labels")
     parser.add_argument("--forgetting", nargs="*", type=Path, default=[], help="other labeled images")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--results", type=Path, help="default: a temporary file")

@@ -20,6 +20,7 @@ from cyclecontrast.data.dataset import Batch
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.distributed import ALONE, World
 from cyclecontrast.loss import info_nce
+from cyclecontrast.loss.neighbors import mutual_neighbors
 from cyclecontrast.methods import Candidates, IntraVideo, Losses, StepInfo
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.encoder import Features
@@ -85,11 +86,8 @@ class VideoNeighbors(IntraVideo):
 
     def neighbors(self, means: Tensor) -> tuple[Tensor, Tensor]:
         """Return each video's mutual nearest neighbor, -1 for none, and its margin over the second."""
-        centered = normalize(means - means.mean(dim=0), dim=1)
-        similarities = (centered @ centered.T).fill_diagonal_(-2)
-        (best, second), (first, _) = (part.unbind(dim=1) for part in similarities.topk(2, dim=1))
-        is_mutual = first[first] == torch.arange(len(first))
-        return first.where(is_mutual, -1), best - second
+        found = mutual_neighbors(means - means.mean(dim=0), self.numbers)
+        return found.nearest.where(found.mutual, -1), found.margin
 
     def chosen(self) -> Tensor:
         """Return the neighbor that each video learns from, -1 for none."""
@@ -134,17 +132,20 @@ class AnyNearest(VideoNeighbors):
 
     def chosen(self) -> Tensor:
         """Return the nearest video of each."""
-        centered = normalize(self.features - self.features.mean(dim=0), dim=1)
-        return (centered @ centered.T).fill_diagonal_(-2).argmax(dim=1)
+        return mutual_neighbors(self.features - self.features.mean(dim=0), self.numbers).nearest
 
 
 class Oracle(VideoNeighbors):
     """The nearest video of the same class by the labels: what perfect neighbors would give."""
 
+    def similarities(self) -> Tensor:
+        """Return the similarities of all videos to all others, -2 to themselves."""
+        vectors = normalize(self.features - self.features.mean(dim=0), dim=1)
+        return (vectors @ vectors.T).fill_diagonal_(-2)
+
     def chosen(self) -> Tensor:
         """Return the nearest video of the same class of each, -1 for the only one of its class."""
-        centered = normalize(self.features - self.features.mean(dim=0), dim=1)
-        similarities = (centered @ centered.T).fill_diagonal_(-2)
+        similarities = self.similarities()
         best, first = similarities.masked_fill(self.classes[:, None] != self.classes, -2).max(dim=1)
         return first.where(best > -2, -1)
 
@@ -157,8 +158,7 @@ class PartlyRight(Oracle):
     def chosen(self) -> Tensor:
         """Return the neighbor of each."""
         of_same = super().chosen()
-        centered = normalize(self.features - self.features.mean(dim=0), dim=1)
-        similarities = (centered @ centered.T).masked_fill(self.classes[:, None] == self.classes, -2)
+        similarities = self.similarities().masked_fill(self.classes[:, None] == self.classes, -2)
         is_right = torch.rand(len(of_same), generator=torch.Generator().manual_seed(1)) < self.right
         return of_same.where(is_right, similarities.argmax(dim=1))
 

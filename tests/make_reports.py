@@ -17,7 +17,7 @@ from cyclecontrast.training import run_folder
 
 BACKBONE = "resnet10-small-w4"
 SIZE = 16
-SIGNALS = [info.key for info in METRICS if info.part == "health"]
+SIGNALS = [info.key for info in METRICS if info.key.startswith("health_")]
 TERMS = ("same_frame_loss", "order_loss", "self_batch_loss")
 HEALTH = {
     "verdict": "collapsed",

@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cyclecontrast import runs
-from cyclecontrast.api import demo, embed, evaluate, export, prepare, pretrain, report, search, sweep
+from cyclecontrast.api import demo, embed, evaluate, explore, export, label, prepare, pretrain, report, search, sweep
 from cyclecontrast.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ __all__ = [
     "demo",
     "embed",
     "evaluate",
+    "explore",
     "export",
+    "label",
     "load_backbone",
     "prepare",
     "pretrain",

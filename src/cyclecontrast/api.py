@@ -16,7 +16,9 @@ from cyclecontrast.config import (
     DemoConfig,
     EmbedConfig,
     EvaluateConfig,
+    ExploreConfig,
     ExportConfig,
+    LabelConfig,
     PrepareConfig,
     PretrainConfig,
     ReportConfig,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from cyclecontrast.methods import Method
     from cyclecontrast.models.backbone import Backbone
     from cyclecontrast.reporting.page import Report
+    from cyclecontrast.searching.explore import Explored
+    from cyclecontrast.searching.label import Labeled
     from cyclecontrast.searching.results import Results
     from cyclecontrast.sweeping.results import Sweep
     from cyclecontrast.training.plan import Plan
@@ -179,6 +183,28 @@ def search(index: str | Path, **options: Any) -> "Results":
     from cyclecontrast.searching.command import run_search
 
     return run_search(config)
+
+
+def explore(index: str | Path, **options: Any) -> "Explored":
+    """Find near-duplicates, groups, outliers and frames to label in what `embed` wrote; write tables and a page.
+
+    Raises UserError.
+    """
+    config = check_options(ExploreConfig, {"index": index, **options})
+    from cyclecontrast.searching.explore import explore_index
+
+    return explore_index(config)
+
+
+def label(index: str | Path, labels: str | Path, **options: Any) -> "Labeled":
+    """Label all frames of an index from a few examples (a CSV file), or by a classifier that an earlier call saved.
+
+    Returns the accuracy by cross-validation, and where the labels are. Raises UserError.
+    """
+    config = check_options(LabelConfig, {"index": index, "labels": labels, **options})
+    from cyclecontrast.searching.label import label_index
+
+    return label_index(config)
 
 
 def export(model: "str | Path | Backbone", **options: Any) -> "Export":

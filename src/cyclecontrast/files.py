@@ -149,6 +149,25 @@ def check_new_run(folder: Path) -> None:
     check_folder(folder)
 
 
+def check_new_folder(folder: Path) -> None:
+    """Raise UserError if the folder of a command's results exists and holds anything, or cannot be created."""
+    if folder.name in ("", "..") or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+        raise UserError(f"out: {folder} already exists; name another folder with --out, or remove it")
+    check_folder(folder.absolute().parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path`, which may be an empty folder, if the block succeeds."""
+    with temporary_beside(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for file in (*temporary.iterdir(), temporary):  # not the thousands of images that some hold
+            sync(file)
+        temporary.replace(path)
+    sync(path.parent)
+
+
 def check_folder(folder: Path) -> None:
     """Raise UserError if a folder cannot be written to or created."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())

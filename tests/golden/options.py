@@ -17,6 +17,8 @@ COMMANDS = {
     "pretrain": ("DATA", "--out", "OUT"),
     "embed": ("MODEL", "DATA", "--out", "vectors.npz"),
     "search": ("vectors.npz", "--image", "image.png"),
+    "explore": ("vectors.npz",),
+    "label": ("vectors.npz", "labels.csv"),
     "export": ("MODEL",),
     "report": ("RUN",),
     "sweep": ("table7", "DATA"),

@@ -49,8 +49,9 @@ NAMES = {
     "compile": [False],  # it takes minutes; tests/unit/models/test_hardware.py
 }
 NEEDED = {
-    **dict.fromkeys(("data", "data_root", "videos", "runs", "folders"), "tree"),
-    **{"model": "random:resnet10-small-w1", "table": "table4", "out": "b.npz", "index": "none.npz"},
+    **dict.fromkeys(("data", "data_root", "train_data", "videos", "runs", "folders"), "tree"),
+    **{"model": "random:resnet10-small-w1", "table": "table4", "out": "b.npz"},
+    **{"index": "none.npz", "labels": "none.csv"},
 }
 SELDOM = {"init", "device", "resume"}
 WRONG = st.sampled_from(

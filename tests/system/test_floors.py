@@ -92,6 +92,8 @@ runs ls --help
 runs compare
 search --help
 search nothing.npz --image nothing.png
+explore nothing.npz
+label --help
 """.strip().splitlines()
 
 

@@ -183,10 +183,14 @@ def test_signals_and_verdicts_are_those_of_the_code():
     """Every signal and every verdict has its row, with the thresholds of the code."""
     first = [cells[0] for cells in rows_of("Health")]
     verdicts = re.findall(r'"([a-z -]+)": _', inspect.getsource(verdict.judge))
-    signals = [f"`{metric.key}`" for metric in METRICS if metric.part == "health"]
+    signals, neighbors = (
+        [f"`{info.key}`" for info in METRICS if info.part == part] for part in ("health", "neighbors")
+    )
     assert first == [
         "signal",
         *signals,
+        "signal",
+        *neighbors,
         "verdict",
         *verdicts,
         "healthy",

@@ -13,8 +13,10 @@ from cyclecontrast.config.types import absolute_model, is_model
 from cyclecontrast.errors import UserError
 from cyclecontrast.files import (
     LOCK_FILE,
+    atomic_folder,
     atomic_write,
     check_folder,
+    check_new_folder,
     check_new_run,
     locked,
     remove,
@@ -133,3 +135,20 @@ def test_models_are_files_or_known_names(tmp_path):
     assert is_model("random:anything")
     assert is_model("timm:anything")
     assert not is_model("resnet18")
+
+
+def test_a_folder_of_results_is_whole_or_absent(tmp_path):
+    """An empty folder is filled; one that holds anything, or has no name of its own, is refused before work begins."""
+    with contextlib.suppress(RuntimeError), atomic_folder(tmp_path / "new" / "out") as folder:
+        (folder / "table.csv").touch()
+        raise RuntimeError("no power")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    check_new_folder(tmp_path / "out")
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "table.csv").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["table.csv"]
+    for wrong in (tmp_path / "out", tmp_path / "out" / "table.csv", tmp_path / ".."):
+        with pytest.raises(UserError, match="already exists; name another folder with --out"):
+            check_new_folder(wrong)
+    check_new_folder(tmp_path / "deep" / "er")

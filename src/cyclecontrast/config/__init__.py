@@ -4,7 +4,9 @@ from cyclecontrast.config.commands import (
     CompareConfig,
     DemoConfig,
     EmbedConfig,
+    ExploreConfig,
     ExportConfig,
+    LabelConfig,
     ListConfig,
     PrepareConfig,
     ReportConfig,
@@ -23,6 +25,7 @@ from cyclecontrast.config.evaluate import (
     PropagationConfig,
     RetrievalConfig,
     SegmentationConfig,
+    ShapeBiasConfig,
     TrackingConfig,
 )
 from cyclecontrast.config.presets import PRESETS

@@ -1,4 +1,4 @@
-"""The options of the other commands: `demo`, `prepare`, `embed`, `search`, `export`, `report`, `sweep` and `runs`."""
+"""The options of all commands but `pretrain` and `evaluate`."""
 
 import re
 from collections.abc import Iterator
@@ -98,7 +98,7 @@ class PrepareConfig(BaseModel):
         return self
 
 
-# --- embed, search, export
+# --- embed, search, explore, label, export
 
 
 class EmbedConfig(BaseModel):
@@ -134,11 +134,15 @@ def _to_seconds(value: object) -> object:
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False), IsNumber, BeforeValidator(_to_seconds)]
 
 
+FRAMES = "frames of the index, to show images (default: the path in the index)"
+AN_INDEX = "a file that embed wrote, .parquet or .npz"
+
+
 class SearchConfig(BaseModel):
     """Find the frames most similar to an image or to a frame of a video."""
 
     model_config = STRICT
-    index: VectorFile = option(..., "a file that embed wrote, .parquet or .npz", names="file")
+    index: VectorFile = option(..., AN_INDEX, names="file")
     image: LocalPath | None = option(None, "search for frames similar to this image", "FILE", names="file")
     video: Annotated[str, Field(min_length=1, max_length=10_000)] | None = option(
         None, "search for frames similar to a frame of this video, given by its id in the index", "ID"
@@ -158,9 +162,7 @@ class SearchConfig(BaseModel):
     model: Name | None = option(
         None, "model that encodes the query (default: the path in the index)", "MODEL", names="model"
     )
-    data: PathOrUrl | None = option(
-        None, "frames of the index, to show images (default: the path in the index)", "DATA", names="folder"
-    )
+    data: PathOrUrl | None = option(None, FRAMES, "DATA", names="folder")
     videos: LocalPath | None = option(
         None,
         "folder of the source videos, for playback with --serve (default: the training videos of the run)",
@@ -205,6 +207,52 @@ class SearchConfig(BaseModel):
         if of_video and not of_image and encoding:
             verb = "need" if encoding[1:] else "needs"
             yield f"{' and '.join(encoding)} {verb} --image or --serve; the vector of a frame is in the index"
+
+
+Tools = tuple[Literal["label-studio", "fiftyone", "lightly-studio"], ...]
+
+
+class ExploreConfig(BaseModel):
+    """Find duplicates, groups, outliers and frames to label in footage."""
+
+    model_config = STRICT
+    index: VectorFile = option(..., AN_INDEX, names="file")
+    sample: SmallCount = option(50, "number of frames to label, chosen to cover the footage", "N")
+    groups: Annotated[int, Field(ge=1, le=100), IsNumber] | None = option(
+        None, "number of groups, found by k-means (default: by the number of frames, 2 to 30)", "N"
+    )
+    duplicates: Annotated[float, Field(gt=0, le=1), IsNumber] = option(
+        0.99, "cosine similarity from which a frame counts as a near-duplicate of another", "SIMILARITY"
+    )
+    max_frames: Annotated[int, Field(ge=1, le=100_000), IsNumber] = option(
+        20_000, "most frames to compare; of a larger index, frames are drawn from all videos in turn", "N"
+    )
+    data: PathOrUrl | None = option(None, FRAMES, "DATA", names="folder")
+    seed: Seed = option(0, "seed of the groups, the map and the choice of frames", "SEED")
+    out: LocalPath | None = option(
+        None, "new folder to write (default: INDEX's name with .explore)", "FOLDER", "output"
+    )
+    format: Tools = option(
+        (), "also write the frames to label for other tools: label-studio, fiftyone, lightly-studio", "TOOL", "output"
+    )
+
+
+class LabelConfig(BaseModel):
+    """Label all frames from a few examples, and test the labels."""
+
+    model_config = STRICT
+    index: VectorFile = option(..., AN_INDEX, names="file")
+    labels: LocalPath = option(
+        ..., "a CSV file with columns video, class and frame or time (or neither), or a saved classifier", names="file"
+    )
+    seed: Seed = option(0, "seed of the folds of cross-validation", "SEED")
+    data: PathOrUrl | None = option(
+        None, "frames of the index, for --format (default: the path in the index)", "DATA", names="folder"
+    )
+    out: LocalPath | None = option(None, "new folder to write (default: INDEX's name with .labels)", "FOLDER", "output")
+    format: Tools = option(
+        (), "also write the labeled frames for other tools: label-studio, fiftyone, lightly-studio", "TOOL", "output"
+    )
 
 
 class ExportConfig(BaseModel):

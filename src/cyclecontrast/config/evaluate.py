@@ -65,15 +65,19 @@ class EvaluateConfig(BaseModel):
     def unusual(self) -> dict[str, Any]:
         """Return the settings that differ from their defaults, given the chosen mode, preset or head."""
         fields = type(self).model_fields
-        choices = {name: getattr(self, name) for name in fields if get_origin(fields[name].annotation) is Literal}
-        usual = type(self).model_validate({"model": self.model, "data": self.data, **choices})
+        given = {
+            name: getattr(self, name)
+            for name, field in fields.items()
+            if field.is_required() or get_origin(field.annotation) is Literal
+        }
+        usual = type(self).model_validate(given)
         return {name: getattr(self, name) for name in fields if getattr(self, name) != getattr(usual, name)}
 
 
 # --- classification of images
 
 LABELED_IMAGES = (
-    "train/<class> and val/<class> (or the flat val of ImageNet), or a frame tree with train.txt and test.txt"
+    "train/<class> and val/<class> (or the flat val of ImageNet), or frames or images with train.txt and test.txt"
 )
 
 
@@ -119,10 +123,17 @@ class LinearConfig(ClassifyConfig):
     )
 
 
+GBCU = {"image_size": 224, "learning_rate": 0.012, "head_learning_rate": 0.012, "weight_decay": 5e-4}
+"""Defaults of `evaluate finetune --preset gbcu` (Basu et al. 2022): .003 at a batch size of 64, for all layers."""
+
+
 class FinetuneConfig(ClassifyConfig):
     """Classification of images by fine-tuning all layers."""
 
-    epochs: Count = option(30, "epochs; learning rate x0.1 at 60% and 80% of training", "EPOCHS")
+    preset: Literal["none", "gbcu"] = option(
+        "none", "gbcu: recipe and metrics of that data set; label 2 of three, malignant, against the rest"
+    )
+    epochs: Count = option(30, "epochs; learning rate x0.1 at 60% and 80% of training (gbcu: cosine)", "EPOCHS")
     batch_size: Annotated[int, Field(ge=2, le=MAX_COUNT), IsNumber] = option(
         64, "images per step and per forward pass", "IMAGES"
     )
@@ -133,6 +144,27 @@ class FinetuneConfig(ClassifyConfig):
         0.3, "learning rate of the classifier at batch size 256; scaled linearly with the batch size", "RATE"
     )
     weight_decay: NonNegative = option(1e-4, "weight decay of SGD", "NUMBER")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {**(GBCU if values.get("preset") == "gbcu" else {}), **values}
+
+
+class ShapeBiasConfig(EvaluateConfig):
+    """Decisions by shape or by texture where the two conflict."""
+
+    data: LocalPath = option(
+        ..., "folder of images named <shape><n>-<texture><n>, e.g. cat1-clock2.png", names="folder"
+    )
+    train_data: LocalPath = option(
+        ..., "labeled images of all shapes and textures: <class> or train/<class>", "DATA", names="folder"
+    )
+    classifier: Literal["knn", "linear"] = option("knn", "k-NN, or logistic regression, on frozen features")
+    k: Count = option(20, "neighbors that vote, with --classifier knn", "K")
+    temperature: Positive = option(0.07, "neighbors vote with weight exp(similarity / temperature)", "NUMBER")
+    image_size: ImageSize | None = option(None, TRAINED_SIZE, "PIXELS")
+    batch_size: Count = option(256, "images per forward pass", "IMAGES", "hardware")
 
 
 # --- clips of videos
@@ -315,13 +347,16 @@ PROTOCOL_CONFIGS: dict[str, type[EvaluateConfig]] = {
     "knn": KnnConfig,
     "linear": LinearConfig,
     "finetune": FinetuneConfig,
+    "shape-bias": ShapeBiasConfig,
     "retrieval": RetrievalConfig,
     "action": ActionConfig,
     "tracking": TrackingConfig,
     "segmentation": SegmentationConfig,
     "propagation": PropagationConfig,
 }
-ProtocolName = Literal["knn", "linear", "finetune", "retrieval", "action", "tracking", "segmentation", "propagation"]
+ProtocolName = Literal[
+    "knn", "linear", "finetune", "shape-bias", "retrieval", "action", "tracking", "segmentation", "propagation"
+]
 
 
 class AllConfig(BaseModel):

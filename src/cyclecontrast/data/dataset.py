@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from cyclecontrast.data.augment import Augmentation, Recipe, apply_view, crop_view, draw_view, smallest_crop, user_view
 from cyclecontrast.data.device_augment import augmentation_params
-from cyclecontrast.data.images import Pixels, decode_image
+from cyclecontrast.data.images import CROP_MARGIN, Pixels, center_crop, decode_image
 from cyclecontrast.data.random_streams import (
     EXTRA_FRAMES,
     EXTRA_VIEWS,
@@ -143,6 +143,13 @@ class ViewDataset(Dataset[Sample | UserError]):
         last = f"frame {errors[-1].frame} of {self.store.video_id(errors[-1].video)}: {errors[-1].reason}"
         raise UserError(f"{self.store.root}: no frame of {num_tried:,} videos can be read, the last is {last}")
 
+    def plain_view(self, video: int, frame: int) -> Pixels | None:
+        """Return the middle of this frame without augmentation, or of the next readable one; None without any."""
+        try:
+            return center_crop(self._read(video, frame, [], side=round(self.size * CROP_MARGIN))[0], self.size)
+        except _NoFrameError:
+            return None
+
     def _sample_of(self, video: int, epoch: int, place: int, errors: list[ReadError]) -> Sample:
         num_frames = self.store.frames_in(video)
         first, second = self._draw_frames(epoch, place, num_frames)
@@ -177,10 +184,13 @@ class ViewDataset(Dataset[Sample | UserError]):
             return crop_view(image, view, self.size), augmentation_params(view)
         return apply_view(image, view, self.size), ()
 
-    def _read(self, video: int, frame: int, errors: list[ReadError], avoid: int | None = None) -> tuple[Pixels, int]:
+    def _read(
+        self, video: int, frame: int, errors: list[ReadError], avoid: int | None = None, side: int | None = None
+    ) -> tuple[Pixels, int]:
         """Return the pixels and the number of this frame, or of the next readable one. `avoid` is the last choice."""
-        # Decoding at this short side is enough for any crop; a user-defined augmentation gets the full frame.
-        side = math.ceil(self.size / smallest_crop(self.recipe)) if isinstance(self.recipe, Recipe) else None
+        if side is None and isinstance(self.recipe, Recipe):
+            # Decoding at this short side is enough for any crop; a user-defined augmentation gets the full frame.
+            side = math.ceil(self.size / smallest_crop(self.recipe))
         others = chain(range(frame, self.store.frames_in(video)), range(frame))
         last = () if avoid is None else (avoid,)
         for candidate in chain((other for other in others if other != avoid), last):

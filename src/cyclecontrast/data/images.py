@@ -21,6 +21,8 @@ from cyclecontrast.errors import UserError
 Pixels = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.integer]
 
+CROP_MARGIN = 8 / 7
+
 READERS: dict[bytes, type[ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
     b"\x89PNG\r\n\x1a\n": PngImageFile,
@@ -150,3 +152,10 @@ def resize_short_side(image: Pixels, size: int) -> Pixels:
     target = (max(size, round(width * scale)), max(size, round(height * scale)))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return cv2.resize(image, target, interpolation=method)  # type: ignore[no-any-return]
+
+
+def center_crop(image: Pixels, size: int, margin: float = CROP_MARGIN) -> Pixels:
+    """Scale the short side to `margin` times the size (256 for 224), then return the middle (size, size, 3)."""
+    image = resize_short_side(image, round(size * margin))
+    top, left = (round((side - size) / 2) for side in image.shape[:2])
+    return image[top : top + size, left : left + size]

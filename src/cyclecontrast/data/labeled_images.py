@@ -1,8 +1,8 @@
 """Labeled images for evaluation: file, class and video of each image.
 
 Three layouts: folders of classes (`train/<class>`, `val/<class>`), the same with ImageNet's flat `val`, and a frame
-tree with lists of labeled videos (`train.txt`, `test.txt`). Names and labels are stored as arrays, so ImageNet takes a
-few MB of memory; images are decoded on access.
+tree with lists of labeled videos or images (`train.txt`, `test.txt`). Names and labels are stored as arrays, so
+ImageNet takes a few MB of memory; images are decoded on access.
 """
 
 import hashlib
@@ -32,6 +32,7 @@ Video: TypeAlias = tuple[str, int, list[str]]
 """Id, label and images, as paths below the root; a single image is a video, too."""
 
 FLAT_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
+LINES = "`<video folder> <label>` or `<image>,<label>`"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
@@ -94,23 +95,28 @@ class LabeledImages:
         if (root / "train").is_dir() or (root / "val").is_dir():
             return _open_folders(root, chosen)
         raise UserError(
-            f"{root}: holds neither train/<class> and val/<class> nor train.txt and test.txt "
-            "(lines `<video folder> <label>`)"
+            f"{root}: holds neither train/<class> and val/<class> nor train.txt and test.txt (lines {LINES})"
         )
 
     @cached_property
     def fingerprint(self) -> str:
         """Identifier of the content: classes, and each image's path, size in bytes, label and video; 16 hex digits."""
-        digest = hashlib.sha256("\n".join(self.classes).encode())
-        for split in (self.train, self.test):
-            names = split.names.to_pylist()
-            sizes = np.array([file_size(self.root / name) for name in names], np.int64)
-            digest.update("\n".join(names).encode())
-            digest.update(split.labels.tobytes() + split.videos.tobytes() + sizes.tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.classes, self.train, self.test)
 
 
-def _make_split(root: Path, videos: Sequence[Video]) -> Split:
+def fingerprint_of(classes: Sequence[str], *splits: Split) -> str:
+    """Return an identifier of classes, and of each image's path, size in bytes, label and video; 16 hex digits."""
+    digest = hashlib.sha256("\n".join(classes).encode())
+    for split in splits:
+        names = split.names.to_pylist()
+        sizes = np.array([file_size(split.root / name) for name in names], np.int64)
+        digest.update("\n".join(names).encode())
+        digest.update(split.labels.tobytes() + split.videos.tobytes() + sizes.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def make_split(root: Path, videos: Sequence[Video]) -> Split:
+    """Return the images of these videos as arrays; raises UserError if a name is not UTF-8."""
     lengths = [len(images) for _, _, images in videos]
     labels = np.repeat(np.array([label for _, label, _ in videos], np.int64), lengths)
     numbers = np.repeat(np.arange(len(videos), dtype=np.int64), lengths)
@@ -158,7 +164,7 @@ def _open_folders(root: Path, chosen: Where | None) -> LabeledImages:
     is_flat = any(FLAT_IMAGE.fullmatch(path.name) for path in (root / "val").iterdir())
     flat = _read_flat(root, problems) if is_flat else {}
     raise_problems(problems)
-    train, val = _class_folders(root / "train"), set(flat) if is_flat else _class_folders(root / "val")
+    train, val = class_folders(root / "train"), set(flat) if is_flat else class_folders(root / "val")
     if chosen is None:
         problems += _mismatched(root, train, val)
     else:
@@ -172,7 +178,7 @@ def _open_folders(root: Path, chosen: Where | None) -> LabeledImages:
             videos += [(image, label, [image]) for image in found]
             if not found:
                 problems.append(f"{root / split / name}: {_why_empty(root / split / name)}")
-        splits.append(_make_split(root, videos))
+        splits.append(make_split(root, videos))
     raise_problems(problems)
     return LabeledImages(root, classes, splits[0], splits[1], left_out.notes)
 
@@ -185,7 +191,8 @@ def _why_empty(folder: Path) -> str:
     return "holds no images"
 
 
-def _class_folders(folder: Path) -> set[str]:
+def class_folders(folder: Path) -> set[str]:
+    """Return the names of the folders in a folder, without hidden ones and those of the system."""
     names = (name for name in os.listdir(folder) if not name.startswith(".") and not is_system_folder(name))
     return {name for name in names if os.path.isdir(folder / name)}
 
@@ -255,7 +262,7 @@ ListedVideo: TypeAlias = tuple[str, str, int]
 
 
 def _open_lists(root: Path, chosen: Where | None) -> LabeledImages:
-    """Read train.txt and test.txt, lines `<video folder> <label>`, and the names of labels in classes.txt."""
+    """Read train.txt and test.txt, and the names of labels in classes.txt."""
     problems: list[str] = []
     train, test = (_read_list(root / name, problems) for name in ("train.txt", "test.txt"))
     first: dict[str, str] = {}
@@ -273,37 +280,44 @@ def _open_lists(root: Path, chosen: Where | None) -> LabeledImages:
     if chosen is not None:
         problems += _not_found(chosen, names.values(), root / "train.txt")
         names = {label: name for label, name in names.items() if name in chosen}
-    splits = [_make_split(root, list(_listed(root, videos, list(names), problems))) for videos in (train, test)]
+    splits = [make_split(root, list(_listed(root, videos, list(names), problems))) for videos in (train, test)]
     raise_problems(problems)
     return LabeledImages(root, tuple(names.values()), splits[0], splits[1])
 
 
 def _read_list(path: Path, problems: list[str]) -> list[ListedVideo]:
     if not path.exists():
-        problems.append(f"{path}: no such file; it lists the videos of this split, `<video folder> <label>` a line")
+        problems.append(f"{path}: no such file; it lists the videos or images of this split, {LINES} a line")
         return []
     videos = []
     for where, text in read_lines(path, problems):
-        video, *label = text.rsplit(maxsplit=1)
-        number = parse_digits("".join(label))
+        video, _, label = text.rpartition(",")
+        if not video or parse_digits(label.strip()) is None:
+            video, *rest = text.rsplit(maxsplit=1)
+            label = "".join(rest)
+        number = parse_digits(label.strip())
         if number is None:
-            problems.append(f"{where}: {text!r} is not `<video folder> <label>` with a whole number as label")
+            problems.append(f"{where}: {text!r} is not {LINES} with a whole number as label")
         else:
-            videos.append((where, PurePosixPath(video).as_posix(), number))
+            videos.append((where, PurePosixPath(video.strip()).as_posix(), number))
     if not videos and not problems:
         problems.append(f"{path}: lists no video")
     return videos
 
 
 def _listed(root: Path, videos: Sequence[ListedVideo], labels: list[int], problems: list[str]) -> Iterator[Video]:
-    base = "frames" if (root / "frames").is_dir() else ""
+    base = next((name for name in ("frames", "imgs") if (root / name).is_dir()), "")
     for where, video, label in videos:
         folder = PurePosixPath(base, video)
         if is_outside(video):
             problems.append(f"{where}: {video!r} leads out of {root}; name a folder below it")
             continue
+        if is_image(video) and os.path.isfile(root / folder):
+            if label in labels:
+                yield video, labels.index(label), [folder.as_posix()]
+            continue
         if not os.path.isdir(root / folder):
-            problems.append(f"{where}: {root / folder}: no such folder of frames")
+            problems.append(f"{where}: {root / folder}: no such folder of frames, and no such image")
             continue
         try:
             names = sorted(filter(is_image, os.listdir(root / folder)), key=natural_order)

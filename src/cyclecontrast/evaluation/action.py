@@ -20,7 +20,7 @@ from cyclecontrast.config import ActionConfig
 from cyclecontrast.data.augment import Recipe, apply_view, draw_view
 from cyclecontrast.data.clips import ClipShape, measure, random_clip, read_frames, spread_clips
 from cyclecontrast.data.device_augment import on_device
-from cyclecontrast.data.images import Pixels
+from cyclecontrast.data.images import CROP_MARGIN, Pixels
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.data.random_streams import FRAMES, ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError, some
@@ -34,7 +34,7 @@ from cyclecontrast.evaluation.classification import (
 )
 from cyclecontrast.evaluation.embed import Loading, check_finite, concatenated, exact_convolutions
 from cyclecontrast.evaluation.epochs import EpochReader, step_decay, train_epochs
-from cyclecontrast.evaluation.image_batches import CROP_MARGIN, CenterCrop, ImageBatch, chunks, load_image_batches
+from cyclecontrast.evaluation.image_batches import CenterCrop, ImageBatch, chunks, load_image_batches
 from cyclecontrast.evaluation.metrics import top_k_accuracy, video_means
 from cyclecontrast.evaluation.predictions import DataInfo, Record, column_to_matrix, matrix_to_column
 from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score

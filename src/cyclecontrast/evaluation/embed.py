@@ -16,10 +16,19 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from cyclecontrast.config import ActionConfig, ClassifyConfig, EmbedConfig, PrepareConfig, RetrievalConfig
+from cyclecontrast.config import (
+    ActionConfig,
+    ClassifyConfig,
+    EmbedConfig,
+    FinetuneConfig,
+    PrepareConfig,
+    RetrievalConfig,
+    ShapeBiasConfig,
+)
 from cyclecontrast.config.types import is_named, split_model
 from cyclecontrast.data.device_augment import on_device
 from cyclecontrast.data.folders import find_videos
+from cyclecontrast.data.images import CROP_MARGIN
 from cyclecontrast.data.prepare import prepare
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import STORE
@@ -49,20 +58,24 @@ BYTES_PER_PIXEL = 3 * (1 + 4 + 4)
 
 
 class Loading(NamedTuple):
-    """Settings of image loading and inference; `image_size` is the side of the crop in pixels."""
+    """Settings of image loading and inference; `image_size` is the side of the crop in pixels, `margin` its margin."""
 
     image_size: int
     batch_size: int
     workers: int
     device: torch.device
+    margin: float = CROP_MARGIN
 
     @staticmethod
-    def of(config: ClassifyConfig | RetrievalConfig | ActionConfig | EmbedConfig, backbone: Backbone) -> "Loading":
+    def of(
+        config: ClassifyConfig | ShapeBiasConfig | RetrievalConfig | ActionConfig | EmbedConfig, backbone: Backbone
+    ) -> "Loading":
         """Return the settings with defaults resolved. Raises UserError if the device or the size does not fit."""
         size = config.image_size or backbone.image_size
         backbone.check_size(size)
         device = pick_device(config.device)
-        return Loading(size, config.batch_size, pick_workers(config.workers, device), device)
+        margin = 1.0 if isinstance(config, FinetuneConfig) and config.preset == "gbcu" else CROP_MARGIN
+        return Loading(size, config.batch_size, pick_workers(config.workers, device), device, margin)
 
 
 class Embeddings(NamedTuple):
@@ -117,7 +130,7 @@ def embed_batches(
     """Embed the center crops of all images, or of these batches of positions, batch by batch in order."""
     batches = chunks(range(len(images)), loading.batch_size) if batches is None else batches
     _check_memory(max(map(len, batches), default=0), loading)
-    loaded = load_image_batches(images, CenterCrop(loading.image_size), batches, loading.workers, title)
+    loaded = load_image_batches(images, CenterCrop(loading.image_size, loading.margin), batches, loading.workers, title)
     with frozen(backbone, loading.device):
         for batch in loaded:
             size = len(batch.positions)

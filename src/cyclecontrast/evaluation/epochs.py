@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cyclecontrast.config import FinetuneConfig, LinearConfig
 from cyclecontrast.data.augment import Recipe, apply_view, draw_view
-from cyclecontrast.data.images import Pixels
+from cyclecontrast.data.images import Pixels, resize_short_side
 from cyclecontrast.data.labeled_images import Split
 from cyclecontrast.data.random_streams import ORDER, QUERY, random_stream
 from cyclecontrast.errors import UserError, some
@@ -149,6 +149,18 @@ class RandomView:
         return apply_view(image, draw_view(rng, image.shape[0], image.shape[1], RECIPE), self.size)
 
 
+@dataclass(frozen=True)
+class RandomPlace(RandomView):
+    """The short side scaled to the size, then a crop at a random place along the long side, without flip."""
+
+    def __call__(self, image: Pixels, position: int) -> Pixels:
+        """Return the crop (size, size, 3)."""
+        rng = random_stream(self.seed, self.epoch, position, QUERY)
+        image = resize_short_side(image, self.size)
+        top, left = (int(rng.integers(side - self.size + 1)) for side in image.shape[:2])
+        return image[top : top + self.size, left : left + self.size]
+
+
 def train_classifier(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
@@ -158,13 +170,18 @@ def train_classifier(
     image_size: int,
     reader: EpochReader,
     smallest_batch: int = 1,
+    view: type[RandomView] = RandomView,
+    decay: Callable[[int], float] | None = None,
 ) -> float:
-    """Train on one random view of every image in each epoch; returns the mean cross-entropy of the last epoch."""
+    """Train on one random view of every image in each epoch; returns the mean cross-entropy of the last epoch.
+
+    `decay` scales the learning rates in each epoch, by default `step_decay`.
+    """
     labels = torch.from_numpy(train.labels)
 
     def batches_of(epoch: int) -> Iterator[ImageBatch]:
         batches = shuffled_batches(config.seed, epoch, len(train), config.batch_size)
-        for batch in reader.read(epoch, train, RandomView(config.seed, epoch, image_size), batches):
+        for batch in reader.read(epoch, train, view(config.seed, epoch, image_size), batches):
             if len(batch.positions) >= smallest_batch:
                 yield batch
 
@@ -172,7 +189,7 @@ def train_classifier(
         logits = logits_of(batch)
         yield nn.functional.cross_entropy(logits, labels[batch.positions].to(logits.device))
 
-    decay = step_decay(config.epochs)
+    decay = decay or step_decay(config.epochs)
     losses = train_epochs(
         reader.title, modules, optimizer, batches_of, parts_of, decay, config.epochs, config.seed, reader.cache
     )

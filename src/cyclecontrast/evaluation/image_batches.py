@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cyclecontrast.data.images import Pixels, resize_short_side
+from cyclecontrast.data.images import CROP_MARGIN, Pixels, center_crop
 from cyclecontrast.data.loader import HANG_SECONDS, loaded
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, explained, system_error
 from cyclecontrast.evaluation.metrics import Integers
 from cyclecontrast.progress import with_progress
-
-CROP_MARGIN = 8 / 7
 
 T = TypeVar("T")
 
@@ -65,17 +63,16 @@ Crop = Callable[[Pixels, int], Pixels]
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """Scale the short side to 8/7 of the size (256 for 224), then crop the middle."""
+    """Scale the short side to `margin` times the size (256 for 224), then crop the middle."""
 
     size: int
+    margin: float = CROP_MARGIN
 
     def __call__(self, image: Pixels, position: int) -> Pixels:
         """Return the crop (size, size, 3), or those of several frames (num_frames, size, size, 3)."""
         if image.ndim == 4:
             return np.stack([self(frame, position) for frame in image])
-        image = resize_short_side(image, round(self.size * CROP_MARGIN))
-        top, left = (round((side - self.size) / 2) for side in image.shape[:2])
-        return image[top : top + self.size, left : left + self.size]
+        return center_crop(image, self.size, self.margin)
 
 
 @dataclass(frozen=True)

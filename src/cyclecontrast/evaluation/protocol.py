@@ -134,7 +134,8 @@ def _built_in(name: str) -> type[Protocol[Any, Any]]:
     from cyclecontrast.evaluation.propagation import Propagation
     from cyclecontrast.evaluation.retrieval import Retrieval
     from cyclecontrast.evaluation.segmentation import Segmentation
+    from cyclecontrast.evaluation.shape_bias import ShapeBias
     from cyclecontrast.evaluation.tracking.protocol import Tracking
 
-    protocols = (Knn, Linear, Finetune, Retrieval, Action, Tracking, Segmentation, Propagation)
+    protocols = (Knn, Linear, Finetune, ShapeBias, Retrieval, Action, Tracking, Segmentation, Propagation)
     return next(protocol for protocol in protocols if protocol.name == name)

@@ -20,14 +20,13 @@ from torch import Tensor
 
 from cyclecontrast.config import RetrievalConfig
 from cyclecontrast.data.clips import measure, read_frames
-from cyclecontrast.data.images import Pixels
+from cyclecontrast.data.images import CROP_MARGIN, Pixels
 from cyclecontrast.data.labeled_images import Numbers
 from cyclecontrast.data.labeled_videos import LabeledVideos, VideoSplit
 from cyclecontrast.errors import UserError, attempt, some
 from cyclecontrast.evaluation.classification import leaked, untested_class_notes
 from cyclecontrast.evaluation.embed import IMAGES_PER_PART, Loading, compute_parts, concatenated, encode, frozen
 from cyclecontrast.evaluation.image_batches import (
-    CROP_MARGIN,
     CenterCrop,
     ImageBatch,
     chunks,

@@ -10,8 +10,8 @@ from safetensors.torch import save
 
 from cyclecontrast.config import MACHINE_SETTINGS, PretrainConfig
 from cyclecontrast.config.types import read_toml, split_model
+from cyclecontrast.data.images import CROP_MARGIN
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.evaluation.image_batches import CROP_MARGIN
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.exporting.formats import Format, ResNetShape, render, resnet_shape, weights_of
 from cyclecontrast.methods import learns_from

@@ -1,4 +1,4 @@
-"""The losses of the paper as pure functions, and the key queue. This package depends only on PyTorch."""
+"""The losses of the paper as pure functions, neighbors across videos, and the key queue; depends only on PyTorch."""
 
 from cyclecontrast.loss.key_queue import KeyQueue
 from cyclecontrast.loss.losses import cycle_consistency, info_nce, is_nearest, soft_nearest_neighbor

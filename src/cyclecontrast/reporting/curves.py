@@ -39,6 +39,8 @@ class MetricInfo(NamedTuple):
         """The part of the page that shows the metric."""
         if self.key in ("learning_rate", "cycle_weight"):
             return "schedule"
+        if self.key in ("health_mutual_videos", "health_closed_frames", "health_mutual_margin", "health_mutual_kept"):
+            return "neighbors"
         return "health" if self.key.startswith("health_") else "training"
 
 
@@ -117,6 +119,29 @@ METRICS = (
         "health_queue_loss",
         "Loss against the queue",
         "Rises at first, while keys replace the random vectors in the queue.",
+    ),
+    MetricInfo(
+        "health_mutual_videos",
+        "Videos with a mutual neighbor",
+        "Share of videos that are the nearest neighbor of their own nearest neighbor, by the mean of their frames.",
+        percent=True,
+    ),
+    MetricInfo(
+        "health_closed_frames",
+        "Frames whose way back ends at home",
+        "Share of frames whose nearest frame in another video has its own nearest frame in the video of the first.",
+        percent=True,
+    ),
+    MetricInfo(
+        "health_mutual_margin",
+        "Margin of mutual neighbors",
+        "Median lead of a mutual neighbor over the next video, in cosine similarity.",
+    ),
+    MetricInfo(
+        "health_mutual_kept",
+        "Mutual neighbors kept",
+        "Share of the mutual pairs of the measurement before that are still mutual.",
+        percent=True,
     ),
     MetricInfo("learning_rate", "Learning rate", "Step size of the optimizer."),
     MetricInfo("cycle_weight", "Weight of the cycle loss (λ)", "0 while the cycle loss is only measured."),

@@ -131,16 +131,24 @@ class Thumbnails:
         self._numbers = numbers.fill_null(-1).to_numpy(zero_copy_only=False)
         self._lock = threading.Lock()
 
-    def jpeg(self, row: int) -> bytes:
-        """Return a JPEG of the frame of a row; raises UserError if it cannot be read."""
+    def frame(self, row: int) -> tuple[int, int]:
+        """Return the number in the store of the video of a row, and the frame's index; raises UserError."""
         video, frame = int(self._numbers[self.index.video[row]]), int(self.index.index[row])
         if video < 0 or frame >= self.store.frames_in(video):
             raise UserError(f"data: {self.store.root} has no such frame")
+        return video, frame
+
+    def image(self, row: int) -> Pixels:
+        """Return the decoded frame of a row; raises UserError if it cannot be read."""
         try:
             with self._lock:  # threads must not share the open files of a store
-                return thumbnail(self.store.image(video, frame))
+                return self.store.image(*self.frame(row))
         except OSError as error:
             raise UserError(explained(error)) from error
+
+    def jpeg(self, row: int) -> bytes:
+        """Return a small JPEG of the frame of a row; raises UserError if it cannot be read."""
+        return thumbnail(self.image(row))
 
 
 def open_thumbnails(index: FrameIndex, data: Path | str | None) -> Thumbnails:

@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from cyclecontrast.data.dataset import Batch, Sample, ViewDataset, collate
 from cyclecontrast.errors import UserError
 from cyclecontrast.loss import info_nce, is_nearest, soft_nearest_neighbor
+from cyclecontrast.loss.neighbors import centered, mutual_neighbors, video_means
 from cyclecontrast.methods.method import Method, MomentumMethod
 from cyclecontrast.models.encoder import Encoder, Features, Projections
 
 MAX_VIDEOS, MAX_PAIRS_OF_A_VIDEO, MIN_PAIRS = 256, 4, 128
 MIN_VIDEOS_OF_CYCLES = 4
 """With fewer, cycles always fail or always succeed."""
+MAX_FRAMES, MAX_FRAMES_OF_A_VIDEO = 512, 4
+"""Maximum number of training frames among which neighbors are measured."""
 CHUNK = 128
 FAR_APART = 1 / 3
 """Two frames show moments far apart if at least this fraction of their video lies between them."""
@@ -166,6 +169,57 @@ def measure_health(
         for name, values in by_video.items()
     }
     return Health(finite, cycles if is_finite else None, rates)
+
+
+def neighbor_frames(dataset: ViewDataset) -> tuple[Tensor, Tensor]:
+    """Return up to 512 frames without augmentation (num_frames, 3, size, size), and their video numbers.
+
+    They are spread evenly over the videos of the dataset and over the time of each. Videos without a readable frame
+    are left out.
+    """
+    known = np.arange(dataset.store.num_videos) if dataset.videos is None else dataset.videos
+    places = np.linspace(0, len(known) - 1, min(MAX_FRAMES, len(known))).astype(int)
+    most = min(MAX_FRAMES_OF_A_VIDEO, MAX_FRAMES // len(places))
+    views, numbers = [], []
+    for video in map(int, known[places]):
+        length = dataset.store.frames_in(video)
+        each = min(most, length)
+        for frame in ((2 * number + 1) * length // (2 * each) for number in range(each)):
+            if (view := dataset.plain_view(video, frame)) is not None:
+                views.append(torch.from_numpy(view).permute(2, 0, 1))
+                numbers.append(video)
+    return torch.stack(views) if views else torch.empty(0, 3, 1, 1), torch.tensor(numbers)
+
+
+@torch.inference_mode()
+def measure_neighbors(
+    method: Method, frames: Tensor, video: Tensor, before: set[str] | None = None
+) -> tuple[Signals, set[str]]:
+    """Measure the nearest neighbors across videos of `neighbor_frames`, by the backbone's features without their mean.
+
+    Returns the metrics, and the pairs of videos that are mutual nearest neighbors, by the means of their frames, as
+    "3-17". `before` are the pairs of the measurement before.
+    """
+    if len(torch.unique(video)) < MIN_VIDEOS_OF_CYCLES:
+        return {}, set()
+    backbone = method.encoder.backbone
+    device = next(backbone.parameters()).device
+    with _evaluating(backbone):
+        parts = [backbone(backbone.normalize(chunk.to(device))).float() for chunk in torch.split(frames, CHUNK)]
+    vectors, video = centered(torch.cat(parts)), video.to(device)
+    if not vectors.isfinite().all():
+        return {}, set()
+    means, numbers = video_means(vectors, video)
+    of_videos = mutual_neighbors(means, numbers)
+    places, margin = of_videos.pairs()
+    pairs = {f"{first}-{second}" for first, second in numbers[places].tolist()}
+    signals = {
+        "mutual_videos": float(of_videos.mutual.double().mean()),
+        "mutual_margin": float(margin.double().quantile(0.5)) if len(margin) else math.nan,
+        "mutual_kept": len(before & pairs) / len(before) if before else math.nan,
+        "closed_frames": float(mutual_neighbors(vectors, video).closed.double().mean()),
+    }
+    return {f"health_{name}": value for name, value in signals.items() if math.isfinite(value)}, pairs
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ from cyclecontrast.training.health import (
     gains,
     health_views,
     measure_health,
+    measure_neighbors,
+    neighbor_frames,
 )
 from cyclecontrast.training.verdict import Verdict, VerdictInputs, best_step, chosen_step, judge
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from cyclecontrast.training.trainer import Trainer
 
 NUM_MEASUREMENTS, MIN_STEPS = 20, 25
+NEIGHBORS_EVERY = 5
+"""Neighbors across videos are a part of every fifth measurement of health, and of the first and the last."""
 MAX_CYCLES_KEPT = 24
 """Maximum number of measurements with saved cycles, in addition to the first and the last."""
 
@@ -44,8 +48,8 @@ def steps_between(health_every: int | None, num_steps: int) -> int:
 class Monitor:
     """Measures health on rank 0 if `health_every` is not 0; `last` has the latest signals."""
 
-    def __init__(self, trainer: "Trainer", dataset: ViewDataset, start: int) -> None:
-        """Draw the monitored views; if training has not started, measure the initial network."""
+    def __init__(self, trainer: "Trainer", dataset: ViewDataset, trained: ViewDataset, start: int) -> None:
+        """Draw the monitored views and training frames; if training has not started, measure the initial network."""
         self._trainer, self._config = trainer, trainer.config
         self._watched: Batch | None = None
         self._cycles: Cycles | None = None
@@ -53,13 +57,15 @@ class Monitor:
         self._seconds, self._reported = 0.0, ""
         self.last: Signals = {}
         self._num_frames: Tensor | None = None
+        self._pairs: set[str] = set()
         if trainer.world.rank or not self._config.health_every:
             return
-        self._watched = health_views(dataset)
+        self._watched, self._frames = health_views(dataset), neighbor_frames(trained)
         out, video, store = self._config.out, self._watched.video, dataset.store
         if self._config.init is not None:
             self._num_frames = torch.tensor([store.frames_in(int(number)) for number in video])
-        if "health" in run_folder.read_about(out):
+        if (before := run_folder.read_about(out).get("health")) is not None:
+            self._pairs = set(before.get("mutual_pairs", "").split())  # missing in older runs
             return
         at_start: Signals = {}
         if start == 0:
@@ -75,6 +81,7 @@ class Monitor:
             "cycle_chance": cycle_chance_level(video),
             "seconds": 0.0,
             "at_start": at_start,
+            "mutual_pairs": " ".join(sorted(self._pairs)),
         }
         if self._config.init is not None:
             health["by_video_at_start"] = dict(self._by_video)
@@ -98,6 +105,9 @@ class Monitor:
         self.last, self._cycles, self._by_video = measure_health(
             self._trainer.method, self._watched, config.temperature, config.mask_own_video, self._num_frames
         )
+        if done % (NEIGHBORS_EVERY * (config.health_every or 1)) == 0 or done == self._trainer.num_steps:
+            signals, self._pairs = measure_neighbors(self._trainer.method, *self._frames, self._pairs)
+            self.last |= signals
         if done and config.init is not None:
             health = run_folder.read_about(config.out).get("health", {})
             self.last |= gains(self._by_video, health.get("by_video_at_start", {}))
@@ -113,7 +123,8 @@ class Monitor:
         verdict = compute_verdict(config)
         if verdict is not None:
             health = run_folder.read_about(config.out)["health"]
-            health |= {"seconds": health.get("seconds", 0.0) + self._seconds}
+            health["seconds"] = health.get("seconds", 0.0) + self._seconds
+            health["mutual_pairs"] = " ".join(sorted(self._pairs))
             run_folder.change_about(config.out, verdict=verdict.word, reason=verdict.reason, health=health)
             self._seconds = 0.0
             if verdict.is_alarm and verdict.word != self._reported and done < self._trainer.num_steps:

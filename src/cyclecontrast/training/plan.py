@@ -21,8 +21,8 @@ from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.hardware import pick_workers
 from cyclecontrast.output import join_lines
 from cyclecontrast.training.auto_settings import MIN_VIDEOS_FOR_HOLDOUT
-from cyclecontrast.training.health import health_views, measure_health
-from cyclecontrast.training.monitor import MIN_STEPS, NUM_MEASUREMENTS, steps_between
+from cyclecontrast.training.health import health_views, measure_health, measure_neighbors, neighbor_frames
+from cyclecontrast.training.monitor import MIN_STEPS, NEIGHBORS_EVERY, NUM_MEASUREMENTS, steps_between
 from cyclecontrast.training.progress import MOST_STEPS, StepTimer, time_in_words
 from cyclecontrast.training.run_folder import device_name
 from cyclecontrast.training.setup import build_method, make_health_dataset
@@ -92,11 +92,15 @@ def measure(
             if all_reduce_max([int(timer.is_enough())], world) == [1]:
                 break
     trainer.check_finite()
-    began = time.monotonic()
+    began, health = time.monotonic(), 0.0
     if world.rank == 0 and config.health_every != 0:
         views = health_views(make_health_dataset(config, dataset))
         measure_health(trainer.method, views, config.temperature, config.mask_own_video)
-    slowest = all_reduce_max([round(1e6 * timer.seconds), round(1e6 * (time.monotonic() - began))], world)
+        health, frames = time.monotonic() - began, neighbor_frames(dataset)
+        began = time.monotonic()
+        measure_neighbors(trainer.method, *frames)
+        health += (time.monotonic() - began) / NEIGHBORS_EVERY
+    slowest = all_reduce_max([round(1e6 * timer.seconds), round(1e6 * health)], world)
     return Timing(max(1, slowest[0]) / 1e6, slowest[1] / 1e6)
 
 

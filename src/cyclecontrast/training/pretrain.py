@@ -106,7 +106,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
                 say(f"not used by {config.method}: {', '.join(unread)}")
             with open_loggers(config, is_first) as loggers:
                 with stop_signals() as stop, _record_stops(trainer):
-                    monitor = Monitor(trainer, make_health_dataset(config, dataset), start)
+                    monitor = Monitor(trainer, make_health_dataset(config, dataset), dataset, start)
                     row = trainer.fit(dataset, start, read_errors, monitor, loggers, stop)
                 run = _close_run(trainer, row, read_errors, dataset.store.root)
                 loggers.conclude(run.verdict)

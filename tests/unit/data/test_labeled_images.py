@@ -117,6 +117,24 @@ def test_lists_of_videos_are_read_as_people_write_them(tmp_path, frames):
     assert data.test.labels.tolist() == [0, 0]
 
 
+def test_lists_may_name_images_with_their_labels(tmp_path):
+    """Lines `<image>,<label>` name images in imgs/ or below the root; a folder with a comma in its name stays one."""
+    for name in ("a 1.png", "b/2.png", "c.png"):
+        write_image(tmp_path / "imgs" / name, 50)
+    write_image(tmp_path / "imgs" / "of, more" / "0.png", 70)
+    (tmp_path / "train.txt").write_text("a 1.png,0\nb/2.png , 2\nof, more 1")
+    (tmp_path / "test.txt").write_text("c.png,1\n")
+    data = LabeledImages.open(tmp_path)
+    assert data.train.names.to_pylist() == ["imgs/a 1.png", "imgs/b/2.png", "imgs/of, more/0.png"]
+    assert data.train.video_ids.to_pylist() == ["a 1.png", "b/2.png", "of, more"]
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 2, 1], [1])
+    (tmp_path / "test.txt").write_text("d.png,1\nc.png,x\n../c.png,1")
+    found = "\n".join(problems_of(tmp_path))
+    assert "d.png: no such folder of frames, and no such image" in found
+    assert "'c.png,x' is not `<video folder> <label>` or `<image>,<label>` with a whole number as label" in found
+    assert "leads out of" in found
+
+
 def test_names_of_classes_come_from_their_file(tmp_path):
     """classes.txt gives the labels in use their names; a label it does not name is an error."""
     root = frame_tree(tmp_path, b"a 0\nb 2\n", b"c 2\n")

@@ -4,6 +4,7 @@ import copy
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ from cyclecontrast.data.labeled_images import LabeledImages
 from cyclecontrast.data.random_streams import ORDER, random_stream
 from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation import finetune
-from cyclecontrast.evaluation.epochs import RandomView
+from cyclecontrast.evaluation.embed import Loading
+from cyclecontrast.evaluation.epochs import RandomPlace, RandomView
 from cyclecontrast.evaluation.finetune import Finetune
 from cyclecontrast.evaluation.image_batches import CenterCrop
 from cyclecontrast.evaluation.linear import initial_head
@@ -157,7 +159,9 @@ def test_the_same_seed_gives_the_same_bits_and_the_backbone_stays_as_it_is(data,
 def test_all_layers_are_trained(data, tmp_path, monkeypatch):
     """Every parameter moves and every BatchNorm learns, also of a backbone that was held fixed before."""
     backbone = make_backbone(MODEL).requires_grad_(False)
-    monkeypatch.setattr(finetune, "make_classifier", lambda *_, real=finetune.make_classifier: real(backbone, 2, 0))
+    monkeypatch.setattr(
+        finetune, "make_classifier", lambda _, *rest, real=finetune.make_classifier: real(backbone, *rest)
+    )
     _, classifier, _ = trained(data, config(data), tmp_path, monkeypatch)
     before = backbone.network.state_dict()
     for name, value in classifier.network[0].state_dict().items():
@@ -196,8 +200,90 @@ def test_a_training_that_explodes_is_an_error(data, tmp_path):
 
 def test_the_new_layer_starts_from_small_weights():
     """As that of the linear probe does, and anew for each seed."""
-    heads = [finetune.make_classifier(make_backbone(MODEL), 300, seed).network[1] for seed in (0, 0, 1)]
+    heads = [initial_head(make_backbone(MODEL).dim, 300, seed) for seed in (0, 0, 1)]
     assert isinstance(heads[0], nn.Linear)
     assert float(heads[0].weight.detach().std()) == pytest.approx(0.01, rel=0.05)
     assert torch.equal(heads[0].weight, heads[1].weight)
     assert not torch.equal(heads[0].weight, heads[2].weight)
+
+
+# --- the preset gbcu
+
+
+@pytest.fixture(scope="module")
+def ultrasound(tmp_path_factory):
+    """Images of three classes in the layout of GBCU: lists of `file,label`, images in imgs/."""
+    root = tmp_path_factory.mktemp("gbcu")
+    (root / "imgs").mkdir()
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 12), ("test", 9)):
+        lines = []
+        for image in range(number):
+            name, label = f"im {split} {image:05}.jpg", image % 3
+            pixels = np.clip(40 + 80 * label + rng.normal(0, 60, (20, 26, 3)), 0, 255).astype(np.uint8)
+            cv2.imwrite(str(root / "imgs" / name), pixels)
+            lines.append(f"{name},{label}")
+        (root / f"{split}.txt").write_text("\n".join(lines))
+    return root
+
+
+def test_gbcu_metrics_are_counted_by_hand(ultrasound, tmp_path):
+    """Malignant against the rest, and all three classes, from the recorded predictions."""
+    result = run(ultrasound, tmp_path, preset="gbcu", epochs=3)
+    assert result.tag.startswith("finetune preset=gbcu level=frame")
+    assert (result.about.data.num_train, result.about.data.num_test) == (12, 9)
+    (record,) = (tmp_path / "records").glob("*.parquet")
+    rows = pq.read_table(record).to_pylist()
+    assert [row["label"] for row in rows] == [0, 1, 2] * 3
+    pairs = [(row["label"] == 2, row["ranked"][0] == 2) for row in rows]
+    assert result.metrics == pytest.approx(
+        {
+            "accuracy": sum(truth == said for truth, said in pairs) / 9,
+            "specificity": sum(not said for truth, said in pairs if not truth) / 6,
+            "sensitivity": sum(said for truth, said in pairs if truth) / 3,
+            "top1": sum(row["label"] == row["ranked"][0] for row in rows) / 9,
+        }
+    )
+
+
+def test_gbcu_trains_by_its_recipe(ultrasound, tmp_path, monkeypatch):
+    """Head, rates, decay and schedule are those of the release; PyTorch's scheduler gives the same factors."""
+    settings = FinetuneConfig(model="in memory", data=ultrasound, preset="gbcu")
+    assert (settings.epochs, settings.batch_size, settings.image_size, settings.weight_decay) == (30, 64, 224, 5e-4)
+    assert settings.learning_rate * 64 / 256 == settings.head_learning_rate * 64 / 256 == pytest.approx(0.003)
+    assert settings.unusual() == {}
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.003)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=1e-6)
+    factors = []
+    for _ in range(30):
+        factors.append(scheduler.get_last_lr()[0] / 0.003)
+        optimizer.step()
+        scheduler.step()
+    assert [*map(finetune.cosine_decay(0.003), range(30))] == pytest.approx(factors)
+    settings = config(ultrasound, preset="gbcu", epochs=1)
+    seen = []
+    monkeypatch.setattr(Finetune, "embed_items", lambda _, classifier, *rest: seen.append(classifier))
+    with pytest.raises(AttributeError):  # there are no embedded items
+        Finetune(settings).predict(make_backbone(MODEL), LabeledImages.open(ultrasound), ResumeCache(tmp_path / "c"))
+    shapes = [(type(layer), getattr(layer, "out_features", None)) for layer in seen[0].network[1]]
+    assert shapes == [(nn.Linear, 256), (nn.ReLU, None), (nn.Dropout, None), (nn.Linear, 3)]
+    assert seen[0].network[1][2].p == 0.4
+
+
+def test_gbcu_crops_without_flip(ultrasound, tmp_path):
+    """Training crops are squares of the short side at any place, test crops those in the middle."""
+    ramp = np.arange(30, dtype=np.uint8)[None, :, None].repeat(10, axis=0).repeat(3, axis=2)
+    starts = set()
+    for epoch in range(40):
+        crop = RandomPlace(0, epoch, 10)(ramp, 3)
+        starts.add(int(crop[0, 0, 0]))
+        assert np.array_equal(crop, ramp[:, crop[0, 0, 0] : crop[0, 0, 0] + 10])
+    assert len(starts) > 10
+    assert Loading.of(config(ultrasound, preset="gbcu"), make_backbone(MODEL)).margin == 1
+    assert np.array_equal(CenterCrop(10, margin=1)(ramp, 0), ramp[:, 10:20])
+
+
+def test_gbcu_needs_three_classes(data, tmp_path):
+    """Which class is malignant is its place among three."""
+    with pytest.raises(UserError, match="has 2 classes, but preset gbcu needs three: normal, benign and malignant"):
+        run(data, tmp_path, preset="gbcu")

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, ViewDataset
+from cyclecontrast.data.images import center_crop
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.methods import StepInfo
+from cyclecontrast.training import health
 from cyclecontrast.training.health import (
     alignment,
     chance_level,
@@ -19,6 +22,8 @@ from cyclecontrast.training.health import (
     gains,
     health_views,
     measure_health,
+    measure_neighbors,
+    neighbor_frames,
     rank_me,
     same_video_recall,
     uniformity,
@@ -29,6 +34,7 @@ from tests.unit.methods.make_methods import QUEUE, draw_batch, make_method, make
 
 NAMES = ("same_video", "same_video_error", "rank", "deviation", "alignment", "uniformity", "cycle_closed")
 OF_QUEUE = ("queue_accuracy", "queue_loss")
+ACROSS = {"health_mutual_videos", "health_closed_frames", "health_mutual_margin", "health_mutual_kept"}
 
 
 def draw_vectors(num=12, dim=5, seed=0):
@@ -232,6 +238,93 @@ def test_a_network_that_overflows_has_no_signals(watched):
     signals, cycles, _ = measure_health(method, watched, 0.2, True)
     assert not {"health_rank", "health_same_video"} & signals.keys()
     assert cycles is None
+
+
+# --- neighbors across videos
+
+
+@pytest.fixture(scope="module")
+def trained(stripes):
+    """The twelve videos as a training dataset."""
+    config = PretrainConfig(data=stripes, out="o", **(TINY | {"holdout": 0.0}))
+    return make_dataset(config, FrameStore.open(stripes))
+
+
+def test_neighbors_are_sought_among_frames_of_all_training_videos(trained, monkeypatch):
+    """Each video gives as many frames, spread over its time and cropped as in an evaluation; many are thinned out."""
+    frames, video = neighbor_frames(trained)
+    assert video.tolist() == [number for number in range(12) for _ in range(4)]
+    image = center_crop(trained.store.image(2, 3), 16)
+    assert np.array_equal(frames[2 * 4 + 3].permute(1, 2, 0).numpy(), image)
+    monkeypatch.setattr(health, "MAX_FRAMES", 24)
+    frames, video = neighbor_frames(trained)
+    assert video.tolist() == [number for number in range(12) for _ in range(2)]
+    assert np.array_equal(frames[5].permute(1, 2, 0).numpy(), center_crop(trained.store.image(2, 3), 16))
+    monkeypatch.setattr(health, "MAX_FRAMES", 5)
+    assert neighbor_frames(replace(trained, videos=np.arange(1, 12)))[1].tolist() == [1, 3, 6, 8, 11]
+
+
+def test_a_video_without_readable_frames_has_no_neighbors(stripes, trained, tmp_path):
+    """A damaged frame is replaced by the next one of its video; a video of damaged frames is left out."""
+    shutil.copytree(stripes, tmp_path / "data")
+    spoiled = replace(trained, store=FrameStore.open(tmp_path / "data"))
+    for path in (tmp_path / "data" / trained.store.video_id(3)).iterdir():
+        path.write_bytes(b"")
+    sorted((tmp_path / "data" / trained.store.video_id(5)).iterdir())[0].write_bytes(b"")
+    frames, video = neighbor_frames(spoiled)
+    assert video.tolist() == [number for number in range(12) if number != 3 for _ in range(4)]
+    assert torch.equal(*frames[video == 5][:2])
+
+
+def test_neighbors_across_videos_agree_with_loops(trained):
+    """Mutual videos, their margin, the share kept and closed cycles of frames equal loops over centered features."""
+    method, (frames, video) = make_method(), neighbor_frames(trained)
+    backbone = method.encoder.backbone
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    modes = [module.training for module in method.modules()]
+    signals, pairs = measure_neighbors(method, frames, video, {"0-1", "2-3"})
+    assert_same_tensors(method.state_dict(), before)
+    assert [module.training for module in method.modules()] == modes
+    backbone.eval()
+    with torch.no_grad():
+        vectors = backbone(backbone.normalize(frames)).double().numpy()
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors -= vectors.mean(axis=0)
+    means = vectors.reshape(12, 4, -1).mean(axis=1)
+
+    def order(rows, i, of):
+        similar = [rows[i] @ row / np.linalg.norm(rows[i]) / np.linalg.norm(row) for row in rows]
+        return sorted(((similar[j], j) for j in range(len(rows)) if of[j] != of[i]), reverse=True)
+
+    best = [order(means, i, range(12)) for i in range(12)]
+    nearest = [found[0][1] for found in best]
+    expected = [(i, j) for i, j in enumerate(nearest) if i < j and nearest[j] == i]
+    assert pairs == {f"{i}-{j}" for i, j in expected}
+    assert 0 < len(expected) < 6
+    of_frames = video.tolist()
+    to = [order(vectors, i, of_frames)[0][1] for i in range(48)]
+    margins = [min(best[i][0][0] - best[i][1][0], best[j][0][0] - best[j][1][0]) for i, j in expected]
+    assert signals == pytest.approx(
+        {
+            "health_mutual_videos": 2 * len(expected) / 12,
+            "health_mutual_margin": float(np.median(margins)),
+            "health_mutual_kept": len({"0-1", "2-3"} & pairs) / 2,
+            "health_closed_frames": sum(of_frames[to[j]] == of_frames[i] for i, j in enumerate(to)) / 48,
+        },
+        abs=1e-4,
+    )
+    again, same = measure_neighbors(method, frames, video)
+    assert (again, same) == ({k: v for k, v in signals.items() if k != "health_mutual_kept"}, pairs)
+    assert measure_neighbors(method, frames, video, pairs)[0]["health_mutual_kept"] == 1
+
+
+def test_neighbors_need_videos_and_finite_features(trained):
+    """Three videos, or features that are not finite, give no metrics and no pairs."""
+    method, (frames, video) = make_method(), neighbor_frames(trained)
+    assert measure_neighbors(method, frames[:12], video[:12], {"0-1"}) == ({}, set())
+    with torch.no_grad():
+        method.encoder.backbone.network.layer4[0].conv2.weight.fill_(math.nan)
+    assert measure_neighbors(method, frames, video, {"0-1"}) == ({}, set())
 
 
 def test_gains_count_the_videos_that_they_rest_on():

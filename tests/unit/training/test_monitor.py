@@ -21,7 +21,7 @@ from cyclecontrast.training.health import Health
 from cyclecontrast.training.monitor import compute_verdict, steps_between
 from cyclecontrast.training.verdict import UNCHANGED, WORSE, VerdictInputs, judge
 from tests.make_runs import about_of, assert_same_tensors, copy_until, rows_of, run, state_path, weights_path
-from tests.unit.training.test_health import NAMES, OF_QUEUE
+from tests.unit.training.test_health import ACROSS, NAMES, OF_QUEUE
 from tests.unit.training.test_verdict import KNOWN, RISING, curve
 
 HEALTH = {"steps": 8, "log_every": 4, "holdout": 1 / 3, "health_every": 3}
@@ -51,13 +51,15 @@ def test_what_a_run_writes_of_its_health(done):
     names = {f"health_{name}" for name in (*NAMES, *OF_QUEUE)}
     assert [row["step"] for row in rows] == [3, 4, 6, 8]
     assert [names <= row.keys() for row in rows] == [True, False, True, True]
+    assert [sorted(ACROSS & row.keys()) for row in rows] == [[], [], [], sorted(ACROSS)]
     about = about_of(done.folder)
     assert (about["verdict"], about["reason"]) == done.verdict
     assert str(done).startswith(f"health: {about['verdict']}: {about['reason']}\n")
     assert about["num_held_out"] == 4
     health = about["health"]
     assert (health["held_out"], health["videos"], health["views"]) == (True, 4, 32)
-    assert set(health["at_start"]) == names
+    assert set(health["at_start"]) == names | ACROSS - {"health_mutual_kept"}
+    assert re.fullmatch(r"\d+-\d+( \d+-\d+)*", health["mutual_pairs"])
     assert health["seconds"] > 0
     assert set(run_folder.read_cycles(done.folder)) == {0, 3, 6, 8}
 
@@ -80,6 +82,14 @@ def test_cycles_are_kept_of_some_measurements(stripes, tmp_path, monkeypatch):
     monkeypatch.setattr(monitor, "MAX_CYCLES_KEPT", 3)
     run(stripes, tmp_path / "run", **(HEALTH | {"health_every": 1}))
     assert set(run_folder.read_cycles(tmp_path / "run")) == {0, 3, 6, 8}
+
+
+def test_a_resumed_run_remembers_the_mutual_pairs(done, tmp_path):
+    """Resumed, a run counts the pairs kept since the measurement before the stop, and ends with the same lines."""
+    part = copy_until(done.folder, tmp_path / "run", 6)
+    cc.pretrain(resume=part)
+    assert rows_of(part) == rows_of(done.folder)
+    assert about_of(part)["health"]["mutual_pairs"] == about_of(done.folder)["health"]["mutual_pairs"]
 
 
 def test_few_videos_are_judged_without_cycles(stripes, tmp_path):
