@@ -81,7 +81,8 @@ def measure(case: Case, videos: Path, paths: list[Path], workers: int, repetitio
             sum(pool.imap_unordered(work, paths))
 
     def ours() -> None:
-        prepare(PrepareConfig(videos=videos, out=scratch / "store", workers=workers, **case.option))
+        options = {"workers": workers, "keep_duplicates": True, **case.option}
+        prepare(PrepareConfig(videos=videos, out=scratch / "store", **options))
         shutil.rmtree(scratch / "store")
 
     works = {

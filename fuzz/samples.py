@@ -132,7 +132,7 @@ def _prepare(videos: Path, out: Path) -> None:
     import cyclecontrast as cc
 
     for number in range(2):
-        video_file(videos / f"{number}.avi", "mpeg4", 8)
+        video_file(videos / f"{number}.avi", "mpeg4", 8 + 2 * number)
     cc.prepare(videos, out=out, every=2, workers=0)
 
 

@@ -24,6 +24,7 @@ def write_images(path, images, codec="libx264", pix_fmt="yuv420p", rate=10, **mo
     times_ms, options = more.get("times_ms"), more.get("options", {})
     container_options = more.get("container_options", {})
     with av.open(str(path), "w", format=more.get("format"), options=container_options) as container:
+        container.metadata["title"] = more.get("title", "")
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pix_fmt
@@ -52,8 +53,11 @@ def numbered(num_frames, size=(64, 48)):
 
 
 def write_numbered(path, num_frames=30, size=(64, 48), **options):
-    """A video of numbered frames, H.264 at 10 frames per second unless told otherwise."""
-    return write_images(path, numbered(num_frames, size), **options)
+    """A video of numbered frames, H.264 at 10 frames per second unless told otherwise.
+
+    Its title is its path, so that no two files have the same bytes.
+    """
+    return write_images(path, numbered(num_frames, size), title=str(path), **options)
 
 
 def write_noise(path, seed, num_frames=20):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from cyclecontrast.errors import UserError
+from cyclecontrast.output import quoted
 
 LOCK_FILE = ".lock"
 SECONDS_BETWEEN_TRIES = 0.1
@@ -142,7 +143,9 @@ def check_new_run(folder: Path) -> None:
     """Raise UserError if a folder contains more than the prepared frames of a new run, or is not writable."""
     found = folder.iterdir() if folder.is_dir() else ()
     if any(path.name not in ("frames", LOCK_FILE) and path.suffix != ".part" for path in found):
-        raise UserError(f"out: {folder} is not empty; name another folder, or continue its run with --resume {folder}")
+        raise UserError(
+            f"out: {folder} is not empty; name another folder, or continue its run with --resume {quoted(folder)}"
+        )
     check_folder(folder)
 
 

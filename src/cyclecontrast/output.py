@@ -1,6 +1,7 @@
 """Text for a terminal and for Markdown. What a text contains, such as the name of a file, is shown as it is."""
 
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,11 @@ MARKUP = re.compile(r"[\\`*\[\]<|~$]|&(?=[#\w]+;)|(?<![^\W_])_|_(?![^\W_])")
 def printable(text: str) -> str:
     """Return a text as one line, with unprintable characters escaped."""
     return UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def quoted(value: object) -> str:
+    """Return a value as a word of a command that can be pasted into a shell."""
+    return shlex.quote(str(value))
 
 
 def join_lines(lines: Iterable[str]) -> str:

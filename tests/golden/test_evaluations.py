@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cyclecontrast import progress
 from tests.golden import evaluations, files
 from tests.golden.record import recorded
 
@@ -21,11 +22,13 @@ def results(data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", evaluations.EVALUATIONS)
-def test_an_evaluation_is_as_recorded(results, name):
-    """Its tag is the same; of its items one may change sides, where a comparison is a close one."""
+def test_an_evaluation_is_as_recorded(results, name, monkeypatch, capsys):
+    """Its tag is the same; of its items one may change sides in a close comparison. It says how far it is."""
+    monkeypatch.setattr(progress, "SECONDS", 0)  # of a line a minute
     found, is_scored_alike = results[1](name)
     expected = recorded("evaluations")["results"][name]
     assert is_scored_alike
+    assert " done" in capsys.readouterr().err
     for part in ("tag", "items", "problems"):
         assert found[part] == expected[part]
     allowed = {"linear", "finetune"}.intersection(name.split()) and 2.01 / expected["items"][1]

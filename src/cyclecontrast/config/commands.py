@@ -72,6 +72,7 @@ class PrepareConfig(BaseModel):
     quality: Annotated[int, Field(ge=1, le=100), IsNumber] = option(90, "JPEG quality", "PERCENT")
     max_pixels: Count = option(64_000_000, "skip videos whose frames have more pixels", "PIXELS")
     deinterlace: bool = option(False, "combine the two fields of interlaced frames (FFmpeg's bwdif)")
+    keep_duplicates: bool = option(False, "use every video, also those with the same bytes as another one")
     shard_mb: Count = option(
         256,
         "maximum total size of the videos of a shard; shards are the unit of parallel work and resuming",

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -53,8 +54,11 @@ RUNTIME_SETTINGS = frozenset(
     {"augment_on", "compile", "log_every", "log_to", "checkpoint_every", "health_every", "report"}
 )
 """Settings that change the result at most by rounding errors."""
-CHANGEABLE_ON_RESUME = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable", "teacher"}
-"""Settings that may change when a run is resumed. Data and teacher may be moved, but must have the same fingerprint."""
+CHANGEABLE_ON_RESUME = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable", "teacher", "steps"}
+"""Settings that may change when a run is resumed.
+
+Data and teacher may be moved, but must have the same fingerprint; steps may only become more.
+"""
 METHODS_OF_OPTION = {
     "positives": ("simclr", "simsiam", "byol", "nnclr"),
     "teacher": ("distill",),
@@ -321,7 +325,9 @@ class PretrainConfig(BaseModel):
     )
 
     out: LocalPath = option(..., "folder of the new run", "FOLDER", "output")
-    resume: LocalPath | None = option(None, "resume the run in this folder, with its saved settings", "RUN", "output")
+    resume: LocalPath | None = option(
+        None, "resume the run in this folder, with its saved settings; with more --steps, extend it", "RUN", "output"
+    )
     checkpoint_every: Count = option(1000, "steps between checkpoints", "STEPS", "output")
     log_every: Count = option(10, "steps between rows of metrics.jsonl", "STEPS", "output")
     log_to: LogTo = option(
@@ -395,11 +401,11 @@ class PretrainConfig(BaseModel):
             )
         before = trained | saved
         if is_url(place := before.get("data")) and values.get("data") is None:
-            allow = f"cyclecontrast pretrain {place} --resume {run}"
+            allow = f"cyclecontrast pretrain {shlex.quote(str(place))} --resume {shlex.quote(str(run))}"
             raise ValueError(f"resume: {run} was trained on {place}; to allow the download: {allow}")
         for name, what in ({"teacher": "has the teacher"} | ({} if copy else {"init": "starts from"})).items():
             if must_be_downloaded(model := before.get(name)) and values.get(name) is None:
-                allow = f"cyclecontrast pretrain --resume {run} --{name} {model}"
+                allow = f"cyclecontrast pretrain --resume {shlex.quote(str(run))} --{name} {shlex.quote(str(model))}"
                 raise ValueError(f"resume: {run} {what} {model}; to allow its download: {allow}")
         defaults = {name: field.default for name, field in cls.model_fields.items()}  # None is not in the files
         if changes := cls._changes(defaults | before | {"out": run}, values, "in the run"):

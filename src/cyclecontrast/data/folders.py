@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +32,7 @@ SYSTEM_FOLDERS = frozenset(
     }
 )
 """Folders that file systems and network storage add, in lower case: thumbnails, deleted files, metadata."""
+COPY = "same bytes as another video"
 DATASET_TEXTS = frozenset(
     {"readme", "readme.md", "readme.txt", "license", "license.txt", "train.txt", "val.txt", "test.txt", "classes.txt"}
 )
@@ -208,7 +209,17 @@ def _size_and_reason(path: Path) -> tuple[int, str]:
     return (status.st_size, "") if os.access(path, os.R_OK) else (0, "permission denied")
 
 
-def find_copies(videos: Sequence[FoundVideo]) -> list[tuple[FoundVideo, FoundVideo]]:
-    """Return each video whose file has the same bytes as that of another before it, with that one."""
-    by_path = {str(video.path): video for video in sorted(videos) if not video.reason}
-    return [(by_path[copy], by_path[first]) for first, *copies in equal_files(by_path) for copy in copies]
+def mark_copies(videos: Sequence[FoundVideo], known: Collection[str] = ()) -> list[FoundVideo]:
+    """Return the videos; all but one of those with the same bytes get that as their reason not to be read.
+
+    The one that is read is the first of the `known` ids, otherwise the first by id.
+    """
+    order = sorted((video for video in videos if not video.reason), key=lambda video: (video.id not in known, video))
+    ids = {str(video.path): video.id for video in order}
+    copies = {ids[copy]: ids[first] for first, *copies in equal_files(ids) for copy in copies}
+    return [video._replace(reason=f"{COPY} ({copies[video.id]})") if video.id in copies else video for video in videos]
+
+
+def is_copy(reason: str) -> bool:
+    """Return whether a video is not read because another one has the same bytes."""
+    return reason.startswith(f"{COPY} (")

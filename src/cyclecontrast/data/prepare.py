@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cyclecontrast.config import PrepareConfig
 from cyclecontrast.data.decode import PerSecond, Policy, make_policy
-from cyclecontrast.data.folders import FoundVideo, LeftOut, find_copies, find_videos
+from cyclecontrast.data.folders import FoundVideo, LeftOut, find_videos, is_copy, mark_copies
 from cyclecontrast.data.storage import retried
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import (
@@ -35,6 +35,8 @@ from cyclecontrast.data.store_format import (
     check_settings_exist,
     read_settings,
     read_videos,
+    read_videos_folder,
+    relative_folder,
     shard_name,
     shard_path,
     write_settings,
@@ -90,7 +92,13 @@ class PrepareSummary:
 
     def __str__(self) -> str:
         lines = [self.line, *(f"  rebuilt  {what}" for what in self.repaired)]
-        lines += [f"  skipped  {video.id}: {video.reason}" for video in self.skipped]
+        copies = [video for video in self.skipped if is_copy(video.reason)]
+        lines += [f"  skipped  {video.id}: {video.reason}" for video in self.skipped if not is_copy(video.reason)]
+        if copies:
+            example = f"such as {copies[0].id}: {copies[0].reason}"
+            lines.append(
+                f"  skipped  {_count(len(copies), 'copy', 'copies')}, {example}; to use all: prepare --keep-duplicates"
+            )
         lines += [f"  in part  {video.id}: {video.reason}" for video in self.partial]
         what = "changed since it was prepared; create a new store to include the new version"
         lines += [f"  kept     {name}: {what}" for name in self.changed]
@@ -120,7 +128,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
     If interrupted, raises KeyboardInterrupt with advice as its message.
     """
     policy = _policy(config)  # store.json holds what decides the bytes of a store besides the videos
-    settings = config.model_dump(exclude={"videos", "out", "workers", "part"})
+    settings = config.model_dump(exclude={"videos", "out", "workers", "part", "keep_duplicates"})
     settings |= {"fps": policy.fps if isinstance(policy, PerSecond) else None, "scaling": SCALING}
     left_out = LeftOut(config.videos)
     found = _check(config, settings, left_out)
@@ -132,7 +140,7 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
                 jobs, damage = _plan(config, found)
                 _write_pending(config, jobs)
                 summary = _finish(config.out, found, damage, made)
-        return replace(summary, notes=(*left_out.notes, *(_note_copies(found) if summary.num_new else ())))
+        return replace(summary, notes=left_out.notes)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command resumes it") from None
     except OSError as error:
@@ -234,13 +242,26 @@ def _check(config: PrepareConfig, settings: Mapping[str, object], left_out: Left
     found = attempt(partial(_find, config.videos, left_out), problems)
     if found is None or problems:
         raise UserError(*problems)
-    stored = {row.id for row in _read_rows(config.out, VIDEOS)[0] or ()}
-    if stored and stored.isdisjoint(video.id for video in found):
+    stored = {row.id: row for row in _read_rows(config.out, VIDEOS)[0] or ()}
+    if stored and stored.keys().isdisjoint(video.id for video in found):
         raise UserError(
             f"out: {config.out} holds other videos: none of its {len(stored):,} is in {config.videos}; "
             "name another folder with --out"
         )
-    return found
+    return found if config.keep_duplicates else _with_copies_marked(found, stored)
+
+
+def _with_copies_marked(found: Sequence[FoundVideo], stored: Mapping[str, VideoRow]) -> list[FoundVideo]:
+    """Return the videos, with copies marked; what the table of the store says of a video stays."""
+    used = {row.id for row in stored.values() if not is_copy(row.reason)}
+    known = {
+        video.id: video if video.id in used else video._replace(reason=stored[video.id].reason)
+        for video in found
+        if video.id in stored and video.size_bytes == stored[video.id].size_bytes
+    }
+    to_compare = [video for video in found if video.id in used or video.id not in known]
+    marked = {video.id: video for video in mark_copies(to_compare, used)} if len(known) < len(found) else {}
+    return [known.get(video.id) or marked[video.id] for video in found]
 
 
 def _check_out(videos: Path, out: Path, settings: Mapping[str, object]) -> None:
@@ -281,14 +302,6 @@ def _find(videos: Path, left_out: LeftOut) -> list[FoundVideo]:
     return found
 
 
-def _note_copies(found: Sequence[FoundVideo]) -> tuple[str, ...]:
-    copies = find_copies(found)
-    if not copies:
-        return ()
-    (copy, first), number = copies[0], len(copies)
-    return (f"same bytes as another video: {_count(number, 'video')}, such as {copy.id} and {first.id}",)
-
-
 # --- the plan
 
 
@@ -319,7 +332,8 @@ def _plan_rows(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> tuple[l
     for video in found:
         row = rows.get(video.id)
         changed = row is None or row.size_bytes != video.size_bytes
-        if row is None or (row.status == "skipped" and (changed or _was_passing(row))):
+        is_wanted = row is not None and is_copy(row.reason) and not video.reason
+        if row is None or (row.status == "skipped" and (changed or is_wanted or _was_passing(row))):
             new.append(video)
     total = sum(video.size_bytes for video in new)
     shard_bytes = min(shard_mb * MEGABYTE, max(SMALLEST_SHARD, total // MAX_PARTS))
@@ -408,8 +422,8 @@ def _write_pending(config: PrepareConfig, jobs: Sequence[ShardJob]) -> None:
         raise UserError(*dict.fromkeys(_how_to_resume(error, config.out) for error in failures))
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 # --- locks and leftovers
@@ -433,8 +447,8 @@ def _make_store(config: PrepareConfig, settings: Mapping[str, object]) -> None:
     # Another process may have made the store with other settings since the first check.
     out = config.out
     _check_out(config.videos, out, settings)
-    if not (out / STORE).exists():
-        write_settings(out, settings)
+    if read_videos_folder(out) != out.resolve() / relative_folder(out, config.videos):
+        write_settings(out, settings, config.videos)
     (out / "shards").mkdir(exist_ok=True)
 
 

@@ -47,6 +47,7 @@ from cyclecontrast.data.store_format import (
 )
 from cyclecontrast.data.tables import read_about, read_batches
 from cyclecontrast.errors import UserError, why_no_workers
+from cyclecontrast.output import quoted
 
 MAX_HANDLES = 256
 NUMBERS_PER_PIECE = 4_096
@@ -106,9 +107,8 @@ class LocalFiles:
     @property
     def advice(self) -> str:
         """What repairs the store."""
-        return (
-            f"run `cyclecontrast prepare VIDEOS --out {self.root}` again, with the same options: it repairs the store"
-        )
+        command = f"cyclecontrast prepare VIDEOS --out {quoted(self.root)}"
+        return f"run `{command}` again, with the same options: it repairs the store"
 
     def read(self, name: str, start: int, size: int) -> bytes:
         """Return a range of bytes of a file with one positioned read; raises OSError."""

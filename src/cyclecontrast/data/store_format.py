@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,24 +76,41 @@ def member_name(video_id: str, index: int) -> str:
     return f"{quote(video_id, safe='').replace('.', '%2E')}/{index:06d}.jpg"
 
 
-def write_settings(root: Path, settings: Mapping[str, object]) -> None:
-    """Write store.json, which marks a folder as a store and holds the settings it is made with."""
-    header = {"format": STORE_FORMAT, "version": STORE_VERSION, "settings": settings}
+def write_settings(root: Path, settings: Mapping[str, object], videos: Path | None = None) -> None:
+    """Write store.json: it marks a folder as a store, and has the settings and the folder of videos it is made with."""
+    header: dict[str, object] = {"format": STORE_FORMAT, "version": STORE_VERSION, "settings": settings}
+    if videos is not None:
+        header["videos"] = relative_folder(root, videos)
     with atomic_write(root / STORE) as aside:
         aside.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
 
 
 def read_settings(root: Path) -> dict[str, object] | None:
     """Return the settings in store.json, None where it is not that of a store of this version."""
+    header = _read_header(root)
+    settings = header.get("settings", {})
+    is_known = (header.get("format"), header.get("version")) == (STORE_FORMAT, STORE_VERSION)
+    return settings if is_known and isinstance(settings, dict) else None
+
+
+def read_videos_folder(root: Path) -> Path | None:
+    """Return the folder of videos that store.json names; None if it names none."""
+    videos = _read_header(root).get("videos")
+    return root.resolve() / videos if isinstance(videos, str) else None
+
+
+def relative_folder(root: Path, videos: Path) -> str:
+    """Return the path of a folder of videos from a store: it stays right if both are moved together."""
+    return os.path.relpath(videos.resolve(), root.resolve())
+
+
+def _read_header(root: Path) -> dict[str, Any]:
     try:
         size_within_folder(root / STORE)
         header = json.loads(read_regular(root / STORE, MAX_SETTINGS_BYTES))
     except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (STORE_FORMAT, STORE_VERSION):
-        return None
-    settings = header.get("settings", {})
-    return settings if isinstance(settings, dict) else None
+        return {}
+    return header if isinstance(header, dict) else {}
 
 
 def check_settings_exist(root: Path) -> None:

@@ -39,6 +39,7 @@ from cyclecontrast.evaluation.protocol import Predictions, Protocol, Score
 from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.models.backbone import Backbone, restride
 from cyclecontrast.models.hardware import pick_device, pick_workers
+from cyclecontrast.progress import with_progress
 
 STRIDES = (1, 2, 1, 1)
 """Of the stages; they are not dilated, unlike those of tracking."""
@@ -70,7 +71,12 @@ class Propagation(Protocol[PropagationConfig, Davis]):
         # The patches of a vision transformer have one stride.
         with frozen(backbone if backbone.patch > 1 else restride(backbone, STRIDES), device) as dense:
             parts = [
-                cache.arrays(f"video-{number}", partial(follow, dense, video, preset, config, device))
+                cache.arrays(
+                    f"video-{number}",
+                    partial(
+                        follow, dense, video, preset, config, device, f", video {number + 1} of {len(data.videos)}"
+                    ),
+                )
                 for number, video in enumerate(data.videos)
             ]
         problems = [str(problem) for part in parts for problem in part["problems"]]
@@ -101,7 +107,7 @@ class Propagation(Protocol[PropagationConfig, Davis]):
         scores: dict[str, dict[str, dict[str, float]]] = {}
         repeated: list[float] = []
         rows: list[Pixels] = []
-        for name, predicted, truth in _videos(record):
+        for name, predicted, truth in with_progress(_videos(record), "propagation, scoring videos"):
             scores[name] = score_objects(predicted, truth)
             for number in map(int, scores[name]):
                 still = [region_similarity(truth[0] == number, mask == number) for mask in truth[1:-1]]
@@ -166,9 +172,16 @@ def network_size(
 
 
 def follow(
-    backbone: Backbone, video: MaskedVideo, preset: Preset, config: PropagationConfig, device: torch.device
+    backbone: Backbone,
+    video: MaskedVideo,
+    preset: Preset,
+    config: PropagationConfig,
+    device: torch.device,
+    position: str = "",
 ) -> Arrays:
     """Return `predicted` and `truth` as packed PNG files, `size` of the frames and `cells` of their maps, h and w.
+
+    `position`, such as `, video 3 of 30`, is part of the title of the progress bar.
 
     If a file cannot be read, returns only `problems`, which is otherwise empty. Raises UserError if the network cannot
     be used.
@@ -182,7 +195,8 @@ def follow(
     crop = _ToSize(video, (height, width), size)
     predicted, workers = [truth[0]], pick_workers(config.workers, device)
     propagation: LabelPropagation | None = None
-    for batch in load_image_batches(video, crop, chunks(range(len(video)), 1), workers, video.name):
+    title = f"propagating {video.name}{position}"
+    for batch in load_image_batches(video, crop, chunks(range(len(video)), 1), workers, title):
         if batch.problems:
             return _left_out(batch.problems)
         with torch.inference_mode():

@@ -34,6 +34,7 @@ from cyclecontrast.evaluation.resume_cache import Arrays, ResumeCache
 from cyclecontrast.evaluation.segmenter import Segmenter, fit, make_segmenter
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.hardware import pick_device, pick_workers
+from cyclecontrast.progress import with_progress
 
 EPOCHS = {"ade20k": 60}
 OTHER_EPOCHS = 45
@@ -84,7 +85,8 @@ class Segmentation(Protocol[SegmentationConfig, MaskedImages]):
         """
         classes = record.about.details["classes"]
         confusion = np.zeros((len(classes), len(classes)), np.int64)
-        for row in range(record.table.num_rows):
+        num_images = record.table.num_rows
+        for row in with_progress(range(num_images), "segmentation, scoring images", num_images):
             truth, predicted = _masks(record, row)
             confusion += pixel_confusion(predicted, truth, len(classes), IGNORE)
         if not confusion.any():
@@ -92,7 +94,7 @@ class Segmentation(Protocol[SegmentationConfig, MaskedImages]):
         iou = iou_per_class(confusion)
         predicted_classes = [name for name, column in zip(classes, confusion.T, strict=True) if column.any()]
         single = f"all pixels are predicted as {predicted_classes[0]}; train longer, or change learning_rate"
-        shown = sorted(set(np.linspace(0, record.table.num_rows - 1, NUM_DRAWN).astype(int).tolist()))
+        shown = sorted(set(np.linspace(0, num_images - 1, NUM_DRAWN).astype(int).tolist()))
         return Score(
             {"mean_iou": float(np.nanmean(iou)), "pixel_accuracy": pixel_accuracy(confusion)},
             {

@@ -261,32 +261,46 @@ def draw_maps(
 ) -> dict[str, Any]:
     """Draw a map of the same frames, at most `max_dots`, for each trained model, and their coordinates as a table.
 
-    `legend` names the colored videos in the order of their colors; a dot's place is in percent from the left and from
-    the top. Raises UserError if a frame cannot be read.
+    `legend` names the colored folders, or the videos of a single folder, in the order of their colors; a dot's place
+    is in percent from the left and from the top. Raises UserError if a frame cannot be read.
     """
     chosen = whole_videos(sample.videos, max_dots, seed)
-    colored = most_frequent_videos(sample.videos[chosen], seed)
-    colors = {int(video): color for color, video in enumerate(colored)}
+    kind, names, groups = groups_of(sample, chosen)
+    colored = most_frequent(groups, seed)
+    colors = {int(group): color for color, group in enumerate(colored)}
     sprites = [sample.sprite(int(frame), sheet) for frame in chosen]
     maps, columns = [], [[sample.video_name(int(frame)) for frame in chosen], sample.indices[chosen].astype(str)]
     trained = [model for model in models if model.is_trained]
     for model in trained:
         places = place(model.vectors[chosen], seed)
-        of_frame = [colors.get(int(video)) for video in sample.videos[chosen]]
+        of_frame = [colors.get(int(group)) for group in groups]
         dots = zip(*places.T.tolist(), of_frame, sprites, strict=True)
         maps.append((model.model, [dict(zip(("x", "y", "color", "sprite"), dot, strict=True)) for dot in dots]))
         columns += [[f"{value:.1f}" for value in column] for column in places.T]
     axes = [f"{axis}, {model.model}" if len(trained) > 1 else axis for model in trained for axis in ("x", "y")]
     return {
-        "meaning": _meaning_of_map(len(chosen), len(np.unique(sample.videos[chosen])), len(colored)),
+        "meaning": _meaning_of_map(len(chosen), len(np.unique(sample.videos[chosen])), len(colored), kind),
         "maps": maps,
-        "legend": [sample.video_name(int(np.flatnonzero(sample.videos == video)[0])) for video in colored],
+        "legend": [names[group] for group in colored],
         "columns": ["video", "frame", *axes],
         "rows": [list(row) for row in zip(*columns, strict=True)],
     }
 
 
-def _meaning_of_map(num_frames: int, num_videos: int, num_colored: int) -> str:
+def groups_of(sample: FrameSample, chosen: Integers) -> tuple[str, list[str], Integers]:
+    """Return what the groups of the chosen frames are, their names, and the group of each frame.
+
+    They are the folders of the videos, or the videos if all are in one folder.
+    """
+    ids = [sample.store.video_id(int(video)) for video in sample.videos[chosen]]
+    folders, groups = np.unique([video_id.rpartition("/")[0] for video_id in ids], return_inverse=True)
+    if len(folders) > 1:
+        return "folders", [shortened(folder) or "(no folder)" for folder in folders.tolist()], groups
+    videos, groups = np.unique(ids, return_inverse=True)
+    return "videos", [shortened(video) for video in videos.tolist()], groups
+
+
+def _meaning_of_map(num_frames: int, num_videos: int, num_colored: int, kind: str) -> str:
     is_tsne = num_frames >= MIN_DOTS_FOR_TSNE
     way = "t-SNE of cosine distances" if is_tsne else "the two main axes (PCA)"
     reading = (
@@ -294,7 +308,7 @@ def _meaning_of_map(num_frames: int, num_videos: int, num_colored: int) -> str:
         if is_tsne
         else "Neighboring dots may differ in the other dimensions."
     )
-    colors = f"Colors mark {num_colored} of the videos with the most frames." if num_colored else ""
+    colors = f"Colors mark {num_colored} of the {kind} with the most frames." if num_colored else ""
     return f"{num_frames} frames of {num_videos} videos, each a dot, placed by {way}. {reading} {colors}"
 
 
@@ -306,9 +320,9 @@ def whole_videos(videos: Integers, most: int, seed: int) -> Integers:
     return chosen
 
 
-def most_frequent_videos(videos: Integers, seed: int) -> Integers:
-    """Return the NUM_COLORS videos with the most frames, ties broken at random; none if each video has one frame."""
-    found, counts = np.unique(videos, return_counts=True)
+def most_frequent(groups: Integers, seed: int) -> Integers:
+    """Return the NUM_COLORS groups with the most frames, ties broken at random; none if each group has one frame."""
+    found, counts = np.unique(groups, return_counts=True)
     drawn = np.random.default_rng(seed).permutation(len(found))
     first: Integers = found[np.lexsort((drawn, -counts))[:NUM_COLORS]]
     return first if counts.max() > 1 else first[:0]

@@ -16,7 +16,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.evaluation.predictions import results_folder
 from cyclecontrast.files import atomic_write, check_folder
 from cyclecontrast.methods import learns_from
-from cyclecontrast.output import html_environment, printable, say
+from cyclecontrast.output import html_environment, printable, quoted, say
 from cyclecontrast.reporting import cycles, results
 from cyclecontrast.reporting.curves import INCHES, draw_charts
 from cyclecontrast.reporting.embeddings import MAX_DOTS, MAX_DOTS_ON_PAGE, draw_maps, embed_sample, find_neighbors
@@ -90,7 +90,7 @@ def _write_or_warn(run: Path, workers: int | None, device: str, download: bool =
     else:
         say(f"report: {page}")
         return
-    say(f"report: not written ({problem}); try `cyclecontrast report {run}`")
+    say(f"report: not written ({problem}); try `cyclecontrast report {quoted(run)}`")
 
 
 def _data_section(runs: list[RunReport], number: int, max_dots: int, config: ReportConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from cyclecontrast.errors import UserError, attempt, checked
 from cyclecontrast.evaluation.predictions import Result
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone, stored_fingerprint
+from cyclecontrast.output import quoted
 from cyclecontrast.reporting.sprites import shortened
 from cyclecontrast.training.run_folder import read_about, read_metrics
 from cyclecontrast.training.verdict import Verdict
@@ -174,7 +175,7 @@ def _open_data(
     """Return the store of a run, a problem, and the videos skipped when it was prepared."""
     root = folder / "frames" if (folder / "frames" / "store.json").exists() else config.data
     if is_url(root) and not download:
-        allow = f"to allow the download: cyclecontrast report {folder} --download"
+        allow = f"to allow the download: cyclecontrast report {quoted(folder)} --download"
         return None, f"The frames of this run are not shown: they are at {root}; {allow}", []
     try:
         store = FrameStore.open(root)

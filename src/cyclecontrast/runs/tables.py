@@ -240,6 +240,8 @@ def _differences(runs: list[RunReport]) -> dict[str, tuple[str, ...]]:
     def text(value: Any) -> str:
         if isinstance(value, list):
             value = " ".join(map(str, value)) or None
+        if isinstance(value, bool):
+            value = "on" if value else "off"
         return NONE if value is None else str(value)
 
     rows = {name: tuple(text(one.get(name)) for one in facts) for name in names}

@@ -15,6 +15,7 @@ from cyclecontrast.data.images import Pixels, load_image
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.evaluation.metrics import Floats, unit_vectors
 from cyclecontrast.files import check_folder
+from cyclecontrast.output import quoted
 from cyclecontrast.searching.index import FrameIndex
 from cyclecontrast.searching.nearest import allowed_rows, check_faiss, load_vectors, nearest_rows
 from cyclecontrast.searching.results import Results, frame_name, make_hits, open_thumbnails, write_page
@@ -148,7 +149,7 @@ def open_encoder(index: FrameIndex, model: str | None, device: str) -> QueryEnco
     if not name:
         raise UserError(f"model: {index.path} does not contain the path of its model; pass it with --model MODEL")
     if model is None and (what := _cost(name)):
-        raise UserError(f"model: {index.path} was made by {name}, {what}; to allow it: --model {name}")
+        raise UserError(f"model: {index.path} was made by {name}, {what}; to allow it: --model {quoted(name)}")
     if not is_model(name):
         raise UserError(
             f"model: {name}, the model of {index.path}, no longer exists; pass its new path with --model MODEL"
@@ -175,7 +176,7 @@ def open_encoder(index: FrameIndex, model: str | None, device: str) -> QueryEnco
     if model is None and needed > MAX_LAYER_BYTES:
         raise UserError(
             f"index: {index.path} was made from images of {size} px, and one takes at least {needed / 1e9:.1f} GB in "
-            f"{name}; to allow it: --model {name}"
+            f"{name}; to allow it: --model {quoted(name)}"
         )
     return QueryEncoder(backbone, int(size), pick_device(device))
 

@@ -3,8 +3,10 @@
 // Sends searches to the server and shows the answers. Names are set as text, never as HTML: they may contain anything.
 
 const MAX_BYTES = 32 * 2 ** 20;
+const MAX_TOP = 200;
+const KEPT_IMAGES = 8;
 const byId = (id) => document.getElementById(id);
-const images = [];
+const images = new Map();
 let lastSearch = 0;
 let pending = null;
 let repeat = null;
@@ -20,9 +22,16 @@ function isolated(text) {
   return make("bdi", {}, text);
 }
 
+// Frames of one video are folded into its best one, so that the page shows as many videos as there are frames to show.
+function folds() {
+  return byId("per-video").value === "fold";
+}
+
 function options() {
-  const chosen = new URLSearchParams({ top: byId("top").value });
-  if (byId("per-video").value) chosen.set("per_video", byId("per-video").value);
+  const top = Number(byId("top").value);
+  const chosen = new URLSearchParams({ top: folds() ? MAX_TOP : top });
+  if (folds()) chosen.set("per_video", Math.floor(MAX_TOP / top));
+  else if (byId("per-video").value) chosen.set("per_video", byId("per-video").value);
   if (byId("other-videos").checked) chosen.set("other_videos", "true");
   return chosen;
 }
@@ -34,6 +43,7 @@ function showProblem(problem) {
 
 function clear() {
   byId("results").hidden = true;
+  byId("save").hidden = true;
   byId("results").removeAttribute("aria-busy");
   byId("status").textContent = "";
   byId("query").hidden = true;
@@ -50,9 +60,9 @@ function queryOf(place) {
       showQuery(`/frame/${number}`, `Most similar to ${answer.query.moment} of `, isolated(answer.query.video));
     return { address: `/search/${number}`, request: {}, show };
   }
-  if (kind === "image" && images[number]) {
-    const { file, source } = images[number];
-    const show = () => showQuery(source, "Most similar to ", isolated(file.name || "the image"));
+  if (kind === "image" && images.has(number)) {
+    const { file, name, source } = images.get(number);
+    const show = () => showQuery(source, "Most similar to ", isolated(name || "the image"));
     return { address: "/search", request: { method: "POST", body: file }, show };
   }
   return null;
@@ -65,6 +75,7 @@ async function search(place, focus = true, note = "") {
   const results = byId("results");
   pending = () => search(place, focus, note);
   results.hidden = false;
+  hideSamples();
   results.setAttribute("aria-busy", "true");
   byId("status").textContent = "Searching …";
   let answer;
@@ -81,17 +92,21 @@ async function search(place, focus = true, note = "") {
   showProblem(answer.problem ?? note);
   if (answer.problem) {
     clear();
+    if (!repeat) showSamples();
     byId("problem").scrollIntoView({ block: "center" });
     return;
   }
   repeat = () => search(place, false);
   if (location.hash !== place) history.pushState(null, "", place);
   show(answer);
-  const count = answer.frames.length;
+  const groups = folds() ? grouped(answer.frames).slice(0, Number(byId("top").value)) : answer.frames.map((frame) => [frame]);
+  const count = groups.length;
+  const what = folds() ? "video" : "frame";
   byId("status").textContent = count
-    ? `${count} frame${count === 1 ? "" : "s"}, the most similar first, in ${Math.ceil(1000 * answer.seconds)} ms`
+    ? `${count} ${what}${count === 1 ? "" : "s"}, the most similar first, in ${Math.ceil(1000 * answer.seconds)} ms`
     : "No other frames.";
-  byId("found").replaceChildren(...answer.frames.map(card));
+  byId("found").replaceChildren(...groups.map(folded));
+  offerTable(groups.flat());
   if (focus) {
     byId("heading").focus({ preventScroll: true });
     window.scrollTo({ top: 0 });
@@ -104,15 +119,67 @@ function showQuery(source, ...heading) {
   byId("heading").replaceChildren(...heading);
 }
 
-function card(frame) {
-  const image = make("img", { src: `/frame/${frame.row}`, alt: "", loading: "lazy", decoding: "async" });
-  const picture = make("button", { type: "button", class: "picture", "data-row": frame.row }, image);
-  picture.setAttribute("aria-label", `Find frames like ${frame.moment} of ${frame.video}, similarity ${frame.similarity.toFixed(3)}`);
-  picture.addEventListener("click", () => search(`#frame=${frame.row}`));
+function grouped(frames) {
+  const groups = new Map();
+  for (const frame of frames) groups.set(frame.video, [...(groups.get(frame.video) ?? []), frame]);
+  return [...groups.values()];
+}
+
+// Returns the card of the best frame of a video, with a button that shows the others behind it.
+function folded([best, ...others]) {
+  const item = card(best);
+  if (!others.length) return item;
+  const title = `${others.length} more from this clip`;
+  const button = make("button", { type: "button", class: "more", "aria-expanded": "false" }, title);
+  let shown = [];
+  button.addEventListener("click", () => {
+    const isOpen = shown.length > 0;
+    for (const other of shown) other.remove();
+    shown = isOpen ? [] : others.map(card);
+    for (const other of shown) other.classList.add("folded");
+    item.after(...shown);
+    button.setAttribute("aria-expanded", String(!isOpen));
+    button.textContent = isOpen ? title : "Fold";
+  });
+  item.append(button);
+  return item;
+}
+
+function offerTable(frames) {
+  const quoted = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;
+  const rows = frames.map((frame, i) => [i + 1, frame.similarity.toFixed(4), frame.video, frame.frame, frame.time]);
+  const lines = [["rank", "similarity", "video", "frame", "time"], ...rows].map((row) => row.map(quoted).join(","));
+  const link = byId("save");
+  URL.revokeObjectURL(link.href);
+  link.href = URL.createObjectURL(new Blob([`${lines.join("\r\n")}\r\n`], { type: "text/csv" }));
+  link.hidden = !frames.length;
+}
+
+// Invites to a first search by frames of several videos.
+function showSamples() {
+  const rows = document.body.dataset.samples.split(" ");
+  byId("samples").replaceChildren(...rows.map((row) => make("li", { class: "card" }, picture(row, "Find frames like this one"))));
+  byId("start").hidden = false;
+}
+
+function hideSamples() {
+  byId("samples").replaceChildren();
+  byId("start").hidden = true;
+}
+
+function picture(row, label) {
+  const image = make("img", { src: `/frame/${row}`, alt: "", loading: "lazy", decoding: "async" });
+  const button = make("button", { type: "button", class: "picture", "data-row": row, "aria-label": label }, image);
+  button.addEventListener("click", () => search(`#frame=${row}`));
   image.addEventListener("error", () => image.replaceWith(make("span", { class: "gone" }, "This frame cannot be read.")));
+  return button;
+}
+
+function card(frame) {
+  const label = `Find frames like ${frame.moment} of ${frame.video}, similarity ${frame.similarity.toFixed(3)}`;
   const name = make("p", { class: "name", title: frame.video }, isolated(frame.video));
   const similarity = make("span", { class: "similarity" }, frame.similarity.toFixed(3));
-  const item = make("li", { class: "card" }, picture, make("p", { class: "facts" }, when(frame), similarity), name);
+  const item = make("li", { class: "card" }, picture(frame.row, label), make("p", { class: "facts" }, when(frame), similarity), name);
   if (frame.problem) item.append(make("p", { class: "why" }, isolated(frame.problem)));
   return item;
 }
@@ -156,8 +223,9 @@ function showVideoProblem() {
   byId("player-problem").hidden = false;
 }
 
-function openAddress() {
+async function openAddress() {
   const place = location.hash;
+  if (place.startsWith("#image=")) await restoreImage(place.slice("#image=".length));
   if (place && !/^#(frame|image)=/.test(place)) return; // a link to a part of the page
   if (queryOf(place)) {
     search(place);
@@ -167,6 +235,28 @@ function openAddress() {
   pending = repeat = null;
   showProblem("");
   clear();
+  showSamples();
+}
+
+// The browser keeps the last images, so that they are still there when the page is loaded again.
+async function keepImage(number, { file, name }) {
+  try {
+    const kept = await caches.open("queries");
+    await kept.put(`/query/${number}`, new Response(file, { headers: { name: encodeURIComponent(name) } }));
+    for (const old of (await kept.keys()).slice(0, -KEPT_IMAGES)) await kept.delete(old);
+  } catch {} // the image is lost when the page is loaded again
+}
+
+async function restoreImage(number) {
+  if (images.has(number)) return;
+  try {
+    const found = await (await caches.open("queries")).match(`/query/${number}`);
+    if (found) addImage(number, await found.blob(), decodeURIComponent(found.headers.get("name")));
+  } catch {}
+}
+
+function addImage(number, file, name) {
+  images.set(number, { file, name, source: URL.createObjectURL(file) });
 }
 
 function megabytes(bytes) {
@@ -180,8 +270,10 @@ function searchFile(files) {
     showProblem(`The image has ${megabytes(file.size)}; the limit is ${megabytes(MAX_BYTES)}.`);
     return;
   }
-  images.push({ file, source: URL.createObjectURL(file) });
-  search(`#image=${images.length - 1}`, true, files.length > 1 ? `Only the first of ${files.length} files is used.` : "");
+  const number = String(Date.now() % 1e12);
+  addImage(number, file, file.name);
+  keepImage(number, images.get(number));
+  search(`#image=${number}`, true, files.length > 1 ? `Only the first of ${files.length} files is used.` : "");
 }
 
 byId("search").addEventListener("submit", (event) => event.preventDefault());

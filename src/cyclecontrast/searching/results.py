@@ -30,7 +30,7 @@ from cyclecontrast.data.store import FrameStore
 from cyclecontrast.errors import UserError, explained
 from cyclecontrast.evaluation.metrics import Floats, Integers
 from cyclecontrast.files import atomic_write
-from cyclecontrast.output import html_environment, join_lines, printable
+from cyclecontrast.output import html_environment, join_lines, printable, quoted
 from cyclecontrast.searching.index import FrameIndex
 
 THUMBNAIL_SIDE, MAX_ASPECT, JPEG_QUALITY = 240, 3, 85
@@ -160,7 +160,7 @@ def open_thumbnails(index: FrameIndex, data: Path | str | None) -> Thumbnails:
     if not place:
         raise UserError(f"data: {index.path} does not contain the path of its frames; pass it with --data DATA")
     if data is None and is_url(place):
-        raise UserError(f"data: {index.path} was made from {place}; to allow the download: --data {place}")
+        raise UserError(f"data: {index.path} was made from {place}; to allow the download: --data {quoted(place)}")
     if not is_url(place) and not Path(place).is_dir():
         raise UserError(
             f"data: {place}, with the frames of {index.path}, no longer exists; pass the new path with --data DATA"

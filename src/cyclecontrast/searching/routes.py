@@ -6,7 +6,6 @@ Connections, requests and uploads at the same time are limited, and a request mu
 """
 
 import asyncio
-import contextlib
 import os
 import re
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, NamedTuple, NoReturn
 
+import numpy as np
 import uvicorn
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
@@ -30,10 +30,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cyclecontrast.config.types import STRICT, SmallCount, read_toml
+from cyclecontrast.config.types import STRICT, SmallCount
 from cyclecontrast.data.images import decode_image
 from cyclecontrast.data.store import FrameStore
-from cyclecontrast.data.store_format import read_videos
+from cyclecontrast.data.store_format import read_videos, read_videos_folder
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.evaluation.metrics import Floats
 from cyclecontrast.searching.command import QueryEncoder
@@ -54,6 +54,8 @@ A browser opens six. The backlog is also the number of connections that asyncio 
 SECONDS_TO_REQUEST = 30.0
 """After this time, or at most twice as long, a connection that has not sent a whole request is closed."""
 MAX_TOP = 200
+NUM_SAMPLES = 12
+"""Frames that the page offers to start from."""
 SECONDS_TO_FINISH = 1
 """How long the server waits at its end for answers under way, such as a paused video."""
 HEADERS = {
@@ -96,7 +98,7 @@ class SourceVideo(NamedTuple):
 
 
 def find_source_videos(index: FrameIndex, store: FrameStore, folder: Path | None) -> tuple[dict[int, SourceVideo], str]:
-    """Find the videos that the frames were extracted from, in `folder` or where the run of the frames says.
+    """Find the videos that the frames were extracted from, in `folder` or where their store says.
 
     Returns them by their number in the index, and what the user can do where their folder is not known. Raises
     UserError where `folder` has none of them.
@@ -106,11 +108,8 @@ def find_source_videos(index: FrameIndex, store: FrameStore, folder: Path | None
         if folder is not None:
             raise UserError(f"videos: {root} is not a store that was prepared from videos here; leave out --videos")
         return {}, ""
-    known_folder = folder
-    if folder is None and root.name == "frames":  # those of a run, which says where it took them from
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known_folder = Path(read_toml(root.absolute().parent / "config.toml")["data"])
-    if known_folder is None or (folder is None and not known_folder.is_dir()):
+    known_folder = folder or read_videos_folder(root)
+    if known_folder is None or not (folder or os.path.isdir(known_folder)):
         return {}, "To play the videos, name their folder: --videos FOLDER"
     rows = {row.id: row for row in read_videos(root / "videos.parquet")}
     videos = {
@@ -172,10 +171,17 @@ class SearchService:
             title="Find similar frames",
             facts=f"{index_summary(self.index)}, by {self.encoder.backbone.name}",
             num_rows=len(self.index),
+            samples=self._samples(),
             note=self.note,
             has_videos=bool(self.videos),
             search=self.vectors.description,
         )
+
+    def _samples(self) -> list[int]:
+        """Return a row in the middle of each of some videos, from the first to the last."""
+        numbers = np.unique(np.linspace(0, len(self.index.video_ids) - 1, NUM_SAMPLES).round())
+        rows = [np.flatnonzero(self.index.video == number) for number in numbers]
+        return [int(found[len(found) // 2]) for found in rows]
 
     def _search(self, query: Floats, row: int | None, options: SearchOptions, began: float) -> dict[str, Any]:
         allowed = allowed_rows(self.index.video, row, options.other_videos)
@@ -191,6 +197,7 @@ class SearchService:
             "row": hit.row,
             "similarity": hit.similarity,
             "video": hit.video,
+            "frame": hit.frame,
             "moment": hit.moment,
             "time": hit.time,
             "playable": None if number not in self.videos or problem else number,

@@ -20,6 +20,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.files import remove, sync
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import BACKBONE_FILE, save_backbone
+from cyclecontrast.output import quoted
 from cyclecontrast.training.read_errors import READ_ERRORS, ReadErrors
 from cyclecontrast.training.run_folder import ABOUT, CONFIG, METRICS, change_about, prune_best_backbones
 
@@ -39,7 +40,11 @@ def record_stop(run: Path, message: str, world: World) -> str:
     if not (run / CONFIG).exists():
         return f"{message}; {run} no longer exists, so nothing was written; if you moved it, --resume it there"
     kept = checkpoints(run)
-    hint = f"the last good checkpoint is {kept[-1]}; --resume {run} continues from it" if kept else "no checkpoint yet"
+    hint = (
+        f"the last good checkpoint is {kept[-1]}; --resume {quoted(run)} continues from it"
+        if kept
+        else "no checkpoint yet"
+    )
     return f"{message}; {hint}"
 
 

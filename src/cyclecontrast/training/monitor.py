@@ -92,6 +92,11 @@ class Monitor:
         every = self._config.health_every
         return bool(every) and (done % (every or 1) == 0 or done == self._trainer.num_steps)
 
+    @property
+    def seconds_planned(self) -> float:
+        """The seconds that all measurements will take, known after the first one."""
+        return self._seconds * self._trainer.num_steps / (self._config.health_every or math.inf)
+
     def measure(self, done: int) -> Signals:
         """Return the signals after `done` steps, an empty dict if no measurement is due."""
         if self._watched is None or not self.is_due(done):

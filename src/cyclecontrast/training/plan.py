@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from cyclecontrast.config import PretrainConfig
@@ -19,15 +20,15 @@ from cyclecontrast.methods.method import StepInfo
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.hardware import pick_workers
 from cyclecontrast.output import join_lines
+from cyclecontrast.training.auto_settings import MIN_VIDEOS_FOR_HOLDOUT
 from cyclecontrast.training.health import health_views, measure_health, measure_neighbors, neighbor_frames
-from cyclecontrast.training.monitor import NEIGHBORS_EVERY, NUM_MEASUREMENTS, steps_between
+from cyclecontrast.training.monitor import MIN_STEPS, NEIGHBORS_EVERY, NUM_MEASUREMENTS, steps_between
+from cyclecontrast.training.progress import MOST_STEPS, StepTimer, time_in_words
 from cyclecontrast.training.run_folder import device_name
 from cyclecontrast.training.setup import build_method, make_health_dataset
 from cyclecontrast.training.trainer import Trainer
 from cyclecontrast.training.user_parts import UserParts
 
-UNTIMED, MOST_STEPS, MOST_SECONDS = 2, 20, 10.0
-"""Steps before the timed ones; timing ends after so many steps, or after so many seconds if two steps were timed."""
 RESERVE = 10.0
 """Seconds for what is not timed: starting Python, and the report at the end."""
 FEW_VIDEOS = 1000
@@ -48,7 +49,9 @@ class Timing(NamedTuple):
     def steps_within(self, seconds: float, health_every: int | None) -> int:
         """Return the number of steps of a training that takes at most so long, 0 if there is none."""
         if health_every is None:
-            return max(0, math.floor((seconds - (NUM_MEASUREMENTS + 1) * self.health) / self.step))
+            steps = math.floor((seconds - (NUM_MEASUREMENTS + 1) * self.health) / self.step)
+            few = NUM_MEASUREMENTS * MIN_STEPS  # health is measured less often in fewer steps
+            return steps if steps >= few else min(few, self.steps_within(seconds, MIN_STEPS))
         each = self.step + (self.health / health_every if health_every else 0.0)
         return max(0, math.floor((seconds - bool(health_every) * self.health) / each))
 
@@ -80,21 +83,16 @@ def measure(
     method = build_method(config, copy.deepcopy(backbone), dataset.store.num_videos, parts, world)
     trainer = Trainer(method, config, MOST_STEPS, device, world)
     sampler = StepSampler(range(MOST_STEPS), config.batch_size, world.rank, world.size)
-    began = now = time.monotonic()
-    timed = 0
+    timer = StepTimer()
     with contextlib.closing(load_batches(dataset, sampler, pick_workers(config.workers, device))) as batches:
-        for number, batch in enumerate(batches, start=1):
+        for batch in batches:
             trainer.train_step(batch, StepInfo(MOST_STEPS - 1, MOST_STEPS))
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            now = time.monotonic()
-            if number == UNTIMED:
-                began = now
-            timed = max(0, number - UNTIMED)
-            if all_reduce_max([int(timed >= 2 and now - began > MOST_SECONDS)], world) == [1]:
+            if all_reduce_max([int(timer.is_enough())], world) == [1]:
                 break
     trainer.check_finite()
-    step, began, health = (now - began) / max(1, timed), time.monotonic(), 0.0
+    began, health = time.monotonic(), 0.0
     if world.rank == 0 and config.health_every != 0:
         views = health_views(make_health_dataset(config, dataset))
         measure_health(trainer.method, views, config.temperature, config.mask_own_video)
@@ -102,7 +100,7 @@ def measure(
         began = time.monotonic()
         measure_neighbors(trainer.method, *frames)
         health += (time.monotonic() - began) / NEIGHBORS_EVERY
-    slowest = all_reduce_max([round(1e6 * step), round(1e6 * health)], world)
+    slowest = all_reduce_max([round(1e6 * timer.seconds), round(1e6 * health)], world)
     return Timing(max(1, slowest[0]) / 1e6, slowest[1] / 1e6)
 
 
@@ -114,11 +112,10 @@ def steps_in_time(timing: Timing, config: PretrainConfig, passed: float, world: 
     minutes, passed = config.minutes or 0.0, passed + RESERVE
     steps = -all_reduce_max([-timing.steps_within(60 * minutes - passed, config.health_every)], world)[0]
     if steps == 0:
-        measurements = NUM_MEASUREMENTS + 1 if config.health_every is None else 1
-        needed = (passed + timing.step + measurements * timing.health) / 60
+        needed = (passed + timing.step + timing.health) / 60
         raise UserError(
-            f"minutes: {minutes:g} is too short: without training, opening the data, {measurements} measurements of "
-            f"health and the report take about {needed:.1f}; set --minutes {math.ceil(2 * needed)} or more"
+            f"minutes: {minutes:g} is too short: without training, opening the data, measuring health and the report "
+            f"take about {needed:.1f}; set --minutes {math.ceil(2 * needed)} or more"
         )
     return steps
 
@@ -127,30 +124,34 @@ def make_plan(
     config: PretrainConfig, dataset: ViewDataset, num_steps: int, device: torch.device, timing: Timing
 ) -> Plan:
     """Return what a training will do, and how long it takes."""
-    store, seconds = dataset.store, timing.seconds(num_steps, config.health_every)
-    held_out = store.num_videos - dataset.num_videos
-    weights = f"from {config.init}" if config.init else "from random weights"
-    passes = num_steps * config.batch_size / dataset.num_videos
-    lines = [
-        f"data      {store.num_videos:,} videos, {store.num_frames:,} frames; "
-        + (f"{held_out:,} videos are held out to measure health" if held_out else "no videos are held out"),
-        f"network   {config.backbone}, {weights}; images of {config.image_size} px",
+    seconds = timing.seconds(num_steps, config.health_every)
+    lines = plan_lines(config, dataset, num_steps, device)
+    return Plan(num_steps, seconds, (*lines, f"time      {time_in_words(seconds, timing.step)}"))
+
+
+def plan_lines(config: PretrainConfig, dataset: ViewDataset, num_steps: int, device: torch.device) -> list[str]:
+    """Return what a training does and what to expect of it, in five lines; `config` is resolved."""
+    store, times = dataset.store, num_steps * config.batch_size / dataset.num_videos
+    singles, held_out = int((np.diff(store.starts) == 1).sum()), store.num_videos - dataset.num_videos
+    alone = f", {singles:,} of them with a single frame (query and positive show the same frame)" if singles else ""
+    judged = f"{held_out:,} videos are held out to measure health" if held_out else "no videos are held out"
+    if not held_out and store.num_videos < MIN_VIDEOS_FOR_HOLDOUT:
+        judged += f": fewer than {MIN_VIDEOS_FOR_HOLDOUT}"
+    start = config.init or "random weights"
+    steps = f"{num_steps:,} step{'s' * (num_steps != 1)} of {config.batch_size:,} videos, on {device_name(device)}"
+    return [
+        f"data      {store.num_videos:,} videos{alone}, {store.num_frames:,} frames ({store.layout}); {judged}",
+        f"network   {config.backbone}, from {start}; images of {config.image_size} px, in {config.precision}",
         f"method    {config.method}: learns from {learns_from(config.method)}",
-        f"training  {num_steps:,} steps of {config.batch_size} videos; each video is drawn about {passes:,.0f} times",
-        f"time      about {duration(seconds)} on {device_name(device)}, {timing.step:.2g} s per step; to fit the "
-        "training into N minutes: --minutes N",
+        f"training  {steps}; each video about {times:,.0f} time{'s' * (round(times) != 1)}",
+        f"expect    {_expected(config, dataset.num_videos)}",
     ]
-    if config.init is None and dataset.num_videos < FEW_VIDEOS:
-        lines.append(
-            f"expect    {dataset.num_videos:,} videos are few to learn from alone; if you have a pretrained network, "
-            "start from it: --init MODEL"
-        )
-    return Plan(num_steps, seconds, tuple(lines))
 
 
-def duration(seconds: float) -> str:
-    """Return a time in words: `40 s`, `12 min` or `3 h 20 min`."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+def _expected(config: PretrainConfig, num_videos: int) -> str:
+    """Return what a training is likely to be worth, after the measurements in docs/pretrained.md."""
+    if config.init is not None:
+        return "frames of one thing find each other more often; of one kind, not always"
+    if num_videos < FEW_VIDEOS:
+        return f"{num_videos:,} videos are few; --init MODEL likely gives more (docs/pretrained.md)"
+    return "more than random weights give, if it is long enough (docs/pretrained.md)"

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import shlex
 import textwrap
 import time
 from collections.abc import Collection, Iterator
@@ -24,17 +23,17 @@ from cyclecontrast.methods import Method, unread_options
 from cyclecontrast.models.backbone import Backbone, has_batchnorm
 from cyclecontrast.models.checkpoint import save_backbone
 from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision, rounding
-from cyclecontrast.output import join_lines, say
+from cyclecontrast.output import join_lines, quoted, say
 from cyclecontrast.training import checkpoints, run_folder
-from cyclecontrast.training.auto_settings import MIN_VIDEOS_FOR_HOLDOUT, Machine
+from cyclecontrast.training.auto_settings import Machine
 from cyclecontrast.training.loggers import open_loggers
 from cyclecontrast.training.monitor import Monitor, best_backbone, compute_verdict, steps_between
-from cyclecontrast.training.plan import Plan, make_plan, measure, steps_in_time
+from cyclecontrast.training.plan import Plan, make_plan, measure, plan_lines, steps_in_time
 from cyclecontrast.training.progress import Row
 from cyclecontrast.training.read_errors import ReadErrors
 from cyclecontrast.training.setup import build_method, make_health_dataset, open_training, unused_options
 from cyclecontrast.training.signals import stop_signals
-from cyclecontrast.training.trainer import Trainer
+from cyclecontrast.training.trainer import Trainer, learning_rate
 from cyclecontrast.training.user_parts import NO_PARTS, UserParts, check_given
 from cyclecontrast.training.verdict import Verdict, is_start_kept, last_measured, measured_on
 
@@ -49,7 +48,7 @@ class Run:
 
     `judged_at` is a text with the step of the last health measurement if it is not the last step, and with the videos
     if none were held out. `is_continued`: it started from given weights and changed them. `str` is empty on all ranks
-    but 0.
+    but 0. `frames` is the folder or URL of the frames that it was trained on.
     """
 
     folder: Path
@@ -59,16 +58,22 @@ class Run:
     judged_at: str = ""
     is_continued: bool = False
     is_first: bool = True
+    frames: Path | str = ""
 
     def __str__(self) -> str:
         if not self.is_first:
             return ""
         health = [f"health{self.judged_at}: {self.verdict}"] if self.verdict is not None else []
-        beside = " --baseline start" * self.is_continued
-        command = f"cyclecontrast evaluate knn {shlex.quote(str(self.folder))} DATA{beside}, or embed, export, report"
+        run, index = quoted(self.folder), quoted(self.folder / "index.parquet")
+        commands = [
+            f"cyclecontrast embed {run} {quoted(self.frames)} --out {index}",
+            f"cyclecontrast search {index} --serve",
+            f"cyclecontrast evaluate knn {run} LABELED{' --baseline start' * self.is_continued}",
+        ]
         if is_user_defined(self.backbone.name):
-            command = f"in Python load_backbone({str(self.folder)!r}, network=...), then evaluate, embed, export"
-        return join_lines([*health, f"backbone: {self.folder / 'backbone.safetensors'}", f"next: {command}"])
+            commands = [f"in Python load_backbone({str(self.folder)!r}, network=...), then evaluate, embed, export"]
+        lines = [f"{'next:' * (not number):<6}{command}" for number, command in enumerate(commands)]
+        return join_lines([*health, f"backbone: {self.folder / 'backbone.safetensors'}", *lines])
 
 
 def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = False) -> Run:
@@ -88,7 +93,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
                 timing = measure(config, dataset, backbone, device, world, parts)
             steps = steps_in_time(timing, config, time.monotonic() - began, world)
             config = config.model_copy(update={"steps": steps, "minutes": None})
-        config = _resolved(config, dataset, backbone, device)
+        config = _resolved(config, backbone, device, num_steps(config, dataset))
         is_first = world.rank == 0
         lock = locked(config.out, "out") if is_first else contextlib.nullcontext()
         with _isolated(device), lock:
@@ -103,7 +108,7 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
                 with stop_signals() as stop, _record_stops(trainer):
                     monitor = Monitor(trainer, make_health_dataset(config, dataset), dataset, start)
                     row = trainer.fit(dataset, start, read_errors, monitor, loggers, stop)
-                run = _close_run(trainer, row, read_errors)
+                run = _close_run(trainer, row, read_errors, dataset.store.root)
                 loggers.conclude(run.verdict)
             return run
 
@@ -119,7 +124,7 @@ def plan(config: PretrainConfig, parts: UserParts = NO_PARTS) -> Plan:
         steps = num_steps(config, dataset)
         if config.minutes is not None:
             steps = steps_in_time(timing, config, time.monotonic() - began, world)
-        return make_plan(config.model_copy(update={"backbone": backbone.name}), dataset, steps, device, timing)
+        return make_plan(_resolved(config, backbone, device, steps), dataset, steps, device, timing)
 
 
 @contextlib.contextmanager
@@ -141,7 +146,7 @@ def open_run(trainer: Trainer, dataset: ViewDataset, requested: Collection[str] 
 
     Raises UserError if the run is damaged, or if the processes do not see the same folder.
     """
-    config, world, store, run = trainer.config, trainer.world, dataset.store, trainer.config.out
+    config, world, run = trainer.config, trainer.world, trainer.config.out
     before: dict[str, Any] = {}
     if config.resume is None:
         check_new_run(run)
@@ -149,6 +154,8 @@ def open_run(trainer: Trainer, dataset: ViewDataset, requested: Collection[str] 
         before = run_folder.read_about(run)
     checkpoint, damages = checkpoints.find_intact(run)
     start = checkpoints.step_of(checkpoint)
+    if trainer.num_steps < (planned := before.get("num_steps", 0)):
+        raise UserError(f"steps: {run} has {planned:,} steps and can only be extended; set more, or start a new run")
     if checkpoint is None and before.get("status") == "finished":
         raise UserError(f"resume: {run} is finished, and its checkpoints no longer exist; start a new run")
     if all_reduce_max([start if world.rank == 0 else 0], world) != [start]:
@@ -185,19 +192,28 @@ def open_run(trainer: Trainer, dataset: ViewDataset, requested: Collection[str] 
         read_errors.write(run)
         run_folder.remove_best_and_cycles_after(run, start)
         checkpoints.remove_checkpoints_after(run, start)
-        _announce(config, store.layout, about)
+        say(*plan_lines(config, dataset, trainer.num_steps, trainer.device))
+        if _start_has_seen(config, about):
+            say("the start (--init) was trained on some of the held-out videos")
         say(*_settings_table(config, trainer.method, requested))
         if config.resume is not None:
             _announce_resumed(before, about, damages, start)
+        if before.get("num_steps", trainer.num_steps) != trainer.num_steps:
+            rate = learning_rate(config.learning_rate, start / trainer.num_steps, config.schedule, config.warmup)
+            say(
+                f"extended from {before['num_steps']:,} to {trainer.num_steps:,} steps: from here on, the schedules of "
+                f"learning rate, momentum and losses are those of {trainer.num_steps:,} steps; the learning rate is "
+                f"now {rate:.2g}"
+            )
     return start, read_errors
 
 
-def _resolved(config: PretrainConfig, dataset: ViewDataset, backbone: Backbone, device: torch.device) -> PretrainConfig:
+def _resolved(config: PretrainConfig, backbone: Backbone, device: torch.device, steps: int) -> PretrainConfig:
     return config.model_copy(
         update={
             "precision": pick_precision(config.precision, device),
             "backbone": backbone.name,
-            "health_every": steps_between(config.health_every, num_steps(config, dataset)),
+            "health_every": steps_between(config.health_every, steps),
         }
     )
 
@@ -230,23 +246,6 @@ def _about(trainer: Trainer, dataset: ViewDataset) -> dict[str, Any]:
     }
 
 
-def _announce(config: PretrainConfig, layout: str, about: dict[str, Any]) -> None:
-    singles = about["num_single_frame_videos"]
-    alone = f", {singles:,} of them with a single frame (query and positive show the same frame)" if singles else ""
-    say(f"data: {about['num_videos']:,} videos{alone}, {about['num_frames']:,} frames ({layout})")
-    if about["num_held_out"]:
-        seen = "; its start was trained on some of them" if _start_has_seen(config, about) else ""
-        say(f"{about['num_held_out']:,} videos are held out to measure health (--holdout 0 disables this){seen}")
-    elif config.health_every:
-        few = (
-            f": fewer than {MIN_VIDEOS_FOR_HOLDOUT} are too few to hold some out"
-            if about["num_videos"] < MIN_VIDEOS_FOR_HOLDOUT
-            else ""
-        )
-        say(f"health is measured on the training videos themselves{few}")
-    say(f"{about['num_steps']:,} step{'s' * (about['num_steps'] != 1)} on {about['device']} in {about['precision']}")
-
-
 def _start_has_seen(config: PretrainConfig, about: dict[str, Any]) -> bool:
     """Return whether the run starts from one that held out fewer of the same videos."""
     earlier: dict[str, Any] = {}
@@ -259,9 +258,9 @@ def _start_has_seen(config: PretrainConfig, about: dict[str, Any]) -> bool:
 def _settings_table(config: PretrainConfig, method: Method, requested: Collection[str]) -> list[str]:
     """Return the settings that were chosen for this run, in groups; not those of other methods, and no folders."""
     chosen = RESOLVED_BY_AUTO | set(requested) | {"method", "init", "teacher"}
-    chosen -= unread_options(type(method)) | {"data", "out", "resume"}
+    chosen -= unread_options(type(method)) | {"data", "out", "resume", "minutes"}
     chosen -= {name for name in ("init", "teacher") if getattr(config, name) is None}
-    if config.steps is not None:
+    if "epochs" not in requested:  # the plan says how often each video is drawn
         chosen -= {"epochs"}
     if config.init is None:
         chosen -= {"freeze_batchnorm", "projector_first"}
@@ -316,7 +315,7 @@ def _record_stops(trainer: Trainer) -> Iterator[None]:
         raise
 
 
-def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors) -> Run:
+def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors, frames: Path | str) -> Run:
     """Write the final backbone and the status of run.json."""
     config, run, backbone = trainer.config, trainer.config.out, trainer.method.encoder.backbone.eval()
     verdict, judged_at, is_first = None, "", trainer.world.rank == 0
@@ -332,4 +331,4 @@ def _close_run(trainer: Trainer, row: Row, read_errors: ReadErrors) -> Run:
         read_errors.report(run)
     barrier(trainer.world)
     is_continued = config.init is not None and not is_start_kept(run_folder.read_about(run))
-    return Run(run, backbone, row, verdict, judged_at, is_continued, is_first)
+    return Run(run, backbone, row, verdict, judged_at, is_continued, is_first, frames)

@@ -13,11 +13,13 @@ from rich.text import Text
 
 from cyclecontrast.data.dataset import Batch
 from cyclecontrast.output import say
-from cyclecontrast.progress import ProgressLines
+from cyclecontrast.progress import SECONDS, ProgressLines
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Row = dict[str, Any]
+UNTIMED, MOST_STEPS, MOST_SECONDS = 2, 20, 10.0
+"""Steps before the timed ones; timing ends after so many steps, or after so many seconds if two steps were timed."""
 
 
 @dataclass
@@ -69,12 +71,35 @@ class _Bar(Progress):
             yield Text(f"  {self.details}", style="dim", overflow="fold")
 
 
+class StepTimer:
+    """Times the first steps of a training, waiting for data included; the very first ones do not count."""
+
+    def __init__(self) -> None:
+        self._steps, self._began, self._now = 0, 0.0, 0.0
+
+    def is_enough(self) -> bool:
+        """Count a step; return whether enough steps were timed, which they stay."""
+        self._steps, self._now = self._steps + 1, time.monotonic()
+        if self._steps == UNTIMED:
+            self._began = self._now
+        timed = self._steps - UNTIMED
+        return timed >= 2 and (self._steps >= MOST_STEPS or self._now - self._began > MOST_SECONDS)
+
+    @property
+    def seconds(self) -> float:
+        """The seconds per step."""
+        return (self._now - self._began) / max(1, self._steps - UNTIMED)
+
+
 @contextlib.contextmanager
-def show_progress(total: int, done: int, shown: bool) -> Iterator[Callable[[Row], None]]:
+def show_progress(total: int, done: int, shown: bool, measuring: float = 0.0) -> Iterator[Callable[[Row], None]]:
     """Yield a function that counts a step as done and shows the given metrics.
 
+    `measuring` is the time in seconds that all measurements of health will take.
+
     In a terminal, a bar of at most 80 columns shows step, time left and one metric, with the others below. Elsewhere, a
-    line at least once a minute shows all. Another line explains the rise of the loss where the cycle loss sets in.
+    line at least once a minute shows all. Other lines say after some steps how long the training will take, and explain
+    the rise of the loss where the cycle loss sets in.
     """
     columns = (
         TextColumn("pretrain"),
@@ -84,11 +109,19 @@ def show_progress(total: int, done: int, shown: bool) -> Iterator[Callable[[Row]
         TextColumn("{task.fields[metric]}"),
     )
     lines, before = ProgressLines("pretrain", total, done), 1.0
+    remaining = total - done
+    timer: StepTimer | None = StepTimer()
     with _Bar(*columns, console=console, disable=not (shown and sys.stderr.isatty())) as bar:
         task = bar.add_task("pretrain", total=total, completed=done, metric="")
 
         def advance(row: Row) -> None:
-            nonlocal before
+            nonlocal before, remaining, timer
+            remaining -= 1
+            if timer is not None and timer.is_enough():
+                seconds = remaining * timer.seconds + measuring
+                if shown and seconds > SECONDS:
+                    say(f"time      {time_in_words(seconds, timer.seconds)}")
+                timer = None
             first, *details = _in_words(row)
             weight = row.get("cycle_weight", before) or 0.0
             if before == 0 < weight and shown:
@@ -117,3 +150,16 @@ def _in_words(row: Row) -> list[str]:
     )
     words = [f"{word} {row[key]:{form}}" for key, word, form in shown if row.get(key) is not None]
     return words if "step" in row and words else [""]
+
+
+def time_in_words(seconds: float, step: float) -> str:
+    """Return how long a training takes, and how to change that."""
+    return f"about {duration(seconds)} ({step:.2g} s per step); for N minutes: --minutes N"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: `40 s`, `12 min` or `3 h 20 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

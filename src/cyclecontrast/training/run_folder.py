@@ -19,6 +19,7 @@ from cyclecontrast.errors import UserError
 from cyclecontrast.files import atomic_write, remove
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone, save_backbone
+from cyclecontrast.output import quoted
 from cyclecontrast.training.health import Cycles
 
 CONFIG, ABOUT, METRICS = "config.toml", "run.json", "metrics.jsonl"
@@ -81,7 +82,7 @@ def load_start(run: Path, download: bool = False) -> tuple[str, Backbone]:
     if is_named(model) and model != config.get("init"):  # the run may be somebody else's
         raise UserError(f"{run / ABOUT}: its start {model} is not the init of {run / CONFIG}; restore both files")
     if must_be_downloaded(model) and not download:
-        allow = f"cyclecontrast report {run} --download"
+        allow = f"cyclecontrast report {quoted(run)} --download"
         raise UserError(f"{model} may have to be downloaded; to allow it: {allow}")
     if not is_model(model):
         raise UserError(f"{model}: no such file or folder, but {run} started from it; restore it")

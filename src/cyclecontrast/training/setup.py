@@ -30,7 +30,7 @@ from cyclecontrast.methods import Method, MomentumMethod, unread_options
 from cyclecontrast.models.backbone import Backbone, has_batchnorm, layers_of, make_backbone
 from cyclecontrast.models.checkpoint import load_backbone
 from cyclecontrast.models.hardware import check_compiler, free_memory, pick_augment_on, pick_device, pick_workers
-from cyclecontrast.output import say
+from cyclecontrast.output import quoted, say
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.auto_settings import MIN_BATCH, DataSize, Machine, num_held_out, resolve
 from cyclecontrast.training.checkpoints import checkpoints
@@ -262,7 +262,7 @@ def _frames_folder(config: PretrainConfig, num_videos: int) -> Path | str:
                 )
         return frames if num_videos else data
     if not is_prepared:
-        how = f"cyclecontrast pretrain DATA --resume {config.resume}"
+        how = f"cyclecontrast pretrain DATA --resume {quoted(config.resume)}"
         raise UserError(f"data: {data}, on which the run was trained, no longer exists; if it was moved: {how}")
     return frames
 

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import re
 import shutil
@@ -313,20 +314,72 @@ def test_a_second_run_does_nothing_or_adds_what_is_new(videos, tmp_path):
 
 
 def test_what_is_left_out_and_what_is_there_twice_is_said(videos, tmp_path):
-    """Below the summary stand a line on other files, with an example, and one on equal files."""
-    for name in ("a/cover.jpg", "a/@eaDir/clip.mp4/thumb.jpg", "b/notes.txt"):
+    """Below the summary stand a line on equal files, which are used once, and one on other files, with an example."""
+    for name in ("a/cover.jpg", "a/@eaDir/clip.mp4/thumb.jpg", "b/notes.txt", "b/RECORDING"):
         (videos / name).parent.mkdir(parents=True, exist_ok=True)
         (videos / name).touch()
     shutil.copy(videos / "a" / "clip.mp4", videos / "b" / "copy.mp4")
     make.write_numbered(videos / "b" / "clip.mp4", num_frames=7)
+    (videos / "text.mp4").unlink()
     summary = run(videos, tmp_path / "store")
-    assert summary.num_videos == 4
+    assert summary.num_videos == 3
     assert str(summary).splitlines()[-2:] == [
-        "  left out: 1 file without the suffix of a video, such as b/notes.txt; "
+        "  skipped  1 copy, such as b/copy.mp4: same bytes as another video (a/clip.mp4); to use all: prepare "
+        "--keep-duplicates",
+        "  left out: 2 files without the suffix of a video, such as b/RECORDING; "
         "1 folder of the system, such as a/@eaDir; 1 image, such as a/cover.jpg",
-        "  same bytes as another video: 1 video, such as b/copy.mp4 and a/clip.mp4",
     ]
+    assert summary.line.endswith("2 skipped: 1 no video stream, 1 same bytes as another video")
     assert "such as notes.txt" in problems_of(videos=text_only(tmp_path), out=tmp_path / "other")[1]
+
+
+def test_copies_that_come_later_are_left_out_and_used_on_request(videos, tmp_path):
+    """A copy is left out also if its name sorts first, stays so in a rebuilt shard, and is used on request."""
+    out = tmp_path / "store"
+    run(videos, out)
+    shutil.copy(videos / "b" / "clip.mp4", videos / "a" / "again.mp4")
+    summary = run(videos, out)
+    assert (summary.num_videos, summary.num_new) == (3, 1)
+    assert [(note.id, note.reason) for note in summary.skipped] == [
+        ("a/again.mp4", "same bytes as another video (b/clip.mp4)"),
+        ("sound.mp4", "no video stream"),
+        ("text.mp4", "invalid data"),
+    ]
+    before = files_of(out)
+    (out / "shards" / "000001.tar").unlink()
+    assert run(videos, out).repaired == ("shards/000001.tar: was missing",)
+    assert files_of(out) == before
+    assert run(videos, out).num_new == 0
+    assert run(videos, out, keep_duplicates=True).num_videos == 4
+    assert run(videos, out).num_videos == 4  # what a store has stays
+    shutil.copy(videos / "b" / "clip.mp4", videos / "third.mp4")
+    assert run(videos, out).num_videos == 4
+
+
+def test_a_store_of_copies_that_was_interrupted_has_the_same_bytes(videos, tmp_path, monkeypatch):
+    """Copies that were found before an interruption are the same ones after it."""
+    shutil.copy(videos / "b" / "clip.mp4", videos / "a" / "again.mp4")
+    run(videos, tmp_path / "whole")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cyclecontrast.data.prepare.write_shards", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(videos, tmp_path / "parts")
+    run(videos, tmp_path / "parts")
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+
+
+def test_a_store_names_the_folder_of_its_videos(videos, tmp_path):
+    """As a path from the store, which follows videos that have moved."""
+    run(videos, tmp_path / "stores" / "one")
+    header = json.loads((tmp_path / "stores" / "one" / "store.json").read_text())
+    assert header["videos"] == "../../videos"
+    videos.rename(tmp_path / "moved")
+    run(tmp_path / "moved", tmp_path / "stores" / "one")
+    assert json.loads((tmp_path / "stores" / "one" / "store.json").read_text()) == header | {"videos": "../../moved"}
 
 
 def text_only(tmp_path):
@@ -546,7 +599,7 @@ def test_a_folder_of_unreadable_videos_leaves_nothing(tmp_path):
     root = tmp_path / "videos"
     root.mkdir()
     for i in range(7):
-        (root / f"{i}.mp4").write_text("not a video")
+        (root / f"{i}.mp4").write_text(f"not a video {i}")
     problems = problems_of(videos=root, out=tmp_path / "new" / "store")
     assert "not one of 7 files" in problems[0]
     assert problems[1:] == [*(f"{i}.mp4: invalid data" for i in range(5)), "and 2 more"]

@@ -93,6 +93,17 @@ def test_networks_of_timm(tmp_path, name, format_name):
     assert ("map" in variables) == (name == "timm:resnet18")
 
 
+def test_the_pooling_of_a_network_of_timm_is_named(tmp_path):
+    """The code that loads it says which features the backbone has, and gives the same."""
+    pytest.importorskip("timm")
+    backbone = make_backbone("timm:test_vit+avg", 3).eval()
+    made = export(tmp_path, backbone, "timm", "out.pth")
+    assert "# timm:test_vit+avg: its features are pooled by 'avg'" in made.snippet
+    size = backbone.image_size
+    variables = execute(made.snippet, images=pixels(size, size).float() / 255)
+    torch.testing.assert_close(variables["features"], features(backbone, pixels(size, size)), **CLOSE)
+
+
 def test_conversion_of_timm_resnets():
     """Plain ResNets of timm convert to our ResNet class with the same features; other networks of timm do not."""
     pytest.importorskip("timm")

@@ -22,7 +22,7 @@ from cyclecontrast.reporting.embeddings import (
     embed_sample,
     find_neighbors,
     frames_before_same_video,
-    most_frequent_videos,
+    most_frequent,
     nearest_of_other_videos,
     place,
     whole_videos,
@@ -136,6 +136,25 @@ def test_neighbors_and_map_of_runs(tmp_path, monkeypatch):
     assert len({dot["color"] for dot in shown["maps"][0][1]} - {None}) == NUM_COLORS == len(shown["legend"])
 
 
+@pytest.mark.parametrize(
+    ("ids", "legend", "kind"),
+    [
+        (("day/1/a", "day/1/b", "night/a"), ["day/1", "night"], "folders"),
+        (("day/a", "day/b"), ["day/a", "day/b"], "videos"),
+    ],
+)
+def test_a_map_is_colored_by_folder(tmp_path, ids, legend, kind):
+    """Dots have the colors of the folders of their videos, or of the videos if they are all in one folder."""
+    store = FrameStore.open(write_frames(tmp_path / "data", ids))
+    sample = FrameSample(store, np.repeat(np.arange(len(ids)), 3), np.tile(np.arange(3), len(ids)))
+    vectors = np.random.default_rng(0).normal(size=(len(sample), 4))
+    shown = draw_maps(sample, [Vectors("run", True, vectors)], SpriteSheet("map", 16), 30, seed=0)
+    assert sorted(shown["legend"]) == legend
+    assert f"Colors mark {len(legend)} of the {kind}" in shown["meaning"]
+    for dot, (video, *_) in zip(shown["maps"][0][1], shown["rows"], strict=True):
+        assert video.startswith(shown["legend"][dot["color"]])
+
+
 def test_the_start_of_a_run_stands_beside_it(tmp_path):
     """What a run started from is a baseline beside random weights; one that cannot be loaded is a sentence."""
     data = write_frames(tmp_path / "data", ["a", "b", "c"])
@@ -227,7 +246,7 @@ def test_colors_mark_the_videos_with_most_frames(videos, seed):
     """No video without a color has more frames on the map than one with a color."""
     videos = np.array(videos)
     counts = np.bincount(videos)
-    colored = most_frequent_videos(videos, seed)
+    colored = most_frequent(videos, seed)
     if counts.max() == 1:
         assert len(colored) == 0
         return

@@ -85,6 +85,15 @@ def test_the_verdict_and_what_it_is_based_on(made):
         assert label in shown.text
 
 
+def test_an_undertrained_run_is_no_alarm(tmp_path):
+    """Longer training may solve it: it stands out, but not in the color of problems."""
+    data = write_frames(tmp_path / "data", ["a", "b"])
+    run = write_run(tmp_path / "run", data, about=HEALTH | {"verdict": "undertrained"})
+    shown = report(run)
+    assert shown.html.count('class="verdict notice"') == 1
+    assert 'class="verdict problem"' not in shown.html
+
+
 def test_a_kept_start_on_the_page(tmp_path):
     """No clear change is no alarm; a run that kept its start says so and is not compared with it."""
     changes = {"verdict": "no clear change from its start", "selected_step": 0}
@@ -117,8 +126,10 @@ def test_neighbors_on_the_page(made):
         for found in (others[:8], others[8:16]):
             assert len(set(found)) == 8
             assert query not in found
-        values = [float(value) for value in re.findall(r">(-?\d\.\d{3})</li>", block)]
+        values = [float(value) for value in re.findall(r">(-?\d\.\d{3})<small>", block)]
         assert values[:8] == sorted(values[:8], reverse=True)
+        names = re.findall(r"<small><bdi>(\w+), frame \d</bdi></small>", block)
+        assert names == others[: len(names)], "a phone shows no titles"
     assert "random weights" in blocks[0]
 
 

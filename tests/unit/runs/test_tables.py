@@ -216,7 +216,7 @@ def compared(made):
     return cc.runs.compare(made / "a" / "one1", made / "other3", made / "a" / "two2")
 
 
-def test_only_different_settings_are_shown(made):
+def test_only_different_settings_are_shown(made, tmp_path):
     """All settings but the folder of the run are compared, and only those that differ are shown."""
     found = compared(made)
     assert [run.name for run in found.runs] == ["one1", "two2", "other3"]
@@ -225,6 +225,10 @@ def test_only_different_settings_are_shown(made):
         "temperature": ("0.07", "0.07", "0.3"),
         "seed": ("1", "2", "3"),
     }
+    other = shutil.copytree(made / "other3", tmp_path / "other")
+    text = (other / "config.toml").read_text()
+    (other / "config.toml").write_text(text.replace("flip = true", "flip = false"))
+    assert cc.runs.compare(made / "other3", other).settings["flip"] == ("on", "off")
     alone = cc.runs.compare(made / "other3")
     assert alone.settings == {}
     assert str(alone).startswith("all settings are equal\n")

@@ -1,6 +1,7 @@
 """The search page: what its server answers and refuses, and what people see and do in a real browser."""
 
 import contextlib
+import csv
 import http.client
 import json
 import os
@@ -445,9 +446,13 @@ def test_videos_that_cannot_be_played_are_reported(footage, tmp_path):
         assert all((found["playable"] is None) == bool(found["problem"]) for found in answer)
     with pytest.raises(UserError, match="has none of the 5 videos"):
         open_service(SearchConfig(index=footage / "index.parquet", serve=True, videos=footage / "frames"))
-    with served(footage) as (address, _):
-        assert b"name their folder: --videos FOLDER" in request(address, "/")[2]
-        assert request(address, "/video/0")[0] == 404
+    (footage / "videos").rename(footage / "moved")
+    try:
+        with served(footage) as (address, _):
+            assert b"name their folder: --videos FOLDER" in request(address, "/")[2]
+            assert request(address, "/video/0")[0] == 404
+    finally:
+        (footage / "moved").rename(footage / "videos")
 
 
 def test_a_video_outside_of_the_folder_is_not_sent(footage, tmp_path):
@@ -467,20 +472,20 @@ def test_a_video_outside_of_the_folder_is_not_sent(footage, tmp_path):
         assert [service.videos[number].problem for number in ids] == ["", why, why]
 
 
-def test_the_videos_of_a_run_are_found(footage, tmp_path):
-    """Frames that a run prepared play from the folder that the run was trained on, without --videos."""
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "frames").symlink_to(footage / "frames")
-    (run / "config.toml").write_text(f'data = "{footage}/videos"\n')
-    config = SearchConfig(index=footage / "index.parquet", serve=True, data=run / "frames")
+def test_the_videos_of_a_store_are_found(footage, tmp_path):
+    """Frames play from the folder that they were prepared from, without --videos; not if it is gone or not named."""
+    store = shutil.copytree(footage / "frames", tmp_path / "copy" / "frames")
+    config = SearchConfig(index=footage / "index.parquet", serve=True, data=store)
+    header = json.loads((store / "store.json").read_text())
+    for folder in (header["videos"], 5, None, "\0", "x" * 10_000):
+        (store / "store.json").write_text(json.dumps(header | {"videos": folder}))
+        assert "--videos" in open_service(config).note, "its path is relative to the store"
+    (tmp_path / "copy" / "videos").symlink_to(footage / "videos")
+    (store / "store.json").write_text(json.dumps(header))
     service = open_service(config)
     assert [service.index.video_ids[number] for number in service.videos if not service.videos[number].problem] == [
         name for name in service.index.video_ids if not name.endswith(".avi")
     ]
-    for text in ("data = 5", "= [", f'data = "{tmp_path}/gone"', ""):
-        (run / "config.toml").write_text(text)
-        assert "--videos" in open_service(config).note
 
 
 # --- in a browser
@@ -491,6 +496,11 @@ def cards(shown):
     return [
         int(row) for row in shown.locator(".card button.picture").evaluate_all("all => all.map(e => e.dataset.row)")
     ]
+
+
+def unfold(shown):
+    """Show all frames of each video, which the page folds."""
+    shown.locator("#per-video").select_option("no limit")
 
 
 def expected(service, path, top=24):
@@ -535,6 +545,7 @@ def test_an_image_can_be_dropped_pasted_or_chosen(page, footage, browser):
         "0.png": lambda shown: shown.evaluate(DROP_TWO, [content, list(NOT_AN_IMAGE)]),
     }
     with opened(browser, address) as shown:
+        unfold(shown)
         for name, send in ways.items():
             send(shown)
             expect(shown.get_by_role("heading", name=f"Most similar to {name}")).to_be_visible()
@@ -549,6 +560,7 @@ def test_a_problem_replaces_the_results(page, footage, browser):
     """A bad image hides the old results and shows a line in the window; options then repeat the last good search."""
     address, service = page
     with opened(browser, f"{address}#frame=3") as shown:
+        unfold(shown)
         expect(shown.locator(".card")).to_have_count(24)
         shown.evaluate("window.scrollTo(0, document.body.scrollHeight)")
         shown.set_input_files("#file", footage / "damaged.gif")
@@ -573,7 +585,9 @@ def test_the_page_works_with_the_keyboard(page, browser):
     """Tab reaches the buttons, Enter searches by a frame, the results get the focus, and Back goes back."""
     address, service = page
     with opened(browser, address) as shown:
-        for _ in range(3):
+        unfold(shown)
+        shown.locator(".skip").focus()
+        for _ in range(2):
             shown.keyboard.press("Tab")
         expect(shown.get_by_role("button", name="Random frame")).to_be_focused()
         shown.keyboard.press("Enter")
@@ -581,6 +595,8 @@ def test_the_page_works_with_the_keyboard(page, browser):
         first = shown.url
         expect(shown.locator(".card")).to_have_count(24)
         row = cards(shown)[0]
+        shown.keyboard.press("Tab")
+        expect(shown.get_by_role("link", name="Save as CSV")).to_be_focused()
         shown.keyboard.press("Tab")
         expect(shown.locator(f'button[data-row="{row}"]')).to_be_focused()
         shown.keyboard.press("Enter")
@@ -596,6 +612,7 @@ def test_changing_an_option_repeats_the_search(page, browser):
     """Number, limit per video, and other videos only; a link to a part of the page leaves the results as they are."""
     address, service = page
     with opened(browser, f"{address}#frame=3") as shown:
+        unfold(shown)
         expect(shown.locator(".card")).to_have_count(24)
         shown.locator(".skip").focus()
         shown.keyboard.press("Enter")
@@ -611,12 +628,68 @@ def test_changing_an_option_repeats_the_search(page, browser):
         assert cards(shown) == [frame["row"] for frame in service.search_frame(3, options)["frames"]]
 
 
+def test_an_empty_page_invites_to_a_first_search(page, browser):
+    """It shows a frame of each of some videos; a click on one searches, and they are gone."""
+    with opened(browser, page[0]) as shown:
+        expect(shown.get_by_role("heading", name="Or start from one of these frames")).to_be_visible()
+        assert cards(shown) == [4, 12, 20, 28, 36]
+        shown.locator('button[data-row="20"]').click()
+        expect(shown.locator("#heading")).to_contain_text("Most similar to")
+        expect(shown.locator("#start")).to_be_hidden()
+        shown.go_back()
+        expect(shown.locator("#start")).to_be_visible()
+
+
+def test_frames_of_a_clip_are_folded(page, browser):
+    """Each video has one card, its best frame; a button shows the others in order, and hides them again."""
+    address, service = page
+    with opened(browser, f"{address}#frame=3") as shown:
+        expect(shown.locator(".card")).to_have_count(5)
+        expect(shown.get_by_role("status")).to_contain_text("5 videos, the most similar first")
+        best = [frame["row"] for frame in service.search_frame(3, SearchOptions(top=24, per_video=1))["frames"]]
+        assert cards(shown) == best
+        every = service.search_frame(3, SearchOptions(top=200, per_video=8))["frames"]
+        number = service.index.video_ids[service.index.video[best[1]]]
+        others = [frame["row"] for frame in every if frame["video"] == number][1:]
+        shown.locator(".card").nth(1).get_by_role("button", name=f"{len(others)} more from this clip").click()
+        assert cards(shown) == [*best[:2], *others, *best[2:]]
+        shown.get_by_role("button", name="Fold").click()
+        assert cards(shown) == best
+
+
+def test_results_can_be_saved(page, browser):
+    """The table has every frame found, folded ones too; names are quoted."""
+    address, service = page
+    with opened(browser, f"{address}#frame=3") as shown:
+        with shown.expect_download() as download:
+            shown.get_by_role("link", name="Save as CSV").click()
+        assert download.value.suggested_filename == "found.csv"
+        rows = list(csv.DictReader(Path(download.value.path()).read_text("utf-8").splitlines()))
+    found = service.search_frame(3, SearchOptions(top=200, per_video=8))["frames"]
+    assert {(row["video"], int(row["frame"])) for row in rows} == {(hit["video"], hit["frame"]) for hit in found}
+    assert list(rows[0]) == ["rank", "similarity", "video", "frame", "time"]
+    assert len(rows) == len(found)
+
+
+def test_the_image_is_still_there_after_a_reload(page, footage, browser):
+    """The browser keeps it, with its name, and searches by it again."""
+    with opened(browser, page[0]) as shown:
+        shown.set_input_files("#file", footage / "query.png")
+        expect(shown.get_by_role("heading", name="Most similar to query.png")).to_be_visible()
+        found = cards(shown)
+        shown.reload()
+        expect(shown.get_by_role("heading", name="Most similar to query.png")).to_be_visible()
+        assert cards(shown) == found
+        assert shown.locator("#query").evaluate("image => image.decode().then(() => image.naturalWidth)") == 96
+
+
 def test_a_frame_plays_its_video_from_its_time(page, browser):
     """The player requests ranges, starts at that second, and closes with Escape."""
     address, service = page
     number = service.index.video_ids.index("night/plain.mp4")
     row = int(np.flatnonzero(service.index.video == number)[4])
     with opened(browser, f"{address}#frame={row - 1}") as shown:
+        unfold(shown)
         shown.locator("#top").select_option("96")
         answers = []
         shown.on("response", lambda answer: answers.append((answer.url, answer.status)))

@@ -245,7 +245,7 @@ def test_a_run_that_does_not_change_is_called_so(patterns, done, tmp_path, capsy
     same = {"method": "intra-video", "learning_rate": 1e-9, "steps": 2, "init": done.folder, "image_size": 32}
     verdict = cc.pretrain(patterns, out=tmp_path / "run", **CONTINUED | same).verdict
     assert verdict.word == UNCHANGED, verdict
-    seen = "its start was trained on some of them"
+    seen = "the start (--init) was trained on some of the held-out videos"
     assert seen not in capsys.readouterr().err
     run_folder.change_about(tmp_path / "run", num_held_out=0)
     again = same | {"init": tmp_path / "run", "steps": 1}

@@ -9,7 +9,9 @@ from cyclecontrast.config import PretrainConfig
 from cyclecontrast.distributed import ALONE
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.training import pretrain as training
-from cyclecontrast.training.plan import Timing, duration, steps_in_time
+from cyclecontrast.training import progress
+from cyclecontrast.training.plan import Timing, steps_in_time
+from cyclecontrast.training.progress import StepTimer, duration
 from tests.make_runs import TINY, about_of, assert_same_tensors, rows_of, run, weights_path
 
 
@@ -23,12 +25,20 @@ def test_as_many_steps_as_fit(every):
     assert timing.seconds(steps, every) == pytest.approx(taken, rel=0.01)
 
 
+@pytest.mark.parametrize(("seconds", "steps"), [(50.0, 145), (150.0, 448), (1000.0, 3832)])
+def test_fewer_steps_are_measured_less_often(seconds, steps):
+    """Health is measured every 25 steps or 20 times, which is less often for few steps."""
+    timing = Timing(0.25, 2.0)
+    assert timing.steps_within(seconds, None) == steps
+    assert timing.seconds(steps, None) <= seconds
+
+
 def test_too_little_time_is_an_error_that_names_enough():
     """What the message proposes is enough."""
-    config, timing = PretrainConfig(data="d", out="o", minutes=0.5), Timing(1.0, 2.0)
-    with pytest.raises(UserError, match=r"minutes: 0.5 is too short: .* take about 1.0; set --minutes 2 or more"):
+    config, timing = PretrainConfig(data="d", out="o", minutes=0.28), Timing(1.0, 2.0)
+    with pytest.raises(UserError, match=r"minutes: 0.28 is too short: .* take about 0.3; set --minutes 1 or more"):
         steps_in_time(timing, config, passed=5.0, world=ALONE)
-    assert steps_in_time(timing, config.model_copy(update={"minutes": 2.0}), 5.0, ALONE) == 120 - 5 - 10 - 42
+    assert steps_in_time(timing, config.model_copy(update={"minutes": 1.0}), 5.0, ALONE) == 39
 
 
 @pytest.mark.parametrize(
@@ -45,13 +55,36 @@ def test_a_plan_writes_nothing(stripes, tmp_path, capsys):
     plan = cc.pretrain(stripes, out=tmp_path / "run", plan=True, **options)
     assert (plan.num_steps, plan.seconds > 0) == (30, True)
     words = [line.split()[0] for line in str(plan).splitlines()]
-    assert words == ["data", "network", "method", "training", "time", "expect"]
-    assert "training  30 steps of 8 videos; each video is drawn about 20 times" in str(plan)
-    assert "12 videos, 48 frames; no videos are held out" in str(plan)
+    assert words == ["data", "network", "method", "training", "expect", "time"]
+    assert "training  30 steps of 8 videos, on cpu (" in str(plan)
+    assert "; each video about 20 times" in str(plan)
+    assert "12 videos, 48 frames (tree of frames); no videos are held out: fewer than 50" in str(plan)
     assert not (tmp_path / "run").exists()
     arguments = ["--out", str(tmp_path / "run"), "--steps", "30", "--backbone", "resnet10-small-w8", "--plan"]
     assert main(["pretrain", str(stripes), *arguments, "--image-size", "16", "--device", "cpu"]) == 0
     assert "  30 steps of" in capsys.readouterr().out
+
+
+def test_a_training_begins_with_its_plan(stripes, tmp_path, capsys, monkeypatch):
+    """Five lines say what it does and what to expect, and a sixth, after the first steps, how long it takes."""
+    clock = iter(range(0, 10_000, 11))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    run(stripes, tmp_path / "run", method="intra-video", steps=30, health_every=0)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["data", "network", "method", "training", "expect"]
+    assert lines[4].startswith("expect    12 videos are few; --init MODEL likely gives more")
+    assert any(line.startswith("time      about ") and "s per step); for N minutes" in line for line in lines[5:])
+    assert all(len(line) <= 80 for line in lines[:5] if "data" not in line)
+    assert not any("epochs=" in line for line in lines), "thousands of epochs of a few videos tell nothing"
+
+
+def test_the_first_steps_are_not_timed(monkeypatch):
+    """The rate is that of the steps after the first two, once 20 or 10 seconds have passed."""
+    times = iter([100.0, 200.0, *(200 + 0.5 * number for number in range(1, 30))])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    timer = StepTimer()
+    assert [timer.is_enough() for _ in range(20)] == [False] * 19 + [True]
+    assert timer.seconds == 0.5
 
 
 def test_minutes_choose_the_steps_and_change_nothing_else(stripes, tmp_path, monkeypatch):

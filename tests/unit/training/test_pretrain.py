@@ -1,7 +1,11 @@
 """The command `pretrain`: what a run writes, that it can be repeated, and what it reports."""
 
+import json
 import re
+import shlex
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError
 from cyclecontrast.exporting.huggingface import model_card
 from cyclecontrast.models.checkpoint import fingerprint, load_backbone, unfinished
+from cyclecontrast.training import run_folder
 from cyclecontrast.training.pretrain import Run
 from tests.make_backbones import execute
 from tests.make_runs import (
@@ -48,14 +53,23 @@ def test_a_run_writes_its_files(done):
     assert_same_tensors(backbone.state_dict(), last.state_dict())
 
 
-def test_the_text_of_a_run_says_what_to_do_next(done):
-    """As text a run names its backbone and the next command; of several processes only the first prints."""
+def test_the_text_of_a_run_says_what_to_do_next(done, stripes, tmp_path, capsys):
+    """As text a run names its backbone and commands that can be pasted; of several processes only the first prints."""
     assert str(done) == (
         f"health (on 12 training videos, none is held out): {done.verdict}\n"
         f"backbone: {done.folder}/backbone.safetensors\n"
-        f"next: cyclecontrast evaluate knn {done.folder} DATA, or embed, export, report"
+        f"next: cyclecontrast embed {done.folder} {stripes} --out {done.folder}/index.parquet\n"
+        f"      cyclecontrast search {done.folder}/index.parquet --serve\n"
+        f"      cyclecontrast evaluate knn {done.folder} LABELED"
     )
     assert str(Run(done.folder, done.backbone, {}, is_first=False)) == ""
+    moved = shutil.copytree(done.folder, tmp_path / "my 'first' run")
+    data = shutil.copytree(stripes, tmp_path / "my videos")
+    embed, search, _ = str(replace(done, folder=moved, frames=data)).partition("next: ")[2].splitlines()
+    assert main([*shlex.split(embed)[1:], "--device", "cpu", "--workers", "0"]) == 0
+    words = [word for word in shlex.split(search)[1:] if word != "--serve"]
+    assert main([*words, "--video", "group_0/video_0", "--frame", "0"]) == 0
+    assert "group_" in capsys.readouterr().out
 
 
 def test_metrics_have_the_epoch_the_rates_and_the_weight_of_the_cycle(done):
@@ -151,7 +165,7 @@ def test_training_starts_from_given_weights(stripes, done, tmp_path, capsys):
     assert "initialized from" in second.backbone.source
     assert about_of(second.folder)["start"] == {"model": str(done.folder), "fingerprint": fingerprint(done.backbone)}
     assert "start" not in about_of(done.folder)
-    assert f"next: cyclecontrast evaluate knn {second.folder} DATA --baseline start, or embed" in str(second)
+    assert f"cyclecontrast evaluate knn {second.folder} LABELED --baseline start" in str(second)
     words = capsys.readouterr().err.split()
     assert {"flip=on", f"init={done.folder}*", "freeze_batchnorm=on", "method=cycle"} <= {*words}
     with pytest.raises(UserError, match="is a resnet10-small-w8, but backbone is resnet18; leave one of them out"):
@@ -206,4 +220,17 @@ def test_weights_of_an_unfinished_training_say_so(stripes, done, tmp_path, capsy
     assert "Its training is unfinished: step 2 of 4." in model_card(backbone, stopped)
     assert unfinished(load_backbone(done.folder)) == ""
     assert "unfinished" not in model_card(load_backbone(done.folder), done.folder)
+    capsys.readouterr()
+    other = shutil.copytree(stopped, tmp_path / "other")
+    assert main(["export", str(other), "--out", str(tmp_path / "out.safetensors")]) == 0
+    assert capsys.readouterr().err == f"{other}: training is unfinished: step 2 of 4\n"
+    run_folder.change_about(stopped, status="stopped: interrupted")
+    (stopped / "metrics.jsonl").write_text("".join((stopped / "metrics.jsonl").read_text().splitlines(True)[:2]))
+    (row,) = json.loads(str(cc.runs.ls(stopped, json=True)))
+    assert (row["status"], row["steps_done"], row["num_steps"]) == ("stopped: interrupted", 2, 4)
+    page = Path(str(cc.report(stopped))).read_text()
+    assert "2 of 4" in page
+    assert "stopped: interrupted" in page
+    capsys.readouterr()
+    load_backbone(done.folder)
     assert capsys.readouterr().err == ""

@@ -388,3 +388,23 @@ def test_the_command_line_resumes(whole, part):
     """`--resume RUN` needs no other option."""
     assert main(["pretrain", f"--resume={os.fspath(part)}"]) == 0
     assert_same_run(part, whole, STEPS)
+
+
+def test_a_finished_run_can_be_extended(copied, capsys):
+    """More steps continue a run on their schedule, which is said; interrupted and resumed, with the same result."""
+    again = shutil.copytree(copied, copied.with_name("again"))
+    capsys.readouterr()
+    assert main(["pretrain", "--resume", str(copied), "--steps", "10"]) == 0
+    text = capsys.readouterr().err
+    assert "extended from 6 to 10 steps: from here on, the schedules of learning rate, momentum and losses are" in text
+    assert [row["step"] for row in rows_of(copied)] == list(range(1, 11))
+    rates = [row["learning_rate"] for row in rows_of(copied)]
+    assert rates[5] < rates[6] > rates[9], "the cosine of ten steps begins higher than that of six ends"
+    assert (run_folder.read_about(copied)["num_steps"], run_folder.read_about(copied)["status"]) == (10, "finished")
+    cc.pretrain(resume=again, steps=10, checkpoint_every=2)
+    stopped = copy_until(again, copied.with_name("stopped"), 8)
+    cc.pretrain(resume=stopped)
+    assert_same_run(stopped, again, 10)
+    assert rows_of(again) == rows_of(copied)
+    with pytest.raises(UserError, match=r"steps: .* has 10 steps and can only be extended; set more, or start a new"):
+        cc.pretrain(resume=copied, steps=7)
