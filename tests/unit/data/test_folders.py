@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cyclecontrast.data.decode import SpreadEvenly, open_video
-from cyclecontrast.data.folders import LeftOut, find_copies, find_videos, natural_order
+from cyclecontrast.data.folders import LeftOut, find_videos, mark_copies, natural_order
 
 CASES = Path(__file__).parents[3] / ".." / "shared" / "cases"
 
@@ -98,9 +98,13 @@ def test_copies_are_found_by_their_bytes(tmp_path):
     (tmp_path / "b").mkdir()
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    copies = find_copies(find_videos(tmp_path))
-    assert [(copy.id, first.id) for copy, first in copies] == [
-        ("c.mp4", "a.mp4"),
-        ("d.mp4", "a.mp4"),
-        ("i.mp4", "e.mp4"),
-    ]
+    videos = find_videos(tmp_path)
+    copies = {video.id: video.reason for video in mark_copies(videos) if video.reason != ""}
+    assert {name: copies[name] for name in ("c.mp4", "d.mp4", "i.mp4")} == {
+        "c.mp4": "same bytes as another video (a.mp4)",
+        "d.mp4": "same bytes as another video (a.mp4)",
+        "i.mp4": "same bytes as another video (e.mp4)",
+    }
+    assert sum("same bytes" in reason for reason in copies.values()) == 3
+    known = {video.id: video.reason for video in mark_copies(videos, known=["d.mp4"])}
+    assert (known["a.mp4"], known["d.mp4"]) == ("same bytes as another video (d.mp4)", "")
