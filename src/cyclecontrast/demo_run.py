@@ -22,6 +22,10 @@ DEMO_FILE = "this-is-a-demo"
 BACKBONE = "resnet10-small-w16"
 IMAGE_SIZE = 32
 STEPS = 1000
+"""Steps of the paper's method and its ablations, in batches of 128 videos."""
+SIMCLR = {"positives": "video", "batch_size": 32}
+SIMCLR_STEPS = 3.15
+"""Steps of SimCLR per step of the others, in the same time (benchmarks/accuracy_per_minute.py)."""
 METRICS = ("knn", "linear")
 
 
@@ -56,18 +60,20 @@ class Demo:
                 deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
                 cells.append(f"{statistics.mean(values):.1f} %{deviation}")
             lines.append(f"{name:<32}" + "".join(f"{cell:>18}" for cell in cells))
-        lines += ["", *(self._comparison(other) for other in names if other.startswith("intra"))]
+        pairs = [("cycle", name) for name in names if name.startswith("intra")]
+        pairs += [("simclr", name) for name in names if name == "cycle"]
+        lines += ["", *(self._comparison(*pair) for pair in pairs)]
         return join_lines([*lines, f"done in {self.seconds:.0f} s; report: {self.report}"])
 
     def _percents(self, name: str, metric: str) -> dict[int, float]:
         """Return the accuracies by seed; the rows of a name are in the order of their seeds."""
         return dict(enumerate(100 * row.accuracies[metric] for row in self.rows if row.name == name))
 
-    def _comparison(self, other: str) -> str:
-        """Return a line that compares the full method with an ablation, paired by seed."""
-        gains = {metric: gain(self._percents("cycle", metric), self._percents(other, metric)) for metric in METRICS}
+    def _comparison(self, name: str, other: str) -> str:
+        """Return a line that compares a method with another one, paired by seed."""
+        gains = {metric: gain(self._percents(name, metric), self._percents(other, metric)) for metric in METRICS}
         parts = (f"{metric} {found.mean:+.1f} points ({_judge(found)})" for metric, found in gains.items() if found)
-        return f"full method compared with {other}: {', '.join(parts)}"
+        return f"{name} compared with {other}: {', '.join(parts)}"
 
 
 def _judge(found: Gain) -> str:
@@ -92,7 +98,7 @@ def _run_demo(config: DemoConfig) -> Demo:
             remove(earlier)
     (config.out / DEMO_FILE).touch()
     data = make_data(config.out, config.workers)
-    methods = ("intra-image", "intra-video", "cycle") if config.compare else ("cycle",)
+    methods = ("intra-image", "intra-video", "cycle", "simclr") if config.compare else ("simclr",)
     runs = [_train(config, data.frames, method, seed) for method in methods for seed in range(config.seeds)]
     models = [("random weights", f"random:{BACKBONE}", runs[-1].out)]
     models += [(run.method, str(run.out), run.out) for run in runs]
@@ -119,6 +125,7 @@ def _check_folder(out: Path) -> None:
 
 
 def _train(config: DemoConfig, frames: Path, method: str, seed: int) -> PretrainConfig:
+    is_simclr = method == "simclr"
     run = PretrainConfig(
         data=frames,
         out=config.out / "runs" / f"{method}-{seed}",
@@ -126,10 +133,11 @@ def _train(config: DemoConfig, frames: Path, method: str, seed: int) -> Pretrain
         backbone=BACKBONE,
         image_size=IMAGE_SIZE,
         min_crop=0.4,
-        steps=STEPS,
+        steps=round(SIMCLR_STEPS * STEPS) if is_simclr else STEPS,
         holdout=0,
         seed=seed,
         workers=config.workers,
+        **(SIMCLR if is_simclr else {}),
     )
     pretrain(run)
     return run

@@ -33,7 +33,7 @@ def test_the_demo_runs_from_videos_to_report(small, tmp_path, capsys):
     for name in (demo_module.DEMO_FILE, "old"):
         (out / name).touch()
     done = cc.demo(out=out, compare=True, workers=0)
-    assert [row.name for row in done.rows] == ["random weights", "intra-image", "intra-video", "cycle"]
+    assert [row.name for row in done.rows] == ["random weights", "intra-image", "intra-video", "cycle", "simclr"]
     assert not (out / "old").exists()
     assert all(0 <= accuracy <= 1 for row in done.rows for accuracy in row.accuracies.values())
     assert len(list((out / "made" / "videos").glob("*.mp4"))) == 8

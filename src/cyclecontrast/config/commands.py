@@ -40,7 +40,7 @@ class DemoConfig(BaseModel):
 
     model_config = STRICT
     out: LocalPath = option(Path("demo"), "folder for videos, frames, runs and report", "FOLDER")
-    compare: bool = option(False, "also train the ablations intra-image and intra-video")
+    compare: bool = option(False, "also train the paper's method and its ablations intra-image and intra-video")
     seeds: SmallCount = option(1, "training runs of each method", "N")
     workers: WorkerCount | None = option(None, "worker processes (default: by the number of cores)", "N", "hardware")
 
