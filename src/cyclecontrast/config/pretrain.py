@@ -54,11 +54,8 @@ RUNTIME_SETTINGS = frozenset(
     {"augment_on", "compile", "log_every", "log_to", "checkpoint_every", "health_every", "report"}
 )
 """Settings that change the result at most by rounding errors."""
-CHANGEABLE_ON_RESUME = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable", "teacher", "steps"}
-"""Settings that may change when a run is resumed.
-
-Data and teacher may be moved, but must have the same fingerprint; steps may only become more.
-"""
+CHANGEABLE_ON_RESUME = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_unreadable", "teacher"}
+"""Settings that may change when a run is resumed. Data and teacher may be moved, but must have the same fingerprint."""
 METHODS_OF_OPTION = {
     "positives": ("simclr", "simsiam", "byol", "nnclr"),
     "teacher": ("distill",),
@@ -418,7 +415,7 @@ class PretrainConfig(BaseModel):
         return ", ".join(
             f"{name} is {before[name]} {where} and {now[name]}"
             for name in cls.model_fields
-            if name in before and name in now and name not in CHANGEABLE_ON_RESUME
+            if name in before and name in now and name not in CHANGEABLE_ON_RESUME | {"steps"}  # may become more
             if not cls._is_same(name, before[name], now[name])
         )
 

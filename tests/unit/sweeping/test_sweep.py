@@ -275,7 +275,7 @@ def test_a_trial_in_its_own_process_gives_the_same_values(swept, tracks, tmp_pat
     expected = values_of(swept)["intra-video"]
     for metric in plan.table.metrics[:2]:
         assert metric.pick(finished.metrics) == expected[metric.title][0]
-    assert "3 steps on cpu" in (tmp_path / "out" / "runs" / "intra-video-seed0.log").read_text()
+    assert "3 steps of 4 videos, on cpu" in (tmp_path / "out" / "runs" / "intra-video-seed0.log").read_text()
 
 
 @pytest.mark.parametrize(
