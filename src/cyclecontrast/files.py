@@ -151,9 +151,16 @@ def check_new_run(folder: Path) -> None:
 
 def check_new_folder(folder: Path) -> None:
     """Raise UserError if the folder of a command's results exists and holds anything, or cannot be created."""
-    if folder.name in ("", "..") or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
-        raise UserError(f"out: {folder} already exists; name another folder with --out, or remove it")
-    check_folder(folder.absolute().parent)
+    try:
+        if folder.is_symlink():  # which a folder cannot replace
+            raise UserError(f"out: {folder} is a symbolic link; name the folder that it leads to, or another one")
+        if folder.name in ("", "..") or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+            raise UserError(f"out: {folder} already exists; name another folder with --out, or remove it")
+        check_folder(folder.absolute().parent)
+        with temporary_beside(folder) as trial:  # /proc, for one, says that it is writable
+            trial.mkdir()
+    except OSError as error:
+        raise UserError(f"out: {folder} cannot be created ({error.strerror}); name another folder") from error
 
 
 @contextlib.contextmanager

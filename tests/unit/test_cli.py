@@ -115,6 +115,10 @@ def test_a_run_is_evaluated_embedded_exported_reported(trained, labeled, tmp_pat
         ("pretrain d --out o --steps many", "steps: input should be a valid integer"),
         ("pretrain d --out o --config none.toml", "none.toml cannot be read"),
         ("pretrain nowhere --out o", "nowhere: no such folder; name a prepared store"),
+        (
+            "evaluate shape-bias random:resnet10 nowhere --train-data nowhere",
+            "nowhere: no such folder; name a folder of images",
+        ),
         ("pretrain = --out o", "data: must be a non-empty file name or path, not ''"),
         ("evaluate knn = d", "model: must be a non-empty file name or path, not ''"),
         ("pretrain d --out o --workers 1000000", "workers: input should be less than or equal to 1024"),

@@ -152,3 +152,11 @@ def test_a_folder_of_results_is_whole_or_absent(tmp_path):
         with pytest.raises(UserError, match="already exists; name another folder with --out"):
             check_new_folder(wrong)
     check_new_folder(tmp_path / "deep" / "er")
+    assert not (tmp_path / "deep").exists()
+    for target in ("empty", "absent"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        (tmp_path / f"to-{target}").symlink_to(tmp_path / target)
+        with pytest.raises(UserError, match=f"to-{target} is a symbolic link; name the folder"):
+            check_new_folder(tmp_path / f"to-{target}")
+    with pytest.raises(UserError, match=r"^out: .* cannot be created .*; name another folder"):
+        check_new_folder(tmp_path / ("x" * 300))

@@ -62,7 +62,7 @@ class PrepareConfig(BaseModel):
     """Extract frames of videos into a store on disk."""
 
     model_config = STRICT
-    videos: LocalPath = option(..., "folder of video files; subfolders are included", names="folder")
+    videos: LocalPath = option(..., "a folder of video files; subfolders are included", names="folder")
     out: LocalPath = option(..., "folder of the frame store; an unfinished store is completed", "FOLDER", "output")
     frames_per_video: Count | None = option(None, "number of evenly spaced frames per video (R2V2: 4)", "N")
     fps: FrameRate | None = option(None, "frames per second of video (default: 2, if no other sampling is set)", "FPS")

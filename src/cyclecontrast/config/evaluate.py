@@ -53,7 +53,7 @@ class EvaluateConfig(BaseModel):
     """Names of the settings that affect the scores but not the predictions."""
 
     model: Name = option(..., MODEL, names="model")
-    data: LocalPath = option(..., "folder of the dataset", names="folder")
+    data: LocalPath = option(..., "the folder of the dataset", names="folder")
     out: LocalPath | None = option(None, RESULTS, "FOLDER", "output")
     baseline: BaselineName = option("none", BASELINE, bare="random")
     score_only: bool = option(False, "score saved predictions again; model and data may be gone", group="output")
@@ -155,7 +155,7 @@ class ShapeBiasConfig(EvaluateConfig):
     """Decisions by shape or by texture where the two conflict."""
 
     data: LocalPath = option(
-        ..., "folder of images named <shape><n>-<texture><n>, e.g. cat1-clock2.png", names="folder"
+        ..., "a folder of images named <shape><n>-<texture><n>, e.g. cat1-clock2.png", names="folder"
     )
     train_data: LocalPath = option(
         ..., "labeled images of all shapes and textures: <class> or train/<class>", "DATA", names="folder"
@@ -365,7 +365,7 @@ class AllConfig(BaseModel):
     model_config = STRICT
     model: Name = option(..., MODEL, names="model")
     data_root: LocalPath = option(
-        ..., "folder with datasets at any depth, in any layout that a protocol reads", "FOLDER", names="folder"
+        ..., "a folder with datasets at any depth, in any layout that a protocol reads", "FOLDER", names="folder"
     )
     only: tuple[ProtocolName, ...] = option((), "protocols to run (default: all that support the data)", "PROTOCOL")
     baseline: BaselineName = option("none", BASELINE, bare="random")

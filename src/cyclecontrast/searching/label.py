@@ -7,16 +7,17 @@ run code, and applies to all indexes of the same network.
 import csv
 import io
 import itertools
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 from scipy.special import softmax
@@ -29,7 +30,7 @@ from cyclecontrast.data.storage import MAX_LISTED, parse_digits, raise_problems,
 from cyclecontrast.errors import UserError, attempt, did_you_mean
 from cyclecontrast.evaluation.metrics import Floats, Integers, dot_products
 from cyclecontrast.files import atomic_folder, check_new_folder
-from cyclecontrast.output import UNPRINTABLE, join_lines
+from cyclecontrast.output import UNPRINTABLE, join_lines, quoted
 from cyclecontrast.searching.explore import write_table
 from cyclecontrast.searching.index import FrameIndex
 from cyclecontrast.searching.labeling_tools import LabeledFrame, check_export, write_for_tools
@@ -45,42 +46,57 @@ DEFAULT_STRENGTH = 10.0
 MAX_ITERATIONS = 1000
 NUM_FOLDS = 5
 LEAST_PROBABILITY = 1e-6
+ROUNDING = 1e-3
+"""Seconds by which times in tables may be off."""
 CONFIDENCES = (0.9, 0.7, 0.5)
 MAX_MISTAKES, MAX_SHOWN_MISTAKES = 20, 3
 EXPECTED = "expected a line of column names: video, class, and frame or time where a label is of one frame"
+GIVEN = {"1": True, "1.0": True, "0": False, "0.0": False, "": False}
+"""Values of the column `given`; pandas writes the second and fourth beside empty cells."""
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class Examples(NamedTuple):
-    """Labeled frames: their rows in the index, and the number of each one's class in the sorted `classes`."""
+    """Frames to fit to: their rows in the index, and the number of each one's class in the sorted `classes`.
+
+    `given` has the number of the class of every frame of the index, -1 where none is given: all frames of a video that
+    is labeled as a whole have one, though the classifier is fitted to a few.
+    """
 
     rows: Integers
     labels: Integers
     classes: tuple[str, ...]
+    given: Integers
 
 
 class Trust(BaseModel):
     """How often held-out examples are labeled right, by cross-validation in which a video is in one fold only.
 
     Each video counts as much as any other. `chance` is the accuracy of always naming the most frequent class, `error`
-    the standard error over videos. `by_confidence` has, for each of CONFIDENCES, the fraction of examples with at least
-    this confidence, and their accuracy (None without examples). `untested` are the classes of which one video is
-    labeled; `mistakes` the most frequent ones: class, label instead, number of examples.
+    the standard error over videos, computed with one more video right and one wrong (after Agresti and Coull), so that
+    it is not 0 for a few videos without a mistake. `by_confidence` has, for each of CONFIDENCES, the fraction of
+    examples with at least this confidence, and their accuracy (None without examples). `untested` are the classes whose
+    labels are in one video or fold; `mistakes` the most frequent ones: class, label instead, number of examples.
     """
 
     model_config = STRICT
-    examples: int = Field(ge=0)
-    videos: int = Field(ge=0)
-    accuracy: float
-    error: float
-    chance: float
-    by_confidence: tuple[tuple[float, float, float | None], ...]
+    examples: Count
+    videos: Count
+    accuracy: Fraction
+    error: Fraction
+    chance: Fraction
+    by_confidence: tuple[tuple[Fraction, Fraction, Fraction | None], ...]
     untested: tuple[str, ...]
-    mistakes: tuple[tuple[str, str, int], ...]
+    mistakes: tuple[tuple[str, str, Count], ...]
 
     def lines(self) -> list[str]:
         """Return what to print about it."""
         if not self.videos:
-            return ["not cross-validated: no class has labels in two videos; label more to know how far to trust this"]
+            return [
+                "not cross-validated, which takes two classes with labels in two videos each; label more to know how "
+                "far to trust this"
+            ]
         found = [
             f"cross-validation: {100 * self.accuracy:.0f} ± {100 * self.error:.0f} % right on the {self.examples:,} "
             f"labeled frames of {self.videos:,} videos, each without its own video (chance {100 * self.chance:.0f} %)"
@@ -92,7 +108,7 @@ class Trust(BaseModel):
         ]
         found += [f"  {count} × {true} labeled as {given}" for true, given, count in self.mistakes[:MAX_SHOWN_MISTAKES]]
         if self.untested:
-            found.append(f"  labels in one video only, so not tested: {', '.join(self.untested)}")
+            found.append(f"  labels in one video or one fold only, so not tested: {', '.join(self.untested)}")
         return found
 
 
@@ -104,7 +120,7 @@ class About(BaseModel):
     model_fingerprint: str
     image_size: str
     classes: tuple[str, ...] = Field(min_length=2)
-    strength: float
+    strength: float = Field(gt=0, allow_inf_nan=False)
     trust: Trust
 
 
@@ -150,7 +166,7 @@ class Labeled:
             f"labels: {self.out / 'labels.csv'}; of whole videos: {self.out / 'videos.csv'}",
         ]
         if self.is_new:
-            lines.append(f"for other footage: cyclecontrast label INDEX {self.out / CLASSIFIER}")
+            lines.append(f"for other footage: cyclecontrast label INDEX {quoted(self.out / CLASSIFIER)}")
         return join_lines([*lines, *self.notes])
 
 
@@ -172,11 +188,9 @@ def label_index(config: LabelConfig) -> Labeled:
     if classifier is None:
         assert examples is not None
         classifier = fit(index, examples, config.seed)
-    classes, confidences, videos = _predict(classifier, index)
-    given = np.zeros(len(index), np.bool_)
-    if examples is not None:
-        given[examples.rows] = True
-        classes[examples.rows], confidences[examples.rows] = examples.labels, 1
+    of_people = np.full(len(index), -1) if examples is None else examples.given
+    classes, confidences, videos = _predict(classifier, index, of_people)
+    given = of_people >= 0
     names = classifier.about.classes
     with atomic_folder(out) as folder:
         rows = ((row, [names[classes[row]], f"{confidences[row]:.4f}", int(given[row])]) for row in range(len(index)))
@@ -202,13 +216,16 @@ def label_index(config: LabelConfig) -> Labeled:
 def read_examples(path: Path, index: FrameIndex) -> Examples:
     """Read a CSV file with columns video, class and frame or time; lines without a class are left out.
 
-    A line with neither frame nor time labels its whole video. Raises UserError with a line for each mistake.
+    A line with neither frame nor time labels its whole video. Where there is a column `given`, as in the table that
+    this command writes, lines where it is not 1 are left out: predictions are no examples. Raises UserError with a line
+    for each mistake.
     """
-    text = read_text(path)
+    text = _read_table(path)
     first = text.partition("\n")[0]
     table = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count), strict=True)
     problems: list[str] = []
-    given: dict[int, tuple[str, str]] = {}
+    numbers: dict[str, int] = {}
+    given, line_of = np.full(len(index), -1), np.zeros(len(index), np.int64)
     try:
         header = [name.strip().lower() for name in next(table, [])]
         names = {"label": "class", "video_id": "video", "index": "frame"}
@@ -217,27 +234,63 @@ def read_examples(path: Path, index: FrameIndex) -> Examples:
             raise UserError(f"labels: {path}: has no columns video and class; {EXPECTED}")
         rows_of = _rows_by_video(index)
         for cells in itertools.takewhile(lambda _: len(problems) <= MAX_LISTED, table):
+            where = f"{path}:{table.line_num}"
+            if any(map(str.strip, cells[len(header) :])):
+                problems.append(
+                    f"{where}: has {len(cells)} cells for {len(header)} columns; put a text that contains the "
+                    "separator in double quotes"
+                )
+                continue
             cell = {name: cells[place].strip() if place < len(cells) else "" for name, place in columns.items()}
-            if cell["class"]:
-                where = f"{path}:{table.line_num}"
-                for row in attempt(lambda: _rows(cell, where, index, rows_of), problems) or ():  # noqa: B023
-                    before, place_before = given.setdefault(row, (cell["class"], where))
-                    if before != cell["class"]:
-                        problems.append(
-                            f"{where}: a frame of {cell['video']} is {cell['class']}, but {before} in {place_before}; "
-                            "keep one of the two"
-                        )
-                        break
+            if cell.get("given", "1") not in GIVEN:
+                problems.append(f"{where}: given is {cell['given']}; expected 1 (an example) or 0 (a prediction)")
+            elif cell["class"] and GIVEN[cell.get("given", "1")]:
+                rows = attempt(lambda: _rows(cell, where, index, rows_of), problems)  # noqa: B023
+                if rows is None:
+                    continue
+                number, before = numbers.setdefault(cell["class"], len(numbers)), given[rows]
+                if (differs := (before >= 0) & (before != number)).any():
+                    other = rows[differs.argmax()]
+                    problems.append(
+                        f"{where}: a frame of {cell['video']} is {cell['class']}, but {[*numbers][given[other]]} in "
+                        f"{path}:{line_of[other]}; keep one of the two"
+                    )
+                    continue
+                given[rows] = number
+                line_of[rows[before < 0]] = table.line_num
     except csv.Error as error:
         raise UserError(f"labels: {path}:{table.line_num}: is not CSV ({error})") from error
     raise_problems([f"labels: {problem}" for problem in problems])
-    classes = tuple(sorted({name for name, _ in given.values()}))
-    if len(classes) < 2:
-        what = f"only of {classes[0]}" if classes else "none"
-        raise UserError(f"labels: {path}: holds labels of two classes at least, found {what}; {EXPECTED}")
-    rows = np.array(sorted(given), np.int64)
-    numbers = {name: number for number, name in enumerate(classes)}
-    return Examples(rows, np.array([numbers[given[row][0]] for row in rows.tolist()]), classes)
+    if len(numbers) < 2:
+        what = f"only of {next(iter(numbers))}" if numbers else "none"
+        hint = "where there is a column given, only lines with given = 1 count" if "given" in columns else EXPECTED
+        raise UserError(f"labels: {path}: holds labels of two classes at least, found {what}; {hint}")
+    classes = tuple(sorted(numbers))
+    places = np.array([classes.index(name) for name in numbers])
+    given = np.where(given < 0, -1, places[given])
+    rows = np.sort(np.concatenate([_to_fit(one, given[one]) for one in rows_of.values()]))
+    return Examples(rows, given[rows], classes, given)
+
+
+def _read_table(path: Path) -> str:
+    """Return the text of a CSV file, with line breaks of any system as newlines; raises UserError."""
+    try:
+        text = io.StringIO(read_text(path), newline=None).getvalue()
+    except UserError as error:
+        hint = "; save it as CSV in UTF-8" if isinstance(error.__cause__, UnicodeError) else ""
+        raise UserError(f"labels: {error}{hint}") from error
+    if "\0" in text:  # UTF-16 without its mark, for one
+        raise UserError(f"labels: {path}: is not a text in UTF-8; save it as CSV in UTF-8")
+    return text
+
+
+def _to_fit(rows: Integers, given: Integers) -> Integers:
+    """Return the given rows of a video; of one all of whose frames are of one class, evenly spaced ones."""
+    places = np.flatnonzero(given >= 0)
+    if len(places) == len(rows) and (given == given[0]).all():
+        places = np.unique(np.linspace(0, len(rows) - 1, FRAMES_PER_VIDEO).round().astype(int))
+    found: Integers = rows[places]
+    return found
 
 
 def _rows_by_video(index: FrameIndex) -> dict[str, Integers]:
@@ -245,7 +298,7 @@ def _rows_by_video(index: FrameIndex) -> dict[str, Integers]:
     return dict(zip(index.video_ids, np.split(order, np.cumsum(np.bincount(index.video))[:-1]), strict=True))
 
 
-def _rows(cell: dict[str, str], where: str, index: FrameIndex, rows_of: dict[str, Integers]) -> list[int]:
+def _rows(cell: dict[str, str], where: str, index: FrameIndex, rows_of: dict[str, Integers]) -> Integers:
     """Return the rows that a line labels; raises UserError."""
     video, frame, time = cell["video"], cell.get("frame", ""), cell.get("time", "")
     if UNPRINTABLE.search(cell["class"]):
@@ -255,13 +308,16 @@ def _rows(cell: dict[str, str], where: str, index: FrameIndex, rows_of: dict[str
         raise UserError(f"{where}: the video {video} is not in {index.path}{hint}")
     rows = rows_of[video]
     if frame:
-        found = rows[index.index[rows] == (-1 if (number := parse_digits(frame)) is None else number)]
+        number = parse_digits(re.sub(r"\.0*$", "", frame))  # pandas writes 5.0 beside empty cells
+        if number is None:
+            raise UserError(f"{where}: the frame {frame} is not a whole number")
+        found = rows[index.index[rows] == number]
         if not len(found):
             known = f"{index.index[rows].min()} to {index.index[rows].max()}"
             raise UserError(f"{where}: {video} has no frame {frame}; {index.path} has {known}")
-        return [int(found[0])]
-    if not time:
-        return rows[np.unique(np.linspace(0, len(rows) - 1, FRAMES_PER_VIDEO).round().astype(int))].tolist()  # type: ignore[no-any-return]
+        rows = found[:1]
+    if frame or not time:
+        return rows
     try:
         seconds = float(time)
     except ValueError:
@@ -269,7 +325,12 @@ def _rows(cell: dict[str, str], where: str, index: FrameIndex, rows_of: dict[str
     timed = rows[~np.isnan(index.time[rows])]
     if not np.isfinite(seconds) or not len(timed):
         raise UserError(f"{where}: {time} is not a time in seconds at which {index.path} has a frame of {video}")
-    return [int(timed[np.argmin(np.abs(index.time[timed] - seconds))])]
+    times = np.sort(index.time[timed])
+    spacing = np.diff(times).max() if len(times) > 1 else 1.0
+    if not times[0] - spacing - ROUNDING <= seconds <= times[-1] + spacing + ROUNDING:
+        raise UserError(f"{where}: {time} s is not in {video}; its frames are at {times[0]:.3f} to {times[-1]:.3f} s")
+    nearest: Integers = timed[[np.argmin(np.abs(index.time[timed] - seconds))]]
+    return nearest
 
 
 # --- fitting
@@ -323,18 +384,25 @@ def video_weights(videos: Integers) -> Floats:
 def assign_folds(videos: Integers, labels: Integers, seed: int) -> tuple[Integers, npt.NDArray[np.bool_]]:
     """Return the fold of each example, that of its video, and whether it is tested.
 
-    The videos of a class are dealt to the folds in turn. A class whose videos are all in one fold cannot be tested,
-    because nothing is left to learn it from.
+    The videos of a class, the rarest one first, are dealt to the folds that hold the fewest of this class, then of all.
+    A class whose videos are all in one fold cannot be tested, because nothing is left to learn it from; nor is anything
+    where this leaves one class, which would be right by being named always.
     """
     rng = np.random.default_rng(seed)
     fold_of: dict[int, int] = {}
-    for label in np.unique(labels):
-        start = int(rng.integers(NUM_FOLDS))
-        for turn, video in enumerate(rng.permutation(np.unique(videos[labels == label])).tolist()):
-            fold_of.setdefault(video, (start + turn) % NUM_FOLDS)
+    sizes = np.zeros(NUM_FOLDS, np.int64)
+    for of_class in sorted((np.unique(videos[labels == label]) for label in np.unique(labels)), key=len):
+        dealt = [fold_of[video] for video in of_class.tolist() if video in fold_of]
+        of_folds = np.bincount(dealt, minlength=NUM_FOLDS) if dealt else np.zeros(NUM_FOLDS, np.int64)
+        for video in rng.permutation(of_class).tolist():
+            if video not in fold_of:
+                fold = int(np.lexsort((rng.permutation(NUM_FOLDS), sizes, of_folds))[0])
+                fold_of[video] = fold
+                sizes[fold] += 1
+                of_folds[fold] += 1
     folds = np.array([fold_of[video] for video in videos.tolist()])
-    spread = [len(np.unique(folds[labels == label])) > 1 for label in range(labels.max() + 1)]
-    return folds, np.array(spread)[labels]
+    spread = np.array([len(np.unique(folds[labels == label])) > 1 for label in range(labels.max() + 1)])
+    return folds, (spread & (spread.sum() > 1))[labels]
 
 
 def cross_validate(vectors: Floats, labels: Integers, weights: Floats, folds: Integers, strength: float) -> Floats:
@@ -369,20 +437,26 @@ def measure_trust(held_out: Floats, videos: Integers, examples: Examples, is_tes
     for least in CONFIDENCES:
         sure = confidence >= least
         share = weights[sure].sum()
-        by_confidence.append((least, share / total, (weights * right)[sure].sum() / share if share else None))
+        accuracy = _rounded((weights * right)[sure].sum() / share) if share else None
+        by_confidence.append((least, _rounded(share / total), accuracy))
     wrong = Counter(
         (classes[true], classes[given]) for true, given in zip(labels[~right], predicted[~right], strict=True)
     )
     return Trust(
         examples=len(labels),
         videos=len(rates),
-        accuracy=rates.mean(),
-        error=rates.std(ddof=1) / len(rates) ** 0.5,
-        chance=np.bincount(labels, weights).max() / total,
+        accuracy=_rounded(rates.mean()),
+        error=_rounded(np.std([*rates, 1, 0], ddof=1) / (len(rates) + 2) ** 0.5),
+        chance=_rounded(np.bincount(labels, weights).max() / total),
         by_confidence=tuple(by_confidence),
         untested=untested,
         mistakes=tuple((*pair, count) for pair, count in wrong.most_common(MAX_MISTAKES)),
     )
+
+
+def _rounded(fraction: float) -> float:
+    """Return a fraction that sums of weights have not brought above 1."""
+    return round(float(fraction), 9)
 
 
 # --- predicting
@@ -404,7 +478,8 @@ def open_classifier(path: Path, index: FrameIndex) -> Classifier:
         if any(array.dtype != np.float32 or not np.isfinite(array).all() for array in (weight, bias)):
             raise ValueError("its weights are not finite numbers of single precision")
     except (ValueError, KeyError, IndexError, SafetensorError) as error:
-        why = str(error).partition("\n")[0]
+        is_other = isinstance(error, ValidationError)
+        why = "its metadata are not those of one" if is_other else str(error).partition("\n")[0]
         raise UserError(f"labels: {path}: is not a classifier that `cyclecontrast label` saved ({why})") from error
     of_index = tuple(index.about.get(name, "") for name in ("model_fingerprint", "image_size"))
     of_classifier = (about.model_fingerprint, about.image_size)
@@ -420,12 +495,18 @@ def _network(fingerprint: str, image_size: str) -> str:
     return f"{fingerprint} at {image_size} px" if fingerprint else "an unknown one"
 
 
-def _predict(classifier: Classifier, index: FrameIndex) -> tuple[Integers, Floats, Floats]:
-    """Return the class of every frame, its confidence, and the mean probabilities of each video."""
+def _predict(classifier: Classifier, index: FrameIndex, given: Integers) -> tuple[Integers, Floats, Floats]:
+    """Return the class of every frame, its confidence, and the mean probabilities of each video.
+
+    Frames with a `given` class, which is not -1, have this one for certain.
+    """
     classes, confidences = np.empty(len(index), np.int32), np.empty(len(index), np.float32)
     sums = np.zeros((len(index.video_ids), len(classifier.bias)), np.float32)
     for start, block in index.blocks_with_progress("labeling"):
         found, here = classifier.probabilities(block), slice(start, start + len(block))
+        (known,) = np.nonzero(given[here] >= 0)
+        found[known] = 0
+        found[known, given[here][known]] = 1
         classes[here], confidences[here] = found.argmax(axis=1), found.max(axis=1)
         np.add.at(sums, index.video[here], found)
     return classes, confidences, sums / np.bincount(index.video, minlength=len(sums))[:, None]

@@ -14,6 +14,7 @@ from xml.sax.saxutils import quoteattr
 
 from cyclecontrast.data.images import open_image
 from cyclecontrast.errors import UserError, some
+from cyclecontrast.output import quoted
 from cyclecontrast.progress import with_progress
 from cyclecontrast.searching.results import Thumbnails
 
@@ -125,8 +126,8 @@ def _write_label_studio(folder: Path, out: Path, items: Sequence[Item], kind: st
     _dump(folder / "label-studio.json", tasks)
     return (
         f"Label Studio: start it with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
-        f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={out.parent}, take {out / 'label-studio.xml'} as labeling interface, "
-        f"add {out / IMAGES} as local storage, and import {out / 'label-studio.json'}"
+        f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={quoted(out.parent)}, take {out / 'label-studio.xml'} as labeling "
+        f"interface, add {out / IMAGES} as local storage, and import {out / 'label-studio.json'}"
     )
 
 
