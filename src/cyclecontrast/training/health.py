@@ -214,10 +214,10 @@ def measure_neighbors(
     places, margin = of_videos.pairs()
     pairs = {f"{first}-{second}" for first, second in numbers[places].tolist()}
     signals = {
-        "mutual_videos": float(of_videos.mutual.double().mean()),
-        "mutual_margin": float(margin.double().quantile(0.5)) if len(margin) else math.nan,
+        "mutual_videos": float(of_videos.mutual.cpu().numpy().mean()),
+        "mutual_margin": float(np.median(margin.cpu().numpy().astype(np.float64))) if len(margin) else math.nan,
         "mutual_kept": len(before & pairs) / len(before) if before else math.nan,
-        "closed_frames": float(mutual_neighbors(vectors, video).closed.double().mean()),
+        "closed_frames": float(mutual_neighbors(vectors, video).closed.cpu().numpy().mean()),
     }
     return {f"health_{name}": value for name, value in signals.items() if math.isfinite(value)}, pairs
 
