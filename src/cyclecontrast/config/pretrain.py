@@ -388,6 +388,10 @@ class PretrainConfig(BaseModel):
 
         The settings in the config.toml of the last checkpoint are those that the run was trained with.
         """
+        if values.get("minutes") is not None:
+            raise ValueError("minutes sizes a new training; with --resume set --steps")
+        if values.get("plan"):
+            raise ValueError("plan is for a new training; remove --resume")
         copy, trained = _last_checkpoint(run)
         saved = _read_config(run, f"copy {copy} over it" if copy else "start a new run")
         trained, saved = _with_absolute_start(trained, run), _with_absolute_start(saved, run)
@@ -415,7 +419,7 @@ class PretrainConfig(BaseModel):
         return ", ".join(
             f"{name} is {before[name]} {where} and {now[name]}"
             for name in cls.model_fields
-            if name in before and name in now and name not in CHANGEABLE_ON_RESUME | {"steps"}  # may become more
+            if name in before and name in now and name not in CHANGEABLE_ON_RESUME | {"steps"}  # not below those done
             if not cls._is_same(name, before[name], now[name])
         )
 
@@ -448,8 +452,6 @@ class PretrainConfig(BaseModel):
                     yield f"{name} needs pretrained weights: set --init, or remove it"
         if self.minutes is not None and (self.steps is not None or "epochs" in self.requested()):
             yield "minutes excludes steps and epochs, because it chooses their number; remove one of them"
-        if self.plan and self.resume is not None:
-            yield "plan is for a new training; remove --resume"
         if self.select == "health" and self.health_every == 0:
             yield "select health needs health measurements; remove --health-every 0"
         if self.method not in ("cycle", "cycle-only") or "support_size" not in known:

@@ -217,7 +217,12 @@ def mark_copies(videos: Sequence[FoundVideo], known: Collection[str] = ()) -> li
     order = sorted((video for video in videos if not video.reason), key=lambda video: (video.id not in known, video))
     ids = {str(video.path): video.id for video in order}
     copies = {ids[copy]: ids[first] for first, *copies in equal_files(ids) for copy in copies}
-    return [video._replace(reason=f"{COPY} ({copies[video.id]})") if video.id in copies else video for video in videos]
+    return [video._replace(reason=copy_of(copies[video.id])) if video.id in copies else video for video in videos]
+
+
+def copy_of(video_id: str) -> str:
+    """Return the reason not to read a video that has the same bytes as this one."""
+    return f"{COPY} ({video_id})"
 
 
 def is_copy(reason: str) -> bool:

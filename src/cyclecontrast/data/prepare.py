@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cyclecontrast.config import PrepareConfig
 from cyclecontrast.data.decode import PerSecond, Policy, make_policy
-from cyclecontrast.data.folders import FoundVideo, LeftOut, find_videos, is_copy, mark_copies
+from cyclecontrast.data.folders import FoundVideo, LeftOut, copy_of, find_videos, is_copy, mark_copies
 from cyclecontrast.data.storage import retried
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import (
@@ -131,8 +131,8 @@ def prepare(config: PrepareConfig) -> PrepareSummary:
     settings = config.model_dump(exclude={"videos", "out", "workers", "part", "keep_duplicates"})
     settings |= {"fps": policy.fps if isinstance(policy, PerSecond) else None, "scaling": SCALING}
     left_out = LeftOut(config.videos)
-    found = _check(config, settings, left_out)
     try:
+        found = _check(config, settings, left_out)
         if config.part is not None:
             summary = _prepare_part(config, settings, found, config.part)
         else:
@@ -242,7 +242,7 @@ def _check(config: PrepareConfig, settings: Mapping[str, object], left_out: Left
     found = attempt(partial(_find, config.videos, left_out), problems)
     if found is None or problems:
         raise UserError(*problems)
-    stored = {row.id: row for row in _read_rows(config.out, VIDEOS)[0] or ()}
+    stored, _ = _stored_rows(config.out, {video.id: video for video in found})
     if stored and stored.keys().isdisjoint(video.id for video in found):
         raise UserError(
             f"out: {config.out} holds other videos: none of its {len(stored):,} is in {config.videos}; "
@@ -252,14 +252,25 @@ def _check(config: PrepareConfig, settings: Mapping[str, object], left_out: Left
 
 
 def _with_copies_marked(found: Sequence[FoundVideo], stored: Mapping[str, VideoRow]) -> list[FoundVideo]:
-    """Return the videos, with copies marked; what the table of the store says of a video stays."""
-    used = {row.id for row in stored.values() if not is_copy(row.reason)}
-    known = {
-        video.id: video if video.id in used else video._replace(reason=stored[video.id].reason)
-        for video in found
-        if video.id in stored and video.size_bytes == stored[video.id].size_bytes
-    }
-    to_compare = [video for video in found if video.id in used or video.id not in known]
+    """Return the videos, with copies marked.
+
+    What the store says of a video stays, but a copy is compared again where the store no longer has its original.
+    """
+    sizes = {video.id: video.size_bytes for video in found}
+    same = {row.id for row in stored.values() if sizes.get(row.id) == row.size_bytes}
+    of_use = {row.id for row in stored.values() if row.status != "skipped" and not is_copy(row.reason)}
+    used = {name for name in of_use if stored[name].status == "ok" or name in same}  # the store has or gets its frames
+    copies = {copy_of(name) for name in used}
+    known: dict[str, FoundVideo] = {}
+    for video in found:
+        row = stored.get(video.id)
+        if video.id in used:
+            known[video.id] = video
+        elif row is not None and video.id in same and row.reason in copies:
+            known[video.id] = video._replace(reason=row.reason)
+        elif row is not None and video.id in same and _is_unreadable(row):
+            known[video.id] = video
+    to_compare = [video for video in found if video.id not in known or video.id in used & same]
     marked = {video.id: video for video in mark_copies(to_compare, used)} if len(known) < len(found) else {}
     return [known.get(video.id) or marked[video.id] for video in found]
 
@@ -327,7 +338,11 @@ def _plan_rows(out: Path, found: Sequence[FoundVideo], shard_mb: int) -> tuple[l
     Videos that were skipped are new if they have changed, or were skipped for a passing reason. The second value says
     what is wrong with damaged files.
     """
-    rows, damage = _stored_rows(out, {video.id: video for video in found})
+    by_id = {video.id: video for video in found}
+    rows, damage = _stored_rows(out, by_id)
+    for name, known in rows.items():
+        if known.status == "pending":  # its original may be gone since the plan was written
+            rows[name] = known._replace(reason=by_id[name].reason if name in by_id else "")
     new = []
     for video in found:
         row = rows.get(video.id)
@@ -365,7 +380,7 @@ def _stored_rows(out: Path, found: Mapping[str, FoundVideo]) -> tuple[dict[str, 
         if is_done and (problem := problem or shard_problem(out, shard, table or ()) or _cut_in(shard, group, found)):
             damage[shard_name(shard)] = problem
             for row in group:
-                reason = found[row.id].reason if row.id in found else ""
+                reason = row.reason if is_copy(row.reason) else ""
                 rows[row.id] = VideoRow(row.id, row.path, "pending", reason, shard, size_bytes=row.size_bytes)
     return rows, damage
 
@@ -377,6 +392,11 @@ def _cut_in(shard: int, rows: Sequence[VideoRow], found: Mapping[str, FoundVideo
         return ""
     cut = next((row for row in ok if _was_passing(row)), None)
     return f"{shard_name(shard)}: lacked a part of {cut.id} ({cut.reason})" if cut else ""
+
+
+def _is_unreadable(row: VideoRow) -> bool:
+    """Whether the video was skipped, and neither as a copy nor for a passing reason."""
+    return row.status == "skipped" and not is_copy(row.reason) and not _was_passing(row)
 
 
 def _was_passing(row: VideoRow) -> bool:

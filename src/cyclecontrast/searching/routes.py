@@ -6,6 +6,7 @@ Connections, requests and uploads at the same time are limited, and a request mu
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import socket
@@ -30,7 +31,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cyclecontrast.config.types import STRICT, SmallCount
+from cyclecontrast.config.types import STRICT, SmallCount, read_toml
 from cyclecontrast.data.images import decode_image
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.data.store_format import read_videos, read_videos_folder
@@ -98,7 +99,7 @@ class SourceVideo(NamedTuple):
 
 
 def find_source_videos(index: FrameIndex, store: FrameStore, folder: Path | None) -> tuple[dict[int, SourceVideo], str]:
-    """Find the videos that the frames were extracted from, in `folder` or where their store says.
+    """Find the videos that the frames were extracted from, in `folder` or where their store or its run says.
 
     Returns them by their number in the index, and what the user can do where their folder is not known. Raises
     UserError where `folder` has none of them.
@@ -109,6 +110,9 @@ def find_source_videos(index: FrameIndex, store: FrameStore, folder: Path | None
             raise UserError(f"videos: {root} is not a store that was prepared from videos here; leave out --videos")
         return {}, ""
     known_folder = folder or read_videos_folder(root)
+    if known_folder is None and root.name == "frames":  # older stores name no folder, but the run that has made them
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known_folder = Path(read_toml(root.absolute().parent / "config.toml")["data"])
     if known_folder is None or not (folder or os.path.isdir(known_folder)):
         return {}, "To play the videos, name their folder: --videos FOLDER"
     rows = {row.id: row for row in read_videos(root / "videos.parquet")}

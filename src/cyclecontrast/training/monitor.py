@@ -46,7 +46,10 @@ def steps_between(health_every: int | None, num_steps: int) -> int:
 
 
 class Monitor:
-    """Measures health on rank 0 if `health_every` is not 0; `last` has the latest signals."""
+    """Measures health on rank 0 if `health_every` is not 0; `last` has the latest signals.
+
+    `seconds_planned` is the time in seconds that the measurements of the remaining steps will take, as far as known.
+    """
 
     def __init__(self, trainer: "Trainer", dataset: ViewDataset, trained: ViewDataset, start: int) -> None:
         """Draw the monitored views and training frames; if training has not started, measure the initial network."""
@@ -54,7 +57,7 @@ class Monitor:
         self._watched: Batch | None = None
         self._cycles: Cycles | None = None
         self._by_video: Mapping[str, list[float | None]] = {}
-        self._seconds, self._reported = 0.0, ""
+        self._seconds, self.seconds_planned, self._reported = 0.0, 0.0, ""
         self.last: Signals = {}
         self._num_frames: Tensor | None = None
         self._pairs: set[str] = set()
@@ -66,10 +69,12 @@ class Monitor:
             self._num_frames = torch.tensor([store.frames_in(int(number)) for number in video])
         if (before := run_folder.read_about(out).get("health")) is not None:
             self._pairs = set(before.get("mutual_pairs", "").split())  # missing in older runs
+            self.seconds_planned = before.get("seconds", 0.0) / max(1, start) * (trainer.num_steps - start)
             return
         at_start: Signals = {}
         if start == 0:
             at_start = self.measure(0)
+            self.seconds_planned = self._seconds * trainer.num_steps / self._config.health_every
             self._keep_cycles(0)
             if self._config.init is not None and self._config.select == "health":
                 run_folder.save_best(out, 0, trainer.method.encoder.backbone)
@@ -91,11 +96,6 @@ class Monitor:
         """Whether health is measured after `done` steps; the same in all processes."""
         every = self._config.health_every
         return bool(every) and (done % (every or 1) == 0 or done == self._trainer.num_steps)
-
-    @property
-    def seconds_planned(self) -> float:
-        """The seconds that all measurements will take, known after the first one."""
-        return self._seconds * self._trainer.num_steps / (self._config.health_every or math.inf)
 
     def measure(self, done: int) -> Signals:
         """Return the signals after `done` steps, an empty dict if no measurement is due."""

@@ -21,7 +21,7 @@ from cyclecontrast.errors import UserError, explained, out_of_memory
 from cyclecontrast.files import check_new_run, locked, remove
 from cyclecontrast.methods import Method, unread_options
 from cyclecontrast.models.backbone import Backbone, has_batchnorm
-from cyclecontrast.models.checkpoint import save_backbone
+from cyclecontrast.models.checkpoint import BACKBONE_FILE, save_backbone
 from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision, rounding
 from cyclecontrast.output import join_lines, quoted, say
 from cyclecontrast.training import checkpoints, run_folder
@@ -154,14 +154,14 @@ def open_run(trainer: Trainer, dataset: ViewDataset, requested: Collection[str] 
         before = run_folder.read_about(run)
     checkpoint, damages = checkpoints.find_intact(run)
     start = checkpoints.step_of(checkpoint)
-    if trainer.num_steps < (planned := before.get("num_steps", 0)):
-        raise UserError(f"steps: {run} has {planned:,} steps and can only be extended; set more, or start a new run")
     if checkpoint is None and before.get("status") == "finished":
         raise UserError(f"resume: {run} is finished, and its checkpoints no longer exist; start a new run")
     if all_reduce_max([start if world.rank == 0 else 0], world) != [start]:
         raise UserError(
             f"out: {run} is not the same folder as on process 0; use a folder on a file system that all processes share"
         )
+    if trainer.num_steps < start:
+        raise UserError(f"steps: {run} has done {start:,} steps; set as many or more, or start a new run")
     read_errors, begins = ReadErrors(), dict[str, Any]()
     if checkpoint is None:
         begins = run_folder.about_start(config, trainer.method.encoder.backbone)
@@ -184,6 +184,10 @@ def open_run(trainer: Trainer, dataset: ViewDataset, requested: Collection[str] 
         if checkpoint is not None:  # later measurements will be repeated
             kept = run_folder.read_about(checkpoint)
             about |= {name: kept[name] for name in ("verdict", "reason", "health", "start") if name in kept}
+        if start < trainer.num_steps and (run / BACKBONE_FILE).exists():
+            # Before anything says that the run has more steps; the weights last, so that a kill in between is repeated.
+            for name in ("report.html", "backbone.json", BACKBONE_FILE):
+                remove(run / name)
         for leftover in run.glob("*.part"):
             remove(leftover)
         run_folder.write_config(run, config)
@@ -200,8 +204,9 @@ def open_run(trainer: Trainer, dataset: ViewDataset, requested: Collection[str] 
             _announce_resumed(before, about, damages, start)
         if before.get("num_steps", trainer.num_steps) != trainer.num_steps:
             rate = learning_rate(config.learning_rate, start / trainer.num_steps, config.schedule, config.warmup)
+            how = "extended" if trainer.num_steps > before["num_steps"] else "shortened"
             say(
-                f"extended from {before['num_steps']:,} to {trainer.num_steps:,} steps: from here on, the schedules of "
+                f"{how} from {before['num_steps']:,} to {trainer.num_steps:,} steps: from here on, the schedules of "
                 f"learning rate, momentum and losses are those of {trainer.num_steps:,} steps; the learning rate is "
                 f"now {rate:.2g}"
             )

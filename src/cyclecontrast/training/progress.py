@@ -92,10 +92,12 @@ class StepTimer:
 
 
 @contextlib.contextmanager
-def show_progress(total: int, done: int, shown: bool, measuring: float = 0.0) -> Iterator[Callable[[Row], None]]:
+def show_progress(
+    total: int, done: int, shown: bool, measuring: float = 0.0, is_new: bool = True
+) -> Iterator[Callable[[Row], None]]:
     """Yield a function that counts a step as done and shows the given metrics.
 
-    `measuring` is the time in seconds that all measurements of health will take.
+    `measuring` is the time in seconds that the measurements of health will take; `is_new`: no run is resumed.
 
     In a terminal, a bar of at most 80 columns shows step, time left and one metric, with the others below. Elsewhere, a
     line at least once a minute shows all. Other lines say after some steps how long the training will take, and explain
@@ -120,7 +122,7 @@ def show_progress(total: int, done: int, shown: bool, measuring: float = 0.0) ->
             if timer is not None and timer.is_enough():
                 seconds = remaining * timer.seconds + measuring
                 if shown and seconds > SECONDS:
-                    say(f"time      {time_in_words(seconds, timer.seconds)}")
+                    say(f"time      {time_in_words(seconds, timer.seconds, is_new)}")
                 timer = None
             first, *details = _in_words(row)
             weight = row.get("cycle_weight", before) or 0.0
@@ -152,9 +154,9 @@ def _in_words(row: Row) -> list[str]:
     return words if "step" in row and words else [""]
 
 
-def time_in_words(seconds: float, step: float) -> str:
-    """Return how long a training takes, and how to change that."""
-    return f"about {duration(seconds)} ({step:.2g} s per step); for N minutes: --minutes N"
+def time_in_words(seconds: float, step: float, is_new: bool = True) -> str:
+    """Return how long a training takes, and how to change that in a new one."""
+    return f"about {duration(seconds)} ({step:.2g} s per step)" + "; for N minutes: --minutes N" * is_new
 
 
 def duration(seconds: float) -> str:

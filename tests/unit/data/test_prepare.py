@@ -1,5 +1,6 @@
 """The resumable job `prepare`: what is in a store, that interruptions cannot damage it, and its messages."""
 
+import contextlib
 import errno
 import io
 import json
@@ -334,7 +335,7 @@ def test_what_is_left_out_and_what_is_there_twice_is_said(videos, tmp_path):
 
 
 def test_copies_that_come_later_are_left_out_and_used_on_request(videos, tmp_path):
-    """A copy is left out also if its name sorts first, stays so in a rebuilt shard, and is used on request."""
+    """A copy is left out also if its name sorts first, stays so in a rebuilt store, and is used on request."""
     out = tmp_path / "store"
     run(videos, out)
     shutil.copy(videos / "b" / "clip.mp4", videos / "a" / "again.mp4")
@@ -349,11 +350,49 @@ def test_copies_that_come_later_are_left_out_and_used_on_request(videos, tmp_pat
     (out / "shards" / "000001.tar").unlink()
     assert run(videos, out).repaired == ("shards/000001.tar: was missing",)
     assert files_of(out) == before
+    (out / "videos.parquet").unlink()
     assert run(videos, out).num_new == 0
+    assert files_of(out) == before
     assert run(videos, out, keep_duplicates=True).num_videos == 4
     assert run(videos, out).num_videos == 4  # what a store has stays
     shutil.copy(videos / "b" / "clip.mp4", videos / "third.mp4")
     assert run(videos, out).num_videos == 4
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_a_copy_is_used_when_its_original_is_lost(tmp_path, monkeypatch, is_interrupted):
+    """A copy stays left out while the frames of its original are in the store; where they are lost, it is used."""
+    videos, out = tmp_path / "videos", tmp_path / "store"
+    videos.mkdir()
+    for name in ("b.mp4", "c.mp4"):
+        make.write_numbered(videos / name, num_frames=6)
+    shutil.copy(videos / "b.mp4", videos / "e.mp4")
+    with monkeypatch.context() as patch:
+        if is_interrupted:
+            patch.setattr("cyclecontrast.data.prepare.write_shards", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError) if is_interrupted else contextlib.nullcontext():
+            run(videos, out)
+    (videos / "b.mp4").unlink()
+    if not is_interrupted:
+        assert run(videos, out).line.startswith("nothing new: 2 videos")
+        os.truncate(out / "shards" / "000000.tar", 100)
+    notes = [(note.id, note.reason) for note in run(videos, out).skipped]
+    assert notes == [("b.mp4", "no such file")]
+    assert [row.id for row in read_videos(out / "videos.parquet") if row.status == "ok"] == ["c.mp4", "e.mp4"]
+    assert run(videos, out).line.startswith("nothing new: 2 videos")
+
+
+def test_what_has_no_frames_is_no_original(videos, tmp_path):
+    """A file that was skipped and is now a copy is left out; so a file that replaced a video is not taken for it."""
+    out = tmp_path / "store"
+    run(videos, out)
+    shutil.copy(videos / "b" / "clip.mp4", videos / "text.mp4")
+    summary = run(videos, out)
+    assert (summary.num_videos, summary.num_new) == (3, 1)
+    assert "same bytes as another video (b/clip.mp4)" in [note.reason for note in summary.skipped]
+    make.write_numbered(videos / "b" / "clip.mp4", num_frames=20)
+    shutil.copy(videos / "b" / "clip.mp4", videos / "new.mp4")
+    assert run(videos, out).num_videos == 4, "the store has the former frames of b/clip.mp4"
 
 
 def test_a_store_of_copies_that_was_interrupted_has_the_same_bytes(videos, tmp_path, monkeypatch):

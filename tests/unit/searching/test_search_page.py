@@ -488,6 +488,19 @@ def test_the_videos_of_a_store_are_found(footage, tmp_path):
     ]
 
 
+def test_the_videos_of_a_run_are_found(footage, tmp_path):
+    """If a store names no folder, as older ones, its frames play from the folder that its run was trained on."""
+    store, config_file = shutil.copytree(footage / "frames", tmp_path / "frames"), tmp_path / "config.toml"
+    header = json.loads((store / "store.json").read_text())
+    (store / "store.json").write_text(json.dumps({name: header[name] for name in header if name != "videos"}))
+    config_file.write_text(f'data = "{footage}/videos"\n')
+    config = SearchConfig(index=footage / "index.parquet", serve=True, data=store)
+    assert any(not video.problem for video in open_service(config).videos.values())
+    for text in ("data = 5", "= [", f'data = "{tmp_path}/gone"', 'data = "s3://bucket/frames"', ""):
+        config_file.write_text(text)
+        assert "--videos" in open_service(config).note
+
+
 # --- in a browser
 
 

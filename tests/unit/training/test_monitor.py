@@ -16,7 +16,7 @@ from cyclecontrast.errors import UserError, checked
 from cyclecontrast.methods.method import Losses, Method
 from cyclecontrast.models.backbone import make_backbone
 from cyclecontrast.models.checkpoint import load_backbone, save_backbone
-from cyclecontrast.training import monitor, run_folder
+from cyclecontrast.training import monitor, run_folder, trainer
 from cyclecontrast.training.health import Health
 from cyclecontrast.training.monitor import compute_verdict, steps_between
 from cyclecontrast.training.verdict import UNCHANGED, WORSE, VerdictInputs, judge
@@ -84,10 +84,17 @@ def test_cycles_are_kept_of_some_measurements(stripes, tmp_path, monkeypatch):
     assert set(run_folder.read_cycles(tmp_path / "run")) == {0, 3, 6, 8}
 
 
-def test_a_resumed_run_remembers_the_mutual_pairs(done, tmp_path):
-    """Resumed, a run counts the pairs kept since the measurement before the stop, and ends with the same lines."""
-    part = copy_until(done.folder, tmp_path / "run", 6)
+def test_a_resumed_run_remembers_the_mutual_pairs(done, tmp_path, monkeypatch):
+    """Resumed, a run counts the pairs kept since the measurement before the stop, and ends with the same lines.
+
+    It expects measurements to take as long as those before.
+    """
+    part, planned = copy_until(done.folder, tmp_path / "run", 6), []
+    before = about_of(part / "checkpoints" / "step-00000006")["health"]["seconds"]
+    real = trainer.show_progress
+    monkeypatch.setattr(trainer, "show_progress", lambda *words: (planned.append(words[3]), real(*words))[1])
     cc.pretrain(resume=part)
+    assert planned == [pytest.approx(before / 3)], "two steps after six"
     assert rows_of(part) == rows_of(done.folder)
     assert about_of(part)["health"]["mutual_pairs"] == about_of(done.folder)["health"]["mutual_pairs"]
 

@@ -76,6 +76,9 @@ def test_a_training_begins_with_its_plan(stripes, tmp_path, capsys, monkeypatch)
     assert any(line.startswith("time      about ") and "s per step); for N minutes" in line for line in lines[5:])
     assert all(len(line) <= 80 for line in lines[:5] if "data" not in line)
     assert not any("epochs=" in line for line in lines), "thousands of epochs of a few videos tell nothing"
+    cc.pretrain(resume=tmp_path / "run", steps=60)
+    (time,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("time "))
+    assert time.endswith("s per step)"), "the time of a resumed run cannot be set"
 
 
 def test_the_first_steps_are_not_timed(monkeypatch):
@@ -107,3 +110,7 @@ def test_what_excludes_a_time_is_refused():
         with pytest.raises(UserError, match="minutes excludes steps and epochs"):
             checked(PretrainConfig, {"data": "d", "out": "o", "minutes": 1.0} | option)
     assert checked(PretrainConfig, {"data": "d", "out": "o", "minutes": 1.0, "preset": "paper"}).minutes == 1
+    with pytest.raises(UserError, match=r"^minutes sizes a new training; with --resume set --steps$"):
+        checked(PretrainConfig, {"resume": "run", "minutes": 1.0})
+    with pytest.raises(UserError, match=r"^plan is for a new training; remove --resume$"):
+        checked(PretrainConfig, {"resume": "run", "plan": True})

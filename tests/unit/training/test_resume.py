@@ -16,7 +16,7 @@ import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.errors import UserError, attempt
 from cyclecontrast.models.backbone import make_backbone
-from cyclecontrast.models.checkpoint import fingerprint, load_backbone, save_backbone
+from cyclecontrast.models.checkpoint import fingerprint, load_backbone, open_model, save_backbone
 from cyclecontrast.training import run_folder
 from cyclecontrast.training.trainer import Trainer
 from tests import make_videos as make
@@ -406,5 +406,34 @@ def test_a_finished_run_can_be_extended(copied, capsys):
     cc.pretrain(resume=stopped)
     assert_same_run(stopped, again, 10)
     assert rows_of(again) == rows_of(copied)
-    with pytest.raises(UserError, match=r"steps: .* has 10 steps and can only be extended; set more, or start a new"):
+    with pytest.raises(UserError, match=r"steps: .* has done 10 steps; set as many or more, or start a new run"):
         cc.pretrain(resume=copied, steps=7)
+
+
+def test_an_extended_run_has_no_finished_weights(copied, whole, monkeypatch, capsys):
+    """Until it is finished again, its weights are those of the last checkpoint; it may become shorter, up to that."""
+    (copied / "report.html").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "write_config", lambda *_: 1 // 0)  # right after its backbone was removed
+        with pytest.raises(ZeroDivisionError):
+            cc.pretrain(resume=copied, steps=3000)
+    assert not [*copied.glob("backbone.*"), *copied.glob("report.html")]
+    assert open_model(copied).recognized == f"{copied}: training is unfinished"
+    killed = shutil.copytree(copied, copied.with_name("killed"))
+    cc.pretrain(resume=killed)
+    assert_same_run(killed, whole, STEPS)
+    train_step = Trainer.train_step
+    monkeypatch.setattr(
+        Trainer, "train_step", lambda self, *rest: train_step(self, *rest) if rest[1].step < 8 else 1 // 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        cc.pretrain(resume=copied, steps=3000)
+    assert open_model(copied).recognized == f"{copied}: training is unfinished: step 8 of 3,000"
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="has done 8 steps; set as many or more"):
+        cc.pretrain(resume=copied, steps=7)
+    capsys.readouterr()
+    assert cc.pretrain(resume=copied, steps=9).metrics["step"] == 9
+    text = capsys.readouterr().err
+    assert "shortened from 3,000 to 9 steps: from here on, the schedules of learning rate, momentum and losses" in text
+    assert open_model(copied).recognized == ""
