@@ -139,7 +139,7 @@ class Classifier:
 
     def to_bytes(self) -> bytes:
         """Return the content of its file."""
-        # safetensors writes the memory of an array as it lies
+        # safetensors writes arrays in the order of their memory, whatever their strides
         arrays = {"weight": np.ascontiguousarray(self.weight), "bias": np.ascontiguousarray(self.bias)}
         return save(arrays, {"about": self.about.model_dump_json()})
 
