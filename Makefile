@@ -16,7 +16,7 @@ help:
 	@echo "make docs     build docs/ as a site in site/; a broken link is an error"
 	@echo "make build    build the wheel and run all tests against it"
 	@echo "make minimal  run all tests with the lowest allowed versions of the dependencies"
-	@echo "make bench    run the benchmarks; minutes"
+	@echo "make bench    run the benchmarks and print one table; 20 minutes; AGAINST=FILE compares with an earlier run"
 	@echo "make prove    run the studies: does every method learn, what does the cycle term add; hours"
 	@echo "make faults   kill commands at random moments and compare with undisturbed runs"
 	@echo "make fuzz     read damaged files of every kind; 10 minutes, or MINUTES=60 SEED=7"
@@ -50,8 +50,7 @@ faults: $(VENV)/developer
 	$(BIN)/python faults/kill_before_writes.py --seed $(SEED)
 
 bench: $(VENV)/developer
-	@for file in $(filter-out %/accuracy_per_minute.py,$(wildcard benchmarks/[a-z]*.py)); do \
-		echo "== $$file" && OMP_NUM_THREADS=1 $(BIN)/python $$file || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py $(if $(AGAINST),--against $(AGAINST))
 
 prove: $(VENV)/developer
 	OMP_NUM_THREADS=1 $(BIN)/python studies/methods.py

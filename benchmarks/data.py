@@ -10,7 +10,6 @@ view whose colors and blur are left to the device (`--augment-on device`).
 """
 
 import random
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import _plain
 import cv2
 import torch
 from _ours import SHARED, make_store
-from _turns import parser_of, print_table, ratio, take_turns, timed
+from _turns import Row, parser_of, present, ratios, take_turns, timed
 
 from cyclecontrast.data.augment import RECIPES, View, apply_view, crop_view, draw_view
 from cyclecontrast.data.dataset import ViewDataset, collate
@@ -30,8 +29,8 @@ from cyclecontrast.data.store import FrameStore
 OF_SHARED = {"GTSRB": SHARED / "video_frames/gtsrb/frames", "GOT-10k": SHARED / "tracking/got10k/val"}
 
 
-def measure(store: FrameStore, size: int, num_frames: int, repetitions: int) -> list[str]:
-    """Return the cells of one row: µs per view, and their ratios."""
+def measure(name: str, store: FrameStore, size: int, num_frames: int, repetitions: int) -> list[Row]:
+    """Return µs per view, and their ratios."""
     recipe, rng, plain_rng = RECIPES["moco-v2"], random_stream(0, 0, 0, 0), random.Random(0)
     dataset, num_samples, batch = ViewDataset(store, recipe, size, seed=0), num_frames // 2, 16
     samples = [dataset.sample(position) for position in range(num_samples)]
@@ -60,10 +59,14 @@ def measure(store: FrameStore, size: int, num_frames: int, repetitions: int) -> 
     costs = dict(take_turns(works, repetitions))
     costs["views"] = [a + b for a, b in zip(costs["decode"], costs["augment"], strict=True)]
     costs["plain views"] = [a + b for a, b in zip(costs["plain decode"], costs["plain augment"], strict=True)]
-    each = [1e6 * statistics.median(costs[name]) / num_frames for name in ("decode", "augment", "sample")]
-    ratios = [ratio(costs, name, f"plain {name}") for name in ("decode", "augment", "views")]
-    others = ratio(costs, "sample", "views"), ratio(costs, "cut", "augment")
-    return [*(f"{microseconds:,.0f}" for microseconds in each), *ratios, "≤ 1.00", *others]
+    return [
+        Row(f"a view: ours / Pillow's, {name}", ratios(costs, "views", "plain views"), 1.0),
+        Row(f"decoding alone / Pillow's, {name}", ratios(costs, "decode", "plain decode")),
+        Row(f"augmenting alone / Pillow's, {name}", ratios(costs, "augment", "plain augment")),
+        Row(f"a sample / its two views, {name}", ratios(costs, "sample", "views")),
+        Row(f"cutting alone / augmenting, {name}", ratios(costs, "cut", "augment")),
+        Row(f"half a sample, µs, {name}", [1e6 * seconds / num_frames for seconds in costs["sample"]]),
+    ]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,21 +79,18 @@ def main(arguments: list[str] | None = None) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
-    def rows(folders: dict[str, Path]) -> Iterator[list[str]]:
+    def rows(folders: dict[str, Path]) -> Iterator[Row]:
         for name, folder in folders.items():
             store = FrameStore.open(folder)
             height, width = store.image(0, 0).shape[:2]
             for size in asked.sizes:
-                cells = measure(store, size, asked.num_frames, asked.repetitions)
-                yield [f"{name} ({width}x{height}, ...) → {size}", *cells]
+                case = f"{name} ({width}x{height}, ...) → {size} px"
+                yield from measure(case, store, size, asked.num_frames, asked.repetitions)
 
     with tempfile.TemporaryDirectory() as root:
         there = {name: folder for name, folder in OF_SHARED.items() if folder.is_dir()}
         folders = {"given": asked.data} if asked.data else {"videos": make_store(Path(root)), **there}
-        ours = ["decoding, µs", "augmenting, µs", "half a sample, µs"]
-        ratios = ["decoding / Pillow", "augmenting / Pillow", "both / Pillow", "goal", "sample / its views"]
-        ratios.append("cut alone / augmenting")
-        print_table(["frames → crops", *ours, *ratios], rows(folders))
+        present(rows(folders), asked)
 
 
 if __name__ == "__main__":

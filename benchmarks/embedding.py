@@ -8,16 +8,15 @@ network alone on images that lie there. Turns alternate, so that both see the sa
 where the device or other cores leave the workers their time: on a CPU, workers and network share the cores.
 """
 
-import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from _turns import Row, parser_of, present, ratios, take_turns, timed
 
 from cyclecontrast.data.store import FrameStore
 from cyclecontrast.evaluation.embed import Loading, embed_images, frozen
@@ -51,48 +50,32 @@ def forward_pass(backbone: Backbone, num_images: int, loading: Loading) -> None:
         vectors.cpu()
 
 
-def rate(num_images: int, function: Callable[..., object], *arguments: object) -> float:
-    """Return the images per second of a call."""
-    start = time.perf_counter()
-    function(*arguments)
-    return num_images / (time.perf_counter() - start)
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, repetitions=5)
     parser.add_argument("data", nargs="?", type=Path, help="a frame store; default: frames made in a temporary folder")
     for name, default in (("backbone", "resnet18"), ("device", "auto")):
         parser.add_argument(f"--{name}", default=default)
-    for name, default in (("image-size", 112), ("batch-size", 64), ("num-images", 1024), ("repeats", 5)):
+    for name, default in (("image-size", 112), ("batch-size", 64), ("num-images", 1024)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--workers", type=int, help="default: as the commands choose")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     device = pick_device(asked.device)
     loading = Loading(asked.image_size, asked.batch_size, pick_workers(asked.workers, device), device)
     with tempfile.TemporaryDirectory() as folder, limited_threads(device):
         if asked.data is None:
             make_frames(Path(folder) / "frames", asked.num_images)
         images = StoreImages(FrameStore.open(asked.data or Path(folder) / "frames"))
-        measure(make_backbone(asked.backbone, 0, asked.image_size), images, loading, asked.repeats, Path(folder))
+        backbone, turns = make_backbone(asked.backbone, 0, asked.image_size), count()
 
+        def ours() -> None:
+            unfinished = ResumeCache(Path(folder) / f"unfinished{next(turns)}")
+            embed_images(backbone, images, loading, "embedding", unfinished)
 
-def measure(backbone: Backbone, images: StoreImages, loading: Loading, repeats: int, folder: Path) -> None:
-    """Time both in turns, after one of each that does not count, and print the ratio."""
-    rates: dict[str, list[float]] = {"bare": [], "ours": []}
-    for turn in range(repeats + 1):
-        unfinished = ResumeCache(folder / f"unfinished{turn}")
-        rates["bare"].append(rate(len(images), forward_pass, backbone, len(images), loading))
-        rates["ours"].append(rate(len(images), embed_images, backbone, images, loading, "embedding", unfinished))
-    print(
-        f"{len(images):,} images, {backbone.name} at {loading.image_size} px, batch {loading.batch_size}, "
-        f"{loading.device}, {torch.get_num_threads()} threads, {loading.workers} workers"
-    )
-    for name, values in rates.items():
-        counted = values[1:]
-        print(f"{name:>6} {statistics.median(counted):8.1f} images/s   ({min(counted):.1f} to {max(counted):.1f})")
-    ratios = [ours / bare for bare, ours in list(zip(rates["bare"], rates["ours"], strict=True))[1:]]
-    print(f" ratio {statistics.median(ratios):8.2f}")
+        works = {"bare": timed(partial(forward_pass, backbone, len(images), loading)), "ours": timed(ours)}
+        costs = take_turns(works, asked.repetitions)
+    name = f"embedding from disk / bare forward pass, images/s, {backbone.name}, {asked.image_size} px"
+    present([Row(name, ratios(costs, "bare", "ours"), 0.9, "higher")], asked)
 
 
 if __name__ == "__main__":

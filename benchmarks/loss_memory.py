@@ -4,16 +4,17 @@
     python benchmarks/loss_memory.py --device cuda --top-k 32
 
 Both losses, forward and backward, with masks. Turns alternate, so that both see the same machine; on a GPU, where a
-call takes milliseconds, let `--repeats` be larger. The aim is less than 200 MB, and at most 1.00 of the time.
+call takes milliseconds, let `--repetitions` be larger. The aim is less than 200 MB, and at most 1.00 of the time.
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from _turns import seconds
+from _ours import synchronize
+from _turns import Row, parser_of, present, ratios, take_turns, timed
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
@@ -94,39 +95,32 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, repetitions=7)
     sizes = ("batch", 256), ("dim", 128), ("queue-size", 65_536), ("cycle-queue-size", 81_920), ("support-size", 16_384)
-    for name, default in (*sizes, ("repeats", 7)):
+    for name, default in sizes:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--top-k", type=int, help="default: all of the support")
     parser.add_argument("--device", default="auto")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     device = pick_device(asked.device)
     inputs = draw(asked, device)
-    works: dict[str, Callable[[], object]] = {
-        name: lambda formula=formula: torch.autograd.grad(formula(inputs, asked.top_k), inputs.query)
-        for name, formula in (("plain", plain), ("ours", ours))
-    }
+
+    def gradient(formula: Callable[[Inputs, int | None], Tensor]) -> None:
+        torch.autograd.grad(formula(inputs, asked.top_k), inputs.query)
+        synchronize(device)
+
+    works = {"plain": partial(gradient, plain), "ours": partial(gradient, ours)}
     with limited_threads(device):
-        for work in works.values():
-            work()
+        costs = take_turns({name: timed(work) for name, work in works.items()}, asked.repetitions)
         peaks = {name: peak_bytes(work, device) / 1e6 for name, work in works.items()}
-        times: dict[str, list[float]] = {name: [] for name in works}
-        for _ in range(asked.repeats):
-            for name, work in works.items():
-                times[name].append(1000 * seconds(work, device))
-        threads = torch.get_num_threads()
-    print(
-        f"batch {asked.batch}, dim {asked.dim}, queues of {asked.queue_size:,} and {asked.cycle_queue_size:,} keys, "
-        f"{asked.support_size:,} of them support, {device}, {threads} threads"
-    )
-    for name, values in times.items():
-        spread = f"({min(values):.1f} to {max(values):.1f})"
-        print(f"{name:>6} {peaks[name]:8.1f} MB {statistics.median(values):9.1f} ms   {spread}")
-    ratios = [ours / plain for ours, plain in zip(times["ours"], times["plain"], strict=True)]
-    print(f" ratio {peaks['ours'] / peaks['plain']:8.2f} {statistics.median(ratios):12.2f}")
+    rows = [
+        Row("both losses, memory, MB", [peaks["ours"]], 200.0),
+        Row("both losses, memory: ours / as written", [peaks["ours"] / peaks["plain"]]),
+        Row("both losses, time: ours / as written", ratios(costs, "ours", "plain"), 1.0),
+    ]
+    present(rows, asked)
 
 
 if __name__ == "__main__":

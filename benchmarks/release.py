@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import _plain
 import torch
 from _ours import Ours, Steps, make_store, open_ours, seconds_per_step, steps_of
-from _turns import Work, parser_of, print_table, ratio, take_turns
+from _turns import Row, Work, parser_of, present, ratios, take_turns
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader, Dataset
@@ -54,7 +54,7 @@ class Way(NamedTuple):
 
     name: str
     settings: dict[str, Any]
-    goal: str = ""
+    goal: float | None = None
 
 
 RivalSteps = Callable[[Path, Size], Steps[object]]
@@ -62,7 +62,7 @@ RivalSteps = Callable[[Path, Size], Steps[object]]
 
 RELEASE = {"preset": "release", "bn_groups": 1}
 OURS = (
-    Way("auto", {}, "≥ 3.0"),
+    Way("auto", {}, 3.0),
     Way("the release's queues and projectors", RELEASE),
     Way("the same in fp32", RELEASE | {"precision": "fp32"}),
 )
@@ -175,7 +175,7 @@ def write_files(store: FrameStore, root: Path) -> Path:
 def compare(
     document: str | None, rival: str, steps_of_rival: RivalSteps, ours: Sequence[Way], arguments: list[str] | None
 ) -> None:
-    """Let a rival and our ways take turns on the same frames and print the table of images per second."""
+    """Let a rival and our ways take turns on the same frames and print the ratios of their images per second."""
     parser = parser_of(document, repetitions=3)
     for name, text in (("backbone", "resnet18"), ("device", "cpu")):
         parser.add_argument(f"--{name}", default=text)
@@ -201,8 +201,8 @@ def compare(
         with limited_threads(device):
             costs = take_turns(works, repetitions)
     print(f"{size.backbone}, {size.image_size} px, batch {size.batch_size}, {size.workers} workers, {device}\n")
-    rows = ([way.name, ratio(costs, rival, way.name), way.goal] for way in ours)
-    print_table(["ours", f"images/s of ours / {rival}", "goal"], rows)
+    named = f"ours / {rival}'s, images/s, {size.backbone}, {size.image_size} px"
+    present((Row(f"{named}, {way.name}", ratios(costs, rival, way.name), way.goal, "higher") for way in ours), asked)
 
 
 def main(arguments: list[str] | None = None) -> None:

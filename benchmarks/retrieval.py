@@ -7,12 +7,10 @@ Ours orders the neighbors and settles ties, which argpartition does not. Turns a
 machine. The aim is at most 1.2.
 """
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
+from _turns import Row, parser_of, present, ratios, take_turns, timed
 
 from cyclecontrast.evaluation.metrics import Floats, Integers, nearest_neighbors, unit_vectors
 
@@ -25,36 +23,27 @@ def plain(gallery: Floats, queries: Floats, k: int, rows: int) -> Integers:
     return np.concatenate([np.argpartition(block, -k, axis=1)[:, -k:] for block in blocks])
 
 
-def seconds(function: Callable[..., object], *arguments: object) -> float:
-    """Return how long a call takes."""
-    start = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - start
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("queries", 10_000), ("gallery", 100_000), ("dim", 512), ("k", 50), ("repeats", 5)):
+    parser = parser_of(__doc__, repetitions=5)
+    for name, default in (("queries", 10_000), ("gallery", 100_000), ("dim", 512), ("k", 50)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     rng = np.random.default_rng(0)
     gallery, queries = (
         unit_vectors(rng.standard_normal((num, asked.dim), dtype=np.float32)) for num in (asked.gallery, asked.queries)
     )
     some = queries[: min(len(queries), max(ROWS_OF_NUMPY))]
-    rows = min(ROWS_OF_NUMPY, key=lambda rows: seconds(plain, gallery, some, asked.k, rows))
-    print(
-        f"{asked.queries:,} queries x {asked.gallery:,} x {asked.dim}, k={asked.k}; numpy in blocks of {rows}, its best"
+    rows = min(ROWS_OF_NUMPY, key=lambda rows: timed(partial(plain, gallery, some, asked.k, rows))())
+    print(f"{asked.queries:,} queries, {asked.gallery:,} x {asked.dim}, k={asked.k}; numpy in blocks of {rows}\n")
+    works = {
+        "numpy": timed(partial(plain, gallery, queries, asked.k, rows)),
+        "ours": timed(partial(nearest_neighbors, gallery, queries, asked.k)),
+    }
+    costs = take_turns(works, asked.repetitions)
+    present(
+        [Row("exact nearest neighbors / numpy's product and argpartition", ratios(costs, "ours", "numpy"), 1.2)], asked
     )
-    times: dict[str, list[float]] = {"numpy": [], "ours": []}
-    for _ in range(asked.repeats):
-        times["numpy"].append(seconds(plain, gallery, queries, asked.k, rows))
-        times["ours"].append(seconds(nearest_neighbors, gallery, queries, asked.k))
-    for name, values in times.items():
-        print(f"{name:>6} {statistics.median(values):7.2f} s   ({min(values):.2f} to {max(values):.2f})")
-    ratios = [ours / numpy for ours, numpy in zip(times["ours"], times["numpy"], strict=True)]
-    print(f" ratio {statistics.median(ratios):7.2f}")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
-from _turns import parser_of, print_table
+from _turns import Row, parser_of, present
 from torch.utils.data import DataLoader, Dataset
 
 from cyclecontrast.data.random_streams import shuffled
@@ -33,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.make_index import make_index
 
 MB = 1_000_000
-SIZES = (10**3, 10**4, 10**5, 10**6, 2_700_000, 10**9)
+SIZES = (10**3, 2_700_000, 10**9)
 
 
 def own_mb() -> float:
@@ -97,24 +96,19 @@ def memory_of_workers(store: FrameStore, workers: int, method: str) -> float:
     return statistics.mean(list(loader)[-workers:])
 
 
-def rows_of_workers(small: FrameStore, large: FrameStore, numbers: list[int]) -> Iterator[list[str]]:
-    """Yield a row for each way to start so many workers."""
+def rows_of_workers(small: FrameStore, large: FrameStore, numbers: list[int]) -> Iterator[Row]:
+    """Yield a row for each way to start so many workers: what each has more with the large store."""
     for workers in numbers:
         for method in ("fork", "spawn"):
             of_small, of_large = (memory_of_workers(store, workers, method) for store in (small, large))
-            yield [f"{workers}, by {method}", f"{of_small:,.0f}", f"{of_large:,.0f}", f"{of_large - of_small:+,.1f}"]
+            yield Row(f"memory of each of {workers} workers, by {method}, MB", [of_large - of_small], 10.0)
 
 
-def rows_of_positions(repetitions: int) -> Iterator[list[str]]:
-    """Yield a row for each number of videos; the order as a list is what it was before."""
+def rows_of_positions(repetitions: int) -> Iterator[Row]:
+    """Yield a row for each number of videos."""
     for num_videos in SIZES:
         each = timeit.repeat(lambda n=num_videos: shuffled(0, 0, 7, n), number=1000, repeat=repetitions)
-        cells = [f"{num_videos:,}", f"{1000 * min(each):.1f}"]
-        if num_videos > 10**7:
-            yield [*cells, "", ""]
-            continue
-        seconds = min(timeit.repeat(lambda n=num_videos: np.random.default_rng(0).permutation(n), number=1, repeat=3))
-        yield [*cells, f"{1000 * seconds:,.1f}", f"{8 * num_videos / MB:,.2f}"]
+        yield Row(f"a position of an epoch of {num_videos:,} videos, µs", [1000 * seconds for seconds in each], 10.0)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -129,19 +123,19 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         small = make_index(Path(folder) / "small", 10, num_shards=2)
         large = asked.data or make_index(Path(folder) / "large", asked.num_videos, num_shards=asked.shards)
-        seconds, own, peak = zip(*openings(small, large, asked.repetitions), strict=True)
         store = FrameStore.open(large)
-        num_shards = len(list(large.glob("shards/*.tar")))
-        print(f"{store.num_frames:,} frames of {store.num_videos:,} videos in {num_shards:,} shards")
-        print(f"opened in {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})")
-        print(f"{statistics.median(own):.0f} MB in a process without workers; {max(peak):.0f} MB more while it opens\n")
-        use(store)
-        columns = ["workers", "MB of each, ten videos", "MB of each, this store", "MB that the store adds"]
-        print_table(columns, rows_of_workers(FrameStore.open(small), store, [w for w in asked.workers if w]))
-    print()
-    print_table(
-        ["videos", "µs per position", "ms to shuffle a list", "MB of that list"], rows_of_positions(asked.repetitions)
-    )
+        print(f"{store.num_frames:,} frames of {store.num_videos:,} videos in {asked.shards:,} shards\n")
+
+        def rows() -> Iterator[Row]:
+            seconds, own, peak = zip(*openings(small, large, asked.repetitions), strict=True)
+            yield Row("opening the store, s", seconds, 5.0)
+            yield Row("memory of a process without workers, MB", own, 200.0)
+            yield Row("memory more while the store opens, MB", peak)
+            use(store)
+            yield from rows_of_workers(FrameStore.open(small), store, [w for w in asked.workers if w])
+            yield from rows_of_positions(asked.repetitions)
+
+        present(rows(), asked)
 
 
 if __name__ == "__main__":

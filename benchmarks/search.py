@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _turns import Work, parser_of, print_table, ratio, take_turns, timed
+from _turns import Row, Work, parser_of, present, ratios, take_turns, timed
 
 from cyclecontrast.evaluation.embed import ROWS_PER_GROUP
 from cyclecontrast.evaluation.metrics import Floats, Integers, unit_vectors
@@ -92,50 +92,37 @@ def main(arguments: list[str] | None = None) -> None:
         path = write_index(Path(folder) / "frames.parquet", asked.frames, asked.dim)
         size = path.stat().st_size / 2**20
         print(f"{asked.frames:,} frames, {asked.dim} numbers each, {size:,.0f} MB on the disk\n")
-        seconds = statistics.median(timed(partial(run_command, path))() for _ in range(min(3, asked.repetitions)))
+        seconds = [timed(partial(run_command, path))() for _ in range(min(3, asked.repetitions))]
         most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        print_table(
-            ["the command, from start to end", "seconds", "MB at most"], [["", f"{seconds:.1f}", f"{most:,.0f}"]]
-        )
         before, began = own_mb(), time.perf_counter()
-        index = FrameIndex.open(path)
-        exact = load_vectors(index, use_faiss=False)
-        loaded = time.perf_counter() - began
-    added = f"{own_mb() - before:,.0f}"
-    print()
-    print_table(["the server loads the vectors", "seconds", "MB added"], [["", f"{loaded:.1f}", added]])
+        exact = load_vectors(FrameIndex.open(path), use_faiss=False)
+        loading = time.perf_counter() - began
+    found = [
+        Row("the search command, s", seconds),
+        Row("the search command, memory, MB", [most]),
+        Row("the server loads the vectors, s", [loading]),
+        Row("the server loads the vectors, memory, MB", [own_mb() - before]),
+    ]
     rows = iter(np.random.default_rng(1).integers(0, asked.frames, 10_000).tolist())
     works = {
         NUMPY: of_any(rows, lambda row: plain(exact.vectors, exact.vectors[row])),
         EXACT: of_any(rows, lambda row: search(exact, row)),
         SPREAD: of_any(rows, lambda row: search(exact, row, per_video=2)),
     }
-    found = {NUMPY: 1.0, EXACT: 1.0, SPREAD: 1.0}
     if importlib.util.find_spec("faiss") is not None:
         from cyclecontrast.evaluation.retrieval import make_faiss_index
 
-        began = time.perf_counter()
         approximate = LoadedVectors(exact.vectors, exact.videos, make_faiss_index(exact.vectors))
-        print(f"\n{approximate.description}; built in {time.perf_counter() - began:.0f} s")
         works[FAISS] = of_any(rows, lambda row: search(approximate, row))
-        found[FAISS] = recall(exact, approximate, rows)
+        share = 100 * recall(exact, approximate, rows)
+        found.append(Row(f"faiss finds of the {TOP} nearest, %", [share], better="higher"))
     costs = take_turns(works, asked.repetitions)
-    print()
-    columns = ["a query of the server", "seconds", "goal", "/ numpy", f"of the {TOP} nearest"]
-    goals = {NUMPY: ""}
-    print_table(
-        columns,
-        (
-            [
-                name,
-                f"{statistics.median(each):.3f}",
-                goals.get(name, "< 1.000"),
-                ratio(costs, name, NUMPY),
-                f"{found[name]:.0%}",
-            ]
-            for name, each in costs.items()
-        ),
-    )
+    for name in works:
+        if name != NUMPY:
+            of_numpy = ratios(costs, name, NUMPY)
+            found.append(Row(f"a query / numpy's product, {name}", of_numpy, 1.2 if name == EXACT else None))
+        found.append(Row(f"a query, {name}, s", costs[name], None if name == NUMPY else 1.0))
+    present(found, asked)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,19 @@ others who use the machine change it least. The aim is at most 1.15 at 112 px an
 """
 
 import inspect
-import math
 import pstats
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from cProfile import Profile
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from _ours import NUM_STEPS, Ours, Steps, make_store, open_ours, seconds_per_step, steps_of
-from _turns import Costs, parser_of, print_table, ratio, take_turns
+from _turns import Costs, Row, parser_of, present, print_table, ratios, take_turns
 from torch import Tensor
 
 from cyclecontrast.data.dataset import Batch
@@ -63,11 +62,11 @@ CASES = (
 
 
 class Measured(NamedTuple):
-    """What the turns cost, in seconds and in own time; the part of the whole step that waits; the parts of a step."""
+    """What the turns cost, in seconds and in own time; percent of the whole step that wait; the parts of a step."""
 
     costs: Costs
     own: Costs
-    waiting: float
+    waiting: list[float]
     parts: dict[str, float]
 
 
@@ -118,7 +117,7 @@ def measure(ours: Ours, bare: Trainer, num_steps: int, repetitions: int, all_cor
     def whole() -> float:
         clock = Clock()
         taken = noted("whole", steps_of(ours, clock), 1 + ours.workers, clock)
-        waiting.append(clock.waited / num_steps / taken)
+        waiting.append(100 * clock.waited / num_steps / taken)
         return taken
 
     def on_all_cores() -> float:
@@ -137,7 +136,7 @@ def measure(ours: Ours, bare: Trainer, num_steps: int, repetitions: int, all_cor
     }
     costs = take_turns(works, repetitions)
     parts = parts_of(in_memory(ours.trainer, batch), ours.trainer, num_steps) if device.type == "cpu" else {}
-    return Measured(costs, {name: each[1:] for name, each in own.items()}, statistics.median(waiting[1:]), parts)
+    return Measured(costs, {name: each[1:] for name, each in own.items()}, waiting[1:], parts)
 
 
 def parts_of(steps: Steps[Losses], trainer: Trainer, num_steps: int) -> dict[str, float]:
@@ -169,7 +168,7 @@ def _spent(stats: pstats.Stats, function: Callable[..., object]) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure each network and print two tables."""
+    """Measure each network and print the ratios and the parts of a step."""
     parser = parser_of(__doc__, repetitions=3)
     parser.add_argument("--network", nargs=3, metavar=("BACKBONE", "SIZE", "BATCH"), help="one instead of all")
     parser.add_argument("--num-steps", type=int, default=2, help="steps in a turn")
@@ -180,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     cases = CASES if asked.network is None else (Case(asked.network[0], int(asked.network[1]), int(asked.network[2])),)
     device, parts = pick_device(asked.device), dict[str, dict[str, float]]()
 
-    def row(case: Case) -> list[str]:
+    def rows(case: Case) -> Iterator[Row]:
         settings: dict[str, Any] = {name: getattr(case, name) for name in ("backbone", "image_size", "batch_size")}
         settings |= PAPERS_QUEUES if case.papers_queues else {}
         ours, bare = (open_ours(store, device, **settings) for _ in range(2))
@@ -188,22 +187,21 @@ def main(arguments: list[str] | None = None) -> None:
             costs, own, waiting, parts[str(case)] = measure(
                 ours, bare.trainer, asked.num_steps, asked.repetitions, asked.all_cores
             )
-        goal = "" if case.image_size < 112 else "≤ 1.05" if device.type == "cuda" else "≤ 1.15"
-        more = [ratio(costs, "whole", "all cores")] if asked.all_cores else []
-        whole, in_own_time, in_memory = (
-            ratio(each, name, "bare") for each, name in ((costs, "whole"), (own, "whole"), (costs, "in memory"))
-        )
-        losses = parts[str(case)].get("losses and queues, forward", math.nan)
-        return [str(case), whole, goal, in_own_time, in_memory, *more, f"{waiting:.0%}", f"{losses:.1%}"]
+        goal = None if case.image_size < 112 else 1.05 if device.type == "cuda" else 1.15
+        yield Row(f"whole step / bare step, {case}", ratios(costs, "whole", "bare"), goal)
+        yield Row(f"the same in own time, {case}", ratios(own, "whole", "bare"))
+        yield Row(f"step in memory / bare step, {case}", ratios(costs, "in memory", "bare"))
+        if asked.all_cores:
+            yield Row(f"whole step / bare step on all cores, {case}", ratios(costs, "whole", "all cores"))
+        yield Row(f"waiting for data, % of the whole step, {case}", waiting)
 
     with tempfile.TemporaryDirectory() as folder:
         store = asked.data or make_store(Path(folder))
-        ratios = ["whole / bare", "goal", "in own time", "in memory / bare", *["whole / all cores"] * asked.all_cores]
-        print_table(["network", *ratios, "waiting for data", "losses and queues"], map(row, cases))
+        present(chain.from_iterable(map(rows, cases)), asked)
     if device.type == "cpu":  # a GPU's host runs ahead of it
         print("\nThe step in memory:\n")
-        rows = ([name, *(f"{shares[name]:.1%}" for shares in parts.values())] for name in next(iter(parts.values())))
-        print_table(["part", *parts], rows)
+        shares = ([name, *(f"{each[name]:.1%}" for each in parts.values())] for name in next(iter(parts.values())))
+        print_table(["part", *parts], shares)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,19 @@
 """Frames per second of the SiamFC tracker beside the bare forward pass of the same crops, turn by turn.
 
-    python benchmarks/tracking.py [backbone] [frames] [device]
+    python benchmarks/tracking.py --backbone resnet50 --device cuda
 
 The ratio says what cropping, the head, upsampling and the search for the peak leave of the network's speed.
 """
 
-import statistics
-import sys
-
 import cv2
 import numpy as np
 import torch
-from _turns import seconds
+from _ours import synchronize
+from _turns import Row, parser_of, present, ratios, take_turns, timed
 
 from cyclecontrast.data.images import Pixels
 from cyclecontrast.evaluation.tracking.siamfc import RELEASE, SCALES, SEARCH_SIZE, DenseFeatures, SiamFC, make_head
 from cyclecontrast.models.backbone import make_backbone
-
-WARM_UP = 2
 
 
 def synthetic_frames(num_frames: int) -> list[Pixels]:
@@ -34,24 +30,33 @@ def synthetic_frames(num_frames: int) -> list[Pixels]:
     return frames
 
 
-def main(name: str = "resnet18", num_frames: str = "20", device_name: str = "cpu") -> None:
-    """Print the median of both and their ratio."""
-    device = torch.device(device_name)
-    features = DenseFeatures(make_backbone(name), device)
+def main(arguments: list[str] | None = None) -> None:
+    """Let the tracker and the forward pass take turns, frame by frame."""
+    parser = parser_of(__doc__, repetitions=20)
+    for name, default in (("backbone", "resnet18"), ("device", "cpu")):
+        parser.add_argument(f"--{name}", default=default)
+    asked = parser.parse_args(arguments)
+    device = torch.device(asked.device)
+    features = DenseFeatures(make_backbone(asked.backbone), device)
     head = make_head(features.backbone.dim, RELEASE, seed=0).eval()
     tracker = SiamFC(features, head, RELEASE.exemplar_size)
-    frames = synthetic_frames(int(num_frames) + WARM_UP)
-    crops = torch.from_numpy(np.stack([cv2.resize(frames[0], (SEARCH_SIZE, SEARCH_SIZE))] * len(SCALES)))
-    pixels = crops.movedim(-1, 1)
-    tracker.init(frames[0], np.array([101.0, 151.0, 60.0, 60.0]))
-    tracked, bare = [], []
-    for frame in frames:
-        tracked.append(seconds(lambda frame=frame: tracker.update(frame), device))
-        bare.append(seconds(lambda: features(pixels), device))
-    with_all, alone = (statistics.median(times[WARM_UP:]) for times in (tracked, bare))
-    print(f"{name} on {device}: tracker {1 / with_all:.1f} frames/s, bare forward {1 / alone:.1f}, ", end="")
-    print(f"ratio {alone / with_all:.3f} (median of {num_frames}, {torch.get_num_threads()} threads)")
+    first, *frames = synthetic_frames(asked.repetitions + 2)
+    crops = torch.from_numpy(np.stack([cv2.resize(first, (SEARCH_SIZE, SEARCH_SIZE))] * len(SCALES)))
+    pixels, following = crops.movedim(-1, 1), iter(frames)
+    tracker.init(first, np.array([101.0, 151.0, 60.0, 60.0]))
+
+    def track() -> None:
+        tracker.update(next(following))
+        synchronize(device)
+
+    def forward() -> None:
+        features(pixels)
+        synchronize(device)
+
+    costs = take_turns({"tracker": timed(track), "bare": timed(forward)}, asked.repetitions)
+    name = f"SiamFC tracker / bare forward pass of its crops, frames/s, {asked.backbone}"
+    present([Row(name, ratios(costs, "bare", "tracker"), 0.9, "higher")], asked)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -13,7 +13,6 @@ The aim is at least 0.90 of the speed of those side by side.
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from _ours import Steps, make_store, open_ours, seconds_of_the_next, steps_of
-from _turns import Costs, parser_of, print_table, ratio, take_turns
+from _turns import Costs, Row, parser_of, present, ratios, take_turns
 
 from cyclecontrast.distributed import ALONE, World, all_reduce_mean, barrier, process_group
 from cyclecontrast.models.hardware import limited_threads, num_cores
@@ -71,16 +70,16 @@ def measure(asked: argparse.Namespace, world: World) -> Measured:
 
 def work(asked: argparse.Namespace) -> None:
     """Do one process's part; the first prints."""
-    with process_group(CPU) as world:
+    with process_group(CPU, "weak scaling") as world:
         costs, own = measure(asked, world)
     if world.rank:
         return
     backbone, size, batch = asked.network
-    name = f"weak scaling: 2 processes / 2 independent ones, {backbone}, {size} px, batch {batch} each"
-    taken = (f"{statistics.median(costs[way]):.2f} s" for way in ("together", "side by side"))
-    speed, in_own_time = (ratio(each, "side by side", "together") for each in (costs, own))
-    columns = ["training", "speed", "goal", "in own time", "a step together", "a step side by side"]
-    print_table(columns, [[name, speed, "≥ 0.90", in_own_time, *taken]])
+    name = f"2 processes / 2 independent ones, steps/s, {backbone}, {size} px, batch {batch} each"
+    named = {name: (costs, 0.9), f"the same in CPU time, {backbone}": (own, None)}
+    present(
+        (Row(n, ratios(each, "side by side", "together"), goal, "higher") for n, (each, goal) in named.items()), asked
+    )
 
 
 def start(arguments: list[str], data: Path | None) -> None:

@@ -516,15 +516,6 @@ def test_faiss_finds_the_same_in_a_small_index(footage):
         assert ours.tolist() == theirs.tolist()
 
 
-def test_the_benchmark_prints_its_tables(monkeypatch, capsys):
-    """A tiny run measures the command, the loading and a query."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "benchmarks")
-    importlib.import_module("search").main("--frames 500 --dim 8 --repetitions 1".split())
-    printed = capsys.readouterr().out
-    assert printed.count("\n| --- |") == 3
-    assert "| exact, 2 of each video at most |" in printed
-
-
 def test_serving_reports_missing_model_and_frames_together(footage, tmp_path):
     """Each in one line, before anything is served."""
     path = stripped(footage, tmp_path / "i.parquet", model=None, data=None)
