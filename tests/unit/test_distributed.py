@@ -20,6 +20,7 @@ from cyclecontrast.cli import main
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.distributed import (
     ALONE,
+    STEP_TIMEOUT,
     World,
     all_gather,
     all_gather_objects,
@@ -27,6 +28,7 @@ from cyclecontrast.distributed import (
     all_reduce_mean,
     broadcast_from_rank_0,
     peer_errors,
+    process_group,
 )
 from cyclecontrast.errors import UserError
 from cyclecontrast.methods import IntraVideo, StepInfo
@@ -161,6 +163,29 @@ def test_a_wrong_address_is_one_line(stripes, tmp_path, monkeypatch, capfd, rank
     assert f"cannot be reached at MASTER_ADDR={address}, " in waiting
     assert re.search(reason, error)
     assert error.endswith("check the address, and whether process 0 runs")
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cuda:0", "nccl"), ("cpu", "gloo")])
+def test_gpus_talk_through_nccl(monkeypatch, device, backend):
+    """On a GPU, tensors go through NCCL with a limit of time, after the GPU is chosen; small messages through gloo."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    asked, begin = [], dist.init_process_group
+
+    def begin_by_gloo(backend, **options):
+        asked.append((backend, options["timeout"]))
+        begin("gloo", **options)
+
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(dist, "init_process_group", begin_by_gloo)
+    with process_group(torch.device(device), "test") as world:
+        assert [dist.get_backend(group) for group in (world.cpu_group, world.patient_group)] == ["gloo", "gloo"]
+        assert (world.rank, world.size) == (0, 1)
+    assert asked == [*([torch.device(device)] if backend == "nccl" else []), (backend, STEP_TIMEOUT)]
+    assert not dist.is_initialized()
 
 
 def test_no_process_outlives_its_parent():

@@ -7,6 +7,7 @@ from torch.nn.functional import softplus
 
 from cyclecontrast.config import PretrainConfig
 from cyclecontrast.data.dataset import Batch, ExtraFrames
+from cyclecontrast.loss.losses import masked_mean
 from cyclecontrast.methods.method import Losses, MomentumMethod, StepInfo
 
 NUM_PAIRS = 4
@@ -87,4 +88,4 @@ def self_batch_nce(query: Tensor, positives: Tensor, temperature: float) -> Tens
 def _term_per_positive(logits: Tensor, positives: Tensor, ignore: Tensor | None) -> Tensor:
     not_negative = positives if ignore is None else positives | ignore
     negatives = logits.masked_fill(not_negative, float("-inf")).logsumexp(dim=1, keepdim=True)
-    return softplus(negatives - logits)[positives].mean()
+    return masked_mean(softplus(negatives - logits), positives)  # indexing by a mask would wait for the GPU

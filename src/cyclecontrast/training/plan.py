@@ -84,7 +84,8 @@ def measure(
     trainer = Trainer(method, config, MOST_STEPS, device, world)
     sampler = StepSampler(range(MOST_STEPS), config.batch_size, world.rank, world.size)
     timer = StepTimer()
-    with contextlib.closing(load_batches(dataset, sampler, pick_workers(config.workers, device))) as batches:
+    workers, pin_memory = pick_workers(config.workers, device), device.type == "cuda"
+    with contextlib.closing(load_batches(dataset, sampler, workers, pin_memory)) as batches:
         for batch in batches:
             trainer.train_step(batch, StepInfo(MOST_STEPS - 1, MOST_STEPS))
             if device.type == "cuda":

@@ -74,6 +74,26 @@ def test_spawned_workers_change_nothing(broken):
         assert_equal(one, two)
 
 
+def test_batches_for_a_gpu_are_pinned(broken, monkeypatch):
+    """Every tensor of a batch lies in pinned memory, which copies without waiting need, and its problems stay."""
+    pinned = []
+
+    def pin(tensor, *_):
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *_, **__: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    usual = list(batches_of(broken, range(2)))
+    assert not pinned
+    found = list(load_batches(broken, StepSampler(range(2), 4), 0, pin_memory=True))
+    for one, two in zip(usual, found, strict=True):
+        assert isinstance(two, Batch)
+        assert_equal(one, two)
+        tensors = (*two.views, two.video, two.frames, two.device_params)
+        assert all(any(tensor is each for each in pinned) for tensor in tensors)
+
+
 def test_any_start_gives_the_same_batches(broken):
     """A run that resumes at a step gets the batches that an uninterrupted one would have got there."""
     whole = list(batches_of(broken, range(4)))

@@ -1,6 +1,8 @@
 """The equations against plain loops in float64, in value and in gradient."""
 
 import math
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
@@ -350,6 +352,16 @@ def test_equal_keys_are_no_more_than_asked_for():
     for number in (1, 3):
         assert abs(soft_nearest_neighbor(query, twins, 0.07, top_k=number)[0, 1].item()) > 0.1
     assert soft_nearest_neighbor(query, twins, 0.07, top_k=4)[0, 1].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_losses_need_pytorch_alone():
+    """Imported for a training of one's own, they load neither what reads images and tables nor other networks."""
+    code = (
+        "import sys, cyclecontrast.loss; assert 'torch' in sys.modules; "
+        "print({'cv2', 'pyarrow', 'av', 'PIL', 'sklearn', 'scipy', 'timm', 'torchvision'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_a_mask_of_another_width_is_refused():

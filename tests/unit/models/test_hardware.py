@@ -20,11 +20,15 @@ from cyclecontrast.models.hardware import (
     check_compiler,
     compiled,
     free_memory,
+    limited_threads,
     pick_device,
     pick_precision,
     pick_workers,
+    rounding,
 )
 from cyclecontrast.training import setup
+from cyclecontrast.training.pretrain import _isolated
+from cyclecontrast.training.run_folder import device_name
 from tests.make_runs import (
     TINY,
     assert_same_run,
@@ -254,6 +258,46 @@ def test_copies_wait_except_on_cuda():
     for name in ("cpu", "mps", "cuda"):
         on_device(torch.device(name), Held())
     assert asked == [("cpu", False), ("mps", False), ("cuda", True)]
+
+
+class Gpu:
+    """Answers as `torch.cuda` does on a machine with a GPU, and notes what it is asked for."""
+
+    def __init__(self, monkeypatch, bf16=True):
+        self.waited, self.states, cuda = [], [], torch.cuda
+        monkeypatch.setattr(cuda, "is_bf16_supported", lambda including_emulation: bf16 and not including_emulation)
+        monkeypatch.setattr(cuda, "memory_reserved", lambda device: 700)
+        monkeypatch.setattr(cuda, "memory_allocated", lambda device: 200)
+        monkeypatch.setattr(cuda, "mem_get_info", lambda device: (1000, 9000))
+        monkeypatch.setattr(cuda, "get_device_name", lambda device: f"GPU of {device}")
+        monkeypatch.setattr(cuda, "get_rng_state", lambda device: ("state", str(device)))
+        monkeypatch.setattr(cuda, "set_rng_state", lambda state, device: self.states.append((state, str(device))))
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_what_a_gpu_decides(monkeypatch, bf16, precision):
+    """bf16 if it computes that itself, its memory with what PyTorch caches, all cores or a share, all threads."""
+    Gpu(monkeypatch, bf16)
+    gpu, threads = torch.device("cuda:1"), torch.get_num_threads()
+    assert pick_precision("auto", gpu) == precision
+    assert free_memory(gpu) == 1000 + 700 - 200
+    assert device_name(gpu) == "GPU of cuda:1"
+    assert rounding(gpu) == {}
+    monkeypatch.setattr(module, "num_cores", lambda: 16)
+    assert pick_workers(None, gpu) == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert pick_workers(None, gpu) == 2
+    with limited_threads(gpu):
+        assert torch.get_num_threads() == threads
+
+
+def test_a_plan_leaves_the_random_numbers_of_the_gpu(monkeypatch):
+    """A training in a user's program restores the generators of the CPU and of the GPU that it used."""
+    gpu, before = Gpu(monkeypatch), torch.get_rng_state()
+    with _isolated(torch.device("cuda:1")):
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert gpu.states == [(("state", "cuda:1"), "cuda:1")]
 
 
 def test_free_memory_is_that_of_the_machine():

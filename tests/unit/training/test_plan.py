@@ -1,17 +1,23 @@
 """Plans: the time of a training from that of a few steps, and the number of steps for a given time."""
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import cyclecontrast as cc
 from cyclecontrast.cli import main
 from cyclecontrast.config import PretrainConfig
+from cyclecontrast.data.loader import load_batches
 from cyclecontrast.distributed import ALONE
 from cyclecontrast.errors import UserError, checked
+from cyclecontrast.training import plan, progress
 from cyclecontrast.training import pretrain as training
-from cyclecontrast.training import progress
+from cyclecontrast.training.auto_settings import Machine
 from cyclecontrast.training.plan import Timing, steps_in_time
 from cyclecontrast.training.progress import StepTimer, duration
+from cyclecontrast.training.setup import open_training
+from cyclecontrast.training.trainer import Trainer
+from cyclecontrast.training.user_parts import NO_PARTS
 from tests.make_runs import TINY, about_of, assert_same_tensors, rows_of, run, weights_path
 
 
@@ -88,6 +94,31 @@ def test_the_first_steps_are_not_timed(monkeypatch):
     timer = StepTimer()
     assert [timer.is_enough() for _ in range(20)] == [False] * 19 + [True]
     assert timer.seconds == 0.5
+
+
+def test_the_steps_of_a_plan_are_timed_to_their_end_on_a_gpu(stripes, tmp_path, monkeypatch):
+    """A GPU runs behind its host: each step waits for it before the clock is read, and its batches are pinned."""
+    waited, pinned = [], []
+
+    class OnGpu(Trainer):
+        def __init__(self, method, config, num_steps, device, world):
+            super().__init__(method, config, num_steps, torch.device("cpu"), world)
+
+    def load(dataset, sampler, workers, pin_memory=False):
+        pinned.append(pin_memory)
+        return load_batches(dataset, sampler, workers)
+
+    monkeypatch.setattr(plan, "Trainer", OnGpu)
+    monkeypatch.setattr(plan, "load_batches", load)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    asked = PretrainConfig(data=stripes, out=tmp_path / "run", **TINY, health_every=0)
+    gpu = torch.device("cuda:0")
+    config, dataset, backbone = open_training(asked, Machine(False, 1), ALONE)
+    config = config.model_copy(update={"precision": "fp32"})
+    assert plan.measure(config, dataset, backbone, gpu, ALONE, NO_PARTS).step > 0
+    assert len(waited) > 1
+    assert set(waited) == {gpu}
+    assert pinned == [True]
 
 
 def test_minutes_choose_the_steps_and_change_nothing_else(stripes, tmp_path, monkeypatch):

@@ -1,15 +1,17 @@
 """The trainer: schedules, micro-batches, states that restore to the bit, and a loss that can be learned."""
 
+import contextlib
 import re
 
 import pytest
 import torch
 
 from cyclecontrast.config import PretrainConfig
+from cyclecontrast.distributed import ALONE
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.methods import METHODS, StepInfo
-from cyclecontrast.training.trainer import learning_rate
-from tests.unit.methods.make_methods import draw_batch, make_trainer
+from cyclecontrast.training.trainer import Trainer, learning_rate
+from tests.unit.methods.make_methods import draw_batch, make_method, make_trainer
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,25 @@ def test_a_restored_trainer_continues_to_the_bit(name):
     results = [trainer.train_step(draw_batch(views, 2), StepInfo(1, 10)) for trainer in (whole, part)]
     assert results[0][0].total.item() == results[1][0].total.item()
     assert all(torch.equal(value, part.state_dict()[key]) for key, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_step_stays_on_its_device_and_never_waits_for_it(name, monkeypatch):
+    """On a device without numbers, mixing devices or reading a number is an error; a step with augmentation runs there.
+
+    So on a GPU all tensors are on the GPU, and its host does not wait for it between two lines of metrics.
+    """
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # unknown for this device
+    method = make_method(name, top_k=5, gradient_clip=1.0)
+    device, views = torch.device("meta"), {"vince": 8, "seco": 4}.get(name, 2)
+    trainer, batch = Trainer(method, method.options, 10, device, ALONE), draw_batch(views)
+    numbers = torch.tensor([1.2, 0.8, 1.1, 0.05, 3, 1, 0, 2, 0, 0.7]).repeat(len(batch.video), views, 1)
+    losses, norm = trainer.train_step(batch._replace(device_params=numbers), StepInfo(9, 10))  # with λ
+    momenta = [trainer.optimizer.state[parameter]["momentum_buffer"] for parameter in method.trainable_parameters()]
+    tensors = (*method.parameters(), *method.buffers(), *momenta, losses.total, norm, trainer._first_bad_step)
+    assert {tensor.device for tensor in tensors} == {device}
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        losses.total.item()
 
 
 def test_a_state_of_another_network_is_refused():
