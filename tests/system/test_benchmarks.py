@@ -120,6 +120,21 @@ def check_shares(table):
     assert min(shares) >= 0
 
 
+@pytest.mark.long
+def test_the_script_for_gpus_runs_on_a_cpu(made, run, monkeypatch):
+    """The checks meet their goals, and every network of the tiny table has its rates."""
+    monkeypatch.setattr(hardware, "BACKEND", "eager")
+    words = f"--device cpu --small --num-steps 1 --workers 0 --data {made} --repetitions 1"
+    _, checks, _, rates = run("gpu", words).split("\n\n")
+    checks = [[cell.strip() for cell in line[1:-1].split("|")] for line in checks.splitlines()[2:] if line[0] == "|"]
+    assert [row[3] for row in checks] == ["yes"] * 3
+    rates = [[cell.strip() for cell in line[1:-1].split("|")] for line in rates.splitlines()[2:]]
+    assert [row[0] for row in rates] == [
+        f"resnet10-small-w8, batch 8{options}" for options in ("", ", augment-on device", ", compile True")
+    ]
+    assert all(float(cell.replace(",", "")) > 0 for row in rates for cell in row[1:5])
+
+
 def test_without_a_gpu_nothing_is_measured(run):
     """gpu.py says in one line that it found no GPU."""
     if torch.cuda.is_available():
