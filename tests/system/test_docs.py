@@ -5,8 +5,12 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -32,7 +36,7 @@ FENCE = re.compile(r"(?:^<!-- not run: (.+?) -->\n)?^```(\w+)\n(.*?)^```$", re.D
 SNIPPET = re.compile(r'^--8<-- "(examples/\w+\.py)"$', re.MULTILINE)
 """A whole example in place of a block; test_examples.py runs it."""
 PLACE = re.compile(r"The\s+blocks\s+of\s+this\s+page\s+run\s+in\s+a\s+folder\s+with\s+(.*?)\.\s", re.DOTALL)
-REASONS = {"uses the network", "needs Docker", "needs GPUs", "takes long", "installs packages"}
+REASONS = {"uses the network", "needs Docker", "needs GPUs", "takes long", "installs packages", "needs Slurm"}
 NEEDS_DATA = {"results.md"}
 """Pages whose commands need data that is not part of the project; only their options are checked."""
 SMALL = {"backbone": "resnet10-small-w16", "image_size": 32, "steps": 30, "workers": 0, "report": False}
@@ -219,6 +223,68 @@ def test_every_block_runs_and_prints_what_the_page_shows(page, printed):
         for line in block.shown.splitlines():
             wanted = re.compile(re.escape(line).replace(r"\.\.\.", ".*"))
             assert any(wanted.fullmatch(found) for found in lines), f"{block.code}\n{line!r} is not in\n{output}"
+
+
+STAND_INS = {
+    "sbatch": """
+        array=$(sed -n 's/.*--array=1-\\([0-9]*\\).*/\\1/p' $1)
+        export SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=2 SLURM_JOB_NODELIST=n[1-2] SLURM_ARRAY_TASK_COUNT=$array
+        for task in $(seq ${array:-1}); do SLURM_ARRAY_TASK_ID=$task bash $1 & done
+        wait
+    """,
+    "srun": """
+        while [ "${1#-}" != "$1" ]; do shift; done
+        for node in 0 1; do SLURM_NODEID=$node "$@" & echo $! >> machines; done
+        wait
+    """,
+    "scontrol": """
+        if [ $1 = show ]; then echo 127.0.0.1; else touch $1-$2; fi
+    """,
+}
+"""What stands for Slurm: tasks of an array, and machines, are processes of this one."""
+
+
+@pytest.mark.long
+def test_the_scripts_for_clusters_survive_a_preemption(material, tmp_path):
+    """An array fills one store; two machines train, are stopped as Slurm does, ask to be started again and resume."""
+    shutil.copytree(material / "videos", tmp_path / "videos")
+    (tmp_path / "bin").mkdir()
+    for name, body in STAND_INS.items():
+        (tmp_path / "bin" / name).write_text("#!/bin/bash\n" + textwrap.dedent(body))
+        (tmp_path / "bin" / name).chmod(0o755)
+    programs = [str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    environment = os.environ | {"PATH": os.pathsep.join(programs), "OMP_NUM_THREADS": "1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def start(code):
+        return subprocess.Popen(["bash", "-euc", code.replace("29500", port)], cwd=tmp_path, env=environment)
+
+    def status():
+        return json.loads((tmp_path / "run" / "run.json").read_text())["status"]
+
+    for block in BLOCKS["clusters.md"][:-2]:
+        assert start(block.code).wait() == 0
+    videos = pq.read_table(tmp_path / "frames" / "videos.parquet").num_rows
+    assert videos == len(list((tmp_path / "videos").iterdir()))
+    job = start(BLOCKS["clusters.md"][-2].code)
+    while not list((tmp_path / "run").glob("checkpoints/step-*")):
+        assert job.poll() is None
+        time.sleep(0.05)
+    for machine in (tmp_path / "machines").read_text().split():
+        children = Path(f"/proc/{machine}/task/{machine}/children").read_text().split()
+        for process in (*children, machine):  # Slurm signals all, and torchrun its own once more
+            os.kill(int(process), signal.SIGTERM)
+    assert job.wait() == 0
+    assert status() == "stopped: terminated"
+    (tmp_path / "requeue-7").unlink()
+    assert start(BLOCKS["clusters.md"][-2].code).wait() == 0
+    assert status() == "finished"
+    assert not (tmp_path / "requeue-7").exists()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 200
 
 
 def tables_of(page):

@@ -4,8 +4,10 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -14,6 +16,8 @@ NAMES: dict[int, str] = {
     signal.SIGTERM: "terminated",
     signal.SIGHUP: "terminal closed",
 }
+ECHO_SECONDS = 10
+"""For so long, a repeated SIGTERM under torchrun is one request: Slurm signals all processes, and torchrun its own."""
 
 
 @dataclass
@@ -38,7 +42,14 @@ def stop_signals() -> Iterator[Stop]:
     def note(number: int, frame: FrameType | None) -> None:
         stop.signal = number
         restore()
+        if number == signal.SIGTERM and "RANK" in os.environ:
+            signal.signal(number, partial(repeated, time.monotonic()))
         _say(f"{NAMES[number]}: writing a checkpoint after this step; repeat the signal to stop immediately")
+
+    def repeated(first: float, number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - first > ECHO_SECONDS:
+            restore()
+            signal.raise_signal(number)
 
     def restore() -> None:
         for number in NAMES:

@@ -76,6 +76,25 @@ def test_a_second_signal_is_not_caught(capfd):
     )
 
 
+def test_the_echo_of_a_signal_is_no_second_one(monkeypatch):
+    """Slurm sends SIGTERM to every process, and torchrun to its own once more; later, a second one ends at once."""
+    monkeypatch.setenv("RANK", "0")
+    ended, before, now = [], signal.getsignal(signal.SIGTERM), [100.0]
+    monkeypatch.setattr("cyclecontrast.training.signals.time.monotonic", lambda: now[0])
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
+    try:
+        with stop_signals() as stop:
+            for seconds in (0, 1, 8):
+                now[0] += seconds
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert (stop.signal, ended) == (signal.SIGTERM, [])
+            now[0] += 2
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert ended == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_ignored_signals_stay_ignored():
     """A signal that nohup or a shell ignores does not stop a training."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
