@@ -103,7 +103,13 @@ def equal_resume(store: Path, device: torch.device, backbone: str, side: int) ->
     """Return how far the weights of a run that was stopped halfway and resumed are from those of one that was not."""
     with tempfile.TemporaryDirectory() as folder:
         whole, stopped = Path(folder) / "whole", Path(folder) / "stopped"
-        settings: dict[str, Any] = {"backbone": backbone, "image_size": side, "batch_size": 8, "health_every": 0}
+        settings: dict[str, Any] = {
+            "backbone": backbone,
+            "image_size": side,
+            "batch_size": 8,
+            "health_every": 0,
+            "method": "cycle",
+        }
         settings |= {"steps": 6, "checkpoint_every": 3, "workers": 0, "device": str(device), "report": False}
         cc.pretrain(store, out=whole, **settings)
         shutil.copytree(whole, stopped)

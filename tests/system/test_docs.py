@@ -284,7 +284,7 @@ def test_the_scripts_for_clusters_survive_a_preemption(material, tmp_path):
     assert not (tmp_path / "requeue-7").exists()
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
-    assert steps[-1] == 200
+    assert steps[-1] == 100
 
 
 def tables_of(page):
