@@ -233,6 +233,8 @@ def peer_errors(work: str = "training", hint: str = "--resume continues from the
         if not isinstance(error, dist.DistError) and not FROM_PEER.search(str(error)):
             raise
         reason = str(error).partition("\n")[0]
+        if "connectFullMesh" in reason:  # gloo asks for the address of the machine's name, which may be 127.0.1.1
+            hint += "; between machines, set GLOO_SOCKET_IFNAME to the name of their network interface"
         raise UserError(
             f"another process of this {work} has ended or does not respond ({reason}); see its error message. "
             f"Restart all processes; {hint}"

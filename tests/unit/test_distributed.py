@@ -120,6 +120,13 @@ def test_only_the_end_of_another_process_is_called_that(error, expected):
     assert isinstance(caught.value, UserError) == ("another process" in str(caught.value))
 
 
+def test_a_machine_that_calls_itself_local_is_told_what_to_set():
+    """Where gloo looks for another machine on this one, the error names the variable for the network interface."""
+    problem = "Gloo connectFullMesh failed with [tcp/pair.cc:152] timed out connecting: remote=[127.0.0.1]:5022"
+    with pytest.raises(UserError, match="set GLOO_SOCKET_IFNAME to the name"), peer_errors(hint="nothing yet"):
+        raise RuntimeError(problem)
+
+
 @pytest.mark.parametrize(
     "environment",
     [
