@@ -214,6 +214,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "soft": {"method": Soft},
     "nnclr": {"method": "nnclr", "positives": "video", "queue_size": 1024},
     "simclr": {"method": "simclr", "positives": "video"},
+    "simclr, four frames": {"method": "simclr", "positives": "video", "views": 4, "batch_size": 32},
+    "simclr, four frames, twice the rate": {
+        **{"method": "simclr", "positives": "video", "views": 4, "batch_size": 32, "rate": 2.0},
+    },
     "oracle": {"method": Oracle},
     "oracle, 3 of 4 right": {"method": PartlyRight},
     "oracle, half right": {"method": HalfRight},

@@ -23,7 +23,7 @@ BACKBONE = "resnet10-small-w16"
 IMAGE_SIZE = 32
 STEPS = 1000
 """Steps of the paper's method and its ablations, in batches of 128 videos."""
-SIMCLR = {"positives": "video", "batch_size": 32}
+SIMCLR = {"positives": "video", "views": 4, "batch_size": 16}
 SIMCLR_STEPS = 3.15
 """Steps of SimCLR per step of the others, in the same time (benchmarks/accuracy_per_minute.py)."""
 METRICS = ("knn", "linear")

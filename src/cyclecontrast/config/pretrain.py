@@ -58,6 +58,7 @@ CHANGEABLE_ON_RESUME = (MACHINE_SETTINGS - {"out"}) | RUNTIME_SETTINGS | {"max_u
 """Settings that may change when a run is resumed. Data and teacher may be moved, but must have the same fingerprint."""
 METHODS_OF_OPTION = {
     "positives": ("simclr", "simsiam", "byol", "nnclr"),
+    "views": ("simclr",),
     "teacher": ("distill",),
     "query_frame_in_support": ("cycle-only",),
     "self_batch": ("vince",),
@@ -197,6 +198,9 @@ class PretrainConfig(BaseModel):
         "frame",
         "positive pairs: two views of one frame, or of two frames of a video; used by simclr, simsiam, byol and nnclr",
         group="method",
+    )
+    views: Annotated[int, Field(ge=2, le=64), IsNumber] = option(
+        2, "frames of each video in a step, each contrasted with each other one; used by simclr", "N", "method"
     )
     teacher: ModelPath | None = option(
         None,
@@ -443,6 +447,8 @@ class PretrainConfig(BaseModel):
                 yield f"{name} is supported only by {', '.join(methods)}, not by method {self.method}"
         if self.method == "distill" and self.teacher is None:
             yield "method distill needs a model to learn from; set --teacher MODEL"
+        if self.views > 2 and self.positives == "frame":
+            yield "views of more than two frames need --positives video"
         known = self.model_fields_set
         if self.momentum_rise and self.momentum_ramp and {"momentum_rise", "momentum_ramp"} <= known:
             yield "momentum_rise excludes momentum_ramp; set --momentum-ramp 0"

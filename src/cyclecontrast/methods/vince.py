@@ -73,7 +73,7 @@ def multi_positive_nce(
     query and positive, whose denominator holds this positive and the negatives. Returns the mean over all terms.
     Gradient through the query only.
     """
-    return _term_per_positive(query @ keys.detach().T / temperature, positives, ignore)
+    return nce_of_pairs(query @ keys.detach().T / temperature, positives, ignore)
 
 
 def self_batch_nce(query: Tensor, positives: Tensor, temperature: float) -> Tensor:
@@ -81,10 +81,14 @@ def self_batch_nce(query: Tensor, positives: Tensor, temperature: float) -> Tens
 
     The gradient flows through both sides.
     """
-    return _term_per_positive(query @ query.T / temperature, positives, None)
+    return nce_of_pairs(query @ query.T / temperature, positives, None)
 
 
-def _term_per_positive(logits: Tensor, positives: Tensor, ignore: Tensor | None) -> Tensor:
+def nce_of_pairs(logits: Tensor, positives: Tensor, ignore: Tensor | None) -> Tensor:
+    """Return the mean cross entropy of each positive among itself and the negatives of its row.
+
+    Negatives are neither `positives` nor `ignore`; all three are (num_queries, num_keys).
+    """
     not_negative = positives if ignore is None else positives | ignore
     negatives = logits.masked_fill(not_negative, float("-inf")).logsumexp(dim=1, keepdim=True)
     return softplus(negatives - logits)[positives].mean()

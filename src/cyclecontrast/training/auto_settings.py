@@ -11,7 +11,7 @@ from cyclecontrast.config import RESOLVED_BY_AUTO, PretrainConfig
 from cyclecontrast.config.pretrain import ADDED_LATER
 from cyclecontrast.config.types import MAX_COUNT, RESNET
 from cyclecontrast.errors import UserError, checked
-from cyclecontrast.methods import METHODS, Method, MomentumMethod
+from cyclecontrast.methods import METHODS, Method, MomentumMethod, unread_options
 
 SMALL_IMAGE = 64
 MIN_STEPS = 4000
@@ -26,8 +26,12 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "byol": {"bn_groups": 1},
 }
 """Settings of `auto` that override the others for some methods."""
-BATCH_DIVISORS = {"vince": 4}
-"""The automatic batch size is divided by this; VINCE encodes four queries and four keys per video."""
+ON_CPU: dict[str, Any] = {"method": "simclr", "positives": "video", "views": 4}
+"""On one CPU, from random weights, this learns most in the same time (docs/results.md, accuracy per minute)."""
+SMALL_BATCH = 64
+"""The most views in a batch of SimCLR on a CPU: more and smaller steps learn more in the same time."""
+PAIRS = {"vince": 4}
+"""VINCE encodes four pairs of views per video, so it takes a quarter of the videos; SimCLR has half its `views`."""
 
 
 class DataSize(NamedTuple):
@@ -60,6 +64,17 @@ def resolve(
     return resolved
 
 
+def with_method(config: PretrainConfig, machine: Machine) -> PretrainConfig:
+    """Return the config with the method of `auto`: on one CPU, SimCLR on two frames of a video.
+
+    The default stays where the user sets the method, an option that SimCLR does not use, or weights to start from.
+    """
+    is_asked = config.model_fields_set & ({"method", "init", "resume"} | unread_options(METHODS[ON_CPU["method"]]))
+    if is_asked or config.preset != "auto" or config.accumulate > 1 or machine != Machine(cpu=True):
+        return config
+    return config.model_copy(update=ON_CPU)
+
+
 def num_held_out(num_videos: int, holdout: float) -> int:
     """Return how many videos are held out: at least two, or none for 0."""
     return max(2, round(holdout * num_videos)) if holdout else 0
@@ -80,11 +95,16 @@ def auto_settings(
     is_continued = chosen.get("init") is not None and not is_older
     image_size = chosen.get("image_size", _image_size(data.frame_side, machine.cpu, patch))
     backbone = chosen.get("backbone", _backbone(image_size, machine.cpu))
-    divisor = BATCH_DIVISORS.get(str(chosen.get("method")), 1)
+    pairs = PAIRS.get(str(chosen.get("method")), int(chosen.get("views", 2)) / 2)
     parts = machine.processes * int(chosen.get("accumulate", 1))
-    batch_size = chosen.get("batch_size", _batch_size(num_videos, machine, divisor, parts))
+    usual = _batch_size(num_videos, machine, pairs, parts)
+    is_simclr = chosen.get("method") == "simclr"
+    has_short_steps = machine.cpu and is_simclr
+    small = min(usual, max(1, int(SMALL_BATCH / 2 / pairs) // parts) * parts)
+    batch_size = chosen.get("batch_size", small if has_short_steps else usual)
     steps = chosen.get("steps")
-    epochs = _epochs(num_videos, batch_size, machine.cpu, steps)
+    shorter = max(1, usual // batch_size) if has_short_steps else 1
+    epochs = _epochs(num_videos, batch_size, machine.cpu, steps, shorter)
     if steps is None:
         epochs = chosen.get("epochs", epochs)
     method = method or METHODS[chosen.get("method", "cycle")]
@@ -109,7 +129,7 @@ def auto_settings(
         "momentum_ramp": 0 if chosen.get("momentum_rise") else 10,
         "bn_groups": max(1, min(2, batch_size // 2), batch_size // 64),
         "augmentation": "moco-v2",
-        "learning_rate": _learning_rate(backbone, batch_size * divisor, chosen),
+        "learning_rate": _learning_rate(backbone, batch_size * (pairs**2 if is_simclr else pairs), chosen),
         "warmup": 0.05,
         "schedule": "cosine",
         "holdout": holdout,
@@ -174,22 +194,25 @@ def _backbone(image_size: int, cpu: bool) -> str:
     return "resnet18-small-w16" if cpu else "resnet18-small"
 
 
-def _batch_size(num_videos: int, machine: Machine, divisor: int, parts: int) -> int:
+def _batch_size(num_videos: int, machine: Machine, pairs: float, parts: int) -> int:
     """Return a batch size of at most the number of videos (at least 8), divisible by `parts`."""
-    largest = (128 if machine.cpu or num_videos < 10_000 else 256) // divisor
+    largest = int((128 if machine.cpu or num_videos < 10_000 else 256) / pairs)
     size = min(largest, max(MIN_BATCH, 1 << (num_videos.bit_length() - 1)))
     return max(2, size // parts) * parts
 
 
-def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None) -> int:
-    """Return the epochs: those of `steps` if set, otherwise 200 (paper), more for few videos, fewer on a CPU."""
+def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None, shorter: int) -> int:
+    """Return the epochs: those of `steps` if set, otherwise 200 (paper), more for few videos, fewer on a CPU.
+
+    The bounds are in steps that are so many times as long as those of this batch size.
+    """
     if steps is not None:
         return min(MAX_COUNT, math.ceil(steps * batch_size / num_videos))
-    epochs = max(200, math.ceil(MIN_STEPS * batch_size / num_videos))
-    return min(epochs, max(1, MAX_STEPS_ON_CPU * batch_size // num_videos)) if cpu else epochs
+    epochs = max(200, math.ceil(shorter * MIN_STEPS * batch_size / num_videos))
+    return min(epochs, max(1, shorter * MAX_STEPS_ON_CPU * batch_size // num_videos)) if cpu else epochs
 
 
-def _learning_rate(backbone: str, batch_size: int, chosen: dict[str, Any]) -> float:
+def _learning_rate(backbone: str, batch_size: float, chosen: dict[str, Any]) -> float:
     """Return a learning rate proportional to the batch size: high for narrow networks, low for pretrained weights."""
     of_narrow = 0.12 if chosen.get("method") == "simsiam" else 0.48
     match = RESNET.fullmatch(backbone)

@@ -20,7 +20,7 @@ from cyclecontrast.methods.method import StepInfo
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.hardware import pick_workers
 from cyclecontrast.output import join_lines
-from cyclecontrast.training.auto_settings import MIN_VIDEOS_FOR_HOLDOUT
+from cyclecontrast.training.auto_settings import MIN_VIDEOS_FOR_HOLDOUT, ON_CPU
 from cyclecontrast.training.health import health_views, measure_health, measure_neighbors, neighbor_frames
 from cyclecontrast.training.monitor import MIN_STEPS, NEIGHBORS_EVERY, NUM_MEASUREMENTS, steps_between
 from cyclecontrast.training.progress import MOST_STEPS, StepTimer, time_in_words
@@ -138,11 +138,14 @@ def plan_lines(config: PretrainConfig, dataset: ViewDataset, num_steps: int, dev
     if not held_out and store.num_videos < MIN_VIDEOS_FOR_HOLDOUT:
         judged += f": fewer than {MIN_VIDEOS_FOR_HOLDOUT}"
     start = config.init or "random weights"
+    views = "frames of the same video" if config.positives == "video" else learns_from(config.method)
+    if device.type == "cpu" and all(getattr(config, name) == value for name, value in ON_CPU.items()):
+        views = f"{config.views} {views} at once: most per minute on a CPU"
     steps = f"{num_steps:,} step{'s' * (num_steps != 1)} of {config.batch_size:,} videos, on {device_name(device)}"
     return [
         f"data      {store.num_videos:,} videos{alone}, {store.num_frames:,} frames ({store.layout}); {judged}",
         f"network   {config.backbone}, from {start}; images of {config.image_size} px, in {config.precision}",
-        f"method    {config.method}: learns from {learns_from(config.method)}",
+        f"method    {config.method}: learns from {views}",
         f"training  {steps}; each video about {times:,.0f} time{'s' * (round(times) != 1)}",
         f"expect    {_expected(config, dataset.num_videos)}",
     ]

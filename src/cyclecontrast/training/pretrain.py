@@ -25,7 +25,7 @@ from cyclecontrast.models.checkpoint import BACKBONE_FILE, save_backbone
 from cyclecontrast.models.hardware import limited_threads, package_versions, pick_device, pick_precision, rounding
 from cyclecontrast.output import join_lines, quoted, say
 from cyclecontrast.training import checkpoints, run_folder
-from cyclecontrast.training.auto_settings import Machine
+from cyclecontrast.training.auto_settings import Machine, with_method
 from cyclecontrast.training.loggers import open_loggers
 from cyclecontrast.training.monitor import Monitor, best_backbone, compute_verdict, steps_between
 from cyclecontrast.training.plan import Plan, make_plan, measure, plan_lines, steps_in_time
@@ -86,8 +86,10 @@ def pretrain(config: PretrainConfig, parts: UserParts = NO_PARTS, alone: bool = 
     began, device = time.monotonic(), pick_device(config.device)
     with contextlib.nullcontext(ALONE) if alone else process_group(device, "pretrain") as world:
         check_given(config, parts)
-        unread, requested = unused_options(config, parts), config.requested()
-        config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
+        machine, requested = Machine(device.type == "cpu", world.size), config.requested()
+        config = with_method(config, machine)
+        unread = unused_options(config, parts)
+        config, dataset, backbone = open_training(config, machine, world, parts)
         if config.minutes is not None:
             with _isolated(device):
                 timing = measure(config, dataset, backbone, device, world, parts)
@@ -118,7 +120,8 @@ def plan(config: PretrainConfig, parts: UserParts = NO_PARTS) -> Plan:
     began, device = time.monotonic(), pick_device(config.device)
     with process_group(device, "pretrain") as world:
         check_given(config, parts)
-        config, dataset, backbone = open_training(config, Machine(device.type == "cpu", world.size), world, parts)
+        machine = Machine(device.type == "cpu", world.size)
+        config, dataset, backbone = open_training(with_method(config, machine), machine, world, parts)
         with _isolated(device):
             timing = measure(config, dataset, backbone, device, world, parts)
         steps = num_steps(config, dataset)
@@ -262,7 +265,7 @@ def _start_has_seen(config: PretrainConfig, about: dict[str, Any]) -> bool:
 
 def _settings_table(config: PretrainConfig, method: Method, requested: Collection[str]) -> list[str]:
     """Return the settings that were chosen for this run, in groups; not those of other methods, and no folders."""
-    chosen = RESOLVED_BY_AUTO | set(requested) | {"method", "init", "teacher"}
+    chosen = RESOLVED_BY_AUTO | set(requested) | {"method", "positives", "views", "init", "teacher"}
     chosen -= unread_options(type(method)) | {"data", "out", "resume", "minutes"}
     chosen -= {name for name in ("init", "teacher") if getattr(config, name) is None}
     if "epochs" not in requested:  # the plan says how often each video is drawn

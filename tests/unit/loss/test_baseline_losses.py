@@ -74,28 +74,29 @@ def test_self_batch_nce_is_vinces():
     )
 
 
-def loop_nt_xent(first, second, temperature):
-    """The other view among 2N - 1 views, for each of 2N."""
-    views, number = [*first, *second], len(first)
+def loop_nt_xent(temperature, *views):
+    """Each other view of its image among itself and all views of other images, for each view of each image."""
+    places = [(image, number) for image in range(len(views[0])) for number in range(len(views))]
     terms = []
-    for i, view in enumerate(views):
-        partner = (i + number) % (2 * number)
-        others = [j for j in range(2 * number) if j != i]
-        assert len([j for j in others if j != partner]) == 2 * number - 2
-        down = sum(torch.exp(dot(view, views[j]) / temperature) for j in others)
-        terms.append(-torch.log(torch.exp(dot(view, views[partner]) / temperature) / down))
+    for image, number in places:
+        query = views[number][image]
+        negatives = [views[b][a] for a, b in places if a != image]
+        assert len(negatives) == len(views) * (len(views[0]) - 1)
+        for positive in (views[other][image] for other in range(len(views)) if other != number):
+            down = sum(torch.exp(dot(query, key) / temperature) for key in [positive, *negatives])
+            terms.append(-torch.log(torch.exp(dot(query, positive) / temperature) / down))
     return sum(terms) / len(terms)
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_nt_xent_is_simclrs(number, temperature):
-    """Value and gradient towards both views equal the plain loop's with 2N - 2 negatives."""
+@pytest.mark.parametrize("num_views", [2, 4])
+def test_nt_xent_is_simclrs(number, temperature, num_views):
+    """Value and gradient towards all views equal the plain loop's; with two views there are 2N - 2 negatives."""
     compare(
-        lambda a, b: nt_xent(a, b, temperature),
-        lambda a, b: loop_nt_xent(a, b, temperature) + 0 * (a.sum() + b.sum()),
-        unit(number, 5, 5),
-        unit(number, 5, 6),
+        lambda *views: nt_xent(list(views), temperature),
+        lambda *views: loop_nt_xent(temperature, *views) + 0 * sum(view.sum() for view in views),
+        *(unit(number, 5, 5 + view) for view in range(num_views)),
     )
 
 

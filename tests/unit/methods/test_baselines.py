@@ -110,12 +110,14 @@ def test_keys_of_the_step_are_not_negatives_of_their_video(name):
     assert torch.equal(ignore[:, QUEUE:], torch.arange(NUM_VIDEOS)[:, None] == torch.arange(NUM_VIDEOS).repeat(number))
 
 
-def test_simclr_is_nt_xent_of_both_views():
-    """Both views come from the encoder, and there is neither a momentum encoder nor a queue."""
-    method = make_method("simclr")
-    batch, queries, _ = with_features(method, 2)
-    expected = loop_nt_xent(*(view.intra.detach().double() for view in queries), 0.2)
+@pytest.mark.parametrize(("options", "num_views"), [({}, 2), ({"views": 4, "positives": "video"}, 4)])
+def test_simclr_is_nt_xent_of_all_views(options, num_views):
+    """All views come from the encoder, and there is neither a momentum encoder nor a queue."""
+    method = make_method("simclr", **options)
+    batch, queries, _ = with_features(method, num_views)
+    expected = loop_nt_xent(0.2, *(view.intra.detach().double() for view in queries))
     assert method(batch, INFO).total.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert method.num_queries == num_views
     assert not isinstance(method, MomentumMethod)
 
 
@@ -304,14 +306,17 @@ def draw_frames(method, num_frames, number=2000, **options):
     return query, np.array([draw(rng, int(frame), num_frames) for frame in query])
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "number"), [("vince", {}, 6), ("simclr", {"views": 5, "positives": "video"}, 3)]
+)
 @pytest.mark.parametrize("num_frames", [1, 2, 5])
-def test_vince_draws_six_further_frames_of_the_whole_video(num_frames):
+def test_further_frames_are_of_the_whole_video(method, options, number, num_frames):
     """Each of them is any frame equally often, whatever the query's."""
-    query, frames = draw_frames("vince", num_frames)
+    query, frames = draw_frames(method, num_frames, **options)
     p = 1 / num_frames
     counts = np.bincount(frames.ravel(), minlength=num_frames)
-    assert (frames.shape[1], len(counts)) == (6, num_frames)
-    assert np.abs(counts - 12_000 * p).max() <= 5 * (12_000 * p * (1 - p)) ** 0.5
+    assert (frames.shape[1], len(counts)) == (number, num_frames)
+    assert np.abs(counts - 2000 * number * p).max() <= 5 * (2000 * number * p * (1 - p)) ** 0.5
     assert abs((frames[:, 0] == query).sum() - 2000 * p) <= 5 * (2000 * p * (1 - p)) ** 0.5
 
 

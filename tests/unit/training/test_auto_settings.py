@@ -8,7 +8,7 @@ import pytest
 from cyclecontrast.config import RESOLVED_BY_AUTO, PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.training import run_folder
-from cyclecontrast.training.auto_settings import DataSize, Machine, auto_settings, resolve
+from cyclecontrast.training.auto_settings import DataSize, Machine, auto_settings, resolve, with_method
 from cyclecontrast.training.setup import split_videos, unused_options
 
 BASE = {"data": Path("d"), "out": Path("o")}
@@ -17,7 +17,10 @@ BASE = {"data": Path("d"), "out": Path("o")}
 @pytest.mark.parametrize("method", ["vince", "seco", "simclr", "simsiam", "byol", "cycle-only", "diet", "nnclr"])
 @pytest.mark.parametrize("num_videos", [2, 300, 100_000])
 def test_auto_suits_any_method(method, num_videos):
-    """`auto` gives every method a valid config, decides nothing else, and counts the frames of VINCE in its batch."""
+    """`auto` gives every method a valid config, decides nothing else, and counts the frames of VINCE in its batch.
+
+    On a CPU, SimCLR takes a quarter of the videos, and four times the steps.
+    """
     config, usual = (
         resolve(PretrainConfig(**BASE, method=name), DataSize(num_videos, 240), Machine(cpu=True))
         for name in (method, "cycle")
@@ -29,7 +32,37 @@ def test_auto_suits_any_method(method, num_videos):
         usual.learning_rate * config.batch_size / usual.batch_size * (4 if method == "vince" else 1)
     )
     assert config.projector_dim == (512 if method == "simsiam" else 64)
-    assert config.batch_size == usual.batch_size // (4 if method == "vince" and num_videos > 2 else 1)
+    assert config.batch_size == usual.batch_size // (4 if method in ("vince", "simclr") and num_videos > 2 else 1)
+    assert config.epochs == pytest.approx(usual.epochs / (4 if method == "vince" and num_videos > 2 else 1), abs=4)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "machine", "method"),
+    [
+        ({}, Machine(cpu=True), "simclr"),
+        ({"steps": 10, "backbone": "resnet34", "batch_size": 8, "temperature": 0.1}, Machine(cpu=True), "simclr"),
+        ({}, Machine(cpu=False), "cycle"),
+        ({}, Machine(cpu=True, processes=2), "cycle"),
+        ({"method": "cycle"}, Machine(cpu=True), "cycle"),
+        ({"method": "vince"}, Machine(cpu=True), "vince"),
+        ({"cycle_weight": 0.5}, Machine(cpu=True), "cycle"),
+        ({"momentum": 0.9}, Machine(cpu=True), "cycle"),
+        ({"accumulate": 2}, Machine(cpu=True), "cycle"),
+        ({"init": "timm:resnet18"}, Machine(cpu=True), "intra-video"),
+        ({"preset": "paper"}, Machine(cpu=True), "cycle"),
+        ({"preset": "release"}, Machine(cpu=True), "cycle"),
+    ],
+)
+def test_auto_takes_simclr_on_a_cpu(chosen, machine, method):
+    """On one CPU, `auto` trains SimCLR on four frames, unless the user names what only other methods have."""
+    config = with_method(checked(PretrainConfig, BASE | chosen), machine)
+    assert config.method == method
+    assert (config.positives, config.views) == (("video", 4) if method == "simclr" else ("frame", 2))
+    resolved = resolve(config, DataSize(300, 240), machine)
+    assert {name: getattr(resolved, name) for name in chosen} == chosen
+    if method == "simclr" and "batch_size" not in chosen:
+        assert resolved.batch_size == 16
+        assert resolved.learning_rate == pytest.approx(resolve(config, DataSize(40, 240), machine).learning_rate)
 
 
 def test_requested_settings_are_known():
