@@ -65,7 +65,10 @@ def rows(command: Command) -> list[Row]:
         text = str(field.description) if is_positional else help_text(name, field, command)
         default = "required" if field.is_required() else "".join(DEFAULT.findall(text))
         value = f"{metavar(name, field)}{' ...' * is_many(field)}"
-        shown = f"`{flag(name)} {f'[{value}]' if detail(field, 'bare') else value}`".replace("|", "\\|")
+        shown = f"`{flag(name)} {value}`"
+        if "|" in value:  # in code, GitHub needs it escaped, and the site shows the backslash
+            alone = f"; alone: {bare}" if (bare := detail(field, "bare")) else ""
+            shown = f"`{flag(name)}` {value.replace('|', ', ')}{alone}"
         if is_positional:
             shown = f"`{name.upper()}`"
         elif field.annotation is bool:
