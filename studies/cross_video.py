@@ -205,6 +205,7 @@ class Soft(VideoNeighbors):
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "intra-video": {"method": "intra-video"},
+    "intra-video, half the rate": {"method": "intra-video", "rate": 0.5},
     "intra-video, twice the rate": {"method": "intra-video", "rate": 2.0},
     "cycle": {"method": "cycle", "cycle_start": 0.0},
     "mutual": {"method": VideoNeighbors},

@@ -179,7 +179,7 @@ def material(tmp_path_factory):
                 place = root / "labeled" / folder / Path(video).parent
                 place.mkdir(parents=True, exist_ok=True)
                 image.rename(place / f"{Path(video).name}-{image.name}")
-    cc.pretrain(root / "videos", out=root / "run", **SMALL)
+    cc.pretrain(root / "videos", out=root / "run", method="cycle", **SMALL)
     return root
 
 

@@ -134,7 +134,7 @@ class PretrainConfig(BaseModel):
         AS_TEXT,
     ] = option(
         "cycle",
-        "the paper's method, an ablation of it, or a baseline; with --init, auto takes intra-video",
+        "the paper's method, an ablation of it, or a baseline; auto takes simclr on a CPU, and intra-video with --init",
         "METHOD",
         "method",
     )

@@ -129,7 +129,7 @@ def auto_settings(
         "momentum_ramp": 0 if chosen.get("momentum_rise") else 10,
         "bn_groups": max(1, min(2, batch_size // 2), batch_size // 64),
         "augmentation": "moco-v2",
-        "learning_rate": _learning_rate(backbone, batch_size * (pairs**2 if is_simclr else pairs), chosen),
+        "learning_rate": _learning_rate(backbone, batch_size * (2 * pairs if is_simclr else pairs), chosen),
         "warmup": 0.05,
         "schedule": "cosine",
         "holdout": holdout,

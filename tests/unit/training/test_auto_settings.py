@@ -29,7 +29,7 @@ def test_auto_suits_any_method(method, num_videos):
     changed = {name for name in PretrainConfig.model_fields if getattr(config, name) != getattr(paper, name)}
     assert changed <= RESOLVED_BY_AUTO | {"preset", "method"}
     assert config.learning_rate == pytest.approx(
-        usual.learning_rate * config.batch_size / usual.batch_size * (4 if method == "vince" else 1)
+        usual.learning_rate * config.batch_size / usual.batch_size * {"vince": 4, "simclr": 2}.get(method, 1)
     )
     assert config.projector_dim == (512 if method == "simsiam" else 64)
     assert config.batch_size == usual.batch_size // (4 if method in ("vince", "simclr") and num_videos > 2 else 1)
