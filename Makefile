@@ -30,13 +30,14 @@ test: $(VENV)/developer
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: $(VENV)/developer
-	$(BIN)/ruff check src tests benchmarks studies fuzz faults examples mkdocs_links.py
-	$(BIN)/ruff format --check src tests benchmarks studies fuzz faults examples mkdocs_links.py
+	$(BIN)/ruff check src tests benchmarks studies fuzz faults examples mkdocs_*.py
+	$(BIN)/ruff format --check src tests benchmarks studies fuzz faults examples mkdocs_*.py
 	$(BIN)/mypy
 	$(BIN)/mypy examples/*.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system/test_floors.py
 
 docs: $(VENV)/developer
+	$(BIN)/python mkdocs_commands.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 MINUTES ?= 10

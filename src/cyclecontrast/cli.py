@@ -151,7 +151,7 @@ def _read_options(name: str, command: Command, arguments: list[str]) -> Callable
         return parser.format_help
     parsed, unknown = parser.parse_known_args(arguments)
     given = vars(parsed)
-    flags = [_flag(option) for option in command.options if option not in command.positional]
+    flags = [flag(option) for option in command.options if option not in command.positional]
     wrong = [word for word in unknown if word.startswith("-")]
     problems = [f"unknown option {word}{did_you_mean(SYNONYMS.get(word, word), flags)}" for word in wrong]
     if unknown and not problems:
@@ -168,7 +168,7 @@ def _read_options(name: str, command: Command, arguments: list[str]) -> Callable
         from cyclecontrast.distributed import check_single_process
 
         check_single_process(name.partition(" ")[0] if name.startswith("runs") else name)
-    many = [values.pop(option, ()) for option in command.positional if _is_many(command.options[option])]
+    many = [values.pop(option, ()) for option in command.positional if is_many(command.options[option])]
     return partial(command.function, *(value for several in many for value in several), **values)
 
 
@@ -198,7 +198,7 @@ class _Parser(argparse.ArgumentParser):
 def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"cyclecontrast {name}",
-        usage=" ".join([f"cyclecontrast {name}", *_required(command), "[options]"]),
+        usage=usage(name, command),
         description=command.config.__doc__,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -207,7 +207,7 @@ def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
     sections = {group: parser.add_argument_group(group) for group in GROUPS}  # an empty one has no help
     for option, field in command.options.items():
         if option in command.positional:
-            number = "*" if _is_many(field) else "?"  # missing arguments are reported together with all other mistakes
+            number = "*" if is_many(field) else "?"  # missing arguments are reported together with all other mistakes
             parser.add_argument(option, metavar=option.upper(), nargs=number, help=_escape(str(field.description)))
         else:
             _add_flag(sections[detail(field, "group")], option, field, command)
@@ -218,31 +218,34 @@ def _make_parser(name: str, command: Command) -> argparse.ArgumentParser:
     return parser
 
 
-def _required(command: Command) -> list[str]:
-    """Return the words of the usage line for positional and required options."""
-    words = [f"{option.upper()}{' ...' * _is_many(command.options[option])}" for option in command.positional]
+def usage(name: str, command: Command) -> str:
+    """Return the command with its positional and required options."""
+    words = [f"{option.upper()}{' ...' * is_many(command.options[option])}" for option in command.positional]
     required = (option for option, field in command.options.items() if field.is_required())
-    flags = [f"{_flag(option)} {_metavar(option, command.options[option])}" for option in required]
-    return words + [flag for flag in flags if flag[2:].split()[0].replace("-", "_") not in command.positional]
+    words += [
+        f"{flag(option)} {metavar(option, command.options[option])}"
+        for option in required
+        if option not in command.positional
+    ]
+    return " ".join(["cyclecontrast", name, *words, "[options]"])
 
 
 def _add_flag(section: argparse._ArgumentGroup, name: str, field: FieldInfo, command: Command) -> None:
-    choices = _choices(field)
-    long = f": {choices.replace('|', ', ')}" if len(choices) > MAX_CHOICES else ""
-    text = _escape(f"{field.description}{long}{_default(name, field, command)}")
-    settings: dict[str, Any] = {"nargs": "+" if _is_many(field) else None, "metavar": _metavar(name, field)}
+    text = _escape(help_text(name, field, command))
+    settings: dict[str, Any] = {"nargs": "+" if is_many(field) else None, "metavar": metavar(name, field)}
     if field.annotation is bool:
         settings = {"action": argparse.BooleanOptionalAction}
     elif bare := detail(field, "bare"):
         settings |= {"nargs": "?", "const": bare}
-        section.add_argument(_flag(f"no_{name}"), dest=name, action="store_false", help=argparse.SUPPRESS)
-    section.add_argument(_flag(name), help=text, **settings)
+        section.add_argument(flag(f"no_{name}"), dest=name, action="store_false", help=argparse.SUPPRESS)
+    section.add_argument(flag(name), help=text, **settings)
     for former, current in RENAMED.items():
         if current == name and command.config is PretrainConfig:
-            section.add_argument(_flag(former), dest=name, help=argparse.SUPPRESS, **settings)
+            section.add_argument(flag(former), dest=name, help=argparse.SUPPRESS, **settings)
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """Return the flag of an option."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -250,7 +253,8 @@ def _escape(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _is_many(field: FieldInfo) -> bool:
+def is_many(field: FieldInfo) -> bool:
+    """Return whether an option takes several values."""
     return get_origin(field.annotation) is tuple
 
 
@@ -260,11 +264,19 @@ def _choices(field: FieldInfo) -> str:
     return "|".join(choice for choice in (*values, *nested) if isinstance(choice, str))
 
 
-def _metavar(name: str, field: FieldInfo) -> str:
+def metavar(name: str, field: FieldInfo) -> str:
+    """Return what stands for the value of an option: its choices, or a word."""
     choices = _choices(field)
-    if choices and len(choices) <= MAX_CHOICES and not _is_many(field):
+    if choices and len(choices) <= MAX_CHOICES and not is_many(field):
         return choices
     return detail(field, "metavar") or name.split("_")[-1].upper()
+
+
+def help_text(name: str, field: FieldInfo, command: Command) -> str:
+    """Return what the help says of an option: its description, its choices if they are many, and its default."""
+    choices = _choices(field)
+    long = f": {choices.replace('|', ', ')}" if len(choices) > MAX_CHOICES else ""
+    return f"{field.description}{long}{_default(name, field, command)}"
 
 
 def _default(name: str, field: FieldInfo, command: Command) -> str:

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import cyclecontrast as cc
+import mkdocs_commands
 from cyclecontrast import loss
-from cyclecontrast.cli import main
+from cyclecontrast.cli import COMMANDS, main, read
 from cyclecontrast.data.synthetic import SyntheticSpec, make_videos
 from cyclecontrast.evaluation import metrics
 from tests.system.test_supply import WATCH
@@ -149,6 +150,21 @@ def test_commands_on_other_data_are_valid(capsys):
     assert len(commands) > 20
     for _, *words in commands:
         assert main([*words, "--print-config"]) == 0, capsys.readouterr().err
+
+
+def test_the_page_of_commands_is_up_to_date():
+    """docs/commands.md has the commands and options of today."""
+    assert TEXTS["commands.md"] == mkdocs_commands.make_page(), "run: python mkdocs_commands.py"
+
+
+def test_the_page_of_commands_has_every_option():
+    """Each flag in the help of a command is in its section of the page, or among the options of every protocol."""
+    sections = dict(re.findall(r"^## ([\w -]+)\n(.*?)(?=^## |\Z)", TEXTS["commands.md"], re.DOTALL | re.MULTILINE))
+    assert sections.keys() == {*COMMANDS, "evaluate"}
+    for name in COMMANDS:
+        shown = sections[name] + sections["evaluate"] * name.startswith("evaluate ")
+        flags = re.findall(r"^  (--[\w-]+)", read([*name.split(), "--help"])(), re.MULTILINE)
+        assert set(flags) - set(re.findall(r"--[\w-]+", shown)) == {"--config", "--print-config", "--help"}
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,13 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 from cyclecontrast import progress
+from cyclecontrast.evaluation import metrics
+from cyclecontrast.evaluation.knn import show_blocks
+from cyclecontrast.evaluation.metrics import nearest_in_block, nearest_neighbors
 from cyclecontrast.progress import with_progress
 
 
@@ -78,3 +82,17 @@ def test_work_of_unknown_length_and_a_closed_error_stream(clock, capsys, monkeyp
     for stream in (Full(), None):
         monkeypatch.setattr(sys, "stderr", stream)
         assert work(clock, 61, 3) == [0, 1, 2]
+
+
+def test_a_search_for_neighbors_says_how_far_it_is(clock, capsys, monkeypatch):
+    """Five blocks of 25 seconds: a line after the third."""
+
+    def slow(*arguments):
+        clock[0] += 25
+        return nearest_in_block(*arguments)
+
+    monkeypatch.setattr(metrics, "nearest_in_block", slow)
+    vectors = np.eye(10, dtype=np.float32)
+    found = nearest_neighbors(vectors, vectors, 1, similarities_at_once=20, show=show_blocks)
+    assert found.indices[:, 0].tolist() == list(range(10))
+    assert capsys.readouterr().err == "neighbors: 3 of 5 done, about 0:00:50 left\n"

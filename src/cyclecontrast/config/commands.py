@@ -266,8 +266,7 @@ class ExportConfig(BaseModel):
     seed: Seed = option(0, MODEL_SEED, "SEED")
     out: LocalPath | None = option(
         None,
-        "file to write (default: backbone.<suffix of the format>), or folder for huggingface (default: "
-        "backbone-huggingface)",
+        "file, for huggingface folder, to write (default: backbone.<suffix of the format>, or backbone-huggingface)",
         "PATH",
         "output",
     )

@@ -1,5 +1,7 @@
 """The protocol `knn`: weighted k-nearest-neighbor classification; nothing is trained."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from cyclecontrast.config import KnnConfig
@@ -10,10 +12,16 @@ from cyclecontrast.evaluation.classification import (
     untested_class_notes,
     untrained_class_notes,
 )
-from cyclecontrast.evaluation.metrics import nearest_neighbors, reduced_k_notes, vote
+from cyclecontrast.evaluation.metrics import Block, nearest_neighbors, reduced_k_notes, vote
 from cyclecontrast.evaluation.protocol import Predictions
 from cyclecontrast.evaluation.resume_cache import ResumeCache
 from cyclecontrast.models.backbone import Backbone
+from cyclecontrast.progress import with_progress
+
+
+def show_blocks(blocks: Iterator[Block], num_blocks: int) -> Iterator[Block]:
+    """Yield the blocks of a search, and show how far it is."""
+    return with_progress(blocks, "neighbors", num_blocks)
 
 
 class Knn(ClassificationProtocol[KnnConfig]):
@@ -32,7 +40,7 @@ class Knn(ClassificationProtocol[KnnConfig]):
         queries = self.embed_items(backbone, data.test, "test", cache, unit=True)
         size = len(gallery.labels)
         ks = list(dict.fromkeys(min(k, size) for k in config.k))
-        neighbors = nearest_neighbors(gallery.vectors, queries.vectors, max(ks))
+        neighbors = nearest_neighbors(gallery.vectors, queries.vectors, max(ks), show=show_blocks)
         votes = {f"_k{k}": vote(neighbors, gallery.labels, k, config.temperature, len(data.classes)) for k in ks}
         # Only classes with votes rank: at k = 1, top-5 is top-1.
         votes = {name: np.where(scores > 0, scores, -np.inf) for name, scores in votes.items()}

@@ -5,7 +5,7 @@ as in DAVIS; masks of classes over the pixels of all images together. Boxes are 
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import cv2
@@ -15,6 +15,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.integer]
 Masks = npt.NDArray[np.bool_]
+Block = tuple[Floats, Floats]
+"""Some queries, and their dot products with the gallery."""
 
 SIMILARITIES_AT_ONCE = 2**24
 NUMBERS_AT_ONCE = 2**18
@@ -98,10 +100,18 @@ def video_means(vectors: Floats, videos: Integers, num_videos: int) -> Floats:
 
 
 def nearest_neighbors(
-    gallery: Floats, queries: Floats, k: int, similarities_at_once: int = SIMILARITIES_AT_ONCE
+    gallery: Floats,
+    queries: Floats,
+    k: int,
+    similarities_at_once: int = SIMILARITIES_AT_ONCE,
+    show: Callable[[Iterator[Block], int], Iterator[Block]] = lambda blocks, _: blocks,
 ) -> Neighbors:
-    """Find the k rows of the gallery with the largest dot product with each query, in blocks of bounded memory."""
-    blocks = similarity_blocks(gallery, queries, similarities_at_once)
+    """Find the k rows of the gallery with the largest dot product with each query, in blocks of bounded memory.
+
+    `show` gets the blocks and their number; it yields the blocks, and may show how far they are.
+    """
+    num_blocks = math.ceil(len(queries) / max(1, similarities_at_once // len(gallery)))
+    blocks = show(similarity_blocks(gallery, queries, similarities_at_once), num_blocks)
     found = [nearest_in_block(gallery, rows, similarities, k) for rows, similarities in blocks]
     return Neighbors(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
@@ -115,7 +125,7 @@ def reduced_k_notes(ks: Iterable[int], size: int, what: str) -> list[str]:
 
 def similarity_blocks(
     gallery: Floats, queries: Floats, similarities_at_once: int = SIMILARITIES_AT_ONCE
-) -> Iterator[tuple[Floats, Floats]]:
+) -> Iterator[Block]:
     """Yield some queries at a time, with their dot products with the gallery (num_queries, num_gallery)."""
     num_rows = max(1, similarities_at_once // len(gallery))
     for start in range(0, max(len(queries), 1), num_rows):

@@ -37,6 +37,7 @@ BATCH_SIZE = 128
 NUM_QUERIES = 8
 NUM_NEIGHBORS = 8
 ROWS_AT_ONCE = 512
+RANDOM = "random weights"
 MAX_DOTS = 600
 MAX_DOTS_ON_PAGE = 4800
 MIN_DOTS_FOR_TSNE = 20
@@ -101,7 +102,7 @@ def embed_sample(runs: list[RunReport], options: ReportConfig) -> tuple[FrameSam
     starts, missing = _starts(shown, options.download)
     models += starts
     for name, size in kinds:
-        title = f"random weights ({name}, {size} px)" if len(kinds) > 1 else "random weights"
+        title = f"{RANDOM} ({name}, {size} px)" if len(kinds) > 1 else RANDOM
         models.append((title, False, load_backbone(f"random:{name}", options.seed), size))
     limit = _affordable(max(size for *_, size in models), pick_device(options.device))
     sample = draw_sample(store, limit, options.seed)
@@ -259,7 +260,7 @@ def frames_before_same_video(vectors: Floats, videos: Integers) -> Integers:
 def draw_maps(
     sample: FrameSample, models: list[Vectors], sheet: SpriteSheet, max_dots: int, seed: int
 ) -> dict[str, Any]:
-    """Draw a map of the same frames, at most `max_dots`, for each trained model, and their coordinates as a table.
+    """Draw a map of the same frames, at most `max_dots`, for each run and each start, and their coordinates as a table.
 
     `legend` names the colored folders, or the videos of a single folder, in the order of their colors; a dot's place
     is in percent from the left and from the top. Raises UserError if a frame cannot be read.
@@ -270,14 +271,14 @@ def draw_maps(
     colors = {int(group): color for color, group in enumerate(colored)}
     sprites = [sample.sprite(int(frame), sheet) for frame in chosen]
     maps, columns = [], [[sample.video_name(int(frame)) for frame in chosen], sample.indices[chosen].astype(str)]
-    trained = [model for model in models if model.is_trained]
-    for model in trained:
+    drawn = [model for model in models if model.is_trained or not model.model.startswith(RANDOM)]
+    for model in drawn:
         places = place(model.vectors[chosen], seed)
         of_frame = [colors.get(int(group)) for group in groups]
         dots = zip(*places.T.tolist(), of_frame, sprites, strict=True)
         maps.append((model.model, [dict(zip(("x", "y", "color", "sprite"), dot, strict=True)) for dot in dots]))
         columns += [[f"{value:.1f}" for value in column] for column in places.T]
-    axes = [f"{axis}, {model.model}" if len(trained) > 1 else axis for model in trained for axis in ("x", "y")]
+    axes = [f"{axis}, {model.model}" if len(drawn) > 1 else axis for model in drawn for axis in ("x", "y")]
     return {
         "meaning": _meaning_of_map(len(chosen), len(np.unique(sample.videos[chosen])), len(colored), kind),
         "maps": maps,

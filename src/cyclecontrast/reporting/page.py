@@ -54,7 +54,8 @@ def write_report(config: ReportConfig) -> Report:
         raise UserError(f"out: {path} is a folder; name a file")
     runs = read_runs(config.runs, download=config.download)
     check_folder(path.absolute().parent)
-    max_dots = min(MAX_DOTS, MAX_DOTS_ON_PAGE // len(one_per_settings(runs)))
+    num_maps = sum(1 + (run.config.init is not None) for run in one_per_settings(runs))
+    max_dots = min(MAX_DOTS, MAX_DOTS_ON_PAGE // num_maps)
     data = [_data_section(group, number, max_dots, config) for number, group in enumerate(by_data(runs))]
     page = render(runs, data).encode("utf-8", "replace")
     with atomic_write(path) as part:

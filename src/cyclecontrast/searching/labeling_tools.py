@@ -127,7 +127,7 @@ def _write_label_studio(folder: Path, out: Path, items: Sequence[Item], kind: st
     return (
         f"Label Studio: start it with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
         f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={quoted(out.parent)}, take {out / 'label-studio.xml'} as labeling "
-        f"interface, add {out / IMAGES} as local storage, and import {out / 'label-studio.json'}"
+        f"interface, add {out / IMAGES} as local storage without syncing it, and import {out / 'label-studio.json'}"
     )
 
 

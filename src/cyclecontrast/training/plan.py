@@ -127,7 +127,8 @@ def make_plan(
     """Return what a training will do, and how long it takes."""
     seconds = timing.seconds(num_steps, config.health_every)
     lines = plan_lines(config, dataset, num_steps, device)
-    return Plan(num_steps, seconds, (*lines, f"time      {time_in_words(seconds, timing.step)}"))
+    is_free = config.steps is None and config.minutes is None
+    return Plan(num_steps, seconds, (*lines, f"time      {time_in_words(seconds, timing.step, is_free)}"))
 
 
 def plan_lines(config: PretrainConfig, dataset: ViewDataset, num_steps: int, device: torch.device) -> list[str]:

@@ -267,7 +267,7 @@ def _settings_table(config: PretrainConfig, method: Method, requested: Collectio
     """Return the settings that were chosen for this run, in groups; not those of other methods, and no folders."""
     chosen = RESOLVED_BY_AUTO | set(requested) | {"method", "positives", "views", "init", "teacher"}
     chosen -= unread_options(type(method)) | {"data", "out", "resume", "minutes"}
-    chosen -= {name for name in ("init", "teacher") if getattr(config, name) is None}
+    chosen -= {name for name in chosen if getattr(config, name) is None}
     if "epochs" not in requested:  # the plan says how often each video is drawn
         chosen -= {"epochs"}
     if config.init is None:

@@ -93,11 +93,12 @@ class StepTimer:
 
 @contextlib.contextmanager
 def show_progress(
-    total: int, done: int, shown: bool, measuring: float = 0.0, is_new: bool = True
+    total: int, done: int, shown: bool, measuring: float = 0.0, is_free: bool = True
 ) -> Iterator[Callable[[Row], None]]:
     """Yield a function that counts a step as done and shows the given metrics.
 
-    `measuring` is the time in seconds that the measurements of health will take; `is_new`: no run is resumed.
+    `measuring` is the time in seconds that the measurements of health will take; `is_free`: nobody
+    has set how long it trains.
 
     In a terminal, a bar of at most 80 columns shows step, time left and one metric, with the others below. Elsewhere, a
     line at least once a minute shows all. Other lines say after some steps how long the training will take, and explain
@@ -122,7 +123,7 @@ def show_progress(
             if timer is not None and timer.is_enough():
                 seconds = remaining * timer.seconds + measuring
                 if shown and seconds > SECONDS:
-                    say(f"time      {time_in_words(seconds, timer.seconds, is_new)}")
+                    say(f"time      {time_in_words(seconds, timer.seconds, is_free)}")
                 timer = None
             first, *details = _in_words(row)
             weight = row.get("cycle_weight", before) or 0.0
@@ -154,9 +155,9 @@ def _in_words(row: Row) -> list[str]:
     return words if "step" in row and words else [""]
 
 
-def time_in_words(seconds: float, step: float, is_new: bool = True) -> str:
-    """Return how long a training takes, and how to change that in a new one."""
-    return f"about {duration(seconds)} ({step:.2g} s per step)" + "; for N minutes: --minutes N" * is_new
+def time_in_words(seconds: float, step: float, is_free: bool) -> str:
+    """Return how long a training takes, and how to set that where nobody has."""
+    return f"about {duration(seconds)} ({step:.2g} s per step)" + "; for N minutes: --minutes N" * is_free
 
 
 def duration(seconds: float) -> str:

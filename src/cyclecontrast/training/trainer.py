@@ -66,8 +66,8 @@ class Trainer:
         sampler = StepSampler(range(start, self.num_steps), config.batch_size, self.world.rank, self.world.size)
         workers, pin_memory = pick_workers(config.workers, self.device), self.device.type == "cuda"
         loaded = contextlib.closing(load_batches(dataset, sampler, workers, pin_memory))  # closing it ends the workers
-        is_new = config.resume is None
-        progress = show_progress(self.num_steps, start, is_first, monitor.seconds_planned, is_new)
+        is_free = config.resume is None and config.steps is None
+        progress = show_progress(self.num_steps, start, is_first, monitor.seconds_planned, is_free)
         with loaded as batches, progress as advance:
             for step, batch in self._synchronized_batches(clock.timed(batches), start, read_errors, stop):
                 done, last = step + 1, step + 1 == self.num_steps

@@ -156,13 +156,15 @@ def test_a_map_is_colored_by_folder(tmp_path, ids, legend, kind):
 
 
 def test_the_start_of_a_run_stands_beside_it(tmp_path):
-    """What a run started from is a baseline beside random weights; one that cannot be loaded is a sentence."""
+    """What a run started from is a baseline, and has a map; one that cannot be loaded is a sentence."""
     data = write_frames(tmp_path / "data", ["a", "b", "c"])
     first = write_run(tmp_path / "first", data)
     starts = {"again": str(first), "gone": "nowhere", "timm": "timm:resnet18"}
     runs = [write_run(tmp_path / name, data, init=init) for name, init in starts.items()]
-    _, models, problem = embed_sample(read_runs(runs), OPTIONS)
+    sample, models, problem = embed_sample(read_runs(runs), OPTIONS)
     assert [model.model for model in models] == [*starts, f"start ({shortened(str(first))})", "random weights"]
+    shown = draw_maps(sample, models, SpriteSheet("map", 16), 30, seed=0)
+    assert [name for name, _ in shown["maps"]] == [*starts, f"start ({shortened(str(first))})"]
     assert [model.is_trained for model in models] == [True] * 3 + [False] * 2
     assert re.search("gone: Its start cannot be shown: .*nowhere: no such file or folder", problem)
     words = "timm: Its start cannot be shown: timm:resnet18 may have to be downloaded; to allow it: "

@@ -72,19 +72,33 @@ def test_a_plan_writes_nothing(stripes, tmp_path, capsys):
 
 
 def test_a_training_begins_with_its_plan(stripes, tmp_path, capsys, monkeypatch):
-    """Five lines say what it does and what to expect, and a sixth, after the first steps, how long it takes."""
+    """Five lines say what it does and what to expect, and a sixth, after the first steps, how long it takes.
+
+    The sixth names --minutes where nobody has set the length.
+    """
     clock = iter(range(0, 10_000, 11))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     run(stripes, tmp_path / "run", method="intra-video", steps=30, health_every=0)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["data", "network", "method", "training", "expect"]
     assert lines[4].startswith("expect    12 videos are few; --init MODEL likely gives more")
-    assert any(line.startswith("time      about ") and "s per step); for N minutes" in line for line in lines[5:])
+    assert any(line.startswith("time      about ") and line.endswith("s per step)") for line in lines[5:])
     assert all(len(line) <= 80 for line in lines[:5] if "data" not in line)
     assert not any("epochs=" in line for line in lines), "thousands of epochs of a few videos tell nothing"
     cc.pretrain(resume=tmp_path / "run", steps=60)
     (time,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("time "))
     assert time.endswith("s per step)"), "the time of a resumed run cannot be set"
+    run(stripes, tmp_path / "free", method="intra-video", steps=None, epochs=20, health_every=0)
+    assert "s per step); for N minutes: --minutes N" in capsys.readouterr().err
+
+
+def test_none_is_not_shown_as_a_setting(stripes, tmp_path, capsys, monkeypatch):
+    """A setting that is passed as None, as the demo passes the number of workers, is not in the table."""
+    monkeypatch.setattr("cyclecontrast.training.trainer.pick_workers", lambda *_: 0)
+    run(stripes, tmp_path / "run", method="intra-video", steps=1, health_every=0, workers=None)
+    table = capsys.readouterr().err.partition("settings (")[2]
+    assert "steps=1*" in table
+    assert "workers" not in table
 
 
 def test_the_first_steps_are_not_timed(monkeypatch):
