@@ -21,9 +21,19 @@ from cyclecontrast.data.store import FrameStore
 from cyclecontrast.distributed import ALONE, World
 from cyclecontrast.loss import info_nce
 from cyclecontrast.loss.neighbors import mutual_neighbors
-from cyclecontrast.methods import Candidates, IntraVideo, Losses, StepInfo
+from cyclecontrast.methods import Candidates, IntraVideo, Losses, SimCLR, StepInfo
+from cyclecontrast.methods.simclr import nt_xent
+from cyclecontrast.methods.vince import nce_of_pairs
 from cyclecontrast.models.backbone import Backbone
 from cyclecontrast.models.encoder import Features
+
+
+def classes_of(videos: Tensor, options: PretrainConfig) -> Tensor:
+    """Return the classes of the videos, from their names."""
+    store = FrameStore.open(str(options.data))
+    names = [store.video_id(int(video)).split("/")[0] for video in videos]
+    classes = sorted(set(names))
+    return torch.tensor([classes.index(name) for name in names])
 
 
 class VideoNeighbors(IntraVideo):
@@ -55,10 +65,7 @@ class VideoNeighbors(IntraVideo):
         self.register_buffer("numbers", videos, persistent=False)
         self.register_buffer("means", torch.zeros(len(videos), self.options.projector_dim))
         self.register_buffer("features", torch.zeros(len(videos), self.encoder.backbone.dim))
-        store = FrameStore.open(str(self.options.data))
-        names = [store.video_id(int(video)).split("/")[0] for video in videos]
-        classes = sorted(set(names))
-        self.classes = torch.tensor([classes.index(name) for name in names])
+        self.classes = classes_of(videos, self.options)
         type(self).history = []
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
@@ -203,6 +210,107 @@ class Soft(VideoNeighbors):
         return Losses(intra + self.weight * term, intra, terms={"neighbor": term.detach()})
 
 
+class FourFrames(SimCLR):
+    """SimCLR on four frames of a video, and a term that contrasts them with the mean vectors of all videos.
+
+    Of each video there is a mean of its earlier vectors; `chosen` says which of them is a further positive.
+    """
+
+    memory = 0.5
+    """Weight of the old mean when a video is seen again."""
+    start = 0.25
+    """The fraction of the training before which there is no term."""
+    history: ClassVar[list[dict[str, float]]] = []
+
+    def prepare(self, videos: Tensor) -> None:
+        """Make room for the means, and read the classes of the videos from their names."""
+        self.numbers, self.means = videos, torch.zeros(len(videos), self.options.projector_dim)
+        self.classes = classes_of(videos, self.options)
+        type(self).history = []
+
+    def forward(self, batch: Batch, info: StepInfo) -> Losses:
+        """Return SimCLR's loss plus the term."""
+        views = [self.encode(view).intra for view in batch.views]
+        loss = nt_xent(views, self.options.temperature)
+        term = self.term(views, batch, info) if info.progress >= self.start else torch.zeros(())
+        self.remember(views, batch.video)
+        return Losses(loss + term, loss, terms={"across": term.detach()})
+
+    def remember(self, views: list[Tensor], video: Tensor) -> None:
+        """Move the means of the batch's videos toward their new vectors."""
+        rows = torch.searchsorted(self.numbers, video)
+        new, old = normalize(torch.stack(views).mean(dim=0).detach(), dim=1), self.means[rows]
+        is_new = (old == 0).all(dim=1, keepdim=True)
+        self.means[rows] = torch.where(is_new, new, self.memory * old + (1 - self.memory) * new)
+
+    def term(self, views: list[Tensor], batch: Batch, info: StepInfo) -> Tensor:
+        """Return the cross entropy of each chosen mean among the means of all other videos."""
+        partner, rows = self.chosen(), torch.searchsorted(self.numbers, batch.video)
+        if info.step % max(1, info.num_steps // 10) == 0:
+            has = partner >= 0
+            right = self.classes[has] == self.classes[partner[has]]
+            coverage = has.float().mean().item()
+            self.history.append({"used coverage": coverage, "used right": right.float().mean().item()})
+        query, wanted = torch.cat(views), partner[rows].repeat(len(views))
+        has, video = wanted >= 0, torch.arange(len(self.means))
+        positive, own = video == wanted[:, None], video == rows.repeat(len(views))[:, None]
+        if not has.any():
+            return query.sum() * 0
+        logits = query @ self.means.clone().T / self.options.temperature
+        return nce_of_pairs(logits[has], positive[has], (own | positive)[has]) * has.float().mean()
+
+    def chosen(self) -> Tensor:
+        """Return the mutual neighbor of each video, -1 for none."""
+        found = mutual_neighbors(self.means - self.means.mean(dim=0), self.numbers)
+        return found.nearest.where(found.mutual, -1)
+
+
+class FourFramesOracle(FourFrames):
+    """The nearest video of the same class by the labels."""
+
+    def chosen(self) -> Tensor:
+        """Return the neighbor of each, -1 for the only video of its class."""
+        vectors = normalize(self.means - self.means.mean(dim=0), dim=1)
+        similarities = (vectors @ vectors.T).fill_diagonal_(-2)
+        best, first = similarities.masked_fill(self.classes[:, None] != self.classes, -2).max(dim=1)
+        return first.where(best > -2, -1)
+
+
+class FourFramesCycle(FourFrames):
+    """The paper's cycle (Eq. 3 to 5) over the last 1,024 vectors, for each of the four frames."""
+
+    size = 1024
+
+    def prepare(self, videos: Tensor) -> None:
+        """Make room for the vectors, too."""
+        super().prepare(videos)
+        self.keys, self.key_video = torch.zeros(0, self.options.projector_dim), torch.zeros(0, dtype=torch.long)
+
+    def term(self, views: list[Tensor], batch: Batch, info: StepInfo) -> Tensor:
+        """Return the loss of the cycles: half of the keys are the support, the others negatives."""
+        order = torch.randperm(len(self.keys), generator=torch.Generator().manual_seed(info.step))
+        support, negatives = order[: len(order) // 2], order[len(order) // 2 :]
+        temperature, losses = self.options.temperature, []
+        for number, query in enumerate(views):
+            positive = views[(number + 1) % len(views)].detach()
+            there = self.similarities(query, support, batch.video)
+            found = normalize(softmax(there, dim=1) @ self.keys[support], dim=1)
+            home = (found * positive).sum(dim=1, keepdim=True) / temperature
+            back = torch.cat((home, self.similarities(found, negatives, batch.video)), dim=1)
+            losses.append((back.logsumexp(dim=1) - home[:, 0]).mean())
+        return torch.stack(losses).mean()
+
+    def similarities(self, query: Tensor, keys: Tensor, video: Tensor) -> Tensor:
+        """Return the logits of these keys, minus infinity for those of the query's own video."""
+        logits = query @ self.keys[keys].T / self.options.temperature
+        return logits.masked_fill(self.key_video[keys] == video[:, None], -torch.inf)
+
+    def remember(self, views: list[Tensor], video: Tensor) -> None:
+        """Keep the vectors of the second frames."""
+        self.keys = torch.cat((self.keys, views[1].detach()))[-self.size :]
+        self.key_video = torch.cat((self.key_video, video))[-self.size :]
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "intra-video": {"method": "intra-video"},
     "intra-video, half the rate": {"method": "intra-video", "rate": 0.5},
@@ -227,6 +335,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 SMALL: dict[str, Any] = {"backbone": "resnet10-small-w16", "image_size": 32}
 ROWS = VARIANTS | {f"scratch, {name}": row | SMALL for name, row in VARIANTS.items()}
 ROWS["scratch, cycle"].pop("cycle_start")
+FOUR: dict[str, Any] = {"positives": "video", "views": 4, "batch_size": 16, "learning_rate": 0.06, "holdout": 0} | SMALL
+ROWS |= {
+    "scratch, four frames": {"method": "simclr"} | FOUR,
+    "scratch, four frames, mutual": {"method": FourFrames} | FOUR,
+    "scratch, four frames, cycle": {"method": FourFramesCycle} | FOUR,
+    "scratch, four frames, oracle": {"method": FourFramesOracle} | FOUR,
+}
 
 if __name__ == "__main__":
     adaptation.main(ROWS, str(__doc__))

@@ -63,7 +63,7 @@ METHODS_OF_OPTION = {
     "query_frame_in_support": ("cycle-only",),
     "self_batch": ("vince",),
 }
-"""Method-specific options; PretrainConfig rejects them for all other methods."""
+"""Method-specific options; PretrainConfig rejects them for all other methods but those of users."""
 RENAMED = {"objective": "method", "most_unreadable": "max_unreadable", "own_key_in_support": "query_frame_in_support"}
 """Former names of options, still accepted on the command line and in files."""
 RESOLVED_BY_AUTO = frozenset(
@@ -443,7 +443,8 @@ class PretrainConfig(BaseModel):
 
     def _wrong_combinations(self) -> Iterator[str]:
         for name, methods in METHODS_OF_OPTION.items():
-            if getattr(self, name) != type(self).model_fields[name].default and self.method not in methods:
+            allowed = is_user_defined(self.method) or self.method in methods
+            if getattr(self, name) != type(self).model_fields[name].default and not allowed:
                 yield f"{name} is supported only by {', '.join(methods)}, not by method {self.method}"
         if self.method == "distill" and self.teacher is None:
             yield "method distill needs a model to learn from; set --teacher MODEL"

@@ -291,3 +291,14 @@ def test_former_names_are_accepted():
     assert (config.method, config.max_unreadable, config.query_frame_in_support) == ("cycle-only", 0.5, True)
     with pytest.raises(UserError, match="unknown option objective"):
         checked(PretrainConfig, BASE | {"objective": "cycle", "method": "cycle"})
+
+
+def test_a_method_of_a_user_takes_the_options_of_any_method():
+    """A subclass of a built-in method reads the options of this method; a built-in one refuses those of others."""
+    options = {"data": "d", "out": "o", "positives": "video", "views": 3}
+    assert checked(PretrainConfig, options | {"method": "own:Mine"}).views == 3
+    for method in ("cycle", "byol"):
+        with pytest.raises(UserError, match="views is supported only by simclr"):
+            checked(PretrainConfig, options | {"method": method})
+    with pytest.raises(UserError, match="views of more than two frames need --positives video"):
+        checked(PretrainConfig, options | {"method": "simclr", "positives": "frame"})
