@@ -48,7 +48,7 @@ from cyclecontrast.cli import main
 
 def run(code, quick):
     lines = code.replace("\\\\\\n", " ").splitlines()
-    if any(re.match(r"\\s|(cd|for|if|export|source) |\\w+=", line) for line in lines):
+    if any(re.match(r"\\s|(cd|for|if|export|source) |\\w+=|.*<<", line) for line in lines):
         return subprocess.run(["bash", "-euc", code], check=True)
     for line in lines:
         if not re.fullmatch(r"cyclecontrast [^|&;<>$'`]*", line):
