@@ -35,20 +35,18 @@ RECIPES: dict[str, dict[str, Any]] = {
     "vince, 32": {"method": "vince", "batch_size": 32},
     "vince, 16": {"method": "vince", "batch_size": 16},
     "vince, 16, twice the rate": {"method": "vince", "batch_size": 16, "learning_rate": 0.24},
-    "simclr, 64": {"method": "simclr", "positives": "video", "batch_size": 64, "learning_rate": 0.12},
-    "simclr, 32": {"method": "simclr", "positives": "video", "batch_size": 32, "learning_rate": 0.06},
-    "simclr, 16": {"method": "simclr", "positives": "video", "batch_size": 16, "learning_rate": 0.03},
-    "simclr, 32, twice the rate": {"method": "simclr", "positives": "video", "batch_size": 32},
-    "simclr, 32, one frame": {"method": "simclr", "batch_size": 32, "learning_rate": 0.06},
-    "simclr, 4 frames of 16": {"method": "simclr", "positives": "video", "views": 4, "batch_size": 16},
-    "simclr, 4 frames of 16, half the rate": {
-        **{"method": "simclr", "positives": "video", "views": 4, "batch_size": 16, "learning_rate": 0.06},
+    "simclr, 1 frame of 32, rate 0.06": {"method": "simclr", "batch_size": 32, "learning_rate": 0.06},
+    **{
+        f"simclr, {views} frames of {batch}, rate {rate}": {
+            **{"method": "simclr", "positives": "video", "views": views, "batch_size": batch, "learning_rate": rate},
+        }
+        for views, batch, rate in [
+            *[(2, 64, 0.12), (2, 32, 0.06), (2, 32, 0.12), (2, 16, 0.03)],
+            *[(4, 16, 0.06), (4, 16, 0.12), (4, 16, 0.24), (8, 8, 0.06)],
+        ]
     },
-    "simclr, 4 frames of 16, twice the rate": {
-        **{"method": "simclr", "positives": "video", "views": 4, "batch_size": 16, "learning_rate": 0.24},
-    },
-    "simclr, 8 frames of 8, half the rate": {
-        **{"method": "simclr", "positives": "video", "views": 8, "batch_size": 8, "learning_rate": 0.06},
+    "simclr, 2 frames of 32, τ 0.1": {
+        **{"method": "simclr", "positives": "video", "batch_size": 32, "learning_rate": 0.06, "temperature": 0.1},
     },
     "nnclr, 64": {"method": "nnclr", "positives": "video", "batch_size": 64, "queue_size": 1024},
     "byol, 32": {"method": "byol", "positives": "video", "batch_size": 32},
@@ -59,7 +57,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "intra-video, 128, views of moco-v1": {"method": "intra-video", "batch_size": 128, "augmentation": "moco-v1"},
     "intra-video, 128, τ 0.1": {"method": "intra-video", "batch_size": 128, "temperature": 0.1},
 }
-"""By name, the options of a recipe; the number is its batch size. All else is as `auto` has it."""
+"""By name, the options of a recipe; a number alone is its batch size. All else is as `auto` has it."""
 CPU = torch.device("cpu")
 
 

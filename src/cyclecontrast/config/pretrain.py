@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -134,7 +134,7 @@ class PretrainConfig(BaseModel):
         AS_TEXT,
     ] = option(
         "cycle",
-        "the paper's method, an ablation of it, or a baseline; auto takes simclr on a CPU, and intra-video with --init",
+        "the paper's method, an ablation, or a baseline; auto takes simclr on one CPU, and intra-video with --init",
         "METHOD",
         "method",
     )
@@ -200,7 +200,10 @@ class PretrainConfig(BaseModel):
         group="method",
     )
     views: Annotated[int, Field(ge=2, le=64), IsNumber] = option(
-        2, "frames of each video in a step, each contrasted with each other one; used by simclr", "N", "method"
+        2,
+        "frames of each video in a step, each contrasted with each other; a short video repeats some; used by simclr",
+        "N",
+        "method",
     )
     teacher: ModelPath | None = option(
         None,
@@ -368,6 +371,8 @@ class PretrainConfig(BaseModel):
         inherited: dict[str, object] = {}
         if self.init is not None and self.resume is None:
             inherited = _inherited(Path(self.init)) | {"method": CONTINUING}
+        if self.preset == "auto":
+            inherited |= _implied(requested)
         return {name for name in requested if name not in inherited or getattr(self, name) != inherited[name]}
 
     @model_validator(mode="before")
@@ -384,6 +389,8 @@ class PretrainConfig(BaseModel):
                 preset["method"] = CONTINUING
             preset.pop("backbone", None)
             preset |= _inherited(Path(str(values["init"])))
+        if values.get("preset") in (None, "auto"):
+            preset |= _implied(values)
         return preset | values
 
     @classmethod
@@ -470,6 +477,13 @@ class PretrainConfig(BaseModel):
             )
         if self.top_k is not None and self.top_k > self.support_size:
             yield f"top_k ({self.top_k}) is more than support_size ({self.support_size})"
+
+
+def _implied(options: Collection[str]) -> dict[str, Any]:
+    """Return what the options of SimCLR imply, unless it is set."""
+    if "views" in options:
+        return {"method": "simclr", "positives": "video"}
+    return {"method": "simclr"} if "positives" in options else {}
 
 
 def _inherited(run: Path) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def resolve(
 
 
 def with_method(config: PretrainConfig, machine: Machine) -> PretrainConfig:
-    """Return the config with the method of `auto`: on one CPU, SimCLR on two frames of a video.
+    """Return the config with the method of `auto`: on one CPU, SimCLR on four frames of a video.
 
     The default stays where the user sets the method, an option that SimCLR does not use, or weights to start from.
     """
@@ -100,10 +100,10 @@ def auto_settings(
     usual = _batch_size(num_videos, machine, pairs, parts)
     is_simclr = chosen.get("method") == "simclr"
     has_short_steps = machine.cpu and is_simclr
-    small = min(usual, max(1, int(SMALL_BATCH / 2 / pairs) // parts) * parts)
+    small = min(usual, max(2, int(SMALL_BATCH / 2 / pairs) // parts) * parts)
     batch_size = chosen.get("batch_size", small if has_short_steps else usual)
     steps = chosen.get("steps")
-    shorter = max(1, usual // batch_size) if has_short_steps else 1
+    shorter = max(1.0, usual / batch_size) if has_short_steps else 1.0
     epochs = _epochs(num_videos, batch_size, machine.cpu, steps, shorter)
     if steps is None:
         epochs = chosen.get("epochs", epochs)
@@ -201,7 +201,7 @@ def _batch_size(num_videos: int, machine: Machine, pairs: float, parts: int) -> 
     return max(2, size // parts) * parts
 
 
-def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None, shorter: int) -> int:
+def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None, shorter: float) -> int:
     """Return the epochs: those of `steps` if set, otherwise 200 (paper), more for few videos, fewer on a CPU.
 
     The bounds are in steps that are so many times as long as those of this batch size.
@@ -209,7 +209,7 @@ def _epochs(num_videos: int, batch_size: int, cpu: bool, steps: int | None, shor
     if steps is not None:
         return min(MAX_COUNT, math.ceil(steps * batch_size / num_videos))
     epochs = max(200, math.ceil(shorter * MIN_STEPS * batch_size / num_videos))
-    return min(epochs, max(1, shorter * MAX_STEPS_ON_CPU * batch_size // num_videos)) if cpu else epochs
+    return min(epochs, max(1, int(shorter * MAX_STEPS_ON_CPU * batch_size / num_videos))) if cpu else epochs
 
 
 def _learning_rate(backbone: str, batch_size: float, chosen: dict[str, Any]) -> float:

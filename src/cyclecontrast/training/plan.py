@@ -140,15 +140,21 @@ def plan_lines(config: PretrainConfig, dataset: ViewDataset, num_steps: int, dev
     if not held_out and store.num_videos < MIN_VIDEOS_FOR_HOLDOUT:
         judged += f": fewer than {MIN_VIDEOS_FOR_HOLDOUT}"
     start = config.init or "random weights"
-    views = "frames of the same video" if config.positives == "video" else learns_from(config.method)
-    if device.type == "cpu" and all(getattr(config, name) == value for name, value in ON_CPU.items()):
-        views = f"{config.views} {views} at once: most per minute on a CPU"
+    views = learns_from(config.method)
+    if config.positives == "video":
+        views = f"{config.views} frames of the same video at once"
+    if (config.preset, config.init, device.type) == ("auto", None, "cpu"):
+        is_automatic = all(getattr(config, name) == value for name, value in ON_CPU.items())
+        views += ": most per minute on a CPU" * is_automatic
     steps = f"{num_steps:,} step{'s' * (num_steps != 1)} of {config.batch_size:,} videos, on {device_name(device)}"
+    often = (
+        f"each video about {times:,.0f} time{'s' * (round(times) != 1)}" if times >= 0.5 else "not every video is used"
+    )
     return [
         f"data      {store.num_videos:,} videos{alone}, {store.num_frames:,} frames ({store.layout}); {judged}",
         f"network   {config.backbone}, from {start}; images of {config.image_size} px, in {config.precision}",
         f"method    {config.method}: learns from {views}",
-        f"training  {steps}; each video about {times:,.0f} time{'s' * (round(times) != 1)}",
+        f"training  {steps}; {often if times >= 0.5 else 'not every video is used'}",
         f"expect    {_expected(config, dataset.num_videos)}",
     ]
 

@@ -180,9 +180,12 @@ def make_dataset(config: PretrainConfig, store: FrameStore, parts: UserParts = N
     problems: list[str] = []
     takes_images = (same_frame or not method.needs_videos) and extra_frames is no_extra_frames
     if store.layout == "flat folder of images" and not takes_images:
+        how = "set --positives frame to learn from single images"
+        if config.positives == "frame":
+            how = f"only --method {ONE_FRAME_METHODS} can learn from it"
         problems.append(
-            f"{config.data}: a flat folder of images has no videos: only --method {ONE_FRAME_METHODS} can learn "
-            "from it; put the frames of each video into a separate folder"
+            f"{config.data}: a flat folder of images has no videos: {how}; put the frames of each video into a "
+            "separate folder"
         )
     attempt(lambda: check_number(config, store.num_videos), problems)
     if problems:

@@ -146,7 +146,7 @@ def test_given_weights_are_trained_by_intra_video(values, method):
             "query_frame_in_support is supported only by cycle-only, not by method cycle",
         ),
         ({"method": "seco", "self_batch": True}, "self_batch is supported only by vince"),
-        ({"positives": "video"}, "positives is supported only by simclr, simsiam, byol, nnclr"),
+        ({"method": "cycle", "positives": "video"}, "positives is supported only by simclr, simsiam, byol, nnclr"),
         ({"teacher": "timm:vit"}, "teacher is supported only by distill, not by method cycle"),
         ({"method": "distill"}, "method distill needs a model to learn from; set --teacher MODEL"),
         ({"momentum_rise": True, "momentum_ramp": 10}, "momentum_rise excludes momentum_ramp"),
@@ -294,9 +294,13 @@ def test_former_names_are_accepted():
 
 
 def test_a_method_of_a_user_takes_the_options_of_any_method():
-    """A subclass of a built-in method reads the options of this method; a built-in one refuses those of others."""
+    """A built-in method refuses the options of others, which choose SimCLR if no method is named."""
     options = {"data": "d", "out": "o", "positives": "video", "views": 3}
     assert checked(PretrainConfig, options | {"method": "own:Mine"}).views == 3
+    for implied in ({"views": 3}, {"positives": "video"}):
+        config = checked(PretrainConfig, {"data": "d", "out": "o"} | implied)
+        assert (config.method, config.positives) == ("simclr", "video")
+        assert config.requested() - {"data", "out"} == implied.keys()
     for method in ("cycle", "byol"):
         with pytest.raises(UserError, match="views is supported only by simclr"):
             checked(PretrainConfig, options | {"method": method})
