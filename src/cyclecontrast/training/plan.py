@@ -32,7 +32,7 @@ from cyclecontrast.training.user_parts import UserParts
 RESERVE = 10.0
 """Seconds for what is not timed: starting Python, and the report at the end."""
 FEW_VIDEOS = 1000
-"""With fewer, a plan advises to start from a pretrained network. Measured with 257 videos only (docs/pretrained.md)."""
+"""With fewer, a plan points to pretrained networks, which know more of other things (docs/pretrained.md)."""
 
 
 class Timing(NamedTuple):
@@ -164,5 +164,5 @@ def _expected(config: PretrainConfig, num_videos: int) -> str:
     if config.init is not None:
         return "frames of one thing find each other more often; of one kind, not always"
     if num_videos < FEW_VIDEOS:
-        return f"{num_videos:,} videos are few; --init MODEL likely gives more (docs/pretrained.md)"
+        return f"{num_videos:,} videos are few; --init MODEL knows more (docs/pretrained.md)"
     return "more than random weights give, if it is long enough (docs/pretrained.md)"

@@ -81,7 +81,7 @@ def test_a_training_begins_with_its_plan(stripes, tmp_path, capsys, monkeypatch)
     run(stripes, tmp_path / "run", method="intra-video", steps=30, health_every=0)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["data", "network", "method", "training", "expect"]
-    assert lines[4].startswith("expect    12 videos are few; --init MODEL likely gives more")
+    assert lines[4].startswith("expect    12 videos are few; --init MODEL knows more")
     assert any(line.startswith("time      about ") and line.endswith("s per step)") for line in lines[5:])
     assert all(len(line) <= 80 for line in lines[:5] if "data" not in line)
     assert not any("epochs=" in line for line in lines), "thousands of epochs of a few videos tell nothing"
