@@ -15,6 +15,7 @@ from cyclecontrast.files import LOCK_FILE, locked, remove
 from cyclecontrast.output import join_lines, say
 from cyclecontrast.reporting.page import write_report
 from cyclecontrast.sweeping.results import Gain, gain
+from cyclecontrast.training.auto_settings import ON_CPU
 from cyclecontrast.training.pretrain import pretrain
 
 DEMO_FILE = "this-is-a-demo"
@@ -23,7 +24,7 @@ BACKBONE = "resnet10-small-w16"
 IMAGE_SIZE = 32
 STEPS = 1000
 """Steps of the paper's method and its ablations, in batches of 128 videos."""
-SIMCLR = {"positives": "video", "views": 4, "batch_size": 16}
+SIMCLR = ON_CPU | {"batch_size": 16}
 SIMCLR_STEPS = 3.15
 """Steps of SimCLR per step of the others, in the same time (benchmarks/accuracy_per_minute.py)."""
 METRICS = ("knn", "linear")
@@ -129,7 +130,6 @@ def _train(config: DemoConfig, frames: Path, method: str, seed: int) -> Pretrain
     run = PretrainConfig(
         data=frames,
         out=config.out / "runs" / f"{method}-{seed}",
-        method=method,
         backbone=BACKBONE,
         image_size=IMAGE_SIZE,
         min_crop=0.4,
@@ -137,7 +137,7 @@ def _train(config: DemoConfig, frames: Path, method: str, seed: int) -> Pretrain
         holdout=0,
         seed=seed,
         workers=config.workers,
-        **(SIMCLR if is_simclr else {}),
+        **(SIMCLR if is_simclr else {"method": method}),
     )
     pretrain(run)
     return run

@@ -357,7 +357,10 @@ class PretrainConfig(BaseModel):
 
     def undecided(self) -> set[str]:
         """Return the settings that the preset `auto` has not resolved yet."""
-        return set(RESOLVED_BY_AUTO) - self.model_fields_set if self.preset == "auto" else set()
+        if self.preset != "auto":
+            return set()
+        method = set[str]() if "method" in self.model_fields_set else {"method", "positives", "views"}
+        return (method | RESOLVED_BY_AUTO) - self.model_fields_set
 
     def requested(self) -> set[str]:
         """Return the settings that the user set explicitly; empty if the config comes from the config.toml of a run."""

@@ -91,6 +91,11 @@ def no_extra_frames(rng: np.random.Generator, query: int, num_frames: int) -> tu
     return ()
 
 
+def random_frames(number: int, rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
+    """Return so many random frames, drawn with replacement."""
+    return tuple(int(frame) for frame in rng.integers(num_frames, size=number))
+
+
 @dataclass(frozen=True)
 class ViewDataset(Dataset[Sample | UserError]):
     """Map-style dataset over all positions of a training run; an epoch is one pass over the videos.

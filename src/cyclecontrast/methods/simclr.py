@@ -2,12 +2,11 @@
 
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.dataset import Batch, ExtraFrames
+from cyclecontrast.data.dataset import Batch, ExtraFrames, random_frames
 from cyclecontrast.distributed import ALONE, World
 from cyclecontrast.methods.method import Losses, Method, StepInfo
 from cyclecontrast.methods.vince import nce_of_pairs
@@ -35,7 +34,7 @@ class SimCLR(Method):
     def frames(cls, options: PretrainConfig) -> tuple[bool, ExtraFrames]:
         """Return whether the first two views show the same frame, and a function that draws frames of further views."""
         same_frame, none = super().frames(options)
-        return same_frame, partial(_more_frames, options.views - 2) if options.views > 2 else none
+        return same_frame, partial(random_frames, options.views - 2) if options.views > 2 else none
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the loss of a batch."""
@@ -55,8 +54,3 @@ def nt_xent(views: list[Tensor], temperature: float) -> Tensor:
     same = image == image[:, None]
     others = same ^ torch.eye(len(every), dtype=torch.bool, device=every.device)
     return nce_of_pairs(every @ every.T / temperature, others, same)
-
-
-def _more_frames(number: int, rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
-    """Return so many random frames, drawn with replacement."""
-    return tuple(int(frame) for frame in rng.integers(num_frames, size=number))

@@ -1,12 +1,13 @@
 """VINCE (Gordon et al. 2020): four queries and four keys of each video; every key is a positive of every query."""
 
-import numpy as np
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from cyclecontrast.config import PretrainConfig
-from cyclecontrast.data.dataset import Batch, ExtraFrames
+from cyclecontrast.data.dataset import Batch, ExtraFrames, random_frames
 from cyclecontrast.loss.losses import masked_mean
 from cyclecontrast.methods.method import Losses, MomentumMethod, StepInfo
 
@@ -30,7 +31,7 @@ class VINCE(MomentumMethod):
     @classmethod
     def frames(cls, options: PretrainConfig) -> tuple[bool, ExtraFrames]:
         """Return two frames of the video, and a function that draws six more."""
-        return False, _three_pairs
+        return False, partial(random_frames, 2 * (NUM_PAIRS - 1))
 
     def forward(self, batch: Batch, info: StepInfo) -> Losses:
         """Return the losses; even views are queries, odd views their positives."""
@@ -57,11 +58,6 @@ class VINCE(MomentumMethod):
         video = batch.video.repeat(NUM_PAIRS)
         of_batch = self_batch_nce(query, video == video[:, None], options.self_temperature)
         return Losses(loss + of_batch, loss, None, {"self_batch": of_batch}, accuracy)
-
-
-def _three_pairs(rng: np.random.Generator, query: int, num_frames: int) -> tuple[int, ...]:
-    """Return six random frames, for three more pairs, drawn with replacement."""
-    return tuple(int(frame) for frame in rng.integers(num_frames, size=2 * (NUM_PAIRS - 1)))
 
 
 def multi_positive_nce(

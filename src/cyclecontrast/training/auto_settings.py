@@ -69,7 +69,12 @@ def with_method(config: PretrainConfig, machine: Machine) -> PretrainConfig:
 
     The default stays where the user sets the method, an option that SimCLR does not use, or weights to start from.
     """
-    is_asked = config.model_fields_set & ({"method", "init", "resume"} | unread_options(METHODS[ON_CPU["method"]]))
+    of_others = {"method", "init", "resume"} | unread_options(METHODS[ON_CPU["method"]])
+    defaults = {name: field.default for name, field in type(config).model_fields.items()}
+    is_asked = any(  # a file of options may have all, those that are not decided here at their defaults
+        name in RESOLVED_BY_AUTO | {"method"} or getattr(config, name) != defaults[name]
+        for name in of_others & config.model_fields_set
+    )
     if is_asked or config.preset != "auto" or config.accumulate > 1 or machine != Machine(cpu=True):
         return config
     return config.model_copy(update=ON_CPU)

@@ -147,9 +147,7 @@ def plan_lines(config: PretrainConfig, dataset: ViewDataset, num_steps: int, dev
         is_automatic = all(getattr(config, name) == value for name, value in ON_CPU.items())
         views += ": most per minute on a CPU" * is_automatic
     steps = f"{num_steps:,} step{'s' * (num_steps != 1)} of {config.batch_size:,} videos, on {device_name(device)}"
-    often = (
-        f"each video about {times:,.0f} time{'s' * (round(times) != 1)}" if times >= 0.5 else "not every video is used"
-    )
+    often = f"each video about {times:,.0f} time{'s' * (round(times) != 1)}"
     return [
         f"data      {store.num_videos:,} videos{alone}, {store.num_frames:,} frames ({store.layout}); {judged}",
         f"network   {config.backbone}, from {start}; images of {config.image_size} px, in {config.precision}",

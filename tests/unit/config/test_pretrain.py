@@ -108,7 +108,9 @@ def test_release_leaves_the_papers_negatives():
 
 def test_auto_is_the_same_as_unset():
     """Writing `auto` for an option leaves it to the preset, from flags and from files."""
-    assert checked(PretrainConfig, BASE | {"queue_size": "auto"}).undecided() == RESOLVED_BY_AUTO
+    unset = RESOLVED_BY_AUTO | {"method", "positives", "views"}
+    assert checked(PretrainConfig, BASE | {"queue_size": "auto", "method": "auto"}).undecided() == unset
+    assert checked(PretrainConfig, BASE | {"method": "cycle"}).undecided() == RESOLVED_BY_AUTO
 
 
 @pytest.mark.parametrize(
@@ -293,8 +295,8 @@ def test_former_names_are_accepted():
         checked(PretrainConfig, BASE | {"objective": "cycle", "method": "cycle"})
 
 
-def test_a_method_of_a_user_takes_the_options_of_any_method():
-    """A built-in method refuses the options of others, which choose SimCLR if no method is named."""
+def test_options_of_methods_are_checked_against_the_method():
+    """A built-in method refuses the options of others, one of a user takes all; those of SimCLR choose it."""
     options = {"data": "d", "out": "o", "positives": "video", "views": 3}
     assert checked(PretrainConfig, options | {"method": "own:Mine"}).views == 3
     for implied in ({"views": 3}, {"positives": "video"}):

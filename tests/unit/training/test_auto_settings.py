@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cyclecontrast.cli import read
 from cyclecontrast.config import RESOLVED_BY_AUTO, PretrainConfig
 from cyclecontrast.errors import UserError, checked
 from cyclecontrast.training import run_folder
@@ -67,6 +68,13 @@ def test_auto_takes_simclr_on_a_cpu(chosen, machine, method):
     if method == "simclr" and "batch_size" not in chosen:
         assert resolved.batch_size == max(2, 64 // config.views)
         assert resolved.learning_rate == pytest.approx(resolve(config, DataSize(40, 240), machine).learning_rate)
+
+
+def test_a_printed_config_trains_the_same():
+    """The output of --print-config leaves the method to `auto`, unless an option of the user decides it."""
+    for words, method in (([], "simclr"), (["--cycle-weight", "0.1"], "cycle"), (["--method", "cycle"], "cycle")):
+        printed = tomllib.loads(str(read(["pretrain", "d", "--out", "o", *words, "--print-config"])()))
+        assert with_method(checked(PretrainConfig, printed), Machine(cpu=True)).method == method
 
 
 def test_requested_settings_are_known():
